@@ -1,0 +1,21 @@
+"""Text in, token blocks out."""
+
+from spectrim.data.blocks import (
+    BlockSettings,
+    TokenBlocks,
+    check_vocabulary,
+    document_blocks,
+    token_blocks,
+)
+from spectrim.data.loading import SOURCES, load_documents, open_documents
+
+__all__ = [
+    "SOURCES",
+    "BlockSettings",
+    "TokenBlocks",
+    "check_vocabulary",
+    "document_blocks",
+    "load_documents",
+    "open_documents",
+    "token_blocks",
+]

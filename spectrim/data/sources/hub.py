@@ -1,0 +1,69 @@
+"""A dataset of the Hugging Face Hub, streamed by name with `datasets`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from spectrim.data.sources._records import DEFAULT_FIELD, text_of
+from spectrim.errors import InputError
+
+FORM = "hf:NAME[/CONFIG]:SPLIT[:FIELD]"
+_SHAPE = re.compile(r"hf:((?:[^:/]+/)?[^:/]+)(?:/([^:/]+))?:([^:]+)(?::([^:]+))?")
+
+
+class HubSpec(NamedTuple):
+    name: str
+    config: str | None
+    split: str
+    field: str | None
+
+
+def matches(spec: str) -> bool:
+    return spec.startswith("hf:")
+
+
+def parse(spec: str) -> HubSpec:
+    """`hf:OWNER/NAME/CONFIG:SPLIT:FIELD`; two names are an owner and a data set."""
+    parsed = _SHAPE.fullmatch(spec)
+    if parsed is None:
+        raise InputError(
+            f"cannot read '{spec}'; expected {FORM}, e.g. hf:Salesforce/wikitext/"
+            "wikitext-2-raw-v1:test (a CONFIG needs the owner's name before NAME)"
+        )
+    return HubSpec(*parsed.groups())
+
+
+def documents(spec: str, field: str | None) -> Iterator[str]:
+    """Non-empty documents, downloaded as they are asked for.
+
+    Raises InputError when `datasets` is missing, or the data set cannot be reached or read.
+    """
+    wanted = parse(spec)
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"'{spec}' needs the package datasets: pip install 'spectrim[data]'"
+        ) from error
+    return _texts(datasets, wanted, field or wanted.field or DEFAULT_FIELD)
+
+
+def _texts(datasets: object, wanted: HubSpec, field: str) -> Iterator[str]:
+    label = "/".join(filter(None, (wanted.name, wanted.config)))
+    try:
+        rows = datasets.load_dataset(  # type: ignore[attr-defined]
+            wanted.name, wanted.config, split=wanted.split, streaming=True
+        )
+        for number, row in enumerate(rows, start=1):
+            if text := text_of(row, field, f"'{label}' row {number}").strip():
+                yield text
+    except InputError:
+        raise
+    except Exception as error:  # network, hub and reader each raise kinds of their own
+        raise InputError(
+            f"cannot read split '{wanted.split}' of the data set '{label}' "
+            f"({type(error).__name__}: {error}); check its name, configuration and split and "
+            "the network, or give a local .txt, .jsonl or .parquet file"
+        ) from error

@@ -1,0 +1,54 @@
+"""A local JSON-lines file: one object per line, one field of it the document."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from spectrim.data.sources._records import (
+    DEFAULT_FIELD,
+    existing_file,
+    non_empty,
+    path_and_field,
+    text_of,
+)
+from spectrim.errors import InputError
+
+FORM = "PATH.jsonl[:FIELD] (also .json with one object per line)"
+SUFFIXES = (".jsonl", ".json")
+
+
+def matches(spec: str) -> bool:
+    return path_and_field(spec, SUFFIXES) is not None
+
+
+def documents(spec: str, field: str | None) -> list[str]:
+    """The field (`field`, else the spec's, else "text") of every line; blank lines are skipped.
+
+    Raises InputError with the line number for a broken line or a missing field.
+    """
+    path, named = path_and_field(spec, SUFFIXES) or (spec, None)
+    wanted = field or named or DEFAULT_FIELD
+    texts = []
+    try:
+        with existing_file(path).open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    where = f"'{path}' line {number}"
+                    texts.append(text_of(_record(line, where), wanted, where))
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is not UTF-8 text (byte {error.start})") from error
+    return non_empty(texts)
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{where} is not JSON ({error}); expected one object per line"
+        ) from error
+    if not isinstance(record, dict):
+        got = type(record).__name__
+        raise InputError(f"{where} is a JSON {got}; expected one object per line")
+    return record

@@ -1,0 +1,84 @@
+"""What evaluators that run the model share: mode, batches, logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks, check_vocabulary
+from spectrim.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows `start ... start + B - 1` of the blocks; `mask` is None when none is padded."""
+
+    start: int
+    ids: Tensor
+    mask: Tensor | None
+
+    @property
+    def predicted(self) -> Tensor:
+        """(B, T - 1) bool: positions whose next token is there to be predicted."""
+        if self.mask is None:
+            return torch.ones_like(self.ids[:, 1:], dtype=torch.bool)
+        return self.mask[:, 1:]
+
+    def describe(self) -> str:
+        return f"batch of rows {self.start} to {self.start + len(self.ids) - 1}"
+
+
+@contextmanager
+def inference(*models: nn.Module) -> Iterator[None]:
+    """`eval()` and inference mode inside; every module's own mode is put back after."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def batches(blocks: TokenBlocks, size: int) -> Iterator[Batch]:
+    for start in range(0, len(blocks), size):
+        rows = slice(start, start + size)
+        mask = None if blocks.mask is None else blocks.mask[rows]
+        yield Batch(start, blocks.ids[rows], mask)
+
+
+def logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """(B, T, V), in the model's own dtype."""
+    mask = None if batch.mask is None else batch.mask.long().to(model.device)
+    output = model(input_ids=batch.ids.to(model.device), attention_mask=mask, use_cache=False)
+    return output.logits
+
+
+def log_probabilities(logits_tv: Tensor) -> Tensor:
+    """(T, V) in float32 or better: called row by row, so one row is all that is upcast."""
+    dtype = torch.promote_types(logits_tv.dtype, torch.float32)
+    return logits_tv.to(dtype).log_softmax(-1)
+
+
+def check_readable(model: PreTrainedModel, blocks: TokenBlocks) -> None:
+    """Raises InputError when the ids or the length of the rows do not fit the model."""
+    config = model.config.get_text_config()
+    check_vocabulary(blocks, config.vocab_size)
+    context = getattr(config, "max_position_embeddings", None)
+    if context and blocks.ids.shape[1] > context:
+        raise InputError(
+            f"rows are {blocks.ids.shape[1]} tokens long, the model reads at most {context}; "
+            f"give --length {context} or less"
+        )
+
+
+def check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, expected at least 1")

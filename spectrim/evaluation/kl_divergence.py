@@ -1,0 +1,89 @@
+"""How far the compressed model's predictions moved: KL(original || compressed) per token.
+
+    KL = mean_{n, t} sum_v p(v) (log p(v) - log q(v)),   p original, q compressed
+
+over the positions that perplexity scores; top-1 agreement is how often argmax p = argmax q.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError, NumericalError
+from spectrim.evaluation._forward import (
+    Batch,
+    batches,
+    check_batch_size,
+    check_readable,
+    inference,
+    log_probabilities,
+    logits,
+)
+
+NEEDS_ORIGINAL = True
+
+
+@dataclass(frozen=True)
+class Options:
+    """`batch_size` changes speed and memory, not the result; two models are in memory."""
+
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    reference: PreTrainedModel | None = None,
+) -> dict[str, float]:
+    """`kl_divergence` (nats per token) and `top1_agreement` (fraction).
+
+    Raises InputError without a `reference` of the same vocabulary; NumericalError naming
+    the batch whose divergence is not finite.
+    """
+    if reference is None:
+        raise InputError("kl_divergence compares with the original model; give it as reference")
+    check_readable(model, blocks)
+    check_readable(reference, blocks)
+    totals = torch.zeros(3, dtype=torch.float64)
+    with inference(model, reference):
+        for batch in batches(blocks, options.batch_size):
+            totals += _batch_totals(model, reference, batch)
+    divergence, agreed, tokens = totals.tolist()
+    return {"kl_divergence": divergence / tokens, "top1_agreement": agreed / tokens}
+
+
+def _batch_totals(model: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> Tensor:
+    """(3,): summed divergence, agreements, tokens."""
+    original, compressed = logits(reference, batch), logits(model, batch)
+    if original.shape != compressed.shape:
+        raise InputError(
+            f"the model predicts {compressed.shape[-1]} tokens, the reference "
+            f"{original.shape[-1]}; expected two models of one vocabulary"
+        )
+    rows = zip(original, compressed, batch.predicted, strict=True)
+    totals = torch.stack([_row_totals(*row) for row in rows]).sum(0)
+    if not totals.isfinite().all():
+        raise NumericalError(
+            f"the divergence of {batch.describe()} is not finite: a model's weights or its "
+            "16-bit arithmetic overflow; try float32, or compress less"
+        )
+    return totals
+
+
+def _row_totals(original_tv: Tensor, compressed_tv: Tensor, predicted: Tensor) -> Tensor:
+    log_p = log_probabilities(original_tv[:-1])
+    log_q = log_probabilities(compressed_tv[:-1].to(log_p.device))
+    divergence = kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+    agreed = log_p.argmax(-1) == log_q.argmax(-1)
+    figures = torch.stack([divergence, agreed, torch.ones_like(divergence)], dim=-1)
+    return figures.cpu()[predicted].sum(0, dtype=torch.float64)

@@ -1,0 +1,61 @@
+"""How big the model is: parameters, bytes to store, bytes on disk; tied weights once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import CheckpointError
+
+NEEDS_ORIGINAL = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """`checkpoint`: a saved model's directory, to report its bytes on disk as well."""
+
+    checkpoint: str | None = None
+
+
+def evaluate(
+    model: PreTrainedModel,
+    blocks: TokenBlocks | None,
+    options: Options,
+    reference: PreTrainedModel | None = None,
+) -> dict[str, float]:
+    """`parameters`, `stored_bytes` and, with a checkpoint, `disk_bytes`; `blocks` is unused.
+
+    Raises CheckpointError for a directory without safetensors.
+    """
+    figures: dict[str, float] = {
+        "parameters": parameters(model),
+        "stored_bytes": stored_bytes(model),
+    }
+    if options.checkpoint is not None:
+        figures["disk_bytes"] = disk_bytes(options.checkpoint)
+    return figures
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters and persistent buffers, each tensor once."""
+    state = model.state_dict(keep_vars=True).values()
+    stored = {id(tensor): tensor for tensor in state if isinstance(tensor, Tensor)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
+
+
+def disk_bytes(checkpoint: str | Path) -> int:
+    """Bytes of a checkpoint directory's safetensors files. Raises CheckpointError."""
+    files = list(Path(checkpoint).expanduser().glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"no .safetensors in '{checkpoint}'; expected the directory of a saved model"
+        )
+    return sum(file.stat().st_size for file in files)
