@@ -1,0 +1,34 @@
+"""Save and load: importing this package makes `from_pretrained` read our checkpoints."""
+
+from __future__ import annotations
+
+from spectrim.hub.activate import activate, deactivate, is_active
+from spectrim.hub.card import CardFacts, model_card
+from spectrim.hub.checks import check_weights
+from spectrim.hub.config import SpectrimConfig
+from spectrim.hub.export import export_dense, export_self_contained
+from spectrim.hub.load import load
+from spectrim.hub.quantizer import SpectrimQuantizer
+from spectrim.hub.register import register
+from spectrim.hub.save import SaveOptions, mark_compressed, save_compressed, write_extra
+
+register()
+
+__all__ = [
+    "CardFacts",
+    "SaveOptions",
+    "SpectrimConfig",
+    "SpectrimQuantizer",
+    "activate",
+    "check_weights",
+    "deactivate",
+    "export_dense",
+    "export_self_contained",
+    "is_active",
+    "load",
+    "mark_compressed",
+    "model_card",
+    "register",
+    "save_compressed",
+    "write_extra",
+]

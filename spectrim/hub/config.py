@@ -1,0 +1,128 @@
+"""What a compressed checkpoint says about itself, under `quantization_config` in config.json.
+
+A config is read from files that anyone may have written, so each field is checked here, and
+again against the model (`spectrim.hub.swap`) before a module is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from spectrim.errors import CheckpointError, UnknownNameError
+from spectrim.layers import layer_class
+
+QUANT_METHOD = "spectrim"
+FORMAT_VERSION = 1
+MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+
+
+class SpectrimConfig(QuantizationConfigMixin):
+    """Layer kinds and ranks by module name, and where they came from.
+
+    `layers` maps a module name to `{"kind": str, "rank": int}`; `split_experts` names the
+    fused experts that became one layer per expert; `untied` says that the output embedding
+    no longer is the input embedding; `provenance` is free JSON; `inner` is kept for a
+    quantisation on top.
+    """
+
+    def __init__(
+        self,
+        layers: dict[str, dict[str, Any]] | None = None,
+        split_experts: list[str] | None = None,
+        untied: bool = False,
+        provenance: dict[str, Any] | None = None,
+        **more: Any,
+    ):
+        self.quant_method = more.pop("quant_method", QUANT_METHOD)
+        self.version = more.pop("version", FORMAT_VERSION)
+        self.inner = more.pop("inner", None)
+        self.layers = {} if layers is None else layers
+        self.split_experts = [] if split_experts is None else split_experts
+        self.untied = untied
+        self.provenance = {} if provenance is None else provenance
+        _check_header(self, more)
+        _check_layers(self.layers)
+        _check_split_experts(self.split_experts)
+        _check_json(self)
+
+
+def _check_header(config: SpectrimConfig, unknown: dict[str, Any]) -> None:
+    """Raises CheckpointError; the version first, since a newer format may have other fields."""
+    version = config.version
+    if not _is_int(version) or version < 1:
+        raise CheckpointError(f"checkpoint format version is {version!r}, expected 1 or more")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint format {version} is newer than this spectrim reads "
+            f"({FORMAT_VERSION}); upgrade spectrim"
+        )
+    if config.quant_method != QUANT_METHOD:
+        raise CheckpointError(
+            f"quant_method is {config.quant_method!r}, expected {QUANT_METHOD!r}"
+        )
+    if unknown:
+        raise CheckpointError(f"unknown fields in the checkpoint's config: {sorted(unknown)}")
+    if not isinstance(config.untied, bool):
+        raise CheckpointError(f"'untied' is {config.untied!r}, expected true or false")
+
+
+def _check_layers(layers: object) -> None:
+    if not isinstance(layers, dict):
+        raise CheckpointError(f"'layers' is a {type(layers).__name__}, expected a mapping")
+    kinds: set[str] = set()
+    for name, entry in layers.items():
+        _check_name(name)
+        if not isinstance(entry, dict) or set(entry) != {"kind", "rank"}:
+            raise CheckpointError(f"layer {name}: expected {{kind, rank}}, got {entry!r}")
+        if not isinstance(entry["kind"], str):
+            raise CheckpointError(f"layer {name}: kind is {entry['kind']!r}, expected a name")
+        if not _is_int(entry["rank"]) or entry["rank"] < 1:
+            raise CheckpointError(
+                f"layer {name}: rank is {entry['rank']!r}, expected a whole number of 1 or more"
+            )
+        kinds.add(entry["kind"])
+    for kind in sorted(kinds):
+        _check_kind(kind)
+
+
+def _check_kind(kind: str) -> None:
+    try:
+        layer_class(kind)
+    except UnknownNameError as error:
+        raise CheckpointError(
+            f"{error}; the checkpoint may need an extension of spectrim"
+        ) from None
+
+
+def _check_split_experts(names: object) -> None:
+    if not isinstance(names, list):
+        raise CheckpointError(f"'split_experts' is a {type(names).__name__}, expected a list")
+    for name in names:
+        _check_name(name)
+    if len(set(names)) != len(names):
+        raise CheckpointError("'split_experts' names a module twice")
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not MODULE_NAME.fullmatch(name):
+        raise CheckpointError(
+            f"{name!r:.80} is not a module name like model.layers.0.mlp.up_proj"
+        )
+
+
+def _check_json(config: SpectrimConfig) -> None:
+    inner, provenance = config.inner, config.provenance
+    if not isinstance(provenance, dict) or not (inner is None or isinstance(inner, dict)):
+        raise CheckpointError("'provenance' and 'inner' have to be mappings")
+    try:
+        json.dumps([provenance, inner], sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"'provenance' and 'inner' have to be JSON: {error}") from None
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

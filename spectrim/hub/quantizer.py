@@ -1,0 +1,82 @@
+"""The plug-in through which plain `from_pretrained` loads a compressed checkpoint.
+
+Transformers builds the model on the meta device, this swaps its modules, and then the
+tensors are found by name. Nothing of the plug-in stays on the loaded model but its config,
+so that casting, training and saving treat it like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers.base import HfQuantizer
+
+from spectrim.errors import CheckpointError
+from spectrim.hub.config import SpectrimConfig
+from spectrim.hub.stand_ins import add_stand_ins, remove_stand_ins
+from spectrim.hub.swap import swap_modules
+from spectrim.layers.pivoted import PivotedLinear, unpack_bits
+
+
+class SpectrimQuantizer(HfQuantizer):
+    """Reads checkpoints; it cannot compress a dense model on the way in."""
+
+    requires_calibration = True
+    quantization_config: SpectrimConfig
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        swap_modules(model, self.quantization_config)
+        add_stand_ins(model)
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        remove_stand_ins(model)
+        check_pivots(model)
+        forget_plug_in(model)
+        keep_names(model)
+        return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """None: a checkpoint of ours names its tensors as the modules are named."""
+        return []
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def forget_plug_in(model: Any) -> None:
+    """Remove the marks of a quantised model; `config.quantization_config` stays."""
+    model.is_quantized = False
+    for name in ("hf_quantizer", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            vars(module.config).pop("_is_quantized", None)
+
+
+def keep_names(model: Any) -> None:
+    """Save tensors under their module names, not under those of the original checkpoint."""
+    model._weight_conversions = []
+
+
+def check_pivots(model: nn.Module) -> None:
+    """Raises CheckpointError for a pivot mask that does not mark exactly `rank` outputs."""
+    for name, module in model.named_modules():
+        if not isinstance(module, PivotedLinear) or module.pivot_mask.is_meta:
+            continue
+        marked = int(unpack_bits(module.pivot_mask, module.out_features).sum())
+        if marked != module.rank:
+            raise CheckpointError(
+                f"{name}.pivot_mask marks {marked} outputs, expected its rank, {module.rank}"
+            )

@@ -1,0 +1,161 @@
+"""One module of Python that loads a checkpoint without spectrim, cut from our own sources.
+
+Starting from `remote_model.py`, the definitions it needs are found by name, with what they
+need in turn; methods that only compress or export are left out. Nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import inspect
+import symtable
+from collections.abc import Iterable, Iterator
+from types import ModuleType
+
+from spectrim.errors import InputError
+from spectrim.hub import remote_model
+from spectrim.layers import layer_class, layers
+
+MODULE = "modeling_spectrim"
+ROOTS = {"RemoteConfig", "RemoteModel"}
+_SOURCES = (
+    "spectrim.errors",
+    "spectrim.surgery.adapters",
+    "spectrim.surgery.experts",
+    "spectrim.layers._base",
+    "spectrim.layers.pivoted",
+)
+_HUB_SOURCES = (
+    "spectrim.hub.config",
+    "spectrim.hub.swap",
+    "spectrim.hub.stand_ins",
+    "spectrim.hub.quantizer",
+    "spectrim.hub.remote_model",
+)
+_NOT_FOR_INFERENCE = {"cost", "dense", "from_factors"}
+_LAYER_CLASS = """
+def layer_class(name: str) -> type[FactoredLinear]:
+    kinds = {KINDS}
+    if name not in kinds:
+        raise UnknownNameError("layer", name, kinds)
+    return kinds[name]
+"""
+
+
+def remote_code(kinds: Iterable[str]) -> str:
+    """The source of a module that knows the layer `kinds`. Raises InputError for a kind that
+    needs more than its own file, torch and transformers."""
+    kinds = sorted(kinds)
+    imports: dict[str, str] = {}
+    definitions = {"layer_class": _layer_class_source(kinds)}
+    clashes: set[str] = set()
+    for module in _modules(kinds):
+        clashes |= _collect(module, imports, definitions)
+    chosen = _reachable(imports | definitions)
+    if twice := clashes & chosen:
+        raise InputError(f"two files of the layer kinds {kinds} define {sorted(twice)}; rename")
+    lines = sorted({imports[name] for name in imports if name in chosen})
+    body = [definitions[name] for name in definitions if name in chosen]
+    head = f'"""{remote_model.__doc__}"""\n\nfrom __future__ import annotations\n\n'
+    code = head + "\n".join(lines) + "\n\n\n" + "\n\n\n".join(body) + "\n"
+    _check_complete(code, kinds)
+    return code
+
+
+def _modules(kinds: list[str]) -> list[ModuleType]:
+    found = [*map(importlib.import_module, _SOURCES), *map(layers.get, kinds)]
+    return list(dict.fromkeys([*found, *map(importlib.import_module, _HUB_SOURCES)]))
+
+
+def _layer_class_source(kinds: list[str]) -> str:
+    entries = ", ".join(f'"{kind}": {layer_class(kind).__name__}' for kind in kinds)
+    return _LAYER_CLASS.strip().replace("{KINDS}", f"{{{entries}}}")
+
+
+def _collect(
+    module: ModuleType, imports: dict[str, str], definitions: dict[str, str]
+) -> set[str]:
+    """Add the import line and the source of each name that a module binds at its top;
+    gives the names that were already bound to something else."""
+    source = inspect.getsource(module)
+    clashes: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imports.update(_foreign_imports(node))
+        for name in _defined(node):
+            text = _text(source, node)
+            if definitions.setdefault(name, text) != text:
+                clashes.add(name)
+    return clashes
+
+
+def _foreign_imports(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
+    origin = str(node.module) if isinstance(node, ast.ImportFrom) else node.names[0].name
+    if origin.split(".")[0] in ("spectrim", "__future__"):
+        return {}
+    if isinstance(node, ast.Import):
+        return {(a.asname or a.name).split(".")[0]: ast.unparse(node) for a in node.names}
+    return {
+        alias.asname or alias.name: ast.unparse(
+            ast.ImportFrom(node.module, [alias], node.level)
+        )
+        for alias in node.names
+    }
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def _text(source: str, node: ast.stmt) -> str:
+    dropped: set[int] = set().union(*map(_span, _dropped_methods(node)))
+    lines = source.splitlines()
+    return "\n".join(lines[i] for i in sorted(_span(node) - dropped)).rstrip()
+
+
+def _dropped_methods(node: ast.stmt) -> Iterator[ast.stmt]:
+    for part in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(part, ast.FunctionDef) and part.name in _NOT_FOR_INFERENCE:
+            yield part
+
+
+def _span(node: ast.stmt) -> set[int]:
+    decorators = getattr(node, "decorator_list", [])
+    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
+    return set(range(first - 1, node.end_lineno or first))
+
+
+def _reachable(sources: dict[str, str]) -> set[str]:
+    chosen: set[str] = set()
+    wanted = set(ROOTS)
+    while new := (wanted & set(sources)) - chosen:
+        chosen |= new
+        wanted = set().union(*(_names(sources[name]) for name in new))
+    return chosen
+
+
+def _names(source: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+
+def _check_complete(code: str, kinds: list[str]) -> None:
+    root = symtable.symtable(code, MODULE, "exec")
+    bound = (s for s in root.get_symbols() if s.is_assigned() or s.is_imported())
+    known = {symbol.get_name() for symbol in bound} | set(dir(builtins))
+    if missing := _globals(root) - known:
+        raise InputError(
+            f"layers of kind {', '.join(kinds)} cannot be exported with their own code: "
+            f"{sorted(missing)} is defined in neither torch, transformers nor the kind's file; "
+            "use the dense export"
+        )
+
+
+def _globals(table: symtable.SymbolTable) -> set[str]:
+    found = {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
+    return found.union(*(_globals(child) for child in table.get_children()))
