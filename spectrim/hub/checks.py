@@ -19,6 +19,8 @@ _SHOWN = 5
 
 def check_directory(directory: Path) -> None:
     """Raises InputError for what is no model directory, CheckpointError for a damaged one."""
+    if not directory.exists():
+        raise InputError(f"there is no directory {directory}")
     if not directory.is_dir():
         raise InputError(f"{directory} is a file, expected a model directory")
     if not (directory / "config.json").is_file():

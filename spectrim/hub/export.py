@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim.errors import CheckpointError
+from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.checks import check_directory, read_json
 from spectrim.hub.config import SpectrimConfig
-from spectrim.hub.load import load
+from spectrim.hub.load import load, resolve
 from spectrim.hub.output import MARKER, is_spectrim_output, output_directory, write_text
 from spectrim.hub.remote_code import MODULE, remote_code
 from spectrim.layers import FactoredLinear
@@ -55,7 +55,9 @@ def export_self_contained(
     Raises CheckpointError when `checkpoint` is no spectrim checkpoint, InputError when a
     directory cannot be used or a layer kind needs more than torch and transformers.
     """
-    source = Path(checkpoint).expanduser()
+    source = resolve(checkpoint)
+    if not isinstance(source, Path):
+        raise InputError(f"there is no directory {source}; a model of the Hub is copied first")
     check_directory(source)
     settings = read_json(source / "config.json")
     if not (is_spectrim_output(source) and "quantization_config" in settings):

@@ -92,7 +92,14 @@ def _explained(source: Path | str) -> Iterator[None]:
         ) from error
     except torch.OutOfMemoryError:
         raise
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except ValueError as error:
+        asks = (
+            "; it asks for trust_remote_code=True" if "trust_remote_code" in str(error) else ""
+        )
+        raise CheckpointError(
+            f"{source} cannot be loaded: {_first_line(error)}{asks}"
+        ) from error
+    except (SafetensorError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{source} cannot be loaded: {_first_line(error)}") from error
 
 
