@@ -11,3 +11,6 @@ BFLOAT16_RELATIVE = 2e-2
 
 PUBLISHED_PERPLEXITY_RELATIVE = 1e-3
 """A real model's perplexity on another machine or torch version."""
+
+DENSE_EXPORT_ABSOLUTE = 1e-6
+"""Logits of size one: W x against left (right x), both in float32."""
