@@ -16,7 +16,7 @@ from types import ModuleType
 
 from spectrim.errors import InputError
 from spectrim.hub import remote_model
-from spectrim.layers import layer_class, layers
+from spectrim.layers import LAYERS, layer_class
 
 MODULE = "modeling_spectrim"
 ROOTS = {"RemoteConfig", "RemoteModel"}
@@ -65,7 +65,7 @@ def remote_code(kinds: Iterable[str]) -> str:
 
 
 def _modules(kinds: list[str]) -> list[ModuleType]:
-    found = [*map(importlib.import_module, _SOURCES), *map(layers.get, kinds)]
+    found = [*map(importlib.import_module, _SOURCES), *map(LAYERS.get, kinds)]
     return list(dict.fromkeys([*found, *map(importlib.import_module, _HUB_SOURCES)]))
 
 

@@ -10,7 +10,7 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.hub import export_dense, export_self_contained, load, save_compressed
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.remote_code import remote_code
-from spectrim.layers import layers
+from spectrim.layers import LAYERS
 from tests.hub.compressing import KINDS, compress, logits, replace_by_svd
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_moe, tiny_tied
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE
@@ -94,7 +94,7 @@ def test_self_contained_export_keeps_the_architecture(saved, tmp_path):
     assert tokenizer is not None
 
 
-@pytest.mark.parametrize("kind", layers.names())
+@pytest.mark.parametrize("kind", LAYERS.names())
 def test_the_code_of_every_kind_stands_alone(kind):
     code = remote_code([kind])
     assert "from spectrim" not in code

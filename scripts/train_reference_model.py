@@ -1,0 +1,191 @@
+"""Train the bundled reference model: a 2M-parameter Llama on the standard library.
+
+    python scripts/train_reference_model.py --out spectrim/assets/reference
+
+Everything it needs is on the machine that runs it: the text is the source code of the
+running interpreter's standard library (split by file, see spectrim.data.python_sources),
+the tokenizer is a byte-level BPE trained on the same split. A state file beside the
+output lets an interrupted run continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from spectrim.data import python_sources
+
+BOS, EOS = "<s>", "</s>"
+VOCABULARY = 2048
+CONTEXT = 512
+WINDOW, BATCH = 256, 64
+PEAK_LR, WARM_UP = 3e-3, 200
+
+
+def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model() -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def token_stream(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    rows = tokenizer(texts, verbose=False)["input_ids"]
+    return torch.cat([torch.tensor(row, dtype=torch.int32) for row in rows])
+
+
+def learning_rate(step: int, steps: int) -> float:
+    if step < WARM_UP:
+        return PEAK_LR * (step + 1) / WARM_UP
+    progress = (step - WARM_UP) / max(1, steps - WARM_UP)
+    return PEAK_LR * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def batch_at(stream: torch.Tensor, step: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(step)
+    starts = torch.randint(len(stream) - WINDOW, (BATCH,), generator=generator)
+    return torch.stack([stream[s : s + WINDOW] for s in starts.tolist()]).long()
+
+
+def loss_of(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=tokens).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(
+        logits.reshape(-1, VOCABULARY).float(), tokens[:, 1:].reshape(-1)
+    )
+
+
+@torch.no_grad()
+def perplexity(model: LlamaForCausalLM, stream: torch.Tensor, chunks: int = 400) -> float:
+    rows = stream[: len(stream) // WINDOW * WINDOW].view(-1, WINDOW).long()
+    stride = max(1, len(rows) // chunks)
+    losses = [loss_of(model, part).item() for part in rows[::stride].split(BATCH)]
+    return math.exp(sum(losses) / len(losses))
+
+
+def save_state(path: Path, state: dict[str, object]) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def train(stream: torch.Tensor, held_out: torch.Tensor, steps: int, state_file: Path):
+    torch.manual_seed(0)
+    model = build_model().train()
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    kept = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    first, seconds = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, seconds = state["step"], state["seconds"]
+    compiled = torch.compile(model)
+    start = time.monotonic()
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps)
+        loss = loss_of(compiled, batch_at(stream, step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0:
+            elapsed = seconds + time.monotonic() - start
+            print(f"step {step}/{steps} loss {loss.item():.4f} {elapsed:.0f}s", flush=True)
+        if (step + 1) % 250 == 0:
+            elapsed = seconds + time.monotonic() - start
+            save_state(
+                state_file,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "seconds": elapsed,
+                },
+            )
+            print(f"held-out perplexity {perplexity(model, held_out):.3f}", flush=True)
+    return model.eval(), seconds + time.monotonic() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    state_file = arguments.out.with_name(arguments.out.name + ".state.pt")
+
+    train_texts = python_sources.documents("train")
+    held_out_texts = python_sources.documents("held_out")
+    tokenizer = train_tokenizer(train_texts)
+    stream = token_stream(train_texts, tokenizer)
+    held_out = token_stream(held_out_texts, tokenizer)
+    print(f"{len(stream):,} training tokens, {len(held_out):,} held out", flush=True)
+
+    model, seconds = train(stream, held_out, arguments.steps, state_file)
+    model.to(torch.bfloat16).save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    facts = {
+        "parameters": model.num_parameters(),
+        "training_text": f"standard library of Python {platform.python_version()}",
+        "training_files": len(train_texts),
+        "training_stream_tokens": len(stream),
+        "tokens_seen": arguments.steps * WINDOW * BATCH,
+        "training_seconds": round(seconds),
+        "held_out_files": len(held_out_texts),
+        "held_out_perplexity": round(perplexity(model.float(), held_out), 3),
+        "dense_dtype": "bfloat16",
+    }
+    (arguments.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2))
+
+
+if __name__ == "__main__":
+    main()

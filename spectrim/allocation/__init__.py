@@ -1,0 +1,14 @@
+"""Allocation: how many ranks each layer keeps under one budget. One file per allocator.
+
+A module declares `REQUIRES` (statistics beyond the method's), `REFERENCE`, optionally
+`Options`, and
+
+    allocate(request, options) -> {layer name: rank, or None to leave it dense}
+"""
+
+from spectrim.allocation._request import AllocationRequest, LayerCurve
+from spectrim.registry import Registry
+
+ALLOCATORS = Registry("allocation", "spectrim.allocation")
+
+__all__ = ["ALLOCATORS", "AllocationRequest", "LayerCurve"]

@@ -1,0 +1,93 @@
+"""What an allocator is asked: one curve per layer, a budget, and what a rank costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spectrim.errors import InputError
+from spectrim.layers import layer_class
+
+
+@dataclass(frozen=True)
+class LayerCurve:
+    """loss[r] is the predicted loss increase at rank r = 0 .. k; spectrum has k values."""
+
+    name: str
+    shape: tuple[int, int]
+    loss: NDArray[np.float64]
+    spectrum: NDArray[np.float64]
+
+    @property
+    def dense_cost(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What one layer may become, by ascending cost. Rank 0 stands for "left dense"."""
+
+    ranks: NDArray[np.int64]
+    costs: NDArray[np.int64]
+    losses: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AllocationRequest:
+    """`budget` is the fraction of the layers' weights that is kept, in (0, 1].
+
+    multiple: ranks are multiples of it, except a layer's only feasible rank.
+    """
+
+    curves: tuple[LayerCurve, ...]
+    budget: float
+    layer: str
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise InputError(
+                f"budget {self.budget} is out of range: it is the fraction of the weights that "
+                "is kept, above 0 and at most 1 (0.8 keeps 80%)"
+            )
+        if self.multiple < 1:
+            raise InputError(f"rank multiple {self.multiple} must be at least 1")
+        if self.smallest_cost > self.weights:
+            raise InputError(
+                f"budget {self.budget} is below the smallest possible model "
+                f"({self.smallest_cost / self.dense_cost:.4f}: one rank unit per layer); "
+                "raise the budget or lower the rank multiple"
+            )
+
+    @property
+    def dense_cost(self) -> int:
+        return sum(curve.dense_cost for curve in self.curves)
+
+    @property
+    def weights(self) -> int:
+        """The budget in stored weights."""
+        return int(self.budget * self.dense_cost + 1e-9)
+
+    @property
+    def smallest_cost(self) -> int:
+        return sum(int(self.choices(curve).costs[0]) for curve in self.curves)
+
+    def cost(self, curve: LayerCurve, rank: int | None) -> int:
+        if rank is None:
+            return curve.dense_cost
+        return layer_class(self.layer).cost(*curve.shape, rank)
+
+    def choices(self, curve: LayerCurve) -> Choices:
+        """Every allowed rank that is cheaper than the dense layer, and the dense layer."""
+        most = len(curve.loss) - 1
+        ranks = np.arange(self.multiple, most + 1, self.multiple, dtype=np.int64)
+        costs = np.array([self.cost(curve, int(r)) for r in ranks], dtype=np.int64)
+        cheaper = costs < curve.dense_cost
+        ranks, costs = ranks[cheaper], costs[cheaper]
+        return Choices(
+            np.append(ranks, 0),
+            np.append(costs, curve.dense_cost),
+            np.append(curve.loss[ranks], 0.0),
+        )

@@ -1,0 +1,106 @@
+"""The value of a calibration: summed statistics with their provenance, mergeable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from spectrim.errors import CheckpointError, InputError
+from spectrim.statistics import STATISTICS
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Calibration:
+    """Sums over `tokens` tokens of the calibration text.
+
+    groups   layer name -> name of the first layer that reads the same input tensor
+    counts   layer name -> tokens that reached it (fewer than `tokens` for an expert)
+    states   statistic -> layer or group name -> summed state
+    provenance   model, data fingerprint, labels, versions: JSON values
+    """
+
+    groups: dict[str, str]
+    counts: dict[str, int]
+    states: dict[str, dict[str, State]]
+    tokens: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(
+        cls, shapes: dict[str, tuple[int, int]], groups: dict[str, str], names: Iterable[str]
+    ) -> Calibration:
+        states: dict[str, dict[str, State]] = {}
+        for name in names:
+            module = STATISTICS.get(name)
+            keys = sorted(set(groups.values())) if module.SIDE == "input" else list(shapes)
+            states[name] = {key: module.empty(shapes[key]) for key in keys}
+        return cls(groups, dict.fromkeys(shapes, 0), states)
+
+    def layer(self, name: str) -> LayerStatistics:
+        if name not in self.groups:
+            raise InputError(f"no statistics for layer '{name}': calibrate it first")
+        return LayerStatistics(self, name)
+
+    def merge(self, other: Calibration) -> None:
+        """Add the sums of another part of the same calibration, in place."""
+        if self.groups != other.groups or set(self.states) != set(other.states):
+            raise CheckpointError(
+                "calibrations of different layers or statistics cannot be merged"
+            )
+        self.tokens += other.tokens
+        for name, count in other.counts.items():
+            self.counts[name] += count
+        for statistic, by_layer in other.states.items():
+            for key, state in by_layer.items():
+                for entry, tensor in state.items():
+                    self.states[statistic][key][entry] += tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for by_layer in self.states.values()
+            for state in by_layer.values()
+            for tensor in state.values()
+        )
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """The finished, per-token statistics of one layer."""
+
+    calibration: Calibration
+    layer: str
+
+    @property
+    def count(self) -> int:
+        return self.calibration.counts[self.layer]
+
+    @property
+    def share(self) -> float:
+        """Fraction of all tokens that reached this layer: 1 except for experts.
+
+        Loss per token of the text = share * loss per token of the layer.
+        """
+        return self.count / max(self.calibration.tokens, 1)
+
+    def __contains__(self, statistic: str) -> bool:
+        return statistic in self.calibration.states
+
+    def __getitem__(self, statistic: str) -> Any:
+        """What the statistic's `finish` returns. Raises InputError when it was not collected."""
+        if statistic not in self:
+            have = ", ".join(sorted(self.calibration.states)) or "none"
+            raise InputError(
+                f"statistic '{statistic}' was not collected (collected: {have}); "
+                "calibrate again with it"
+            )
+        module = STATISTICS.get(statistic)
+        side = module.SIDE == "input"
+        key = self.calibration.groups[self.layer] if side else self.layer
+        return module.finish(self.calibration.states[statistic][key], self.count)

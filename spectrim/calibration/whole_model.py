@@ -1,0 +1,214 @@
+"""Calibration with the whole model in memory.
+
+Parameters are frozen, so no weight gradient is ever formed: peak memory is the model, the
+statistics, and the activations of one batch of at most `tokens_per_batch` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.calibration.hooks import BatchIndex, observed, shared_inputs
+from spectrim.calibration.result import Calibration
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError, ModelError
+from spectrim.statistics import STATISTICS, LayerTokens
+from spectrim.surgery.targets import Target
+
+LABEL_KINDS = ("data", "sampled")
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """labels: "data" (empirical Fisher) or "sampled" from the model (true Fisher)."""
+
+    statistics: tuple[str, ...]
+    labels: str = "data"
+    tokens_per_batch: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.labels not in LABEL_KINDS:
+            raise InputError(f"labels '{self.labels}' unknown; expected one of {LABEL_KINDS}")
+        for name in self.statistics:
+            STATISTICS.get(name)
+
+    @property
+    def backward(self) -> bool:
+        return any(STATISTICS.get(name).NEEDS_GRADIENT for name in self.statistics)
+
+
+@dataclass
+class Batch:
+    first_sequence: int
+    ids: Tensor
+    mask: Tensor
+
+
+def batches(
+    blocks: TokenBlocks, tokens_per_batch: int, start: int, device: torch.device
+) -> Iterator[Batch]:
+    size = max(1, tokens_per_batch // blocks.ids.shape[1])
+    for first in range(start, len(blocks.ids), size):
+        ids = blocks.ids[first : first + size].to(device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        if blocks.mask is not None:
+            mask = blocks.mask[first : first + size].to(device)
+        yield Batch(first, ids, mask)
+
+
+def calibrate(
+    model: nn.Module,
+    targets: Sequence[Target],
+    blocks: TokenBlocks,
+    settings: CalibrationSettings,
+    resume: Calibration | None = None,
+) -> Calibration:
+    """Run the model over all blocks and return the summed statistics.
+
+    `resume` is a calibration that stopped after `provenance["sequences_done"]` sequences.
+    Raises ModelError when activations or gradients are not finite.
+    """
+    result = None
+    for result in calibrate_steps(model, targets, blocks, settings, resume):
+        pass
+    assert result is not None
+    return result
+
+
+def calibrate_steps(
+    model: nn.Module,
+    targets: Sequence[Target],
+    blocks: TokenBlocks,
+    settings: CalibrationSettings,
+    resume: Calibration | None = None,
+) -> Iterator[Calibration]:
+    """`calibrate`, yielding the running result after every batch so that it can be stored."""
+    device = next(model.parameters()).device
+    result = resume or _begin(model, targets, blocks, settings)
+    start = int(result.provenance.get("sequences_done", 0))
+    yield result
+    with _frozen(model, settings.backward):
+        for batch in batches(blocks, settings.tokens_per_batch, start, device):
+            _run_batch(model, targets, batch, settings, result)
+            result.tokens += int(batch.mask.sum())
+            result.provenance["sequences_done"] = batch.first_sequence + len(batch.ids)
+            yield result
+
+
+def _begin(
+    model: nn.Module,
+    targets: Sequence[Target],
+    blocks: TokenBlocks,
+    settings: CalibrationSettings,
+) -> Calibration:
+    device = next(model.parameters()).device
+    probe = blocks.ids[:1].to(device)
+
+    @torch.no_grad()
+    def run() -> None:
+        model(input_ids=probe, use_cache=False)
+
+    shapes = {target.name: target.shape for target in targets}
+    groups = shared_inputs(model, targets, run)
+    result = Calibration.empty(shapes, groups, settings.statistics)
+    result.provenance = {
+        "labels": settings.labels,
+        "seed": settings.seed,
+        "data": {"source": blocks.source, "fingerprint": blocks.fingerprint, **blocks.settings},
+        "sequences_done": 0,
+    }
+    return result
+
+
+def _run_batch(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    settings: CalibrationSettings,
+    result: Calibration,
+) -> None:
+    index = BatchIndex.of(batch.mask, batch.first_sequence)
+    sink = _accumulator(result)
+    with observed(model, targets, index, sink, settings.backward):
+        if not settings.backward:
+            with torch.no_grad():
+                _forward(model, batch)
+            return
+        loss = summed_loss(_forward(model, batch), batch, settings)
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"the loss is not finite on sequences from {batch.first_sequence} on; "
+                "check the weights for NaN and calibrate in float32"
+            )
+        loss.backward()
+
+
+def _forward(model: nn.Module, batch: Batch) -> Tensor:
+    attention = None if bool(batch.mask.all()) else batch.mask.long()
+    output = model(input_ids=batch.ids, attention_mask=attention, use_cache=False)
+    return output.logits
+
+
+def _accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None]:
+    def sink(layer: str, tokens: LayerTokens, with_gradient: bool) -> None:
+        if not with_gradient:
+            result.counts[layer] += tokens.count
+        for name, states in result.states.items():
+            module = STATISTICS.get(name)
+            if with_gradient == module.NEEDS_GRADIENT and layer in states:
+                module.update(states[layer], tokens)
+
+    return sink
+
+
+def summed_loss(logits: Tensor, batch: Batch, settings: CalibrationSettings) -> Tensor:
+    """Next-token cross-entropy summed over real tokens, labels from data or the model."""
+    predicting = logits[:, :-1].float()
+    if settings.labels == "sampled":
+        labels = _sample(predicting.detach(), batch.first_sequence, settings.seed)
+    else:
+        labels = batch.ids[:, 1:]
+    labels = labels.masked_fill(~(batch.mask[:, 1:] & batch.mask[:, :-1]), -100)
+    return nn.functional.cross_entropy(
+        predicting.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100
+    )
+
+
+def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
+    """One label per position, drawn per sequence so that the batch split does not matter."""
+    rows = []
+    for offset, row in enumerate(logits):
+        generator = torch.Generator(row.device)
+        generator.manual_seed(seed * 1_000_003 + first_sequence + offset)
+        rows.append(torch.multinomial(row.softmax(-1), 1, generator=generator)[:, 0])
+    return torch.stack(rows)
+
+
+@contextmanager
+def _frozen(model: nn.Module, backward: bool) -> Iterator[None]:
+    """Evaluation mode, no parameter gradients; the embedding's output starts the graph."""
+    training = model.training
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    handles = []
+    if backward:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        handles.append(
+            embedding.register_forward_hook(lambda m, i, output: output.requires_grad_(True))
+        )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        model.train(training)

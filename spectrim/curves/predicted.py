@@ -1,0 +1,35 @@
+"""The quadratic model of the loss, for factors from any method.
+
+    dL(r) = 1/2 tr(C_g D_r C_x D_r^T),   D_r = sum_{i>r} left_i right_i
+          = 1/2 sum_{i,j>r} H_ij,        H = (left^T C_g left) * (right C_x right^T)
+
+Nats per token of the text. For OBD H is diagonal and this is half the tail energy; for any
+other method it prices its own factors in the same units, so that methods compare and
+layers compete in one currency.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spectrim.calibration import LayerStatistics
+from spectrim.linalg.spectrum import tail_energy, trailing_block_sums
+from spectrim.linalg.truncated import Factors
+
+NEEDED = ("input_covariance", "gradient_covariance")
+
+
+def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Tensor:
+    """Predicted loss increase at rank 0 .. k, shape (k + 1,).
+
+    Without both covariances: the tail energy in the method's own units, which orders ranks
+    within a layer but is not a loss.
+    """
+    if statistics is None or not all(name in statistics for name in NEEDED):
+        return tail_energy(factors.spectrum)
+    left, right = factors.left, factors.right
+    inputs = right @ statistics["input_covariance"] @ right.T
+    if factors.offset is not None:
+        inputs = inputs - factors.offset[:, None] * factors.offset
+    outputs = left.T @ statistics["gradient_covariance"] @ left
+    return (0.5 * statistics.share * trailing_block_sums(outputs * inputs)).clamp_min(0)

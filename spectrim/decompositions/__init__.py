@@ -1,0 +1,14 @@
+"""Decompositions: a weight as rank-one terms, most important first. One file per method.
+
+A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen dataclass
+`Options`, and exactly one of
+
+    metric(problem, options) -> (out_metric, in_metric)     the shared solver does the rest
+    decompose(problem, options) -> Factors                  for methods that are no metric pair
+"""
+
+from __future__ import annotations
+
+from spectrim.decompositions._problem import DECOMPOSITIONS, LayerProblem, decompose_layer
+
+__all__ = ["DECOMPOSITIONS", "LayerProblem", "decompose_layer"]

@@ -1,0 +1,28 @@
+"""AFM, LoRD's solver: keep the top principal directions of the output, the bias takes the mean.
+
+Cov(y) = U diag(l) U^T,   W_hat = U_r U_r^T W,   b_hat = b + (I - U_r U_r^T)(E[y] - b)
+"""
+
+from __future__ import annotations
+
+from spectrim.decompositions._problem import LayerProblem
+from spectrim.linalg.psd import descending_eigh
+from spectrim.linalg.truncated import Factors
+from spectrim.registry import NoOptions
+
+REQUIRES = ("output_covariance",)
+REFERENCE = "Yu and Wu, 2024, arXiv:2405.18146; Kaushal et al., 2023, arXiv:2309.14021"
+
+
+def decompose(problem: LayerProblem, options: NoOptions) -> Factors:
+    moments = problem.statistic("output_covariance")
+    values, vectors = descending_eigh(moments.covariance)
+    rank = min(problem.weight.shape)
+    basis = vectors[:, :rank]
+    mean = moments.mean if problem.bias is None else moments.mean - problem.bias.double()
+    return Factors(
+        left=basis,
+        right=basis.T @ problem.weight.double(),
+        spectrum=values[:rank].sqrt(),
+        offset=basis.T @ mean,
+    ).balanced()

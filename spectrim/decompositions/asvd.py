@@ -1,0 +1,24 @@
+"""ASVD: `min ||(W - W_hat) diag(E|x|^alpha)||_F`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spectrim.decompositions._problem import LayerProblem
+from spectrim.linalg.metric import DiagonalMetric, IdentityMetric, Metric
+
+REQUIRES = ("input_magnitude",)
+REFERENCE = "Yuan et al., 2023, arXiv:2312.05821"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`floor` is the smallest scale, relative to the mean; it keeps dead channels finite."""
+
+    alpha: float = 0.5
+    floor: float = 1e-6
+
+
+def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
+    scale = problem.statistic("input_magnitude") ** options.alpha
+    return IdentityMetric(), DiagonalMetric(scale.clamp_min(options.floor * scale.mean()))

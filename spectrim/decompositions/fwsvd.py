@@ -1,0 +1,23 @@
+"""FWSVD: `min ||diag(sqrt(F)) (W - W_hat)||_F` with F the row sums of the diagonal Fisher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spectrim.decompositions._problem import LayerProblem
+from spectrim.linalg.metric import DiagonalMetric, IdentityMetric, Metric
+
+REQUIRES = ("row_fisher",)
+REFERENCE = "Hsu et al., 2022, arXiv:2207.00112"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`floor` is the smallest scale, relative to the mean; it keeps dead rows finite."""
+
+    floor: float = 1e-6
+
+
+def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
+    scale = problem.statistic("row_fisher").sqrt()
+    return DiagonalMetric(scale.clamp_min(options.floor * scale.mean())), IdentityMetric()

@@ -1,0 +1,26 @@
+"""SVD-LLM: `min ||(W - W_hat) L_in||_F` with C_x = L_in L_in^T, the layer's output error.
+
+Version 1 (Cholesky), version 2 (eigenvalues) and decompositions of sampled outputs have
+this same optimum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spectrim.decompositions._problem import LayerProblem
+from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
+
+REQUIRES = ("input_covariance",)
+REFERENCE = "Wang et al., 2024, arXiv:2403.07378"
+
+
+@dataclass(frozen=True)
+class Options:
+    damping: float = 1e-6
+
+
+def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
+    covariance = problem.statistic("input_covariance")
+    name = f"input covariance of {problem.name}"
+    return IdentityMetric(), CovarianceMetric(covariance, options.damping, name)

@@ -1,0 +1,16 @@
+"""Layer kinds: what a factored linear layer stores and how it multiplies. One file each."""
+
+from __future__ import annotations
+
+from spectrim.layers._base import FactoredLinear
+from spectrim.registry import Registry
+
+LAYERS = Registry("layer", "spectrim.layers")
+
+
+def layer_class(name: str) -> type[FactoredLinear]:
+    """The `FactoredLinear` subclass of a layer kind. Raises UnknownNameError."""
+    return LAYERS.get(name).LAYER
+
+
+__all__ = ["LAYERS", "FactoredLinear", "layer_class"]

@@ -1,0 +1,47 @@
+"""Plain factors: `y = left(right(x))`, r (out + in) weights.
+
+`right` is an `nn.Linear` (in -> r) without bias, `left` an `nn.Linear` (r -> out) with the
+bias of the layer it replaces.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from spectrim.layers._base import FactoredLinear, double, linear
+
+REFERENCE = "the common form of all low-rank methods"
+
+
+class LowRankLinear(FactoredLinear):
+    def __init__(self, right: nn.Linear, left: nn.Linear):
+        super().__init__(right.in_features, left.out_features, right.out_features)
+        self.right = right
+        self.left = left
+
+    @classmethod
+    def cost(cls, out_features: int, in_features: int, rank: int) -> int:
+        return rank * (out_features + in_features)
+
+    @classmethod
+    def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> LowRankLinear:
+        left, right = left.double(), right.double()
+        scale = (right.norm() / left.norm()).sqrt()
+        return cls(linear(right / scale, None), linear(left * scale, double(bias)))
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], rank: int, bias: bool) -> LowRankLinear:
+        out_features, in_features = shape
+        return cls(
+            nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=bias)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(self.right(x))
+
+    def dense(self) -> tuple[Tensor, Tensor | None]:
+        weight = self.left.weight.detach().double() @ self.right.weight.detach().double()
+        return weight, double(self.left.bias)
+
+
+LAYER = LowRankLinear

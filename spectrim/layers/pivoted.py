@@ -1,0 +1,111 @@
+"""Pivoted storage: r rows of the weight itself and coefficients for the others.
+
+    z = W_hat[pivots] x,   y[pivots] = z,   y[others] = C z
+
+`r (out + in - r)` weights instead of `r (out + in)` for the same matrix of rank r, and
+that many multiply-adds per token (PIFA, arXiv:2501.19090). Which rows are pivots is kept
+as one bit per output in `pivot_mask`; the gather index is derived from it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.layers._base import FactoredLinear, double, linear
+from spectrim.linalg.pivoting import pivot_rows
+
+REFERENCE = "Zhao et al., 2025, arXiv:2501.19090"
+
+
+class PivotedLinear(FactoredLinear):
+    """Children `pivots` (in -> r) and `coefficients` (r -> out - r), each with its bias."""
+
+    pivot_mask: Tensor
+
+    def __init__(self, pivots: nn.Linear, coefficients: nn.Linear, mask: Tensor):
+        out_features = pivots.out_features + coefficients.out_features
+        super().__init__(pivots.in_features, out_features, pivots.out_features)
+        self.pivots = pivots
+        self.coefficients = coefficients
+        self.register_buffer("pivot_mask", mask)
+        self._position: Tensor | None = None
+
+    @classmethod
+    def cost(cls, out_features: int, in_features: int, rank: int) -> int:
+        return rank * (out_features + in_features - rank)
+
+    @classmethod
+    def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> PivotedLinear:
+        left, right = left.double(), right.double()
+        pivots, coefficients = pivot_rows(left)
+        is_pivot = torch.zeros(left.shape[0], dtype=torch.bool)
+        is_pivot[pivots] = True
+        pivot_bias = other_bias = None
+        if bias is not None:
+            pivot_bias = bias.double()[is_pivot]
+            other_bias = bias.double()[~is_pivot] - coefficients @ pivot_bias
+        return cls(
+            linear(left[pivots] @ right, pivot_bias),
+            linear(coefficients, other_bias),
+            pack_bits(is_pivot),
+        )
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], rank: int, bias: bool) -> PivotedLinear:
+        out_features, in_features = shape
+        return cls(
+            nn.Linear(in_features, rank, bias=bias),
+            nn.Linear(rank, out_features - rank, bias=bias),
+            torch.zeros((out_features + 7) // 8, dtype=torch.uint8),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.pivots(x)
+        return torch.cat([z, self.coefficients(z)], dim=-1).index_select(-1, self.position())
+
+    def position(self) -> Tensor:
+        """Where each output stands in `[z, C z]`, shape (out,); kept once it is known."""
+        cached = self._position
+        if cached is not None and cached.device == self.pivot_mask.device:
+            return cached
+        is_pivot = unpack_bits(self.pivot_mask, self.out_features)
+        position = torch.where(
+            is_pivot, is_pivot.cumsum(0) - 1, self.rank - 1 + (~is_pivot).cumsum(0)
+        )
+        if not (position.is_meta or torch.compiler.is_compiling()):
+            self._position = position
+        return position
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        self._position = None
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+
+    def dense(self) -> tuple[Tensor, Tensor | None]:
+        rows = self.pivots.weight.detach().double()
+        others = self.coefficients.weight.detach().double() @ rows
+        position = self.position()
+        weight = torch.cat([rows, others])[position]
+        pivot_bias = double(self.pivots.bias)
+        if pivot_bias is None:
+            return weight, None
+        other_bias = self.coefficients.weight.detach().double() @ pivot_bias
+        other_bias += self.coefficients.bias.detach().double()
+        return weight, torch.cat([pivot_bias, other_bias])[position]
+
+
+def pack_bits(bits: Tensor) -> Tensor:
+    """Booleans (n,) as bytes (ceil(n / 8),), lowest bit first."""
+    padded = torch.zeros((bits.numel() + 7) // 8 * 8, dtype=torch.uint8)
+    padded[: bits.numel()] = bits.to(torch.uint8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8)
+    return (padded.view(-1, 8) * weights).sum(1).to(torch.uint8)
+
+
+def unpack_bits(packed: Tensor, count: int) -> Tensor:
+    """The first `count` booleans of `pack_bits`'s result."""
+    shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
+    return ((packed[:, None] >> shifts) & 1).bool().flatten()[:count]
+
+
+LAYER = PivotedLinear

@@ -1,0 +1,91 @@
+"""One side of a weighted approximation problem.
+
+    min_{rank r} || L_out^T (W - W_hat) L_in ||_F,   C_out = L_out L_out^T,  C_in = L_in L_in^T
+
+A metric knows three products with its factor L, so the solver never asks which kind it is:
+
+    whiten(M)   = L^T M
+    unwhiten(M) = L^{-T} M
+    gram(M)     = M^T C M
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from spectrim.errors import NumericalError
+from spectrim.linalg.psd import cholesky, damped
+
+
+class Metric(ABC):
+    @abstractmethod
+    def whiten(self, matrix: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def unwhiten(self, matrix: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def gram(self, matrix: Tensor) -> Tensor: ...
+
+
+class IdentityMetric(Metric):
+    def whiten(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def unwhiten(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        return matrix.T @ matrix
+
+
+class DiagonalMetric(Metric):
+    """`L = diag(scale)`, scale of shape (n,), all positive. Raises NumericalError otherwise."""
+
+    def __init__(self, scale: Tensor):
+        self.scale = scale.double()
+        if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
+            raise NumericalError(
+                "a diagonal metric needs positive finite entries; "
+                "some channel has no signal: raise the option `floor`"
+            )
+
+    def whiten(self, matrix: Tensor) -> Tensor:
+        return self.scale[:, None] * matrix
+
+    def unwhiten(self, matrix: Tensor) -> Tensor:
+        return matrix / self.scale[:, None]
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        scaled = self.whiten(matrix)
+        return scaled.T @ scaled
+
+
+class CovarianceMetric(Metric):
+    """`C = covariance + damping * mean(diag) * I`, shape (n, n).
+
+    The Cholesky factor is made on first use: a solver that only needs `gram` never pays
+    for it and works with a singular covariance.
+    """
+
+    def __init__(self, covariance: Tensor, damping: float, name: str = "covariance"):
+        self.damping = damping
+        self.name = name
+        self.covariance = damped(covariance.double(), damping)
+
+    @cached_property
+    def factor(self) -> Tensor:
+        return cholesky(self.covariance, 0.0, self.name)
+
+    def whiten(self, matrix: Tensor) -> Tensor:
+        return self.factor.T @ matrix
+
+    def unwhiten(self, matrix: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor.T, matrix, upper=True)
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        return matrix.T @ (self.covariance @ matrix)

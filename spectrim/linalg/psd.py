@@ -1,0 +1,76 @@
+"""Positive semi-definite matrices: damping, Cholesky factors, eigenvalues.
+
+    C_damped = C + damping * mean(diag(C)) * I
+
+`damping` is relative, so a covariance means the same thing whatever its scale.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from spectrim.errors import NumericalError, NumericalWarning
+
+SMALLEST_DAMPING = 1e-12
+LARGEST_DAMPING = 1.0
+
+
+def check_finite(matrix: Tensor, name: str) -> None:
+    """Raises NumericalError when `matrix` holds NaN or infinity."""
+    if not torch.isfinite(matrix).all():
+        bad = int((~torch.isfinite(matrix)).sum())
+        raise NumericalError(
+            f"{name} of shape {tuple(matrix.shape)} holds {bad} non-finite values; "
+            "expected finite numbers: check the model's weights and the data, or calibrate in float32"
+        )
+
+
+def mean_diagonal(matrix: Tensor) -> float:
+    return float(matrix.diagonal().mean())
+
+
+def damped(matrix: Tensor, damping: float) -> Tensor:
+    """`matrix + damping * mean(diag) * I`, shape (n, n)."""
+    if damping == 0:
+        return matrix
+    result = matrix.clone()
+    result.diagonal().add_(damping * mean_diagonal(matrix))
+    return result
+
+
+def cholesky(matrix: Tensor, damping: float, name: str = "covariance") -> Tensor:
+    """Lower factor L of `C_damped = L L^T`, shape (n, n), float64.
+
+    Where the matrix is singular at the asked damping, the damping grows tenfold until
+    the factor exists and a NumericalWarning names the value used.
+    Raises NumericalError for non-finite input, a zero matrix, or when damping 1 fails.
+    """
+    matrix = matrix.double()
+    check_finite(matrix, name)
+    if mean_diagonal(matrix) <= 0:
+        raise NumericalError(
+            f"{name} of shape {tuple(matrix.shape)} is zero: no token reached this layer; "
+            "calibrate on more data or leave the layer out"
+        )
+    attempt = damping
+    while attempt <= LARGEST_DAMPING:
+        factor, info = torch.linalg.cholesky_ex(damped(matrix, attempt))
+        if info.item() == 0:
+            if attempt != damping:
+                warnings.warn(
+                    f"{name} is singular at damping {damping:g}; used {attempt:g}",
+                    NumericalWarning,
+                    stacklevel=2,
+                )
+            return factor
+        attempt = max(attempt * 10, SMALLEST_DAMPING)
+    raise NumericalError(f"{name} of shape {tuple(matrix.shape)} is not positive semi-definite")
+
+
+def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (n,), largest first and clipped at zero, and eigenvectors (n, n) in columns."""
+    values, vectors = torch.linalg.eigh(matrix.double())
+    return values.flip(0).clamp_min(0), vectors.flip(1)

@@ -1,0 +1,81 @@
+"""The one solver behind every method that is a pair of metrics.
+
+    M = L_out^T W,   M C_in M^T = U diag(s^2) U^T,   left = L_out^{-T} U,   right = U^T M
+
+`left[:, :r] @ right[:r]` is the optimum of rank r for every r (Eckart-Young on the
+whitened weight `L_out^T W L_in`), and its weighted error is exactly `sum_{i>r} s_i^2`.
+No inverse and no square root of C_in appears. When W is wide the same is done on W^T,
+so the eigenproblem always has the size of the smaller side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectrim.linalg.metric import Metric
+from spectrim.linalg.psd import check_finite, descending_eigh
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A weight as a sum of rank-one terms, most important first.
+
+    left (out, k), right (k, in), spectrum (k,) the singular values of the whitened weight.
+    offset (k,), or None: what a bias takes over when term i is cut, `sum_{i>r} left_i offset_i`.
+    """
+
+    left: Tensor
+    right: Tensor
+    spectrum: Tensor
+    offset: Tensor | None = None
+
+    @property
+    def max_rank(self) -> int:
+        return self.spectrum.numel()
+
+    def truncated(self, rank: int) -> tuple[Tensor, Tensor]:
+        return self.left[:, :rank], self.right[:rank]
+
+    def weight(self, rank: int) -> Tensor:
+        left, right = self.truncated(rank)
+        return left @ right
+
+    def bias(self, rank: int, dense_bias: Tensor | None) -> Tensor | None:
+        """The bias (out,) of the layer truncated at `rank`."""
+        if self.offset is None:
+            return dense_bias
+        shift = self.left[:, rank:] @ self.offset[rank:]
+        return shift if dense_bias is None else shift + dense_bias.double()
+
+    def balanced(self) -> Factors:
+        """The same terms with each pair (left column, right row) scaled to equal norms."""
+        column, row = self.left.norm(dim=0), self.right.norm(dim=1)
+        scale = torch.where((column > 0) & (row > 0), (row / column).sqrt(), 1.0)
+        offset = None if self.offset is None else self.offset / scale
+        return Factors(self.left * scale, self.right / scale[:, None], self.spectrum, offset)
+
+
+def solve(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
+    """Factors of `weight` (out, in) that are optimal in the metric pair at every rank.
+
+    Raises NumericalError for non-finite weights and singular metrics.
+    """
+    check_finite(weight, "weight")
+    weight = weight.double()
+    if weight.shape[0] <= weight.shape[1]:
+        basis, rest, spectrum = _one_sided(weight, out_metric, in_metric)
+        factors = Factors(basis, rest, spectrum)
+    else:
+        basis, rest, spectrum = _one_sided(weight.T, in_metric, out_metric)
+        factors = Factors(rest.T, basis.T, spectrum)
+    return factors.balanced()
+
+
+def _one_sided(weight: Tensor, near: Metric, far: Metric) -> tuple[Tensor, Tensor, Tensor]:
+    """Basis (rows, k) of the small side, coefficients (k, columns), singular values (k,)."""
+    whitened = near.whiten(weight)
+    values, vectors = descending_eigh(far.gram(whitened.T))
+    return near.unwhiten(vectors), vectors.T @ whitened, values.sqrt()

@@ -1,0 +1,18 @@
+"""From spectra to a plan: which rank each layer gets, and what that is predicted to cost."""
+
+from spectrim.planning.decomposition import Decomposition, JointCorrection
+from spectrim.planning.plan import LayerPlan, Plan, load_plan, save_plan
+from spectrim.planning.planner import CurvePoint, make_plan, plan_for_loss, size_curve
+
+__all__ = [
+    "CurvePoint",
+    "Decomposition",
+    "JointCorrection",
+    "LayerPlan",
+    "Plan",
+    "load_plan",
+    "make_plan",
+    "plan_for_loss",
+    "save_plan",
+    "size_curve",
+]

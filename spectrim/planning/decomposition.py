@@ -1,0 +1,104 @@
+"""The factors of every layer with their predicted loss curves: factorise once, cut many times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from spectrim.errors import CheckpointError
+from spectrim.linalg.truncated import Factors
+from spectrim.storage import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class JointCorrection:
+    """Measured against summed loss of whole plans, as (summed, measured) pairs, ascending.
+
+    Layers are priced one at a time; together they cost more (or, far out, less). Between
+    the pairs the ratio is interpolated in log-log; below them it keeps the first ratio.
+    """
+
+    pairs: tuple[tuple[float, float], ...] = ()
+
+    def __call__(self, summed: float) -> float:
+        if not self.pairs or summed <= 0:
+            return max(summed, 0.0)
+        x = np.log([pair[0] for pair in self.pairs])
+        y = np.log([pair[1] for pair in self.pairs])
+        at = np.log(summed)
+        if at <= x[0]:
+            return float(summed * np.exp(y[0] - x[0]))
+        if at >= x[-1] and len(x) > 1:
+            slope = np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), 0.0, 1.5)
+            return float(np.exp(y[-1] + slope * (at - x[-1])))
+        return float(np.exp(np.interp(at, x, y)))
+
+
+@dataclass
+class Decomposition:
+    """factors and curves by layer name; curves[name][r] is the predicted loss at rank r.
+
+    units "nats per token", or "own" when the statistics to price in nats were not there.
+    """
+
+    method: str
+    shapes: dict[str, tuple[int, int]]
+    factors: dict[str, Factors]
+    curves: dict[str, Tensor]
+    units: str = "nats per token"
+    correction: JointCorrection = field(default_factory=JointCorrection)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> int:
+        """Weights of the dense layers."""
+        return sum(out * inner for out, inner in self.shapes.values())
+
+    def save(self, path: Path) -> None:
+        """One safetensors file. Raises InputError when it cannot be written."""
+        tensors = {f"{name}|curve": curve for name, curve in self.curves.items()}
+        for name, factors in self.factors.items():
+            tensors[f"{name}|left"] = factors.left
+            tensors[f"{name}|right"] = factors.right
+            tensors[f"{name}|spectrum"] = factors.spectrum
+            if factors.offset is not None:
+                tensors[f"{name}|offset"] = factors.offset
+        metadata = {
+            "method": self.method,
+            "shapes": self.shapes,
+            "units": self.units,
+            "correction": self.correction.pairs,
+            "provenance": self.provenance,
+        }
+        write_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> Decomposition:
+        """Raises InputError for a missing file, CheckpointError for a damaged one."""
+        tensors, metadata = read_tensors(path)
+        try:
+            shapes = {name: (int(o), int(i)) for name, (o, i) in metadata["shapes"].items()}
+            factors = {
+                name: Factors(
+                    tensors[f"{name}|left"],
+                    tensors[f"{name}|right"],
+                    tensors[f"{name}|spectrum"],
+                    tensors.get(f"{name}|offset"),
+                )
+                for name in shapes
+            }
+            return cls(
+                metadata["method"],
+                shapes,
+                factors,
+                {name: tensors[f"{name}|curve"] for name in shapes},
+                metadata["units"],
+                JointCorrection(tuple((a, b) for a, b in metadata["correction"])),
+                metadata["provenance"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} holds no decomposition: {error}") from error

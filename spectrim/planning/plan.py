@@ -1,0 +1,87 @@
+"""A plan: one rank per layer, readable, editable, and given back to `compress`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from spectrim.errors import InputError
+from spectrim.storage import write_text
+
+_STRICT = ConfigDict(extra="forbid")
+LARGEST_FILE = 64 * 2**20
+"""Bytes; a plan of a thousand layers has a hundred thousand."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LayerPlan:
+    """rank None leaves the layer dense. predicted_loss in nats per token, of this layer alone."""
+
+    shape: tuple[int, int]
+    rank: int | None = Field(default=None, ge=1)
+    predicted_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise ValueError(f"shape {self.shape} must be positive")
+        if self.rank is not None and self.rank > min(self.shape):
+            raise ValueError(
+                f"rank {self.rank} is above {min(self.shape)}, the most shape {self.shape} has"
+            )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Plan:
+    """kept: fraction of the layers' weights that the plan stores. predicted_loss: nats per
+    token of the whole model, after correction for how layers act together."""
+
+    method: str
+    allocation: str
+    layer: str
+    budget: float
+    kept: float
+    predicted_loss: float | None
+    layers: dict[str, LayerPlan]
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    format: Literal["spectrim-plan-1"] = "spectrim-plan-1"
+
+    def to_dict(self) -> dict[str, Any]:
+        return TypeAdapter(Plan).dump_python(self, mode="json")
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Ranks of the layers that are not left dense."""
+        return {n: layer.rank for n, layer in self.layers.items() if layer.rank is not None}
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """JSON for `.json`, else YAML. Raises InputError when it cannot be written."""
+    values = plan.to_dict()
+    if path.suffix == ".json":
+        write_text(path, json.dumps(values, indent=1) + "\n")
+    else:
+        write_text(path, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+
+
+def load_plan(path: Path) -> Plan:
+    """Raises InputError that names each wrong field."""
+    if not path.is_file():
+        raise InputError(f"no plan file {path}; make one with `spectrim plan MODEL -o {path}`")
+    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(f"{path} is larger than {LARGEST_FILE} bytes: not a plan")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {str(error)[:200]}") from error
+    try:
+        return TypeAdapter(Plan).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "file"
+        raise InputError(f"{path}: {place}: {first['msg']}") from error

@@ -1,0 +1,115 @@
+"""Plans under a budget or a target loss, and the whole size/quality curve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spectrim.allocation import ALLOCATORS, AllocationRequest, LayerCurve
+from spectrim.errors import InputError
+from spectrim.planning.decomposition import Decomposition
+from spectrim.planning.plan import LayerPlan, Plan
+from spectrim.recipe import Recipe
+
+DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
+_BISECTIONS = 20
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """kept: stored fraction at this budget; predicted_loss: nats per token."""
+
+    budget: float
+    kept: float
+    predicted_loss: float
+
+
+def curves_of(decomposition: Decomposition) -> tuple[LayerCurve, ...]:
+    return tuple(
+        LayerCurve(
+            name,
+            decomposition.shapes[name],
+            decomposition.curves[name].numpy(),
+            decomposition.factors[name].spectrum.numpy(),
+        )
+        for name in decomposition.shapes
+    )
+
+
+def make_plan(decomposition: Decomposition, recipe: Recipe) -> Plan:
+    """The recipe's allocation at the recipe's budget. Raises InputError when it does not fit."""
+    request = AllocationRequest(
+        curves_of(decomposition), recipe.budget, recipe.layer, recipe.rank_multiple
+    )
+    options = ALLOCATORS.options(recipe.allocation, recipe.allocation_options)
+    ranks = ALLOCATORS.get(recipe.allocation).allocate(request, options)
+    layers = {
+        curve.name: LayerPlan(
+            curve.shape,
+            ranks[curve.name],
+            float(curve.loss[ranks[curve.name]]) if ranks[curve.name] else 0.0,
+        )
+        for curve in request.curves
+    }
+    spent = sum(request.cost(curve, ranks[curve.name]) for curve in request.curves)
+    return Plan(
+        method=decomposition.method,
+        allocation=recipe.allocation,
+        layer=recipe.layer,
+        budget=recipe.budget,
+        kept=spent / request.dense_cost,
+        predicted_loss=_total(decomposition, layers),
+        layers=layers,
+        provenance=dict(decomposition.provenance),
+    )
+
+
+def _total(decomposition: Decomposition, layers: dict[str, LayerPlan]) -> float | None:
+    if decomposition.units == "own":
+        return None
+    return decomposition.correction(sum(layer.predicted_loss for layer in layers.values()))
+
+
+def size_curve(
+    decomposition: Decomposition, recipe: Recipe, budgets: Sequence[float] = DEFAULT_BUDGETS
+) -> list[CurvePoint]:
+    """Predicted loss for every budget that the layers can meet."""
+    points = []
+    for budget in budgets:
+        try:
+            plan = make_plan(decomposition, recipe.with_changes(budget=budget))
+        except InputError:
+            continue
+        if plan.predicted_loss is not None:
+            points.append(CurvePoint(budget, plan.kept, plan.predicted_loss))
+    return points
+
+
+def plan_for_loss(decomposition: Decomposition, recipe: Recipe, target: float) -> Plan:
+    """The smallest plan whose predicted loss increase is at most `target` nats per token.
+
+    Raises InputError for a target that is not positive.
+    """
+    if not target > 0:
+        raise InputError(f"target loss {target} must be above 0 nats per token")
+    if decomposition.units == "own":
+        raise InputError("a target loss needs curves in nats: calibrate with gradients")
+    low, high = 0.0, 1.0
+    best = make_plan(decomposition, recipe.with_changes(budget=1.0))
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        plan = _plan_or_none(decomposition, recipe.with_changes(budget=middle))
+        if plan is not None and (plan.predicted_loss or 0.0) <= target:
+            best, high = plan, middle
+        else:
+            low = middle
+        if high - low < 1e-4:
+            break
+    return best
+
+
+def _plan_or_none(decomposition: Decomposition, recipe: Recipe) -> Plan | None:
+    try:
+        return make_plan(decomposition, recipe)
+    except InputError:
+        return None

@@ -1,0 +1,144 @@
+"""A recipe is the whole run as one value: what `--recipe FILE` reads and every output records."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from spectrim.allocation import ALLOCATORS
+from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.errors import InputError
+from spectrim.layers import LAYERS
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class CalibrationRecipe:
+    """Which tokens the statistics come from.
+
+    length None: half the model's context, at least 256 and at most 2048 tokens (never more
+    than the context). labels: "data" or "sampled" from the model.
+    """
+
+    data: str = "python"
+    field: str | None = None
+    sequences: int = Field(default=256, ge=1)
+    length: int | None = Field(default=None, ge=2)
+    seed: int | None = 0
+    labels: Literal["data", "sampled"] = "data"
+    tokens_per_batch: int = Field(default=4096, ge=1)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MeasureRecipe:
+    """Forward passes that correct the predicted curves; both on calibration tokens."""
+
+    layers: bool = True
+    joint: bool = True
+    tokens: int = Field(default=4096, ge=2)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Recipe:
+    """budget: fraction of the compressed layers' weights that is kept (0.8 keeps 80%).
+
+    include / exclude: regular expressions on layer names; by default every linear layer of
+    the decoder blocks. save_dtype None: the dtype of the original checkpoint.
+    """
+
+    method: str = "obd"
+    method_options: dict[str, Any] = Field(default_factory=dict)
+    allocation: str = "loss_optimal"
+    allocation_options: dict[str, Any] = Field(default_factory=dict)
+    layer: str = "pivoted"
+    budget: float = 0.8
+    rank_multiple: int = Field(default=1, ge=1)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    calibration: CalibrationRecipe = Field(default_factory=CalibrationRecipe)
+    measure: MeasureRecipe = Field(default_factory=MeasureRecipe)
+    save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1:
+            raise InputError(
+                f"budget {self.budget} is out of range: it is the fraction of the weights that "
+                "is kept, above 0 and at most 1 (0.8 keeps 80%)"
+            )
+        DECOMPOSITIONS.options(self.method, self.method_options)
+        ALLOCATORS.options(self.allocation, self.allocation_options)
+        LAYERS.get(self.layer)
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """What the method and the allocation need, and what prices every method in nats."""
+        method = DECOMPOSITIONS.get(self.method).REQUIRES
+        allocation = ALLOCATORS.get(self.allocation).REQUIRES
+        pricing = ("input_covariance", "gradient_covariance")
+        return tuple(sorted({*method, *allocation, *pricing}))
+
+    def with_changes(self, **changes: Any) -> Recipe:
+        """Top-level fields replaced; raises InputError for a value that does not fit."""
+        try:
+            return replace(self, **changes)
+        except ValidationError as error:
+            raise InputError(_explain("options", error)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return TypeAdapter(Recipe).dump_python(self, mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+PRESETS: dict[str, Recipe] = {
+    "default": Recipe(),
+    "fast": Recipe(
+        calibration=CalibrationRecipe(sequences=64),
+        measure=MeasureRecipe(layers=False, joint=False),
+    ),
+}
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A preset by name, or a YAML file. Raises InputError."""
+    if name_or_path in PRESETS:
+        return PRESETS[name_or_path]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"no recipe '{name_or_path}': expected a YAML file or one of {', '.join(PRESETS)}"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is not YAML: {_first_line(error)}") from error
+    return recipe_from(values, str(path))
+
+
+def recipe_from(values: Any, source: str) -> Recipe:
+    """A recipe from plain values. Raises InputError that names each wrong field."""
+    if not isinstance(values, dict):
+        raise InputError(f"{source} must hold a mapping of recipe fields")
+    try:
+        return TypeAdapter(Recipe).validate_python(values)
+    except ValidationError as error:
+        raise InputError(_explain(source, error)) from error
+
+
+def _explain(source: str, error: ValidationError) -> str:
+    parts = [
+        f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}"
+        for item in error.errors()
+    ]
+    return f"{source}: " + "; ".join(parts)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).replace("\n", " ")[:200]

@@ -1,0 +1,68 @@
+"""One file = one method: a registry is a package whose modules are its entries.
+
+The name of an entry is the name of its file. Files that begin with an underscore are
+shared code. An entry that fails to import is an error, never a missing name. Other
+distributions add entries through an entry-point group named like the package.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from functools import cached_property
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from spectrim.errors import InputError, UnknownNameError
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+    """For entries that have nothing to set."""
+
+
+class Registry:
+    """The entries of `package`, e.g. `Registry("decomposition", "spectrim.decompositions")`."""
+
+    def __init__(self, kind: str, package: str):
+        self.kind = kind
+        self.package = package
+
+    @cached_property
+    def _entries(self) -> dict[str, ModuleType]:
+        root = importlib.import_module(self.package)
+        found = {
+            info.name: importlib.import_module(f"{self.package}.{info.name}")
+            for info in pkgutil.iter_modules(root.__path__)
+            if not info.name.startswith("_")
+        }
+        for point in entry_points(group=self.package):
+            found[point.name] = point.load()
+        return dict(sorted(found.items()))
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def get(self, name: str) -> Any:
+        """The module that implements `name`. Raises UnknownNameError."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise UnknownNameError(self.kind, name, self._entries) from None
+
+    def options(self, name: str, given: dict[str, Any] | None = None) -> Any:
+        """The `Options` dataclass of an entry, filled from `given`. Raises InputError."""
+        cls = getattr(self.get(name), "Options", NoOptions)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if unknown := set(given or {}) - fields:
+            expected = ", ".join(sorted(fields)) or "no options"
+            raise InputError(
+                f"{self.kind} '{name}' has no option {sorted(unknown)}; it takes {expected}"
+            )
+        return cls(**(given or {}))
+
+    def summary(self, name: str) -> str:
+        """First line of the entry's docstring."""
+        return (self.get(name).__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,25 @@
+"""Mean input E[x] per channel; what a bias can absorb of a low-rank error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectrim.statistics._tokens import LayerTokens
+
+SIDE = "input"
+NEEDS_GRADIENT = False
+REFERENCE = "Yu and Wu, 2024, arXiv:2405.18146"
+
+
+def empty(shape: tuple[int, int]) -> dict[str, Tensor]:
+    return {"sum": torch.zeros(shape[1], dtype=torch.float64)}
+
+
+def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
+    state["sum"] += tokens.x.double().sum(0)
+
+
+def finish(state: dict[str, Tensor], count: int) -> Tensor:
+    """E[x] (in,)."""
+    return state["sum"] / max(count, 1)

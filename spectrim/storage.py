@@ -1,0 +1,67 @@
+"""Files that are complete or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from spectrim.errors import CheckpointError, InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Raises InputError when the place cannot be written (full disk, no permission)."""
+    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """A safetensors file with `metadata` as JSON in its header. Raises InputError as above."""
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    header = {"spectrim": json.dumps(metadata)}
+    _write(path, lambda partial: save_file(contiguous, partial, header))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote. Raises CheckpointError for a damaged or foreign file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(header["spectrim"])
+    except FileNotFoundError as error:
+        raise InputError(f"no file {path}") from error
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a complete spectrim file ({error}); delete it and run again"
+        ) from error
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            write(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full; free some space or choose another place"
+    if "No space left" in str(error):
+        return "the disk is full; free some space or choose another place"
+    return str(error)

@@ -1,0 +1,99 @@
+"""Fused mixture-of-experts weights as one `nn.Linear` per expert.
+
+Transformers keeps the experts of a block in 3-D parameters (`gate_up_proj (E, 2I, H)`,
+`down_proj (E, H, I)`) whose products no hook can see. `split_experts` replaces such a
+module by `SplitExperts`: the same arithmetic over plain linear children, which are then
+calibrated, decomposed and replaced like every other layer. The flags that describe the
+layout (transposed, biased, gated) are the ones transformers sets on the fused module.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.errors import ModelError
+
+_UP_NAMES = ("gate_up_proj", "up_proj")
+
+
+def is_fused_experts(module: nn.Module) -> bool:
+    down = module._parameters.get("down_proj")
+    return down is not None and down.dim() == 3 and _up_name(module) is not None
+
+
+def fused_expert_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if is_fused_experts(module)]
+
+
+def split_experts(model: nn.Module, names: list[str]) -> None:
+    """Replace the fused modules `names` in place. Raises ModelError for an unknown layout."""
+    for name in names:
+        fused = model.get_submodule(name)
+        if not is_fused_experts(fused):
+            raise ModelError(f"{name} is a {type(fused).__name__}, expected fused experts")
+        model.set_submodule(name, SplitExperts(fused))
+
+
+class SplitExperts(nn.Module):
+    """`sum_e weight_e * down_e(gate(up_e(x)))` over the experts chosen for each token.
+
+    Children: `up.{e}` (H -> 2I, or I when ungated) and `down.{e}` (I -> H).
+    """
+
+    def __init__(self, fused: nn.Module):
+        super().__init__()
+        if getattr(fused, "has_post_expert_norm", False):
+            raise ModelError(f"{type(fused).__name__} normalises inside experts: not supported")
+        up_name = _up_name(fused)
+        assert up_name is not None
+        self.has_gate = bool(getattr(fused, "has_gate", True))
+        self.up = _linears(fused, up_name)
+        self.down = _linears(fused, "down_proj")
+        self.activation = fused  # keeps the gate function and its constants, not the weights
+        for parameter in list(fused._parameters):
+            delattr(fused, parameter)
+
+    def forward(
+        self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+    ) -> Tensor:
+        """hidden_states (tokens, H), top_k_index and top_k_weights (tokens, k)."""
+        result = torch.zeros_like(hidden_states)
+        for expert, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
+            tokens, choice = torch.where(top_k_index == expert)
+            if tokens.numel() == 0:
+                continue
+            up.token_rows = down.token_rows = tokens  # type: ignore[assignment]
+            hidden = self._gate(up(hidden_states[tokens]))
+            output = down(hidden) * top_k_weights[tokens, choice, None]
+            result = result.index_add(0, tokens, output.to(result.dtype))
+        return result
+
+    def _gate(self, up: Tensor) -> Tensor:
+        if self.has_gate:
+            return self.activation._apply_gate(up)
+        return self.activation.act_fn(up)
+
+
+def _up_name(module: nn.Module) -> str | None:
+    for name in _UP_NAMES:
+        parameter = module._parameters.get(name)
+        if parameter is not None and parameter.dim() == 3:
+            return name
+    return None
+
+
+def _linears(fused: nn.Module, name: str) -> nn.ModuleList:
+    weights = fused._parameters[name]
+    biases = fused._parameters.get(name + "_bias")
+    assert weights is not None
+    transposed = bool(getattr(fused, "is_transposed", False))
+    linears = nn.ModuleList()
+    for expert in range(weights.shape[0]):
+        weight = weights.data[expert].T if transposed else weights.data[expert]
+        linear = nn.Linear(*reversed(weight.shape), bias=biases is not None, device="meta")
+        linear.weight = nn.Parameter(weight.contiguous().clone())
+        if biases is not None:
+            linear.bias = nn.Parameter(biases.data[expert].clone())
+        linears.append(linear)
+    return linears
