@@ -1,4 +1,4 @@
-"""A recipe is the whole run as one value: what `--recipe FILE` reads and every output records."""
+"""A recipe is the whole run as one value: what `--recipe FILE` reads and outputs record."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from spectrim.allocation import ALLOCATORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
+from spectrim.storage import is_file, read_mapping
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -111,15 +112,11 @@ def load_recipe(name_or_path: str) -> Recipe:
     if name_or_path in PRESETS:
         return PRESETS[name_or_path]
     path = Path(name_or_path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(
             f"no recipe '{name_or_path}': expected a YAML file or one of {', '.join(PRESETS)}"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not YAML: {_first_line(error)}") from error
-    return recipe_from(values, str(path))
+    return recipe_from(read_mapping(path), str(path))
 
 
 def recipe_from(values: Any, source: str) -> Recipe:
@@ -138,7 +135,3 @@ def _explain(source: str, error: ValidationError) -> str:
         for item in error.errors()
     ]
     return f"{source}: " + "; ".join(parts)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).replace("\n", " ")[:200]

@@ -15,6 +15,8 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from spectrim.errors import InputError, UnknownNameError
 
 
@@ -61,7 +63,12 @@ class Registry:
             raise InputError(
                 f"{self.kind} '{name}' has no option {sorted(unknown)}; it takes {expected}"
             )
-        return cls(**(given or {}))
+        try:
+            return TypeAdapter(cls).validate_python(given or {})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise InputError(f"{self.kind} '{name}', option {place}: {first['msg']}") from error
 
     def summary(self, name: str) -> str:
         """First line of the entry's docstring."""

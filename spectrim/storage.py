@@ -10,11 +10,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from spectrim.errors import CheckpointError, InputError
+
+LARGEST_TEXT = 64 * 2**20
+"""Bytes; a plan of a thousand layers has a hundred thousand."""
+_BAD_TEXT = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError)
+"""What PyYAML raises for broken scalars and tags, besides its own errors."""
+
+
+def read_mapping(path: Path) -> Any:
+    """The values of a `.json` or YAML file. Raises InputError when it cannot be read as one."""
+    try:
+        if path.stat().st_size > LARGEST_TEXT:
+            raise InputError(f"{path} is larger than {LARGEST_TEXT} bytes: not a text file")
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (*_BAD_TEXT, OSError, RecursionError) as error:
+        reason = str(error).replace("\n", " ")[:200]
+        raise InputError(f"{path} cannot be read: {reason}") from error
+
+
+def is_file(path: Path) -> bool:
+    """False also for a name that the file system refuses."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

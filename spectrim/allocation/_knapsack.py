@@ -12,6 +12,7 @@ Costs are integers; where the remaining slack divided by the costs' common divis
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,7 @@ def _relaxed(groups: list[Items], budget: int) -> tuple[float, list[int]]:
     steps = sorted(
         (_slope(groups[g], a, b), g, b)
         for g, hull in enumerate(hulls)
-        for a, b in zip(hull, hull[1:], strict=False)
+        for a, b in pairwise(hull)
     )
     plan = [hull[0] for hull in hulls]
     spent = _cost(groups, plan)

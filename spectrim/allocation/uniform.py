@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from spectrim.allocation._request import AllocationRequest
+from spectrim.allocation._request import AllocationRequest, Choices
 from spectrim.registry import NoOptions
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "the common choice of all low-rank methods"
+_BISECTIONS = 40
 
 
 def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | None]:
-    ranks: dict[str, int | None] = {}
-    for curve in request.curves:
-        choices = request.choices(curve)
-        allowed = int(request.budget * curve.dense_cost + 1e-9)
-        fitting = int(np.searchsorted(choices.costs, allowed, side="right")) - 1
-        rank = int(choices.ranks[max(fitting, 0)])
-        ranks[curve.name] = rank or None
-    return ranks
+    """Where some layer's smallest rank is already above the fraction, the others give way."""
+    choices = [request.choices(curve) for curve in request.curves]
+    dense = np.array([curve.dense_cost for curve in request.curves])
+    picked = _fitting(choices, dense, request.budget)
+    low, high = 0.0, request.budget
+    if _cost(choices, picked) > request.weights:
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            fits = _cost(choices, _fitting(choices, dense, middle)) <= request.weights
+            low, high = (middle, high) if fits else (low, middle)
+        picked = _fitting(choices, dense, low)
+    return {
+        curve.name: int(choice.ranks[index]) or None
+        for curve, choice, index in zip(request.curves, choices, picked, strict=True)
+    }
+
+
+def _fitting(choices: list[Choices], dense: NDArray[np.int64], fraction: float) -> list[int]:
+    """Per layer the dearest choice within the fraction, or else its cheapest."""
+    allowed = (fraction * dense + 1e-9).astype(np.int64)
+    return [
+        max(int(np.searchsorted(choice.costs, most, side="right")) - 1, 0)
+        for choice, most in zip(choices, allowed, strict=True)
+    ]
+
+
+def _cost(choices: list[Choices], picked: list[int]) -> int:
+    return sum(int(c.costs[i]) for c, i in zip(choices, picked, strict=True))

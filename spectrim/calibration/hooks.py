@@ -19,20 +19,32 @@ Sink = Callable[[str, LayerTokens, bool], None]
 
 @dataclass(frozen=True)
 class BatchIndex:
-    """Which rows of a flattened (B * T) batch are real, and the sequence of each."""
+    """Which rows of a flattened (B * T) batch are real (None: all), and each one's sequence."""
 
-    mask: Tensor
+    mask: Tensor | None
     sequence: Tensor
 
     @classmethod
     def of(cls, mask: Tensor, first_sequence: int) -> BatchIndex:
         rows, length = mask.shape
         numbers = torch.arange(first_sequence, first_sequence + rows, device=mask.device)
-        return cls(mask.flatten(), numbers.repeat_interleave(length))
+        real = None if bool(mask.all()) else mask.flatten()
+        return cls(real, numbers.repeat_interleave(length))
 
     def select(self, rows: Tensor | None) -> BatchIndex:
         """The same for the tokens `rows` that were routed to an expert."""
-        return self if rows is None else BatchIndex(self.mask[rows], self.sequence[rows])
+        if rows is None:
+            return self
+        return BatchIndex(None if self.mask is None else self.mask[rows], self.sequence[rows])
+
+    def real(self, values: Tensor) -> Tensor:
+        """(..., d) -> (n, d), the rows of real tokens."""
+        flat = values.detach().flatten(0, -2)
+        return flat if self.mask is None else flat[self.mask]
+
+    @property
+    def real_sequence(self) -> Tensor:
+        return self.sequence if self.mask is None else self.sequence[self.mask]
 
 
 @contextmanager
@@ -48,18 +60,11 @@ def observed(
     def hook_for(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             here = index.select(getattr(module, "token_rows", None))
-            real = here.mask
-            x = inputs[0].detach().flatten(0, -2)[real]
-            y = output.detach().flatten(0, -2)[real]
-            sequence = here.sequence[real]
+            x, y, sequence = here.real(inputs[0]), here.real(output), here.real_sequence
             sink(name, LayerTokens(x, y, None, sequence), False)
             if backward and output.requires_grad:
                 output.register_hook(
-                    lambda g: sink(
-                        name,
-                        LayerTokens(x, y, g.detach().flatten(0, -2)[real], sequence),
-                        True,
-                    )
+                    lambda g: sink(name, LayerTokens(x, y, here.real(g), sequence), True)
                 )
 
         return hook

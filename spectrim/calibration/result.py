@@ -60,6 +60,23 @@ class Calibration:
                 for entry, tensor in state.items():
                     self.states[statistic][key][entry] += tensor
 
+    def mixed(self, other: Calibration, weight: float) -> Calibration:
+        """`(1 - weight) * self + weight * other` per token, counted as `self` is."""
+        states = {
+            statistic: {
+                key: {
+                    entry: (1 - weight) * tensor
+                    + weight * self.tokens / other.tokens * other.states[statistic][key][entry]
+                    for entry, tensor in state.items()
+                }
+                for key, state in by_layer.items()
+            }
+            for statistic, by_layer in self.states.items()
+        }
+        return Calibration(
+            self.groups, dict(self.counts), states, self.tokens, dict(self.provenance)
+        )
+
     @property
     def bytes(self) -> int:
         return sum(
@@ -93,7 +110,7 @@ class LayerStatistics:
         return statistic in self.calibration.states
 
     def __getitem__(self, statistic: str) -> Any:
-        """What the statistic's `finish` returns. Raises InputError when it was not collected."""
+        """What the statistic's `finish` returns. Raises InputError when it was not kept."""
         if statistic not in self:
             have = ", ".join(sorted(self.calibration.states)) or "none"
             raise InputError(

@@ -37,11 +37,11 @@ def load_calibration(path: Path) -> Calibration:
     """Raises InputError for a missing file, CheckpointError for a damaged one."""
     tensors, metadata = read_tensors(path)
     states: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
-    for name, tensor in tensors.items():
-        statistic, key, entry = name.split("|")
-        STATISTICS.get(statistic)
-        states.setdefault(statistic, {}).setdefault(key, {})[entry] = tensor
     try:
+        for name, tensor in tensors.items():
+            statistic, key, entry = name.split("|")
+            STATISTICS.get(statistic)
+            states.setdefault(statistic, {}).setdefault(key, {})[entry] = tensor
         return Calibration(
             metadata["groups"],
             metadata["counts"],
@@ -49,8 +49,8 @@ def load_calibration(path: Path) -> Calibration:
             metadata["tokens"],
             metadata["provenance"],
         )
-    except KeyError as error:
-        raise CheckpointError(f"{path} holds no calibration: {error} is missing") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no calibration: {error}") from error
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -74,10 +74,7 @@ def calibrate(
     `resume` is a calibration that stopped after `provenance["sequences_done"]` sequences.
     Raises ModelError when activations or gradients are not finite.
     """
-    result = None
-    for result in calibrate_steps(model, targets, blocks, settings, resume):
-        pass
-    assert result is not None
+    *_, result = calibrate_steps(model, targets, blocks, settings, resume)
     return result
 
 
@@ -138,15 +135,19 @@ def _run_batch(
     with observed(model, targets, index, sink, settings.backward):
         if not settings.backward:
             with torch.no_grad():
-                _forward(model, batch)
+                _check_finite(_forward(model, batch)[batch.mask].sum(), batch)
             return
         loss = summed_loss(_forward(model, batch), batch, settings)
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"the loss is not finite on sequences from {batch.first_sequence} on; "
-                "check the weights for NaN and calibrate in float32"
-            )
+        _check_finite(loss, batch)
         loss.backward()
+
+
+def _check_finite(value: Tensor, batch: Batch) -> None:
+    if not torch.isfinite(value):
+        raise ModelError(
+            f"the loss is not finite on sequences from {batch.first_sequence} on; "
+            "check the weights for NaN and calibrate in float32"
+        )
 
 
 def _forward(model: nn.Module, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ Cov(y) = U diag(l) U^T,   W_hat = U_r U_r^T W,   b_hat = b + (I - U_r U_r^T)(E[y
 from __future__ import annotations
 
 from spectrim.decompositions._problem import LayerProblem
-from spectrim.linalg.psd import descending_eigh
+from spectrim.linalg.psd import check_covariance, check_finite, descending_eigh
 from spectrim.linalg.truncated import Factors
 from spectrim.registry import NoOptions
 
@@ -16,6 +16,8 @@ REFERENCE = "Yu and Wu, 2024, arXiv:2405.18146; Kaushal et al., 2023, arXiv:2309
 
 def decompose(problem: LayerProblem, options: NoOptions) -> Factors:
     moments = problem.statistic("output_covariance")
+    check_finite(problem.weight, "weight")
+    check_covariance(moments.covariance, f"output covariance of {problem.name}")
     values, vectors = descending_eigh(moments.covariance)
     rank = min(problem.weight.shape)
     basis = vectors[:, :rank]

@@ -26,7 +26,8 @@ class LowRankLinear(FactoredLinear):
     @classmethod
     def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> LowRankLinear:
         left, right = left.double(), right.double()
-        scale = (right.norm() / left.norm()).sqrt()
+        sizes = left.norm(), right.norm()
+        scale = (sizes[1] / sizes[0]).sqrt() if min(sizes) > 0 else 1.0
         return cls(linear(right / scale, None), linear(left * scale, double(bias)))
 
     @classmethod

@@ -69,13 +69,19 @@ class PivotedLinear(FactoredLinear):
         cached = self._position
         if cached is not None and cached.device == self.pivot_mask.device:
             return cached
-        is_pivot = unpack_bits(self.pivot_mask, self.out_features)
-        position = torch.where(
-            is_pivot, is_pivot.cumsum(0) - 1, self.rank - 1 + (~is_pivot).cumsum(0)
-        )
-        if not (position.is_meta or torch.compiler.is_compiling()):
+        if torch.compiler.is_compiling():
+            return self._derived_position()
+        with torch.inference_mode(False):  # a tensor made in it could not be trained with
+            position = self._derived_position()
+        if not position.is_meta:
             self._position = position
         return position
+
+    def _derived_position(self) -> Tensor:
+        is_pivot = unpack_bits(self.pivot_mask, self.out_features)
+        return torch.where(
+            is_pivot, is_pivot.cumsum(0) - 1, self.rank - 1 + (~is_pivot).cumsum(0)
+        )
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         self._position = None

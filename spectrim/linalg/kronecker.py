@@ -13,16 +13,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectrim.errors import NumericalError
+from spectrim.linalg.psd import check_finite
+
 TOLERANCE = 1e-8
 MOST_STEPS = 40
+EXHAUSTED = 1e-12
+"""A new left vector this small, relative to the value so far, is rounding."""
 
 
 def rank_one_kronecker(gradients: Tensor) -> tuple[Tensor, Tensor]:
     """A (in, in) and B (out, out), both with positive trace, from gradients (n, out, in).
 
-    Scaled so that B has Frobenius norm one.
+    Scaled so that B has Frobenius norm one. Raises NumericalError for gradients that are all
+    zero or not finite.
     """
+    check_finite(gradients, "weight gradients")
     gradients = gradients.double()
+    if not gradients.any():
+        raise NumericalError(
+            f"weight gradients of shape {tuple(gradients.shape)} are zero: no token reached "
+            "this layer; calibrate on more data or leave the layer out"
+        )
     right, left, value = _leading_triplet(gradients)
     sign = torch.sign(right.trace())
     return sign * value * right, sign * left
@@ -46,28 +58,30 @@ def _leading_triplet(gradients: Tensor) -> tuple[Tensor, Tensor, float]:
     previous = 0.0
     while True:
         u = _orthogonal(_forward(gradients, right[-1]), left)
-        diagonal.append(float(u.norm()))
-        if diagonal[-1] == 0:
+        length = float(u.norm())
+        if length <= EXHAUSTED * previous:
             break
-        left.append(u / diagonal[-1])
+        diagonal.append(length)
+        left.append(u / length)
         v = _orthogonal(_backward(gradients, left[-1]), right)
         above.append(float(v.norm()))
-        value = float(torch.linalg.matrix_norm(_bidiagonal(diagonal, above), 2))
+        value = float(torch.linalg.matrix_norm(_bidiagonal(diagonal, above, len(right)), 2))
         settled = abs(value - previous) <= TOLERANCE * value
         if settled or len(diagonal) == MOST_STEPS or above[-1] <= TOLERANCE * value:
             break
         previous = value
         right.append(v / above[-1])
-    core = _bidiagonal(diagonal[: len(left)], above[: max(0, len(left) - 1)])
-    u, s, vh = torch.linalg.svd(core)
+    u, s, vh = torch.linalg.svd(_bidiagonal(diagonal, above, len(right)), full_matrices=False)
     combine = lambda basis, weights: sum(w * b for w, b in zip(weights, basis, strict=False))  # noqa: E731
     return combine(right, vh[0]), combine(left, u[:, 0]), float(s[0])
 
 
-def _bidiagonal(diagonal: list[float], above: list[float]) -> Tensor:
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    for i, value in enumerate(above[: len(diagonal) - 1]):
-        matrix[i, i + 1] = value
+def _bidiagonal(diagonal: list[float], above: list[float], columns: int) -> Tensor:
+    """Shape (len(diagonal), columns): one column more when the left space ran out first."""
+    matrix = torch.zeros(len(diagonal), columns, dtype=torch.float64)
+    matrix.diagonal().copy_(torch.tensor(diagonal, dtype=torch.float64))
+    over = matrix.diagonal(1)
+    over.copy_(torch.tensor(above[: len(over)], dtype=torch.float64))
     return matrix
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import NumericalError
-from spectrim.linalg.psd import cholesky, damped
+from spectrim.linalg.psd import check_covariance, cholesky, damped
 
 
 class Metric(ABC):
@@ -69,12 +69,14 @@ class CovarianceMetric(Metric):
     """`C = covariance + damping * mean(diag) * I`, shape (n, n).
 
     The Cholesky factor is made on first use: a solver that only needs `gram` never pays
-    for it and works with a singular covariance.
+    for it and works with a singular covariance. Raises NumericalError for a covariance that
+    is zero or not finite.
     """
 
     def __init__(self, covariance: Tensor, damping: float, name: str = "covariance"):
         self.damping = damping
         self.name = name
+        check_covariance(covariance, name)
         self.covariance = damped(covariance.double(), damping)
 
     @cached_property

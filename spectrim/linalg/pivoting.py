@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import NumericalError
+from spectrim.linalg.psd import check_finite
 
 COEFFICIENT_BOUND = 1.5
 """Largest absolute coefficient that `pivot_rows` leaves."""
@@ -23,9 +24,11 @@ _MOST_SWAPS_PER_ROW = 20
 def pivot_rows(left: Tensor) -> tuple[Tensor, Tensor]:
     """Pivots (r,) int64 and coefficients (n - r, r) of the other rows, in ascending order both.
 
-    `left` is (n, r) of full column rank, float64. Raises NumericalError when it is rank-deficient.
+    `left` is (n, r) of full column rank, float64. Raises NumericalError when it is not of full
+    rank or not finite.
     """
     rows, rank = left.shape
+    check_finite(left, "factor")
     permutation, _, upper = torch.linalg.lu(left.double())
     diagonal = upper.diagonal().abs()
     if rank == 0 or bool(diagonal.min() <= diagonal.max() * 1e-13):

@@ -24,7 +24,18 @@ def check_finite(matrix: Tensor, name: str) -> None:
         bad = int((~torch.isfinite(matrix)).sum())
         raise NumericalError(
             f"{name} of shape {tuple(matrix.shape)} holds {bad} non-finite values; "
-            "expected finite numbers: check the model's weights and the data, or calibrate in float32"
+            "expected finite numbers: check the model's weights and the data, "
+            "or calibrate in float32"
+        )
+
+
+def check_covariance(matrix: Tensor, name: str) -> None:
+    """Raises NumericalError when `matrix` (n, n) is not finite, or zero."""
+    check_finite(matrix, name)
+    if mean_diagonal(matrix) <= 0:
+        raise NumericalError(
+            f"{name} of shape {tuple(matrix.shape)} is zero: no token reached this layer; "
+            "calibrate on more data or leave the layer out"
         )
 
 
@@ -49,12 +60,7 @@ def cholesky(matrix: Tensor, damping: float, name: str = "covariance") -> Tensor
     Raises NumericalError for non-finite input, a zero matrix, or when damping 1 fails.
     """
     matrix = matrix.double()
-    check_finite(matrix, name)
-    if mean_diagonal(matrix) <= 0:
-        raise NumericalError(
-            f"{name} of shape {tuple(matrix.shape)} is zero: no token reached this layer; "
-            "calibrate on more data or leave the layer out"
-        )
+    check_covariance(matrix, name)
     attempt = damping
     while attempt <= LARGEST_DAMPING:
         factor, info = torch.linalg.cholesky_ex(damped(matrix, attempt))
@@ -71,6 +77,6 @@ def cholesky(matrix: Tensor, damping: float, name: str = "covariance") -> Tensor
 
 
 def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n,), largest first and clipped at zero, and eigenvectors (n, n) in columns."""
+    """Eigenvalues (n,), largest first, clipped at zero, and eigenvectors (n, n) in columns."""
     values, vectors = torch.linalg.eigh(matrix.double())
     return values.flip(0).clamp_min(0), vectors.flip(1)

@@ -24,7 +24,7 @@ class Factors:
     """A weight as a sum of rank-one terms, most important first.
 
     left (out, k), right (k, in), spectrum (k,) the singular values of the whitened weight.
-    offset (k,), or None: what a bias takes over when term i is cut, `sum_{i>r} left_i offset_i`.
+    offset (k,), or None: what a bias takes over of the cut terms, `sum_{i>r} left_i offset_i`.
     """
 
     left: Tensor

@@ -1,4 +1,4 @@
-"""The factors of every layer with their predicted loss curves: factorise once, cut many times."""
+"""The factors of every layer with their predicted loss curves: one factorisation, many cuts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class JointCorrection:
     """Measured against summed loss of whole plans, as (summed, measured) pairs, ascending.
 
     Layers are priced one at a time; together they cost more (or, far out, less). Between
-    the pairs the ratio is interpolated in log-log; below them it keeps the first ratio.
+    the pairs the ratio is interpolated in log-log; below them, and above a single pair, it
+    keeps the first ratio.
     """
 
     pairs: tuple[tuple[float, float], ...] = ()
@@ -30,9 +31,9 @@ class JointCorrection:
         x = np.log([pair[0] for pair in self.pairs])
         y = np.log([pair[1] for pair in self.pairs])
         at = np.log(summed)
-        if at <= x[0]:
+        if at <= x[0] or len(x) == 1:
             return float(summed * np.exp(y[0] - x[0]))
-        if at >= x[-1] and len(x) > 1:
+        if at >= x[-1]:
             slope = np.clip((y[-1] - y[-2]) / (x[-1] - x[-2]), 0.0, 1.5)
             return float(np.exp(y[-1] + slope * (at - x[-1])))
         return float(np.exp(np.interp(at, x, y)))

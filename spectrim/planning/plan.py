@@ -11,16 +11,14 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.errors import InputError
-from spectrim.storage import write_text
+from spectrim.storage import is_file, read_mapping, write_text
 
 _STRICT = ConfigDict(extra="forbid")
-LARGEST_FILE = 64 * 2**20
-"""Bytes; a plan of a thousand layers has a hundred thousand."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class LayerPlan:
-    """rank None leaves the layer dense. predicted_loss in nats per token, of this layer alone."""
+    """rank None leaves the layer dense. predicted_loss: nats per token, of this layer alone."""
 
     shape: tuple[int, int]
     rank: int | None = Field(default=None, ge=1)
@@ -70,15 +68,9 @@ def save_plan(plan: Plan, path: Path) -> None:
 
 def load_plan(path: Path) -> Plan:
     """Raises InputError that names each wrong field."""
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"no plan file {path}; make one with `spectrim plan MODEL -o {path}`")
-    if path.stat().st_size > LARGEST_FILE:
-        raise InputError(f"{path} is larger than {LARGEST_FILE} bytes: not a plan")
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {str(error)[:200]}") from error
+    values = read_mapping(path)
     try:
         return TypeAdapter(Plan).validate_python(values)
     except ValidationError as error:

@@ -37,7 +37,7 @@ def curves_of(decomposition: Decomposition) -> tuple[LayerCurve, ...]:
 
 
 def make_plan(decomposition: Decomposition, recipe: Recipe) -> Plan:
-    """The recipe's allocation at the recipe's budget. Raises InputError when it does not fit."""
+    """The recipe's allocation at its budget. Raises InputError when that does not fit."""
     request = AllocationRequest(
         curves_of(decomposition), recipe.budget, recipe.layer, recipe.rank_multiple
     )
