@@ -14,3 +14,30 @@ PUBLISHED_PERPLEXITY_RELATIVE = 1e-3
 
 DENSE_EXPORT_ABSOLUTE = 1e-6
 """Logits of size one: W x against left (right x), both in float32."""
+
+FLOAT64_RELATIVE = 1e-8
+"""Float64 linear algebra of small, moderately conditioned matrices by two routes."""
+
+SPECTRUM_RELATIVE = 1e-6
+"""Singular values from a Gram matrix against a direct SVD, relative to the largest."""
+
+KRONECKER_RELATIVE = 1e-3
+"""Singular vectors from Lanczos that stops when the singular value has settled to 1e-8."""
+
+AUTOGRAD_RELATIVE = 5e-5
+"""Gradient statistics of a float32 model against autograd on the same model in float64."""
+
+BFLOAT16_LAYER_FACTOR = 4.0
+"""A factored layer in bfloat16 rounds twice where the dense one rounds once."""
+
+KFAC_RELATIVE = 0.05
+"""The quadratic model of the divergence at logits of a few hundredths."""
+
+SAMPLED_FISHER_RELATIVE = 0.05
+"""The trace of a Fisher matrix estimated from a few thousand sampled labels."""
+
+BUDGET_UNUSED = 1e-3
+"""Share of the budget that a plan of forty layers may leave unspent."""
+
+LOSS_RELATIVE = 1e-9
+"""Sums of predicted losses in another order."""
