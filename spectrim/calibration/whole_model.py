@@ -135,7 +135,8 @@ def _run_batch(
     with observed(model, targets, index, sink, settings.backward):
         if not settings.backward:
             with torch.no_grad():
-                _check_finite(_forward(model, batch)[batch.mask].sum(), batch)
+                logits = _forward(model, batch)
+            _check_finite(logits.sum(-1, dtype=torch.float32)[batch.mask].sum(), batch)
             return
         loss = summed_loss(_forward(model, batch), batch, settings)
         _check_finite(loss, batch)
@@ -194,7 +195,7 @@ def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
 @contextmanager
 def _frozen(model: nn.Module, backward: bool) -> Iterator[None]:
     """Evaluation mode, no parameter gradients; the embedding's output starts the graph."""
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
     model.eval()
     for parameter, _ in flags:
@@ -212,4 +213,5 @@ def _frozen(model: nn.Module, backward: bool) -> Iterator[None]:
             handle.remove()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        model.train(training)
+        for module, training in modes:
+            module.training = training

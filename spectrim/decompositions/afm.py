@@ -5,6 +5,8 @@ Cov(y) = U diag(l) U^T,   W_hat = U_r U_r^T W,   b_hat = b + (I - U_r U_r^T)(E[y
 
 from __future__ import annotations
 
+import torch
+
 from spectrim.decompositions._problem import LayerProblem
 from spectrim.linalg.psd import check_covariance, check_finite, descending_eigh
 from spectrim.linalg.truncated import Factors
@@ -18,13 +20,9 @@ def decompose(problem: LayerProblem, options: NoOptions) -> Factors:
     moments = problem.statistic("output_covariance")
     check_finite(problem.weight, "weight")
     check_covariance(moments.covariance, f"output covariance of {problem.name}")
-    values, vectors = descending_eigh(moments.covariance)
-    rank = min(problem.weight.shape)
-    basis = vectors[:, :rank]
+    weight = problem.weight.double()
+    reachable = torch.linalg.qr(weight).Q  # (out, k): W x + b varies in no other direction
+    values, vectors = descending_eigh(reachable.T @ moments.covariance @ reachable)
+    basis = reachable @ vectors
     mean = moments.mean if problem.bias is None else moments.mean - problem.bias.double()
-    return Factors(
-        left=basis,
-        right=basis.T @ problem.weight.double(),
-        spectrum=values[:rank].sqrt(),
-        offset=basis.T @ mean,
-    ).balanced()
+    return Factors(basis, basis.T @ weight, values.sqrt(), basis.T @ mean).balanced()
