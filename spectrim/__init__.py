@@ -1,0 +1,71 @@
+"""spectrim: language models made smaller by low-rank decomposition guided by the loss.
+
+Importing it lets `transformers` load compressed checkpoints with plain `from_pretrained`.
+
+    model, tokenizer = spectrim.load("name or directory")
+    calibration = spectrim.calibrate(model, tokenizer, recipe)
+    decomposition = spectrim.decompose(model, calibration, recipe)
+    plan = spectrim.plan(decomposition, recipe)
+    smaller = spectrim.compress(model, decomposition, plan)
+    spectrim.save(smaller, tokenizer, "directory")
+    spectrim.evaluate(smaller, tokenizer, "text.txt")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+from spectrim import hub as _hub  # registers the plug-in
+from spectrim.errors import NumericalWarning, SpectrimError
+from spectrim.hub import load
+
+if TYPE_CHECKING:
+    from spectrim.pipeline import (
+        calibrate,
+        compress,
+        decompose,
+        evaluate,
+        factorise,
+        measure,
+        plan,
+    )
+    from spectrim.recipe import Recipe
+
+_LAZY = {
+    "Recipe": "spectrim.recipe",
+    **dict.fromkeys(
+        ("calibrate", "compress", "decompose", "evaluate", "factorise", "measure", "plan"),
+        "spectrim.pipeline",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'spectrim' has no attribute '{name}'")
+
+
+def save(model: Any, tokenizer: Any, directory: str) -> None:
+    """Write a compressed model that loads with plain `from_pretrained`. Raises InputError."""
+    _hub.save_compressed(model, tokenizer, directory, model.config.quantization_config)
+
+
+__all__ = [
+    "NumericalWarning",
+    "Recipe",
+    "SpectrimError",
+    "calibrate",
+    "compress",
+    "decompose",
+    "evaluate",
+    "factorise",
+    "load",
+    "measure",
+    "plan",
+    "save",
+]

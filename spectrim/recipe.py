@@ -46,6 +46,18 @@ class MeasureRecipe:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class PathRecipe:
+    """Statistics averaged between the original and the model cut to `budget`.
+
+    weight: of the second pass (0 leaves it out); share: of the sequences it uses.
+    """
+
+    budget: float = Field(default=0.7, gt=0, le=1)
+    weight: float = Field(default=0.5, ge=0, le=1)
+    share: float = Field(default=0.25, gt=0, le=1)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Recipe:
     """budget: fraction of the compressed layers' weights that is kept (0.8 keeps 80%).
 
@@ -63,6 +75,7 @@ class Recipe:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibration: CalibrationRecipe = Field(default_factory=CalibrationRecipe)
+    path: PathRecipe = Field(default_factory=PathRecipe)
     measure: MeasureRecipe = Field(default_factory=MeasureRecipe)
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
@@ -84,6 +97,22 @@ class Recipe:
         pricing = ("input_covariance", "gradient_covariance")
         return tuple(sorted({*method, *allocation, *pricing}))
 
+    @property
+    def averages_path(self) -> bool:
+        """Only methods whose metric is the loss's curvature have a path to average it along."""
+        curved = "gradient_covariance" in DECOMPOSITIONS.get(self.method).REQUIRES
+        return curved and self.path.weight > 0
+
+    def for_measuring(self, budget: float) -> Recipe:
+        """Loss-optimal plain factors: the same plans whatever the recipe's own choices."""
+        return self.with_changes(
+            budget=budget,
+            allocation="loss_optimal",
+            allocation_options={},
+            layer="lowrank",
+            rank_multiple=1,
+        )
+
     def with_changes(self, **changes: Any) -> Recipe:
         """Top-level fields replaced; raises InputError for a value that does not fit."""
         try:
@@ -102,6 +131,7 @@ PRESETS: dict[str, Recipe] = {
     "default": Recipe(),
     "fast": Recipe(
         calibration=CalibrationRecipe(sequences=64),
+        path=PathRecipe(weight=0.0),
         measure=MeasureRecipe(layers=False, joint=False),
     ),
 }

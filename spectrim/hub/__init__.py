@@ -7,7 +7,8 @@ from spectrim.hub.card import CardFacts, model_card
 from spectrim.hub.checks import check_weights
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.export import export_dense, export_self_contained
-from spectrim.hub.load import load
+from spectrim.hub.load import load, resolve, stored_dtype
+from spectrim.hub.output import check_output
 from spectrim.hub.quantizer import SpectrimQuantizer
 from spectrim.hub.register import register
 from spectrim.hub.save import SaveOptions, mark_compressed, save_compressed, write_extra
@@ -20,6 +21,7 @@ __all__ = [
     "SpectrimConfig",
     "SpectrimQuantizer",
     "activate",
+    "check_output",
     "check_weights",
     "deactivate",
     "export_dense",
@@ -29,6 +31,8 @@ __all__ = [
     "mark_compressed",
     "model_card",
     "register",
+    "resolve",
     "save_compressed",
+    "stored_dtype",
     "write_extra",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from spectrim.errors import CheckpointError, InputError
@@ -51,6 +51,14 @@ def resolve(name: str | Path) -> Path | str:
     if isinstance(name, Path) or not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise InputError(f"there is no directory {name}")
     return name
+
+
+def stored_dtype(name: str | Path) -> torch.dtype | None:
+    """The dtype that the checkpoint's config states, or None."""
+    source = resolve(name)
+    with _explained(source):
+        dtype = AutoConfig.from_pretrained(source).dtype
+    return dtype if isinstance(dtype, torch.dtype) else None
 
 
 def load_tokenizer(source: Path | str, options: dict[str, Any]) -> Any:

@@ -50,6 +50,11 @@ def output_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
         raise
 
 
+def check_output(directory: str | Path, overwrite: bool) -> None:
+    """Raises InputError where `output_directory` would: for use before long work."""
+    _check_target(Path(os.path.abspath(Path(directory).expanduser())), overwrite)
+
+
 def is_spectrim_output(directory: Path) -> bool:
     if (directory / MARKER).is_file():
         return True

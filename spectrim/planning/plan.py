@@ -51,6 +51,9 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         return TypeAdapter(Plan).dump_python(self, mode="json")
 
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
+
     @property
     def ranks(self) -> dict[str, int]:
         """Ranks of the layers that are not left dense."""
@@ -59,11 +62,8 @@ class Plan:
 
 def save_plan(plan: Plan, path: Path) -> None:
     """JSON for `.json`, else YAML. Raises InputError when it cannot be written."""
-    values = plan.to_dict()
-    if path.suffix == ".json":
-        write_text(path, json.dumps(values, indent=1) + "\n")
-    else:
-        write_text(path, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+    as_json = path.suffix == ".json"
+    write_text(path, json.dumps(plan.to_dict(), indent=1) + "\n" if as_json else plan.to_yaml())
 
 
 def load_plan(path: Path) -> Plan:

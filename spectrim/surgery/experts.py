@@ -26,6 +26,10 @@ def fused_expert_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if is_fused_experts(module)]
 
 
+def split_expert_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, SplitExperts)]
+
+
 def split_experts(model: nn.Module, names: list[str]) -> None:
     """Replace the fused modules `names` in place. Raises ModelError for an unknown layout."""
     for name in names:
@@ -53,6 +57,7 @@ class SplitExperts(nn.Module):
         self.activation = fused  # keeps the gate function and its constants, not the weights
         for parameter in list(fused._parameters):
             delattr(fused, parameter)
+        self.train(fused.training)
 
     def forward(
         self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
@@ -91,9 +96,9 @@ def _linears(fused: nn.Module, name: str) -> nn.ModuleList:
     linears = nn.ModuleList()
     for expert in range(weights.shape[0]):
         weight = weights.data[expert].T if transposed else weights.data[expert]
-        linear = nn.Linear(*reversed(weight.shape), bias=biases is not None, device="meta")
-        linear.weight = nn.Parameter(weight.contiguous().clone())
+        linear = nn.Linear(weight.shape[1], weight.shape[0], biases is not None, "meta")
+        linear.weight = nn.Parameter(weight.contiguous().clone(), weights.requires_grad)
         if biases is not None:
-            linear.bias = nn.Parameter(biases.data[expert].clone())
+            linear.bias = nn.Parameter(biases.data[expert].clone(), biases.requires_grad)
         linears.append(linear)
     return linears

@@ -196,7 +196,7 @@ def recorded(model: nn.Module, targets: list[Target]) -> Iterator[dict[str, list
 def autograd_statistics(
     model: PreTrainedModel, targets: list[Target], ids: Tensor
 ) -> dict[str, dict[str, Tensor]]:
-    """Every built-in statistic per layer, one sequence at a time, in float64, from weight.grad."""
+    """Every built-in statistic per layer, one sequence at a time, in float64."""
     model = copy.deepcopy(model).double()
     result: dict[str, dict[str, Tensor]] = {}
 

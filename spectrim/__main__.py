@@ -1,0 +1,3 @@
+from spectrim.cli import main
+
+main()

@@ -1,0 +1,37 @@
+"""The command line: parse, call a verb, print. A user's error is one line, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+from spectrim.errors import SpectrimError
+
+FAILED = 2
+
+
+def main() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.showwarning = _one_line
+    try:
+        from spectrim.cli.commands import app
+
+        app()
+    except SpectrimError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last stored calibration step")
+    except MemoryError:
+        _fail("out of memory; use fewer --sequences, a shorter --length or a smaller model")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(FAILED)
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], *place: object, **more: object
+) -> None:
+    print(f"warning: {message}", file=sys.stderr)

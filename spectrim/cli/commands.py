@@ -1,0 +1,226 @@
+"""The commands. Each parses, calls verbs of the library, and prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from transformers.utils import logging
+
+import spectrim
+from spectrim import hub, pipeline
+from spectrim.cli import show
+from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.data import BlockSettings
+from spectrim.errors import InputError
+from spectrim.evaluation import size
+from spectrim.planning import (
+    Decomposition,
+    Plan,
+    load_plan,
+    plan_for_loss,
+    save_plan,
+    size_curve,
+)
+from spectrim.recipe import Recipe
+from spectrim.report.card import card_for
+from spectrim.report.curve_plot import curve_svg
+from spectrim.storage import write_text
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make a language model smaller by low-rank decomposition guided by the loss.",
+)
+Model = Annotated[str, typer.Argument(help="Directory, hub name, or 'reference'.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Directory to write.")]
+Overwrite = Annotated[bool, typer.Option(help="Replace an earlier result.")]
+RemoteCode = Annotated[bool, typer.Option(help="Run code that comes with the model.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(spectrim.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    logging.disable_progress_bar()
+
+
+def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
+    """Model in float32, tokenizer, and the dtype its checkpoint is stored in."""
+    model, tokenizer = hub.load(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        raise InputError(f"{name} has no tokenizer; put its files beside the model")
+    return model, tokenizer, hub.stored_dtype(name) or torch.float32
+
+
+def _planned(decomposition: Decomposition, recipe: Recipe, target_loss: float | None) -> Plan:
+    if target_loss is not None:
+        return plan_for_loss(decomposition, recipe, target_loss)
+    return pipeline.plan(decomposition, recipe)
+
+
+@app.command()
+@with_recipe_options
+def compress(
+    model: Model,
+    output: Output,
+    given: dict[str, Any],
+    plan: Annotated[Path | None, typer.Option(help="Plan file to follow.")] = None,
+    target_loss: Annotated[
+        float | None, typer.Option(help="Smallest model within this loss, nats per token.")
+    ] = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Calibrate, decompose, plan, replace the layers, and save."""
+    recipe = recipe_of(given)
+    followed = load_plan(plan) if plan else None
+    if followed:
+        recipe = recipe.with_changes(
+            method=followed.method, layer=followed.layer, budget=followed.budget
+        )
+    hub.check_output(output, overwrite)
+    original, tokenizer, stored = _load(model, trust_remote_code)
+    decomposition = pipeline.factorise(
+        original, tokenizer, recipe, workspace_of(given), show.track
+    )
+    chosen = followed or _planned(decomposition, recipe, target_loss)
+    dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
+    smaller = pipeline.compress(original, decomposition, chosen, dtype)
+    extras = {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}
+    hub.save_compressed(
+        smaller,
+        tokenizer,
+        output,
+        smaller.config.quantization_config,
+        hub.SaveOptions(
+            card=card_for(model, chosen, recipe), extras=extras, overwrite=overwrite
+        ),
+    )
+    show.plan_table(chosen)
+    show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+
+
+@app.command()
+@with_recipe_options
+def plan(
+    model: Model,
+    given: dict[str, Any],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Plan file (.yaml or .json).")
+    ] = None,
+    target_loss: Annotated[
+        float | None, typer.Option(help="Smallest model within this loss, nats per token.")
+    ] = None,
+    plot: Annotated[Path, typer.Option(help="SVG file of the curve.")] = Path("plan.svg"),
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """The size/quality curve before anything is compressed, and a plan to edit."""
+    recipe = recipe_of(given)
+    original, tokenizer, _ = _load(model, trust_remote_code)
+    decomposition = pipeline.factorise(
+        original, tokenizer, recipe, workspace_of(given), show.track
+    )
+    points = size_curve(decomposition, recipe)
+    chosen = _planned(decomposition, recipe, target_loss)
+    write_text(
+        plot, curve_svg(points, f"{model}: {recipe.method}, {recipe.layer}", chosen.kept)
+    )
+    if output:
+        save_plan(chosen, output)
+    if json:
+        show.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
+        return
+    show.curve_table(points)
+    show.plan_table(chosen)
+    show.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
+    data: Annotated[str, typer.Option(help="Text to evaluate on.")] = "python:held_out",
+    original: Annotated[
+        str | None, typer.Option(help="Model to measure the divergence from.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 20_000,
+    length: Annotated[int | None, typer.Option(help="Tokens per chunk.")] = None,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Token perplexity on chunks and per document, divergence, parameters and bytes."""
+    reference = _load(original, trust_remote_code)[0] if original else None
+    results = {}
+    for name in models:
+        model, tokenizer, _ = _load(name, trust_remote_code)
+        settings = BlockSettings(
+            length=length or pipeline.default_length(model), max_tokens=tokens, keep_tail=True
+        )
+        results[name] = pipeline.evaluate(model, tokenizer, data, settings, reference)
+        results[name] |= pipeline.evaluate_documents(model, tokenizer, data, settings)
+        results[name] |= _disk_bytes(name)
+    if json:
+        show.as_json(results)
+    else:
+        show.figures_table(results)
+
+
+def _disk_bytes(name: str) -> dict[str, float]:
+    place = hub.resolve(name)
+    return {"disk_bytes": size.disk_bytes(place)} if isinstance(place, Path) else {}
+
+
+@app.command()
+def ls(json: Json = False) -> None:
+    """Methods, allocations, layers, statistics and evaluators: what each needs, its source."""
+    rows = pipeline.catalogue()
+    if json:
+        show.as_json(rows)
+        return
+    for kind, entries in rows.items():
+        show.table(
+            kind,
+            ("name", "what", "needs", "reference"),
+            [(e["name"], e["summary"], ", ".join(e["needs"]), e["reference"]) for e in entries],
+        )
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Directory of a compressed model.")],
+    output: Output,
+    dense: Annotated[bool, typer.Option("--dense", help="Multiply the factors back.")] = False,
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="Add code, to load without spectrim.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """A checkpoint that loads without spectrim: dense, or with its own code."""
+    if dense == self_contained:
+        raise InputError("choose one of --dense and --self-contained")
+    write = hub.export_dense if dense else hub.export_self_contained
+    show.note(f"saved to {write(checkpoint, output, overwrite)}")
+
+
+@app.command()
+def activate(
+    remove: Annotated[bool, typer.Option("--remove", help="Undo it.")] = False,
+) -> None:
+    """Let every program of this environment load compressed models without an import."""
+    if remove:
+        show.note("removed" if hub.deactivate() else "was not active")
+    else:
+        show.note(f"active through {hub.activate()}")

@@ -1,0 +1,166 @@
+"""The options that shape a recipe, declared once for every command that takes them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spectrim.errors import InputError
+from spectrim.recipe import Recipe, load_recipe, recipe_from
+from spectrim.workspace import Workspace
+
+_RECIPE = "Recipe (each overrides the recipe file or preset)"
+_CALIBRATION = "Calibration"
+
+OPTIONS: dict[str, Any] = {
+    "recipe": Annotated[str, typer.Option(help="Preset (default, fast) or YAML file.")],
+    "budget": Annotated[
+        float | None,
+        typer.Option(help="Fraction of the layers' weights kept.", rich_help_panel=_RECIPE),
+    ],
+    "method": Annotated[
+        str | None, typer.Option(help="See `spectrim ls`.", rich_help_panel=_RECIPE)
+    ],
+    "allocation": Annotated[
+        str | None, typer.Option(help="Rank allocation.", rich_help_panel=_RECIPE)
+    ],
+    "layer": Annotated[
+        str | None, typer.Option(help="pivoted or lowrank.", rich_help_panel=_RECIPE)
+    ],
+    "rank_multiple": Annotated[
+        int | None, typer.Option(help="Round ranks to it.", rich_help_panel=_RECIPE)
+    ],
+    "include": Annotated[
+        list[str] | None,
+        typer.Option(help="Only layers whose name matches.", rich_help_panel=_RECIPE),
+    ],
+    "exclude": Annotated[
+        list[str] | None,
+        typer.Option(help="Not the layers whose name matches.", rich_help_panel=_RECIPE),
+    ],
+    "measure": Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Correct the curves by forward passes.",
+            rich_help_panel=_RECIPE,
+        ),
+    ],
+    "set": Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Any recipe field, as field=value (method_options.damping=0.01).",
+            rich_help_panel=_RECIPE,
+        ),
+    ],
+    "data": Annotated[
+        str | None,
+        typer.Option(
+            help="Text file, .jsonl, .parquet, hf:NAME:SPLIT, or python.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ],
+    "field": Annotated[
+        str | None, typer.Option(help="Text field.", rich_help_panel=_CALIBRATION)
+    ],
+    "sequences": Annotated[
+        int | None, typer.Option(help="Sequences to use.", rich_help_panel=_CALIBRATION)
+    ],
+    "length": Annotated[
+        int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=_CALIBRATION)
+    ],
+    "labels": Annotated[
+        str | None, typer.Option(help="data or sampled.", rich_help_panel=_CALIBRATION)
+    ],
+    "cache": Annotated[
+        Path | None,
+        typer.Option(help="Where calibrations are kept.", rich_help_panel=_CALIBRATION),
+    ],
+    "no_cache": Annotated[
+        bool, typer.Option(help="Keep no calibration.", rich_help_panel=_CALIBRATION)
+    ],
+}
+_DEFAULTS = {"recipe": "default", "no_cache": False}
+_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "labels")
+_TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "include", "exclude")
+
+
+def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add all `OPTIONS` to a typer command, which receives them as one dict `given`."""
+    own = inspect.signature(command)
+    added = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_DEFAULTS.get(name),
+            annotation=annotation,
+        )
+        for name, annotation in OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in OPTIONS}
+        command(**arguments, given=given)
+
+    hints = inspect.get_annotations(command, eval_str=True)
+    kept = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+        for name, parameter in own.parameters.items()
+        if name != "given"
+    ]
+    signature = own.replace(parameters=[*kept, *added], return_annotation=None)
+    wrapped.__signature__ = signature  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {p.name: p.annotation for p in [*kept, *added]}
+    del wrapped.__wrapped__  # type: ignore[attr-defined]
+    return wrapped
+
+
+def recipe_of(given: dict[str, Any]) -> Recipe:
+    """The recipe file or preset with the command line's values over it. Raises InputError."""
+    recipe = load_recipe(given["recipe"])
+    values = recipe.to_dict()
+    for name in _TOP_FIELDS:
+        if given[name] not in (None, []):
+            values[name] = given[name]
+    if given["method"] not in (None, recipe.method):
+        values["method_options"] = {}
+    if given["allocation"] not in (None, recipe.allocation):
+        values["allocation_options"] = {}
+    for name in _CALIBRATION_FIELDS:
+        if given[name] is not None:
+            values["calibration"][name] = given[name]
+    if given["measure"] is not None:
+        values["measure"] |= {"layers": given["measure"], "joint": given["measure"]}
+    for assignment in given["set"] or []:
+        _assign(values, assignment)
+    return recipe_from(values, "options")
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    import yaml
+
+    path, equals, text = assignment.partition("=")
+    if not equals:
+        raise InputError(f"--set {assignment}: expected field=value")
+    *parents, last = path.split(".")
+    place: Any = values
+    for name in parents:
+        place = place.get(name) if isinstance(place, dict) else None
+    if not isinstance(place, dict):
+        raise InputError(f"--set {path}: a recipe has no such field")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {path}: '{text}' is not a value") from error
+
+
+def workspace_of(given: dict[str, Any]) -> Workspace:
+    if given["no_cache"]:
+        return Workspace(None)
+    return Workspace(given["cache"]) if given["cache"] else Workspace.default()

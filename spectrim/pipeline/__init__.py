@@ -1,0 +1,25 @@
+"""The conductor: tokens -> calibration -> decomposition -> plan -> layers -> figures.
+
+Each verb takes values and returns a value; a `Workspace` keeps the long ones between runs.
+"""
+
+from spectrim.pipeline.calibrating import calibrate, calibration_blocks, default_length, prepare
+from spectrim.pipeline.catalogue import catalogue
+from spectrim.pipeline.compressing import compress
+from spectrim.pipeline.evaluating import evaluate, evaluate_documents
+from spectrim.pipeline.factorising import decompose, factorise, measure, plan
+
+__all__ = [
+    "calibrate",
+    "calibration_blocks",
+    "catalogue",
+    "compress",
+    "decompose",
+    "default_length",
+    "evaluate",
+    "evaluate_documents",
+    "factorise",
+    "measure",
+    "plan",
+    "prepare",
+]

@@ -1,0 +1,191 @@
+"""From a model and a recipe to statistics, in one pass or averaged along the way to the result.
+
+The loss increase of a change D of the weights is a quadratic form in the Hessian averaged
+between the original and the changed model,
+
+    L(W + D) - L(W) - <grad, D> = 1/2 D^T ( 2 * integral_0^1 (1 - t) H(W + t D) dt ) D,
+
+not in the Hessian at the original alone. `PathRecipe` adds a second, shorter pass on the
+model cut to a given budget and mixes the two.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spectrim.calibration import Calibration, CalibrationSettings
+from spectrim.calibration.store import load_calibration, model_fingerprint, save_calibration
+from spectrim.calibration.whole_model import calibrate_steps
+from spectrim.curves.probe import exchanged
+from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
+from spectrim.data.loading import open_documents
+from spectrim.errors import CheckpointError
+from spectrim.pipeline.decomposing import decompose
+from spectrim.pipeline.progress import Track, silent
+from spectrim.planning import make_plan
+from spectrim.recipe import Recipe
+from spectrim.surgery.experts import fused_expert_names, split_experts
+from spectrim.surgery.targets import Target, find_targets
+from spectrim.workspace import Workspace
+
+SECONDS_BETWEEN_SAVES = 20.0
+
+
+def prepare(model: PreTrainedModel, recipe: Recipe) -> list[Target]:
+    """Split fused experts in place, and find the layers to compress. Raises ModelError."""
+    split = fused_expert_names(model)
+    split_experts(model, split)
+    return find_targets(model, recipe.include, recipe.exclude)
+
+
+def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
+    """The recipe's calibration tokens, checked against the model's vocabulary."""
+    given = recipe.calibration
+    documents = open_documents(given.data, given.field)
+    settings = BlockSettings(
+        sequences=given.sequences, length=given.length or default_length(model), seed=given.seed
+    )
+    blocks = replace(token_blocks(documents, tokenizer, settings), source=given.data)
+    check_vocabulary(blocks, model.get_input_embeddings().weight.shape[0])
+    return blocks
+
+
+def default_length(model: PreTrainedModel) -> int:
+    """Half the context, at least 256 and at most 2048 tokens, never more than the context."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    return min(context, max(256, min(2048, context // 2)))
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe | None = None,
+    workspace: Workspace | None = None,
+    track: Track = silent,
+) -> Calibration:
+    """Run the model over the recipe's tokens and sum the statistics it needs.
+
+    Fused experts of the model are split in place. An interrupted run continues from the
+    workspace. Raises InputError for unusable data, ModelError for unusable weights.
+    """
+    recipe = recipe or Recipe()
+    run = _Run(
+        model,
+        prepare(model, recipe),
+        calibration_blocks(model, tokenizer, recipe),
+        CalibrationSettings(
+            recipe.statistics,
+            recipe.calibration.labels,
+            recipe.calibration.tokens_per_batch,
+            recipe.calibration.seed or 0,
+        ),
+        workspace or Workspace(None),
+        track,
+    )
+    first = run.once("calibrating", {})
+    if not recipe.averages_path:
+        return first
+    second = _at_path_budget(run, first, recipe)
+    result = first.mixed(second, recipe.path.weight)
+    result.provenance |= {"path": asdict(recipe.path), "key": second.provenance["key"]}
+    return result
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that one pass over the tokens needs."""
+
+    model: PreTrainedModel
+    targets: list[Target]
+    blocks: TokenBlocks
+    settings: CalibrationSettings
+    workspace: Workspace
+    track: Track
+
+    def once(self, what: str, more: dict[str, Any]) -> Calibration:
+        """One pass, from the workspace where it is there. `more` is part of its key."""
+        key = self._key() | more
+        path = self.workspace.path("calibration", key)
+        if path is not None and path.exists():
+            return load_calibration(path)
+        result = self._stored_steps(path, what)
+        result.provenance["key"] = key
+        if path is not None:
+            save_calibration(result, path)
+            _partial(path).unlink(missing_ok=True)
+        return result
+
+    def _key(self) -> dict[str, Any]:
+        return {
+            "model": model_fingerprint(self.model),
+            "data": self.blocks.fingerprint,
+            "statistics": list(self.settings.statistics),
+            "labels": [self.settings.labels, self.settings.seed],
+            "layers": [target.name for target in self.targets],
+        }
+
+    def _stored_steps(self, path: Path | None, what: str) -> Calibration:
+        """All batches, the running sums stored now and then beside `path`."""
+        resume = _resumed(path)
+        steps = calibrate_steps(self.model, self.targets, self.blocks, self.settings, resume)
+        saved = time.monotonic()
+        result = resume
+        for result in self.track(_per_sequence(steps), what, len(self.blocks)):
+            if path is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                save_calibration(result, _partial(path))
+                saved = time.monotonic()
+        assert result is not None
+        return result
+
+
+def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
+    """Statistics of the model cut to the path's budget, on every n-th sequence."""
+    decomposition = decompose(run.model, first, recipe)
+    cut = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
+    step = max(1, round(1 / recipe.path.share))
+    fewer = replace(run.blocks, ids=run.blocks.ids[::step].contiguous(), mask=_every(run, step))
+    with ExitStack() as stack:
+        for name, rank in cut.ranks.items():
+            weight = decomposition.factors[name].weight(rank)
+            stack.enter_context(exchanged(run.model.get_submodule(name), weight))
+        second = replace(run, blocks=fewer)
+        return second.once(
+            "calibrating along the path",
+            {"path": asdict(recipe.path), "method": [recipe.method, recipe.method_options]},
+        )
+
+
+def _every(run: _Run, step: int) -> Any:
+    return None if run.blocks.mask is None else run.blocks.mask[::step].contiguous()
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")
+
+
+def _resumed(path: Path | None) -> Calibration | None:
+    if path is None or not _partial(path).exists():
+        return None
+    try:
+        return load_calibration(_partial(path))
+    except CheckpointError as error:
+        warnings.warn(f"starting the calibration again: {error}", stacklevel=2)
+        return None
+
+
+def _per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:
+    """The running result, once per sequence done, for a progress bar over sequences."""
+    done = 0
+    for result in steps:
+        now = int(result.provenance["sequences_done"])
+        for _ in range(now - done):
+            yield result
+        done = now

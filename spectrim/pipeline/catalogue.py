@@ -1,0 +1,43 @@
+"""What can be chosen by name: every registry with what its entries need and come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spectrim.allocation import ALLOCATORS
+from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.evaluation import EVALUATORS
+from spectrim.layers import LAYERS
+from spectrim.registry import Registry
+from spectrim.statistics import STATISTICS
+
+REGISTRIES: dict[str, Registry] = {
+    "methods": DECOMPOSITIONS,
+    "allocations": ALLOCATORS,
+    "layers": LAYERS,
+    "statistics": STATISTICS,
+    "evaluators": EVALUATORS,
+}
+
+
+def catalogue() -> dict[str, list[dict[str, Any]]]:
+    """By kind, each entry's name, summary, needs and reference."""
+    return {
+        kind: [_entry(registry, name) for name in registry.names()]
+        for kind, registry in REGISTRIES.items()
+    }
+
+
+def _entry(registry: Registry, name: str) -> dict[str, Any]:
+    module = registry.get(name)
+    needs = list(getattr(module, "REQUIRES", ()))
+    if getattr(module, "NEEDS_GRADIENT", False):
+        needs.append("a backward pass")
+    if getattr(module, "NEEDS_ORIGINAL", False):
+        needs.append("the original model")
+    return {
+        "name": name,
+        "summary": registry.summary(name),
+        "needs": needs,
+        "reference": getattr(module, "REFERENCE", ""),
+    }

@@ -1,0 +1,42 @@
+"""Figures of a model on a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spectrim.data import BlockSettings, check_vocabulary, document_blocks, token_blocks
+from spectrim.evaluation import evaluate_model, perplexity
+from spectrim.pipeline.calibrating import default_length
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    data: str,
+    settings: BlockSettings | None = None,
+    reference: PreTrainedModel | None = None,
+) -> dict[str, float]:
+    """Token perplexity on `data`, sizes, and with a reference the divergence from it.
+
+    Raises InputError for unusable data, NumericalError for a loss that is not finite.
+    """
+    settings = settings or BlockSettings(length=default_length(model), keep_tail=True)
+    blocks = token_blocks(data, tokenizer, settings)
+    check_vocabulary(blocks, model.get_input_embeddings().weight.shape[0])
+    names = ["perplexity", "size", *(["kl_divergence"] if reference is not None else [])]
+    return evaluate_model(model, blocks, names, reference)
+
+
+def evaluate_documents(
+    model: PreTrainedModel, tokenizer: Any, data: str, settings: BlockSettings
+) -> dict[str, float]:
+    """Perplexity with every document scored on its own, and the median document's."""
+    blocks = document_blocks(data, tokenizer, settings)
+    check_vocabulary(blocks, model.get_input_embeddings().weight.shape[0])
+    figures = perplexity.per_document(model, blocks, perplexity.Options())
+    return {
+        "per_document_perplexity": figures["perplexity"],
+        "median_document_perplexity": figures["median_document_perplexity"],
+    }

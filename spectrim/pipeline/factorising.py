@@ -1,0 +1,69 @@
+"""calibrate, decompose and measure as one kept value, and plans cut from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spectrim.curves.measured import measured_jointly, measured_layers
+from spectrim.curves.probe import Probe
+from spectrim.pipeline.calibrating import calibrate, calibration_blocks
+from spectrim.pipeline.decomposing import decompose
+from spectrim.pipeline.progress import Track, silent
+from spectrim.planning import Decomposition, Plan, make_plan
+from spectrim.recipe import Recipe
+from spectrim.workspace import Workspace
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    decomposition: Decomposition,
+    recipe: Recipe | None = None,
+    track: Track = silent,
+) -> Decomposition:
+    """The decomposition with curves corrected by forward passes, as the recipe asks."""
+    recipe = recipe or Recipe()
+    wanted = recipe.measure
+    if decomposition.units == "own" or not (wanted.layers or wanted.joint):
+        return decomposition
+    probe = Probe(model, calibration_blocks(model, tokenizer, recipe), wanted.tokens)
+    if wanted.layers:
+        total = len(decomposition.shapes)
+        decomposition = measured_layers(
+            decomposition, probe, recipe, lambda names: track(names, "measuring curves", total)
+        )
+    return measured_jointly(decomposition, probe, recipe) if wanted.joint else decomposition
+
+
+def factorise(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe | None = None,
+    workspace: Workspace | None = None,
+    track: Track = silent,
+) -> Decomposition:
+    """calibrate, decompose and measure in one, kept in the workspace as one entry."""
+    recipe = recipe or Recipe()
+    calibration = calibrate(model, tokenizer, recipe, workspace, track)
+    key = {
+        "calibration": calibration.provenance["key"],
+        "path": asdict(recipe.path) if recipe.averages_path else None,
+        "method": [recipe.method, recipe.method_options],
+        "measure": asdict(recipe.measure),
+    }
+    path = (workspace or Workspace(None)).path("decomposition", key)
+    if path is not None and path.exists():
+        return Decomposition.load(path)
+    result = decompose(model, calibration, recipe, track)
+    result = measure(model, tokenizer, result, recipe, track)
+    if path is not None:
+        result.save(path)
+    return result
+
+
+def plan(decomposition: Decomposition, recipe: Recipe | None = None) -> Plan:
+    """The recipe's allocation at the recipe's budget. Raises InputError when it misfits."""
+    return make_plan(decomposition, recipe or Recipe())

@@ -1,0 +1,27 @@
+"""The facts of a plan as a model card."""
+
+from __future__ import annotations
+
+from spectrim.hub import CardFacts, model_card
+from spectrim.planning import Plan
+from spectrim.recipe import Recipe
+
+
+def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
+    """README.md of a compressed checkpoint of the model named `base`."""
+    figures = []
+    if plan.predicted_loss is not None:
+        predicted = f"+{plan.predicted_loss:.4f}"
+        figures.append(("predicted loss increase (nats per token)", "0", predicted))
+    given = recipe.calibration
+    return model_card(
+        CardFacts(
+            base_model=base,
+            method=f"{plan.method}, {plan.allocation} ranks",
+            layer_kind=plan.layer,
+            kept=plan.kept,
+            data=f"{given.data}, {given.sequences} sequences",
+            figures=figures,
+            ranks=plan.ranks,
+        )
+    )

@@ -1,0 +1,33 @@
+"""Where long results are kept between runs: `$SPECTRIM_CACHE`, or ~/.cache/spectrim.
+
+Every entry is named by a hash of all it depends on (weights, tokens, settings), so an
+entry is right or absent. A calibration in progress is stored under a `.partial` name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class Workspace:
+    """A directory of entries; `None` keeps nothing."""
+
+    def __init__(self, root: Path | None):
+        self.root = root
+
+    @classmethod
+    def default(cls) -> Workspace:
+        place = os.environ.get("SPECTRIM_CACHE")
+        return cls(Path(place) if place else Path.home() / ".cache" / "spectrim")
+
+    def path(self, kind: str, key: dict[str, Any]) -> Path | None:
+        if self.root is None:
+            return None
+        text = json.dumps(key, sort_keys=True)
+        return (
+            self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
+        )
