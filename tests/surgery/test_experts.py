@@ -68,7 +68,7 @@ def test_logits_are_the_fused_models(build, dtype):
     assert float((a - b).norm()) <= relative * float(a.norm())
 
 
-@builders
+@pytest.mark.parametrize("build", [tiny_moe, tiny_mixtral])  # a bias may be fused into GPT-OSS
 @torch.no_grad()
 def test_logits_are_bit_by_bit_those_of_the_plain_loop(build):
     fused, split = pair(build, torch.float32)
