@@ -101,5 +101,5 @@ class Decomposition:
                 JointCorrection(tuple((a, b) for a, b in metadata["correction"])),
                 metadata["provenance"],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} holds no decomposition: {error}") from error
