@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +102,6 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         for name, annotation in OPTIONS.items()
     ]
 
-    @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in OPTIONS}
         command(**arguments, given=given)
@@ -115,9 +113,13 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         if name != "given"
     ]
     signature = own.replace(parameters=[*kept, *added], return_annotation=None)
-    wrapped.__signature__ = signature  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {p.name: p.annotation for p in [*kept, *added]}
-    del wrapped.__wrapped__  # type: ignore[attr-defined]
+    for name, value in {
+        "__name__": command.__name__,
+        "__doc__": command.__doc__,
+        "__signature__": signature,
+        "__annotations__": {p.name: p.annotation for p in signature.parameters.values()},
+    }.items():
+        setattr(wrapped, name, value)
     return wrapped
 
 

@@ -85,7 +85,7 @@ class PivotedLinear(FactoredLinear):
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         self._position = None
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(*args, **kwargs)
 
     def dense(self) -> tuple[Tensor, Tensor | None]:
         rows = self.pivots.weight.detach().double()

@@ -54,8 +54,13 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
         sequences=given.sequences, length=given.length or default_length(model), seed=given.seed
     )
     blocks = replace(token_blocks(documents, tokenizer, settings), source=given.data)
-    check_vocabulary(blocks, model.get_input_embeddings().weight.shape[0])
+    check_vocabulary(blocks, vocabulary_size(model))
     return blocks
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    embedding: Any = model.get_input_embeddings()
+    return embedding.weight.shape[0]
 
 
 def default_length(model: PreTrainedModel) -> int:

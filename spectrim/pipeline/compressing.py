@@ -40,7 +40,8 @@ def compress(
         bias = factors.bias(rank, bias_of(result.get_submodule(name)))
         replace_layer(result, name, kind.from_factors(*factors.truncated(rank), bias))
     if dtype is not None and dtype != next(model.parameters()).dtype:
-        result = copy.deepcopy(result).to(dtype)
+        copied: Any = copy.deepcopy(result)
+        result = copied.to(dtype)
     result.config.dtype = next(result.parameters()).dtype
     config = SpectrimConfig(
         layers={n: {"kind": plan.layer, "rank": r} for n, r in plan.ranks.items()},

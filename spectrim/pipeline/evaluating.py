@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import BlockSettings, check_vocabulary, document_blocks, token_blocks
 from spectrim.evaluation import evaluate_model, perplexity
-from spectrim.pipeline.calibrating import default_length
+from spectrim.pipeline.calibrating import default_length, vocabulary_size
 
 
 def evaluate(
@@ -24,7 +24,7 @@ def evaluate(
     """
     settings = settings or BlockSettings(length=default_length(model), keep_tail=True)
     blocks = token_blocks(data, tokenizer, settings)
-    check_vocabulary(blocks, model.get_input_embeddings().weight.shape[0])
+    check_vocabulary(blocks, vocabulary_size(model))
     names = ["perplexity", "size", *(["kl_divergence"] if reference is not None else [])]
     return evaluate_model(model, blocks, names, reference)
 
@@ -34,7 +34,7 @@ def evaluate_documents(
 ) -> dict[str, float]:
     """Perplexity with every document scored on its own, and the median document's."""
     blocks = document_blocks(data, tokenizer, settings)
-    check_vocabulary(blocks, model.get_input_embeddings().weight.shape[0])
+    check_vocabulary(blocks, vocabulary_size(model))
     figures = perplexity.per_document(model, blocks, perplexity.Options())
     return {
         "per_document_perplexity": figures["perplexity"],

@@ -9,6 +9,8 @@ layout (transposed, biased, gated) are the ones transformers sets on the fused m
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -68,16 +70,16 @@ class SplitExperts(nn.Module):
             tokens, choice = torch.where(top_k_index == expert)
             if tokens.numel() == 0:
                 continue
-            up.token_rows = down.token_rows = tokens  # type: ignore[assignment]
+            for child in (up, down):
+                child.token_rows = tokens
             hidden = self._gate(up(hidden_states[tokens]))
             output = down(hidden) * top_k_weights[tokens, choice, None]
             result = result.index_add(0, tokens, output.to(result.dtype))
         return result
 
     def _gate(self, up: Tensor) -> Tensor:
-        if self.has_gate:
-            return self.activation._apply_gate(up)
-        return self.activation.act_fn(up)
+        activation: Any = self.activation
+        return activation._apply_gate(up) if self.has_gate else activation.act_fn(up)
 
 
 def _up_name(module: nn.Module) -> str | None:

@@ -1,0 +1,31 @@
+# make demo   set up, compress the bundled model, evaluate, report
+# make test   set up, run all tests
+# make lint   ruff and mypy
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint clean
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q $(shell grep '^torch==' constraints.txt) -c constraints.txt
+	$(BIN)/pip install -q -e '.[data,test,lint]' -c constraints.txt
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/python scripts/demo.py out/demo
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

@@ -1,0 +1,96 @@
+"""`make demo`: the main job on the bundled model, from compressing to generating.
+
+    python scripts/demo.py OUT
+
+Compresses the reference model at budget 0.7 with the default recipe and, for comparison,
+with plain SVD and SVD-LLM at the same budget; prints one table; then loads the saved
+checkpoint in a new process with plain transformers and generates a few tokens.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging
+
+from spectrim import hub, pipeline
+from spectrim.cli.show import track
+from spectrim.data import BlockSettings
+from spectrim.pipeline.comparing import Subject, compare, dense_figures
+from spectrim.recipe import PRESETS, MeasureRecipe
+from spectrim.report.card import card_for
+from spectrim.workspace import Workspace
+
+BUDGET = 0.7
+PROMPT = "def read(self, path):\n    "
+GENERATE = f"""
+import spectrim
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({{path!r}})
+tokenizer = AutoTokenizer.from_pretrained({{path!r}})
+ids = tokenizer({PROMPT!r}, return_tensors="pt")
+print(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=False)[0]))
+"""
+
+
+def main(out: Path) -> None:
+    logging.disable_progress_bar()
+    model, tokenizer = hub.load("reference", dtype=torch.float32)
+    stored = hub.stored_dtype("reference") or torch.float32
+    settings = BlockSettings(length=256, max_tokens=20_000, seed=0, keep_tail=True)
+    workspace = Workspace(out.parent / "cache")
+    subject = Subject(model, tokenizer, stored, "python:held_out", settings, workspace, track)
+    default = PRESETS["default"].with_changes(budget=BUDGET)
+    baseline = {"allocation": "uniform", "layer": "lowrank", "budget": BUDGET}
+    plain = MeasureRecipe(layers=False, joint=False)
+    recipes = {
+        "svd (uniform, plain factors)": default.with_changes(
+            method="svd", measure=plain, **baseline
+        ),
+        "svd_llm (uniform, plain factors)": default.with_changes(
+            method="svd_llm", measure=plain, **baseline
+        ),
+        "default: obd (loss-optimal, pivoted)": default,
+    }
+    dense = dense_figures(subject)
+    rows = list(compare(subject, recipes, [BUDGET], dense["loss"]))
+    _print_table(dense, rows)
+
+    decomposition = pipeline.factorise(model, tokenizer, default, workspace)
+    plan = pipeline.plan(decomposition, default)
+    smaller = pipeline.compress(model, decomposition, plan, stored)
+    card = card_for("reference", plan, default)
+    extras = {"spectrim_recipe.yaml": default.to_yaml(), "spectrim_plan.yaml": plan.to_yaml()}
+    options = hub.SaveOptions(card=card, extras=extras, overwrite=True)
+    hub.save_compressed(smaller, tokenizer, out, smaller.config.quantization_config, options)
+    print(f"\nsaved to {out}; a new process loads it with plain transformers and writes:\n")
+    subprocess.run([sys.executable, "-c", GENERATE.format(path=str(out))], check=True)
+
+
+def _print_table(dense: dict[str, float], rows: list) -> None:
+    table = Table(title=f"reference model, held-out Python sources, budget {BUDGET}")
+    for name in ("method", "kept", "bytes on disk", "predicted", "measured", "perplexity"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    table.add_row(
+        "dense", "1.000", f"{dense['disk_bytes']:,}", "", "", f"{dense['perplexity']:.2f}"
+    )
+    for row in rows:
+        table.add_row(
+            row.recipe,
+            f"{row.kept:.3f}",
+            f"{row.disk_bytes:,}",
+            "-" if row.predicted_increase is None else f"+{row.predicted_increase:.3f}",
+            f"+{row.measured_increase:.3f}",
+            f"{row.perplexity:.2f}",
+        )
+    Console(width=110).print(table)
+    print("predicted and measured: loss increase in nats per token")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
