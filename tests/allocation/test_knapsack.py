@@ -17,12 +17,16 @@ from tests.tolerances import LOSS_RELATIVE
 def random_groups(seed: int, unit: int) -> list[Items]:
     generator = np.random.default_rng(seed)
     groups = []
-    for _ in range(int(generator.integers(1, 6))):
+    for _ in range(int(generator.integers(2, 6))):
         count = int(generator.integers(1, 7))
         costs = np.sort(generator.choice(np.arange(1, 60), count, replace=False)) * unit
-        losses = generator.exponential(size=count) * np.exp(3 * generator.normal())
+        losses = generator.exponential(size=count) * np.exp(generator.normal())
+        if seed % 2 == 0:
+            losses = np.sort(losses)[::-1].copy()  # dearer is better: every item competes
         if generator.random() < 0.3:
             losses = np.round(losses)
+        if seed % 3 == 0:
+            losses += 1000  # optimum and runner-up within a fraction of a percent
         groups.append(Items(costs.astype(np.int64), losses))
     return groups
 

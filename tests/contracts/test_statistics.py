@@ -129,15 +129,21 @@ def test_two_halves_merge_to_one_pass(statistic, merged, one_pass):
     assert_same(merged, one_pass, statistic)
 
 
-@pytest.fixture(scope="module")
-def padded_and_not(llama) -> tuple[Calibration, Calibration]:
-    """Rows of 12, 7 and 9 tokens: padded together, and each by itself without padding."""
+@pytest.fixture(scope="module", params=["right", "left"])
+def padded_and_not(llama, request) -> tuple[Calibration, Calibration]:
+    """Rows of 12, 7 and 9 tokens: padded together, and each by itself without padding.
+
+    Left padding too: rotary positions are relative, so only attention could tell.
+    """
     ids, lengths = tiny_tokens(3, LENGTH, seed=4), torch.tensor([12, 7, 9])
     mask = torch.arange(LENGTH) < lengths[:, None]
+    if request.param == "left":
+        mask = mask.flip(1)
     padded = calibrate(*llama, blocks_of(ids * mask, mask), settings_for(3))
     apart = None
     for row, length in enumerate(lengths.tolist()):
-        short = ids[: row + 1, :length]
+        short = ids[: row + 1][:, mask[row]]
+        assert short.shape[1] == length
         part = calibrate(*llama, blocks_of(short), settings_for(3), _after(llama, short, row))
         if apart is None:
             apart = part

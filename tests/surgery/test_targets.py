@@ -89,6 +89,19 @@ def test_a_plain_module_gives_all_its_linear_layers():
         find_targets(nn.ReLU())
 
 
+def test_without_blocks_the_output_embedding_is_left_out():
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Linear(4, 4), nn.Linear(4, 9)
+
+        def get_output_embeddings(self):
+            return self.head
+
+    assert [t.name for t in find_targets(Small())] == ["inner"]
+    assert [t.name for t in find_targets(Small(), include=["head"])] == ["head"]
+
+
 def test_conv1d_is_seen_as_out_by_in():
     module = tiny_gpt2().get_submodule("transformer.h.0.mlp.c_fc")
     assert shape_of(module) == (128, 32)
