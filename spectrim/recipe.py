@@ -38,11 +38,15 @@ class CalibrationRecipe:
 
 @dataclass(frozen=True, config=_STRICT)
 class MeasureRecipe:
-    """Forward passes that correct the predicted curves; both on calibration tokens."""
+    """Forward passes that correct the predicted curves, on calibration tokens.
+
+    layers: each layer alone, on `tokens`; joint: whole plans, on `joint_tokens`.
+    """
 
     layers: bool = True
     joint: bool = True
     tokens: int = Field(default=4096, ge=2)
+    joint_tokens: int = Field(default=16384, ge=2)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -53,6 +53,9 @@ class Calibration:
                 "calibrations of different layers or statistics cannot be merged"
             )
         self.tokens += other.tokens
+        done = "sequences_done"
+        if done in self.provenance and done in other.provenance:
+            self.provenance[done] += other.provenance[done]
         for name, count in other.counts.items():
             self.counts[name] += count
         for statistic, by_layer in other.states.items():

@@ -10,12 +10,15 @@ layers compete in one currency.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from spectrim.calibration import LayerStatistics
 from spectrim.linalg.spectrum import tail_energy, trailing_block_sums
 from spectrim.linalg.truncated import Factors
 
+ROUNDING = 1e-10
+"""Relative to the curve's first value; below it is rounding, and no rank is worth its cost."""
 NEEDED = ("input_covariance", "gradient_covariance")
 
 
@@ -32,4 +35,5 @@ def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Ten
     if factors.offset is not None:
         inputs = inputs - factors.offset[:, None] * factors.offset
     outputs = left.T @ statistics["gradient_covariance"] @ left
-    return (0.5 * statistics.share * trailing_block_sums(outputs * inputs)).clamp_min(0)
+    curve = 0.5 * statistics.share * trailing_block_sums(outputs * inputs)
+    return torch.where(curve > ROUNDING * curve[0].clamp_min(0), curve, 0.0)

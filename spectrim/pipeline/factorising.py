@@ -29,13 +29,17 @@ def measure(
     wanted = recipe.measure
     if decomposition.units == "own" or not (wanted.layers or wanted.joint):
         return decomposition
-    probe = Probe(model, calibration_blocks(model, tokenizer, recipe), wanted.tokens)
+    blocks = calibration_blocks(model, tokenizer, recipe)
     if wanted.layers:
+        probe = Probe(model, blocks, wanted.tokens)
         total = len(decomposition.shapes)
         decomposition = measured_layers(
             decomposition, probe, recipe, lambda names: track(names, "measuring curves", total)
         )
-    return measured_jointly(decomposition, probe, recipe) if wanted.joint else decomposition
+    if wanted.joint:
+        probe = Probe(model, blocks, wanted.joint_tokens)
+        decomposition = measured_jointly(decomposition, probe, recipe)
+    return decomposition
 
 
 def factorise(

@@ -1,0 +1,37 @@
+"""OBD whose bias takes over the mean input: only deviations from it have to be approximated.
+
+    y_hat = W_hat x + b + (W - W_hat) E[x],   min ||L_out^T (W - W_hat) L_in||_F,
+    L_in L_in^T = C_x - E[x] E[x]^T
+
+Costs one bias per layer (out numbers) where the layer had none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from spectrim.decompositions._problem import LayerProblem
+from spectrim.linalg.metric import CovarianceMetric
+from spectrim.linalg.truncated import Factors, solve
+
+REQUIRES = ("input_covariance", "gradient_covariance", "input_mean")
+REFERENCE = "Li et al., 2026, arXiv:2604.00821, with the bias of Yu and Wu, arXiv:2405.18146"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Damping of both covariances, relative to their mean diagonal."""
+
+    damping: float = 1e-3
+
+
+def decompose(problem: LayerProblem, options: Options) -> Factors:
+    mean = problem.statistic("input_mean")
+    centred = problem.statistic("input_covariance") - mean[:, None] * mean
+    gradients = problem.statistic("gradient_covariance")
+    factors = solve(
+        problem.weight,
+        CovarianceMetric(gradients, options.damping, f"gradient covariance of {problem.name}"),
+        CovarianceMetric(centred, options.damping, f"centred covariance of {problem.name}"),
+    )
+    return replace(factors, offset=factors.right @ mean)
