@@ -41,3 +41,6 @@ BUDGET_UNUSED = 1e-3
 
 LOSS_RELATIVE = 1e-9
 """Sums of predicted losses in another order."""
+
+PRODUCT_ABSOLUTE = 2e-5
+"""Logits of size one after two blocks: float32 factors against their product."""

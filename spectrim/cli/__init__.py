@@ -21,13 +21,13 @@ def main() -> None:
     except SpectrimError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last stored calibration step")
+        _fail("interrupted")
     except MemoryError:
         _fail("out of memory; use fewer --sequences, a shorter --length or a smaller model")
 
 
 def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(FAILED)
 
 

@@ -12,6 +12,7 @@ from transformers.utils import logging
 import spectrim
 from spectrim import hub, pipeline
 from spectrim.cli import show
+from spectrim.cli.group import Commands
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
@@ -30,6 +31,7 @@ from spectrim.report.curve_plot import curve_svg
 from spectrim.storage import write_text
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=True,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -97,6 +99,7 @@ def compress(
         original, tokenizer, recipe, workspace_of(given), show.track
     )
     chosen = followed or _planned(decomposition, recipe, target_loss)
+    recipe = recipe.with_changes(budget=chosen.budget)
     dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
     smaller = pipeline.compress(original, decomposition, chosen, dtype)
     extras = {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}

@@ -82,16 +82,18 @@ class Probe:
 
 @contextmanager
 def exchanged(module: nn.Module, weight: Tensor) -> Iterator[None]:
-    """The module with another weight (out, in), until the context ends."""
-    parameter = module.weight
-    assert isinstance(parameter, nn.Parameter)
-    original = parameter.data
-    parameter.data = torch.empty_like(original)
+    """The module with another weight (out, in), until the context ends.
+
+    Another parameter, not other values in the same one: a tied embedding keeps its own.
+    """
+    original = module.weight
+    assert isinstance(original, nn.Parameter)
+    module.weight = nn.Parameter(torch.empty_like(original), original.requires_grad)
     try:
         set_weight(module, weight.to(weight_of(module)))
         yield
     finally:
-        parameter.data = original
+        module.weight = original
 
 
 @contextmanager

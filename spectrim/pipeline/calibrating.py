@@ -95,7 +95,8 @@ def calibrate(
         workspace or Workspace(None),
         track,
     )
-    first = run.once("calibrating", {})
+    key = run.key()
+    first = run.kept(key) or run.once("calibrating", key)
     if not recipe.averages_path:
         return first
     second = _at_path_budget(run, first, recipe)
@@ -115,12 +116,14 @@ class _Run:
     workspace: Workspace
     track: Track
 
-    def once(self, what: str, more: dict[str, Any]) -> Calibration:
-        """One pass, from the workspace where it is there. `more` is part of its key."""
-        key = self._key() | more
+    def kept(self, key: dict[str, Any]) -> Calibration | None:
+        """The result of an earlier pass, where the workspace has it."""
         path = self.workspace.path("calibration", key)
-        if path is not None and path.exists():
-            return load_calibration(path)
+        return load_calibration(path) if path is not None and path.exists() else None
+
+    def once(self, what: str, key: dict[str, Any]) -> Calibration:
+        """One pass, kept in the workspace under `key`."""
+        path = self.workspace.path("calibration", key)
         result = self._stored_steps(path, what)
         result.provenance["key"] = key
         if path is not None:
@@ -128,7 +131,7 @@ class _Run:
             _partial(path).unlink(missing_ok=True)
         return result
 
-    def _key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, Any]:
         return {
             "model": model_fingerprint(self.model),
             "data": self.blocks.fingerprint,
@@ -153,6 +156,12 @@ class _Run:
 
 def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
     """Statistics of the model cut to the path's budget, on every n-th sequence."""
+    key = first.provenance["key"] | {
+        "path": asdict(recipe.path),
+        "method": [recipe.method, recipe.method_options],
+    }
+    if (kept := run.kept(key)) is not None:
+        return kept
     decomposition = decompose(run.model, first, recipe)
     cut = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
     step = max(1, round(1 / recipe.path.share))
@@ -161,11 +170,7 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
         for name, rank in cut.ranks.items():
             weight = decomposition.factors[name].weight(rank)
             stack.enter_context(exchanged(run.model.get_submodule(name), weight))
-        second = replace(run, blocks=fewer)
-        return second.once(
-            "calibrating along the path",
-            {"path": asdict(recipe.path), "method": [recipe.method, recipe.method_options]},
-        )
+        return replace(run, blocks=fewer).once("calibrating along the path", key)
 
 
 def _every(run: _Run, step: int) -> Any:

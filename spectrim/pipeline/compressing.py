@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,8 +41,7 @@ def compress(
         bias = factors.bias(rank, bias_of(result.get_submodule(name)))
         replace_layer(result, name, kind.from_factors(*factors.truncated(rank), bias))
     if dtype is not None and dtype != next(model.parameters()).dtype:
-        copied: Any = copy.deepcopy(result)
-        result = copied.to(dtype)
+        result = _stored_in(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
     config = SpectrimConfig(
         layers={n: {"kind": plan.layer, "rank": r} for n, r in plan.ranks.items()},
@@ -87,6 +87,17 @@ def _untie_head(model: PreTrainedModel, plan: Plan) -> bool:
     head.weight = nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False
     return True
+
+
+def _stored_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy with the tensors that a checkpoint holds in `dtype`. Others, like the rotary
+    frequencies, stay as they are: a loader computes them in float32."""
+    copied = copy.deepcopy(model)
+    stored = copied.state_dict().keys()
+    for name, tensor in chain(copied.named_parameters(), copied.named_buffers()):
+        if name in stored and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return copied
 
 
 def _without_layers(plan: Plan) -> dict[str, Any]:

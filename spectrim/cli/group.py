@@ -1,0 +1,27 @@
+"""The commands as a group whose failures are errors of ours, so that each is one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from spectrim.errors import InputError, SpectrimError
+
+_UsageError: Any = typer.BadParameter.__base__
+"""click's, wherever this version of typer keeps click."""
+
+
+class Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            place = error.ctx.command_path if error.ctx else ctx.command_path
+            message = error.format_message().rstrip(".")
+            raise InputError(f"{message}; see `{place} --help`") from error
+        except KeyboardInterrupt as error:
+            raise SpectrimError(
+                "interrupted; the same command goes on from the last stored calibration step"
+            ) from error

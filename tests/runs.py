@@ -1,0 +1,55 @@
+"""Small runs of the whole pipeline on tiny models, for the tests above single parts."""
+
+from __future__ import annotations
+
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spectrim.recipe import CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
+
+_WORDS = 900
+
+
+def text_file(path: Path, seed: int = 0) -> Path:
+    """A few documents of made-up words, enough for a hundred short sequences."""
+    source = random.Random(seed)
+    words = ["".join(source.choices(string.ascii_letters, k=5)) for _ in range(40)]
+    documents = [" ".join(source.choices(words, k=_WORDS // 6)) for _ in range(6)]
+    path.write_text("<|endoftext|>".join(documents))
+    return path
+
+
+def small_recipe(data: Path, **changes: Any) -> Recipe:
+    """Every step of the default recipe, on eight sequences of 24 tokens."""
+    recipe = Recipe(
+        budget=0.6,
+        rank_multiple=2,  # with one row, sums would depend on where the loader puts it
+        calibration=CalibrationRecipe(
+            data=str(data), sequences=8, length=24, tokens_per_batch=96
+        ),
+        path=PathRecipe(share=0.5),
+        measure=MeasureRecipe(tokens=48),
+    )
+    return recipe.with_changes(**changes)
+
+
+class Forwards:
+    """How often a model was run, while it is in use."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.count = 0
+        self._model = model
+
+    def __enter__(self) -> Forwards:
+        self._handle = self._model.register_forward_pre_hook(self._one)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+
+    def _one(self, *args: object) -> None:
+        self.count += 1
