@@ -9,8 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from spectrim.errors import CheckpointError
+
+Entry = TypeVar("Entry")
 
 
 class Workspace:
@@ -31,3 +37,15 @@ class Workspace:
         return (
             self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
         )
+
+
+def kept(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
+    """The entry at `path`; None where it is absent or, with a warning, damaged."""
+    if path is None or not path.exists():
+        return None
+    try:
+        return load(path)
+    except CheckpointError:
+        kind = path.name.partition("-")[0]
+        warnings.warn(f"making the {kind} again: {path} is damaged", stacklevel=2)
+        return None

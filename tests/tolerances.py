@@ -44,3 +44,6 @@ LOSS_RELATIVE = 1e-9
 
 PRODUCT_ABSOLUTE = 2e-5
 """Logits of size one after two blocks: float32 factors against their product."""
+
+FULL_RANK_ABSOLUTE = 2e-5
+"""Logits of size one: every layer as a product of factors of full rank, rounded to float32."""

@@ -17,7 +17,7 @@ def main() -> None:
     try:
         from spectrim.cli.commands import app
 
-        app()
+        app(prog_name="spectrim")
     except SpectrimError as error:
         _fail(str(error))
     except KeyboardInterrupt:

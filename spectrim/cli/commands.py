@@ -95,6 +95,9 @@ def compress(
         )
     hub.check_output(output, overwrite)
     original, tokenizer, stored = _load(model, trust_remote_code)
+    if followed:
+        pipeline.prepare(original, recipe)
+        pipeline.check_plan(original, followed)
     decomposition = pipeline.factorise(
         original, tokenizer, recipe, workspace_of(given), show.track
     )

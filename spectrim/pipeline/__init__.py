@@ -5,7 +5,7 @@ Each verb takes values and returns a value; a `Workspace` keeps the long ones be
 
 from spectrim.pipeline.calibrating import calibrate, calibration_blocks, default_length, prepare
 from spectrim.pipeline.catalogue import catalogue
-from spectrim.pipeline.compressing import compress
+from spectrim.pipeline.compressing import check_plan, compress
 from spectrim.pipeline.evaluating import evaluate, evaluate_documents
 from spectrim.pipeline.factorising import decompose, factorise, measure, plan
 
@@ -13,6 +13,7 @@ __all__ = [
     "calibrate",
     "calibration_blocks",
     "catalogue",
+    "check_plan",
     "compress",
     "decompose",
     "default_length",

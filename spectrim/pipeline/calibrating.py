@@ -12,7 +12,6 @@ model cut to a given budget and mixes the two.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -27,16 +26,18 @@ from spectrim.calibration.whole_model import calibrate_steps
 from spectrim.curves.probe import exchanged
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
-from spectrim.errors import CheckpointError
 from spectrim.pipeline.decomposing import decompose
 from spectrim.pipeline.progress import Track, silent
 from spectrim.planning import make_plan
 from spectrim.recipe import Recipe
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.targets import Target, find_targets
-from spectrim.workspace import Workspace
+from spectrim.workspace import Workspace, kept
 
 SECONDS_BETWEEN_SAVES = 20.0
+MOST_TOKENS_PER_BATCH = 4096
+SMALLEST_ROOM = 256 * 2**20
+"""Bytes for activations that even the smallest model may use."""
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe) -> list[Target]:
@@ -82,14 +83,15 @@ def calibrate(
     workspace. Raises InputError for unusable data, ModelError for unusable weights.
     """
     recipe = recipe or Recipe()
+    targets = prepare(model, recipe)
     run = _Run(
         model,
-        prepare(model, recipe),
+        targets,
         calibration_blocks(model, tokenizer, recipe),
         CalibrationSettings(
             recipe.statistics,
             recipe.calibration.labels,
-            recipe.calibration.tokens_per_batch,
+            recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
             recipe.calibration.seed or 0,
         ),
         workspace or Workspace(None),
@@ -105,6 +107,18 @@ def calibrate(
     return result
 
 
+def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
+    """Tokens whose activations fit the room that weight gradients would take.
+
+    A backward pass holds about 1.5 float32 numbers per input and output of a linear layer,
+    and three per logit.
+    """
+    widths = sum(sum(target.shape) for target in targets)
+    bytes_per_token = 6 * widths + 12 * vocabulary_size(model)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return min(MOST_TOKENS_PER_BATCH, max(weights, SMALLEST_ROOM) // bytes_per_token)
+
+
 @dataclass(frozen=True)
 class _Run:
     """All that one pass over the tokens needs."""
@@ -118,8 +132,7 @@ class _Run:
 
     def kept(self, key: dict[str, Any]) -> Calibration | None:
         """The result of an earlier pass, where the workspace has it."""
-        path = self.workspace.path("calibration", key)
-        return load_calibration(path) if path is not None and path.exists() else None
+        return kept(self.workspace.path("calibration", key), load_calibration)
 
     def once(self, what: str, key: dict[str, Any]) -> Calibration:
         """One pass, kept in the workspace under `key`."""
@@ -142,7 +155,7 @@ class _Run:
 
     def _stored_steps(self, path: Path | None, what: str) -> Calibration:
         """All batches, the running sums stored now and then beside `path`."""
-        resume = _resumed(path)
+        resume = kept(_partial(path), load_calibration) if path is not None else None
         steps = calibrate_steps(self.model, self.targets, self.blocks, self.settings, resume)
         saved = time.monotonic()
         result = resume
@@ -160,8 +173,8 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
         "path": asdict(recipe.path),
         "method": [recipe.method, recipe.method_options],
     }
-    if (kept := run.kept(key)) is not None:
-        return kept
+    if (earlier := run.kept(key)) is not None:
+        return earlier
     decomposition = decompose(run.model, first, recipe)
     cut = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
     step = max(1, round(1 / recipe.path.share))
@@ -179,16 +192,6 @@ def _every(run: _Run, step: int) -> Any:
 
 def _partial(path: Path) -> Path:
     return path.with_suffix(".partial")
-
-
-def _resumed(path: Path | None) -> Calibration | None:
-    if path is None or not _partial(path).exists():
-        return None
-    try:
-        return load_calibration(_partial(path))
-    except CheckpointError as error:
-        warnings.warn(f"starting the calibration again: {error}", stacklevel=2)
-        return None
 
 
 def _per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:

@@ -16,7 +16,7 @@ from spectrim.hub import SpectrimConfig, mark_compressed
 from spectrim.layers import layer_class
 from spectrim.pipeline.decomposing import versions
 from spectrim.planning import Decomposition, Plan
-from spectrim.surgery.adapters import bias_of
+from spectrim.surgery.adapters import bias_of, is_dense, shape_of
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.rewrite import replace_layer
 
@@ -53,21 +53,33 @@ def compress(
     return result
 
 
-def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> None:
+def check_plan(model: nn.Module, plan: Plan) -> None:
+    """Raises CheckpointError unless `model`, its experts split, has the plan's layers."""
     modules = dict(model.named_modules())
     for name, layer in plan.layers.items():
-        if name not in decomposition.factors or name not in modules:
-            raise CheckpointError(
-                f"the plan names layer '{name}', which this model or decomposition has not; "
-                "make the plan from the same model with `spectrim plan`"
-            )
-        if decomposition.shapes[name] != tuple(layer.shape):
+        if name not in modules or not is_dense(modules[name]):
+            raise _foreign(name)
+        if shape_of(modules[name]) != tuple(layer.shape):
             raise CheckpointError(
                 f"the plan gives '{name}' the shape {tuple(layer.shape)}, "
-                f"the model has {decomposition.shapes[name]}"
+                f"the model has {shape_of(modules[name])}"
             )
+
+
+def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> None:
+    check_plan(model, plan)
+    for name in plan.ranks:
+        if name not in decomposition.factors:
+            raise _foreign(name)
     if not plan.ranks:
         warnings.warn("the plan leaves every layer dense; nothing is compressed", stacklevel=3)
+
+
+def _foreign(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"the plan names layer '{name}', which this model or decomposition has not; "
+        "make the plan from the same model with `spectrim plan`"
+    )
 
 
 def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -14,7 +14,7 @@ from spectrim.pipeline.decomposing import decompose
 from spectrim.pipeline.progress import Track, silent
 from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.recipe import Recipe
-from spectrim.workspace import Workspace
+from spectrim.workspace import Workspace, kept
 
 
 def measure(
@@ -59,8 +59,8 @@ def factorise(
         "measure": asdict(recipe.measure),
     }
     path = (workspace or Workspace(None)).path("decomposition", key)
-    if path is not None and path.exists():
-        return Decomposition.load(path)
+    if (earlier := kept(path, Decomposition.load)) is not None:
+        return earlier
     result = decompose(model, calibration, recipe, track)
     result = measure(model, tokenizer, result, recipe, track)
     if path is not None:

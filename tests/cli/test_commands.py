@@ -1,0 +1,322 @@
+"""The commands as other people's scripts call them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import spectrim
+from spectrim.hub import load
+from spectrim.pipeline import catalogue
+from spectrim.planning import load_plan
+from spectrim.recipe import PRESETS, load_recipe
+from tests.tiny_models import tiny_tokens
+from tests.tolerances import DENSE_EXPORT_ABSOLUTE, FULL_RANK_ABSOLUTE
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(sysconfig.get_path("scripts")) / "spectrim"
+LOAD_AND_GENERATE = """
+import sys
+import spectrim
+from transformers import AutoModelForCausalLM, AutoTokenizer
+directory = sys.argv[1]
+model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+assert not info["mismatched_keys"] and not info.get("error_msgs"), info
+tokenizer = AutoTokenizer.from_pretrained(directory)
+ids = tokenizer("Once upon", return_tensors="pt")
+made = model.generate(**ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+assert made.shape[1] == ids["input_ids"].shape[1] + 5
+"""
+
+
+def ranks_in(directory: Path) -> dict[str, int]:
+    config = json.loads((directory / "config.json").read_text())
+    return {n: entry["rank"] for n, entry in config["quantization_config"]["layers"].items()}
+
+
+def tensors_in(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def same_tensors(first: Path, second: Path) -> bool:
+    one, two = tensors_in(first), tensors_in(second)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@torch.no_grad()
+def logits(directory: Path) -> torch.Tensor:
+    return load(directory)[0](tiny_tokens()).logits
+
+
+def test_contract_in_fresh_processes(shelf, tmp_path):
+    """The call that scripts make, then a program that knows only transformers and us."""
+    out = tmp_path / "out"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment["SPECTRIM_CACHE"] = str(tmp_path / "cache")
+    start = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "spectrim"]
+    options = ["--budget", "0.6", "--method", "obd"]
+    options += ["--allocation", "loss_optimal", "--layer", "pivoted"]
+    data = ["--data", str(shelf / "text.txt")]
+    command = [*start, "compress", str(shelf / "model"), "-o", str(out), *options, *data]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    ranks = ranks_in(out)
+    assert ranks
+    assert all(".layers." in name for name in ranks)
+    loading = [sys.executable, "-c", LOAD_AND_GENERATE, str(out)]
+    loaded = subprocess.run(
+        loading, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out"]
+
+
+def test_python_dash_m(monkeypatch, capsys):
+    import runpy
+
+    monkeypatch.setattr(sys, "argv", ["spectrim", "--version"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module("spectrim", run_name="__main__")
+    assert not exit_.value.code
+    assert capsys.readouterr().out.strip() == spectrim.__version__
+
+
+def test_outputs_beside_the_weights(compress, tmp_path):
+    done = compress("-o", "out", "--budget", 0.6)
+    assert done.code == 0, done.err
+    assert "0.6" in done.out
+    out = tmp_path / "out"
+    assert {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "spectrim_plan.yaml",
+        "spectrim_recipe.yaml",
+        "tokenizer.json",
+    } <= {path.name for path in out.iterdir()}
+    plan = load_plan(out / "spectrim_plan.yaml")
+    assert plan.ranks == ranks_in(out)
+    assert plan.kept <= 0.6
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["pivoted", "lowrank"])
+def test_the_stored_recipe_gives_the_same_result_again(cli, compress, shelf, tmp_path, kind):
+    first = compress(
+        "-o", "first", "--layer", kind, "--budget", 0.55, "--set", "path.share=0.5"
+    )
+    assert first.code == 0, first.err
+    again = cli(
+        "compress", shelf / "model", "-o", "second",
+        "--recipe", "first/spectrim_recipe.yaml", "--no-cache",
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    assert same_tensors(tmp_path / "first", tmp_path / "second")
+    for name in ("config.json", "spectrim_recipe.yaml", "spectrim_plan.yaml"):
+        first_text = (tmp_path / "first" / name).read_text()
+        assert (tmp_path / "second" / name).read_text() == first_text
+
+
+def test_the_recipe_of_a_target_loss_gives_the_same_result_again(
+    cli, compress, shelf, tmp_path
+):
+    done = compress("-o", "first", "--target-loss", "1e-5", "--budget", 0.9)
+    assert done.code == 0, done.err
+    plan = load_plan(tmp_path / "first" / "spectrim_plan.yaml")
+    assert plan.predicted_loss <= 1e-5
+    assert plan.kept < 0.9
+    again = cli(
+        "compress", shelf / "model", "-o", "second", "--recipe", "first/spectrim_recipe.yaml"
+    )
+    assert again.code == 0, again.err
+    assert same_tensors(tmp_path / "first", tmp_path / "second")
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_presets(compress, tmp_path, preset):
+    done = compress("-o", "out", "--recipe", preset, "--budget", 0.7)
+    assert done.code == 0, done.err
+    recipe = load_recipe(str(tmp_path / "out" / "spectrim_recipe.yaml"))
+    assert recipe.measure == PRESETS[preset].measure
+    assert recipe.path == PRESETS[preset].path
+    assert (recipe.budget, recipe.calibration.sequences) == (0.7, 8)
+
+
+def test_the_command_line_wins_over_the_recipe_file(compress, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "method: svd_llm\nmethod_options: {damping: 0.5}\nallocation: uniform\nbudget: 0.9\n"
+        "calibration: {sequences: 3}\nmeasure: {joint: false}\n"
+    )
+    done = compress(
+        "-o", "out", "--recipe", "mine.yaml", "--budget", 0.5, "--set", "measure.tokens=48",
+        "--exclude", "down_proj",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    recipe = load_recipe(str(tmp_path / "out" / "spectrim_recipe.yaml"))
+    assert (recipe.method, recipe.method_options) == ("svd_llm", {"damping": 0.5})
+    assert (recipe.allocation, recipe.budget) == ("uniform", 0.5)
+    assert (recipe.calibration.sequences, recipe.measure.tokens) == (8, 48)
+    assert recipe.measure.joint is False
+    assert not any("down_proj" in name for name in ranks_in(tmp_path / "out"))
+
+
+def test_set_and_no_measure(compress, tmp_path):
+    done = compress(
+        "-o", "out", "--no-measure", "--set", "method_options.damping=0.01",
+        "--set", "save_dtype=bfloat16", "--set", "path.weight=0", "--budget", 0.7,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    recipe = load_recipe(str(tmp_path / "out" / "spectrim_recipe.yaml"))
+    assert recipe.method_options == {"damping": 0.01}
+    assert (recipe.measure.layers, recipe.measure.joint) == (False, False)
+    assert not recipe.averages_path
+    dtypes = {t.dtype for n, t in tensors_in(tmp_path / "out").items() if "mask" not in n}
+    assert dtypes == {torch.bfloat16}
+
+
+def test_overwrite_replaces_an_earlier_result_only_when_asked(compress, tmp_path):
+    assert compress("-o", "out", "--budget", 0.6).code == 0
+    assert "overwrite" in compress("-o", "out", "--budget", 0.5).failed_with_one_line()
+    assert compress("-o", "out", "--budget", 0.5, "--overwrite").code == 0
+    assert load_plan(tmp_path / "out" / "spectrim_plan.yaml").kept <= 0.5
+
+
+def test_plan_shows_a_table_and_draws_the_curve(plan, tmp_path):
+    done = plan("--plot", "curve.svg", "--budget", 0.6)
+    assert done.code == 0, done.err
+    assert "predicted loss" in done.out
+    assert "0.60" in done.out
+    drawing = ElementTree.parse(tmp_path / "curve.svg").getroot()
+    assert drawing.tag.endswith("svg")
+    assert len(drawing.findall(".//{*}circle")) > 5
+    assert [path.name for path in tmp_path.iterdir()] == ["curve.svg"]
+
+
+def test_plan_as_json_is_one_document(plan):
+    done = plan("--json", "--budget", 0.6)
+    assert done.code == 0, done.err
+    values = json.loads(done.out)
+    losses = [point["predicted_loss"] for point in values["curve"]]
+    assert losses == sorted(losses, reverse=True)
+    assert values["plan"]["kept"] <= 0.6
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_an_edited_plan_is_followed(plan, compress, tmp_path, suffix):
+    file = tmp_path / f"plan.{suffix}"
+    assert plan("-o", file, "--budget", 0.6).code == 0
+    read, write = (
+        (yaml.safe_load, yaml.safe_dump) if suffix == "yaml" else (json.loads, json.dumps)
+    )
+    values = read(file.read_text())
+    name = "model.layers.1.mlp.up_proj"
+    values["layers"][name]["rank"] = 5
+    values["layers"]["model.layers.0.self_attn.q_proj"]["rank"] = None
+    file.write_text(write(values))
+    done = compress("-o", "out", "--plan", file)
+    assert done.code == 0, done.err
+    ranks = ranks_in(tmp_path / "out")
+    assert ranks[name] == 5
+    assert "model.layers.0.self_attn.q_proj" not in ranks
+    untouched = "model.layers.1.mlp.down_proj"
+    assert ranks.get(untouched) == values["layers"][untouched]["rank"]
+    assert torch.isfinite(logits(tmp_path / "out")).all()
+
+
+def test_a_plan_at_full_rank_is_followed(plan, compress, shelf, tmp_path):
+    file = tmp_path / "plan.json"
+    assert plan("-o", file).code == 0
+    values = json.loads(file.read_text())
+    for layer in values["layers"].values():
+        layer["rank"] = min(layer["shape"])
+    file.write_text(json.dumps(values))
+    done = compress("-o", "out", "--plan", file)
+    assert done.code == 0, done.err
+    difference = (logits(tmp_path / "out") - logits(shelf / "model")).abs().max()
+    assert difference <= FULL_RANK_ABSOLUTE
+
+
+def test_plan_for_a_target_loss(plan):
+    sizes = []
+    for target in ("1e-3", "1e-5"):
+        done = plan("--target-loss", target, "--json")
+        assert done.code == 0, done.err
+        made = json.loads(done.out)["plan"]
+        assert made["predicted_loss"] <= float(target)
+        sizes.append(made["kept"])
+    assert sizes[0] <= sizes[1]
+
+
+def test_evaluate(cli, compress, shelf, tmp_path):
+    assert compress("-o", "out", "--budget", 0.6).code == 0
+    data = ("--data", shelf / "text.txt", "--tokens", 400, "--length", 64)
+    models = (shelf / "model", "out")
+    done = cli("evaluate", *models, *data, "--original", shelf / "model", "--json")
+    assert done.code == 0, done.err
+    dense, smaller = (json.loads(done.out)[str(name)] for name in models)
+    assert abs(dense["kl_divergence"]) < 1e-6 < smaller["kl_divergence"]
+    assert smaller["parameters"] < dense["parameters"]
+    assert smaller["disk_bytes"] < dense["disk_bytes"]
+    assert all(figures["perplexity"] > 1 for figures in (dense, smaller))
+    table = cli("evaluate", *models, *data)
+    assert table.code == 0, table.err
+    assert "perplexity" in table.out
+    assert "kl divergence" not in table.out
+
+
+def test_ls_names_every_entry(cli):
+    shown, machine = cli("ls"), cli("ls", "--json")
+    assert shown.code == machine.code == 0
+    listed = json.loads(machine.out)
+    assert listed == catalogue()
+    for kind, entries in listed.items():
+        assert kind in shown.out
+        assert entries
+        for entry in entries:
+            assert entry["name"] in shown.out
+            assert entry["summary"]
+
+
+def test_export(cli, compress, tmp_path):
+    assert compress("-o", "out", "--budget", 0.6).code == 0
+    before = logits(tmp_path / "out")
+    for option, out in (("--dense", "dense"), ("--self-contained", "own")):
+        done = cli("export", "out", "-o", out, option)
+        assert done.code == 0, done.err
+    assert (logits(tmp_path / "dense") - before).abs().max() <= DENSE_EXPORT_ABSOLUTE
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert "quantization_config" not in config
+    own = json.loads((tmp_path / "own" / "config.json").read_text())
+    assert "AutoModelForCausalLM" in own["auto_map"]
+    assert list((tmp_path / "own").glob("*.py"))
+
+
+def test_activate(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert cli("activate").code == 0
+    assert len(list(tmp_path.glob("*.pth"))) == 1
+    assert "removed" in cli("activate", "--remove").err
+    assert not list(tmp_path.iterdir())
+    assert "not active" in cli("activate", "--remove").err
+
+
+def test_help_names_every_command(cli):
+    shown = cli("--help")
+    assert shown.code == 0
+    for command in ("compress", "plan", "evaluate", "ls", "export", "activate"):
+        assert command in shown.out
+        assert cli(command, "--help").code == 0
