@@ -47,3 +47,7 @@ PRODUCT_ABSOLUTE = 2e-5
 
 FULL_RANK_ABSOLUTE = 2e-5
 """Logits of size one: every layer as a product of factors of full rank, rounded to float32."""
+
+DIVERGENCE_RELATIVE = 1e-3
+DIVERGENCE_ABSOLUTE = 1e-6
+"""Nats per token from float32 logits of size one, a difference of sums over 128 words."""

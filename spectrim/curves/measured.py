@@ -24,7 +24,7 @@ from spectrim.planning.planner import make_plan
 from spectrim.recipe import Recipe
 
 LAYER_BUDGETS = (0.75, 0.35)
-JOINT_BUDGETS = (0.95, 0.8, 0.6, 0.4, 0.2)
+JOINT_BUDGETS = (0.95, 0.8, 0.6, 0.35)
 DENSE_STAND_IN = 0.85
 """Fraction of full rank at which a layer is measured that a plan leaves dense."""
 _FLOOR = 1e-6
@@ -39,11 +39,10 @@ def measured_layers(
     ranks = _probe_ranks(decomposition, recipe)
     curves = {}
     for name in track(list(decomposition.shapes)):
-        factors, curve = decomposition.factors[name], decomposition.curves[name]
         measured = {
-            rank: probe.divergence({name: factors.weight(rank)}) for rank in ranks[name]
+            rank: probe.divergence(decomposition.factors, {name: rank}) for rank in ranks[name]
         }
-        curves[name] = rescaled(curve, measured)
+        curves[name] = rescaled(decomposition.curves[name], measured)
     return replace(decomposition, curves=curves)
 
 
@@ -55,9 +54,9 @@ def measured_jointly(
     for budget in JOINT_BUDGETS:
         plan = make_plan(decomposition, recipe.for_measuring(budget))
         summed = sum(layer.predicted_loss for layer in plan.layers.values())
-        weights = {n: decomposition.factors[n].weight(r) for n, r in plan.ranks.items()}
-        if summed > 0 and weights:
-            pairs.append((summed, max(probe.divergence(weights), _FLOOR)))
+        if summed > 0 and plan.ranks:
+            measured = probe.divergence(decomposition.factors, plan.ranks)
+            pairs.append((summed, max(measured, _FLOOR)))
     return replace(decomposition, correction=JointCorrection(_ascending(pairs)))
 
 

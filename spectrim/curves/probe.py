@@ -1,4 +1,4 @@
-"""Divergence of a model with some weights exchanged from the model itself, on a few tokens.
+"""Divergence of a model with some layers cut from the model itself, on a few tokens.
 
     KL = E_t[ sum_v p(v) (log p(v) - log q(v)) ],   p the original, q the changed model
 
@@ -9,7 +9,7 @@ one are not run again: their outputs are kept (tokens x width each).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.data import TokenBlocks
-from spectrim.surgery.adapters import set_weight, weight_of
+from spectrim.linalg.truncated import Factors
+from spectrim.surgery.adapters import bias_of, set_weight, weight_of
 from spectrim.surgery.targets import blocks as decoder_blocks
 
 
 class Probe:
-    """`divergence({layer name: weight (out, in)})` on the first `tokens` tokens of `blocks`.
+    """`divergence(factors, {layer name: rank})` on the first `tokens` tokens of `blocks`.
 
     Memory: tokens x vocabulary x 4 bytes for the original's probabilities.
     """
@@ -41,11 +42,12 @@ class Probe:
         self.negative_entropy = torch.linalg.vecdot(self.probabilities, logits.log_softmax(-1))
 
     @torch.inference_mode()
-    def divergence(self, weights: Mapping[str, Tensor]) -> float:
-        first = self._first_changed(weights)
+    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
+        first = self._first_changed(ranks)
         with ExitStack() as stack:
-            for name, weight in weights.items():
-                stack.enter_context(exchanged(self.model.get_submodule(name), weight))
+            for name, rank in ranks.items():
+                module = self.model.get_submodule(name)
+                stack.enter_context(exchanged(module, factors[name], rank))
             for name, block in self.blocks[:first]:
                 stack.enter_context(_answering(block, self.outputs[name]))
             changed = self._logits()
@@ -55,9 +57,9 @@ class Probe:
             per_token = per_token[self.mask[:, :-1]]
         return float(per_token.double().mean())
 
-    def _first_changed(self, weights: Mapping[str, Tensor]) -> int:
+    def _first_changed(self, layers: Iterable[str]) -> int:
         for number, (name, _) in enumerate(self.blocks):
-            if any(layer.startswith(name + ".") for layer in weights):
+            if any(layer.startswith(name + ".") for layer in layers):
                 return number
         return 0
 
@@ -81,19 +83,24 @@ class Probe:
 
 
 @contextmanager
-def exchanged(module: nn.Module, weight: Tensor) -> Iterator[None]:
-    """The module with another weight (out, in), until the context ends.
+def exchanged(module: nn.Module, factors: Factors, rank: int) -> Iterator[None]:
+    """The module with the weight and bias of `factors` at `rank`, until the context ends.
 
-    Another parameter, not other values in the same one: a tied embedding keeps its own.
+    With other parameters, not other values in the same ones: a tied embedding keeps its own.
     """
-    original = module.weight
-    assert isinstance(original, nn.Parameter)
-    module.weight = nn.Parameter(torch.empty_like(original), original.requires_grad)
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, nn.Parameter)
+    module.weight = nn.Parameter(torch.empty_like(weight), weight.requires_grad)
     try:
-        set_weight(module, weight.to(weight_of(module)))
+        set_weight(module, factors.weight(rank).to(weight_of(module)))
+        if factors.offset is not None:
+            shifted = factors.bias(rank, bias_of(module))
+            assert shifted is not None
+            module.bias = nn.Parameter(shifted.to(weight), requires_grad=False)
         yield
     finally:
-        module.weight = original
+        module.weight = weight
+        module.bias = bias
 
 
 @contextmanager

@@ -110,11 +110,11 @@ def calibrate(
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
     """Tokens whose activations fit the room that weight gradients would take.
 
-    A backward pass holds about 1.5 float32 numbers per input and output of a linear layer,
+    A backward pass holds about two float32 numbers per input and output of a linear layer,
     and three per logit.
     """
     widths = sum(sum(target.shape) for target in targets)
-    bytes_per_token = 6 * widths + 12 * vocabulary_size(model)
+    bytes_per_token = 8 * widths + 12 * vocabulary_size(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return min(MOST_TOKENS_PER_BATCH, max(weights, SMALLEST_ROOM) // bytes_per_token)
 
@@ -181,8 +181,8 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
     fewer = replace(run.blocks, ids=run.blocks.ids[::step].contiguous(), mask=_every(run, step))
     with ExitStack() as stack:
         for name, rank in cut.ranks.items():
-            weight = decomposition.factors[name].weight(rank)
-            stack.enter_context(exchanged(run.model.get_submodule(name), weight))
+            factors = decomposition.factors[name]
+            stack.enter_context(exchanged(run.model.get_submodule(name), factors, rank))
         return replace(run, blocks=fewer).once("calibrating along the path", key)
 
 
