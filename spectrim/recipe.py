@@ -24,7 +24,8 @@ class CalibrationRecipe:
     """Which tokens the statistics come from.
 
     length None: half the model's context, at least 256 and at most 2048 tokens (never more
-    than the context). labels: "data" or "sampled" from the model.
+    than the context). labels: "data" or "sampled" from the model. tokens_per_batch None: as
+    many as keep the activations below the model's own size (or 256 MiB), at most 4096.
     """
 
     data: str = "python"
@@ -33,7 +34,7 @@ class CalibrationRecipe:
     length: int | None = Field(default=None, ge=2)
     seed: int | None = 0
     labels: Literal["data", "sampled"] = "data"
-    tokens_per_batch: int = Field(default=4096, ge=1)
+    tokens_per_batch: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -45,7 +46,7 @@ class MeasureRecipe:
 
     layers: bool = True
     joint: bool = True
-    tokens: int = Field(default=4096, ge=2)
+    tokens: int = Field(default=2048, ge=2)
     joint_tokens: int = Field(default=16384, ge=2)
 
 

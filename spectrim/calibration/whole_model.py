@@ -1,7 +1,9 @@
 """Calibration with the whole model in memory.
 
 Parameters are frozen, so no weight gradient is ever formed: peak memory is the model, the
-statistics, and the activations of one batch of at most `tokens_per_batch` tokens.
+statistics, and the activations of one batch of at most `tokens_per_batch` tokens (at least
+one sequence). The pipeline chooses the batch so that these take no more room than the weight
+gradients would.
 """
 
 from __future__ import annotations

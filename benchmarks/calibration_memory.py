@@ -1,0 +1,67 @@
+"""Peak memory of calibration beyond the loaded model, against its stated bound.
+
+    python benchmarks/calibration_memory.py [--hidden 1024 --layers 4]
+
+Bound: gradients (as large as the weights) + statistics. Weight gradients are never formed;
+the room they would take holds the activations of one batch. Random weights, one process,
+peak resident set as the kernel reports it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spectrim.calibration import CalibrationSettings, calibrate
+from spectrim.data import TokenBlocks
+from spectrim.pipeline.calibrating import batch_tokens
+from spectrim.surgery.targets import find_targets
+
+MIB = 2**20
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=4)
+    given = parser.parse_args()
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=given.hidden,
+        intermediate_size=given.hidden * 11 // 4,
+        num_hidden_layers=given.layers,
+        num_attention_heads=given.hidden // 64,
+        num_key_value_heads=given.hidden // 256,
+        max_position_embeddings=512,
+    )
+    model = LlamaForCausalLM(config).eval()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MIB
+    targets = find_targets(model)
+    tokens = batch_tokens(model, targets)
+    ids = torch.randint(config.vocab_size, (max(2, 2 * tokens // 256), 256))
+    blocks = TokenBlocks(ids, None, "", "random", 1)
+    settings = CalibrationSettings(
+        ("input_covariance", "gradient_covariance"), tokens_per_batch=tokens
+    )
+    before = peak()
+    calibration = calibrate(model, targets, blocks, settings)
+    beyond = peak() - before
+    statistics = calibration.bytes / MIB
+    print("| tokens per batch | model | statistics | peak beyond the model | bound | used |")
+    print("|---|---|---|---|---|---|")
+    bound = weights + statistics
+    print(
+        f"| {tokens} | {weights:.0f} MiB | {statistics:.0f} MiB | {beyond:.0f} MiB "
+        f"| {bound:.0f} MiB | {beyond / bound:.0%} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
