@@ -1,0 +1,140 @@
+"""The parameters that are trained: everything inside the blocks, factors in balanced form.
+
+A factored layer of any kind is trained as `W_hat = left right` with
+
+    left = U sqrt(S),   right = sqrt(S) V^T,   U S V^T = W_hat,
+
+and put back into its own kind afterwards (a change of storage, in float64): Adam's steps have
+the same size along every coordinate, and in this form the coordinates of a layer, and of all
+kinds of layer, have comparable sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.errors import ModelError
+from spectrim.layers import FactoredLinear
+from spectrim.layers.lowrank import LowRankLinear
+from spectrim.surgery.rewrite import factored_layers, replace_layer
+from spectrim.surgery.targets import blocks as decoder_blocks
+
+Parameters = dict[str, nn.Parameter]
+
+
+@contextmanager
+def training_form(model: nn.Module) -> Iterator[Parameters]:
+    """The parameters to train, by name; they are the model's own and in float32.
+
+    The model is in evaluation mode inside. On leaving, factors are put back into their own
+    kinds; after an error the model is what it was before. Raises ModelError.
+    """
+    modes = {name: module.training for name, module in model.named_modules()}
+    flags = {name: p.requires_grad for name, p in _all_parameters(model)}
+    before = _Before()
+    model.eval()
+    try:
+        yield _exchange(model, before)
+        _restore_kinds(model, before)
+    except BaseException:
+        before.put_back(model)
+        raise
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes.get(name, model.training)
+        for name, parameter in _all_parameters(model):
+            parameter.requires_grad_(flags.get(name, parameter.requires_grad))
+
+
+@dataclass
+class _Before:
+    """What stood in the model: factored layers by name, parameters by module and own name."""
+
+    layers: dict[str, FactoredLinear] = field(default_factory=dict)
+    parameters: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)
+
+    def put_back(self, model: nn.Module) -> None:
+        for name, layer in self.layers.items():
+            model.set_submodule(name, layer)
+        for (module, own), parameter in self.parameters.items():
+            setattr(model.get_submodule(module), own, parameter)
+
+
+def _exchange(model: nn.Module, before: _Before) -> Parameters:
+    """New parameters in place of all in the blocks; those used outside them too stay fixed."""
+    outer = _trained_modules(model)
+    outside = _parameters_outside(model, outer)
+    for name, layer in list(factored_layers(model)):
+        if name.startswith(outer):
+            before.layers[name] = layer
+            replace_layer(model, name, LowRankLinear.from_factors(*balanced_factors(layer)))
+    copies: dict[int, nn.Parameter] = {}
+    trained: Parameters = {}
+    for name, parameter in list(_all_parameters(model)):
+        wanted = name.startswith(outer) and id(parameter) not in outside
+        if not (wanted and parameter.is_floating_point()):
+            continue
+        module, _, own = name.rpartition(".")
+        before.parameters[module, own] = parameter
+        if id(parameter) not in copies:
+            copies[id(parameter)] = trained[name] = _trainable_copy(name, parameter)
+        setattr(model.get_submodule(module), own, copies[id(parameter)])
+    return trained
+
+
+def _trained_modules(model: nn.Module) -> tuple[str, ...]:
+    """Name prefixes: the decoder blocks, or where a model names none its factored layers."""
+    found = [name for name, _ in decoder_blocks(model) or factored_layers(model)]
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} has no decoder block and no factored layer to refine; "
+            "compress it first"
+        )
+    return tuple(name + "." for name in found)
+
+
+def _parameters_outside(model: nn.Module, outer: tuple[str, ...]) -> set[int]:
+    return {id(p) for name, p in _all_parameters(model) if not name.startswith(outer)}
+
+
+def _all_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return model.named_parameters(remove_duplicate=False)
+
+
+def _trainable_copy(name: str, parameter: nn.Parameter) -> nn.Parameter:
+    if parameter.dtype != torch.float32:
+        raise ModelError(
+            f"{name} is in {parameter.dtype}; refine a model in float32 (`model.float()`) "
+            "and cast it afterwards"
+        )
+    return nn.Parameter(parameter.detach().clone())
+
+
+def balanced_factors(layer: FactoredLinear) -> tuple[Tensor, Tensor, Tensor | None]:
+    """left (out, r), right (r, in) with `left^T left = right right^T = S`, and the bias."""
+    weight, bias = layer.dense()
+    u, s, v = torch.linalg.svd(weight, full_matrices=False)
+    root = s[: layer.rank].sqrt()
+    return u[:, : layer.rank] * root, root[:, None] * v[: layer.rank], bias
+
+
+def _restore_kinds(model: nn.Module, before: _Before) -> None:
+    """The trained factors in the kinds that stood there before, without stored gradients."""
+    for name, layer in before.layers.items():
+        trained = model.get_submodule(name)
+        assert isinstance(trained, LowRankLinear)
+        left, right, bias = trained.left.weight, trained.right.weight, trained.left.bias
+        replace_layer(
+            model,
+            name,
+            type(layer).from_factors(
+                left.detach(), right.detach(), None if bias is None else bias.detach()
+            ),
+        )
+    for parameter in model.parameters():
+        parameter.grad = None

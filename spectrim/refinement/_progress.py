@@ -1,0 +1,23 @@
+"""What a refinement is given to show progress, to keep its state, and to tell its losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from spectrim.workspace import Workspace
+
+
+def _unseen(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    return items
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`losses` is filled by the refinement: the loss of every step, by stage."""
+
+    workspace: Workspace = field(default_factory=lambda: Workspace(None))
+    track: Callable[[Iterable[Any], str, int], Iterable[Any]] = _unseen
+    seconds_between_saves: float = 60.0
+    losses: dict[str, list[float]] = field(default_factory=dict)

@@ -1,0 +1,219 @@
+"""The one training loop: AdamW in stages, stopped at any step and continued to the same end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.calibration.store import model_fingerprint
+from spectrim.data import TokenBlocks
+from spectrim.errors import CheckpointError, NumericalError
+from spectrim.refinement._factors import Parameters
+from spectrim.refinement._progress import Progress
+from spectrim.storage import read_tensors, write_tensors
+
+_LOG = logging.getLogger("spectrim.refinement")
+_LINES = 10
+"""Log lines per stage."""
+_BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of `rows` sequences each; the rate rises over `warmup` steps, then falls to zero
+    along a cosine. Every epoch visits the sequences in an order drawn from `seed`."""
+
+    steps: int
+    rows: int
+    learning_rate: float
+    warmup: int
+    seed: int
+    clip: float = 1.0
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / (self.warmup + 1)
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def chosen(self, step: int, available: int) -> Tensor:
+        """Indices (rows,) of the sequences of a step."""
+        rows = min(self.rows, available)
+        epoch, number = divmod(step, available // rows)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(available, generator=generator)
+        return order[number * rows : (number + 1) * rows]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained together; `loss` takes the indices of the sequences of a step."""
+
+    name: str
+    parameters: Parameters
+    loss: Callable[[Tensor], Tensor]
+
+
+@dataclass
+class State:
+    """Where a run stands: the parameters of all stages, the present stage's optimiser."""
+
+    parameters: Parameters
+    stage: int = 0
+    losses: list[list[float]] = field(default_factory=lambda: [[]])
+    moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Atomic. Raises InputError when the place cannot be written."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"parameter|{name}"] = parameter
+        for name, entries in self.moments.items():
+            tensors |= {f"{entry}|{name}": tensor for entry, tensor in entries.items()}
+        write_tensors(path, tensors, {"stage": self.stage, "losses": self.losses})
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        """Into the same parameters. Raises CheckpointError for a foreign or damaged file."""
+        tensors, metadata = read_tensors(path)
+        try:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors.pop(f"parameter|{name}"))
+            for key, tensor in tensors.items():
+                entry, name = key.split("|")
+                self.moments.setdefault(name, {})[entry] = tensor
+            self.stage, self.losses = metadata["stage"], metadata["losses"]
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path} holds no state of this refinement: {error}"
+            ) from error
+
+
+class Run:
+    """A refinement under way."""
+
+    def __init__(self, parameters: Parameters, progress: Progress):
+        self.progress = progress
+        self.state = State(parameters)
+        self.path: Path | None = None
+        self._saved = time.monotonic()
+
+    def begin(self, key: dict[str, Any]) -> bool:
+        """Take up what the workspace has under `key`; True when that is the end of the run."""
+        self.path = self.progress.workspace.path("refinement", key)
+        if self.path is not None and self.path.exists():
+            self.state.load(self.path)
+            return True
+        if self.path is not None and _partial(self.path).exists():
+            try:
+                self.state.load(_partial(self.path))
+            except CheckpointError as error:
+                warnings.warn(f"starting the refinement again: {error}", stacklevel=3)
+        return False
+
+    def stage(self, number: int, stage: Stage, schedule: Schedule, available: int) -> None:
+        """Train one stage from where it stands. Raises NumericalError naming a bad step."""
+        if number < self.state.stage:
+            return
+        self._enter(number)
+        trainer = _Trainer(stage, schedule, self.state.moments)
+        losses = self.state.losses[number]
+        steps = range(len(losses), schedule.steps)
+        what = f"refining {stage.name}"
+        for step in self.progress.track(steps, what, len(steps)):
+            losses.append(trainer.step(step, schedule.chosen(step, available)))
+            _log(stage.name, losses, schedule.steps)
+            self._save_now_and_then(trainer)
+        trainer.clear()
+        self.progress.losses[stage.name] = losses
+
+    def finish(self) -> None:
+        """Keep the result, without what was only needed to continue."""
+        self.state.moments.clear()
+        if self.path is not None:
+            self.state.save(self.path)
+            _partial(self.path).unlink(missing_ok=True)
+
+    def _enter(self, number: int) -> None:
+        if number > self.state.stage:
+            self.state.stage = number
+            self.state.moments.clear()
+            self.state.losses.append([])
+
+    def _save_now_and_then(self, trainer: _Trainer) -> None:
+        waited = time.monotonic() - self._saved
+        if self.path is not None and waited >= self.progress.seconds_between_saves:
+            self.state.moments = trainer.moments()
+            self.state.save(_partial(self.path))
+            self._saved = time.monotonic()
+
+
+class _Trainer:
+    """AdamW on one stage."""
+
+    def __init__(self, stage: Stage, schedule: Schedule, moments: dict[str, Any]):
+        self.stage = stage
+        self.schedule = schedule
+        self.parameters = list(stage.parameters.values())
+        self.optimiser = torch.optim.AdamW(self.parameters, betas=_BETAS, weight_decay=0.0)
+        for name, entries in moments.items():
+            self.optimiser.state[stage.parameters[name]] = dict(entries)
+
+    def step(self, number: int, sequences: Tensor) -> float:
+        loss = self.stage.loss(sequences)
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
+        value = float(loss.detach())
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            raise NumericalError(
+                f"refining {self.stage.name}: the loss is {value} and its gradient's norm "
+                f"{float(norm)} at step {number + 1} of {self.schedule.steps}; check the "
+                "models for NaN, or set a smaller learning_rate"
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.rate(number)
+        self.optimiser.step()
+        return value
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        names = self.stage.parameters.items()
+        return {name: dict(self.optimiser.state[parameter]) for name, parameter in names}
+
+    def clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def run_key(
+    name: str, original: nn.Module, compressed: nn.Module, blocks: TokenBlocks, options: Any
+) -> dict[str, Any]:
+    """All that the result of a refinement depends on."""
+    return {
+        "refinement": [name, asdict(options)],
+        "original": model_fingerprint(original),
+        "compressed": model_fingerprint(compressed),
+        "data": blocks.fingerprint,
+    }
+
+
+def _partial(path: Path) -> Path:
+    return path.with_suffix(".partial")
+
+
+def _log(name: str, losses: list[float], steps: int) -> None:
+    """The mean loss of each tenth of the stage."""
+    done, every = len(losses), max(1, steps // _LINES)
+    if done % every == 0:
+        recent = losses[-every:]
+        _LOG.info("%s: step %d of %d, loss %.5f", name, done, steps, sum(recent) / len(recent))

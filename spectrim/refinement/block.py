@@ -1,0 +1,128 @@
+"""Block by block, the original block's output from the inputs that the refined prefix gives.
+
+    min  E_t ||F_i(x_t) - G_i(x'_t)||^2 / E_t ||F_i(x_t)||^2
+
+F_i and G_i the original and the compressed block i, x the original model's hidden states and
+x' those of the compressed model with blocks 1 ... i - 1 already refined. Factors, norms, biases
+and what stayed dense in the block are trained.
+
+Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
+step through one block, and two arrays of hidden states, tokens x width x 4 bytes each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.refinement._factors import Parameters, training_form
+from spectrim.refinement._forward import BlockRunner, Tokens, evaluating
+from spectrim.refinement._progress import Progress
+from spectrim.refinement._training import Run, Schedule, Stage, run_key
+
+REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
+
+
+@dataclass(frozen=True)
+class Options:
+    """epochs: passes over the sequences for each block; `warmup` is a share of the steps."""
+
+    epochs: int = 8
+    sequences_per_step: int = 4
+    learning_rate: float = 5e-4
+    warmup: float = 0.05
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "epochs, sequences_per_step and learning_rate have to be positive, got "
+                f"{self.epochs}, {self.sequences_per_step} and {self.learning_rate}"
+            )
+
+    def schedule(self, sequences: int) -> Schedule:
+        rows = min(self.sequences_per_step, sequences)
+        steps = self.epochs * (sequences // rows)
+        warmup = int(self.warmup * steps)
+        return Schedule(steps, rows, self.learning_rate, warmup, self.seed, self.clip)
+
+
+def refine(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    progress: Progress,
+) -> PreTrainedModel:
+    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
+    key = run_key("block", original, compressed, blocks, options)
+    schedule = options.schedule(len(blocks))
+    tokens = Tokens(blocks, compressed.device)
+    with evaluating(original), training_form(compressed) as parameters:
+        run = Run(parameters, progress)
+        if not run.begin(key):
+            runners = BlockRunner(original, tokens), BlockRunner(compressed, tokens)
+            pair = _Pair(*runners, schedule.rows)
+            for number, stage in enumerate(pair.stages(parameters)):
+                run.stage(number, stage, schedule, len(blocks))
+            run.finish()
+    return compressed
+
+
+class _Pair:
+    """Both models between two blocks: `inputs` x' of the compressed, `targets` F_i(x)."""
+
+    def __init__(self, original: BlockRunner, compressed: BlockRunner, rows: int):
+        self.original = original
+        self.compressed = compressed
+        self.tokens = compressed.tokens
+        self.rows = rows
+        self.inputs = self._first(compressed)
+        self.targets = self._first(original)
+        self.size = 1.0
+
+    def stages(self, parameters: Parameters) -> Iterator[Stage]:
+        """One stage per block; asking for the next takes the block as it is by then."""
+        count = len(self.compressed.blocks)
+        for number, (name, _) in enumerate(self.compressed.blocks):
+            self._advance(self.original, number, self.targets)
+            self.size = self._mean_square()
+            inside = {n: p for n, p in parameters.items() if n.startswith(name + ".")}
+            loss = partial(self._loss, number)
+            yield Stage(f"block {number + 1} of {count}", inside, loss)
+            self._advance(self.compressed, number, self.inputs)
+
+    def _loss(self, number: int, rows: Tensor) -> Tensor:
+        output = self.compressed.output(number, self.inputs[rows], rows)
+        real = self.tokens.real(rows)
+        errors = (output[real] - self.targets[rows][real]).square()
+        return errors.mean() / self.size
+
+    @torch.no_grad()
+    def _first(self, runner: BlockRunner) -> Tensor:
+        """(N, T, d): what the first block is given, a few sequences at a time."""
+        return torch.cat([runner.first_input(rows).float() for rows in self._chunks()])
+
+    @torch.no_grad()
+    def _advance(self, runner: BlockRunner, number: int, hidden: Tensor) -> None:
+        """Block `number`'s outputs in place of its inputs (N, T, d)."""
+        for rows in self._chunks():
+            hidden[rows] = runner.output(number, hidden[rows], rows).float()
+
+    def _chunks(self) -> tuple[Tensor, ...]:
+        return torch.arange(len(self.tokens)).split(self.rows)
+
+    def _mean_square(self) -> float:
+        sums = [
+            self.targets[n][self.tokens.real(torch.tensor([n]))[0]].double().square().mean()
+            for n in range(len(self.tokens))
+        ]
+        return max(float(torch.stack(sums).mean()), torch.finfo(torch.float32).tiny)

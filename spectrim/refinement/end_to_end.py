@@ -1,0 +1,91 @@
+"""Everything in the blocks on KL(original || compressed) of the predictions.
+
+    min  E_t[ sum_v p_t(v) (log p_t(v) - log q_t(v)) ],   p original, q compressed
+
+over the factors, norms, biases and what stayed dense in the decoder blocks; embeddings and
+head are fixed. The third level of compression, after closed form and blocks.
+
+Memory: both models, AdamW's two moments and a gradient for each trained parameter, the
+activations of one step, and three arrays of its tokens x vocabulary x 4 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.refinement._factors import training_form
+from spectrim.refinement._forward import Tokens, evaluating
+from spectrim.refinement._progress import Progress
+from spectrim.refinement._training import Run, Schedule, Stage, run_key
+
+REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv:2604.02119"
+
+
+@dataclass(frozen=True)
+class Options:
+    """tokens: to train on, padding included; each sequence as often as that takes. `warmup`
+    is a share of the steps; gradients are clipped to the norm `clip`."""
+
+    tokens: int = 500_000
+    sequences_per_step: int = 4
+    learning_rate: float = 5e-4
+    warmup: float = 0.05
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "tokens, sequences_per_step and learning_rate have to be positive, got "
+                f"{self.tokens}, {self.sequences_per_step} and {self.learning_rate}"
+            )
+
+    def schedule(self, blocks: TokenBlocks) -> Schedule:
+        rows = min(self.sequences_per_step, len(blocks))
+        steps = max(1, self.tokens // (rows * blocks.ids.shape[1]))
+        warmup = int(self.warmup * steps)
+        return Schedule(steps, rows, self.learning_rate, warmup, self.seed, self.clip)
+
+
+def sequences_wanted(options: Options, length: int) -> int:
+    """As many as to read none twice."""
+    return -(-options.tokens // length)
+
+
+def refine(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    progress: Progress,
+) -> PreTrainedModel:
+    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
+    key = run_key("end_to_end", original, compressed, blocks, options)
+    tokens = Tokens(blocks, compressed.device)
+
+    def loss(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = tokens.logits(original, rows)
+        return divergence(wanted, tokens.logits(compressed, rows), tokens.real(rows))
+
+    with evaluating(original), training_form(compressed) as parameters:
+        run = Run(parameters, progress)
+        if not run.begin(key):
+            stage = Stage("end to end", parameters, loss)
+            run.stage(0, stage, options.schedule(blocks), len(blocks))
+            run.finish()
+    return compressed
+
+
+def divergence(wanted: Tensor, logits: Tensor, real: Tensor) -> Tensor:
+    """Mean KL over the real positions; wanted and logits (B, T, V), real (B, T) bool."""
+    log_p = wanted[real].float().log_softmax(-1)
+    log_q = logits[real].float().log_softmax(-1)
+    return kl_div(log_q, log_p, reduction="batchmean", log_target=True)
