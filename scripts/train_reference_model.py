@@ -17,6 +17,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -154,10 +155,38 @@ def train(stream: torch.Tensor, held_out: torch.Tensor, steps: int, state_file: 
     return model.eval(), seconds + time.monotonic() - start
 
 
+def card(facts: dict[str, Any]) -> str:
+    return f"""\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# Reference model of spectrim
+
+A Llama with grouped-query attention, {facts["parameters"]:,} parameters (192 wide, 4 blocks, 6
+heads with 2 key/value heads, tied embeddings, context {CONTEXT}) and a byte-level BPE
+tokenizer of {VOCABULARY} tokens. It is there to be compressed in tests and demos; it completes
+Python code badly.
+
+- **Trained on** the {facts["training_text"]}: {facts["training_files"]:,} files,
+  {facts["training_stream_tokens"]:,} tokens, by `scripts/train_reference_model.py`.
+- **For** {facts["tokens_seen"]:,} tokens ({facts["tokens_seen"] / facts["parameters"]:.1f} per
+  parameter), {facts["training_seconds"] / 60:.0f} minutes on one processor core.
+- **Perplexity** on {facts["held_out_files"]} held-out files: {facts["held_out_perplexity"]} per token
+  (chunks of {WINDOW}). A file is held out by a hash of its path, see
+  `spectrim/data/python_sources.py`.
+- **Stored in** {facts["dense_dtype"]}.
+
+The text it was trained on is under the Python Software Foundation License.
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2500)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     state_file = arguments.out.with_name(arguments.out.name + ".state.pt")
@@ -184,6 +213,7 @@ def main() -> None:
         "dense_dtype": "bfloat16",
     }
     (arguments.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (arguments.out / "README.md").write_text(card(facts))
     print(json.dumps(facts, indent=2))
 
 
