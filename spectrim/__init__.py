@@ -7,6 +7,7 @@ Importing it lets `transformers` load compressed checkpoints with plain `from_pr
     decomposition = spectrim.decompose(model, calibration, recipe)
     plan = spectrim.plan(decomposition, recipe)
     smaller = spectrim.compress(model, decomposition, plan)
+    smaller = spectrim.refine(model, smaller, tokenizer, recipe)
     spectrim.save(smaller, tokenizer, "directory")
     spectrim.evaluate(smaller, tokenizer, "text.txt")
 """
@@ -30,13 +31,23 @@ if TYPE_CHECKING:
         factorise,
         measure,
         plan,
+        refine,
     )
     from spectrim.recipe import Recipe
 
 _LAZY = {
     "Recipe": "spectrim.recipe",
     **dict.fromkeys(
-        ("calibrate", "compress", "decompose", "evaluate", "factorise", "measure", "plan"),
+        (
+            "calibrate",
+            "compress",
+            "decompose",
+            "evaluate",
+            "factorise",
+            "measure",
+            "plan",
+            "refine",
+        ),
         "spectrim.pipeline",
     ),
 }
@@ -67,5 +78,6 @@ __all__ = [
     "load",
     "measure",
     "plan",
+    "refine",
     "save",
 ]

@@ -14,6 +14,7 @@ from spectrim.allocation import ALLOCATORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
+from spectrim.refinement import REFINEMENTS
 from spectrim.storage import is_file, read_mapping
 
 _STRICT = ConfigDict(extra="forbid")
@@ -63,11 +64,27 @@ class PathRecipe:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class RefinementRecipe:
+    """One refinement with its options, trained on the calibration's text.
+
+    sequences: how many of it, the calibration's own first; None: as many as those.
+    """
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    sequences: int | None = Field(default=None, ge=1)
+
+    def __post_init__(self) -> None:
+        REFINEMENTS.options(self.name, self.options)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Recipe:
     """budget: fraction of the compressed layers' weights that is kept (0.8 keeps 80%).
 
     include / exclude: regular expressions on layer names; by default every linear layer of
-    the decoder blocks. save_dtype None: the dtype of the original checkpoint.
+    the decoder blocks. refinement: what to train after compressing, in this order.
+    save_dtype None: the dtype of the original checkpoint.
     """
 
     method: str = "obd"
@@ -82,6 +99,7 @@ class Recipe:
     calibration: CalibrationRecipe = Field(default_factory=CalibrationRecipe)
     path: PathRecipe = Field(default_factory=PathRecipe)
     measure: MeasureRecipe = Field(default_factory=MeasureRecipe)
+    refinement: tuple[RefinementRecipe, ...] = ()
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from spectrim.planning import (
     size_curve,
 )
 from spectrim.recipe import Recipe
+from spectrim.refinement import Progress
 from spectrim.report.card import card_for
 from spectrim.report.curve_plot import curve_svg
 from spectrim.storage import write_text
@@ -104,7 +105,12 @@ def compress(
     chosen = followed or _planned(decomposition, recipe, target_loss)
     recipe = recipe.with_changes(budget=chosen.budget)
     dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
-    smaller = pipeline.compress(original, decomposition, chosen, dtype)
+    first = None if recipe.refinement else dtype
+    smaller = pipeline.compress(original, decomposition, chosen, first)
+    if recipe.refinement:
+        progress = Progress(workspace_of(given), show.track)
+        smaller = pipeline.refine(original, smaller, tokenizer, recipe, progress)
+        smaller = pipeline.stored_in(smaller, dtype)
     extras = {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}
     hub.save_compressed(
         smaller,

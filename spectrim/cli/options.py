@@ -42,6 +42,10 @@ OPTIONS: dict[str, Any] = {
         list[str] | None,
         typer.Option(help="Not the layers whose name matches.", rich_help_panel=_RECIPE),
     ],
+    "refine": Annotated[
+        list[str] | None,
+        typer.Option(help="Refinements to run after, in order.", rich_help_panel=_RECIPE),
+    ],
     "measure": Annotated[
         bool | None,
         typer.Option(
@@ -137,6 +141,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
     for name in _CALIBRATION_FIELDS:
         if given[name] is not None:
             values["calibration"][name] = given[name]
+    if given["refine"]:
+        values["refinement"] = [{"name": name} for name in given["refine"]]
     if given["measure"] is not None:
         values["measure"] |= {"layers": given["measure"], "joint": given["measure"]}
     for assignment in given["set"] or []:

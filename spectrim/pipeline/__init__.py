@@ -5,9 +5,10 @@ Each verb takes values and returns a value; a `Workspace` keeps the long ones be
 
 from spectrim.pipeline.calibrating import calibrate, calibration_blocks, default_length, prepare
 from spectrim.pipeline.catalogue import catalogue
-from spectrim.pipeline.compressing import check_plan, compress
+from spectrim.pipeline.compressing import check_plan, compress, stored_in
 from spectrim.pipeline.evaluating import evaluate, evaluate_documents
 from spectrim.pipeline.factorising import decompose, factorise, measure, plan
+from spectrim.pipeline.refining import refine
 
 __all__ = [
     "calibrate",
@@ -23,4 +24,6 @@ __all__ = [
     "measure",
     "plan",
     "prepare",
+    "refine",
+    "stored_in",
 ]

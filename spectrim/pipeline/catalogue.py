@@ -8,6 +8,7 @@ from spectrim.allocation import ALLOCATORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
+from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
 from spectrim.statistics import STATISTICS
 
@@ -15,6 +16,7 @@ REGISTRIES: dict[str, Registry] = {
     "methods": DECOMPOSITIONS,
     "allocations": ALLOCATORS,
     "layers": LAYERS,
+    "refinements": REFINEMENTS,
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
 }

@@ -40,8 +40,8 @@ def compress(
         factors = decomposition.factors[name]
         bias = factors.bias(rank, bias_of(result.get_submodule(name)))
         replace_layer(result, name, kind.from_factors(*factors.truncated(rank), bias))
-    if dtype is not None and dtype != next(model.parameters()).dtype:
-        result = _stored_in(result, dtype)
+    if dtype is not None:
+        result = stored_in(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
     config = SpectrimConfig(
         layers={n: {"kind": plan.layer, "rank": r} for n, r in plan.ranks.items()},
@@ -101,14 +101,17 @@ def _untie_head(model: PreTrainedModel, plan: Plan) -> bool:
     return True
 
 
-def _stored_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """A copy with the tensors that a checkpoint holds in `dtype`. Others, like the rotary
-    frequencies, stay as they are: a loader computes them in float32."""
+def stored_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """`model`, or unless it is in `dtype` a copy with the tensors that a checkpoint holds in
+    it. Others, like the rotary frequencies, stay: a loader computes them in float32."""
+    if next(model.parameters()).dtype == dtype:
+        return model
     copied = copy.deepcopy(model)
     stored = copied.state_dict().keys()
     for name, tensor in chain(copied.named_parameters(), copied.named_buffers()):
         if name in stored and tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
+    copied.config.dtype = dtype
     return copied
 
 

@@ -69,7 +69,7 @@ class State:
 
     parameters: Parameters
     stage: int = 0
-    losses: list[list[float]] = field(default_factory=lambda: [[]])
+    losses: dict[str, list[float]] = field(default_factory=dict)
     moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -112,6 +112,7 @@ class Run:
         self.path = self.progress.workspace.path("refinement", key)
         if self.path is not None and self.path.exists():
             self.state.load(self.path)
+            self.progress.losses.update(self.state.losses)
             return True
         if self.path is not None and _partial(self.path).exists():
             try:
@@ -123,10 +124,11 @@ class Run:
     def stage(self, number: int, stage: Stage, schedule: Schedule, available: int) -> None:
         """Train one stage from where it stands. Raises NumericalError naming a bad step."""
         if number < self.state.stage:
+            self.progress.losses[stage.name] = self.state.losses[stage.name]
             return
         self._enter(number)
         trainer = _Trainer(stage, schedule, self.state.moments)
-        losses = self.state.losses[number]
+        losses = self.state.losses.setdefault(stage.name, [])
         steps = range(len(losses), schedule.steps)
         what = f"refining {stage.name}"
         for step in self.progress.track(steps, what, len(steps)):
@@ -147,7 +149,6 @@ class Run:
         if number > self.state.stage:
             self.state.stage = number
             self.state.moments.clear()
-            self.state.losses.append([])
 
     def _save_now_and_then(self, trainer: _Trainer) -> None:
         waited = time.monotonic() - self._saved

@@ -54,11 +54,6 @@ class Options:
         return Schedule(steps, rows, self.learning_rate, warmup, self.seed, self.clip)
 
 
-def sequences_wanted(options: Options, length: int) -> int:
-    """As many as to read none twice."""
-    return -(-options.tokens // length)
-
-
 def refine(
     original: PreTrainedModel,
     compressed: PreTrainedModel,

@@ -1,0 +1,79 @@
+"""From a compressed model to a better one of the same size, by training what it stores."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.pipeline.calibrating import calibration_blocks
+from spectrim.pipeline.compressing import stored_in
+from spectrim.recipe import Recipe, RefinementRecipe
+from spectrim.refinement import REFINEMENTS, Progress
+
+_SHARE = 10
+"""Of a stage's steps, the first and the last tenth are recorded."""
+
+
+def refine(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
+    """`compressed` after the recipe's refinements, in float32, trained on calibration text.
+
+    A model in float32 is trained in place, another dtype in a copy; cast the result with
+    `stored_in`. The original is not changed. Judge the result on other text. Raises
+    NumericalError naming the step whose loss is not finite, InputError for unusable text.
+    """
+    compressed = stored_in(compressed, torch.float32)
+    given = progress or Progress()
+    for step in recipe.refinement:
+        options = REFINEMENTS.options(step.name, step.options)
+        blocks = calibration_blocks(
+            original, tokenizer, _with_sequences(original, recipe, step)
+        )
+        own = replace(given, losses={})
+        module = REFINEMENTS.get(step.name)
+        compressed = module.refine(original, compressed, blocks, options, own)
+        given.losses.update({f"{step.name}, {k}": v for k, v in own.losses.items()})
+        _record(compressed, step, options, blocks, own)
+    return compressed
+
+
+def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementRecipe) -> Recipe:
+    """The calibration's text, cut to as many sequences as the refinement is to see."""
+    calibration = recipe.calibration
+    wanted = step.sequences or calibration.sequences
+    return recipe.with_changes(calibration=replace(calibration, sequences=wanted))
+
+
+def _record(
+    model: PreTrainedModel,
+    step: RefinementRecipe,
+    options: Any,
+    blocks: TokenBlocks,
+    progress: Progress,
+) -> None:
+    """Name, options, data and losses (first and last tenth of each stage) in the config."""
+    config = getattr(model.config, "quantization_config", None)
+    if config is None:
+        return
+    entry = {
+        "name": step.name,
+        "options": asdict(options),
+        "data": {"source": blocks.source, "fingerprint": blocks.fingerprint}
+        | {"sequences": len(blocks)},
+        "losses": {stage: _ends(losses) for stage, losses in progress.losses.items()},
+    }
+    config.provenance.setdefault("refinement", []).append(entry)
+
+
+def _ends(losses: list[float]) -> list[float]:
+    count = max(1, len(losses) // _SHARE)
+    return [sum(part) / count for part in (losses[:count], losses[-count:])]
