@@ -50,7 +50,7 @@ def shelf(tmp_path_factory) -> Path:
 def cli(shelf, tmp_path, monkeypatch, capfd) -> Cli:
     """`cli("plan", directory, ...)` in an empty working directory."""
     monkeypatch.setenv("SPECTRIM_CACHE", str(shelf / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Outcome:

@@ -1,0 +1,100 @@
+"""In small on a trained model: the order of methods that the whole library is about."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from spectrim.data import BlockSettings
+from spectrim.hub import load
+from spectrim.pipeline import compress, evaluate, factorise, measure, plan
+from spectrim.recipe import CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
+from spectrim.workspace import Workspace
+from tests.shared_assets import shared_data, shared_model
+
+SEQUENCES = 32
+HELD_OUT = BlockSettings(length=256, max_tokens=8_000, keep_tail=True)
+BUDGET = 0.6
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return load(shared_model("stories260K"), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("kept"))
+
+
+def recipe_of(method: str, allocation: str, layer: str) -> Recipe:
+    return Recipe(
+        method=method,
+        allocation=allocation,
+        layer=layer,
+        budget=BUDGET,
+        calibration=CalibrationRecipe(
+            data=str(shared_data("tinystories_sample", "train.txt")),
+            sequences=SEQUENCES,
+            length=256,
+        ),
+        path=PathRecipe(weight=0.5 if method == "obd" else 0),
+        measure=MeasureRecipe(layers=False, joint=False),
+    )
+
+
+def loss_of(subject, decomposition, recipe: Recipe) -> float:
+    model, tokenizer = subject
+    smaller = compress(model, decomposition, plan(decomposition, recipe))
+    text = str(shared_data("tinystories_sample", "valid.txt"))
+    return math.log(evaluate(smaller, tokenizer, text, HELD_OUT)["perplexity"])
+
+
+def test_each_idea_lowers_the_perplexity(subject, workspace):
+    losses = {}
+    for choice in (
+        ("svd", "uniform", "lowrank"),
+        ("svd_llm", "uniform", "lowrank"),
+        ("obd", "uniform", "lowrank"),
+        ("obd", "loss_optimal", "lowrank"),
+        ("obd", "loss_optimal", "pivoted"),
+    ):
+        recipe = recipe_of(*choice)
+        decomposition = factorise(*subject, recipe, workspace)
+        losses[choice] = loss_of(subject, decomposition, recipe)
+    values = list(losses.values())
+    assert values == sorted(values, reverse=True), losses
+    assert values[0] - values[-1] > 1, losses
+
+
+def test_corrected_curves_predict_better(subject, workspace):
+    """Of whole plans, the divergence on text that no correction has seen."""
+    model, tokenizer = subject
+    plain = factorise(*subject, recipe_of("obd", "loss_optimal", "pivoted"), workspace)
+    asked = recipe_of("obd", "loss_optimal", "pivoted").with_changes(
+        measure=MeasureRecipe(layers=False, joint=True, joint_tokens=2048)
+    )
+    corrected = measure(model, tokenizer, plain, asked)
+    text = str(shared_data("tinystories_sample", "valid.txt"))
+    errors = {"plain": 0.0, "corrected": 0.0}
+    for budget in (0.9, 0.7, 0.5):
+        chosen = plan(plain, asked.with_changes(budget=budget))
+        smaller = compress(model, plain, chosen)
+        figures = evaluate(smaller, tokenizer, text, HELD_OUT, reference=model)
+        again = plan(corrected, asked.with_changes(budget=budget))
+        assert again.ranks == chosen.ranks
+        for name, predicted in (("plain", chosen), ("corrected", again)):
+            errors[name] += abs(math.log(predicted.predicted_loss / figures["kl_divergence"]))
+    assert errors["corrected"] < 0.5 * errors["plain"], errors
+
+
+def test_measuring_layers_lowers_the_perplexity(subject, workspace):
+    plain = recipe_of("obd", "loss_optimal", "pivoted").with_changes(budget=0.8)
+    measured = plain.with_changes(measure=MeasureRecipe(layers=True, joint=False, tokens=512))
+    losses = [
+        loss_of(subject, factorise(*subject, recipe, workspace), recipe)
+        for recipe in (plain, measured)
+    ]
+    assert losses[1] < losses[0], losses
