@@ -53,16 +53,16 @@ def training_form(model: nn.Module) -> Iterator[Parameters]:
 
 @dataclass
 class _Before:
-    """What stood in the model: factored layers by name, parameters by module and own name."""
+    """What stood in the model: factored layers by name, parameters by module and name."""
 
     layers: dict[str, FactoredLinear] = field(default_factory=dict)
-    parameters: dict[tuple[str, str], nn.Parameter] = field(default_factory=dict)
+    parameters: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
 
     def put_back(self, model: nn.Module) -> None:
         for name, layer in self.layers.items():
             model.set_submodule(name, layer)
-        for (module, own), parameter in self.parameters.items():
-            setattr(model.get_submodule(module), own, parameter)
+        for module, own, parameter in self.parameters:
+            setattr(module, own, parameter)
 
 
 def _exchange(model: nn.Module, before: _Before) -> Parameters:
@@ -79,11 +79,12 @@ def _exchange(model: nn.Module, before: _Before) -> Parameters:
         wanted = name.startswith(outer) and id(parameter) not in outside
         if not (wanted and parameter.is_floating_point()):
             continue
-        module, _, own = name.rpartition(".")
-        before.parameters[module, own] = parameter
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        before.parameters.append((module, own, parameter))
         if id(parameter) not in copies:
             copies[id(parameter)] = trained[name] = _trainable_copy(name, parameter)
-        setattr(model.get_submodule(module), own, copies[id(parameter)])
+        setattr(module, own, copies[id(parameter)])
     return trained
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.surgery.targets import blocks as decoder_blocks
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @contextmanager
@@ -34,12 +36,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Tokens:
-    """The sequences on a device; rows are given as indices (B,)."""
+    """The sequences on a device; rows are given as indices (B,). Parameters are in float32;
+    `precision` is that of the matrix products."""
 
-    def __init__(self, blocks: TokenBlocks, device: torch.device):
+    def __init__(self, blocks: TokenBlocks, device: torch.device, precision: Precision):
         self.ids = blocks.ids
         self.mask = blocks.mask
         self.device = device
+        self.precision = getattr(torch, precision)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,9 +57,10 @@ class Tokens:
     def run(self, model: PreTrainedModel, rows: Tensor) -> Any:
         real = self.real(rows)
         attention = None if bool(real.all()) else real.long()
-        return model(
-            input_ids=self.ids[rows].to(self.device), attention_mask=attention, use_cache=False
-        )
+        ids = self.ids[rows].to(self.device)
+        lower = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision, enabled=lower):
+            return model(input_ids=ids, attention_mask=attention, use_cache=False)
 
     def logits(self, model: PreTrainedModel, rows: Tensor) -> Tensor:
         """(B, T, V)"""

@@ -83,19 +83,22 @@ class State:
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
-        """Into the same parameters. Raises CheckpointError for a foreign or damaged file."""
+        """Into the same parameters, or not at all. Raises CheckpointError if they misfit."""
         tensors, metadata = read_tensors(path)
         try:
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors.pop(f"parameter|{name}"))
+            kept = {name: tensors.pop(f"parameter|{name}") for name in self.parameters}
+            moments: dict[str, dict[str, Tensor]] = {}
             for key, tensor in tensors.items():
                 entry, name = key.split("|")
-                self.moments.setdefault(name, {})[entry] = tensor
-            self.stage, self.losses = metadata["stage"], metadata["losses"]
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} holds no state of this refinement: {error}"
-            ) from error
+                moments.setdefault(name, {})[entry] = tensor
+            stage, losses = int(metadata["stage"]), dict(metadata["losses"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} holds no refinement of this model") from error
+        if any(kept[name].shape != p.shape for name, p in self.parameters.items()):
+            raise CheckpointError(f"{path} holds a refinement of other shapes")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(kept[name])
+        self.stage, self.losses, self.moments = stage, losses, moments
 
 
 class Run:
@@ -110,16 +113,23 @@ class Run:
     def begin(self, key: dict[str, Any]) -> bool:
         """Take up what the workspace has under `key`; True when that is the end of the run."""
         self.path = self.progress.workspace.path("refinement", key)
-        if self.path is not None and self.path.exists():
-            self.state.load(self.path)
+        if self.path is None:
+            return False
+        if self._taken_up(self.path):
             self.progress.losses.update(self.state.losses)
             return True
-        if self.path is not None and _partial(self.path).exists():
-            try:
-                self.state.load(_partial(self.path))
-            except CheckpointError as error:
-                warnings.warn(f"starting the refinement again: {error}", stacklevel=3)
+        self._taken_up(_partial(self.path))
         return False
+
+    def _taken_up(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        try:
+            self.state.load(path)
+        except CheckpointError as error:
+            warnings.warn(f"starting the refinement again: {error}", stacklevel=4)
+            return False
+        return True
 
     def stage(self, number: int, stage: Stage, schedule: Schedule, available: int) -> None:
         """Train one stage from where it stands. Raises NumericalError naming a bad step."""

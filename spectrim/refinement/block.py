@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._factors import Parameters, training_form
-from spectrim.refinement._forward import BlockRunner, Tokens, evaluating
+from spectrim.refinement._forward import BlockRunner, Precision, Tokens, evaluating
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 
@@ -32,7 +32,8 @@ REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 
 @dataclass(frozen=True)
 class Options:
-    """epochs: passes over the sequences for each block; `warmup` is a share of the steps."""
+    """epochs: passes over the sequences for each block; `warmup` is a share of the steps;
+    precision is that of the matrix products ("float32" or "bfloat16")."""
 
     epochs: int = 8
     sequences_per_step: int = 4
@@ -40,6 +41,7 @@ class Options:
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
@@ -65,7 +67,7 @@ def refine(
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("block", original, compressed, blocks, options)
     schedule = options.schedule(len(blocks))
-    tokens = Tokens(blocks, compressed.device)
+    tokens = Tokens(blocks, compressed.device, options.precision)
     with evaluating(original), training_form(compressed) as parameters:
         run = Run(parameters, progress)
         if not run.begin(key):
@@ -103,7 +105,7 @@ class _Pair:
     def _loss(self, number: int, rows: Tensor) -> Tensor:
         output = self.compressed.output(number, self.inputs[rows], rows)
         real = self.tokens.real(rows)
-        errors = (output[real] - self.targets[rows][real]).square()
+        errors = (output[real].float() - self.targets[rows][real]).square()
         return errors.mean() / self.size
 
     @torch.no_grad()

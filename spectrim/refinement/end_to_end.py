@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._factors import training_form
-from spectrim.refinement._forward import Tokens, evaluating
+from spectrim.refinement._forward import Precision, Tokens, evaluating
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 
@@ -31,7 +31,8 @@ REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv
 @dataclass(frozen=True)
 class Options:
     """tokens: to train on, padding included; each sequence as often as that takes. `warmup`
-    is a share of the steps; gradients are clipped to the norm `clip`."""
+    is a share of the steps; gradients are clipped to the norm `clip`; precision is that of
+    the matrix products, "bfloat16" is faster where the processor multiplies it."""
 
     tokens: int = 500_000
     sequences_per_step: int = 4
@@ -39,6 +40,7 @@ class Options:
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
@@ -63,7 +65,7 @@ def refine(
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("end_to_end", original, compressed, blocks, options)
-    tokens = Tokens(blocks, compressed.device)
+    tokens = Tokens(blocks, compressed.device, options.precision)
 
     def loss(rows: Tensor) -> Tensor:
         with torch.no_grad():

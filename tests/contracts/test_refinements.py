@@ -1,0 +1,250 @@
+"""What every refinement promises, on every kind of layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.data.blocks import fingerprint
+from spectrim.errors import InputError, ModelError, NumericalError
+from spectrim.hub import load, save_compressed
+from spectrim.layers import LAYERS
+from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.surgery.experts import fused_expert_names, split_experts
+from spectrim.workspace import Workspace
+from tests.hub.compressing import compress
+from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
+
+NAMES = REFINEMENTS.names()
+KINDS = LAYERS.names()
+MODELS = ("llama", "gpt2", "moe")
+QUICK: dict[str, dict[str, Any]] = {
+    "block": {"epochs": 4},
+    "end_to_end": {"tokens": 4 * 8 * 16},
+}
+refinements = pytest.mark.parametrize("name", NAMES)
+kinds = pytest.mark.parametrize("kind", KINDS)
+models = pytest.mark.parametrize("model", MODELS)
+
+
+@dataclass
+class Case:
+    original: PreTrainedModel
+    compressed: PreTrainedModel
+    config: Any
+
+    def refine(
+        self, name: str, progress: Progress | None = None, **options: Any
+    ) -> PreTrainedModel:
+        chosen = REFINEMENTS.options(name, QUICK.get(name, {}) | options)
+        run = REFINEMENTS.get(name).refine
+        return run(self.original, self.compressed, tokens(), chosen, progress or Progress())
+
+
+def case(model: str, kind: str = "pivoted") -> Case:
+    """The two share what is not factored, as they do after `pipeline.compress`."""
+    original = TINY_MODELS[model]()
+    experts = fused_expert_names(original)
+    split_experts(original, experts)
+    shared = {id(tensor): tensor for tensor in original.parameters()}
+    compressed = copy.deepcopy(original, shared)
+    config = compress(compressed, kind)
+    config.split_experts = experts
+    return Case(original, compressed, config)
+
+
+def tokens(padded: bool = False) -> TokenBlocks:
+    ids = tiny_tokens(rows=8, length=16)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1::2, 12:] = not padded
+    return TokenBlocks(ids, mask if padded else None, fingerprint(ids, mask), "random", 1)
+
+
+def state(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
+
+
+@refinements
+def test_module_declares_itself(name):
+    module = REFINEMENTS.get(name)
+    assert REFINEMENTS.summary(name)
+    assert "Memory" in module.__doc__
+    assert module.REFERENCE
+    assert {"seed", "learning_rate"} <= {field.name for field in fields(module.Options)}
+    with pytest.raises(InputError, match="no_such_option"):
+        REFINEMENTS.options(name, {"no_such_option": 1})
+    with pytest.raises(InputError, match="learning_rate"):
+        REFINEMENTS.options(name, {"learning_rate": 0.0})
+
+
+@refinements
+@kinds
+@models
+def test_loss_falls(name, kind, model):
+    progress = Progress()
+    case(model, kind).refine(name, progress)
+    assert progress.losses
+    for losses in progress.losses.values():
+        quarter = max(1, len(losses) // 4)
+        assert sum(losses[-quarter:]) < sum(losses[:quarter])
+
+
+@refinements
+@kinds
+@models
+def test_original_flags_and_modes_stay(name, kind, model):
+    given = case(model, kind)
+    given.original.train()
+    given.compressed.train()
+    frozen = next(given.compressed.get_input_embeddings().parameters())
+    frozen.requires_grad_(False)
+    weights = state(given.original)
+    flags = {n: p.requires_grad for n, p in given.compressed.named_parameters()}
+    modes = {n: m.training for n, m in given.compressed.named_modules()}
+    before = state(given.compressed)
+    refined = given.refine(name)
+    assert same(state(given.original), weights)
+    assert all(module.training for module in given.original.modules())
+    assert {n: p.requires_grad for n, p in refined.named_parameters()} == flags
+    assert {n: m.training for n, m in refined.named_modules()} == modes
+    assert all(parameter.grad is None for parameter in refined.parameters())
+    after = state(refined)
+    assert after.keys() == before.keys()
+    assert [t.shape for t in after.values()] == [t.shape for t in before.values()]
+    assert refined.get_input_embeddings().weight is given.original.get_input_embeddings().weight
+
+
+@refinements
+@kinds
+@models
+def test_saved_is_what_was_refined(name, kind, model, tmp_path):
+    given = case(model, kind)
+    refined = given.refine(name)
+    save_compressed(refined, tiny_tokenizer(), tmp_path / "saved", given.config)
+    loaded, _ = load(tmp_path / "saved")
+    assert same(state(loaded), state(refined))
+
+
+class Stop:
+    """Interrupts a run after so many steps, over all stages."""
+
+    def __init__(self, steps: int):
+        self.left = steps
+
+    def __call__(self, items: Iterable[Any], what: str, total: int) -> Iterator[Any]:
+        for item in items:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield item
+
+
+@refinements
+@kinds
+@pytest.mark.parametrize("steps", [1, 5, 11])
+def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
+    def progress(folder: str, **changes: Any) -> Progress:
+        return Progress(Workspace(tmp_path / folder), seconds_between_saves=0, **changes)
+
+    longer = {"block": {"epochs": 4}, "end_to_end": {"tokens": 16 * 4 * 16}}.get(name, {})
+    whole, stopped = case("moe", kind), case("moe", kind)
+    expected = progress("whole")
+    whole.refine(name, expected, **longer)
+    before = state(stopped.compressed)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.refine(name, progress("stopped", track=Stop(steps)), **longer)
+    assert same(state(stopped.compressed), before)
+    assert list(Path(tmp_path / "stopped").glob("*.partial"))
+    resumed = progress("stopped")
+    stopped.refine(name, resumed, **longer)
+    assert same(state(stopped.compressed), state(whole.compressed))
+    assert resumed.losses == expected.losses
+    assert not list(Path(tmp_path / "stopped").glob("*.partial"))
+
+
+@refinements
+def test_a_finished_run_is_not_run_again(name, tmp_path):
+    first, second = case("llama"), case("llama")
+    first.refine(name, Progress(Workspace(tmp_path)))
+    second.refine(name, Progress(Workspace(tmp_path), track=Stop(0)))
+    assert same(state(first.compressed), state(second.compressed))
+
+
+@refinements
+def test_a_damaged_state_is_made_again(name, tmp_path):
+    first, second = case("llama"), case("llama")
+    first.refine(name, Progress(Workspace(tmp_path)))
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="again"):
+        second.refine(name, Progress(Workspace(tmp_path)))
+    assert same(state(first.compressed), state(second.compressed))
+
+
+@refinements
+def test_other_options_are_another_run(name, tmp_path):
+    first, second = case("llama"), case("llama")
+    first.refine(name, Progress(Workspace(tmp_path)))
+    second.refine(name, Progress(Workspace(tmp_path)), seed=1)
+    assert not same(state(first.compressed), state(second.compressed))
+
+
+@refinements
+def test_non_finite_loss_names_the_step(name):
+    given = case("llama")
+    before = state(given.compressed)
+    with pytest.raises(NumericalError, match=r"at step [1-9]\d* of"):
+        given.refine(name, learning_rate=1e30)
+    assert same(state(given.compressed), before)
+
+
+@refinements
+def test_half_precision_is_refused(name):
+    given = case("llama")
+    given.compressed = copy.deepcopy(given.compressed).bfloat16()
+    with pytest.raises(ModelError, match="float32"):
+        given.refine(name)
+
+
+@refinements
+def test_padding_does_not_matter(name):
+    """Whatever the padded positions hold, the result is the same."""
+    module = REFINEMENTS.get(name)
+    options = REFINEMENTS.options(name, QUICK.get(name, {}))
+    results = []
+    for filling in (5, 7):
+        given, blocks = case("llama"), tokens(padded=True)
+        blocks.ids[~blocks.mask] = filling
+        module.refine(given.original, given.compressed, blocks, options, Progress())
+        results.append(state(given.compressed))
+    assert same(*results)
+
+
+@refinements
+def test_bfloat16_products(name):
+    progress = Progress()
+    case("llama").refine(name, progress, precision="bfloat16")
+    assert all(losses[-1] < losses[0] for losses in progress.losses.values())
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
