@@ -1,0 +1,161 @@
+"""The parts of refinements: single blocks, balanced factors, the schedule."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import ModelError
+from spectrim.layers import LAYERS, layer_class
+from spectrim.refinement._factors import balanced_factors, training_form
+from spectrim.refinement._forward import BlockRunner, Tokens
+from spectrim.refinement._training import Schedule
+from tests.hub.compressing import compress
+from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokens
+from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
+
+ROWS = torch.tensor([0, 2, 3])
+
+
+def some_tokens(padded: bool) -> Tokens:
+    ids = tiny_tokens(rows=5, length=10)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[2, 7:] = False
+    blocks = TokenBlocks(ids, mask if padded else None, "", "random", 1)
+    return Tokens(blocks, torch.device("cpu"), "float32")
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_blocks_one_by_one_are_the_model(name, padded):
+    model = TINY_MODELS[name]()
+    tokens = some_tokens(padded)
+    runner = BlockRunner(model, tokens)
+    recorded = []
+    hooks = [
+        block.register_forward_hook(
+            lambda m, args, out: recorded.append(
+                (args[0], out[0] if isinstance(out, tuple) else out)
+            )
+        )
+        for _, block in runner.blocks
+    ]
+    with torch.no_grad():
+        tokens.run(model, ROWS)
+        for hook in hooks:
+            hook.remove()
+        hidden = runner.first_input(ROWS)
+        assert torch.equal(hidden, recorded[0][0])
+        for number in range(len(runner.blocks)):
+            hidden = runner.output(number, hidden, ROWS)
+            assert torch.equal(hidden, recorded[number][1])
+        assert torch.isfinite(tokens.logits(model, ROWS)).all()
+    assert all("forward" not in vars(block) for _, block in runner.blocks)
+
+
+def test_a_model_without_blocks_is_refused():
+    model = tiny_llama()
+    for module in model.modules():
+        module._no_split_modules = None
+    with pytest.raises(ModelError, match="end_to_end"):
+        BlockRunner(model, some_tokens(False))
+
+
+def test_a_dense_model_without_blocks_has_nothing_to_refine():
+    model = tiny_llama()
+    for module in model.modules():
+        module._no_split_modules = None
+    with pytest.raises(ModelError, match="compress it first"), training_form(model):
+        pass
+
+
+@pytest.mark.parametrize("kind", LAYERS.names())
+def test_factors_are_balanced_and_the_same_matrix(kind):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(*s, generator=generator).double() for s in ((9, 4), (4, 12)))
+    bias = torch.randn(9, generator=generator).double()
+    layer = layer_class(kind).from_factors(100 * left, right, bias)
+    found_left, found_right, found_bias = balanced_factors(layer)
+    scale = float((100 * left @ right).abs().max())
+    product = found_left @ found_right
+    assert float((product - 100 * left @ right).abs().max()) < FLOAT64_RELATIVE * scale
+    grams = found_left.T @ found_left - found_right @ found_right.T
+    assert float(grams.abs().max()) < FLOAT64_RELATIVE * scale
+    assert torch.allclose(found_bias, bias)
+
+
+@pytest.mark.parametrize("name", ["llama", "tied", "gpt2"])
+@pytest.mark.parametrize("kind", LAYERS.names())
+def test_training_form_computes_the_same(name, kind):
+    model = TINY_MODELS[name]()
+    compress(model, kind)
+    ids = tiny_tokens()
+    with torch.no_grad():
+        before = model(ids).logits
+        with training_form(model) as parameters:
+            inside = model(ids).logits
+            assert parameters.keys() <= dict(model.named_parameters()).keys()
+            assert all("embed" not in key and "wte" not in key for key in parameters)
+        after = model(ids).logits
+    scale = float(before.abs().max())
+    assert float((inside - before).abs().max()) < 10 * FLOAT32_RELATIVE * scale
+    assert float((after - before).abs().max()) < 10 * FLOAT32_RELATIVE * scale
+
+
+def test_a_parameter_shared_by_two_blocks_stays_shared():
+    model = tiny_llama()
+    first, second = (layer.input_layernorm for layer in model.model.layers)
+    second.weight = first.weight
+    original = first.weight
+    with training_form(model) as parameters:
+        assert second.weight is first.weight is not original
+        assert sum(value is first.weight for value in parameters.values()) == 1
+
+
+def test_a_parameter_used_outside_the_blocks_is_not_trained():
+    model = tiny_llama()
+    norm = model.model.layers[0].input_layernorm
+    norm.weight = model.model.norm.weight
+    with training_form(model) as parameters:
+        assert norm.weight is model.model.norm.weight
+        assert all(value is not norm.weight for value in parameters.values())
+
+
+def stop_inside(model) -> None:
+    with training_form(model) as parameters:
+        for parameter in parameters.values():
+            parameter.data.zero_()
+        raise ValueError("stop")
+
+
+def test_an_error_puts_the_model_back():
+    model = tiny_llama()
+    compress(model, "pivoted")
+    before = dict(model.named_parameters())
+    values = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="stop"):
+        stop_inside(model)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in values.items())
+
+
+def test_every_epoch_visits_every_sequence_once():
+    schedule = Schedule(steps=8, rows=3, learning_rate=1.0, warmup=2, seed=0)
+    chosen = [schedule.chosen(step, 12) for step in range(8)]
+    for epoch in (chosen[:4], chosen[4:]):
+        assert sorted(torch.cat(epoch).tolist()) == list(range(12))
+    assert torch.cat(chosen[:4]).tolist() != torch.cat(chosen[4:]).tolist()
+
+
+def test_the_rate_rises_and_falls():
+    schedule = Schedule(steps=20, rows=1, learning_rate=2.0, warmup=4, seed=0)
+    rates = [schedule.rate(step) for step in range(20)]
+    assert rates[:5] == sorted(rates[:5])
+    assert rates[4] == max(rates) == 2.0
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert 0 < rates[-1] < 0.1

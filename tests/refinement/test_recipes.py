@@ -1,0 +1,114 @@
+"""Refinements in recipes, in the pipeline and on the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import spectrim
+from spectrim.cli.commands import app
+from spectrim.errors import InputError
+from spectrim.hub import load
+from spectrim.pipeline import compress, factorise, plan, stored_in
+from spectrim.recipe import Recipe, RefinementRecipe, load_recipe
+from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.surgery.rewrite import factored_layers
+from tests.runs import small_recipe, text_file
+from tests.tiny_models import tiny_llama, tiny_tokenizer
+
+STEPS = (
+    RefinementRecipe("block", {"epochs": 1}),
+    RefinementRecipe("end_to_end", {"tokens": 200}, sequences=12),
+)
+
+
+def test_a_recipe_file_names_them_in_order(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "refinement: [{name: block}, {name: end_to_end, options: {tokens: 200000}}]\n"
+    )
+    recipe = load_recipe(str(path))
+    assert [step.name for step in recipe.refinement] == ["block", "end_to_end"]
+    assert recipe.refinement[1].options == {"tokens": 200000}
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(str(path)) == recipe
+    assert Recipe().refinement == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[{name: nothing}]", "unknown refinement 'nothing'"),
+        ("[{name: block, options: {steps: 3}}]", "no option"),
+        ("[{name: block, options: {epochs: 0}}]", "epochs"),
+        ("[{name: block, sequences: 0}]", "sequences"),
+        ("[block]", "refinement"),
+    ],
+)
+def test_a_wrong_one_is_named(tmp_path, text, what):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"refinement: {text}\n")
+    with pytest.raises(InputError, match=what):
+        load_recipe(str(path))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return text_file(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+def test_the_verb_runs_all_and_records_them(text, tmp_path):
+    model = tiny_llama()
+    recipe = small_recipe(text, refinement=STEPS)
+    decomposition = factorise(model, tiny_tokenizer(), recipe)
+    smaller = compress(model, decomposition, plan(decomposition, recipe), torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
+    progress = Progress()
+    refined = spectrim.refine(model, smaller, tiny_tokenizer(), recipe, progress)
+    assert refined.dtype == torch.float32
+    assert all(torch.equal(before[name], t) for name, t in smaller.state_dict().items())
+    assert {name.split(",")[0] for name in progress.losses} == {"block", "end_to_end"}
+    spectrim.save(stored_in(refined, torch.bfloat16), tiny_tokenizer(), str(tmp_path / "saved"))
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    entries = config["quantization_config"]["provenance"]["refinement"]
+    assert [entry["name"] for entry in entries] == ["block", "end_to_end"]
+    assert entries[0]["options"]["epochs"] == 1
+    assert [entry["data"]["sequences"] for entry in entries] == [8, 12]
+    assert load(tmp_path / "saved")[0].dtype == torch.bfloat16
+
+
+def test_without_refinements_nothing_changes(text):
+    model = tiny_llama()
+    recipe = small_recipe(text)
+    decomposition = factorise(model, tiny_tokenizer(), recipe)
+    smaller = compress(model, decomposition, plan(decomposition, recipe))
+    assert spectrim.refine(model, smaller, tiny_tokenizer(), recipe) is smaller
+
+
+def test_the_command_refines(text, tmp_path):
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "dense")
+    tiny_tokenizer().save_pretrained(tmp_path / "dense")
+    recipe = small_recipe(text)
+    fast = replace(recipe, measure=replace(recipe.measure, layers=False, joint=False))
+    (tmp_path / "recipe.yaml").write_text(fast.to_yaml())
+    for name, more in {"plain": [], "refined": ["--refine", "block"]}.items():
+        arguments = ["compress", str(tmp_path / "dense"), "-o", str(tmp_path / name)]
+        arguments += ["--recipe", str(tmp_path / "recipe.yaml"), "--no-cache", *more]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+    plain, refined = (load(tmp_path / name)[0] for name in ("plain", "refined"))
+    assert [n for n, _ in factored_layers(plain)] == [n for n, _ in factored_layers(refined)]
+    first, second = (dict(m.named_parameters()) for m in (plain, refined))
+    assert any(not torch.equal(first[n], second[n]) for n in first)
+    saved = load_recipe(str(tmp_path / "refined" / "spectrim_recipe.yaml"))
+    assert [step.name for step in saved.refinement] == ["block"]
+
+
+def test_ls_shows_them():
+    listed = json.loads(CliRunner().invoke(app, ["ls", "--json"]).output)
+    assert [entry["name"] for entry in listed["refinements"]] == REFINEMENTS.names()
