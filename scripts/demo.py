@@ -20,6 +20,7 @@ from transformers.utils import logging
 
 from spectrim import hub, pipeline
 from spectrim.cli.show import track
+from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
 from spectrim.pipeline.comparing import Subject, compare, dense_figures
 from spectrim.recipe import PRESETS, MeasureRecipe
@@ -40,6 +41,7 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=False)
 
 def main(out: Path) -> None:
     logging.disable_progress_bar()
+    leave_busy_cores()
     model, tokenizer = hub.load("reference", dtype=torch.float32)
     stored = hub.stored_dtype("reference") or torch.float32
     settings = BlockSettings(length=256, max_tokens=20_000, seed=0, keep_tail=True)

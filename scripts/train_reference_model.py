@@ -174,8 +174,8 @@ Python code badly.
   {facts["training_stream_tokens"]:,} tokens, by `scripts/train_reference_model.py`.
 - **For** {facts["tokens_seen"]:,} tokens ({facts["tokens_seen"] / facts["parameters"]:.1f} per
   parameter), {facts["training_seconds"] / 60:.0f} minutes on one processor core.
-- **Perplexity** on {facts["held_out_files"]} held-out files: {facts["held_out_perplexity"]} per token
-  (chunks of {WINDOW}). A file is held out by a hash of its path, see
+- **Perplexity** on {facts["held_out_files"]} held-out files:
+  {facts["held_out_perplexity"]} per token (chunks of {WINDOW}). A file is held out by a hash of its path, see
   `spectrim/data/python_sources.py`.
 - **Stored in** {facts["dense_dtype"]}.
 

@@ -1,4 +1,4 @@
-"""The rules of the house that a test can hold: imports run one way, no file without a reason."""
+"""The rules of the house that a test can hold: imports run one way, files stay short."""
 
 from __future__ import annotations
 

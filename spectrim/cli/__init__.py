@@ -22,8 +22,10 @@ def main() -> None:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")
-    except MemoryError:
-        _fail("out of memory; use fewer --sequences, a shorter --length or a smaller model")
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        _fail("out of memory; use a shorter --length or --set calibration.tokens_per_batch=N")
 
 
 def _fail(message: str) -> None:

@@ -14,6 +14,7 @@ from spectrim import hub, pipeline
 from spectrim.cli import show
 from spectrim.cli.group import Commands
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
 from spectrim.evaluation import size
@@ -58,6 +59,7 @@ def _common(
     ] = False,
 ) -> None:
     logging.disable_progress_bar()
+    leave_busy_cores()
 
 
 def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
