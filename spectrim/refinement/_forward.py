@@ -62,9 +62,19 @@ class Tokens:
         with torch.autocast(self.device.type, self.precision, enabled=lower):
             return model(input_ids=ids, attention_mask=attention, use_cache=False)
 
-    def logits(self, model: PreTrainedModel, rows: Tensor) -> Tensor:
-        """(B, T, V)"""
-        return self.run(model, rows).logits
+    def predicted(self, model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, T, V) and the output (B, T, d) of every decoder block."""
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found.append(_hidden(output if isinstance(output, tuple) else (output,), module))
+
+        hooks = [block.register_forward_hook(keep) for _, block in decoder_blocks(model)]
+        try:
+            return self.run(model, rows).logits, found
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class BlockRunner:

@@ -1,12 +1,16 @@
-"""Everything in the blocks on KL(original || compressed) of the predictions.
+"""Everything in the blocks on KL(original || compressed) of predictions and hidden states.
 
-    min  E_t[ sum_v p_t(v) (log p_t(v) - log q_t(v)) ],   p original, q compressed
+    min  E_t[ sum_v p_t(v) (log p_t(v) - log q_t(v)) ]
+         + hidden / L  sum_i E_t ||h_it - h'_it||^2 / E_t ||h_it||^2
 
-over the factors, norms, biases and what stayed dense in the decoder blocks; embeddings and
-head are fixed. The third level of compression, after closed form and blocks.
+over the factors, norms, biases and what stayed dense in the L decoder blocks; p and h are the
+original's predictions and block outputs, q and h' the compressed model's. Embeddings and head
+are fixed. The hidden states tell more per token than predictions alone; `hidden` = 0 leaves
+them out.
 
 Memory: both models, AdamW's two moments and a gradient for each trained parameter, the
-activations of one step, and three arrays of its tokens x vocabulary x 4 bytes.
+activations of one step, its tokens x width x 4 bytes for every block, and three arrays of its
+tokens x vocabulary x 4 bytes.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ class Options:
     tokens: int = 500_000
     sequences_per_step: int = 4
     learning_rate: float = 5e-4
+    hidden: float = 24.0
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
@@ -69,8 +74,12 @@ def refine(
 
     def loss(rows: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = tokens.logits(original, rows)
-        return divergence(wanted, tokens.logits(compressed, rows), tokens.real(rows))
+            wanted, targets = tokens.predicted(original, rows)
+        logits, outputs = tokens.predicted(compressed, rows)
+        real = tokens.real(rows)
+        away = [relative_error(*pair, real) for pair in zip(targets, outputs, strict=True)]
+        hidden = sum(away) / len(away) if away else 0.0
+        return divergence(wanted, logits, real) + options.hidden * hidden
 
     with evaluating(original), training_form(compressed) as parameters:
         run = Run(parameters, progress)
@@ -79,6 +88,12 @@ def refine(
             run.stage(0, stage, options.schedule(blocks), len(blocks))
             run.finish()
     return compressed
+
+
+def relative_error(wanted: Tensor, output: Tensor, real: Tensor) -> Tensor:
+    """Squared error over squared size, both (B, T, d), on the real positions."""
+    target = wanted[real].float()
+    return (output[real].float() - target).square().mean() / target.square().mean()
 
 
 def divergence(wanted: Tensor, logits: Tensor, real: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def test_blocks_one_by_one_are_the_model(name, padded):
         for number in range(len(runner.blocks)):
             hidden = runner.output(number, hidden, ROWS)
             assert torch.equal(hidden, recorded[number][1])
-        assert torch.isfinite(tokens.logits(model, ROWS)).all()
+        assert torch.isfinite(tokens.predicted(model, ROWS)[0]).all()
     assert all("forward" not in vars(block) for _, block in runner.blocks)
 
 
