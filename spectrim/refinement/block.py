@@ -37,7 +37,7 @@ class Options:
 
     epochs: int = 8
     sequences_per_step: int = 4
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
