@@ -10,14 +10,16 @@ from spectrim.recipe import Recipe
 def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
     """README.md of a compressed checkpoint of the model named `base`."""
     figures = []
+    refined = [f"refined by {step.name}" for step in recipe.refinement]
     if plan.predicted_loss is not None:
         predicted = f"+{plan.predicted_loss:.4f}"
-        figures.append(("predicted loss increase (nats per token)", "0", predicted))
+        what = "predicted loss increase" + (" before refinement" if refined else "")
+        figures.append((f"{what} (nats per token)", "0", predicted))
     given = recipe.calibration
     return model_card(
         CardFacts(
             base_model=base,
-            method=f"{plan.method}, {plan.allocation} ranks",
+            method=", ".join([plan.method, f"{plan.allocation} ranks", *refined]),
             layer_kind=plan.layer,
             kept=plan.kept,
             data=f"{given.data}, {given.sequences} sequences",
