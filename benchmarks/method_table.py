@@ -26,7 +26,10 @@ BASELINES = ("svd", "fwsvd", "asvd", "svd_llm", "afm", "gfwsvd")
 
 
 def recipes(calibration: CalibrationRecipe) -> dict[str, Recipe]:
-    """Published methods as published (uniform, plain factors), then OBD step by step."""
+    """Published methods as published (uniform, plain factors), then OBD step by step.
+
+    The path average acts below its threshold (budget 0.75) only.
+    """
     base = Recipe(calibration=calibration, path=NO_PATH, measure=PLAIN)
     uniform = {"allocation": "uniform", "layer": "lowrank"}
     table = {

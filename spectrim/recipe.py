@@ -55,12 +55,14 @@ class MeasureRecipe:
 class PathRecipe:
     """Statistics averaged between the original and the model cut to `budget`.
 
-    weight: of the second pass (0 leaves it out); share: of the sequences it uses.
+    weight: of the second pass (0 leaves it out); share: of the sequences it uses. Only for
+    recipes whose own budget is less than `below`: a small change stays near the original.
     """
 
     budget: float = Field(default=0.7, gt=0, le=1)
     weight: float = Field(default=0.5, ge=0, le=1)
     share: float = Field(default=0.25, gt=0, le=1)
+    below: float = Field(default=0.75, ge=0)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -124,7 +126,7 @@ class Recipe:
     def averages_path(self) -> bool:
         """Only methods whose metric is the loss's curvature have a path to average it along."""
         curved = "gradient_covariance" in DECOMPOSITIONS.get(self.method).REQUIRES
-        return curved and self.path.weight > 0
+        return curved and self.path.weight > 0 and self.budget < self.path.below
 
     def for_measuring(self, budget: float) -> Recipe:
         """Loss-optimal plain factors: the same plans whatever the recipe's own choices."""

@@ -20,6 +20,7 @@ from spectrim.pipeline.compressing import compress
 from spectrim.pipeline.evaluating import evaluate
 from spectrim.pipeline.factorising import factorise, plan
 from spectrim.pipeline.progress import Track, silent
+from spectrim.planning import Decomposition
 from spectrim.recipe import Recipe
 from spectrim.workspace import Workspace
 
@@ -67,14 +68,14 @@ def compare(
 ) -> Iterator[Row]:
     """A row for every recipe and budget, evaluated as it would be loaded from disk."""
     for name, recipe in recipes.items():
-        start = time.process_time()
-        decomposition = factorise(
-            subject.model, subject.tokenizer, recipe, subject.workspace, subject.track
-        )
-        factorised = time.process_time() - start
+        factorised: dict[bool, tuple[Decomposition, float]] = {}
         for budget in budgets:
+            wanted = recipe.with_changes(budget=budget)
+            if wanted.averages_path not in factorised:
+                factorised[wanted.averages_path] = _timed_factorisation(subject, wanted)
+            decomposition, seconds = factorised[wanted.averages_path]
             start = time.process_time()
-            chosen = plan(decomposition, recipe.with_changes(budget=budget))
+            chosen = plan(decomposition, wanted)
             smaller = compress(subject.model, decomposition, chosen, subject.dtype)
             spent = time.process_time() - start
             disk_bytes = _disk_bytes(smaller)
@@ -89,9 +90,17 @@ def compare(
                 chosen.predicted_loss,
                 figures["loss"] - dense_loss,
                 figures["perplexity"],
-                factorised,
+                seconds,
                 spent,
             )
+
+
+def _timed_factorisation(subject: Subject, recipe: Recipe) -> tuple[Decomposition, float]:
+    start = time.process_time()
+    decomposition = factorise(
+        subject.model, subject.tokenizer, recipe, subject.workspace, subject.track
+    )
+    return decomposition, time.process_time() - start
 
 
 def _disk_bytes(model: PreTrainedModel) -> int:

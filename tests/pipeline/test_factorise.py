@@ -112,8 +112,9 @@ def test_other_models_texts_and_labels_are_kept_apart(text, tmp_path, other):
 @pytest.mark.parametrize("method", DECOMPOSITIONS.names())
 def test_a_path_is_for_methods_of_the_losss_curvature(method):
     curved = "gradient_covariance" in DECOMPOSITIONS.get(method).REQUIRES
-    assert Recipe(method=method).averages_path is curved
-    assert not Recipe(method=method, path=PathRecipe(weight=0)).averages_path
+    assert Recipe(method=method, budget=0.6).averages_path is curved
+    assert not Recipe(method=method, budget=0.6, path=PathRecipe(weight=0)).averages_path
+    assert not Recipe(method=method, budget=0.8).averages_path
 
 
 def test_a_path_of_no_weight_is_no_path(text):
