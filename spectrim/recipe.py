@@ -128,6 +128,15 @@ class Recipe:
         curved = "gradient_covariance" in DECOMPOSITIONS.get(self.method).REQUIRES
         return curved and self.path.weight > 0 and self.budget < self.path.below
 
+    def at_budget(self, budget: float) -> Recipe:
+        """For a plan of another budget that was made from this recipe's own statistics."""
+        other = self.with_changes(budget=budget)
+        if other.averages_path == self.averages_path:
+            return other
+        always, never = 2.0, 0.0
+        below = always if self.averages_path else never
+        return other.with_changes(path=replace(self.path, below=below))
+
     def for_measuring(self, budget: float) -> Recipe:
         """Loss-optimal plain factors: the same plans whatever the recipe's own choices."""
         return self.with_changes(

@@ -105,7 +105,7 @@ def compress(
         original, tokenizer, recipe, workspace_of(given), show.track
     )
     chosen = followed or _planned(decomposition, recipe, target_loss)
-    recipe = recipe.with_changes(budget=chosen.budget)
+    recipe = recipe.at_budget(chosen.budget)
     dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
     first = None if recipe.refinement else dtype
     smaller = pipeline.compress(original, decomposition, chosen, first)

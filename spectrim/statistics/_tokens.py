@@ -8,7 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-
 _LEAF = 128
 """Width below which one plain product is faster than two halves and a block."""
 
