@@ -175,8 +175,8 @@ Python code badly.
 - **For** {facts["tokens_seen"]:,} tokens ({facts["tokens_seen"] / facts["parameters"]:.1f} per
   parameter), {facts["training_seconds"] / 60:.0f} minutes on one processor core.
 - **Perplexity** on {facts["held_out_files"]} held-out files:
-  {facts["held_out_perplexity"]} per token (chunks of {WINDOW}). A file is held out by a hash of its path, see
-  `spectrim/data/python_sources.py`.
+  {facts["held_out_perplexity"]} per token (chunks of {WINDOW}). A file is held out by a hash
+  of its path, see `spectrim/data/python_sources.py`.
 - **Stored in** {facts["dense_dtype"]}.
 
 The text it was trained on is under the Python Software Foundation License.

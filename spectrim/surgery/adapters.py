@@ -22,8 +22,9 @@ def weight_of(module: nn.Module) -> Tensor:
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
+    """The stored bias, without its gradient."""
     bias = module.bias
-    return bias if isinstance(bias, Tensor) else None
+    return bias.detach() if isinstance(bias, Tensor) else None
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
