@@ -1,6 +1,6 @@
 """Peak memory of calibration beyond the loaded model, against its stated bound.
 
-    python benchmarks/calibration_memory.py [--hidden 1024 --layers 4]
+    python benchmarks/calibration_memory.py [--hidden 1024 --layers 8]
 
 Bound: gradients (as large as the weights) + statistics. Weight gradients are never formed;
 the room they would take holds the activations of one batch. Random weights, one process,
@@ -30,7 +30,7 @@ def peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=8)
     given = parser.parse_args()
     config = LlamaConfig(
         vocab_size=8192,
