@@ -39,10 +39,13 @@ def note(text: str) -> None:
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns of numbers are set to the right, all others to the left."""
+    cells = [list(row) for row in rows]
     shown = Table(title=title, title_justify="left")
     for number, name in enumerate(head):
-        shown.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
-    for row in rows:
+        numeric = all(row[number][:1] in "0123456789+-" for row in cells)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
         shown.add_row(*row)
     OUTPUT.print(shown)
 
