@@ -173,7 +173,7 @@ Python code badly.
 - **Trained on** the {facts["training_text"]}: {facts["training_files"]:,} files,
   {facts["training_stream_tokens"]:,} tokens, by `scripts/train_reference_model.py`.
 - **For** {facts["tokens_seen"]:,} tokens ({facts["tokens_seen"] / facts["parameters"]:.1f} per
-  parameter), {facts["training_seconds"] / 60:.0f} minutes on one processor core.
+  parameter), {facts["training_seconds"] / 60:.0f} minutes on a two-core machine.
 - **Perplexity** on {facts["held_out_files"]} held-out files:
   {facts["held_out_perplexity"]} per token (chunks of {WINDOW}). A file is held out by a hash
   of its path, see `spectrim/data/python_sources.py`.
