@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import spectrim
 from spectrim.errors import CheckpointError
 
 Entry = TypeVar("Entry")
@@ -33,7 +34,7 @@ class Workspace:
     def path(self, kind: str, key: dict[str, Any]) -> Path | None:
         if self.root is None:
             return None
-        text = json.dumps(key, sort_keys=True)
+        text = json.dumps([spectrim.__version__, key], sort_keys=True)
         return (
             self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
         )
