@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spectrim.errors import CheckpointError, InputError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 LARGEST_TEXT = 64 * 2**20
 """Bytes; a plan of a thousand layers has a hundred thousand."""
 _BAD_TEXT = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError)
@@ -86,8 +87,14 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full; free some space or choose another place"
-    if "No space left" in str(error):
+    if is_full_disk(error):
         return "the disk is full; free some space or choose another place"
     return str(error)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """True for ENOSPC, also where safetensors or shutil wrap it in an error of their own."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    wrapped = [f"os error {number})" for number in _FULL] + [f"[Errno {n}]" for n in _FULL]
+    return "No space left" in str(error) or any(text in str(error) for text in wrapped)

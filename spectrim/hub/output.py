@@ -6,7 +6,6 @@ output is moved aside first and comes back if the exchange was interrupted.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -17,10 +16,10 @@ from pathlib import Path
 from spectrim.errors import InputError
 from spectrim.hub.config import QUANT_METHOD
 from spectrim.hub.lock import locked
+from spectrim.storage import is_full_disk
 
 MARKER = "spectrim_provenance.json"
 """In a directory that spectrim wrote and whose config.json does not say so."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -74,14 +73,6 @@ def write_text(path: Path, text: str) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """True for ENOSPC, also where safetensors or shutil wrap it in an error of their own."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    wrapped = [f"os error {number})" for number in _FULL] + [f"[Errno {n}]" for n in _FULL]
-    return any(text in str(error) for text in wrapped)
 
 
 def _sibling(target: Path, role: str) -> Path:

@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.config import SpectrimConfig
-from spectrim.hub.output import is_full_disk, is_spectrim_output, output_directory, write_text
+from spectrim.hub.output import is_spectrim_output, output_directory, write_text
 from spectrim.hub.quantizer import forget_plug_in, keep_names
 from spectrim.layers import FactoredLinear
+from spectrim.storage import is_full_disk
 from spectrim.surgery.experts import SplitExperts
 from spectrim.surgery.rewrite import factored_layers
 
