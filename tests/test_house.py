@@ -14,7 +14,7 @@ LEVELS = (
     {"errors"},
     {"registry", "storage", "workspace"},
     {"linalg"},
-    {"data", "statistics", "layers"},
+    {"data", "statistics", "layers", "tasks"},
     {"surgery"},
     {"calibration"},
     {"decompositions", "allocation"},
