@@ -50,6 +50,7 @@ class Batch:
     first_sequence: int
     ids: Tensor
     mask: Tensor
+    scored: Tensor | None = None
 
 
 def batches(
@@ -61,7 +62,10 @@ def batches(
         mask = torch.ones_like(ids, dtype=torch.bool)
         if blocks.mask is not None:
             mask = blocks.mask[first : first + size].to(device)
-        yield Batch(first, ids, mask)
+        scored = None
+        if blocks.scored is not None:
+            scored = blocks.scored[first : first + size].to(device)
+        yield Batch(first, ids, mask, scored)
 
 
 def calibrate(
@@ -172,13 +176,20 @@ def _accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None
 
 
 def summed_loss(logits: Tensor, batch: Batch, settings: CalibrationSettings) -> Tensor:
-    """Next-token cross-entropy summed over real tokens, labels from data or the model."""
+    """Next-token cross-entropy summed over real tokens, labels from data or the model.
+
+    Where the batch says what is `scored`, only over those tokens: gradients then tell what
+    the answers need, while every real token still counts in the sums (and as a divisor).
+    """
     predicting = logits[:, :-1].float()
     if settings.labels == "sampled":
         labels = _sample(predicting.detach(), batch.first_sequence, settings.seed)
     else:
         labels = batch.ids[:, 1:]
-    labels = labels.masked_fill(~(batch.mask[:, 1:] & batch.mask[:, :-1]), -100)
+    counted = batch.mask[:, 1:] & batch.mask[:, :-1]
+    if batch.scored is not None:
+        counted &= batch.scored[:, 1:]
+    labels = labels.masked_fill(~counted, -100)
     return nn.functional.cross_entropy(
         predicting.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100
     )

@@ -11,7 +11,7 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -60,6 +60,9 @@ class TokenBlocks:
     """`ids` (N, length) int64; `mask` (N, length) bool, True on tokens, None when all are.
 
     `document_of_row` (N,) is set when no row spans two documents (see `document_blocks`).
+    `scored` (N, length) bool is True on the tokens whose prediction counts in the loss of a
+    calibration, None when all but the first do; inputs of the layers are summed over all of
+    `mask` either way.
     """
 
     ids: Tensor
@@ -69,6 +72,7 @@ class TokenBlocks:
     documents: int
     settings: dict[str, Any] = field(default_factory=dict)
     document_of_row: Tensor | None = None
+    scored: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +80,13 @@ class TokenBlocks:
     @property
     def tokens(self) -> int:
         return self.ids.numel() if self.mask is None else int(self.mask.sum())
+
+    def every(self, step: int) -> TokenBlocks:
+        """Rows 0, step, 2 step, ..."""
+        names = ("ids", "mask", "document_of_row", "scored")
+        whole = {name: getattr(self, name) for name in names}
+        fewer = {k: None if v is None else v[::step].contiguous() for k, v in whole.items()}
+        return replace(self, **fewer)
 
 
 def token_blocks(
@@ -123,12 +134,13 @@ def document_blocks(
     return TokenBlocks(ids, mask, fingerprint(ids, mask), source, len(documents), record, owner)
 
 
-def fingerprint(ids: Tensor, mask: Tensor | None) -> str:
-    """sha256 of the shape, the ids (int64) and the mask (bool), row-major."""
+def fingerprint(ids: Tensor, mask: Tensor | None, scored: Tensor | None = None) -> str:
+    """sha256 of the shape, the ids (int64), the mask and what is scored (bool), row-major."""
     digest = hashlib.sha256(repr(tuple(ids.shape)).encode())
     digest.update(ids.cpu().numpy().astype("<i8").tobytes())
-    if mask is not None:
-        digest.update(mask.cpu().numpy().tobytes())
+    for marks in (mask, scored):
+        if marks is not None:
+            digest.update(marks.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

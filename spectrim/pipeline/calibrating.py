@@ -178,16 +178,12 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
     decomposition = decompose(run.model, first, recipe)
     cut = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
     step = max(1, round(1 / recipe.path.share))
-    fewer = replace(run.blocks, ids=run.blocks.ids[::step].contiguous(), mask=_every(run, step))
+    fewer = run.blocks.every(step)
     with ExitStack() as stack:
         for name, rank in cut.ranks.items():
             factors = decomposition.factors[name]
             stack.enter_context(exchanged(run.model.get_submodule(name), factors, rank))
         return replace(run, blocks=fewer).once("calibrating along the path", key)
-
-
-def _every(run: _Run, step: int) -> Any:
-    return None if run.blocks.mask is None else run.blocks.mask[::step].contiguous()
 
 
 def _partial(path: Path) -> Path:

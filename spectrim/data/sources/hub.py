@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spectrim.data.sources._records import DEFAULT_FIELD, text_of
 from spectrim.errors import InputError
@@ -41,26 +41,32 @@ def documents(spec: str, field: str | None) -> Iterator[str]:
     Raises InputError when `datasets` is missing, or the data set cannot be reached or read.
     """
     wanted = parse(spec)
+    name = field or wanted.field or DEFAULT_FIELD
+    texts = (text_of(row, name, where).strip() for where, row in records(wanted))
+    return (text for text in texts if text)
+
+
+def records(wanted: HubSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where it stands and the row, streamed; errors as for `documents`."""
+    label = "/".join(filter(None, (wanted.name, wanted.config)))
     try:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"'{spec}' needs the package datasets: pip install 'spectrim[data]'"
+            f"the data set '{label}' needs the package datasets: pip install 'spectrim[data]'"
         ) from error
-    return _texts(datasets, wanted, field or wanted.field or DEFAULT_FIELD)
+    return _rows(datasets, wanted, label)
 
 
-def _texts(datasets: object, wanted: HubSpec, field: str) -> Iterator[str]:
-    label = "/".join(filter(None, (wanted.name, wanted.config)))
+def _rows(
+    datasets: object, wanted: HubSpec, label: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = datasets.load_dataset(  # type: ignore[attr-defined]
             wanted.name, wanted.config, split=wanted.split, streaming=True
         )
         for number, row in enumerate(rows, start=1):
-            if text := text_of(row, field, f"'{label}' row {number}").strip():
-                yield text
-    except InputError:
-        raise
+            yield f"'{label}' row {number}", row
     except Exception as error:  # network, hub and reader each raise kinds of their own
         raise InputError(
             f"cannot read split '{wanted.split}' of the data set '{label}' "

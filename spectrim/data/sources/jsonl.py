@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from spectrim.data.sources._records import (
@@ -29,26 +30,28 @@ def documents(spec: str, field: str | None) -> list[str]:
     """
     path, named = path_and_field(spec, SUFFIXES) or (spec, None)
     wanted = field or named or DEFAULT_FIELD
-    texts = []
+    return non_empty([text_of(record, wanted, where) for where, record in records(path)])
+
+
+def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where it stands and the object, for every line that is not blank. Raises InputError."""
     try:
         with existing_file(path).open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     where = f"'{path}' line {number}"
-                    texts.append(text_of(_record(line, where), wanted, where))
+                    yield where, parse(line, where, "one object per line")
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is not UTF-8 text (byte {error.start})") from error
-    return non_empty(texts)
 
 
-def _record(line: str, where: str) -> dict[str, Any]:
+def parse(text: str, where: str, expected: str) -> dict[str, Any]:
+    """The JSON object in `text`. Raises InputError naming `where` and what was `expected`."""
     try:
-        record = json.loads(line)
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where} is not JSON ({error}); expected one object per line"
-        ) from error
+        raise InputError(f"{where} is not JSON ({error}); expected {expected}") from error
     if not isinstance(record, dict):
         got = type(record).__name__
-        raise InputError(f"{where} is a JSON {got}; expected one object per line")
+        raise InputError(f"{where} is a JSON {got}; expected {expected}")
     return record
