@@ -13,12 +13,16 @@ from spectrim.layers import layer_class
 
 @dataclass(frozen=True)
 class LayerCurve:
-    """loss[r] is the predicted loss increase at rank r = 0 .. k; spectrum has k values."""
+    """loss[r] is the predicted loss increase at rank r = 0 .. k; spectrum has k values.
+
+    signed: the first-order effects of dropping each component (k,), None when not gathered.
+    """
 
     name: str
     shape: tuple[int, int]
     loss: NDArray[np.float64]
     spectrum: NDArray[np.float64]
+    signed: NDArray[np.float64] | None = None
 
     @property
     def dense_cost(self) -> int:

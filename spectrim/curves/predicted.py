@@ -37,3 +37,14 @@ def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Ten
     outputs = left.T @ statistics["gradient_covariance"] @ left
     curve = 0.5 * statistics.share * trailing_block_sums(outputs * inputs)
     return torch.where(curve > ROUNDING * curve[0].clamp_min(0), curve, 0.0)
+
+
+def signed_effects(factors: Factors, statistics: LayerStatistics) -> Tensor:
+    """First-order change of the loss when component i alone is dropped, shape (k,).
+
+        -left_i^T G right_i^T,   G = E[g x^T]
+
+    Nats per token of the text; what a bias takes over is left out.
+    """
+    effects = torch.linalg.vecdot(factors.left.T @ statistics["mean_gradient"], factors.right)
+    return -statistics.share * effects

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import spectrim
 from spectrim.calibration import Calibration
-from spectrim.curves.predicted import NEEDED, predicted_curve
+from spectrim.curves.predicted import NEEDED, predicted_curve, signed_effects
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
 from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.pipeline.progress import Track, silent
@@ -54,6 +54,8 @@ def decompose(
         result.shapes[name] = (factors.left.shape[0], factors.right.shape[1])
         result.factors[name] = factors
         result.curves[name] = predicted_curve(factors, statistics)
+        if "mean_gradient" in statistics:
+            result.signed[name] = signed_effects(factors, statistics)
     return result
 
 

@@ -44,6 +44,8 @@ class Decomposition:
     """factors and curves by layer name; curves[name][r] is the predicted loss at rank r.
 
     units "nats per token", or "own" when the statistics to price in nats were not there.
+    signed[name] (k,) is the first-order effect on the loss of dropping each component, in nats
+    per token; empty when the statistic `mean_gradient` was not gathered.
     """
 
     method: str
@@ -53,6 +55,7 @@ class Decomposition:
     units: str = "nats per token"
     correction: JointCorrection = field(default_factory=JointCorrection)
     provenance: dict[str, Any] = field(default_factory=dict)
+    signed: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:
@@ -62,6 +65,7 @@ class Decomposition:
     def save(self, path: Path) -> None:
         """One safetensors file. Raises InputError when it cannot be written."""
         tensors = {f"{name}|curve": curve for name, curve in self.curves.items()}
+        tensors |= {f"{name}|signed": effects for name, effects in self.signed.items()}
         for name, factors in self.factors.items():
             tensors[f"{name}|left"] = factors.left
             tensors[f"{name}|right"] = factors.right
@@ -100,6 +104,7 @@ class Decomposition:
                 metadata["units"],
                 JointCorrection(tuple((a, b) for a, b in metadata["correction"])),
                 metadata["provenance"],
+                {n: tensors[f"{n}|signed"] for n in shapes if f"{n}|signed" in tensors},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} holds no decomposition: {error}") from error

@@ -25,12 +25,14 @@ class CurvePoint:
 
 
 def curves_of(decomposition: Decomposition) -> tuple[LayerCurve, ...]:
+    signed = {name: effects.numpy() for name, effects in decomposition.signed.items()}
     return tuple(
         LayerCurve(
             name,
             decomposition.shapes[name],
             decomposition.curves[name].numpy(),
             decomposition.factors[name].spectrum.numpy(),
+            signed.get(name),
         )
         for name in decomposition.shapes
     )

@@ -25,10 +25,12 @@ quick = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def curve_of(name: str, shape: tuple[int, int], decay: float, scale: float) -> LayerCurve:
-    """A spectrum that falls geometrically and its tail energy."""
+    """A spectrum that falls geometrically, its tail energy, and effects of both signs."""
     spectrum = scale * decay ** np.arange(min(shape), dtype=np.float64)
     tails = np.append(np.cumsum((spectrum**2)[::-1])[::-1], 0.0)
-    return LayerCurve(name, shape, tails, spectrum)
+    return LayerCurve(
+        name, shape, tails, spectrum, spectrum * np.cos(3 * np.arange(min(shape)))
+    )
 
 
 def decaying_curves(count: int, seed: int = 0, width: int = 32) -> tuple[LayerCurve, ...]:
@@ -52,7 +54,8 @@ def rough_curves(count: int, seed: int, largest: int = 10) -> tuple[LayerCurve, 
     for i in range(count):
         shape = tuple(int(n) for n in generator.integers(2, largest + 1, 2))
         loss = generator.exponential(size=min(shape) + 1) * generator.integers(1, 30)
-        curves.append(LayerCurve(f"layer{i}", shape, loss, np.ones(min(shape))))
+        signed = np.sin(loss[1:])
+        curves.append(LayerCurve(f"layer{i}", shape, loss, np.ones(min(shape)), signed))
     return tuple(curves)
 
 

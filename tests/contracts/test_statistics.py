@@ -232,6 +232,7 @@ def autograd_statistics(
                 buckets[index % BUCKETS] = gradient
                 add(name, "weight_gradients.sum", buckets)
                 add(name, "row_fisher.sum", gradient.square().sum(1))
+                add(name, "mean_gradient.sum", gradient)
     return result
 
 
