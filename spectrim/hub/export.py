@@ -20,7 +20,7 @@ from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.load import load, resolve
 from spectrim.hub.output import MARKER, is_spectrim_output, output_directory, write_text
 from spectrim.hub.remote_code import MODULE, remote_code
-from spectrim.layers import FactoredLinear
+from spectrim.layers import CompactLinear
 from spectrim.surgery.adapters import bias_of, set_weight, weight_of
 from spectrim.surgery.experts import SplitExperts
 
@@ -84,7 +84,7 @@ def dense_model(model: PreTrainedModel) -> PreTrainedModel:
     state = dict(model.state_dict())
     for name, module in list(plain.named_modules()):
         replaced = _submodule(model, name)
-        if isinstance(replaced, FactoredLinear):
+        if isinstance(replaced, CompactLinear):
             _fill_linear(module, replaced)
         elif isinstance(replaced, SplitExperts):
             _fuse_experts(module, replaced)
@@ -113,9 +113,9 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _fill_linear(module: nn.Module, layer: FactoredLinear) -> None:
+def _fill_linear(module: nn.Module, layer: CompactLinear) -> None:
     weight, bias = layer.dense()
-    dtype = next(layer.parameters()).dtype
+    dtype = weight_of(module).dtype
     module.to_empty(device=weight.device).to(dtype)
     set_weight(module, weight)
     if bias is not None:
@@ -137,7 +137,7 @@ def _fuse_experts(fused: nn.Module, split: SplitExperts) -> None:
 
 
 def _dense_of(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
-    if isinstance(linear, FactoredLinear):
+    if isinstance(linear, CompactLinear):
         return linear.dense()
     return weight_of(linear).detach(), bias_of(linear)
 

@@ -14,10 +14,10 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.output import is_spectrim_output, output_directory, write_text
 from spectrim.hub.quantizer import forget_plug_in, keep_names
-from spectrim.layers import FactoredLinear
+from spectrim.layers import CompactLinear
 from spectrim.storage import is_full_disk
 from spectrim.surgery.experts import SplitExperts
-from spectrim.surgery.rewrite import factored_layers
+from spectrim.surgery.rewrite import compact_layers
 
 _EXTRA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(md|yaml|yml|json|txt|html|csv)")
 _RESERVED = re.compile(
@@ -97,7 +97,7 @@ def _check_extra_name(name: str) -> None:
 
 
 def _check_describes(model: PreTrainedModel, config: SpectrimConfig) -> None:
-    ranks = {name: layer.rank for name, layer in factored_layers(model)}
+    ranks = {name: layer.rank for name, layer in compact_layers(model)}
     described = {name: entry["rank"] for name, entry in config.layers.items()}
     if wrong := sorted(n for n in ranks | described if ranks.get(n) != described.get(n)):
         name = wrong[0]
@@ -116,7 +116,7 @@ def _check_describes(model: PreTrainedModel, config: SpectrimConfig) -> None:
 
 
 def _check_tied(model: PreTrainedModel) -> None:
-    if isinstance(model.get_output_embeddings(), FactoredLinear):
+    if isinstance(model.get_output_embeddings(), CompactLinear):
         raise CheckpointError(
             "the output embedding is factored while the model ties it to the input embedding; "
             "untie it and set untied=True in the config"

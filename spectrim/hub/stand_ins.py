@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from spectrim.layers import FactoredLinear
+from spectrim.layers import CompactLinear
 from spectrim.surgery.experts import SplitExperts
 
 _LINEAR_NAMES = ("weight", "bias")
@@ -33,7 +33,7 @@ def remove_stand_ins(model: nn.Module) -> None:
 
 def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     for module in model.modules():
-        if isinstance(module, FactoredLinear):
+        if isinstance(module, CompactLinear):
             yield from ((module, name) for name in _LINEAR_NAMES)
         elif isinstance(module, SplitExperts):
             for name in _EXPERT_NAMES:
@@ -43,9 +43,7 @@ def _places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 def _stand_in(module: nn.Module) -> Tensor:
     shape = (
-        (module.out_features, module.in_features)
-        if isinstance(module, FactoredLinear)
-        else (0,)
+        (module.out_features, module.in_features) if isinstance(module, CompactLinear) else (0,)
     )
     tensor = torch.empty(shape, device="meta")
     tensor._is_hf_initialized = True  # type: ignore[attr-defined]

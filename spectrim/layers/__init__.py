@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spectrim.layers._base import FactoredLinear
+from spectrim.layers._base import CompactLinear, FactoredLinear
 from spectrim.registry import Registry
 
 LAYERS = Registry("layer", "spectrim.layers")
@@ -13,4 +13,4 @@ def layer_class(name: str) -> type[FactoredLinear]:
     return LAYERS.get(name).LAYER
 
 
-__all__ = ["LAYERS", "FactoredLinear", "layer_class"]
+__all__ = ["LAYERS", "CompactLinear", "FactoredLinear", "layer_class"]

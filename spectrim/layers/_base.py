@@ -7,13 +7,16 @@ and tensor parallelism find what they know; its tensors are found by name on loa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spectrim.linalg.truncated import Factors
 
-class FactoredLinear(nn.Module, ABC):
-    """A linear map `y = W_hat x + b` with W_hat (out, in) of rank at most `rank`."""
+
+class CompactLinear(nn.Module, ABC):
+    """A linear map `y = W_hat x + b` that takes less room than W_hat (out, in) itself."""
 
     def __init__(self, in_features: int, out_features: int, rank: int):
         super().__init__()
@@ -21,10 +24,25 @@ class FactoredLinear(nn.Module, ABC):
         self.out_features = out_features
         self.rank = rank
 
+    @abstractmethod
+    def dense(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (out, in) and bias (out,) that this layer multiplies with, float64."""
+
+    def fault(self) -> str | None:
+        """What is wrong with tensors that were loaded, beginning with a tensor's name."""
+        return None
+
+    def extra_repr(self) -> str:
+        return f"in={self.in_features}, out={self.out_features}, rank={self.rank}"
+
+
+class FactoredLinear(CompactLinear):
+    """A `CompactLinear` with W_hat of rank at most `rank`."""
+
     @classmethod
     @abstractmethod
     def cost(cls, out_features: int, in_features: int, rank: int) -> int:
-        """Stored weights (bias and packed indices not counted) at `rank`."""
+        """Stored weights at `rank`; not counted are the bias and a bit per output."""
 
     @classmethod
     @abstractmethod
@@ -32,16 +50,19 @@ class FactoredLinear(nn.Module, ABC):
         """A float64 layer from left (out, r), right (r, in) and bias (out,) or None."""
 
     @classmethod
+    def from_full(
+        cls, factors: Factors, rank: int, bias: Tensor | None, options: Any
+    ) -> FactoredLinear:
+        """A float64 layer of `rank` for a whole decomposition and the dense layer's bias.
+
+        options: the kind's own (`Options` in its file); here the factors are only cut.
+        """
+        return cls.from_factors(*factors.truncated(rank), factors.bias(rank, bias))
+
+    @classmethod
     @abstractmethod
     def empty(cls, shape: tuple[int, int], rank: int, bias: bool) -> FactoredLinear:
         """An uninitialised layer of weight shape (out, in), to be filled by a loader."""
-
-    @abstractmethod
-    def dense(self) -> tuple[Tensor, Tensor | None]:
-        """The weight (out, in) and bias (out,) that this layer multiplies with, float64."""
-
-    def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={self.out_features}, rank={self.rank}"
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from spectrim.layers import FactoredLinear
+from spectrim.layers import CompactLinear, FactoredLinear
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -23,4 +23,11 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 def factored_layers(model: nn.Module) -> Iterator[tuple[str, FactoredLinear]]:
     for name, module in model.named_modules():
         if isinstance(module, FactoredLinear):
+            yield name, module
+
+
+def compact_layers(model: nn.Module) -> Iterator[tuple[str, CompactLinear]]:
+    """The factored layers, and the compressed ones with a low-rank path beside them."""
+    for name, module in model.named_modules():
+        if isinstance(module, CompactLinear):
             yield name, module

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from spectrim.errors import ModelError
-from spectrim.layers import FactoredLinear
+from spectrim.layers import CompactLinear
 from spectrim.surgery.adapters import is_dense, shape_of
 
 
@@ -73,7 +73,7 @@ def find_targets(
 def _dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     factored: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, FactoredLinear):
+        if isinstance(module, CompactLinear):
             factored.append(name + ".")
         elif is_dense(module) and not name.startswith(tuple(factored)):
             yield name, module
