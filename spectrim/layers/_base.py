@@ -37,7 +37,13 @@ class CompactLinear(nn.Module, ABC):
 
 
 class FactoredLinear(CompactLinear):
-    """A `CompactLinear` with W_hat of rank at most `rank`."""
+    """A `CompactLinear` with W_hat of rank at most `rank`.
+
+    LOSSLESS: any factors of that rank are stored without loss. Where they are not, losses
+    predicted for cut factors are not this kind's, and a refinement trains its own tensors.
+    """
+
+    LOSSLESS = True
 
     @classmethod
     @abstractmethod
