@@ -12,8 +12,8 @@ model cut to a given budget and mixes the two.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.calibration import Calibration, CalibrationSettings
+from spectrim.calibration.parts import joined, only
 from spectrim.calibration.store import load_calibration, model_fingerprint, save_calibration
 from spectrim.calibration.whole_model import calibrate_steps
 from spectrim.curves.probe import exchanged
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
+from spectrim.errors import InputError
 from spectrim.pipeline.decomposing import decompose
 from spectrim.pipeline.progress import Track, silent
 from spectrim.planning import make_plan
@@ -61,7 +63,7 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     embedding: Any = model.get_input_embeddings()
-    return embedding.weight.shape[0]
+    return embedding.num_embeddings
 
 
 def default_length(model: PreTrainedModel) -> int:
@@ -83,28 +85,54 @@ def calibrate(
     workspace. Raises InputError for unusable data, ModelError for unusable weights.
     """
     recipe = recipe or Recipe()
-    targets = prepare(model, recipe)
-    run = _Run(
-        model,
-        targets,
-        calibration_blocks(model, tokenizer, recipe),
-        CalibrationSettings(
-            recipe.statistics,
-            recipe.calibration.labels,
-            recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
-            recipe.calibration.seed or 0,
-        ),
-        workspace or Workspace(None),
-        track,
-    )
-    key = run.key()
-    first = run.kept(key) or run.once("calibrating", key)
+    run = _run_for(model, tokenizer, recipe, workspace or Workspace(None), track)
+    first = run.gathered("calibrating", run.key())
     if not recipe.averages_path:
         return first
     second = _at_path_budget(run, first, recipe)
     result = first.mixed(second, recipe.path.weight)
     result.provenance |= {"path": asdict(recipe.path), "key": second.provenance["key"]}
     return result
+
+
+def gather(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipes: Sequence[Recipe],
+    workspace: Workspace,
+    track: Track = silent,
+) -> None:
+    """One pass over the tokens for the statistics of all `recipes`, kept in the workspace.
+
+    `calibrate` with any of them then finds its own, the same to the last bit. Recipes of other
+    tokens or layers need a pass of their own, and so do averages along a path. Raises
+    InputError for a workspace that keeps nothing, and what `calibrate` raises.
+    """
+    if workspace.root is None:
+        raise InputError("statistics for several recipes need a workspace that keeps them")
+    alike: dict[str, list[Recipe]] = {}
+    for recipe in recipes:
+        text = repr((recipe.calibration, recipe.include, recipe.exclude))
+        alike.setdefault(text, []).append(recipe)
+    for group in alike.values():
+        run = _run_for(model, tokenizer, group[0], workspace, track)
+        statistics = tuple(sorted({name for recipe in group for name in recipe.statistics}))
+        run = replace(run, settings=replace(run.settings, statistics=statistics))
+        run.gathered("calibrating", run.key())
+
+
+def _run_for(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, workspace: Workspace, track: Track
+) -> _Run:
+    targets = prepare(model, recipe)
+    settings = CalibrationSettings(
+        recipe.statistics,
+        recipe.calibration.labels,
+        recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
+        recipe.calibration.seed or 0,
+    )
+    blocks = calibration_blocks(model, tokenizer, recipe)
+    return _Run(model, targets, blocks, settings, workspace, track)
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
@@ -130,19 +158,42 @@ class _Run:
     workspace: Workspace
     track: Track
 
-    def kept(self, key: dict[str, Any]) -> Calibration | None:
-        """The result of an earlier pass, where the workspace has it."""
-        return kept(self.workspace.path("calibration", key), load_calibration)
-
-    def once(self, what: str, key: dict[str, Any]) -> Calibration:
-        """One pass, kept in the workspace under `key`."""
-        path = self.workspace.path("calibration", key)
-        result = self._stored_steps(path, what)
+    def gathered(
+        self,
+        what: str,
+        key: dict[str, Any],
+        changed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Calibration:
+        """Each statistic from the workspace, which keeps them one by one, and those that it
+        has not from one pass over the model, `changed` meanwhile."""
+        found = {name: self._kept(key, name) for name in self.settings.statistics}
+        parts = [part for part in found.values() if part is not None]
+        missing = tuple(name for name, part in found.items() if part is None)
+        if missing:
+            fewer = replace(self, settings=replace(self.settings, statistics=missing))
+            with changed():
+                parts.append(fewer._once(what, key))
+        result = joined(parts)
         result.provenance["key"] = key
-        if path is not None:
-            save_calibration(result, path)
-            _partial(path).unlink(missing_ok=True)
         return result
+
+    def _kept(self, key: dict[str, Any], statistic: str) -> Calibration | None:
+        return kept(self._path(key, (statistic,)), load_calibration)
+
+    def _once(self, what: str, key: dict[str, Any]) -> Calibration:
+        """One pass, its statistics kept in the workspace under `key`."""
+        names = self.settings.statistics
+        whole = self._path(key, names)
+        result = self._stored_steps(whole, what)
+        for name in names:
+            if (path := self._path(key, (name,))) is not None:
+                save_calibration(only(result, name), path)
+        if whole is not None:
+            _partial(whole).unlink(missing_ok=True)
+        return result
+
+    def _path(self, key: dict[str, Any], statistics: tuple[str, ...]) -> Path | None:
+        return self.workspace.path("calibration", key | {"statistics": list(statistics)})
 
     def key(self) -> dict[str, Any]:
         return {
@@ -172,18 +223,25 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
     key = first.provenance["key"] | {
         "path": asdict(recipe.path),
         "method": [recipe.method, recipe.method_options],
+        **recipe.sharing_key,
     }
-    if (earlier := run.kept(key)) is not None:
-        return earlier
-    decomposition = decompose(run.model, first, recipe)
-    cut = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
     step = max(1, round(1 / recipe.path.share))
-    fewer = run.blocks.every(step)
+    fewer = replace(run, blocks=run.blocks.every(step))
+    what = "calibrating along the path"
+    return fewer.gathered(what, key, lambda: _cut(run.model, first, recipe))
+
+
+@contextmanager
+def _cut(model: PreTrainedModel, first: Calibration, recipe: Recipe) -> Iterator[None]:
+    """The model at the path's budget."""
+    decomposition = decompose(model, first, recipe)
+    plan = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
+    factors, ranks = decomposition.by_module(plan.ranks)
     with ExitStack() as stack:
-        for name, rank in cut.ranks.items():
-            factors = decomposition.factors[name]
-            stack.enter_context(exchanged(run.model.get_submodule(name), factors, rank))
-        return replace(run, blocks=fewer).once("calibrating along the path", key)
+        for name, rank in ranks.items():
+            layer = model.get_submodule(name)
+            stack.enter_context(exchanged(layer, factors[name], rank))
+        yield
 
 
 def _partial(path: Path) -> Path:
