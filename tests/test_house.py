@@ -19,6 +19,7 @@ LEVELS = (
     {"calibration"},
     {"decompositions", "allocation"},
     {"refinement"},
+    {"selection"},
     {"recipe"},
     {"planning"},
     {"curves"},

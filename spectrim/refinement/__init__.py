@@ -13,8 +13,9 @@ workspace, it continues and ends with the same weights to the last bit (float32,
 """
 
 from spectrim.refinement._progress import Progress
+from spectrim.refinement._training import Schedule
 from spectrim.registry import Registry
 
 REFINEMENTS = Registry("refinement", "spectrim.refinement")
 
-__all__ = ["REFINEMENTS", "Progress"]
+__all__ = ["REFINEMENTS", "Progress", "Schedule"]

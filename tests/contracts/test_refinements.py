@@ -30,6 +30,12 @@ MODELS = ("llama", "gpt2", "moe")
 QUICK: dict[str, dict[str, Any]] = {
     "block": {"epochs": 4},
     "end_to_end": {"tokens": 4 * 8 * 16},
+    "next_token": {"steps": 4, "sequences_per_step": 4},
+}
+LONGER: dict[str, dict[str, Any]] = {
+    "block": {"epochs": 4},
+    "end_to_end": {"tokens": 16 * 4 * 16},
+    "next_token": {"steps": 16},
 }
 refinements = pytest.mark.parametrize("name", NAMES)
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -161,7 +167,11 @@ def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
     def progress(folder: str, **changes: Any) -> Progress:
         return Progress(Workspace(tmp_path / folder), seconds_between_saves=0, **changes)
 
-    longer = {"block": {"epochs": 4}, "end_to_end": {"tokens": 16 * 4 * 16}}.get(name, {})
+    longer = LONGER.get(name, {})
+        "block": {"epochs": 4},
+        "end_to_end": {"tokens": 16 * 4 * 16},
+        "next_token": {"steps": 16},
+    }.get(name, {})
     whole, stopped = case("moe", kind), case("moe", kind)
     expected = progress("whole")
     whole.refine(name, expected, **longer)

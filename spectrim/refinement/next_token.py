@@ -1,0 +1,96 @@
+"""Everything in the blocks on the loss itself: next-token cross-entropy, of a task's answers.
+
+    min  1/n sum_t -log p(x_t | x_<t),     t over the scored tokens (all of a text)
+
+over the factors, norms, biases and what stayed dense in the decoder blocks. Embeddings and head
+are fixed. The original model is not used.
+
+Memory: the model, AdamW's two moments and a gradient for each trained parameter, the
+activations of one step, and two arrays of its tokens x vocabulary x 4 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.refinement._factors import training_form
+from spectrim.refinement._forward import Precision
+from spectrim.refinement._progress import Progress
+from spectrim.refinement._training import Run, Schedule, Stage, run_key
+from spectrim.tasks import TaskRows, task_loss
+
+REFERENCE = "the fine-tuning of Basel, arXiv:2405.15877; of AA-SVD's third level"
+
+
+@dataclass(frozen=True)
+class Options:
+    """steps of `sequences_per_step` rows each; None: `epochs` over the rows. `warmup` is a
+    share of the steps; gradients are clipped to the norm `clip`; precision is that of the
+    matrix products ("float32" or "bfloat16")."""
+
+    epochs: int = 3
+    steps: int | None = None
+    sequences_per_step: int = 32
+    learning_rate: float = 5e-4
+    warmup: float = 0.03
+    clip: float = 1.0
+    seed: int = 0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        counts = (self.epochs, self.steps or 1, self.sequences_per_step)
+        if min(counts) < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "epochs, steps, sequences_per_step and learning_rate have to be positive, got "
+                f"{self.epochs}, {self.steps}, {self.sequences_per_step} and "
+                f"{self.learning_rate}"
+            )
+
+    def schedule(self, sequences: int) -> Schedule:
+        rows = min(self.sequences_per_step, sequences)
+        steps = self.steps or self.epochs * (sequences // rows)
+        warmup = int(self.warmup * steps)
+        return Schedule(steps, rows, self.learning_rate, warmup, self.seed, self.clip)
+
+
+def refine(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    progress: Progress,
+) -> PreTrainedModel:
+    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
+    key = run_key("next_token", original, compressed, blocks, options)
+    rows = _task_rows(blocks)
+    precision = getattr(torch, options.precision)
+    lower = precision != torch.float32
+
+    def loss(chosen: Tensor) -> Tensor:
+        with torch.autocast(compressed.device.type, precision, enabled=lower):
+            summed, tokens = task_loss(compressed, rows.batch(chosen))
+        return summed / tokens
+
+    with training_form(compressed) as parameters:
+        run = Run(parameters, progress)
+        if not run.begin(key):
+            stage = Stage("next token", parameters, loss)
+            run.stage(0, stage, options.schedule(len(rows)), len(rows))
+            run.finish()
+    return compressed
+
+
+def _task_rows(blocks: TokenBlocks) -> TaskRows:
+    """All tokens but the first of a row count where the blocks do not say which."""
+    mask = torch.ones_like(blocks.ids, dtype=torch.bool) if blocks.mask is None else blocks.mask
+    scored = blocks.scored
+    if scored is None:
+        scored = mask.clone()
+        scored[:, 0] = False
+    return TaskRows(blocks.ids, mask, scored, blocks.fingerprint, blocks.source)

@@ -1,0 +1,22 @@
+"""The singular value |c_i| s_i itself, no loss: Basel's score."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from spectrim.registry import NoOptions
+from spectrim.selection.importance._importance import Importance
+from spectrim.selection.objective import Objective
+from spectrim.selection.spectral import SpectralLinear
+
+REFERENCE = "Wang et al., 2024, arXiv:2405.15877"
+
+
+def estimate(
+    model: nn.Module,
+    layers: dict[str, SpectralLinear],
+    objective: Objective,
+    options: NoOptions,
+) -> Importance:
+    scores = {name: layer.singular_values().double() for name, layer in layers.items()}
+    return Importance(scores, passes=0, units="singular values")

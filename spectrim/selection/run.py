@@ -1,0 +1,262 @@
+"""Pruning of bases interleaved with tuning of what is left.
+
+    kept_j = kept_0 (budget / kept_0)^(j / events)     after pruning j, scored anew each time
+    c, p, q  <-  AdamW on the task's loss              between the prunings and after the last
+
+kept_0 is the full-rank layers' cost (at most 1: a layer that costs more than dense is dense).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.errors import CheckpointError, NumericalError
+from spectrim.refinement import Progress, Schedule
+from spectrim.selection.importance import IMPORTANCE, Importance
+from spectrim.selection.objective import Objective
+from spectrim.selection.options import SelectionOptions, kept_after
+from spectrim.selection.rules import LayerCost, select, stored
+from spectrim.selection.spectral import SpectralLinear
+from spectrim.selection.state import Event, SelectionState, parameters_of
+
+_BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model whose `layers` are spectral; what trains and scores them, what they cost."""
+
+    model: nn.Module
+    layers: dict[str, SpectralLinear]
+    training: Objective
+    scoring: Objective
+    costs: dict[str, LayerCost]
+    budget: float
+
+    @property
+    def dense_weights(self) -> int:
+        return sum(cost.dense for cost in self.costs.values())
+
+    def kept(self) -> float:
+        counts = {name: layer.bases for name, layer in self.layers.items()}
+        return stored(counts, self.costs) / self.dense_weights
+
+
+def run_selection(
+    problem: Problem, options: SelectionOptions, progress: Progress, key: dict[str, Any]
+) -> SelectionState:
+    """Prunes and tunes the layers in place; continues what the workspace has under `key`.
+
+    Raises NumericalError for a loss that is not finite, InputError for a budget that one
+    basis per layer does not fit.
+    """
+    for number, layer in enumerate(problem.layers.values()):
+        layer.add_bases(options.bases_for(layer.shape), options.seed * 1_000_003 + number)
+    return _Run(
+        problem, options, progress, progress.workspace.path("selection", key)
+    ).finished()
+
+
+class _Run:
+    def __init__(
+        self,
+        problem: Problem,
+        options: SelectionOptions,
+        progress: Progress,
+        path: Path | None,
+    ):
+        self.problem = problem
+        self.options = options
+        self.progress = progress
+        self.path = path
+        self.state = self._taken_up() or SelectionState.start(problem.layers)
+        self._saved = time.monotonic()
+
+    def finished(self) -> SelectionState:
+        due = self.options.event_steps
+        while len(self.state.events) < len(due):
+            self._tune(due[len(self.state.events)])
+            self._prune()
+        self._tune(self.options.steps)
+        self.state.moments = {}
+        self._save()
+        return self.state
+
+    def _taken_up(self) -> SelectionState | None:
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            return SelectionState.load(self.path, self.problem.layers)
+        except CheckpointError as error:
+            warnings.warn(f"starting the selection again: {error}", stacklevel=5)
+            return None
+
+    def _tune(self, until: int) -> None:
+        """Steps up to number `until`."""
+        if self.state.step >= until:
+            return
+        tuner = _Tuner(self.problem, self.options, self.state.moments)
+        steps = range(self.state.step, until)
+        for step in self.progress.track(steps, self._describe(), len(steps)):
+            self.state.losses.append(tuner.step(step))
+            self.state.step = step + 1
+            self._save_now_and_then(tuner)
+        self.state.moments = tuner.moments()
+
+    def _describe(self) -> str:
+        recent = self.state.losses[-10:]
+        loss = f", loss {sum(recent) / len(recent):.4f}" if recent else ""
+        done = f"{len(self.state.events)}/{self.options.events}"
+        return f"selecting {done}, kept {self.problem.kept():.3f}{loss}"
+
+    def _prune(self) -> None:
+        start = time.monotonic()
+        problem, number = self.problem, len(self.state.events) + 1
+        before = problem.kept()
+        first = self.state.events[0].kept_before if self.state.events else before
+        wanted = kept_after(number, self.options.events, first, min(first, problem.budget))
+        importance = self._importance()
+        weights = int(wanted * problem.dense_weights + 1e-9)
+        chosen = select(importance.scores, problem.costs, weights, self.options.rule)
+        loss_before = problem.scoring.value(problem.model)
+        removed = self._keep(chosen)
+        loss = problem.scoring.value(problem.model)
+        self.state.events.append(
+            Event(
+                number=number,
+                step=self.state.step,
+                kept_before=before,
+                kept_after=problem.kept(),
+                bases=sum(layer.bases for layer in problem.layers.values()),
+                removed=removed,
+                predicted=_sum_removed(importance, chosen),
+                measured=loss - loss_before,
+                loss=loss,
+                standard_error=_error_removed(importance, chosen),
+                passes=importance.passes,
+                seconds=time.monotonic() - start,
+            )
+        )
+        self._save()
+
+    def _importance(self) -> Importance:
+        options = IMPORTANCE.options(self.options.importance, self.options.importance_options)
+        module = IMPORTANCE.get(self.options.importance)
+        return module.estimate(
+            self.problem.model, self.problem.layers, self.problem.scoring, options
+        )
+
+    def _keep(self, chosen: dict[str, Tensor]) -> dict[str, int]:
+        """Removes the others from layers, state and moments; how many went, by layer."""
+        removed = {}
+        for name, layer in self.problem.layers.items():
+            gone = layer.bases - len(chosen[name])
+            if not gone:
+                continue
+            removed[name] = gone
+            layer.keep(chosen[name])
+            self.state.chosen[name] = self.state.chosen[name][chosen[name]]
+            moments = self.state.moments.get(f"{name}.coordinates", {})
+            for entry, tensor in moments.items():
+                if tensor.dim():
+                    moments[entry] = tensor[chosen[name]]
+        return removed
+
+    def _save(self) -> None:
+        if self.path is not None:
+            self.state.save(self.path, self.problem.layers)
+            self._saved = time.monotonic()
+
+    def _save_now_and_then(self, tuner: _Tuner) -> None:
+        waited = time.monotonic() - self._saved
+        if self.path is not None and waited >= self.progress.seconds_between_saves:
+            self.state.moments = tuner.moments()
+            self._save()
+
+
+def _sum_removed(importance: Importance, chosen: dict[str, Tensor]) -> float | None:
+    """Summed score of what goes, in nats per token; None for scores in other units."""
+    if importance.units != "nats per token":
+        return None
+    return sum(
+        float(scores.sum() - scores[chosen[name]].sum())
+        for name, scores in importance.scores.items()
+    )
+
+
+def _error_removed(importance: Importance, chosen: dict[str, Tensor]) -> float | None:
+    if importance.errors is None:
+        return None
+    squares = sum(
+        float(errors.square().sum() - errors[chosen[name]].square().sum())
+        for name, errors in importance.errors.items()
+    )
+    return math.sqrt(max(0.0, squares)) if math.isfinite(squares) else None
+
+
+class _Tuner:
+    """AdamW on coordinates and new bases; the rate of a step depends on its number alone."""
+
+    def __init__(
+        self, problem: Problem, options: SelectionOptions, moments: dict[str, dict[str, Tensor]]
+    ):
+        self.problem = problem
+        self.parameters = {
+            name: p for name, p in parameters_of(problem.layers).items() if p.numel()
+        }
+        self.schedule = Schedule(
+            options.steps,
+            options.rows_per_step,
+            1.0,
+            int(options.warmup * options.steps),
+            options.seed,
+            options.clip,
+        )
+        coordinates = [p for n, p in self.parameters.items() if n.endswith(".coordinates")]
+        new = [p for n, p in self.parameters.items() if not n.endswith(".coordinates")]
+        rates = (options.learning_rate, options.new_bases_rate)
+        groups = [
+            {"params": group, "rate": rate}
+            for group, rate in zip((coordinates, new), rates, strict=True)
+            if group
+        ]
+        self.optimiser = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
+        for name, entries in moments.items():
+            self.optimiser.state[self.parameters[name]] = dict(entries)
+
+    def step(self, number: int) -> float:
+        training = self.problem.training
+        batch = training.rows.batch(self.schedule.chosen(number, len(training.rows)))
+        summed, tokens = training.loss(self.problem.model, batch)
+        loss = summed / max(1, int(tokens))
+        value = float(loss.detach())
+        parameters = list(self.parameters.values())
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            raise NumericalError(
+                f"the task's loss is {value} and its gradient's norm {float(norm)} at step "
+                f"{number + 1}; check the model for NaN, or set a smaller learning_rate"
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["rate"] * self.schedule.rate(number)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return value
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        return {
+            name: dict(self.optimiser.state[parameter])
+            for name, parameter in self.parameters.items()
+            if parameter in self.optimiser.state
+        }
