@@ -3,7 +3,13 @@
 Each verb takes values and returns a value; a `Workspace` keeps the long ones between runs.
 """
 
-from spectrim.pipeline.calibrating import calibrate, calibration_blocks, default_length, prepare
+from spectrim.pipeline.calibrating import (
+    calibrate,
+    calibration_blocks,
+    default_length,
+    gather,
+    prepare,
+)
 from spectrim.pipeline.catalogue import catalogue
 from spectrim.pipeline.compressing import check_plan, compress, stored_in
 from spectrim.pipeline.evaluating import evaluate, evaluate_documents
@@ -21,6 +27,7 @@ __all__ = [
     "evaluate",
     "evaluate_documents",
     "factorise",
+    "gather",
     "measure",
     "plan",
     "prepare",

@@ -236,11 +236,10 @@ def _cut(model: PreTrainedModel, first: Calibration, recipe: Recipe) -> Iterator
     """The model at the path's budget."""
     decomposition = decompose(model, first, recipe)
     plan = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
-    factors, ranks = decomposition.by_module(plan.ranks)
     with ExitStack() as stack:
-        for name, rank in ranks.items():
-            layer = model.get_submodule(name)
-            stack.enter_context(exchanged(layer, factors[name], rank))
+        for name, rank in plan.ranks.items():
+            factors = decomposition.factors[name]
+            stack.enter_context(exchanged(model.get_submodule(name), factors, rank))
         yield
 
 

@@ -1,0 +1,107 @@
+"""One pass for several recipes gives each what a pass of its own gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spectrim.calibration import Calibration, whole_model
+from spectrim.calibration.parts import joined, only
+from spectrim.errors import CheckpointError, InputError
+from spectrim.pipeline import calibrate, gather
+from spectrim.recipe import PathRecipe
+from spectrim.workspace import Workspace
+from tests.runs import small_recipe, text_file
+from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
+
+METHODS = ("svd", "asvd", "fwsvd", "afm", "gfwsvd", "obd")
+
+
+@pytest.fixture
+def text(tmp_path):
+    return text_file(tmp_path / "text.txt")
+
+
+@pytest.fixture
+def recipes(text):
+    return {
+        method: small_recipe(text, method=method, path=PathRecipe(weight=0))
+        for method in METHODS
+    }
+
+
+class Passes:
+    """Counts batches: eight sequences of 24 tokens in batches of 96 tokens are two a pass."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        original = whole_model._run_batch
+
+        def run(*arguments):
+            self.count += 1
+            original(*arguments)
+
+        monkeypatch.setattr(whole_model, "_run_batch", run)
+
+
+def same(one: Calibration, two: Calibration) -> bool:
+    assert (one.groups, one.counts, one.tokens) == (two.groups, two.counts, two.tokens)
+    assert set(one.states) == set(two.states)
+    return one.provenance == two.provenance and all(
+        torch.equal(state[entry], two.states[statistic][layer][entry])
+        for statistic, by_layer in one.states.items()
+        for layer, state in by_layer.items()
+        for entry in state
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "moe"])
+def test_one_pass_equals_passes_of_their_own_to_the_last_bit(
+    recipes, tmp_path, monkeypatch, name
+):
+    workspace = Workspace(tmp_path / "kept")
+    model = TINY_MODELS[name]()
+    passes = Passes(monkeypatch)
+    gather(model, tiny_tokenizer(), list(recipes.values()), workspace)
+    assert passes.count == 2
+    shared = {m: calibrate(model, tiny_tokenizer(), r, workspace) for m, r in recipes.items()}
+    assert passes.count == 2
+    for method, recipe in recipes.items():
+        alone = calibrate(TINY_MODELS[name](), tiny_tokenizer(), recipe)
+        assert same(shared[method], alone), method
+
+
+def test_only_what_is_missing_is_gathered(recipes, tmp_path, monkeypatch):
+    """The second pass has no gradient to compute: it is for `input_magnitude` alone."""
+    workspace = Workspace(tmp_path / "kept")
+    model = tiny_llama()
+    calibrate(model, tiny_tokenizer(), recipes["obd"], workspace)
+    before = {path: path.stat().st_mtime_ns for path in workspace.root.iterdir()}
+    monkeypatch.setattr(whole_model, "summed_loss", lambda *a: pytest.fail("a backward pass"))
+    found = calibrate(model, tiny_tokenizer(), recipes["asvd"], workspace)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(workspace.root.iterdir())) == len(before) + 1
+    monkeypatch.undo()
+    assert same(found, calibrate(tiny_llama(), tiny_tokenizer(), recipes["asvd"]))
+
+
+def test_other_tokens_need_another_pass(recipes, text, tmp_path, monkeypatch):
+    other = recipes["svd"].to_dict()["calibration"] | {"seed": 1}
+    both = [recipes["svd"], recipes["asvd"], recipes["svd"].with_changes(calibration=other)]
+    passes = Passes(monkeypatch)
+    gather(tiny_llama(), tiny_tokenizer(), both, Workspace(tmp_path / "kept"))
+    assert passes.count == 4
+
+
+def test_a_workspace_that_keeps_nothing_is_of_no_use(recipes):
+    with pytest.raises(InputError, match="need a workspace that keeps them"):
+        gather(tiny_llama(), tiny_tokenizer(), list(recipes.values()), Workspace(None))
+
+
+def test_parts_of_different_calibrations_are_not_joined(recipes):
+    one = calibrate(tiny_llama(), tiny_tokenizer(), recipes["svd"])
+    two = only(calibrate(tiny_llama(), tiny_tokenizer(), recipes["asvd"]), "input_magnitude")
+    assert set(joined([one, two]).states) == set(recipes["asvd"].statistics)
+    two.tokens += 1
+    with pytest.raises(CheckpointError, match="cannot be joined"):
+        joined([one, two])
