@@ -94,6 +94,7 @@ class Recipe:
     allocation: str = "loss_optimal"
     allocation_options: dict[str, Any] = Field(default_factory=dict)
     layer: str = "pivoted"
+    layer_options: dict[str, Any] = Field(default_factory=dict)
     budget: float = 0.8
     rank_multiple: int = Field(default=1, ge=1)
     include: tuple[str, ...] = ()
@@ -112,7 +113,7 @@ class Recipe:
             )
         DECOMPOSITIONS.options(self.method, self.method_options)
         ALLOCATORS.options(self.allocation, self.allocation_options)
-        LAYERS.get(self.layer)
+        LAYERS.options(self.layer, self.layer_options)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -144,6 +145,7 @@ class Recipe:
             allocation="loss_optimal",
             allocation_options={},
             layer="lowrank",
+            layer_options={},
             rank_multiple=1,
         )
 

@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {
         str | None, typer.Option(help="Rank allocation.", rich_help_panel=_RECIPE)
     ],
     "layer": Annotated[
-        str | None, typer.Option(help="pivoted or lowrank.", rich_help_panel=_RECIPE)
+        str | None, typer.Option(help="Layer kind.", rich_help_panel=_RECIPE)
     ],
     "rank_multiple": Annotated[
         int | None, typer.Option(help="Round ranks to it.", rich_help_panel=_RECIPE)
@@ -138,6 +138,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["method_options"] = {}
     if given["allocation"] not in (None, recipe.allocation):
         values["allocation_options"] = {}
+    if given["layer"] not in (None, recipe.layer):
+        values["layer_options"] = {}
     for name in _CALIBRATION_FIELDS:
         if given[name] is not None:
             values["calibration"][name] = given[name]

@@ -17,7 +17,7 @@ from spectrim.errors import CheckpointError
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.stand_ins import add_stand_ins, remove_stand_ins
 from spectrim.hub.swap import swap_modules
-from spectrim.layers.pivoted import PivotedLinear, unpack_bits
+from spectrim.layers import CompactLinear
 
 
 class SpectrimQuantizer(HfQuantizer):
@@ -33,7 +33,7 @@ class SpectrimQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         remove_stand_ins(model)
-        check_pivots(model)
+        check_layers(model)
         forget_plug_in(model)
         keep_names(model)
         return model
@@ -70,13 +70,8 @@ def keep_names(model: Any) -> None:
     model._weight_conversions = []
 
 
-def check_pivots(model: nn.Module) -> None:
-    """Raises CheckpointError for a pivot mask that does not mark exactly `rank` outputs."""
+def check_layers(model: nn.Module) -> None:
+    """Raises CheckpointError for tensors that a compact layer cannot work with."""
     for name, module in model.named_modules():
-        if not isinstance(module, PivotedLinear) or module.pivot_mask.is_meta:
-            continue
-        marked = int(unpack_bits(module.pivot_mask, module.out_features).sum())
-        if marked != module.rank:
-            raise CheckpointError(
-                f"{name}.pivot_mask marks {marked} outputs, expected its rank, {module.rank}"
-            )
+        if isinstance(module, CompactLinear) and (fault := module.fault()):
+            raise CheckpointError(f"{name}.{fault}")

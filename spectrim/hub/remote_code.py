@@ -34,7 +34,7 @@ _HUB_SOURCES = (
     "spectrim.hub.quantizer",
     "spectrim.hub.remote_model",
 )
-_NOT_FOR_INFERENCE = {"cost", "dense", "from_factors"}
+_NOT_FOR_INFERENCE = {"cost", "dense", "from_factors", "from_full", "_of"}
 _LAYER_CLASS = """
 def layer_class(name: str) -> type[FactoredLinear]:
     kinds = {KINDS}

@@ -87,6 +87,14 @@ class PivotedLinear(FactoredLinear):
         self._position = None
         super()._load_from_state_dict(*args, **kwargs)
 
+    def fault(self) -> str | None:
+        if self.pivot_mask.is_meta:
+            return None
+        marked = int(unpack_bits(self.pivot_mask, self.out_features).sum())
+        if marked == self.rank:
+            return None
+        return f"pivot_mask marks {marked} outputs, expected its rank, {self.rank}"
+
     def dense(self) -> tuple[Tensor, Tensor | None]:
         rows = self.pivots.weight.detach().double()
         others = self.coefficients.weight.detach().double() @ rows

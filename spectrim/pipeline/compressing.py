@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from spectrim.errors import CheckpointError
 from spectrim.hub import SpectrimConfig, mark_compressed
-from spectrim.layers import layer_class
+from spectrim.layers import LAYERS, layer_class
 from spectrim.pipeline.decomposing import versions
 from spectrim.planning import Decomposition, Plan
 from spectrim.surgery.adapters import bias_of, is_dense, shape_of
@@ -35,11 +35,10 @@ def compress(
     _check_fits(model, decomposition, plan)
     result = _shared_copy(model)
     untied = _untie_head(result, plan)
-    kind = layer_class(plan.layer)
+    kind, options = layer_class(plan.layer), LAYERS.options(plan.layer, plan.layer_options)
     for name, rank in plan.ranks.items():
-        factors = decomposition.factors[name]
-        bias = factors.bias(rank, bias_of(result.get_submodule(name)))
-        replace_layer(result, name, kind.from_factors(*factors.truncated(rank), bias))
+        factors, bias = decomposition.factors[name], bias_of(result.get_submodule(name))
+        replace_layer(result, name, kind.from_full(factors, rank, bias, options))
     if dtype is not None:
         result = stored_in(result, dtype)
     result.config.dtype = next(result.parameters()).dtype

@@ -36,7 +36,8 @@ class LayerPlan:
 @dataclass(frozen=True, config=_STRICT)
 class Plan:
     """kept: fraction of the layers' weights that the plan stores. predicted_loss: nats per
-    token of the whole model, after correction for how layers act together."""
+    token of the whole model, after correction for how layers act together; None where it is
+    not known: without the statistics that it takes, and for kinds that are not lossless."""
 
     method: str
     allocation: str
@@ -46,6 +47,7 @@ class Plan:
     predicted_loss: float | None
     layers: dict[str, LayerPlan]
     provenance: dict[str, Any] = Field(default_factory=dict)
+    layer_options: dict[str, Any] = Field(default_factory=dict)
     format: Literal["spectrim-plan-1"] = "spectrim-plan-1"
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from spectrim.allocation import ALLOCATORS, AllocationRequest, LayerCurve
 from spectrim.errors import InputError
+from spectrim.layers import layer_class
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.plan import LayerPlan, Plan
 from spectrim.recipe import Recipe
@@ -60,10 +61,16 @@ def make_plan(decomposition: Decomposition, recipe: Recipe) -> Plan:
         layer=recipe.layer,
         budget=recipe.budget,
         kept=spent / request.dense_cost,
-        predicted_loss=_total(decomposition, layers),
+        predicted_loss=_total(decomposition, layers) if _priced(recipe) else None,
         layers=layers,
         provenance=dict(decomposition.provenance),
+        layer_options=dict(recipe.layer_options),
     )
+
+
+def _priced(recipe: Recipe) -> bool:
+    """The curves, which are those of cut factors, are also the layer kind's."""
+    return layer_class(recipe.layer).LOSSLESS
 
 
 def _total(decomposition: Decomposition, layers: dict[str, LayerPlan]) -> float | None:
@@ -96,6 +103,11 @@ def plan_for_loss(decomposition: Decomposition, recipe: Recipe, target: float) -
         raise InputError(f"target loss {target} must be above 0 nats per token")
     if decomposition.units == "own":
         raise InputError("a target loss needs curves in nats: calibrate with gradients")
+    if not _priced(recipe):
+        raise InputError(
+            f"layers of kind '{recipe.layer}' have no predicted loss to aim at; "
+            "give a budget, or another kind"
+        )
     low, high = 0.0, 1.0
     best = make_plan(decomposition, recipe.with_changes(budget=1.0))
     for _ in range(_BISECTIONS):

@@ -6,7 +6,8 @@ A factored layer of any kind is trained as `W_hat = left right` with
 
 and put back into its own kind afterwards (a change of storage, in float64): Adam's steps have
 the same size along every coordinate, and in this form the coordinates of a layer, and of all
-kinds of layer, have comparable sizes.
+kinds of layer, have comparable sizes. A kind that cannot store every such product trains the
+tensors it has.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def _exchange(model: nn.Module, before: _Before) -> Parameters:
     outer = _trained_modules(model)
     outside = _parameters_outside(model, outer)
     for name, layer in list(factored_layers(model)):
-        if name.startswith(outer):
+        if name.startswith(outer) and layer.LOSSLESS:
             before.layers[name] = layer
             replace_layer(model, name, LowRankLinear.from_factors(*balanced_factors(layer)))
     copies: dict[int, nn.Parameter] = {}
