@@ -1,0 +1,26 @@
+"""Compressors: a weight in fewer bytes by other means than rank. One file each.
+
+A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen dataclass
+`Options`, and
+
+    LAYER                        the `CompressedLinear` that it stores a layer in
+    compress(problem, options)   -> a LAYER with the weight and bias of a `LayerProblem`
+
+What a compressor loses, a low-rank path beside it gives back in part: `CompensatedLinear`.
+"""
+
+from __future__ import annotations
+
+from spectrim.compressors._base import CompressedLinear
+from spectrim.compressors._compensated import CompensatedLinear
+from spectrim.registry import Registry
+
+COMPRESSORS = Registry("compressor", "spectrim.compressors")
+
+
+def compressor_class(name: str) -> type[CompressedLinear]:
+    """The `CompressedLinear` subclass of a compressor. Raises UnknownNameError."""
+    return COMPRESSORS.get(name).LAYER
+
+
+__all__ = ["COMPRESSORS", "CompensatedLinear", "CompressedLinear", "compressor_class"]
