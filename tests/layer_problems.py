@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectrim.calibration import Calibration, LayerStatistics
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem
@@ -19,6 +19,14 @@ def random_layer(shape: tuple[int, int], seed: int = 0) -> tuple[Tensor, Tensor]
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     weight = u * (s * 0.8 ** torch.arange(len(s))) @ v
     return weight, torch.randn(shape[0], generator=generator, dtype=torch.float64)
+
+
+def stored_weights(layer: nn.Module) -> int:
+    """What a layer holds, in weights of 16 bits: its parameters without bias, and packed bits
+    but for those of `pivot_mask`, one per output."""
+    weights = sum(p.numel() for n, p in layer.named_parameters() if not n.endswith("bias"))
+    bits = sum(8 * b.numel() for n, b in layer.named_buffers() if n != "pivot_mask")
+    return weights + -(-bits // 16)
 
 
 def random_tokens(

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from spectrim.errors import NumericalError, UnknownNameError
 from spectrim.layers import LAYERS, FactoredLinear, layer_class
 from spectrim.layers.pivoted import pack_bits, unpack_bits
+from spectrim.layers.sparse_dictionary import nonzeros_of
 from spectrim.linalg.pivoting import COEFFICIENT_BOUND, pivot_rows
+from spectrim.linalg.sparse_coding import largest
+from tests.layer_problems import stored_weights
 from tests.tolerances import BFLOAT16_LAYER_FACTOR, FLOAT32_RELATIVE, FLOAT64_RELATIVE
 
 KINDS = LAYERS.names()
@@ -25,18 +28,23 @@ shapes = pytest.mark.parametrize("shape", SHAPES, ids=["square", "tall", "wide"]
 biases = pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 
 
-def factors(shape: tuple[int, int], rank: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """left (out, r), right (r, in), bias (out,), float64."""
+def factors(
+    shape: tuple[int, int], rank: int, seed: int = 0, kind: str = "lowrank"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """left (out, r), right (r, in), bias (out,), float64, that `kind` stores without loss."""
     generator = torch.Generator().manual_seed(seed)
 
     def rows(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64)
 
-    return rows(shape[0], rank), rows(rank, shape[1]), rows(shape[0])
+    left, right, bias = rows(shape[0], rank), rows(rank, shape[1]), rows(shape[0])
+    if not layer_class(kind).LOSSLESS:
+        left = largest(left, nonzeros_of(rank))
+    return left, right, bias
 
 
 def built(kind: str, shape: tuple[int, int], rank: int, with_bias: bool) -> FactoredLinear:
-    left, right, bias = factors(shape, rank)
+    left, right, bias = factors(shape, rank, kind=kind)
     return layer_class(kind).from_factors(left, right, bias if with_bias else None)
 
 
@@ -67,7 +75,7 @@ def test_unknown_kind_lists_the_known():
 @biases
 @pytest.mark.parametrize("rank", [1, 4, 9])
 def test_it_is_the_matrix_it_was_made_from(kind, shape, with_bias, rank):
-    left, right, bias = factors(shape, rank)
+    left, right, bias = factors(shape, rank, kind=kind)
     layer = built(kind, shape, rank, with_bias)
     weight, dense_bias = layer.dense()
     assert close(weight, left @ right, FLOAT64_RELATIVE)
@@ -103,8 +111,7 @@ def test_forward_is_its_dense_matrix(kind, shape, with_bias, dtype, relative):
 @pytest.mark.parametrize("rank", [1, 4, 9])
 def test_cost_counts_what_is_stored(kind, shape, with_bias, rank):
     layer = built(kind, shape, rank, with_bias)
-    stored = sum(p.numel() for n, p in layer.named_parameters() if not n.endswith("bias"))
-    assert stored == type(layer).cost(*shape, rank)
+    assert stored_weights(layer) == type(layer).cost(*shape, rank)
     biases_stored = sum(p.numel() for n, p in layer.named_parameters() if n.endswith("bias"))
     assert biases_stored == (shape[0] if with_bias else 0)
 
@@ -214,7 +221,7 @@ def test_copies_and_pickles_are_the_same_layer(kind):
 
 @kinds
 def test_loading_twice_uses_the_last_state(kind):
-    left, right, bias = factors((20, 9), 4, seed=5)
+    left, right, bias = factors((20, 9), 4, seed=5, kind=kind)
     first = built(kind, (20, 9), 4, True)
     second = layer_class(kind).from_factors(left, right, bias)
     first(inputs(9))
@@ -225,7 +232,7 @@ def test_loading_twice_uses_the_last_state(kind):
 @kinds
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_factors_of_unlike_sizes_survive_half_precision(kind, scale):
-    left, right, _ = factors((20, 9), 4)
+    left, right, _ = factors((20, 9), 4, kind=kind)
     layer = layer_class(kind).from_factors(left * scale, right / scale, None)
     assert close(layer.half().dense()[0], left @ right, 1e-2)
 
