@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +66,45 @@ class PathRecipe:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class SharingRecipe:
+    """Which layers of equal input width get one basis together (`shared_basis` layers).
+
+    rule: "adjacent" blocks' layers of one name inside the block, in groups of `window`;
+    "same_input", layers that read the same tensor; "clustered", layers of one name inside
+    their blocks, at most `window`, whose joint error at `budget` is at most `error` by the
+    `estimate`. types: expressions on names inside a block that may share; () leaves it to the
+    rule: for "adjacent" all that read a normalised hidden state, else all.
+    keep: "all" groups of the rule, or those "cheaper" than apart in predicted loss at `budget`.
+    """
+
+    rule: Literal["none", "adjacent", "same_input", "clustered"] = "none"
+    types: tuple[str, ...] = ()
+    window: int = Field(default=2, ge=2)
+    error: float = Field(default=0.5, ge=0)
+    estimate: Literal["weyl", "residual", "incremental"] = "incremental"
+    keep: Literal["all", "cheaper"] = "cheaper"
+    budget: float = Field(default=0.6, gt=0, le=1)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class CompensationRecipe:
+    """A compressor for every layer, and low-rank paths for what it loses.
+
+    base: the compressor, with its options. rank: of every path; 0 for none; with another
+    allocation than uniform, the paths together take what this rank would take. path_bytes:
+    all paths together, in place of a rank.
+    """
+
+    base: str = "rtn"
+    base_options: dict[str, Any] = Field(default_factory=dict)
+    rank: int = Field(default=16, ge=0)
+    path_bytes: int | None = Field(default=None, ge=0)
+
+    def __post_init__(self) -> None:
+        COMPRESSORS.options(self.base, self.base_options)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class RefinementRecipe:
     """One refinement with its options, trained on the calibration's text.
 
@@ -102,6 +141,7 @@ class Recipe:
     calibration: CalibrationRecipe = Field(default_factory=CalibrationRecipe)
     path: PathRecipe = Field(default_factory=PathRecipe)
     measure: MeasureRecipe = Field(default_factory=MeasureRecipe)
+    sharing: SharingRecipe = Field(default_factory=SharingRecipe)
     refinement: tuple[RefinementRecipe, ...] = ()
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
@@ -122,6 +162,13 @@ class Recipe:
         allocation = ALLOCATORS.get(self.allocation).REQUIRES
         pricing = ("input_covariance", "gradient_covariance")
         return tuple(sorted({*method, *allocation, *pricing}))
+
+    @property
+    def sharing_key(self) -> dict[str, Any]:
+        """All that who shares a basis depends on; empty where nobody does."""
+        if self.sharing.rule == "none":
+            return {}
+        return {"sharing": [asdict(self.sharing), self.layer, self.rank_multiple]}
 
     @property
     def averages_path(self) -> bool:

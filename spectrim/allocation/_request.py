@@ -16,6 +16,7 @@ class LayerCurve:
     """loss[r] is the predicted loss increase at rank r = 0 .. k; spectrum has k values.
 
     signed: the first-order effects of dropping each component (k,), None when not gathered.
+    layer: the kind that it would be stored in, None for the request's.
     """
 
     name: str
@@ -23,6 +24,7 @@ class LayerCurve:
     loss: NDArray[np.float64]
     spectrum: NDArray[np.float64]
     signed: NDArray[np.float64] | None = None
+    layer: str | None = None
 
     @property
     def dense_cost(self) -> int:
@@ -81,7 +83,7 @@ class AllocationRequest:
     def cost(self, curve: LayerCurve, rank: int | None) -> int:
         if rank is None:
             return curve.dense_cost
-        return layer_class(self.layer).cost(*curve.shape, rank)
+        return layer_class(curve.layer or self.layer).cost(*curve.shape, rank)
 
     def choices(self, curve: LayerCurve) -> Choices:
         """Every allowed rank that is cheaper than the dense layer, and the dense layer."""

@@ -1,6 +1,12 @@
 """Calibration: drive a model over tokens and sum what decompositions need."""
 
-from spectrim.calibration.result import Calibration, LayerStatistics
+from spectrim.calibration.result import Calibration, LayerStatistics, PooledStatistics
 from spectrim.calibration.whole_model import CalibrationSettings, calibrate
 
-__all__ = ["Calibration", "CalibrationSettings", "LayerStatistics", "calibrate"]
+__all__ = [
+    "Calibration",
+    "CalibrationSettings",
+    "LayerStatistics",
+    "PooledStatistics",
+    "calibrate",
+]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spectrim.errors import CheckpointError, InputError
@@ -124,3 +125,22 @@ class LayerStatistics:
         side = module.SIDE == "input"
         key = self.calibration.groups[self.layer] if side else self.layer
         return module.finish(self.calibration.states[statistic][key], self.count)
+
+
+@dataclass(frozen=True)
+class PooledStatistics(LayerStatistics):
+    """One layer's statistics with the inputs of all layers of `pool` summed.
+
+    What describes the input is per token that reached any of them; all have its width.
+    """
+
+    pool: tuple[str, ...]
+
+    def __getitem__(self, statistic: str) -> Any:
+        if statistic not in self or STATISTICS.get(statistic).SIDE != "input":
+            return super().__getitem__(statistic)
+        by_group = self.calibration.states[statistic]
+        states = [by_group[self.calibration.groups[name]] for name in self.pool]
+        total = {key: torch.stack([s[key] for s in states]).sum(0) for key in states[0]}
+        count = sum(self.calibration.counts[name] for name in self.pool)
+        return STATISTICS.get(statistic).finish(total, count)

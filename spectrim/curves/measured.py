@@ -40,7 +40,8 @@ def measured_layers(
     curves = {}
     for name in track(list(decomposition.shapes)):
         measured = {
-            rank: probe.divergence(decomposition.factors, {name: rank}) for rank in ranks[name]
+            rank: probe.divergence(*decomposition.by_module({name: rank}))
+            for rank in ranks[name]
         }
         curves[name] = rescaled(decomposition.curves[name], measured)
     return replace(decomposition, curves=curves)
@@ -55,7 +56,7 @@ def measured_jointly(
         plan = make_plan(decomposition, recipe.for_measuring(budget))
         summed = sum(layer.predicted_loss for layer in plan.layers.values())
         if summed > 0 and plan.ranks:
-            measured = probe.divergence(decomposition.factors, plan.ranks)
+            measured = probe.divergence(*decomposition.by_module(plan.ranks))
             pairs.append((summed, max(measured, _FLOOR)))
     return replace(decomposition, correction=JointCorrection(_ascending(pairs)))
 

@@ -10,5 +10,12 @@ A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen data
 from __future__ import annotations
 
 from spectrim.decompositions._problem import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions._shared import decompose_group, whitened
 
-__all__ = ["DECOMPOSITIONS", "LayerProblem", "decompose_layer"]
+__all__ = [
+    "DECOMPOSITIONS",
+    "LayerProblem",
+    "decompose_group",
+    "decompose_layer",
+    "whitened",
+]

@@ -17,6 +17,7 @@ from spectrim.layers import layer_class
 
 QUANT_METHOD = "spectrim"
 FORMAT_VERSION = 1
+SHARED = "shared_basis"
 MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
@@ -76,7 +77,7 @@ def _check_layers(layers: object) -> None:
     kinds: set[str] = set()
     for name, entry in layers.items():
         _check_name(name)
-        if not isinstance(entry, dict) or set(entry) != {"kind", "rank"}:
+        if not isinstance(entry, dict) or set(entry) - {"basis"} != {"kind", "rank"}:
             raise CheckpointError(f"layer {name}: expected {{kind, rank}}, got {entry!r}")
         if not isinstance(entry["kind"], str):
             raise CheckpointError(f"layer {name}: kind is {entry['kind']!r}, expected a name")
@@ -84,9 +85,22 @@ def _check_layers(layers: object) -> None:
             raise CheckpointError(
                 f"layer {name}: rank is {entry['rank']!r}, expected a whole number of 1 or more"
             )
+        if "basis" in entry:
+            _check_basis(name, entry, layers)
         kinds.add(entry["kind"])
     for kind in sorted(kinds):
         _check_kind(kind)
+
+
+def _check_basis(name: str, entry: dict[str, Any], layers: dict[str, Any]) -> None:
+    """The layer it names is there, holds its basis itself, and is of the same kind and rank."""
+    owner = entry["basis"]
+    wanted = {"kind": entry["kind"], "rank": entry["rank"]}
+    if entry["kind"] != SHARED or not isinstance(owner, str) or layers.get(owner) != wanted:
+        raise CheckpointError(
+            f"layer {name}: basis is {owner!r:.80}, expected the name of a {SHARED} layer of "
+            f"rank {entry['rank']} with a basis of its own"
+        )
 
 
 def _check_kind(kind: str) -> None:

@@ -26,6 +26,7 @@ _SOURCES = (
     "spectrim.surgery.experts",
     "spectrim.layers._base",
     "spectrim.layers.pivoted",
+    "spectrim.layers.shared_basis",
 )
 _HUB_SOURCES = (
     "spectrim.hub.config",

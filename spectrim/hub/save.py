@@ -17,7 +17,7 @@ from spectrim.hub.quantizer import forget_plug_in, keep_names
 from spectrim.layers import CompactLinear
 from spectrim.storage import is_full_disk
 from spectrim.surgery.experts import SplitExperts
-from spectrim.surgery.rewrite import compact_layers
+from spectrim.surgery.rewrite import compact_layers, shared_bases
 
 _EXTRA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(md|yaml|yml|json|txt|html|csv)")
 _RESERVED = re.compile(
@@ -105,6 +105,7 @@ def _check_describes(model: PreTrainedModel, config: SpectrimConfig) -> None:
             f"the config and the model differ at {len(wrong)} layers: {name} has rank "
             f"{ranks.get(name)} in the model and {described.get(name)} in the config"
         )
+    _check_bases(model, config)
     if model.config.tie_word_embeddings and not config.untied:
         _check_tied(model)
     split = {name for name, module in model.named_modules() if isinstance(module, SplitExperts)}
@@ -112,6 +113,16 @@ def _check_describes(model: PreTrainedModel, config: SpectrimConfig) -> None:
         raise CheckpointError(
             f"the config names {len(config.split_experts)} modules of split experts, "
             f"the model has {len(split)}: {sorted(split ^ set(config.split_experts))[:3]}"
+        )
+
+
+def _check_bases(model: PreTrainedModel, config: SpectrimConfig) -> None:
+    held = {name: owner for owner, users in shared_bases(model).items() for name in users[1:]}
+    described = {n: entry["basis"] for n, entry in config.layers.items() if "basis" in entry}
+    if wrong := sorted(n for n in held | described if held.get(n) != described.get(n)):
+        raise CheckpointError(
+            f"the config and the model differ in who shares a basis: {wrong[0]} uses that of "
+            f"{held.get(wrong[0])} in the model and of {described.get(wrong[0])} in the config"
         )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.hub.config import SpectrimConfig
 from spectrim.layers import layer_class
+from spectrim.layers.shared_basis import SharedBasisLinear
 from spectrim.surgery.adapters import bias_of, is_dense, shape_of
 from spectrim.surgery.experts import split_experts
 
@@ -31,15 +32,52 @@ def swap_modules(model: nn.Module, config: SpectrimConfig) -> None:
 
 def _swap_layers(model: nn.Module, config: SpectrimConfig) -> None:
     _check_count("layers", len(config.layers), model)
+    entries = _local_entries(model, config)
+    for name in entries:
+        _check_dense(name, _module(model, name))
+    users = _users(entries)
+    for name, entry in entries.items():
+        _check_fit(model, name, entry, users[entry.get("basis", name)])
+    for name, entry in entries.items():
+        if "basis" not in entry:
+            old = _module(model, name)
+            bias = bias_of(old) is not None
+            layer = _empty(entry, shape_of(old), bias)
+            model.set_submodule(name, layer)
+    for name, entry in entries.items():
+        if "basis" in entry:
+            old, owner = _module(model, name), _module(model, entry["basis"])
+            assert isinstance(owner, SharedBasisLinear)
+            layer = owner.empty_member(shape_of(old)[0], bias_of(old) is not None)
+            model.set_submodule(name, layer)
+
+
+def _local_entries(model: nn.Module, config: SpectrimConfig) -> dict[str, dict[str, Any]]:
+    """The layers that this model has, under its names."""
     inside = _names_inside(model, list(config.layers))
-    entries = {local: config.layers[full] for local, full in inside.items()}
+    local = {full: name for name, full in inside.items()}
+    entries = {name: dict(config.layers[full]) for name, full in inside.items()}
     for name, entry in entries.items():
-        _check_fit(name, _module(model, name), entry)
+        if "basis" in entry:
+            if entry["basis"] not in local:
+                raise CheckpointError(
+                    f"layer {name} needs the basis of {entry['basis']}, which "
+                    f"{type(model).__name__} does not have"
+                )
+            entry["basis"] = local[entry["basis"]]
+    return entries
+
+
+def _users(entries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """By the layer that holds it, all layers that use a basis or have their own."""
+    users: dict[str, list[str]] = {}
     for name, entry in entries.items():
-        old = _module(model, name)
-        bias = bias_of(old) is not None
-        layer = layer_class(entry["kind"]).empty(shape_of(old), entry["rank"], bias)
-        model.set_submodule(name, layer)
+        users.setdefault(entry.get("basis", name), []).append(name)
+    return users
+
+
+def _empty(entry: dict[str, Any], shape: tuple[int, int], bias: bool) -> nn.Module:
+    return layer_class(entry["kind"]).empty(shape, entry["rank"], bias)
 
 
 def _names_inside(model: nn.Module, names: list[str]) -> dict[str, str]:
@@ -61,12 +99,22 @@ def _check_count(field: str, count: int, model: nn.Module) -> None:
         )
 
 
-def _check_fit(name: str, module: nn.Module, entry: dict[str, Any]) -> None:
+def _check_dense(name: str, module: nn.Module) -> None:
     if not is_dense(module):
         raise CheckpointError(
             f"layer {name} is a {type(module).__name__}, expected a dense linear layer"
         )
-    out_features, in_features = shape_of(module)
+
+
+def _check_fit(model: nn.Module, name: str, entry: dict[str, Any], users: list[str]) -> None:
+    shapes = [shape_of(_module(model, user)) for user in users]
+    in_features = shape_of(_module(model, name))[1]
+    if any(width != in_features for _, width in shapes):
+        raise CheckpointError(
+            f"layer {name} is {in_features} wide, another layer on its basis is not; "
+            f"widths of {', '.join(users)}: {[width for _, width in shapes]}"
+        )
+    out_features = sum(rows for rows, _ in shapes)
     if entry["rank"] > min(out_features, in_features):
         raise CheckpointError(
             f"layer {name}: rank {entry['rank']} is more than its weight "

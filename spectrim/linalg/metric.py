@@ -12,6 +12,7 @@ A metric knows three products with its factor L, so the solver never asks which 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -91,3 +92,23 @@ class CovarianceMetric(Metric):
 
     def gram(self, matrix: Tensor) -> Tensor:
         return matrix.T @ (self.covariance @ matrix)
+
+
+class StackedMetric(Metric):
+    """`L = diag(L_1, ..., L_n)` for matrices of stacked rows, `sizes` rows of each part."""
+
+    def __init__(self, parts: Sequence[Metric], sizes: Sequence[int]):
+        self.parts = list(parts)
+        self.sizes = list(sizes)
+
+    def whiten(self, matrix: Tensor) -> Tensor:
+        return torch.cat([part.whiten(rows) for part, rows in self._pairs(matrix)])
+
+    def unwhiten(self, matrix: Tensor) -> Tensor:
+        return torch.cat([part.unwhiten(rows) for part, rows in self._pairs(matrix)])
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        return torch.stack([part.gram(rows) for part, rows in self._pairs(matrix)]).sum(0)
+
+    def _pairs(self, matrix: Tensor) -> Iterator[tuple[Metric, Tensor]]:
+        return zip(self.parts, matrix.split(self.sizes), strict=True)

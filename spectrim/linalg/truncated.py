@@ -10,6 +10,7 @@ so the eigenproblem always has the size of the smaller side.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,14 @@ class Factors:
             return dense_bias
         shift = self.left[:, rank:] @ self.offset[rank:]
         return shift if dense_bias is None else shift + dense_bias.double()
+
+    def split(self, rows: Mapping[str, int]) -> dict[str, Factors]:
+        """By name, the factors of so many rows of the weight each; `right` is the same."""
+        parts = self.left.split(list(rows.values()))
+        return {
+            name: Factors(left, self.right, self.spectrum, self.offset)
+            for name, left in zip(rows, parts, strict=True)
+        }
 
     def balanced(self) -> Factors:
         """The same terms with each pair (left column, right row) scaled to equal norms."""

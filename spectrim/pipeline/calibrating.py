@@ -237,9 +237,9 @@ def _cut(model: PreTrainedModel, first: Calibration, recipe: Recipe) -> Iterator
     decomposition = decompose(model, first, recipe)
     plan = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
     with ExitStack() as stack:
-        for name, rank in plan.ranks.items():
-            factors = decomposition.factors[name]
-            stack.enter_context(exchanged(model.get_submodule(name), factors, rank))
+        factors, ranks = decomposition.by_module(plan.ranks)
+        for name, rank in ranks.items():
+            stack.enter_context(exchanged(model.get_submodule(name), factors[name], rank))
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -15,10 +16,10 @@ from spectrim.errors import CheckpointError
 from spectrim.hub import SpectrimConfig, mark_compressed
 from spectrim.layers import LAYERS, layer_class
 from spectrim.pipeline.decomposing import versions
-from spectrim.planning import Decomposition, Plan
+from spectrim.planning import SHARED, Decomposition, Plan
 from spectrim.surgery.adapters import bias_of, is_dense, shape_of
 from spectrim.surgery.experts import split_expert_names
-from spectrim.surgery.rewrite import replace_layer
+from spectrim.surgery.rewrite import replace_layer, share_basis
 
 
 def compress(
@@ -33,36 +34,62 @@ def compress(
     decomposition and model do not belong together.
     """
     _check_fits(model, decomposition, plan)
-    result = _shared_copy(model)
-    untied = _untie_head(result, plan)
+    result = shared_copy(model)
+    untied = untie_head(result, _entries(plan))
     kind, options = layer_class(plan.layer), LAYERS.options(plan.layer, plan.layer_options)
     for name, rank in plan.ranks.items():
+        if plan.layers[name].members:
+            _share(result, decomposition, {name: rank})
+            continue
         factors, bias = decomposition.factors[name], bias_of(result.get_submodule(name))
         replace_layer(result, name, kind.from_full(factors, rank, bias, options))
     if dtype is not None:
         result = stored_in(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
     config = SpectrimConfig(
-        layers={n: {"kind": plan.layer, "rank": r} for n, r in plan.ranks.items()},
+        layers=_entries(plan),
         split_experts=split_expert_names(result),
         untied=untied,
-        provenance={"plan": _without_layers(plan), "versions": versions()},
+        provenance={"plan": without_layers(plan), "versions": versions()},
     )
     mark_compressed(result, config)
     return result
+
+
+def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:
+    """Layers on one basis in place of each group's members."""
+    factors, by_module = decomposition.by_module(ranks)
+    parts = {name: factors[name].truncated(rank) for name, rank in by_module.items()}
+    biases = {
+        name: factors[name].bias(rank, bias_of(model.get_submodule(name)))
+        for name, rank in by_module.items()
+    }
+    right = next(right for _, right in parts.values())
+    share_basis(model, {name: left for name, (left, _) in parts.items()}, right, biases)
+
+
+def _entries(plan: Plan) -> dict[str, dict[str, Any]]:
+    """By module name, what the checkpoint's config says of it."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name, rank in plan.ranks.items():
+        first, *others = plan.members(name)
+        entries[first] = {"kind": SHARED if others else plan.layer, "rank": rank}
+        entries |= {other: entries[first] | {"basis": first} for other in others}
+    return entries
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
     """Raises CheckpointError unless `model`, its experts split, has the plan's layers."""
     modules = dict(model.named_modules())
     for name, layer in plan.layers.items():
-        if name not in modules or not is_dense(modules[name]):
-            raise _foreign(name)
-        if shape_of(modules[name]) != tuple(layer.shape):
-            raise CheckpointError(
-                f"the plan gives '{name}' the shape {tuple(layer.shape)}, "
-                f"the model has {shape_of(modules[name])}"
-            )
+        for module, rows in (layer.members or {name: layer.shape[0]}).items():
+            if module not in modules or not is_dense(modules[module]):
+                raise _foreign(module)
+            if shape_of(modules[module]) != (rows, layer.shape[1]):
+                raise CheckpointError(
+                    f"the plan gives '{module}' the shape {(rows, layer.shape[1])}, "
+                    f"the model has {shape_of(modules[module])}"
+                )
 
 
 def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> None:
@@ -70,6 +97,13 @@ def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> N
     for name in plan.ranks:
         if name not in decomposition.factors:
             raise _foreign(name)
+        if list(decomposition.groups.get(name, {}).items()) != list(
+            plan.layers[name].members.items()
+        ):
+            raise CheckpointError(
+                f"the plan's members of '{name}' are not the decomposition's, or in another "
+                "order; make the plan from the same decomposition with `spectrim plan`"
+            )
     if not plan.ranks:
         warnings.warn("the plan leaves every layer dense; nothing is compressed", stacklevel=3)
 
@@ -81,19 +115,19 @@ def _foreign(name: str) -> CheckpointError:
     )
 
 
-def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the module tree around the same tensors."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     return copy.deepcopy(model, memo)
 
 
-def _untie_head(model: PreTrainedModel, plan: Plan) -> bool:
+def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
     """Give a tied output embedding that is to be compressed a weight of its own."""
     head = model.get_output_embeddings()
     if head is None or not getattr(model.config, "tie_word_embeddings", False):
         return False
-    if all(model.get_submodule(name) is not head for name in plan.ranks):
+    if all(model.get_submodule(name) is not head for name in names):
         return False
     head.weight = nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False
@@ -114,5 +148,5 @@ def stored_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return copied
 
 
-def _without_layers(plan: Plan) -> dict[str, Any]:
+def without_layers(plan: Plan) -> dict[str, Any]:
     return {key: value for key, value in plan.to_dict().items() if key != "layers"}

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import spectrim
 from spectrim.calibration import Calibration
 from spectrim.curves.predicted import NEEDED, predicted_curve, signed_effects
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions import (
+    DECOMPOSITIONS,
+    LayerProblem,
+    decompose_group,
+    decompose_layer,
+)
 from spectrim.errors import NumericalError, NumericalWarning
+from spectrim.linalg.truncated import Factors
 from spectrim.pipeline.progress import Track, silent
-from spectrim.planning import Decomposition
+from spectrim.pipeline.sharing import grouped, pooled_problems
+from spectrim.planning import Decomposition, make_plan
 from spectrim.recipe import Recipe
 from spectrim.surgery.adapters import bias_of, weight_of
 
@@ -28,7 +38,8 @@ def decompose(
     recipe: Recipe | None = None,
     track: Track = silent,
 ) -> Decomposition:
-    """Factors of every calibrated layer with their predicted loss curves.
+    """Factors of every calibrated layer with their predicted loss curves; by the recipe's
+    sharing, of groups of layers on one basis.
 
     A layer that no loss came through (an expert that no token reached, say) gets no factors:
     it stays dense and outside the budget, with a NumericalWarning that names it. Raises
@@ -36,8 +47,7 @@ def decompose(
     """
     recipe = recipe or Recipe()
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
-    names = [name for name in calibration.groups if _has_signal(calibration, name)]
-    _warn_of_others([name for name in calibration.groups if name not in names], len(names))
+    names = layers_with_signal(calibration)
     result = Decomposition(
         recipe.method,
         shapes={},
@@ -46,17 +56,96 @@ def decompose(
         units="nats per token" if set(NEEDED) <= set(calibration.states) else "own",
         provenance={**calibration.provenance, "versions": versions()},
     )
-    for name in track(names, "decomposing", len(names)):
-        layer = model.get_submodule(name)
-        statistics = calibration.layer(name)
-        problem = LayerProblem(name, weight_of(layer).detach(), bias_of(layer), statistics)
-        factors = decompose_layer(recipe.method, problem, options)
+    groups = grouped(model, calibration, names, recipe)
+    source = _Source(model, calibration, recipe, options)
+    for group in track(groups, "decomposing", len(groups)):
+        for entry in source.chosen(group):
+            entry.put_into(result)
+    return result
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A decomposed layer, or a group of layers on one basis."""
+
+    name: str
+    factors: Factors
+    curve: Tensor
+    signed: Tensor | None
+    members: dict[str, int]
+
+    def put_into(self, result: Decomposition) -> None:
+        name, factors = self.name, self.factors
         result.shapes[name] = (factors.left.shape[0], factors.right.shape[1])
         result.factors[name] = factors
-        result.curves[name] = predicted_curve(factors, statistics)
-        if "mean_gradient" in statistics:
-            result.signed[name] = signed_effects(factors, statistics)
-    return result
+        result.curves[name] = self.curve
+        if self.signed is not None:
+            result.signed[name] = self.signed
+        if self.members:
+            result.groups[name] = self.members
+
+
+@dataclass(frozen=True)
+class _Source:
+    model: PreTrainedModel
+    calibration: Calibration
+    recipe: Recipe
+    options: Any
+
+    def chosen(self, names: tuple[str, ...]) -> list[_Entry]:
+        """The layers as a group, or apart where the recipe asks for what is cheaper."""
+        if len(names) == 1:
+            return [self.single(names[0])]
+        together = [self.group(names)]
+        if self.recipe.sharing.keep == "all":
+            return together
+        apart = [self.single(name) for name in names]
+        return together if self.price(together) < self.price(apart) else apart
+
+    def single(self, name: str) -> _Entry:
+        layer = self.model.get_submodule(name)
+        statistics = self.calibration.layer(name)
+        problem = LayerProblem(name, weight_of(layer).detach(), bias_of(layer), statistics)
+        factors = decompose_layer(self.recipe.method, problem, self.options)
+        curve = predicted_curve(factors, statistics)
+        return _Entry(name, factors, curve, _signed({name: factors}, self.calibration), {})
+
+    def group(self, names: tuple[str, ...]) -> _Entry:
+        problems = pooled_problems(self.model, self.calibration, names)
+        factors = decompose_group(self.recipe.method, problems, self.options)
+        members = {problem.name: len(problem.weight) for problem in problems}
+        parts = factors.split(members)
+        if set(NEEDED) <= set(self.calibration.states):
+            curves = [predicted_curve(f, self.calibration.layer(n)) for n, f in parts.items()]
+        else:
+            curves = [predicted_curve(factors, None)]
+        total, signed = torch.stack(curves).sum(0), _signed(parts, self.calibration)
+        return _Entry("+".join(names), factors, total, signed, members)
+
+    def price(self, entries: list[_Entry]) -> float:
+        """Predicted loss of the best plan at the budget that sharing is decided at."""
+        result = Decomposition(self.recipe.method, {}, {}, {})
+        for entry in entries:
+            entry.put_into(result)
+        recipe = self.recipe.with_changes(
+            budget=self.recipe.sharing.budget, allocation="loss_optimal", allocation_options={}
+        )
+        return sum(layer.predicted_loss for layer in make_plan(result, recipe).layers.values())
+
+
+def _signed(parts: Mapping[str, Factors], calibration: Calibration) -> Tensor | None:
+    """First-order effects, of a group the sum over its members."""
+    if "mean_gradient" not in calibration.states:
+        return None
+    effects = [signed_effects(f, calibration.layer(name)) for name, f in parts.items()]
+    return torch.stack(effects).sum(0)
+
+
+def layers_with_signal(calibration: Calibration) -> list[str]:
+    """Warns of the others. Raises NumericalError when there is none."""
+    names = [name for name in calibration.groups if _has_signal(calibration, name)]
+    _warn_of_others([name for name in calibration.groups if name not in names], len(names))
+    return names
 
 
 def _has_signal(calibration: Calibration, name: str) -> bool:
@@ -78,7 +167,7 @@ def _warn_of_others(names: Sequence[str], rest: int) -> None:
             f"no loss came through {len(names)} of {len(names) + rest} calibrated layers "
             f"({shown}): they stay dense and outside the budget; calibrate on more data",
             NumericalWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

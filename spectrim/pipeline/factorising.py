@@ -57,6 +57,7 @@ def factorise(
         "path": asdict(recipe.path) if recipe.averages_path else None,
         "method": [recipe.method, recipe.method_options],
         "measure": asdict(recipe.measure),
+        **recipe.sharing_key,
     }
     path = (workspace or Workspace(None)).path("decomposition", key)
     if (earlier := kept(path, Decomposition.load)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Decomposition:
     units "nats per token", or "own" when the statistics to price in nats were not there.
     signed[name] (k,) is the first-order effect on the loss of dropping each component, in nats
     per token; empty when the statistic `mean_gradient` was not gathered.
+    groups: by the name of a group of layers on one basis, its module names and the rows that
+    each has of the group's `left`, in order.
     """
 
     method: str
@@ -56,6 +59,18 @@ class Decomposition:
     correction: JointCorrection = field(default_factory=JointCorrection)
     provenance: dict[str, Any] = field(default_factory=dict)
     signed: dict[str, Tensor] = field(default_factory=dict)
+    groups: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def by_module(self, ranks: Mapping[str, int]) -> tuple[dict[str, Factors], dict[str, int]]:
+        """Factors and ranks of modules, where groups are taken apart into their members."""
+        factors: dict[str, Factors] = {}
+        by_module: dict[str, int] = {}
+        for name, rank in ranks.items():
+            whole = self.factors[name]
+            parts = whole.split(self.groups[name]) if name in self.groups else {name: whole}
+            factors |= parts
+            by_module |= dict.fromkeys(parts, rank)
+        return factors, by_module
 
     @property
     def weights(self) -> int:
@@ -78,6 +93,7 @@ class Decomposition:
             "units": self.units,
             "correction": self.correction.pairs,
             "provenance": self.provenance,
+            "groups": self.groups,
         }
         write_tensors(path, tensors, metadata)
 
@@ -105,6 +121,17 @@ class Decomposition:
                 JointCorrection(tuple((a, b) for a, b in metadata["correction"])),
                 metadata["provenance"],
                 {n: tensors[f"{n}|signed"] for n in shapes if f"{n}|signed" in tensors},
+                _checked_groups(metadata.get("groups", {}), shapes),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} holds no decomposition: {error}") from error
+
+
+def _checked_groups(
+    groups: dict[str, dict[str, int]], shapes: dict[str, tuple[int, int]]
+) -> dict[str, dict[str, int]]:
+    """Raises ValueError when the members of a group do not have the rows of its shape."""
+    for name, members in groups.items():
+        if sum(members.values()) != shapes[name][0]:
+            raise ValueError(f"the members of {name} do not have {shapes[name][0]} rows")
+    return groups

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -14,15 +15,22 @@ from spectrim.errors import InputError
 from spectrim.storage import is_file, read_mapping, write_text
 
 _STRICT = ConfigDict(extra="forbid")
+SHARED = "shared_basis"
+"""The layer kind of the members of a group, whatever the plan's kind for single layers."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class LayerPlan:
-    """rank None leaves the layer dense. predicted_loss: nats per token, of this layer alone."""
+    """rank None leaves the layer dense. predicted_loss: nats per token, of this layer alone.
+
+    members: for a group of layers on one basis, its module names and the rows that each has
+    of the stacked weight, in order; the first holds the basis.
+    """
 
     shape: tuple[int, int]
     rank: int | None = Field(default=None, ge=1)
     predicted_loss: float = 0.0
+    members: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -31,6 +39,15 @@ class LayerPlan:
             raise ValueError(
                 f"rank {self.rank} is above {min(self.shape)}, the most shape {self.shape} has"
             )
+        if self.members and (len(self.members) < 2 or self.rows != self.shape[0]):
+            raise ValueError(
+                f"members have {self.rows} rows, expected two or more members with "
+                f"{self.shape[0]}, the rows of shape {self.shape}"
+            )
+
+    @property
+    def rows(self) -> int:
+        return sum(self.members.values())
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -50,8 +67,27 @@ class Plan:
     layer_options: dict[str, Any] = Field(default_factory=dict)
     format: Literal["spectrim-plan-1"] = "spectrim-plan-1"
 
+    def __post_init__(self) -> None:
+        if twice := sorted(n for n, count in Counter(self.modules).items() if count > 1):
+            raise ValueError(
+                f"'{twice[0]}' is planned more than once; a layer is alone or in one group"
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        return TypeAdapter(Plan).dump_python(self, mode="json")
+        values = TypeAdapter(Plan).dump_python(self, mode="json")
+        for layer in values["layers"].values():
+            if not layer["members"]:
+                del layer["members"]
+        return values
+
+    @property
+    def modules(self) -> list[str]:
+        """The names of all planned modules, those of groups one by one."""
+        return [module for name in self.layers for module in self.members(name)]
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The modules of one of `layers`: of a group its members, else the name itself."""
+        return tuple(self.layers[name].members) or (name,)
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)

@@ -9,7 +9,7 @@ from spectrim.allocation import ALLOCATORS, AllocationRequest, LayerCurve
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.planning.decomposition import Decomposition
-from spectrim.planning.plan import LayerPlan, Plan
+from spectrim.planning.plan import SHARED, LayerPlan, Plan
 from spectrim.recipe import Recipe
 
 DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
@@ -34,6 +34,7 @@ def curves_of(decomposition: Decomposition) -> tuple[LayerCurve, ...]:
             decomposition.curves[name].numpy(),
             decomposition.factors[name].spectrum.numpy(),
             signed.get(name),
+            SHARED if name in decomposition.groups else None,
         )
         for name in decomposition.shapes
     )
@@ -51,6 +52,7 @@ def make_plan(decomposition: Decomposition, recipe: Recipe) -> Plan:
             curve.shape,
             ranks[curve.name],
             float(curve.loss[ranks[curve.name]]) if ranks[curve.name] else 0.0,
+            dict(decomposition.groups.get(curve.name, {})),
         )
         for curve in request.curves
     }
