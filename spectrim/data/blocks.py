@@ -83,10 +83,10 @@ class TokenBlocks:
 
     def every(self, step: int) -> TokenBlocks:
         """Rows 0, step, 2 step, ..."""
-        names = ("ids", "mask", "document_of_row", "scored")
-        whole = {name: getattr(self, name) for name in names}
-        fewer = {k: None if v is None else v[::step].contiguous() for k, v in whole.items()}
-        return replace(self, **fewer)
+        rest = (self.mask, self.document_of_row, self.scored)
+        mask, owner, scored = (None if t is None else t[::step].contiguous() for t in rest)
+        ids = self.ids[::step].contiguous()
+        return replace(self, ids=ids, mask=mask, document_of_row=owner, scored=scored)
 
 
 def token_blocks(

@@ -1,5 +1,43 @@
 """Tasks: prompts with answers, read from files or generated, and how well a model does."""
 
+from spectrim.tasks.accuracy import READERS, AccuracySettings, exact_match
+from spectrim.tasks.answers import (
+    extract_gsm8k,
+    extract_math,
+    extract_number,
+    normalise_answer,
+    same_answer,
+)
 from spectrim.tasks.example import TaskExample
+from spectrim.tasks.loading import FORMATS, Task, load_task
+from spectrim.tasks.rows import (
+    RowSettings,
+    TaskBatch,
+    TaskRows,
+    calibration_blocks,
+    task_loss,
+    task_rows,
+)
+from spectrim.tasks.settings import TaskSettings
 
-__all__ = ["TaskExample"]
+__all__ = [
+    "FORMATS",
+    "READERS",
+    "AccuracySettings",
+    "RowSettings",
+    "Task",
+    "TaskBatch",
+    "TaskExample",
+    "TaskRows",
+    "TaskSettings",
+    "calibration_blocks",
+    "exact_match",
+    "extract_gsm8k",
+    "extract_math",
+    "extract_number",
+    "load_task",
+    "normalise_answer",
+    "same_answer",
+    "task_loss",
+    "task_rows",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ DEFAULT_FIELD = "text"
 
 def existing_file(spec: str) -> Path:
     """The file at `spec`. Raises InputError for a missing path or a directory."""
-    path = Path(spec).expanduser()
-    if path.is_dir():
+    path = home_expanded(spec)
+    if os.path.isdir(path):
         raise InputError(f"'{spec}' is a directory; give one file of text inside it")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(
             f"no such file: '{spec}'; check the path, or give 'python' or 'hf:...'"
         )
     return path
+
+
+def home_expanded(spec: str) -> Path:
+    """As `Path.expanduser`, but a user that does not exist is no error."""
+    return Path(os.path.expanduser(spec))
 
 
 def path_and_field(spec: str, suffixes: tuple[str, ...]) -> tuple[str, str | None] | None:
