@@ -11,10 +11,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.allocation import ALLOCATORS
+from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.embeddings import EMBEDDINGS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
 from spectrim.refinement import REFINEMENTS
+from spectrim.selection import SelectionOptions
 from spectrim.storage import is_file, read_mapping
 
 _STRICT = ConfigDict(extra="forbid")
@@ -120,12 +123,47 @@ class RefinementRecipe:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class TaskRecipe:
+    """Prompts with answers to specialise for; see `spectrim.tasks.TaskSettings` for the rest.
+
+    data: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:COUNT, or plain text. labels: the
+    loss counts the answers' tokens, or all. length: tokens of the longest row, None for the
+    model's context (at most 2048). A task takes the place of the calibration's text.
+    """
+
+    data: str
+    prompt_field: str | None = None
+    answer_field: str | None = None
+    template: str | None = None
+    shots: int = 0
+    limit: int | None = None
+    labels: Literal["answer", "all"] = "answer"
+    length: int | None = Field(default=None, ge=2)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EmbeddingRecipe:
+    """The embedding table, and an output embedding tied to it, in two factors.
+
+    budget: fraction of the table's weights that is kept, apart from the layers' own budget.
+    """
+
+    budget: float = Field(default=0.5, gt=0, le=1)
+    method: str = "afm"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        EMBEDDINGS.options(self.method, self.options)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Recipe:
     """budget: fraction of the compressed layers' weights that is kept (0.8 keeps 80%).
 
     include / exclude: regular expressions on layer names; by default every linear layer of
-    the decoder blocks. refinement: what to train after compressing, in this order.
-    save_dtype None: the dtype of the original checkpoint.
+    the decoder blocks. task: what to specialise for. selection: choose the method's bases one
+    by one, by what each is worth to the task, in place of an allocation. refinement: what to
+    train after compressing, in this order. save_dtype None: the dtype of the original checkpoint.
     """
 
     method: str = "obd"
@@ -142,6 +180,10 @@ class Recipe:
     path: PathRecipe = Field(default_factory=PathRecipe)
     measure: MeasureRecipe = Field(default_factory=MeasureRecipe)
     sharing: SharingRecipe = Field(default_factory=SharingRecipe)
+    task: TaskRecipe | None = None
+    selection: SelectionOptions | None = None
+    compensation: CompensationRecipe | None = None
+    embeddings: EmbeddingRecipe | None = None
     refinement: tuple[RefinementRecipe, ...] = ()
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
@@ -161,7 +203,8 @@ class Recipe:
         method = DECOMPOSITIONS.get(self.method).REQUIRES
         allocation = ALLOCATORS.get(self.allocation).REQUIRES
         pricing = ("input_covariance", "gradient_covariance")
-        return tuple(sorted({*method, *allocation, *pricing}))
+        base = COMPRESSORS.get(self.compensation.base).REQUIRES if self.compensation else ()
+        return tuple(sorted({*method, *allocation, *pricing, *base}))
 
     @property
     def sharing_key(self) -> dict[str, Any]:
@@ -216,6 +259,26 @@ PRESETS: dict[str, Recipe] = {
         calibration=CalibrationRecipe(sequences=64),
         path=PathRecipe(weight=0.0),
         measure=MeasureRecipe(layers=False, joint=False),
+    ),
+    "bsi": Recipe(
+        budget=0.2,
+        calibration=CalibrationRecipe(sequences=1024),
+        selection=SelectionOptions(),
+        refinement=(RefinementRecipe("next_token"),),
+    ),
+    "bsi_published": Recipe(
+        method="svd",
+        layer="lowrank",
+        budget=0.2,
+        selection=SelectionOptions(importance="hutchinson"),
+        refinement=(RefinementRecipe("next_token"),),
+    ),
+    "basel": Recipe(
+        method="svd",
+        layer="lowrank",
+        budget=0.2,
+        selection=SelectionOptions(importance="magnitude", rule="mass"),
+        refinement=(RefinementRecipe("next_token"),),
     ),
 }
 

@@ -26,7 +26,7 @@ from spectrim.planning import (
     save_plan,
     size_curve,
 )
-from spectrim.recipe import Recipe
+from spectrim.recipe import Recipe, TaskRecipe
 from spectrim.refinement import Progress
 from spectrim.report.card import card_for
 from spectrim.report.curve_plot import curve_svg
@@ -91,6 +91,8 @@ def compress(
 ) -> None:
     """Calibrate, decompose, plan, replace the layers, and save."""
     recipe = recipe_of(given)
+    if recipe.selection is not None and (plan or target_loss is not None):
+        raise InputError("a recipe that selects bases takes a --budget, no plan or target loss")
     followed = load_plan(plan) if plan else None
     if followed:
         recipe = recipe.with_changes(
@@ -98,22 +100,30 @@ def compress(
         )
     hub.check_output(output, overwrite)
     original, tokenizer, stored = _load(model, trust_remote_code)
-    if followed:
-        pipeline.prepare(original, recipe)
-        pipeline.check_plan(original, followed)
-    decomposition = pipeline.factorise(
-        original, tokenizer, recipe, workspace_of(given), show.track
-    )
-    chosen = followed or _planned(decomposition, recipe, target_loss)
-    recipe = recipe.at_budget(chosen.budget)
     dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
-    first = None if recipe.refinement else dtype
-    smaller = pipeline.compress(original, decomposition, chosen, first)
+    progress = Progress(workspace_of(given), show.track)
+    extras = {}
+    if recipe.selection is not None:
+        special = pipeline.specialise(original, tokenizer, recipe, progress)
+        smaller, chosen = special.model, special.plan
+        extras["spectrim_events.jsonl"] = special.events()
+    else:
+        if followed:
+            pipeline.prepare(original, recipe)
+            pipeline.check_plan(original, followed)
+        decomposition = pipeline.factorise(
+            original, tokenizer, recipe, progress.workspace, show.track
+        )
+        chosen = followed or _planned(decomposition, recipe, target_loss)
+        recipe = recipe.at_budget(chosen.budget)
+        smaller = pipeline.compress(
+            original, decomposition, chosen, None if recipe.refinement else dtype
+        )
+    smaller = pipeline.compress_embeddings(original, smaller, tokenizer, recipe, progress)
     if recipe.refinement:
-        progress = Progress(workspace_of(given), show.track)
         smaller = pipeline.refine(original, smaller, tokenizer, recipe, progress)
-        smaller = pipeline.stored_in(smaller, dtype)
-    extras = {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}
+    smaller = pipeline.stored_in(smaller, dtype)
+    extras |= {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}
     hub.save_compressed(
         smaller,
         tokenizer,
@@ -166,7 +176,12 @@ def plan(
 @app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
-    data: Annotated[str, typer.Option(help="Text to evaluate on.")] = "python:held_out",
+    data: Annotated[
+        str | None, typer.Option(help="Text to evaluate on.  [default: python:held_out]")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Examples to answer: FILE.jsonl, arithmetic:test:500.")
+    ] = None,
     original: Annotated[
         str | None, typer.Option(help="Model to measure the divergence from.")
     ] = None,
@@ -175,7 +190,7 @@ def evaluate(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Token perplexity on chunks and per document, divergence, parameters and bytes."""
+    """Perplexity on chunks and per document, divergence, task accuracy, sizes."""
     reference = _load(original, trust_remote_code)[0] if original else None
     results = {}
     for name in models:
@@ -183,9 +198,13 @@ def evaluate(
         settings = BlockSettings(
             length=length or pipeline.default_length(model), max_tokens=tokens, keep_tail=True
         )
-        results[name] = pipeline.evaluate(model, tokenizer, data, settings, reference)
-        results[name] |= pipeline.evaluate_documents(model, tokenizer, data, settings)
-        results[name] |= _disk_bytes(name)
+        results[name] = _disk_bytes(name)
+        if task:
+            results[name] |= pipeline.evaluate_task(model, tokenizer, TaskRecipe(data=task))
+        if data or not task:
+            text = data or "python:held_out"
+            results[name] |= pipeline.evaluate(model, tokenizer, text, settings, reference)
+            results[name] |= pipeline.evaluate_documents(model, tokenizer, text, settings)
     if json:
         show.as_json(results)
     else:

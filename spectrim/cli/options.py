@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.errors import InputError
-from spectrim.recipe import Recipe, load_recipe, recipe_from
+from spectrim.recipe import PRESETS, Recipe, load_recipe, recipe_from
 from spectrim.workspace import Workspace
 
 _RECIPE = "Recipe (each overrides the recipe file or preset)"
 _CALIBRATION = "Calibration"
 
 OPTIONS: dict[str, Any] = {
-    "recipe": Annotated[str, typer.Option(help="Preset (default, fast) or YAML file.")],
+    "recipe": Annotated[str, typer.Option(help=f"Preset ({', '.join(PRESETS)}) or YAML file.")],
     "budget": Annotated[
         float | None,
         typer.Option(help="Fraction of the layers' weights kept.", rich_help_panel=_RECIPE),
@@ -28,9 +28,7 @@ OPTIONS: dict[str, Any] = {
     "allocation": Annotated[
         str | None, typer.Option(help="Rank allocation.", rich_help_panel=_RECIPE)
     ],
-    "layer": Annotated[
-        str | None, typer.Option(help="Layer kind.", rich_help_panel=_RECIPE)
-    ],
+    "layer": Annotated[str | None, typer.Option(help="Layer kind.", rich_help_panel=_RECIPE)],
     "rank_multiple": Annotated[
         int | None, typer.Option(help="Round ranks to it.", rich_help_panel=_RECIPE)
     ],
@@ -45,6 +43,13 @@ OPTIONS: dict[str, Any] = {
     "refine": Annotated[
         list[str] | None,
         typer.Option(help="Refinements to run after, in order.", rich_help_panel=_RECIPE),
+    ],
+    "task": Annotated[
+        str | None,
+        typer.Option(
+            help="Specialise for it: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:2000.",
+            rich_help_panel=_RECIPE,
+        ),
     ],
     "measure": Annotated[
         bool | None,
@@ -145,6 +150,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
             values["calibration"][name] = given[name]
     if given["refine"]:
         values["refinement"] = [{"name": name} for name in given["refine"]]
+    if given["task"] is not None:
+        values["task"] = (values["task"] or {}) | {"data": given["task"]}
     if given["measure"] is not None:
         values["measure"] |= {"layers": given["measure"], "joint": given["measure"]}
     for assignment in given["set"] or []:
@@ -161,6 +168,8 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     *parents, last = path.split(".")
     place: Any = values
     for name in parents:
+        if isinstance(place, dict) and name in place and place[name] is None:
+            place[name] = {}
         place = place.get(name) if isinstance(place, dict) else None
     if not isinstance(place, dict):
         raise InputError(f"--set {path}: a recipe has no such field")

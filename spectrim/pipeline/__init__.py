@@ -11,26 +11,34 @@ from spectrim.pipeline.calibrating import (
     prepare,
 )
 from spectrim.pipeline.catalogue import catalogue
+from spectrim.pipeline.compensating import compensate
 from spectrim.pipeline.compressing import check_plan, compress, stored_in
-from spectrim.pipeline.evaluating import evaluate, evaluate_documents
+from spectrim.pipeline.embedding import compress_embeddings
+from spectrim.pipeline.evaluating import evaluate, evaluate_documents, evaluate_task
 from spectrim.pipeline.factorising import decompose, factorise, measure, plan
 from spectrim.pipeline.refining import refine
+from spectrim.pipeline.specialising import Specialised, specialise
 
 __all__ = [
+    "Specialised",
     "calibrate",
     "calibration_blocks",
     "catalogue",
     "check_plan",
+    "compensate",
     "compress",
+    "compress_embeddings",
     "decompose",
     "default_length",
     "evaluate",
     "evaluate_documents",
+    "evaluate_task",
     "factorise",
     "gather",
     "measure",
     "plan",
     "prepare",
     "refine",
+    "specialise",
     "stored_in",
 ]

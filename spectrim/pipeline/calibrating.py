@@ -11,6 +11,7 @@ model cut to a given budget and mixes the two.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -30,6 +31,7 @@ from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
 from spectrim.pipeline.decomposing import decompose
 from spectrim.pipeline.progress import Track, silent
+from spectrim.pipeline.tasks import rows_of, task_blocks
 from spectrim.planning import make_plan
 from spectrim.recipe import Recipe
 from spectrim.surgery.experts import fused_expert_names, split_experts
@@ -50,8 +52,14 @@ def prepare(model: PreTrainedModel, recipe: Recipe) -> list[Target]:
 
 
 def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
-    """The recipe's calibration tokens, checked against the model's vocabulary."""
+    """The recipe's calibration tokens, checked against the model's vocabulary.
+
+    With a task these are rows of it, their loss counted where the task counts it.
+    """
     given = recipe.calibration
+    if recipe.task is not None:
+        rows = rows_of(model, tokenizer, recipe.task)
+        return task_blocks(rows, given.sequences, given.seed)
     documents = open_documents(given.data, given.field)
     settings = BlockSettings(
         sequences=given.sequences, length=given.length or default_length(model), seed=given.seed
@@ -110,14 +118,15 @@ def gather(
     """
     if workspace.root is None:
         raise InputError("statistics for several recipes need a workspace that keeps them")
-    alike: dict[str, list[Recipe]] = {}
+    alike: dict[str, list[_Run]] = {}
     for recipe in recipes:
-        text = repr((recipe.calibration, recipe.include, recipe.exclude))
-        alike.setdefault(text, []).append(recipe)
-    for group in alike.values():
-        run = _run_for(model, tokenizer, group[0], workspace, track)
-        statistics = tuple(sorted({name for recipe in group for name in recipe.statistics}))
-        run = replace(run, settings=replace(run.settings, statistics=statistics))
+        run = _run_for(model, tokenizer, recipe, workspace, track)
+        text = json.dumps(run.key() | {"statistics": None}, sort_keys=True)
+        alike.setdefault(text, []).append(run)
+    for runs in alike.values():
+        statistics = {name for run in runs for name in run.settings.statistics}
+        settings = replace(runs[0].settings, statistics=tuple(sorted(statistics)))
+        run = replace(runs[0], settings=settings)
         run.gathered("calibrating", run.key())
 
 

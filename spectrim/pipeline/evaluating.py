@@ -8,7 +8,12 @@ from transformers import PreTrainedModel
 
 from spectrim.data import BlockSettings, check_vocabulary, document_blocks, token_blocks
 from spectrim.evaluation import evaluate_model, perplexity
+from spectrim.evaluation._forward import inference
 from spectrim.pipeline.calibrating import default_length, vocabulary_size
+from spectrim.pipeline.tasks import examples_of, rows_of
+from spectrim.recipe import TaskRecipe
+from spectrim.selection import Objective
+from spectrim.tasks import Task, exact_match
 
 
 def evaluate(
@@ -27,6 +32,21 @@ def evaluate(
     check_vocabulary(blocks, vocabulary_size(model))
     names = ["perplexity", "size", *(["kl_divergence"] if reference is not None else [])]
     return evaluate_model(model, blocks, names, reference)
+
+
+def evaluate_task(
+    model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, task: Task | None = None
+) -> dict[str, float]:
+    """Loss per scored token, and the share of answers that greedy decoding gets right.
+
+    Raises InputError for a task that cannot be read.
+    """
+    rows = rows_of(model, tokenizer, recipe, task)
+    with inference(model):
+        loss = Objective(rows).value(model)
+    found = exact_match(model, tokenizer, examples_of(recipe, task))
+    names = ("accuracy", "count", "answered")
+    return {"task_loss": loss} | {name: float(found[name]) for name in names}
 
 
 def evaluate_documents(

@@ -1,0 +1,227 @@
+"""From a model and a task to a smaller model of that task: bases chosen while they are tuned.
+
+    bases -> spectral layers -> (score, drop, tune) x events -> merge -> factors of the budget
+
+What follows, fine-tuning of the factors, is a refinement like any other (`next_token`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spectrim.calibration.store import model_fingerprint
+from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.errors import InputError
+from spectrim.hub import SpectrimConfig, mark_compressed
+from spectrim.layers import layer_class
+from spectrim.linalg.truncated import Factors
+from spectrim.pipeline.calibrating import calibrate, prepare
+from spectrim.pipeline.compressing import shared_copy, untie_head, without_layers
+from spectrim.pipeline.decomposing import decompose, versions
+from spectrim.pipeline.tasks import rows_of, some_rows
+from spectrim.planning import LayerPlan, Plan
+from spectrim.recipe import Recipe
+from spectrim.refinement import Progress
+from spectrim.selection import (
+    LayerCost,
+    Objective,
+    Problem,
+    SelectionOptions,
+    SelectionState,
+    SpectralLinear,
+    refactored,
+    run_selection,
+)
+from spectrim.surgery.adapters import bias_of, set_weight, shape_of, weight_of
+from spectrim.surgery.experts import split_expert_names
+from spectrim.surgery.rewrite import replace_layer
+from spectrim.surgery.targets import Target
+from spectrim.tasks import Task
+
+
+@dataclass(frozen=True)
+class Specialised:
+    """The smaller model in float32, its ranks, and the log of the prunings."""
+
+    model: PreTrainedModel
+    plan: Plan
+    state: SelectionState
+
+    def events(self) -> str:
+        """One JSON object per pruning, in order."""
+        return "".join(json.dumps(asdict(event)) + "\n" for event in self.state.events)
+
+
+def specialise(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    task: Task | None = None,
+) -> Specialised:
+    """Select bases of `model` (float32) for the recipe's task, or for examples in Python.
+
+    An interrupted run continues from the workspace. The original is not changed, but for fused
+    experts, which are split. Raises InputError for a task that cannot be read and a budget
+    that cannot be met, NumericalError for a loss that is not finite.
+    """
+    if recipe.selection is None or recipe.task is None:
+        raise InputError("a task to specialise for is missing: give --task FILE.jsonl")
+    progress = progress or Progress()
+    targets = prepare(model, recipe)
+    rows = rows_of(model, tokenizer, recipe.task, task)
+    factors = _bases(model, tokenizer, recipe, targets, progress)
+    spectral = shared_copy(model)
+    spectral.eval()
+    untied = untie_head(spectral, factors)
+    problem = _problem(spectral, recipe, factors, _objectives(rows, recipe.selection))
+    key = _key(model, recipe, rows.fingerprint, list(factors))
+    state = run_selection(problem, recipe.selection, progress, key)
+    ranks = _merge(model, problem, recipe)
+    plan = _plan(problem, recipe, ranks, rows.fingerprint)
+    _mark(spectral, plan, untied)
+    return Specialised(spectral, plan, state)
+
+
+def _bases(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    targets: list[Target],
+    progress: Progress,
+) -> dict[str, Factors]:
+    """Full-rank factors by the recipe's method, calibrated on the task where it needs that."""
+    module = DECOMPOSITIONS.get(recipe.method)
+    if module.REQUIRES:
+        calibration = calibrate(model, tokenizer, recipe, progress.workspace, progress.track)
+        factors = decompose(model, calibration, recipe, progress.track).factors
+    else:
+        options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
+        factors = {}
+        for target in progress.track(targets, "decomposing", len(targets)):
+            layer = model.get_submodule(target.name)
+            problem = LayerProblem(target.name, weight_of(layer).detach(), bias_of(layer), None)
+            factors[target.name] = decompose_layer(recipe.method, problem, options)
+    if any(found.offset is not None for found in factors.values()):
+        raise InputError(
+            f"method '{recipe.method}' moves what it cuts into biases; bases cannot be selected "
+            "one by one then: choose svd, svd_llm or obd"
+        )
+    return factors
+
+
+def _objectives(rows: Any, options: SelectionOptions) -> tuple[Objective, Objective]:
+    """What trains the layers, what scores them."""
+    size = options.rows_per_step
+    scoring = some_rows(rows, options.scoring_rows, options.seed)
+    return Objective(rows, size), Objective(scoring, size)
+
+
+def _problem(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    factors: dict[str, Factors],
+    objectives: tuple[Objective, Objective],
+) -> Problem:
+    """Spectral layers in place of the targets of `model`, with what they cost."""
+    assert recipe.selection is not None
+    kind = layer_class(recipe.layer)
+    layers, costs = {}, {}
+    for name, terms in factors.items():
+        old = model.get_submodule(name)
+        out_features, in_features = shape_of(old)
+        layer = SpectralLinear.from_factors(terms, bias_of(old))
+        _put(model, name, layer)
+        layers[name] = layer
+        costs[name] = LayerCost(
+            lambda rank, o=out_features, i=in_features: kind.cost(o, i, rank),  # type: ignore[misc]
+            out_features * in_features,
+            recipe.selection.bases_for((out_features, in_features)),
+        )
+    return Problem(model, layers, *objectives, costs, recipe.budget)
+
+
+def _put(model: nn.Module, name: str, layer: SpectralLinear) -> None:
+    old = next(model.get_submodule(name).parameters())
+    layer.to(device=old.device)
+    model.set_submodule(name, layer.eval())
+
+
+def _key(
+    model: PreTrainedModel, recipe: Recipe, fingerprint: str, layers: list[str]
+) -> dict[str, Any]:
+    assert recipe.selection is not None
+    return {
+        "model": model_fingerprint(model),
+        "data": fingerprint,
+        "layers": layers,
+        "bases": [recipe.method, recipe.method_options, asdict(recipe.calibration)],
+        "selection": asdict(recipe.selection),
+        "target": [recipe.layer, recipe.budget],
+    }
+
+
+@torch.no_grad()
+def _merge(model: PreTrainedModel, problem: Problem, recipe: Recipe) -> dict[str, int | None]:
+    """Stored layers in place of the spectral ones; the rank of each, None where it is dense."""
+    assert recipe.selection is not None
+    kind = layer_class(recipe.layer)
+    ranks: dict[str, int | None] = {}
+    for name, layer in problem.layers.items():
+        left, right = layer.merged()
+        if problem.costs[name].is_dense(layer.bases):
+            dense = copy.deepcopy(model.get_submodule(name))
+            set_weight(dense, left @ right)
+            problem.model.set_submodule(name, dense)
+            ranks[name] = None
+            continue
+        thin = refactored(left, right, recipe.selection.smallest)
+        ranks[name] = len(thin.spectrum)
+        replace_layer(problem.model, name, kind.from_factors(thin.left, thin.right, layer.bias))
+    return ranks
+
+
+def _plan(
+    problem: Problem, recipe: Recipe, ranks: dict[str, int | None], fingerprint: str
+) -> Plan:
+    assert recipe.selection is not None
+    layers = {
+        name: LayerPlan(layer.shape, ranks[name]) for name, layer in problem.layers.items()
+    }
+    kind = layer_class(recipe.layer)
+    spent = sum(
+        layer.shape[0] * layer.shape[1]
+        if layer.rank is None
+        else kind.cost(*layer.shape, layer.rank)
+        for layer in layers.values()
+    )
+    return Plan(
+        method=recipe.method,
+        allocation=f"selection by {recipe.selection.importance}",
+        layer=recipe.layer,
+        budget=recipe.budget,
+        kept=spent / problem.dense_weights,
+        predicted_loss=None,
+        layers=layers,
+        provenance={"data": fingerprint, "versions": versions()},
+    )
+
+
+def _mark(model: PreTrainedModel, plan: Plan, untied: bool) -> None:
+    """Say in the model's config what it has become."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    config = SpectrimConfig(
+        layers={n: {"kind": plan.layer, "rank": r} for n, r in plan.ranks.items()},
+        split_experts=split_expert_names(model),
+        untied=untied,
+        provenance={"plan": without_layers(plan), "versions": versions()},
+    )
+    mark_compressed(model, config)

@@ -1,0 +1,68 @@
+"""The task of a recipe: its rows for training, calibrating and scoring, and its examples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks, check_vocabulary
+from spectrim.errors import InputError
+from spectrim.recipe import TaskRecipe
+from spectrim.tasks import (
+    RowSettings,
+    Task,
+    TaskExample,
+    TaskRows,
+    TaskSettings,
+    calibration_blocks,
+    load_task,
+    task_rows,
+)
+
+LONGEST_ROW = 2048
+"""Tokens, for models that read more."""
+
+
+def examples_of(recipe: TaskRecipe, task: Task | None = None) -> list[TaskExample]:
+    """The recipe's examples, or those of `task` where Python gives them. Raises InputError."""
+    settings = TaskSettings(
+        recipe.prompt_field, recipe.answer_field, recipe.template, recipe.shots, recipe.limit
+    )
+    return load_task(recipe.data if task is None else task, settings)
+
+
+def rows_of(
+    model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, task: Task | None = None
+) -> TaskRows:
+    """Rows of tokens, checked against the model. Raises InputError."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = recipe.length or min(context or LONGEST_ROW, LONGEST_ROW)
+    if context and length > context:
+        raise InputError(f"task.length is {length}, the model reads at most {context} tokens")
+    settings = RowSettings(length, recipe.labels)
+    rows = task_rows(examples_of(recipe, task), tokenizer, settings, recipe.data)
+    embedding: Any = model.get_input_embeddings()
+    check_vocabulary(calibration_blocks(rows), embedding.weight.shape[0])
+    return rows
+
+
+def some_rows(rows: TaskRows, count: int, seed: int | None) -> TaskRows:
+    """At most `count` rows, drawn by `seed`, or the first ones."""
+    if count >= len(rows):
+        return rows
+    order = torch.arange(len(rows))
+    if seed is not None:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    chosen = order[:count].sort().values
+    part = rows.batch(chosen)
+    name = f"{rows.fingerprint}[{count} rows, seed {seed}]"
+    return TaskRows(part.ids, part.mask, part.scored, name, rows.source, rows.settings)
+
+
+def task_blocks(rows: TaskRows, sequences: int, seed: int | None) -> TokenBlocks:
+    """Rows of a task in the place of a calibration's text."""
+    chosen = some_rows(rows, sequences, seed)
+    return replace(calibration_blocks(chosen), source=rows.source)
