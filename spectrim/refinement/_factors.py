@@ -7,7 +7,8 @@ A factored layer of any kind is trained as `W_hat = left right` with
 and put back into its own kind afterwards (a change of storage, in float64): Adam's steps have
 the same size along every coordinate, and in this form the coordinates of a layer, and of all
 kinds of layer, have comparable sizes. A kind that cannot store every such product trains the
-tensors it has.
+tensors it has. Layers on one basis keep it: their stacked weight is factored as one, and the
+basis is one parameter, under the name of the layer that holds it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from spectrim.errors import ModelError
 from spectrim.layers import FactoredLinear
 from spectrim.layers.lowrank import LowRankLinear
-from spectrim.surgery.rewrite import factored_layers, replace_layer
+from spectrim.layers.shared_basis import SharedBasisLinear
+from spectrim.surgery.rewrite import factored_layers, replace_layer, share_basis, shared_bases
 from spectrim.surgery.targets import blocks as decoder_blocks
 
 Parameters = dict[str, nn.Parameter]
@@ -70,8 +72,9 @@ def _exchange(model: nn.Module, before: _Before) -> Parameters:
     """New parameters in place of all in the blocks; those used outside them too stay fixed."""
     outer = _trained_modules(model)
     outside = _parameters_outside(model, outer)
+    shared = _exchange_shared(model, before, outer, outside)
     for name, layer in list(factored_layers(model)):
-        if name.startswith(outer) and layer.LOSSLESS:
+        if name.startswith(outer) and name not in shared and layer.LOSSLESS:
             before.layers[name] = layer
             replace_layer(model, name, LowRankLinear.from_factors(*balanced_factors(layer)))
     copies: dict[int, nn.Parameter] = {}
@@ -87,6 +90,28 @@ def _exchange(model: nn.Module, before: _Before) -> Parameters:
             copies[id(parameter)] = trained[name] = _trainable_copy(name, parameter)
         setattr(module, own, copies[id(parameter)])
     return trained
+
+
+def _exchange_shared(
+    model: nn.Module, before: _Before, outer: tuple[str, ...], outside: set[int]
+) -> set[str]:
+    """Balanced factors of every group of layers on one basis; gives the layers' names. A
+    basis that layers outside the blocks use too is added to `outside`."""
+    layers = dict(factored_layers(model))
+    found: set[str] = set()
+    for owner, names in shared_bases(model).items():
+        found |= set(names)
+        if not all(name.startswith(outer) for name in names):
+            outside |= {id(parameter) for parameter in layers[owner].right.parameters()}
+            continue
+        before.layers |= {name: layers[name] for name in names}
+        dense = {name: layers[name].dense() for name in names}
+        rows = [len(weight) for weight, _ in dense.values()]
+        stacked = torch.cat([weight for weight, _ in dense.values()])
+        left, right = balanced(stacked, layers[owner].rank)
+        lefts = dict(zip(names, left.split(rows), strict=True))
+        share_basis(model, lefts, right, {name: bias for name, (_, bias) in dense.items()})
+    return found
 
 
 def _trained_modules(model: nn.Module) -> tuple[str, ...]:
@@ -120,15 +145,21 @@ def _trainable_copy(name: str, parameter: nn.Parameter) -> nn.Parameter:
 def balanced_factors(layer: FactoredLinear) -> tuple[Tensor, Tensor, Tensor | None]:
     """left (out, r), right (r, in) with `left^T left = right right^T = S`, and the bias."""
     weight, bias = layer.dense()
+    return *balanced(weight, layer.rank), bias
+
+
+def balanced(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
-    root = s[: layer.rank].sqrt()
-    return u[:, : layer.rank] * root, root[:, None] * v[: layer.rank], bias
+    root = s[:rank].sqrt()
+    return u[:, :rank] * root, root[:, None] * v[:rank]
 
 
 def _restore_kinds(model: nn.Module, before: _Before) -> None:
     """The trained factors in the kinds that stood there before, without stored gradients."""
     for name, layer in before.layers.items():
         trained = model.get_submodule(name)
+        if isinstance(trained, SharedBasisLinear):
+            continue  # trained as it is stored
         assert isinstance(trained, LowRankLinear)
         left, right, bias = trained.left.weight, trained.right.weight, trained.left.bias
         replace_layer(

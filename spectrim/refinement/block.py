@@ -4,7 +4,8 @@
 
 F_i and G_i the original and the compressed block i, x the original model's hidden states and
 x' those of the compressed model with blocks 1 ... i - 1 already refined. Factors, norms, biases
-and what stayed dense in the block are trained.
+and what stayed dense in the block are trained. A basis that layers of several blocks share stays
+as it is, since the later ones' coefficients are made for it: `end_to_end` trains it.
 
 Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
 step through one block, and two arrays of hidden states, tokens x width x 4 bytes each.
@@ -26,6 +27,7 @@ from spectrim.refinement._factors import Parameters, training_form
 from spectrim.refinement._forward import BlockRunner, Precision, Tokens, evaluating
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
+from spectrim.surgery.rewrite import shared_bases
 
 REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 
@@ -90,6 +92,7 @@ class _Pair:
         self.inputs = self._first(compressed)
         self.targets = self._first(original)
         self.size = 1.0
+        self.fixed = self._bases_of_several()
 
     def stages(self, parameters: Parameters) -> Iterator[Stage]:
         """One stage per block; asking for the next takes the block as it is by then."""
@@ -97,10 +100,24 @@ class _Pair:
         for number, (name, _) in enumerate(self.compressed.blocks):
             self._advance(self.original, number, self.targets)
             self.size = self._mean_square()
-            inside = {n: p for n, p in parameters.items() if n.startswith(name + ".")}
+            inside = {
+                n: p
+                for n, p in parameters.items()
+                if n.startswith(name + ".") and id(p) not in self.fixed
+            }
             loss = partial(self._loss, number)
             yield Stage(f"block {number + 1} of {count}", inside, loss)
             self._advance(self.compressed, number, self.inputs)
+
+    def _bases_of_several(self) -> set[int]:
+        """Parameters of bases that layers of more than one block use, by identity."""
+        places = [name + "." for name, _ in self.compressed.blocks]
+        found: set[int] = set()
+        for owner, names in shared_bases(self.compressed.model).items():
+            if not any(all(n.startswith(place) for n in names) for place in places):
+                basis = self.compressed.model.get_submodule(f"{owner}.right")
+                found |= {id(parameter) for parameter in basis.parameters()}
+        return found
 
     def _loss(self, number: int, rows: Tensor) -> Tensor:
         output = self.compressed.output(number, self.inputs[rows], rows)
