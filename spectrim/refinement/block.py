@@ -4,8 +4,8 @@
 
 F_i and G_i the original and the compressed block i, x the original model's hidden states and
 x' those of the compressed model with blocks 1 ... i - 1 already refined. Factors, norms, biases
-and what stayed dense in the block are trained. A basis that layers of several blocks share stays
-as it is, since the later ones' coefficients are made for it: `end_to_end` trains it.
+and what stayed dense in the block are trained. A basis that layers of several blocks
+share stays fixed, since the later ones' coefficients are made for it: `end_to_end` trains it.
 
 Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
 step through one block, and two arrays of hidden states, tokens x width x 4 bytes each.
