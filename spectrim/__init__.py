@@ -25,6 +25,7 @@ from spectrim.hub import load
 if TYPE_CHECKING:
     from spectrim.pipeline import (
         calibrate,
+        compensate,
         compress,
         decompose,
         evaluate,
@@ -40,6 +41,7 @@ _LAZY = {
     **dict.fromkeys(
         (
             "calibrate",
+            "compensate",
             "compress",
             "decompose",
             "evaluate",
@@ -71,6 +73,7 @@ __all__ = [
     "Recipe",
     "SpectrimError",
     "calibrate",
+    "compensate",
     "compress",
     "decompose",
     "evaluate",

@@ -17,7 +17,7 @@ LEVELS = (
     {"data", "statistics", "layers", "tasks"},
     {"surgery"},
     {"calibration"},
-    {"decompositions", "allocation"},
+    {"decompositions", "allocation", "compressors"},
     {"refinement"},
     {"selection"},
     {"recipe"},

@@ -6,9 +6,10 @@ A module declares `REQUIRES` (statistics beyond the method's), `REFERENCE`, opti
     allocate(request, options) -> {layer name: rank, or None to leave it dense}
 """
 
+from spectrim.allocation._knapsack import Items, solve_knapsack
 from spectrim.allocation._request import AllocationRequest, LayerCurve
 from spectrim.registry import Registry
 
 ALLOCATORS = Registry("allocation", "spectrim.allocation")
 
-__all__ = ["ALLOCATORS", "AllocationRequest", "LayerCurve"]
+__all__ = ["ALLOCATORS", "AllocationRequest", "Items", "LayerCurve", "solve_knapsack"]

@@ -8,9 +8,6 @@ instructions of the machine; it is stated in the options and checked on loading.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -168,9 +165,8 @@ def _refused(name: str, weight: Tensor, options: Options, why: str) -> ModelErro
 def _library(options: Options) -> tuple[Any, Any]:
     """`quantize_` and its configuration. Raises InputError where they are missing."""
     try:
-        with _quiet():
-            from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
-            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise InputError(
             f"torchao for int{options.bits} is not installed ({error}): "
@@ -179,17 +175,6 @@ def _library(options: Options) -> tuple[Any, Any]:
     if options.bits == 8:
         return quantize_, Int8WeightOnlyConfig(set_inductor_config=False)
     return quantize_, PrototypeInt4WeightOnlyConfig(options.group, set_inductor_config=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torchao's warnings on kernels for other hardware."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _flat(tensor: Any) -> tuple[dict[str, Tensor], Any]:
