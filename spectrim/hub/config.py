@@ -13,6 +13,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spectrim.errors import CheckpointError, UnknownNameError
+from spectrim.hub.compensated import COMPENSATED, check_compensated
 from spectrim.layers import layer_class
 
 QUANT_METHOD = "spectrim"
@@ -77,6 +78,9 @@ def _check_layers(layers: object) -> None:
     kinds: set[str] = set()
     for name, entry in layers.items():
         _check_name(name)
+        if isinstance(entry, dict) and entry.get("kind") == COMPENSATED:
+            check_compensated(name, entry)
+            continue
         if not isinstance(entry, dict) or set(entry) - {"basis"} != {"kind", "rank"}:
             raise CheckpointError(f"layer {name}: expected {{kind, rank}}, got {entry!r}")
         if not isinstance(entry["kind"], str):

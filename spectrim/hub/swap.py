@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from spectrim.errors import CheckpointError, ModelError
+from spectrim.hub.compensated import COMPENSATED, empty_compensated
 from spectrim.hub.config import SpectrimConfig
 from spectrim.layers import layer_class
 from spectrim.layers.shared_basis import SharedBasisLinear
@@ -77,6 +78,8 @@ def _users(entries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _empty(entry: dict[str, Any], shape: tuple[int, int], bias: bool) -> nn.Module:
+    if entry["kind"] == COMPENSATED:
+        return empty_compensated(entry, shape, bias)
     return layer_class(entry["kind"]).empty(shape, entry["rank"], bias)
 
 

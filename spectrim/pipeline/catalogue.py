@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spectrim.allocation import ALLOCATORS
+from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
@@ -16,6 +17,7 @@ REGISTRIES: dict[str, Registry] = {
     "methods": DECOMPOSITIONS,
     "allocations": ALLOCATORS,
     "layers": LAYERS,
+    "compressors": COMPRESSORS,
     "refinements": REFINEMENTS,
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
