@@ -25,10 +25,13 @@ MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 class SpectrimConfig(QuantizationConfigMixin):
     """Layer kinds and ranks by module name, and where they came from.
 
-    `layers` maps a module name to `{"kind": str, "rank": int}`; `split_experts` names the
-    fused experts that became one layer per expert; `untied` says that the output embedding
-    no longer is the input embedding; `provenance` is free JSON; `inner` is kept for a
-    quantisation on top.
+    `layers` maps a module name to `{"kind": str, "rank": int}`, and where it uses the basis of
+    another shared_basis layer `"basis"`, that layer's name; for compressed layers with a
+    low-rank path see `hub.compensated`. `split_experts` names the fused experts that became
+    one layer per expert; `untied` says that the output embedding no longer is the input
+    embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
+    `head` the output embedding that shares its factors, or None; `provenance` is free JSON;
+    `inner` is kept for a quantisation on top.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class SpectrimConfig(QuantizationConfigMixin):
         self.quant_method = more.pop("quant_method", QUANT_METHOD)
         self.version = more.pop("version", FORMAT_VERSION)
         self.inner = more.pop("inner", None)
+        self.embeddings = more.pop("embeddings", None)
         self.layers = {} if layers is None else layers
         self.split_experts = [] if split_experts is None else split_experts
         self.untied = untied
@@ -49,6 +53,7 @@ class SpectrimConfig(QuantizationConfigMixin):
         _check_header(self, more)
         _check_layers(self.layers)
         _check_split_experts(self.split_experts)
+        _check_embeddings(self.embeddings)
         _check_json(self)
 
 
@@ -123,6 +128,22 @@ def _check_split_experts(names: object) -> None:
         _check_name(name)
     if len(set(names)) != len(names):
         raise CheckpointError("'split_experts' names a module twice")
+
+
+def _check_embeddings(entry: object) -> None:
+    if entry is None:
+        return
+    if not isinstance(entry, dict) or set(entry) != {"name", "rank", "mean", "head"}:
+        raise CheckpointError(
+            f"'embeddings' is {entry!r:.80}, expected a mapping of name, rank, mean and head"
+        )
+    for name in (entry["name"], *([] if entry["head"] is None else [entry["head"]])):
+        _check_name(name)
+    if not _is_int(entry["rank"]) or entry["rank"] < 1 or not isinstance(entry["mean"], bool):
+        raise CheckpointError(
+            f"'embeddings' has rank {entry['rank']!r} and mean {entry['mean']!r}, expected a "
+            "whole number of 1 or more, and true or false"
+        )
 
 
 def _check_name(name: object) -> None:

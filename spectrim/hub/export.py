@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from spectrim.embeddings import FactoredEmbedding, FactoredHead
 from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.checks import check_directory, read_json
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.load import load, resolve
 from spectrim.hub.output import MARKER, is_spectrim_output, output_directory, write_text
 from spectrim.hub.remote_code import MODULE, remote_code
+from spectrim.hub.tables import fill_table
 from spectrim.layers import CompactLinear
 from spectrim.surgery.adapters import bias_of, set_weight, weight_of
 from spectrim.surgery.experts import SplitExperts
@@ -88,6 +90,8 @@ def dense_model(model: PreTrainedModel) -> PreTrainedModel:
             _fill_linear(module, replaced)
         elif isinstance(replaced, SplitExperts):
             _fuse_experts(module, replaced)
+        elif isinstance(replaced, FactoredEmbedding | FactoredHead):
+            fill_table(plain, module, replaced)
         else:
             continue
         state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
@@ -99,6 +103,8 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     config = type(model.config).from_dict(
         {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     )
+    if any(isinstance(module, FactoredHead) for module in model.modules()):
+        config.tie_word_embeddings = True
     with torch.device("meta"):
         plain = nn.Module.to(type(model)(config), model.dtype)
     if model.can_generate():

@@ -24,12 +24,14 @@ _SOURCES = (
     "spectrim.errors",
     "spectrim.surgery.adapters",
     "spectrim.surgery.experts",
+    "spectrim.embeddings._modules",
     "spectrim.layers._base",
     "spectrim.layers.pivoted",
     "spectrim.layers.shared_basis",
 )
 _HUB_SOURCES = (
     "spectrim.hub.config",
+    "spectrim.hub.tables",
     "spectrim.hub.swap",
     "spectrim.hub.stand_ins",
     "spectrim.hub.quantizer",

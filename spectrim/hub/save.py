@@ -14,6 +14,7 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.output import is_spectrim_output, output_directory, write_text
 from spectrim.hub.quantizer import forget_plug_in, keep_names
+from spectrim.hub.tables import check_table
 from spectrim.layers import CompactLinear
 from spectrim.storage import is_full_disk
 from spectrim.surgery.experts import SplitExperts
@@ -106,6 +107,7 @@ def _check_describes(model: PreTrainedModel, config: SpectrimConfig) -> None:
             f"{ranks.get(name)} in the model and {described.get(name)} in the config"
         )
     _check_bases(model, config)
+    check_table(model, config.embeddings)
     if model.config.tie_word_embeddings and not config.untied:
         _check_tied(model)
     split = {name for name, module in model.named_modules() if isinstance(module, SplitExperts)}

@@ -3,6 +3,7 @@
 Each verb takes values and returns a value; a `Workspace` keeps the long ones between runs.
 """
 
+from spectrim.pipeline.benching import Bench, BenchSettings, bench, named_recipes
 from spectrim.pipeline.calibrating import (
     calibrate,
     calibration_blocks,
@@ -20,7 +21,10 @@ from spectrim.pipeline.refining import refine
 from spectrim.pipeline.specialising import Specialised, specialise
 
 __all__ = [
+    "Bench",
+    "BenchSettings",
     "Specialised",
+    "bench",
     "calibrate",
     "calibration_blocks",
     "catalogue",
@@ -36,6 +40,7 @@ __all__ = [
     "factorise",
     "gather",
     "measure",
+    "named_recipes",
     "plan",
     "prepare",
     "refine",

@@ -1,0 +1,174 @@
+"""The factors of a model's embedding table, made beside those of its linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.calibration import CalibrationSettings
+from spectrim.calibration.store import model_fingerprint
+from spectrim.embeddings import (
+    EMBEDDINGS,
+    Place,
+    Table,
+    TableProblem,
+    TableStatistics,
+    factorise_table,
+    find_table,
+    replace_table,
+    table_rank,
+)
+from spectrim.embeddings._gather import Sums, finished, gather
+from spectrim.errors import CheckpointError, InputError
+from spectrim.hub import mark_compressed
+from spectrim.hub.tables import table_entry
+from spectrim.pipeline.calibrating import batch_tokens, calibration_blocks
+from spectrim.pipeline.progress import Track, silent
+from spectrim.recipe import EmbeddingRecipe, Recipe
+from spectrim.refinement import Progress
+from spectrim.storage import read_tensors, write_tensors
+from spectrim.surgery.targets import find_targets
+from spectrim.workspace import Workspace, kept
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """Where the table is, its factors, the rank that meets the budget, and how it was made."""
+
+    place: Place
+    table: Table
+    rank: int
+    given: EmbeddingRecipe
+
+    @property
+    def kept(self) -> float:
+        """Stored fraction of the table's weights."""
+        count, width = self.place.shape
+        return self.rank * (count + width) / (count * width)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        lost = self.table.lost(self.rank)
+        return asdict(self.given) | {"kept": self.kept, "lost": lost}
+
+
+def compress_embeddings(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
+    """`compressed`, what `compress` gave, with the table in two factors where the recipe's
+    `embeddings` asks for it; its config tells of it.
+
+    Modules are exchanged in place; the original, which may share tensors, is not touched.
+    Raises what `plan_table` raises, and InputError when the plan has compressed the tied output
+    embedding already.
+    """
+    given = progress or Progress()
+    planned = plan_table(original, tokenizer, recipe, given.workspace, given.track)
+    if planned is None:
+        return compressed
+    _check_still_tied(compressed, planned.place)
+    replace_table(compressed, planned.place, planned.table.module(planned.rank))
+    config: Any = compressed.config.quantization_config
+    config.embeddings = table_entry(compressed)
+    config.provenance["embeddings"] = planned.provenance
+    mark_compressed(compressed, config)
+    return compressed
+
+
+def _check_still_tied(compressed: PreTrainedModel, place: Place) -> None:
+    """The plan has left a tied output embedding alone."""
+    if place.head is None:
+        return
+    weight: Any = compressed.get_submodule(place.name).weight
+    if getattr(compressed.get_output_embeddings(), "weight", None) is not weight:
+        raise InputError(
+            f"{place.head} is compressed by the plan, and tied to the table that `embeddings` "
+            f"factors; exclude {place.head}, or leave `embeddings` out"
+        )
+
+
+def plan_table(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    workspace: Workspace | None = None,
+    track: Track = silent,
+) -> PlannedTable | None:
+    """The table as the recipe's `embeddings` asks for it, None where it does not.
+
+    Raises ModelError for a table that is more than a lookup, InputError for a budget below
+    rank 1 and for unusable data.
+    """
+    given = recipe.embeddings
+    if given is None:
+        return None
+    place = find_table(model)
+    rank = table_rank(place.shape, given.budget, recipe.rank_multiple)
+    module = EMBEDDINGS.get(given.method)
+    wanted = frozenset(module.REQUIRES) - (frozenset() if place.head else {"head"})
+    statistics = None
+    if wanted:
+        sums = _gathered(
+            model, tokenizer, recipe, wanted, (workspace or Workspace(None), track)
+        )
+        statistics = finished(sums)
+    table = factorised(model, place, given, statistics)
+    return PlannedTable(place, table, rank, given)
+
+
+def factorised(
+    model: Any, place: Place, given: EmbeddingRecipe, statistics: TableStatistics | None
+) -> Table:
+    """The table's factors at every rank in the metric of the recipe's method."""
+    weight = model.get_submodule(place.name).weight.detach().double().cpu()
+    problem = TableProblem(weight, place.head is not None, statistics)
+    options = EMBEDDINGS.options(given.method, given.options)
+    return factorise_table(weight, EMBEDDINGS.get(given.method).metric(problem, options))
+
+
+def _gathered(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    wanted: frozenset[str],
+    run: tuple[Workspace, Track],
+) -> Sums:
+    """One pass over the recipe's tokens, kept in the workspace."""
+    workspace, track = run
+    blocks = calibration_blocks(model, tokenizer, recipe)
+    calibration = recipe.calibration
+    targets = find_targets(model, recipe.include, recipe.exclude)
+    settings = CalibrationSettings(
+        (),
+        calibration.labels,
+        calibration.tokens_per_batch or batch_tokens(model, targets),
+        calibration.seed or 0,
+    )
+    key = {
+        "model": model_fingerprint(model),
+        "data": blocks.fingerprint,
+        "wanted": sorted(wanted),
+        "labels": [settings.labels, settings.seed],
+    }
+    path = workspace.path("embedding", key)
+    if (earlier := kept(path, _load)) is not None:
+        return earlier
+    sums = gather(model, blocks, wanted, settings, track)
+    if path is not None:
+        write_tensors(path, sums, {"kind": "embedding"})
+    return sums
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    tensors, metadata = read_tensors(path)
+    if metadata.get("kind") != "embedding" or "counts" not in tensors:
+        raise CheckpointError(f"{path} holds no embedding statistics")
+    return tensors
