@@ -45,7 +45,8 @@ class AccuracySettings:
     predictions: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, 1 if self.max_new_tokens is None else self.max_new_tokens) < 1:
+        most = 1 if self.max_new_tokens is None else self.max_new_tokens
+        if min(self.batch_size, most) < 1:
             raise InputError(
                 "batch_size and max_new_tokens are expected to be at least 1, got "
                 f"{self.batch_size} and {self.max_new_tokens}"
