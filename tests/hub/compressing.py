@@ -17,7 +17,7 @@ from spectrim.surgery.rewrite import replace_layer
 from spectrim.surgery.targets import find_targets
 from tests.tiny_models import tiny_tokens
 
-KINDS = ("lowrank", "pivoted")
+KINDS = ("lowrank", "pivoted", "sparse_dictionary")
 
 
 @dataclass(frozen=True)

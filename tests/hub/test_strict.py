@@ -60,9 +60,12 @@ def test_weights_that_are_not_finite(copied, value):
         load(copied)
 
 
-def test_a_pivot_mask_with_too_many_bits(saved, tmp_path):
-    copy = shutil.copytree(saved["llama", "pivoted"].directory, tmp_path / "copy")
-    name = "model.layers.0.mlp.up_proj.pivot_mask"
+@pytest.mark.parametrize(
+    ("kind", "mask"), [("pivoted", "pivot_mask"), ("sparse_dictionary", "mask")]
+)
+def test_a_mask_with_too_many_bits(saved, tmp_path, kind, mask):
+    copy = shutil.copytree(saved["llama", kind].directory, tmp_path / "copy")
+    name = f"model.layers.0.mlp.up_proj.{mask}"
     rewrite(copy, lambda tensors: tensors[name].fill_(255))
     with pytest.raises(CheckpointError, match=name):
         load(copy)

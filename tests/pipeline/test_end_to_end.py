@@ -13,13 +13,14 @@ from torch import Tensor
 import spectrim
 from spectrim.errors import NumericalWarning
 from spectrim.hub import load
-from spectrim.layers import LAYERS
+from spectrim.layers import LAYERS, layer_class
 from spectrim.pipeline import compress, evaluate, factorise, plan
 from spectrim.pipeline.calibrating import prepare
 from spectrim.planning import Decomposition, Plan
 from spectrim.surgery.adapters import set_weight
 from spectrim.surgery.rewrite import factored_layers
 from tests.hub.test_fresh_process import run
+from tests.layer_problems import stored_weights
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_moe, tiny_tokenizer, tiny_tokens
 from tests.tolerances import PRODUCT_ABSOLUTE
@@ -69,11 +70,16 @@ def test_loaded_logits_are_those_in_memory(done, case):
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_loaded_model_computes_what_the_plan_says(done, case):
-    """Against a dense twin whose weights are the products of the factors in float64."""
+    """Against a dense twin whose weights are the products of the factors in float64, or
+    what their kind makes of them."""
     twin = TINY_MODELS[case[0]]()
     prepare(twin, spectrim.Recipe())
+    kind, options = layer_class(case[1]), LAYERS.options(case[1])
     for layer, rank in done[case].plan.ranks.items():
-        weight = done[case].decomposition.factors[layer].weight(rank)
+        factors = done[case].decomposition.factors[layer]
+        weight = factors.weight(rank)
+        if not kind.LOSSLESS:
+            weight, _ = kind.from_full(factors, rank, None, options).dense()
         set_weight(twin.get_submodule(layer), weight)
     assert torch.allclose(logits(twin), done[case].logits, rtol=0, atol=PRODUCT_ABSOLUTE)
 
@@ -101,7 +107,7 @@ def test_config_ranks_and_budget(done, case):
             kept += out * inner
             continue
         assert factored[name].rank == ranks[name]
-        kept += sum(p.numel() for n, p in factored[name].named_parameters() if "bias" not in n)
+        kept += stored_weights(factored[name])
     assert kept / dense == pytest.approx(done[case].plan.kept)
     assert 0.55 < kept / dense <= 0.6
 

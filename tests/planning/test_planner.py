@@ -65,7 +65,10 @@ def test_a_plan_says_what_it_costs(allocation, kind, budget, tmp_path):
     )
     assert plan.kept == spent / whole.weights <= budget
     expected = sum(float(whole.curves[name][rank]) for name, rank in plan.ranks.items())
-    assert plan.predicted_loss == pytest.approx(expected, rel=LOSS_RELATIVE)
+    if layer_class(kind).LOSSLESS:
+        assert plan.predicted_loss == pytest.approx(expected, rel=LOSS_RELATIVE)
+    else:
+        assert plan.predicted_loss is None
     assert (plan.method, plan.allocation, plan.layer) == ("svd", allocation, kind)
     assert plan.provenance == {"x": 1}
     save_plan(plan, tmp_path / "plan.yaml")
@@ -80,7 +83,15 @@ def test_curves_in_their_own_units_promise_no_loss():
         plan_for_loss(decomposition(units="own"), recipe(), 0.1)
 
 
-@pytest.mark.parametrize("kind", LAYERS.names())
+def test_a_kind_that_is_not_lossless_promises_no_loss():
+    chosen = recipe(layer="sparse_dictionary", layer_options={"rounds": 3})
+    assert make_plan(decomposition(), chosen).layer_options == {"rounds": 3}
+    assert size_curve(decomposition(), chosen) == []
+    with pytest.raises(InputError, match="'sparse_dictionary' have no predicted loss"):
+        plan_for_loss(decomposition(), chosen, 0.1)
+
+
+@pytest.mark.parametrize("kind", [k for k in LAYERS.names() if layer_class(k).LOSSLESS])
 def test_size_curve_falls(kind):
     points = size_curve(decomposition(), recipe(layer=kind))
     assert [p.budget for p in points] == sorted(p.budget for p in points)
