@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "Mishra et al., 2021, arXiv:2104.08378"
-_KEPT, _OF, _BITS = 2, 4, 2
+_KEPT = 2
+_OF = 4
+_BITS = 2
 
 
 @dataclass(frozen=True)

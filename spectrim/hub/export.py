@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from spectrim.embeddings import FactoredEmbedding, FactoredHead
 from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.checks import check_directory, read_json
+from spectrim.hub.compensated import COMPENSATED
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.load import load, resolve
 from spectrim.hub.output import MARKER, is_spectrim_output, output_directory, write_text
@@ -65,7 +66,8 @@ def export_self_contained(
     if not (is_spectrim_output(source) and "quantization_config" in settings):
         raise CheckpointError(f"{checkpoint} is not compressed, so there is nothing to export")
     config = SpectrimConfig.from_dict(settings["quantization_config"])
-    code = remote_code({entry["kind"] for entry in config.layers.values()})
+    kinds = {entry["kind"] for entry in config.layers.values()} - {COMPENSATED}
+    code = remote_code(kinds, {e["base"] for e in config.layers.values() if "base" in e})
     settings["auto_map"] = {
         "AutoConfig": f"{MODULE}.RemoteConfig",
         "AutoModelForCausalLM": f"{MODULE}.RemoteModel",

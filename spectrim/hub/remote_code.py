@@ -11,12 +11,13 @@ import builtins
 import importlib
 import inspect
 import symtable
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 
+from spectrim.compressors import compressor_class
 from spectrim.errors import InputError
 from spectrim.hub import remote_model
-from spectrim.layers import LAYERS, layer_class
+from spectrim.layers import layer_class
 
 MODULE = "modeling_spectrim"
 ROOTS = {"RemoteConfig", "RemoteModel"}
@@ -28,8 +29,12 @@ _SOURCES = (
     "spectrim.layers._base",
     "spectrim.layers.pivoted",
     "spectrim.layers.shared_basis",
+    "spectrim.compressors._base",
+    "spectrim.compressors._compensated",
+    "spectrim.compressors._packing",
 )
 _HUB_SOURCES = (
+    "spectrim.hub.compensated",
     "spectrim.hub.config",
     "spectrim.hub.tables",
     "spectrim.hub.swap",
@@ -38,23 +43,28 @@ _HUB_SOURCES = (
     "spectrim.hub.remote_model",
 )
 _NOT_FOR_INFERENCE = {"cost", "dense", "from_factors", "from_full", "_of"}
-_LAYER_CLASS = """
-def layer_class(name: str) -> type[FactoredLinear]:
+_LOOK_UP = """
+def {WHAT}_class(name: str) -> type[nn.Module]:
     kinds = {KINDS}
     if name not in kinds:
-        raise UnknownNameError("layer", name, kinds)
+        raise UnknownNameError("{WHAT}", name, kinds)
     return kinds[name]
 """
 
 
-def remote_code(kinds: Iterable[str]) -> str:
-    """The source of a module that knows the layer `kinds`. Raises InputError for a kind that
-    needs more than its own file, torch and transformers."""
-    kinds = sorted(kinds)
+def remote_code(kinds: Iterable[str], compressors: Iterable[str] = ()) -> str:
+    """The source of a module that knows the layer `kinds` and `compressors`. Raises InputError
+    for one that needs more than its own file, torch and transformers."""
+    layers = {kind: layer_class(kind) for kind in sorted(kinds)}
+    bases = {name: compressor_class(name) for name in sorted(compressors)}
+    kinds = [*layers, *bases]
     imports: dict[str, str] = {}
-    definitions = {"layer_class": _layer_class_source(kinds)}
+    definitions = {
+        "layer_class": _look_up("layer", layers),
+        "compressor_class": _look_up("compressor", bases),
+    }
     clashes: set[str] = set()
-    for module in _modules(kinds):
+    for module in _modules([*layers.values(), *bases.values()]):
         clashes |= _collect(module, imports, definitions)
     chosen = _reachable(imports | definitions)
     if twice := clashes & chosen:
@@ -67,14 +77,16 @@ def remote_code(kinds: Iterable[str]) -> str:
     return code
 
 
-def _modules(kinds: list[str]) -> list[ModuleType]:
-    found = [*map(importlib.import_module, _SOURCES), *map(LAYERS.get, kinds)]
+def _modules(classes: list[type]) -> list[ModuleType]:
+    own = [importlib.import_module(cls.__module__) for cls in classes]
+    found = [*map(importlib.import_module, _SOURCES), *own]
     return list(dict.fromkeys([*found, *map(importlib.import_module, _HUB_SOURCES)]))
 
 
-def _layer_class_source(kinds: list[str]) -> str:
-    entries = ", ".join(f'"{kind}": {layer_class(kind).__name__}' for kind in kinds)
-    return _LAYER_CLASS.strip().replace("{KINDS}", f"{{{entries}}}")
+def _look_up(what: str, classes: Mapping[str, type]) -> str:
+    entries = ", ".join(f'"{name}": {cls.__name__}' for name, cls in classes.items())
+    source = _LOOK_UP.strip().replace("{KINDS}", f"{{{entries}}}")
+    return source.replace("{WHAT}", what)
 
 
 def _collect(
