@@ -8,7 +8,6 @@ C (V, r) is `coefficients.weight` with rows c_v, `basis.weight` (d, r), `basis.b
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 
 class FactoredEmbedding(nn.Module):
@@ -53,7 +52,7 @@ class FactoredEmbedding(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Products with all rows: hidden (..., d) -> (..., V)."""
-        result = linear(hidden @ self.basis.weight, self.coefficients.weight)
+        result = hidden @ self.basis.weight @ self.coefficients.weight.T
         if self.basis.bias is None:
             return result
         return result + (hidden @ self.basis.bias)[..., None]
