@@ -17,16 +17,17 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.checks import check_directory, check_loaded, check_weights
 from spectrim.hub.register import register
 
-REFERENCE = Path(__file__).parents[1] / "assets" / "reference"
-"""The model that comes with the package, loaded by the name `reference`."""
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED = ("reference", "arithmetic")
+"""The models that come with the package, each loaded by its name."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
-    """The model and its tokenizer (None if it has none) of a directory, a Hub name, or
-    `reference`. `options` go to `from_pretrained`; remote code runs only if they ask for it.
+    """The model and its tokenizer (None if it has none) of a directory, a Hub name, or a
+    bundled model. `options` go to `from_pretrained`; remote code runs only if they ask for it.
 
     Raises InputError for what cannot be found, CheckpointError for missing, unexpected,
     misshapen or damaged tensors, ModelError for weights that are not finite.
@@ -42,9 +43,9 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
 
 
 def resolve(name: str | Path) -> Path | str:
-    """An existing directory, or a Hub name. Raises InputError."""
-    if name == "reference":
-        return _reference()
+    """An existing directory (of a bundled model too), or a Hub name. Raises InputError."""
+    if name in BUNDLED:
+        return _bundled(str(name))
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -122,10 +123,10 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-def _reference() -> Path:
-    if not REFERENCE.is_dir():
-        raise InputError("this installation has no reference model; name a directory")
-    return REFERENCE
+def _bundled(name: str) -> Path:
+    if not (ASSETS / name).is_dir():
+        raise InputError(f"this installation has no {name} model; name a directory")
+    return ASSETS / name
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from transformers.quantizers import auto
 
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.hub import SaveOptions, load, save_compressed
+from spectrim.hub.load import BUNDLED
 from tests.hub.compressing import compress
 from tests.tiny_models import tiny_gqa, tiny_llama
 
@@ -166,12 +167,13 @@ def test_without_the_plug_in_transformers_only_warns(copied, monkeypatch):
     assert info["missing_keys"]
 
 
-def test_the_bundled_model_has_a_name(copied, monkeypatch):
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_bundled_models_have_names(copied, monkeypatch, name):
     module = sys.modules[load.__module__]
-    monkeypatch.setattr(module, "REFERENCE", copied)
-    model, tokenizer = load("reference")
+    monkeypatch.setattr(module, "ASSETS", copied.parent)
+    with pytest.raises(InputError, match=f"no {name} model"):
+        load(name)
+    copied.rename(copied.with_name(name))
+    model, tokenizer = load(name)
     assert model.config.model_type == "llama"
     assert tokenizer is not None
-    monkeypatch.setattr(module, "REFERENCE", copied / "missing")
-    with pytest.raises(InputError, match="no reference model"):
-        load("reference")

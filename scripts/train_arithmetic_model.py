@@ -1,0 +1,197 @@
+"""Train the bundled arithmetic model: a 0.9M-parameter Llama that solves word problems.
+
+    python scripts/train_arithmetic_model.py --out spectrim/assets/arithmetic
+
+Every batch is freshly generated (spectrim.tasks.word_problems, split `train`); the figures
+are exact matches by greedy decoding on problems whose templates and numbers it never saw.
+A state file beside the output lets an interrupted run continue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from spectrim.tasks import AccuracySettings, TaskRows, exact_match, task_rows
+from spectrim.tasks.word_problems import SPLITS, word_problems
+
+BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
+PIECES = r" [+\-*/=] |#### |\n|\d| ?[A-Za-z]+(?: (?=\d))?|[^\w\s]|\s"
+"""Words with the spaces around them, signs, single digits: joined again they are the text."""
+CONTEXT = 128
+BATCH, BATCHES_IN_POOL, WIDTHS = 64, 16, (72, 88, 112)
+PEAK_LR, WARM_UP, DECAYING_SHARE = 2e-3, 200, 0.5
+PROMPT_WEIGHT = 0.1
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    split = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    texts = [e.prompt + e.answer for e in word_problems("train", 20_000)]
+    pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
+    vocabulary = [BOS, EOS, PAD, UNKNOWN, *sorted(pieces)]
+    ids = {piece: i for i, piece in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(vocabulary: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    return LlamaForCausalLM(config)
+
+
+@functools.lru_cache(maxsize=1)
+def pool(index: int, tokenizer: PreTrainedTokenizerFast) -> tuple[TaskRows, torch.Tensor]:
+    """Fresh problems, and their order by length."""
+    rows = task_rows(word_problems("train", BATCH * BATCHES_IN_POOL, seed=index + 1), tokenizer)
+    return rows, rows.mask.sum(1).argsort(stable=True)
+
+
+def batch_at(
+    step: int, tokenizer: PreTrainedTokenizerFast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and the weight of each as a target, (BATCH, width); lengths alike in a batch."""
+    index, place = divmod(step, BATCHES_IN_POOL)
+    order = torch.randperm(BATCHES_IN_POOL, generator=torch.Generator().manual_seed(index))
+    rows, by_length = pool(index, tokenizer)
+    batch = rows.batch(by_length.split(BATCH)[int(order[place])])
+    width = next(w for w in WIDTHS if w >= batch.ids.shape[1])
+    weights = batch.scored * (1 - PROMPT_WEIGHT) + batch.mask * PROMPT_WEIGHT
+    room = (0, width - batch.ids.shape[1])
+    return torch.nn.functional.pad(batch.ids, room), torch.nn.functional.pad(weights, room)
+
+
+def loss_of(
+    model: LlamaForCausalLM, tokens: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), tokens[:, 1:], reduction="none"
+    )
+    return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
+
+
+def learning_rate(step: int, steps: int) -> float:
+    warm = (step + 1) / WARM_UP
+    cooling = (steps - step) / (DECAYING_SHARE * steps)
+    return PEAK_LR * min(1.0, warm, max(0.01, cooling))
+
+
+def accuracy(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: str, count: int
+) -> float:
+    settings = AccuracySettings(batch_size=100)
+    return exact_match(model, tokenizer, word_problems(split, count), settings)["accuracy"]
+
+
+def save_state(path: Path, state: dict[str, object]) -> None:
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def train(tokenizer: PreTrainedTokenizerFast, steps: int, state_file: Path):
+    torch.manual_seed(0)
+    model = build_model(len(tokenizer)).train()
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    kept = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    first, seconds = 0, 0.0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, seconds = state["step"], state["seconds"]
+    compiled = torch.compile(model, dynamic=False)
+    start = time.monotonic()
+    for step in range(first, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps)
+        loss = loss_of(compiled, *batch_at(step, tokenizer))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 50 == 0:
+            elapsed = seconds + time.monotonic() - start
+            print(f"step {step}/{steps} loss {loss.item():.4f} {elapsed:.0f}s", flush=True)
+        if (step + 1) % 250 == 0:
+            elapsed = seconds + time.monotonic() - start
+            save_state(
+                state_file,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "seconds": elapsed,
+                },
+            )
+            solved = accuracy(model, tokenizer, "validation", 200)
+            print(f"validation problems solved {solved:.3f}", flush=True)
+    return model.eval(), seconds + time.monotonic() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=8000)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    state_file = arguments.out.with_name(arguments.out.name + ".state.pt")
+
+    tokenizer = build_tokenizer()
+    model, seconds = train(tokenizer, arguments.steps, state_file)
+    model.to(torch.bfloat16).save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    facts = {
+        "parameters": model.num_parameters(),
+        "vocabulary": len(tokenizer),
+        "problems_seen": arguments.steps * BATCH,
+        "training_seconds": round(seconds),
+        "exact_match": {split: accuracy(model, tokenizer, split, 500) for split in SPLITS},
+        "dense_dtype": "bfloat16",
+    }
+    (arguments.out / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2))
+
+
+if __name__ == "__main__":
+    main()
