@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -53,9 +55,35 @@ def stored_bytes(model: nn.Module) -> int:
 
 def disk_bytes(checkpoint: str | Path) -> int:
     """Bytes of a checkpoint directory's safetensors files. Raises CheckpointError."""
-    files = list(Path(checkpoint).expanduser().glob("*.safetensors"))
+    return sum(file.stat().st_size for file in _files(checkpoint))
+
+
+def tensor_bytes(checkpoint: str | Path) -> dict[str, int]:
+    """Bytes of each tensor as the checkpoint's headers state them. Raises CheckpointError."""
+    sizes = {}
+    for file in _files(checkpoint):
+        for name, entry in _header(file).items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                sizes[name] = end - start
+    return sizes
+
+
+def _files(checkpoint: str | Path) -> list[Path]:
+    files = sorted(Path(checkpoint).expanduser().glob("*.safetensors"))
     if not files:
         raise CheckpointError(
             f"no .safetensors in '{checkpoint}'; expected the directory of a saved model"
         )
-    return sum(file.stat().st_size for file in files)
+    return files
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Eight bytes of length, then JSON."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        text = stream.read(min(length, file.stat().st_size))
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CheckpointError(f"{file} has no readable header; save the model again") from error

@@ -1,0 +1,106 @@
+"""`spectrim bench`: recipes side by side at equal bytes."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spectrim import pipeline
+from spectrim.cli import show
+from spectrim.cli.commands import Json, Model, RemoteCode, _load, app
+from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.data import BlockSettings
+from spectrim.errors import InputError
+from spectrim.pipeline.benching import BUDGETS, MOST_TOKENS, Bench, bench_steps
+from spectrim.report.bench_plot import bench_svg
+from spectrim.report.bench_table import markdown, summary, values
+from spectrim.storage import write_text
+
+_METHODS = (
+    "METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], a preset, or a YAML file of recipes by name; "
+    "several with commas or by repeating the option."
+)
+
+
+@app.command()
+@with_recipe_options
+def bench(
+    model: Model,
+    methods: Annotated[list[str], typer.Option(help=_METHODS)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory of the results.")],
+    given: dict[str, Any],
+    budgets: Annotated[
+        str | None, typer.Option(help="Kept fractions, with commas. Default 0.8,0.6,0.4.")
+    ] = None,
+    evals: Annotated[
+        list[str] | None,
+        typer.Option("--eval", help="Text to judge on: the data's own domain first, others."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of each text to use.")] = MOST_TOKENS,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Several recipes on one model at equal bytes, with one calibration, in one table.
+
+    Started again with the same output it goes on where it stopped, and with more methods or
+    budgets makes the rows that are missing.
+    """
+    base = recipe_of(given)
+    specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
+    recipes = pipeline.named_recipes(specs, base)
+    wanted = _budgets(budgets, given["budget"])
+    for recipe in recipes.values():
+        for budget in wanted:
+            recipe.with_changes(budget=budget)
+    original, tokenizer, stored = _load(model, trust_remote_code)
+    length = base.calibration.length or pipeline.default_length(original)
+    settings = pipeline.BenchSettings(
+        texts=tuple(evals or ["python:held_out"]),
+        blocks=BlockSettings(length=length, max_tokens=tokens, keep_tail=True),
+        dtype=stored,
+        rows=output / "rows",
+        workspace=workspace_of(given),
+        track=show.track,
+    )
+    title = f"{model}: {', '.join(recipes)}"
+    for result in bench_steps(original, tokenizer, recipes, wanted, settings):
+        _write(result, output, model, title)
+        _tell(result)
+    _show(result, output, model, json)
+
+
+def _budgets(text: str | None, single: float | None) -> list[float]:
+    if text is None:
+        return list(BUDGETS) if single is None else [single]
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"--budgets {text}: expected fractions with commas between them, like 0.8,0.6"
+        ) from error
+
+
+def _write(result: Bench, output: Path, model: str, title: str) -> None:
+    write_text(output / "bench.md", markdown(result, title))
+    write_text(output / "bench.json", json_text.dumps(values(result, model), indent=1) + "\n")
+    write_text(output / "bench.svg", bench_svg(result.rows, f"{model}: loss against bytes"))
+
+
+def _tell(result: Bench) -> None:
+    """A line on standard error for the row just made, or for those found finished."""
+    place = f"{len(result.rows)} of {result.wanted} rows"
+    show.note(f"{place}: {result.made} made, {len(result.rows) - result.made} found finished")
+
+
+def _show(result: Bench, output: Path, model: str, json: bool) -> None:
+    if json:
+        show.as_json(values(result, model))
+    else:
+        show.table("perplexity by text, loss increase in nats per token", *summary(result))
+    for row in result.rows:
+        if row.error is not None:
+            show.note(f"warning: {row.name} at {row.budget:g}: {row.error}")
+    show.note(f"table, figures and plot in {output}: bench.md, bench.json, bench.svg")

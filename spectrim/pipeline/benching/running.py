@@ -1,0 +1,178 @@
+"""One row after the other: what is missing is made, what is finished is read."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim import hub
+from spectrim.data import TokenBlocks
+from spectrim.errors import SpectrimError
+from spectrim.evaluation import evaluate_model, size
+from spectrim.pipeline.benching.fitting import allowance, bytes_below, fitted
+from spectrim.pipeline.benching.rows import Dense, Row
+from spectrim.pipeline.benching.stages import Clock, FactoriseClock, PeakMemory, timer_for
+from spectrim.pipeline.compressing import stored_in
+from spectrim.pipeline.embedding import compress_embeddings
+from spectrim.pipeline.factorising import factorise
+from spectrim.pipeline.progress import Track
+from spectrim.pipeline.refining import refine
+from spectrim.pipeline.specialising import specialise
+from spectrim.planning import Decomposition, Plan
+from spectrim.recipe import Recipe
+from spectrim.refinement import Progress
+from spectrim.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The original in float32, the texts that rows are judged on (the first one is the text's
+    own domain), and the dtype that results are stored in."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    texts: dict[str, TokenBlocks]
+    dtype: torch.dtype
+    workspace: Workspace
+    track: Track
+
+    @property
+    def timer(self) -> Callable[[], float]:
+        return timer_for(self.model.device)
+
+    def dtype_of(self, recipe: Recipe) -> torch.dtype:
+        return getattr(torch, recipe.save_dtype) if recipe.save_dtype else self.dtype
+
+
+@dataclass(frozen=True)
+class _Factorised:
+    """A decomposition, or why there is none: an error, or None where the recipe selects its
+    bases itself. What it cost, and the memory in use before."""
+
+    decomposition: Decomposition | SpectrimError | None
+    seconds: dict[str, float]
+    memory: PeakMemory
+
+
+def dense_figures(subject: Subject) -> Dense:
+    """The original's losses by text, and its bytes on disk."""
+    figures = {
+        name: evaluate_model(subject.model, blocks, ["perplexity"])
+        for name, blocks in subject.texts.items()
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        stored: Any = copy.deepcopy(subject.model)
+        stored.to(subject.dtype).save_pretrained(directory)
+        file_bytes = size.disk_bytes(directory)
+    return Dense(
+        file_bytes,
+        {name: found["loss"] for name, found in figures.items()},
+        {name: found["perplexity"] for name, found in figures.items()},
+    )
+
+
+def rows_of(
+    subject: Subject, dense: Dense, name: str, recipes: Sequence[Recipe]
+) -> Iterator[Row]:
+    """A row for each budget of one recipe; the decomposition is made once for all it serves."""
+    factorised: dict[bool, _Factorised] = {}
+    for recipe in recipes:
+        along_path = recipe.averages_path
+        if along_path not in factorised:
+            factorised = {along_path: _factorised(subject, recipe)}
+        found = factorised[along_path]
+        empty = Row(name, recipe.budget, recipe.to_dict(), seconds=dict(found.seconds))
+        try:
+            if isinstance(found.decomposition, SpectrimError):
+                raise found.decomposition
+            yield _row(subject, dense, recipe, found, empty)
+        except SpectrimError as error:
+            yield replace(empty, error=" ".join(str(error).split()))
+
+
+def _factorised(subject: Subject, recipe: Recipe) -> _Factorised:
+    clock = FactoriseClock(subject.track, subject.timer)
+    with PeakMemory() as memory:
+        found: Decomposition | SpectrimError | None = None
+        try:
+            if recipe.selection is None:
+                found = factorise(
+                    subject.model, subject.tokenizer, recipe, subject.workspace, clock.track
+                )
+        except SpectrimError as error:
+            found = error
+        seconds = clock.seconds()
+    return _Factorised(found, seconds, memory)
+
+
+def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, empty: Row) -> Row:
+    clock, dtype = Clock(subject.timer), subject.dtype_of(recipe)
+    with PeakMemory() as memory:
+        with clock("compress"):
+            plan, smaller = _compressed(subject, recipe, found, dtype)
+        if recipe.refinement:
+            with clock("refine"):
+                smaller = _refined(subject, smaller, recipe)
+        smaller = stored_in(smaller, dtype)
+        sizes, file_bytes = _saved_sizes(smaller)
+        with clock("evaluate"):
+            figures = _evaluated(subject, smaller.float())
+    allowed = allowance(subject.model, plan, recipe.budget, dtype)
+    layer_bytes = bytes_below(plan.modules, sizes)
+    losses = {text: each["loss"] - dense.loss[text] for text, each in figures.items()}
+    return replace(
+        empty,
+        kept=allowed.kept(layer_bytes),
+        layer_bytes=layer_bytes,
+        allowed_bytes=allowed.bytes,
+        file_bytes=file_bytes,
+        predicted_loss=plan.predicted_loss,
+        loss_increase=losses,
+        perplexity={text: each["perplexity"] for text, each in figures.items()},
+        kl_divergence=next(iter(figures.values()))["kl_divergence"],
+        seconds=found.seconds | clock.seconds,
+        peak_memory=max(memory.peak, found.memory.peak) - found.memory.start,
+    )
+
+
+def _compressed(
+    subject: Subject, recipe: Recipe, found: _Factorised, dtype: torch.dtype
+) -> tuple[Plan, PreTrainedModel]:
+    """In the original's dtype. Bases that a recipe selects are not fitted to their bytes."""
+    progress = Progress(subject.workspace, subject.track)
+    if isinstance(found.decomposition, Decomposition):
+        plan, smaller = fitted(subject.model, found.decomposition, recipe, dtype)
+    else:
+        special = specialise(subject.model, subject.tokenizer, recipe, progress)
+        plan, smaller = special.plan, special.model
+    smaller = compress_embeddings(subject.model, smaller, subject.tokenizer, recipe, progress)
+    return plan, smaller
+
+
+def _refined(subject: Subject, smaller: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
+    progress = Progress(subject.workspace, subject.track)
+    return refine(subject.model, smaller, subject.tokenizer, recipe, progress)
+
+
+def _saved_sizes(model: PreTrainedModel) -> tuple[dict[str, int], int]:
+    """Bytes by tensor and of the files, from a checkpoint that is written and removed."""
+    with tempfile.TemporaryDirectory() as directory:
+        target = Path(directory) / "model"
+        hub.save_compressed(model, None, target, model.config.quantization_config)
+        return size.tensor_bytes(target), size.disk_bytes(target)
+
+
+def _evaluated(subject: Subject, model: PreTrainedModel) -> dict[str, dict[str, float]]:
+    """Figures by text; the divergence from the original on the first alone."""
+    figures: dict[str, dict[str, float]] = {}
+    for name, blocks in subject.texts.items():
+        wanted = ["perplexity"] if figures else ["perplexity", "kl_divergence"]
+        figures[name] = evaluate_model(model, blocks, wanted, subject.model)
+    return figures

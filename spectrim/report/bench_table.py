@@ -1,0 +1,125 @@
+"""A bench as Markdown and as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from spectrim.pipeline.benching import Bench, Row
+
+STAGES = ("calibrate", "decompose", "measure", "compress", "refine", "evaluate")
+_NOTES = """\
+bytes: of the compressed layers as stored (weights, indices, biases) and of the whole file; \
+kept: of the layers' weights in bytes. Rows of one budget have at most the same bytes; `!` \
+marks one that exceeds them.
+KL: from the original on the first text. predicted: loss increase on the calibration's text, \
+before refinement. measured: on the first text. All in nats per token.
+seconds: of the processor, all threads (wall clock where the model is on an accelerator); \
+`-`: found in the workspace or not asked for. calibrate: one pass serves \
+all rows that a call makes and is in each of them; an average along a path is a recipe's own. \
+Rows of one recipe share decompose and measure. compress: with all plans until one fits.
+peak: resident memory at its highest in the row, above what was in use before it; without \
+steps whose results were found.
+"""
+
+
+def columns(bench: Bench) -> tuple[str, ...]:
+    texts = [f"perplexity {name}" for name in short_names(list(bench.dense.perplexity))]
+    return (
+        "recipe",
+        "budget",
+        "kept",
+        "layer bytes",
+        "file bytes",
+        *texts,
+        "KL",
+        "predicted",
+        "measured",
+        *(f"{stage} s" for stage in STAGES),
+        "peak MiB",
+    )
+
+
+def cells(bench: Bench) -> list[tuple[str, ...]]:
+    """The original, then a line per row."""
+    return [_dense_cells(bench), *(_cells(row, list(bench.dense.loss)) for row in bench.rows)]
+
+
+def summary(bench: Bench) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and lines of a table that fits a terminal."""
+    head = columns(bench)
+    left_out = {"file bytes", "KL", "predicted", "peak MiB", *(f"{s} s" for s in STAGES)}
+    shown = [number for number, name in enumerate(head) if name not in left_out]
+    short = tuple(head[number].removeprefix("perplexity ") for number in shown)
+    return short, [tuple(line[number] for number in shown) for line in cells(bench)]
+
+
+def markdown(bench: Bench, title: str) -> str:
+    head = columns(bench)
+    lines = [f"# {title}", "", _line(head), _line(["---"] * len(head))]
+    lines += [_line(row) for row in cells(bench)]
+    lines += ["", *(f"- {note}" for note in notes(bench))]
+    return "\n".join(lines) + "\n"
+
+
+def values(bench: Bench, model: str) -> dict[str, Any]:
+    """JSON values: all figures unrounded, with the recipe of every row."""
+    rows = [asdict(row) | {"exceeds_budget": row.exceeds} for row in bench.rows]
+    return {
+        "model": model,
+        "dense": asdict(bench.dense),
+        "rows": rows,
+        "rows_wanted": bench.wanted,
+        "rows_made": bench.made,
+        "notes": list(notes(bench)),
+    }
+
+
+def notes(bench: Bench) -> Iterator[str]:
+    yield from _NOTES.splitlines()
+    if len(bench.rows) < bench.wanted:
+        yield f"unfinished: {len(bench.rows)} of {bench.wanted} rows"
+    for row in bench.rows:
+        if row.error is not None:
+            yield f"{row.name} at {row.budget:g}: {row.error}"
+
+
+def short_names(texts: Sequence[str]) -> list[str]:
+    """File names in place of paths, where that leaves them distinct."""
+    short = [Path(text).name or text for text in texts]
+    return short if len(set(short)) == len(short) else list(texts)
+
+
+def _dense_cells(bench: Bench) -> tuple[str, ...]:
+    found = bench.dense
+    perplexities = [f"{value:.3f}" for value in found.perplexity.values()]
+    rest = ["-"] * (len(STAGES) + 4)
+    return ("original", "-", "1.0000", "-", f"{found.file_bytes:,}", *perplexities, *rest)
+
+
+def _cells(row: Row, texts: Sequence[str]) -> tuple[str, ...]:
+    mark = "!" if row.exceeds else ""
+    loss = row.loss_increase.get(texts[0])
+    return (
+        row.name,
+        f"{row.budget:g}",
+        _number(row.kept, ".4f"),
+        _number(row.layer_bytes, ",") + mark,
+        _number(row.file_bytes, ","),
+        *(_number(row.perplexity.get(text), ".3f") for text in texts),
+        _number(row.kl_divergence, ".4f"),
+        _number(row.predicted_loss, ".4f"),
+        _number(loss, ".4f") if row.error is None else "error",
+        *(_number(row.seconds.get(stage), ".1f") for stage in STAGES),
+        _number(None if row.peak_memory is None else row.peak_memory / 2**20, ".0f"),
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _line(entries: Sequence[str]) -> str:
+    return "| " + " | ".join(entry.replace("|", "\\|") for entry in entries) + " |"
