@@ -51,3 +51,15 @@ FULL_RANK_ABSOLUTE = 2e-5
 DIVERGENCE_RELATIVE = 1e-3
 DIVERGENCE_ABSOLUTE = 1e-6
 """Nats per token from float32 logits of size one, a difference of sums over 128 words."""
+
+JOINT_ERROR_ABSOLUTE = 1e-6
+"""A relative error as the root of a difference: 1e-12 of the energy is rounding."""
+
+QUADRATIC_RELATIVE = 1e-5
+"""Importance on a quadratic loss, against the loss with the basis removed (float64)."""
+
+HUTCHINSON_VARIANCE_RELATIVE = 0.25
+"""Sample variance of a few hundred probes against the exact one, in the mean over bases."""
+
+DIFFERENCE_RELATIVE = 1e-3
+"""Central differences of gradients against automatic second derivatives (float64)."""

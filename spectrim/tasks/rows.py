@@ -120,7 +120,7 @@ def calibration_blocks(rows: TaskRows) -> TokenBlocks:
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
-    """Summed cross-entropy of the scored tokens, in float32, and how many they are.
+    """Summed cross-entropy of the scored tokens, in float32 or better, and how many they are.
 
     Logits before the first scored token of the batch are not computed where the model's
     `forward` takes `logits_to_keep`; only those of scored tokens are upcast.
@@ -137,7 +137,8 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
     attention = None if bool(batch.mask.all()) else batch.mask.long()
     logits = model(input_ids=batch.ids, attention_mask=attention, **options).logits
     wanted = wanted[:, first:]
-    predicting = logits[:, first - length : -1][wanted].float()
+    predicting = logits[:, first - length : -1][wanted]
+    predicting = predicting.to(torch.promote_types(predicting.dtype, torch.float32))
     labels = batch.ids[:, first + 1 :][wanted]
     return nn.functional.cross_entropy(predicting, labels, reduction="sum"), len(labels)
 

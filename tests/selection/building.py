@@ -1,0 +1,65 @@
+"""Small spectral models and tasks that the tests of selection share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.decompositions import LayerProblem, decompose_layer
+from spectrim.registry import NoOptions
+from spectrim.selection import Objective, SpectralLinear
+from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.targets import find_targets
+from spectrim.tasks import TaskBatch, TaskRows
+from tests.tiny_models import TINY_MODELS, tiny_tokens
+
+
+def rows(count: int = 6, length: int = 12, padded: bool = False) -> TaskRows:
+    ids = tiny_tokens(rows=count, length=length)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1::2, length - 3 :] = not padded
+    scored = mask.clone()
+    scored[:, : length // 2] = False
+    return TaskRows(ids, mask, scored, f"{count}x{length}", "random")
+
+
+def spectral(model: nn.Module, method: str = "svd") -> dict[str, SpectralLinear]:
+    """Spectral layers in place of all targets of `model`, by name."""
+    layers = {}
+    for target in find_targets(model):
+        old = model.get_submodule(target.name)
+        problem = LayerProblem(target.name, weight_of(old).detach(), bias_of(old), None)
+        factors = decompose_layer(method, problem, NoOptions())
+        layers[target.name] = SpectralLinear.from_factors(factors, bias_of(old))
+        model.set_submodule(target.name, layers[target.name])
+    return layers
+
+
+def spectral_llama() -> tuple[nn.Module, dict[str, SpectralLinear]]:
+    """In float64, where differences of losses are exact enough to compare with."""
+    model = TINY_MODELS["llama"]().eval()
+    model.set_attn_implementation("eager")  # the fused one has no second derivative
+    layers = spectral(model)
+    return model.double(), layers
+
+
+class Quadratic(nn.Module):
+    """L = 1/2 |y|^2 summed over the tokens of fixed inputs: quadratic in the coordinates."""
+
+    def __init__(self, out_features: int, in_features: int, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        shape = (out_features, in_features)
+        self.layer = nn.Linear(in_features, out_features, bias=False).double()
+        self.layer.weight.data = torch.randn(shape, generator=generator, dtype=torch.float64)
+        self.inputs = torch.randn(7, in_features, generator=generator, dtype=torch.float64)
+        self.wanted = torch.randn(7, out_features, generator=generator, dtype=torch.float64)
+
+    def loss(self, model: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
+        errors = self.layer(self.inputs[batch.ids[:, 0]]) - self.wanted[batch.ids[:, 0]]
+        return 0.5 * errors.square().sum(), len(batch.ids)
+
+    def objective(self) -> Objective:
+        ids = torch.arange(7)[:, None]
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        return Objective(TaskRows(ids, mask, mask, "quadratic", "quadratic"), 3, self.loss)
