@@ -10,6 +10,7 @@ Importing it lets `transformers` load compressed checkpoints with plain `from_pr
     smaller = spectrim.refine(model, smaller, tokenizer, recipe)
     spectrim.save(smaller, tokenizer, "directory")
     spectrim.evaluate(smaller, tokenizer, "text.txt")
+    spectrim.bench(model, tokenizer, {"mine": recipe, "theirs": other}, (0.8, 0.6))
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from spectrim.hub import load
 
 if TYPE_CHECKING:
     from spectrim.pipeline import (
+        BenchSettings,
+        bench,
         calibrate,
         compensate,
         compress,
@@ -40,6 +43,8 @@ _LAZY = {
     "Recipe": "spectrim.recipe",
     **dict.fromkeys(
         (
+            "BenchSettings",
+            "bench",
             "calibrate",
             "compensate",
             "compress",
@@ -69,9 +74,11 @@ def save(model: Any, tokenizer: Any, directory: str) -> None:
 
 
 __all__ = [
+    "BenchSettings",
     "NumericalWarning",
     "Recipe",
     "SpectrimError",
+    "bench",
     "calibrate",
     "compensate",
     "compress",
