@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from spectrim.calibration import Calibration
 from spectrim.data import TokenBlocks
-from spectrim.pipeline.calibrating import calibration_blocks
+from spectrim.pipeline.calibrating import calibrate, calibration_blocks
 from spectrim.pipeline.compressing import stored_in
 from spectrim.recipe import Recipe, RefinementRecipe
-from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.refinement import REFINEMENTS, Progress, required_statistics
 
 _SHARE = 10
 """Of a stage's steps, the first and the last tenth are recorded."""
@@ -33,6 +34,7 @@ def refine(
     """
     compressed = stored_in(compressed, torch.float32)
     given = progress or Progress()
+    given = replace(given, calibration=_statistics(original, tokenizer, recipe, given))
     for step in recipe.refinement:
         options = REFINEMENTS.options(step.name, step.options)
         blocks = calibration_blocks(
@@ -44,6 +46,19 @@ def refine(
         given.losses.update({f"{step.name}, {k}": v for k, v in own.losses.items()})
         _record(compressed, step, options, blocks, own)
     return compressed
+
+
+def _statistics(
+    original: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: Progress
+) -> Calibration | None:
+    """What a refinement of the recipe requires: the recipe's own calibration of the original,
+    out of the workspace where it has it; None where none requires any."""
+    steps = [(step.name, step.options) for step in recipe.refinement]
+    wanted = {s for step in steps for s in required_statistics(*step)}
+    held = progress.calibration
+    if not wanted or (held is not None and wanted <= set(held.states)):
+        return held
+    return calibrate(original, tokenizer, recipe, progress.workspace, progress.track)
 
 
 def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementRecipe) -> Recipe:

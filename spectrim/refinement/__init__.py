@@ -1,16 +1,22 @@
-"""Improve a compressed model by training what is in its blocks: one file per refinement.
+"""Improve a compressed model at its size, by training or in closed form: one file each.
 
 A refinement declares its docstring (first line: what it minimises), `REFERENCE`, a frozen
-dataclass `Options` and
+dataclass `Options`, where it reads statistics of the original `REQUIRES` (and, when that
+depends on its options, `requires(options)`), and
 
     refine(original, compressed, blocks, options, progress) -> compressed
 
 with both models on one device, the compressed one in float32, `blocks` the `TokenBlocks` to
-train on and `progress` a `Progress`. It trains `compressed` in place and returns it. The
-original is not touched, also where the two share tensors; modes and `requires_grad` flags are
-as before. A run that is stopped leaves `compressed` as it was; started again with the same
-workspace, it continues and ends with the same weights to the last bit (float32, one thread).
+fit it on and `progress` a `Progress`, which also brings the statistics. It changes `compressed`
+in place and returns it. The original is not touched, also where the two share tensors; modes
+and `requires_grad` flags are as before. A run that is stopped leaves `compressed` as it was;
+started again with the same workspace, it continues and ends with the same weights to the last
+bit (float32, one thread).
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Schedule
@@ -18,4 +24,13 @@ from spectrim.registry import Registry
 
 REFINEMENTS = Registry("refinement", "spectrim.refinement")
 
-__all__ = ["REFINEMENTS", "Progress", "Schedule"]
+
+def required_statistics(name: str, given: dict[str, Any]) -> tuple[str, ...]:
+    """Statistics that a refinement reads with the options `given`. Raises InputError."""
+    module = REFINEMENTS.get(name)
+    if hasattr(module, "requires"):
+        return module.requires(REFINEMENTS.options(name, given))
+    return tuple(getattr(module, "REQUIRES", ()))
+
+
+__all__ = ["REFINEMENTS", "Progress", "Schedule", "required_statistics"]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from spectrim.calibration import Calibration
 from spectrim.workspace import Workspace
 
 
@@ -15,9 +16,11 @@ def _unseen(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
 
 @dataclass(frozen=True)
 class Progress:
-    """`losses` is filled by the refinement: the loss of every step, by stage."""
+    """`losses` is filled by the refinement: the loss of every step, by stage. `calibration`
+    holds the original's statistics, for a refinement that requires some."""
 
     workspace: Workspace = field(default_factory=lambda: Workspace(None))
     track: Callable[[Iterable[Any], str, int], Iterable[Any]] = _unseen
     seconds_between_saves: float = 60.0
     losses: dict[str, list[float]] = field(default_factory=dict)
+    calibration: Calibration | None = None

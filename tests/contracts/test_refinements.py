@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spectrim.calibration import Calibration
+from spectrim.calibration.whole_model import CalibrationSettings, calibrate
 from spectrim.data import TokenBlocks
 from spectrim.data.blocks import fingerprint
 from spectrim.errors import InputError, ModelError, NumericalError
 from spectrim.hub import load, save_compressed
-from spectrim.layers import LAYERS
-from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.layers import LAYERS, layer_class
+from spectrim.refinement import REFINEMENTS, Progress, required_statistics
 from spectrim.surgery.experts import fused_expert_names, split_experts
+from spectrim.surgery.targets import find_targets
 from spectrim.workspace import Workspace
 from tests.hub.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
@@ -31,14 +34,34 @@ QUICK: dict[str, dict[str, Any]] = {
     "block": {"epochs": 4},
     "end_to_end": {"tokens": 4 * 8 * 16},
     "next_token": {"steps": 4, "sequences_per_step": 4},
+    "lora": {"epochs": 8, "learning_rate": 1e-2},
+    "anchored": {"mix": 0.5},
 }
 LONGER: dict[str, dict[str, Any]] = {
     "block": {"epochs": 4},
     "end_to_end": {"tokens": 16 * 4 * 16},
     "next_token": {"steps": 16},
+    "lora": {"epochs": 8},
 }
+TRAINED = [
+    name
+    for name in NAMES
+    if "learning_rate" in {field.name for field in fields(REFINEMENTS.get(name).Options)}
+]
+"""The others are closed forms: without a rate, a seed and steps."""
+FACTORS_ONLY = ("anchored", "lora", "saes", "shifted")
+"""For layers that store any factors of their rank."""
 refinements = pytest.mark.parametrize("name", NAMES)
-kinds = pytest.mark.parametrize("kind", KINDS)
+trained = pytest.mark.parametrize("name", TRAINED)
+pairs = pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        (name, kind)
+        for name in NAMES
+        for kind in KINDS
+        if name not in FACTORS_ONLY or layer_class(kind).LOSSLESS
+    ],
+)
 models = pytest.mark.parametrize("model", MODELS)
 
 
@@ -48,12 +71,22 @@ class Case:
     compressed: PreTrainedModel
     config: Any
 
+    blocks: TokenBlocks | None = None
+
     def refine(
         self, name: str, progress: Progress | None = None, **options: Any
     ) -> PreTrainedModel:
-        chosen = REFINEMENTS.options(name, QUICK.get(name, {}) | options)
+        given = QUICK.get(name, {}) | options
+        chosen = REFINEMENTS.options(name, given)
+        progress = progress or Progress()
+        if wanted := required_statistics(name, given):
+            progress = replace(progress, calibration=statistics(self.original, wanted))
         run = REFINEMENTS.get(name).refine
-        return run(self.original, self.compressed, tokens(), chosen, progress or Progress())
+        return run(self.original, self.compressed, self.blocks or tokens(), chosen, progress)
+
+
+def statistics(model: PreTrainedModel, names: tuple[str, ...]) -> Calibration:
+    return calibrate(model, find_targets(model), tokens(), CalibrationSettings(names))
 
 
 def case(model: str, kind: str = "pivoted") -> Case:
@@ -91,15 +124,16 @@ def test_module_declares_itself(name):
     assert REFINEMENTS.summary(name)
     assert "Memory" in module.__doc__
     assert module.REFERENCE
-    assert {"seed", "learning_rate"} <= {field.name for field in fields(module.Options)}
+    declared = {field.name for field in fields(module.Options)}
+    assert {"seed", "learning_rate"} <= declared or "damping" in declared
     with pytest.raises(InputError, match="no_such_option"):
         REFINEMENTS.options(name, {"no_such_option": 1})
-    with pytest.raises(InputError, match="learning_rate"):
-        REFINEMENTS.options(name, {"learning_rate": 0.0})
+    wrong = {"learning_rate": 0.0} if name in TRAINED else {"damping": -1.0}
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        REFINEMENTS.options(name, wrong)
 
 
-@refinements
-@kinds
+@pairs
 @models
 def test_loss_falls(name, kind, model):
     progress = Progress()
@@ -110,8 +144,7 @@ def test_loss_falls(name, kind, model):
         assert sum(losses[-quarter:]) < sum(losses[:quarter])
 
 
-@refinements
-@kinds
+@pairs
 @models
 def test_original_flags_and_modes_stay(name, kind, model):
     given = case(model, kind)
@@ -135,8 +168,7 @@ def test_original_flags_and_modes_stay(name, kind, model):
     assert refined.get_input_embeddings().weight is given.original.get_input_embeddings().weight
 
 
-@refinements
-@kinds
+@pairs
 @models
 def test_saved_is_what_was_refined(name, kind, model, tmp_path):
     given = case(model, kind)
@@ -160,18 +192,13 @@ class Stop:
             yield item
 
 
-@refinements
-@kinds
+@pairs
 @pytest.mark.parametrize("steps", [1, 5, 11])
 def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
     def progress(folder: str, **changes: Any) -> Progress:
         return Progress(Workspace(tmp_path / folder), seconds_between_saves=0, **changes)
 
     longer = LONGER.get(name, {})
-        "block": {"epochs": 4},
-        "end_to_end": {"tokens": 16 * 4 * 16},
-        "next_token": {"steps": 16},
-    }.get(name, {})
     whole, stopped = case("moe", kind), case("moe", kind)
     expected = progress("whole")
     whole.refine(name, expected, **longer)
@@ -210,11 +237,12 @@ def test_a_damaged_state_is_made_again(name, tmp_path):
 def test_other_options_are_another_run(name, tmp_path):
     first, second = case("llama"), case("llama")
     first.refine(name, Progress(Workspace(tmp_path)))
-    second.refine(name, Progress(Workspace(tmp_path)), seed=1)
+    other = {"seed": 1} if name in TRAINED else {"damping": 0.1}
+    second.refine(name, Progress(Workspace(tmp_path)), **other)
     assert not same(state(first.compressed), state(second.compressed))
 
 
-@refinements
+@trained
 def test_non_finite_loss_names_the_step(name):
     given = case("llama")
     before = state(given.compressed)
@@ -234,13 +262,12 @@ def test_half_precision_is_refused(name):
 @refinements
 def test_padding_does_not_matter(name):
     """Whatever the padded positions hold, the result is the same."""
-    module = REFINEMENTS.get(name)
-    options = REFINEMENTS.options(name, QUICK.get(name, {}))
     results = []
     for filling in (5, 7):
-        given, blocks = case("llama"), tokens(padded=True)
-        blocks.ids[~blocks.mask] = filling
-        module.refine(given.original, given.compressed, blocks, options, Progress())
+        given = case("llama")
+        given.blocks = tokens(padded=True)
+        given.blocks.ids[~given.blocks.mask] = filling
+        given.refine(name)
         results.append(state(given.compressed))
     assert same(*results)
 

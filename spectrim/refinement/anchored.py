@@ -1,0 +1,121 @@
+"""Layer by layer, between the original layer's output on its own inputs and on the prefix's.
+
+    min_{rank r}  E || L_out^T (W (mix x + (1 - mix) x') - W_hat x') ||^2
+
+x the original's inputs, x' those that the rewritten prefix gives. `mix` 1 is the anchored
+objective of AA-SVD: every layer is asked to undo what the layers before it have lost; where
+much is lost that spends the rank on noise, and 0 (`shifted`) is better. `mix` "search" walks
+through all layers once for each of `candidates` on `search_share` of the sequences, measures
+KL(original || compressed) on an eighth of the sequences that no candidate was fitted on, and
+walks once more, with the best, on all.
+
+Memory: both models, two arrays of hidden states, tokens x width x 4 bytes, and 2 x in x in x 8
+bytes for each tensor that a stage of layers reads. Work: two to three forward passes of each
+model, and a Cholesky factor and an eigenproblem per layer; the search costs as much again for
+every candidate, its forward passes times `search_share`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.refinement import _sequential_task
+from spectrim.refinement._progress import Progress
+from spectrim.refinement._sequential import Walker, rewrite
+from spectrim.refinement._sequential_layers import Mix
+from spectrim.refinement._sequential_task import SequentialOptions, Task
+from spectrim.refinement.end_to_end import divergence
+
+REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
+REQUIRES = _sequential_task.REQUIRES
+requires = _sequential_task.requires
+_HELD_OUT = 8
+"""One in so many sequences judges the candidates."""
+
+
+@dataclass(frozen=True)
+class Options(SequentialOptions):
+    """mix: between 0 (own inputs) and 1 (original inputs), or "search" over `candidates`."""
+
+    mix: float | Literal["search"] = "search"
+    candidates: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)
+    search_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        numbers = self.candidates if self.mix == "search" else (self.mix,)
+        if not numbers or not all(0 <= number <= 1 for number in numbers):
+            raise InputError(f"mix has to lie between 0 and 1, got {numbers}")
+        if not 0 < self.search_share <= 1:
+            raise InputError(
+                f"search_share has to be above 0 and at most 1, got {self.search_share}"
+            )
+
+
+def refine(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    progress: Progress,
+) -> PreTrainedModel:
+    """Rewrites `compressed` in place. Raises InputError without the statistics it needs, or
+    for a search with fewer than two sequences."""
+    task = Task("anchored", original, compressed, blocks, options, progress)
+    if options.mix == "search" and len(blocks) < 2:
+        raise InputError(
+            "the search for a mix holds sequences out and needs two or more, got "
+            f"{len(blocks)}; give more sequences or set mix"
+        )
+    return rewrite(task, lambda walker: _constant(_chosen(walker, options)))
+
+
+def _constant(mix: float) -> Mix:
+    return lambda problem: mix
+
+
+def _chosen(walker: Walker, options: Options) -> float:
+    """The mix that is set, or the candidate of smallest divergence on what is held out."""
+    if options.mix != "search":
+        return options.mix
+    fitted, held_out = _split(len(walker.task.blocks), options.search_share)
+    figures = walker.keeper.state.figures
+    for mix in options.candidates:
+        label = _label(mix)
+        if label not in figures:
+            walker.walk(label, fitted, _constant(mix))
+            figures[label] = measured(walker, held_out)
+    return min(options.candidates, key=lambda mix: figures[_label(mix)])
+
+
+def _label(mix: float) -> str:
+    return f"KL with mix {mix:g}"
+
+
+def _split(sequences: int, share: float) -> tuple[Tensor, Tensor]:
+    """Indices to fit on, and those held out; both spread evenly over the text."""
+    rows = torch.arange(sequences)
+    held_out = rows[::_HELD_OUT]
+    rest = rows[rows % _HELD_OUT != 0]
+    step = max(1, round(len(rest) / max(1, share * sequences)))
+    return rest[::step], held_out
+
+
+@torch.no_grad()
+def measured(walker: Walker, rows: Tensor) -> float:
+    """Mean KL(original || compressed) over the real positions of the sequences `rows`."""
+    tokens, total, count = walker.task.tokens, 0.0, 0
+    for chunk in rows.split(walker.task.options.sequences_per_step):
+        wanted = tokens.run(walker.task.original, chunk).logits
+        logits = tokens.run(walker.task.compressed, chunk).logits
+        real = tokens.real(chunk)
+        total += float(divergence(wanted, logits, real)) * int(real.sum())
+        count += int(real.sum())
+    return total / count
