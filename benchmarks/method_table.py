@@ -1,97 +1,57 @@
-"""Method x budget on one model: the tables of docs/results.md.
+"""Method x budget on one model: the tables of docs/results.md, as `spectrim bench` makes them.
 
     python benchmarks/method_table.py MODEL --data TRAIN --eval TEXT [--budgets .8,.6,.4]
 
-One calibration per set of statistics serves all recipes. Prints Markdown; seconds are
-processor time of this run.
+Its recipes are published methods as published (uniform ranks, plain factors), then OBD step
+by step; the path average acts below its threshold (budget 0.75) only. More options as in
+`spectrim bench --help`; results go to out/method_table unless -o says otherwise.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
-import torch
-from transformers.utils import logging
+import yaml
 
-from spectrim import hub
-from spectrim.data import BlockSettings
-from spectrim.pipeline.comparing import Subject, compare, dense_figures
-from spectrim.recipe import CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
-from spectrim.workspace import Workspace
+from spectrim.cli import main
 
-NO_PATH = PathRecipe(weight=0.0)
-PLAIN = MeasureRecipe(layers=False, joint=False)
-BASELINES = ("svd", "fwsvd", "asvd", "svd_llm", "afm", "gfwsvd")
+BASELINES = ("svd", "fwsvd", "asvd", "svd_llm", "afm", "gfwsvd", "obd")
+NO_PATH = {"weight": 0.0}
+PLAIN = {"layers": False, "joint": False}
+LENGTH = "256"
 
 
-def recipes(calibration: CalibrationRecipe) -> dict[str, Recipe]:
-    """Published methods as published (uniform, plain factors), then OBD step by step.
-
-    The path average acts below its threshold (budget 0.75) only.
-    """
-    base = Recipe(calibration=calibration, path=NO_PATH, measure=PLAIN)
+def recipes() -> dict[str, dict[str, Any]]:
+    """Recipe fields by the name of the row."""
+    plain = {"path": NO_PATH, "measure": PLAIN}
     uniform = {"allocation": "uniform", "layer": "lowrank"}
-    table = {
-        f"{method}, uniform, lowrank": base.with_changes(method=method, **uniform)
+    table: dict[str, dict[str, Any]] = {
+        f"{method}, uniform, lowrank": {"method": method, **uniform, **plain}
         for method in BASELINES
     }
-    table["obd, uniform, lowrank"] = base.with_changes(**uniform)
     for layer in ("lowrank", "pivoted"):
-        plain = base.with_changes(layer=layer)
-        path = plain.with_changes(path=PathRecipe())
-        table[f"obd, loss_optimal, {layer}"] = plain
-        table[f"+ measured curves, {layer}"] = plain.with_changes(measure=MeasureRecipe())
-        table[f"+ path average, {layer}"] = path
-        table[f"+ both (default), {layer}"] = path.with_changes(measure=MeasureRecipe())
+        kind = {"layer": layer}
+        table[f"obd, loss_optimal, {layer}"] = {**kind, **plain}
+        table[f"+ measured curves, {layer}"] = {**kind, "path": NO_PATH}
+        table[f"+ path average, {layer}"] = {**kind, "measure": PLAIN}
+        table[f"+ both (default), {layer}"] = kind
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--eval", required=True)
-    parser.add_argument("--budgets", default="0.8,0.6,0.4")
-    parser.add_argument("--sequences", type=int, default=256)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=20_000, help="evaluated")
-    parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--only", default="", help="recipes whose name holds this")
-    given = parser.parse_args()
-    logging.disable_progress_bar()
-
-    model, tokenizer = hub.load(given.model, dtype=torch.float32)
-    settings = BlockSettings(length=given.length, max_tokens=given.tokens, keep_tail=True)
-    subject = Subject(
-        model,
-        tokenizer,
-        hub.stored_dtype(given.model) or torch.float32,
-        given.eval,
-        settings,
-        Workspace(given.cache),
-    )
-    calibration = CalibrationRecipe(
-        data=given.data, sequences=given.sequences, length=given.length
-    )
-    chosen = {n: r for n, r in recipes(calibration).items() if given.only in n}
-    dense = dense_figures(subject)
-    print(f"dense perplexity {dense['perplexity']:.3f}, {dense['disk_bytes']:,} bytes\n")
-    print("| recipe | budget | kept | bytes on disk | predicted | measured | perplexity | s |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in compare(subject, chosen, _numbers(given.budgets), dense["loss"]):
-        predicted = "-" if row.predicted_increase is None else f"{row.predicted_increase:.4f}"
-        print(
-            f"| {row.recipe} | {row.budget} | {row.kept:.4f} | {row.disk_bytes:,} "
-            f"| {predicted} | {row.measured_increase:.4f} | {row.perplexity:.3f} "
-            f"| {row.factorise_seconds:.1f} + {row.compress_seconds:.1f} |",
-            flush=True,
-        )
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+def run(arguments: list[str]) -> None:
+    """Exits as the command line does."""
+    given = [*arguments, "--length", LENGTH] if "--length" not in arguments else arguments
+    if not {"-o", "--output"} & set(given):
+        given = [*given, "-o", "out/method_table"]
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "recipes.yaml"
+        file.write_text(yaml.safe_dump(recipes(), sort_keys=False), encoding="utf-8")
+        sys.argv = ["spectrim", "bench", *given, "--methods", str(file)]
+        main()
 
 
 if __name__ == "__main__":
-    main()
+    run(sys.argv[1:])

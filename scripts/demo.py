@@ -22,7 +22,7 @@ from spectrim import hub, pipeline
 from spectrim.cli.show import track
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
-from spectrim.pipeline.comparing import Subject, compare, dense_figures
+from spectrim.pipeline import Bench, BenchSettings
 from spectrim.recipe import PRESETS, MeasureRecipe
 from spectrim.report.card import card_for
 from spectrim.workspace import Workspace
@@ -46,7 +46,9 @@ def main(out: Path) -> None:
     stored = hub.stored_dtype("reference") or torch.float32
     settings = BlockSettings(length=256, max_tokens=20_000, seed=0, keep_tail=True)
     workspace = Workspace(out.parent / "cache")
-    subject = Subject(model, tokenizer, stored, "python:held_out", settings, workspace, track)
+    bench = BenchSettings(
+        ("python:held_out",), settings, stored, workspace=workspace, track=track
+    )
     default = PRESETS["default"].with_changes(budget=BUDGET)
     baseline = {"allocation": "uniform", "layer": "lowrank", "budget": BUDGET}
     plain = MeasureRecipe(layers=False, joint=False)
@@ -59,9 +61,7 @@ def main(out: Path) -> None:
         ),
         "default: obd (loss-optimal, pivoted)": default,
     }
-    dense = dense_figures(subject)
-    rows = list(compare(subject, recipes, [BUDGET], dense["loss"]))
-    _print_table(dense, rows)
+    _print_table(pipeline.bench(model, tokenizer, recipes, [BUDGET], bench))
 
     decomposition = pipeline.factorise(model, tokenizer, default, workspace)
     plan = pipeline.plan(decomposition, default)
@@ -74,21 +74,21 @@ def main(out: Path) -> None:
     subprocess.run([sys.executable, "-c", GENERATE.format(path=str(out))], check=True)
 
 
-def _print_table(dense: dict[str, float], rows: list) -> None:
+def _print_table(bench: Bench) -> None:
     table = Table(title=f"reference model, held-out Python sources, budget {BUDGET}")
     for name in ("method", "kept", "bytes on disk", "predicted", "measured", "perplexity"):
         table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-    table.add_row(
-        "dense", "1.000", f"{dense['disk_bytes']:,}", "", "", f"{dense['perplexity']:.2f}"
-    )
-    for row in rows:
+    [perplexity] = bench.dense.perplexity.values()
+    table.add_row("dense", "1.000", f"{bench.dense.file_bytes:,}", "", "", f"{perplexity:.2f}")
+    for row in bench.rows:
+        [increase], [perplexity] = row.loss_increase.values(), row.perplexity.values()
         table.add_row(
-            row.recipe,
+            row.name,
             f"{row.kept:.3f}",
-            f"{row.disk_bytes:,}",
-            "-" if row.predicted_increase is None else f"+{row.predicted_increase:.3f}",
-            f"+{row.measured_increase:.3f}",
-            f"{row.perplexity:.2f}",
+            f"{row.file_bytes:,}",
+            f"+{row.predicted_loss:.3f}",
+            f"+{increase:.3f}",
+            f"{perplexity:.2f}",
         )
     Console(width=110).print(table)
     print("predicted and measured: loss increase in nats per token")
