@@ -15,7 +15,8 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = _one_line
     try:
-        import spectrim.cli.bench  # noqa: F401  adds its command
+        import spectrim.cli.bench
+        import spectrim.cli.compensate  # noqa: F401  adds its command
         from spectrim.cli.commands import app
 
         app(prog_name="spectrim")

@@ -12,7 +12,7 @@ from spectrim.pipeline.calibrating import (
     prepare,
 )
 from spectrim.pipeline.catalogue import catalogue
-from spectrim.pipeline.compensating import compensate
+from spectrim.pipeline.compensating import compensate, for_compensation
 from spectrim.pipeline.compressing import check_plan, compress, stored_in
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.evaluating import evaluate, evaluate_documents, evaluate_task
@@ -38,6 +38,7 @@ __all__ = [
     "evaluate_documents",
     "evaluate_task",
     "factorise",
+    "for_compensation",
     "gather",
     "measure",
     "named_recipes",
