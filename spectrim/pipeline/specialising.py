@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from spectrim.selection import (
     refactored,
     run_selection,
 )
-from spectrim.surgery.adapters import bias_of, set_weight, shape_of, weight_of
+from spectrim.surgery.adapters import bias_of, set_weight, weight_of
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.rewrite import replace_layer
 from spectrim.surgery.targets import Target
@@ -75,18 +76,16 @@ def specialise(
     if recipe.selection is None or recipe.task is None:
         raise InputError("a task to specialise for is missing: give --task FILE.jsonl")
     progress = progress or Progress()
-    targets = prepare(model, recipe)
     rows = rows_of(model, tokenizer, recipe.task, task)
-    factors = _bases(model, tokenizer, recipe, targets, progress)
-    spectral = shared_copy(model)
-    spectral.eval()
-    untied = untie_head(spectral, factors)
-    problem = _problem(spectral, recipe, factors, _objectives(rows, recipe.selection))
-    key = _key(model, recipe, rows.fingerprint, list(factors))
+    spectral, layers = spectral_copy(model, tokenizer, recipe, progress)
+    objectives = _objectives(rows, recipe.selection)
+    costs = _costs(layers, recipe)
+    problem = Problem(spectral, layers, *objectives, costs, recipe.budget)
+    key = _key(model, recipe, rows.fingerprint, list(layers))
     state = run_selection(problem, recipe.selection, progress, key)
     ranks = _merge(model, problem, recipe)
     plan = _plan(problem, recipe, ranks, rows.fingerprint)
-    _mark(spectral, plan, untied)
+    _mark(model, spectral, plan)
     return Specialised(spectral, plan, state)
 
 
@@ -111,8 +110,8 @@ def _bases(
             factors[target.name] = decompose_layer(recipe.method, problem, options)
     if any(found.offset is not None for found in factors.values()):
         raise InputError(
-            f"method '{recipe.method}' moves what it cuts into biases; bases cannot be selected "
-            "one by one then: choose svd, svd_llm or obd"
+            f"method '{recipe.method}' moves what it cuts into biases; bases cannot be "
+            "selected one by one then: choose svd, svd_llm or obd"
         )
     return factors
 
@@ -124,28 +123,37 @@ def _objectives(rows: Any, options: SelectionOptions) -> tuple[Objective, Object
     return Objective(rows, size), Objective(scoring, size)
 
 
-def _problem(
-    model: PreTrainedModel,
-    recipe: Recipe,
-    factors: dict[str, Factors],
-    objectives: tuple[Objective, Objective],
-) -> Problem:
-    """Spectral layers in place of the targets of `model`, with what they cost."""
+def spectral_copy(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: Progress | None = None
+) -> tuple[PreTrainedModel, dict[str, SpectralLinear]]:
+    """A copy of `model` whose targets are spectral layers on the recipe's bases, by name.
+
+    Tensors that do not change are shared with the original. Raises InputError for a method
+    whose terms cannot be dropped one by one.
+    """
+    targets = prepare(model, recipe)
+    factors = _bases(model, tokenizer, recipe, targets, progress or Progress())
+    spectral = shared_copy(model)
+    spectral.eval()
+    untie_head(spectral, factors)
+    layers = {}
+    for name, terms in factors.items():
+        layers[name] = SpectralLinear.from_factors(terms, bias_of(spectral.get_submodule(name)))
+        _put(spectral, name, layers[name])
+    return spectral, layers
+
+
+def _costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
     assert recipe.selection is not None
     kind = layer_class(recipe.layer)
-    layers, costs = {}, {}
-    for name, terms in factors.items():
-        old = model.get_submodule(name)
-        out_features, in_features = shape_of(old)
-        layer = SpectralLinear.from_factors(terms, bias_of(old))
-        _put(model, name, layer)
-        layers[name] = layer
-        costs[name] = LayerCost(
-            lambda rank, o=out_features, i=in_features: kind.cost(o, i, rank),  # type: ignore[misc]
-            out_features * in_features,
-            recipe.selection.bases_for((out_features, in_features)),
+    return {
+        name: LayerCost(
+            partial(kind.cost, *layer.shape),
+            layer.shape[0] * layer.shape[1],
+            recipe.selection.bases_for(layer.shape),
         )
-    return Problem(model, layers, *objectives, costs, recipe.budget)
+        for name, layer in layers.items()
+    }
 
 
 def _put(model: nn.Module, name: str, layer: SpectralLinear) -> None:
@@ -214,14 +222,18 @@ def _plan(
     )
 
 
-def _mark(model: PreTrainedModel, plan: Plan, untied: bool) -> None:
+def _mark(original: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None:
     """Say in the model's config what it has become."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     config = SpectrimConfig(
         layers={n: {"kind": plan.layer, "rank": r} for n, r in plan.ranks.items()},
         split_experts=split_expert_names(model),
-        untied=untied,
+        untied=_tied(original) and not _tied(model),
         provenance={"plan": without_layers(plan), "versions": versions()},
     )
     mark_compressed(model, config)
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    return bool(getattr(model.config, "tie_word_embeddings", False))

@@ -77,8 +77,9 @@ def estimate(
 
 
 def rounding_step(dtype: torch.dtype) -> float:
-    """eps for a gradient computed in `dtype`. Raises InputError for 16 bits."""
-    unit = torch.finfo(dtype).eps
+    """eps for a gradient computed in `dtype`, of which norms and rotations are in float32
+    whatever the model's dtype. Raises InputError for 16 bits."""
+    unit = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     if unit > 1e-4:
         raise InputError(
             f"differences of {dtype} gradients drown in rounding; load the model in float32"

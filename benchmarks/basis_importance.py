@@ -1,0 +1,128 @@
+"""Does the importance of a basis tell what removing it costs? Rank correlations, and the price.
+
+    python benchmarks/basis_importance.py MODEL --task arithmetic:train:64
+    python benchmarks/basis_importance.py MODEL --text FILE --sequences 32 --length 256
+
+For bases drawn over all layers, the change of the loss when one is removed alone is measured on
+the scoring rows themselves; each estimator's Spearman correlation with it is printed, with its
+gradient passes and seconds. Markdown on standard output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import spectrim
+from spectrim.data import BlockSettings, token_blocks
+from spectrim.pipeline.calibrating import prepare
+from spectrim.pipeline.specialising import spectral_copy
+from spectrim.pipeline.tasks import rows_of, some_rows
+from spectrim.recipe import CalibrationRecipe, Recipe, TaskRecipe
+from spectrim.selection import IMPORTANCE, Objective, SpectralLinear
+from spectrim.tasks import TaskRows
+
+ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
+    ("magnitude (Basel)", "magnitude", {}),
+    ("first order", "first_order", {}),
+    ("gradient + Kronecker curvature (ours)", "kronecker", {}),
+    ("gradient + token Fisher (ours)", "fisher", {}),
+    *[(f"BSI, K = {k}", "hutchinson", {"probes": k}) for k in (1, 2, 4, 8, 16, 32, 64)],
+    *[
+        (
+            f"BSI, K = {k}, Kronecker control",
+            "hutchinson",
+            {"probes": k, "control": "kronecker"},
+        )
+        for k in (4, 16)
+    ],
+]
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's; ties are as good as absent in float64."""
+    ranks = torch.stack([a.argsort().argsort().double(), b.argsort().argsort().double()])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def rows_for(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> TaskRows:
+    if arguments.task:
+        rows = rows_of(model, tokenizer, TaskRecipe(data=arguments.task))
+        return some_rows(rows, arguments.sequences, 0)
+    settings = BlockSettings(sequences=arguments.sequences, length=arguments.length, seed=0)
+    blocks = token_blocks(arguments.text, tokenizer, settings)
+    mask = torch.ones_like(blocks.ids, dtype=torch.bool)
+    scored = mask.clone()
+    scored[:, 0] = False
+    return TaskRows(blocks.ids, mask, scored, blocks.fingerprint, blocks.source)
+
+
+def removals(
+    model: Any,
+    layers: dict[str, SpectralLinear],
+    chosen: list[tuple[str, int]],
+    objective: Objective,
+) -> Tensor:
+    """The measured change of the loss when each of the chosen bases is removed alone."""
+    base, changes = objective.value(model), []
+    for name, number in chosen:
+        value = layers[name].coordinates.value
+        with torch.no_grad():
+            value[number] = 0.0
+            changes.append(objective.value(model) - base)
+            value[number] = 1.0
+    return torch.tensor(changes, dtype=torch.float64)
+
+
+def drawn(layers: dict[str, SpectralLinear], count: int) -> list[tuple[str, int]]:
+    every = [(name, i) for name, layer in layers.items() for i in range(layer.bases)]
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
+    return [every[i] for i in order[:count].tolist()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--task")
+    parser.add_argument("--text")
+    parser.add_argument("--method", default="svd")
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--bases", type=int, default=200)
+    arguments = parser.parse_args()
+
+    model, tokenizer = spectrim.load(arguments.model, dtype=torch.float32)
+    task = TaskRecipe(data=arguments.task) if arguments.task else None
+    calibration = CalibrationRecipe(data=arguments.text or "python", length=arguments.length)
+    recipe = Recipe(method=arguments.method, task=task, calibration=calibration)
+    prepare(model, recipe)
+    spectral, layers = spectral_copy(model, tokenizer, recipe)
+    objective = Objective(rows_for(model, tokenizer, arguments), 16)
+    chosen = drawn(layers, arguments.bases)
+    measured = removals(spectral, layers, chosen, objective)
+    total = sum(layer.bases for layer in layers.values())
+    scored = int(objective.rows.scored.sum())
+    print(f"{arguments.model}, {arguments.method} bases: {len(chosen)} of {total} bases, "
+          f"{scored} scored tokens\n")  # fmt: skip
+    print("| estimator | rank correlation | gradient passes | seconds |")
+    print("|---|---:|---:|---:|")
+    for label, name, options in ESTIMATORS:
+        start = time.monotonic()
+        found = IMPORTANCE.get(name).estimate(
+            spectral, layers, objective, IMPORTANCE.options(name, options)
+        )
+        seconds = time.monotonic() - start
+        scores = torch.stack([found.scores[layer][number] for layer, number in chosen])
+        print(
+            f"| {label} | {rank_correlation(scores, measured):.3f} | {found.passes} | "
+            f"{seconds:.1f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
