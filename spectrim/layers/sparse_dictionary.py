@@ -61,7 +61,7 @@ class SparseDictionaryLinear(FactoredLinear):
         super().__init__(dictionary.in_features, len(values), dictionary.out_features)
         self.dictionary = dictionary
         self.values = nn.Parameter(values)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         self.register_buffer("mask", mask)
 
     @classmethod
