@@ -11,6 +11,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
     """README.md of a compressed checkpoint of the model named `base`."""
     figures = []
     refined = [f"refined by {step.name}" for step in recipe.refinement]
+    steps = [plan.method, f"{plan.allocation} ranks", *_tables(recipe), *refined]
     if plan.predicted_loss is not None:
         predicted = f"+{plan.predicted_loss:.4f}"
         what = "predicted loss increase" + (" before refinement" if refined else "")
@@ -19,7 +20,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
     return model_card(
         CardFacts(
             base_model=base,
-            method=", ".join([plan.method, f"{plan.allocation} ranks", *refined]),
+            method=", ".join(steps),
             layer_kind=plan.layer,
             kept=plan.kept,
             data=f"{given.data}, {given.sequences} sequences",
@@ -27,3 +28,10 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
             ranks=plan.ranks,
         )
     )
+
+
+def _tables(recipe: Recipe) -> list[str]:
+    given = recipe.embeddings
+    if given is None:
+        return []
+    return [f"embedding table factored by {given.method} at budget {given.budget:g}"]

@@ -19,6 +19,8 @@ def test_set_turns_it_on(cli, shelf, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     entry = config["quantization_config"]["embeddings"]
     assert entry == {"name": "model.embed_tokens", "rank": 12, "mean": False, "head": None}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "embedding table factored by svd at budget 0.5" in card
     recipe = yaml.safe_load((tmp_path / "out" / "spectrim_recipe.yaml").read_text())
     assert recipe["embeddings"] == {"budget": 0.5, "method": "svd", "options": {}}
 
