@@ -54,6 +54,7 @@ class SparseDictionaryLinear(FactoredLinear):
 
     LOSSLESS = False
     mask: Tensor
+    bias: nn.Parameter | None
 
     def __init__(
         self, dictionary: nn.Linear, values: Tensor, mask: Tensor, bias: Tensor | None

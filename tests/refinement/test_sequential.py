@@ -1,0 +1,310 @@
+"""Sequential objectives: every layer is the optimum for what the final model gives it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.calibration.whole_model import CalibrationSettings, calibrate
+from spectrim.data import TokenBlocks
+from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.errors import InputError, ModelError, NumericalWarning
+from spectrim.layers import layer_class
+from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
+from spectrim.linalg.regression import solve_target
+from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.refinement._sequential_inputs import Input, Sums, recorded, stages
+from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.experts import split_expert_names
+from spectrim.surgery.rewrite import factored_layers, replace_layer
+from spectrim.surgery.targets import Target, find_targets
+from spectrim.workspace import Workspace
+from tests.contracts.test_refinements import Stop, case, same, state, tokens
+from tests.hub.compressing import replace_by_svd
+from tests.tiny_models import TINY_MODELS
+from tests.tolerances import SEQUENTIAL_RELATIVE
+
+NAMES = ("anchored", "saes", "shifted")
+DAMPING = 1e-3
+names = pytest.mark.parametrize("name", NAMES)
+
+
+def rewritten(given, name: str, blocks: TokenBlocks | None = None, **options) -> None:
+    chosen = REFINEMENTS.options(name, {"out_metric": "identity"} | options)
+    run = REFINEMENTS.get(name).refine
+    run(given.original, given.compressed, blocks or tokens(), chosen, Progress())
+
+
+def inputs_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
+    """Each layer's inputs (tokens, in) in one run of the whole model, float64."""
+    blocks = tokens()
+    found = {}
+    for name in names:  # one by one: a run ends once all have been given theirs
+        given = recorded(model, [name], lambda: model(blocks.ids))
+        found[name] = given[name].x.double()
+    return found
+
+
+def near(first: Tensor, second: Tensor) -> bool:
+    return float((first - second).norm()) < SEQUENTIAL_RELATIVE * float(second.norm())
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
+    given = case(model)
+    rewritten(given, "shifted")
+    layers = dict(factored_layers(given.compressed))
+    targets = [Target(n, (m.out_features, m.in_features)) for n, m in layers.items()]
+    settings = CalibrationSettings(("input_covariance",))
+    found = calibrate(given.compressed, targets, tokens(), settings)
+    checked = 0
+    for name, layer in layers.items():
+        if found.counts[name] < layer.in_features:
+            continue
+        metric = CovarianceMetric(found.layer(name)["input_covariance"], DAMPING)
+        weight = weight_of(given.original.get_submodule(name)).detach().double()
+        best = solve_target(weight @ metric.covariance, IdentityMetric(), metric)
+        assert near(layer.dense()[0], best.weight(layer.rank)), name
+        checked += 1
+    assert checked >= len(layers) // 2
+
+
+@pytest.mark.parametrize("model", ["llama", "gqa", "tied", "qwen2_bias", "gpt2"])
+@torch.no_grad()
+def test_anchored_is_optimal_for_both_models_inputs(model):
+    given, mix = case(model), 0.6
+    rewritten(given, "anchored", mix=mix)
+    layers = dict(factored_layers(given.compressed))
+    own, first = (inputs_of(m, list(layers)) for m in (given.compressed, given.original))
+    for name, layer in layers.items():
+        x, y = own[name], first[name]
+        metric = CovarianceMetric(x.T @ x / len(x), DAMPING)
+        weight = weight_of(given.original.get_submodule(name)).detach().double()
+        product = weight @ (metric.covariance + mix * (y - x).T @ x / len(x))
+        best = solve_target(product, IdentityMetric(), metric)
+        assert near(layer.dense()[0], best.weight(layer.rank)), name
+
+
+def one_layer(rank: int = 6, kind: str = "pivoted"):
+    """A model whose first q_proj alone is factored: its prefix is the original."""
+    given = case("llama")
+    given.compressed = copy.deepcopy(given.original)
+    name = find_targets(given.original)[0].name
+    replace_by_svd(given.compressed, name, kind, rank)
+    return given, name
+
+
+@pytest.mark.parametrize(("method", "metric"), [("obd", "gradient"), ("svd_llm", "identity")])
+@pytest.mark.parametrize(
+    "refinement", [("shifted", {}), ("anchored", {"mix": 1.0}), ("saes", {})]
+)
+def test_on_the_originals_own_inputs_it_is_the_decomposition(method, metric, refinement):
+    given, name = one_layer()
+    targets = find_targets(given.original)
+    settings = CalibrationSettings(("input_covariance", "gradient_covariance"))
+    found = calibrate(given.original, targets, tokens(), settings)
+    dense = given.original.get_submodule(name)
+    problem = LayerProblem(name, weight_of(dense).detach(), bias_of(dense), found.layer(name))
+    options = DECOMPOSITIONS.options(method, {"damping": DAMPING})
+    expected = decompose_layer(method, problem, options).weight(6)
+    own, changes = refinement
+    chosen = REFINEMENTS.options(own, {"out_metric": metric, "damping": DAMPING} | changes)
+    models = given.original, given.compressed
+    REFINEMENTS.get(own).refine(*models, tokens(), chosen, Progress(calibration=found))
+    assert near(given.compressed.get_submodule(name).dense()[0], expected)
+    # once there, again changes nothing
+    before = given.compressed.get_submodule(name).dense()[0]
+    REFINEMENTS.get(own).refine(*models, tokens(), chosen, Progress(calibration=found))
+    assert near(given.compressed.get_submodule(name).dense()[0], before)
+
+
+@names
+def test_full_rank_stays_the_original(name):
+    given = case("llama")
+    given.compressed = copy.deepcopy(given.original)
+    for target in find_targets(given.original):
+        replace_by_svd(given.compressed, target.name, "lowrank", min(target.shape))
+    options = {"mix": 1.0} if name == "anchored" else {}
+    rewritten(given, name, **options)
+    with torch.no_grad():
+        ids = tokens().ids
+        assert near(given.compressed(ids).logits, given.original(ids).logits)
+
+
+@names
+def test_a_model_without_factors_is_refused(name):
+    given = case("llama")
+    given.compressed = copy.deepcopy(given.original)
+    with pytest.raises(ModelError, match="compress it"):
+        rewritten(given, name)
+
+
+@names
+def test_gradients_are_asked_for(name):
+    with pytest.raises(InputError, match="out_metric"):
+        rewritten(case("llama"), name, out_metric="gradient")
+
+
+@names
+def test_too_few_tokens_keep_the_factors(name):
+    given, blocks = case("llama"), tokens()
+    before = state(given.compressed)
+    few = replace(blocks, ids=blocks.ids[:2, :8].contiguous())
+    options = {"mix": 0.5} if name == "anchored" else {}
+    with pytest.warns(NumericalWarning, match="keep their factors"):
+        rewritten(given, name, few, **options)
+    assert same(state(given.compressed), before)
+
+
+def test_layers_outside_the_blocks_are_rewritten():
+    given = case("llama")
+    replace_by_svd(given.compressed, "lm_head", "lowrank", 8)
+    before = given.compressed.lm_head.dense()[0]
+    rewritten(given, "anchored", mix=0.5)
+    assert not torch.equal(given.compressed.lm_head.dense()[0], before)
+
+
+def test_a_model_without_blocks_is_rewritten():
+    given, other = case("llama"), case("llama")
+    for module in (*given.compressed.modules(), *given.original.modules()):
+        module._no_split_modules = None
+    for one in (given, other):
+        rewritten(one, "anchored", mix=0.5)
+    pairs = zip(
+        factored_layers(given.compressed), factored_layers(other.compressed), strict=True
+    )
+    assert all(near(one.dense()[0], two.dense()[0]) for (_, one), (_, two) in pairs)
+
+
+def test_a_layers_own_bias_comes_back():
+    given = case("llama")
+    name = find_targets(given.original)[0].name
+    layer = given.compressed.get_submodule(name)
+    weight, _ = layer.dense()
+    u, s, v = torch.linalg.svd(weight)
+    biased = layer_class("lowrank").from_factors(u[:, :6] * s[:6], v[:6], torch.ones(len(u)))
+    replace_layer(given.compressed, name, biased)
+    rewritten(given, "shifted")
+    found = given.compressed.get_submodule(name)
+    assert found.rank == 6
+    assert not found.dense()[1].any()
+
+
+@pytest.mark.parametrize("model", TINY_MODELS)
+def test_stages_are_in_order_and_experts_together(model):
+    given = case(model)
+    layers = [name for name, _ in factored_layers(given.compressed)]
+    blocks = tokens()
+    with torch.no_grad():
+        found = stages(given.compressed, layers, lambda: given.compressed(blocks.ids[:1]))
+    assert sorted(
+        n for stage in found for readers in stage.values() for n in readers
+    ) == sorted(layers)
+    experts = split_expert_names(given.compressed)
+    per_block = len(found) / 2
+    assert per_block == 4
+    if model == "llama":
+        first = [
+            {n.rpartition(".")[2] for r in stage.values() for n in r} for stage in found[:4]
+        ]
+        assert first == [
+            {"q_proj", "k_proj", "v_proj"},
+            {"o_proj"},
+            {"gate_proj", "up_proj"},
+            {"down_proj"},
+        ]
+    for name in experts:
+        lists = [s for s in found if any(n.startswith(name + ".up.") for n in s)]
+        assert len(lists) == 1
+        assert all(n.startswith(name + ".up.") for n in lists[0])
+
+
+def test_tokens_of_an_expert_are_paired_by_their_place():
+    own = Input(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([0, 4, 7]))
+    other = Input(torch.tensor([[10.0], [20.0]]), torch.tensor([4, 9]))
+    sums = Sums()
+    sums.add(own, other)
+    assert sums.count == 3
+    assert sums.covariance.tolist() == [[14.0]]
+    assert sums.shift.tolist() == [[(10.0 - 2.0) * 2.0]]
+    real = torch.ones(10, dtype=torch.bool)
+    real[4] = False
+    assert own.real(real).rows.tolist() == [0, 7]
+
+
+@names
+def test_the_joint_divergence_falls(name):
+    given = case("llama")
+    ids = tokens().ids
+
+    def away() -> float:
+        with torch.no_grad():
+            wanted = given.original(ids).logits
+            return float((given.compressed(ids).logits - wanted).norm())
+
+    before = away()
+    rewritten(given, name)
+    assert away() < before
+
+
+def test_the_search_takes_the_best_candidate():
+    given, progress = case("llama"), Progress()
+    search = REFINEMENTS.options("anchored", {"out_metric": "identity", "search_share": 1.0})
+    run = REFINEMENTS.get("anchored").refine
+    run(given.original, given.compressed, tokens(), search, progress)
+    figures = {mix: progress.losses[f"KL with mix {mix:g}"][0] for mix in search.candidates}
+    assert len(set(figures.values())) == len(figures)
+    best = min(figures, key=figures.__getitem__)
+    other = case("llama")
+    rewritten(other, "anchored", mix=best)
+    assert same(state(given.compressed), state(other.compressed))
+
+
+@pytest.mark.parametrize("steps", [3, 20, 60])
+def test_a_stopped_search_ends_the_same(steps, tmp_path):
+    options = REFINEMENTS.options("anchored", {"out_metric": "identity"})
+    run = REFINEMENTS.get("anchored").refine
+    whole, stopped = case("llama"), case("llama")
+    before = state(stopped.compressed)
+    expected, resumed = Progress(), Progress(Workspace(tmp_path))
+    run(whole.original, whole.compressed, tokens(), options, expected)
+    first = Progress(Workspace(tmp_path), Stop(steps), 0)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped.original, stopped.compressed, tokens(), options, first)
+    assert same(state(stopped.compressed), before)
+    run(stopped.original, stopped.compressed, tokens(), options, resumed)
+    assert same(state(stopped.compressed), state(whole.compressed))
+    assert resumed.losses == expected.losses
+
+
+def test_a_search_needs_two_sequences():
+    blocks = tokens()
+    one = replace(blocks, ids=blocks.ids[:1])
+    with pytest.raises(InputError, match="two or more"):
+        rewritten(case("llama"), "anchored", one)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("anchored", {"mix": 1.5}),
+        ("anchored", {"candidates": (0.0, 2.0)}),
+        ("anchored", {"search_share": 0.0}),
+        ("saes", {"alpha_low": 0.9}),
+        ("shifted", {"sequences_per_step": 0}),
+        ("shifted", {"out_metric": "other"}),
+    ],
+)
+def test_wrong_options_are_named(name, wrong):
+    with pytest.raises(InputError, match=next(iter(wrong)).partition("_")[0]):
+        REFINEMENTS.options(name, wrong)
+
+
+def test_saes_takes_its_betas_from_alpha():
+    options = REFINEMENTS.options("saes", {})
+    assert options.betas == pytest.approx((0.2, 3 / 7))

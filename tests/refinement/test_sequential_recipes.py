@@ -1,0 +1,67 @@
+"""Refinements that need statistics, in the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+
+import spectrim
+from spectrim.pipeline import compress, factorise, plan
+from spectrim.recipe import RefinementRecipe
+from spectrim.refinement import Progress, required_statistics
+from spectrim.workspace import Workspace
+from tests.runs import small_recipe, text_file
+from tests.tiny_models import TINY_MODELS, tiny_tokenizer
+
+
+class Seen:
+    """Notes what is being done."""
+
+    def __init__(self) -> None:
+        self.what: list[str] = []
+
+    def __call__(self, items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+        self.what.append(what)
+        return items
+
+
+def test_requirements_follow_the_options():
+    assert required_statistics("block", {}) == ()
+    for name in ("anchored", "saes", "shifted"):
+        assert required_statistics(name, {}) == ("gradient_covariance",)
+        assert required_statistics(name, {"out_metric": "identity"}) == ()
+
+
+@pytest.mark.parametrize("model", ["gqa", "moe"])
+def test_statistics_come_out_of_the_workspace(model, tmp_path):
+    """The recipe's own calibration, which is not run a second time."""
+    original = TINY_MODELS[model]()
+    steps = (RefinementRecipe("shifted"), RefinementRecipe("saes"))
+    recipe = small_recipe(text_file(tmp_path / "text.txt"), refinement=steps)
+    workspace, seen = Workspace(tmp_path / "cache"), Seen()
+    decomposition = factorise(original, tiny_tokenizer(), recipe, workspace)
+    smaller = compress(original, decomposition, plan(decomposition, recipe))
+    before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
+    progress = Progress(workspace, seen)
+    refined = spectrim.refine(original, smaller, tiny_tokenizer(), recipe, progress)
+    assert {what.partition(":")[0] for what in seen.what} == {"shifted", "saes"}
+    assert {name.partition(",")[0] for name in progress.losses} == {"shifted", "saes"}
+    after = refined.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    recorded = refined.config.quantization_config.provenance["refinement"]
+    assert [entry["name"] for entry in recorded] == ["shifted", "saes"]
+    assert recorded[0]["options"]["out_metric"] == "gradient"
+
+
+def test_without_a_workspace_they_are_made(tmp_path):
+    original = TINY_MODELS["llama"]()
+    steps = (RefinementRecipe("shifted"),)
+    recipe = small_recipe(text_file(tmp_path / "text.txt"), refinement=steps)
+    decomposition = factorise(original, tiny_tokenizer(), recipe)
+    smaller = compress(original, decomposition, plan(decomposition, recipe))
+    seen = Seen()
+    spectrim.refine(original, smaller, tiny_tokenizer(), recipe, Progress(track=seen))
+    assert any(what.startswith("calibrating") for what in seen.what)
