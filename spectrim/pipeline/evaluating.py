@@ -13,7 +13,7 @@ from spectrim.pipeline.calibrating import default_length, vocabulary_size
 from spectrim.pipeline.tasks import examples_of, rows_of
 from spectrim.recipe import TaskRecipe
 from spectrim.selection import Objective
-from spectrim.tasks import Task, exact_match
+from spectrim.tasks import exact_match
 
 
 def evaluate(
@@ -35,16 +35,16 @@ def evaluate(
 
 
 def evaluate_task(
-    model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, task: Task | None = None
+    model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe
 ) -> dict[str, float]:
     """Loss per scored token, and the share of answers that greedy decoding gets right.
 
     Raises InputError for a task that cannot be read.
     """
-    rows = rows_of(model, tokenizer, recipe, task)
+    rows = rows_of(model, tokenizer, recipe)
     with inference(model):
         loss = Objective(rows).value(model)
-    found = exact_match(model, tokenizer, examples_of(recipe, task))
+    found = exact_match(model, tokenizer, examples_of(recipe))
     names = ("accuracy", "count", "answered")
     return {"task_loss": loss} | {name: float(found[name]) for name in names}
 

@@ -44,7 +44,6 @@ from spectrim.surgery.adapters import bias_of, set_weight, weight_of
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.rewrite import replace_layer
 from spectrim.surgery.targets import Target
-from spectrim.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,17 @@ def specialise(
     tokenizer: Any,
     recipe: Recipe,
     progress: Progress | None = None,
-    task: Task | None = None,
 ) -> Specialised:
-    """Select bases of `model` (float32) for the recipe's task, or for examples in Python.
+    """Select bases of `model` (float32) for the recipe's task.
 
-    An interrupted run continues from the workspace. The original is not changed, but for fused
+    Examples that Python gives become a task by `spectrim.tasks.write_task`. An interrupted run continues from the workspace. The original is not changed, but for fused
     experts, which are split. Raises InputError for a task that cannot be read and a budget
     that cannot be met, NumericalError for a loss that is not finite.
     """
     if recipe.selection is None or recipe.task is None:
         raise InputError("a task to specialise for is missing: give --task FILE.jsonl")
     progress = progress or Progress()
-    rows = rows_of(model, tokenizer, recipe.task, task)
+    rows = rows_of(model, tokenizer, recipe.task)
     spectral, layers = spectral_copy(model, tokenizer, recipe, progress)
     objectives = _objectives(rows, recipe.selection)
     costs = _costs(layers, recipe)

@@ -13,7 +13,6 @@ from spectrim.errors import InputError
 from spectrim.recipe import TaskRecipe
 from spectrim.tasks import (
     RowSettings,
-    Task,
     TaskExample,
     TaskRows,
     TaskSettings,
@@ -26,24 +25,22 @@ LONGEST_ROW = 2048
 """Tokens, for models that read more."""
 
 
-def examples_of(recipe: TaskRecipe, task: Task | None = None) -> list[TaskExample]:
-    """The recipe's examples, or those of `task` where Python gives them. Raises InputError."""
+def examples_of(recipe: TaskRecipe) -> list[TaskExample]:
+    """Raises InputError for a task that cannot be read."""
     settings = TaskSettings(
         recipe.prompt_field, recipe.answer_field, recipe.template, recipe.shots, recipe.limit
     )
-    return load_task(recipe.data if task is None else task, settings)
+    return load_task(recipe.data, settings)
 
 
-def rows_of(
-    model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, task: Task | None = None
-) -> TaskRows:
+def rows_of(model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe) -> TaskRows:
     """Rows of tokens, checked against the model. Raises InputError."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = recipe.length or min(context or LONGEST_ROW, LONGEST_ROW)
     if context and length > context:
         raise InputError(f"task.length is {length}, the model reads at most {context} tokens")
     settings = RowSettings(length, recipe.labels)
-    rows = task_rows(examples_of(recipe, task), tokenizer, settings, recipe.data)
+    rows = task_rows(examples_of(recipe), tokenizer, settings, recipe.data)
     embedding: Any = model.get_input_embeddings()
     check_vocabulary(calibration_blocks(rows), embedding.weight.shape[0])
     return rows

@@ -19,6 +19,7 @@ from spectrim.tasks.rows import (
     task_rows,
 )
 from spectrim.tasks.settings import TaskSettings
+from spectrim.tasks.writing import write_task
 
 __all__ = [
     "FORMATS",
@@ -40,4 +41,5 @@ __all__ = [
     "same_answer",
     "task_loss",
     "task_rows",
+    "write_task",
 ]

@@ -9,7 +9,9 @@ from spectrim.selection import SpectralLinear, refactored
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
 
 
-def _layer(out_features: int = 9, in_features: int = 6) -> tuple[torch.nn.Linear, SpectralLinear]:
+def _layer(
+    out_features: int = 9, in_features: int = 6
+) -> tuple[torch.nn.Linear, SpectralLinear]:
     torch.manual_seed(0)
     dense = torch.nn.Linear(in_features, out_features)
     problem = LayerProblem("layer", dense.weight.detach(), dense.bias.detach(), None)
