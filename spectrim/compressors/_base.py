@@ -60,6 +60,10 @@ class CompressedLinear(nn.Module, ABC):
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """Q(W) (out, in)."""
 
+    def fault(self) -> str | None:
+        """The name of a tensor that no compressor writes, and what is wrong with it."""
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.matrix(x.dtype), self.bias)
 

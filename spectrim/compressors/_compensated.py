@@ -50,6 +50,10 @@ class CompensatedLinear(CompactLinear):
             return y
         return y + self.left(self.right(x))
 
+    def fault(self) -> str | None:
+        fault = self.base.fault()
+        return fault and f"base.{fault}"
+
     def dense(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.base.dense()
         if self.right is not None and self.left is not None:

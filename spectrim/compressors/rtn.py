@@ -96,6 +96,11 @@ class RtnLinear(CompressedLinear):
         steps = codes.to(scales.dtype) - self._spread(self._zeros(scales))
         return (steps * self._spread(scales)).to(dtype)
 
+    def fault(self) -> str | None:
+        if self.scales.is_meta or torch.isfinite(self.scales.view(torch.float16)).all():
+            return None
+        return "scales hold values that are NaN or infinite"
+
     def _zeros(self, scales: Tensor) -> Tensor:
         if self.options.scheme == "symmetric":
             return torch.full_like(scales, 2 ** (self.options.bits - 1))

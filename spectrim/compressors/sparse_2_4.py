@@ -64,12 +64,24 @@ class Sparse24Linear(CompressedLinear):
         kept = shape[0] * shape[1] // 2
         return kept * itemsize + packed_bytes(kept, _BITS)
 
+    def fault(self) -> str | None:
+        if self.places.is_meta:
+            return None
+        places = self._places()
+        ascend = bool((places[..., 0] < places[..., 1]).all())
+        return None if ascend else "places do not name two of four inputs in ascending order"
+
+    def _places(self) -> Tensor:
+        """(out, in / 4, 2), each 0 .. 3, ascending."""
+        rows, half = self.values.shape
+        places = unpack_codes(self.places, _BITS, rows * half)
+        return places.view(rows, half // _KEPT, _KEPT).long()
+
     def matrix(self, dtype: torch.dtype) -> Tensor:
         rows, half = self.values.shape
-        places = unpack_codes(self.places, _BITS, rows * half).view(rows, -1, _KEPT).long()
         values = self.values.to(dtype).view(rows, -1, _KEPT)
         zeros = values.new_zeros(rows, half // _KEPT, _OF)
-        return zeros.scatter(-1, places, values).flatten(1)
+        return zeros.scatter(-1, self._places(), values).flatten(1)
 
 
 def compress(problem: LayerProblem, options: Options) -> Sparse24Linear:
