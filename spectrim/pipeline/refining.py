@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -62,9 +63,13 @@ def _statistics(
 
 
 def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementRecipe) -> Recipe:
-    """The calibration's text, cut to as many sequences as the refinement is to see."""
+    """The calibration's text, cut to as many sequences as the refinement is to see.
+
+    Of a task it sees every example unless it says how many.
+    """
     calibration = recipe.calibration
-    wanted = step.sequences or calibration.sequences
+    every = sys.maxsize if recipe.task is not None else calibration.sequences
+    wanted = step.sequences or every
     return recipe.with_changes(calibration=replace(calibration, sequences=wanted))
 
 

@@ -67,9 +67,10 @@ def specialise(
 ) -> Specialised:
     """Select bases of `model` (float32) for the recipe's task.
 
-    Examples that Python gives become a task by `spectrim.tasks.write_task`. An interrupted run continues from the workspace. The original is not changed, but for fused
-    experts, which are split. Raises InputError for a task that cannot be read and a budget
-    that cannot be met, NumericalError for a loss that is not finite.
+    Examples that Python gives become a task by `spectrim.tasks.write_task`. An interrupted run
+    continues from the workspace. The original is not changed, but for fused experts, which are
+    split. Raises InputError for a task that cannot be read and a budget that cannot be met,
+    NumericalError for a loss that is not finite.
     """
     if recipe.selection is None or recipe.task is None:
         raise InputError("a task to specialise for is missing: give --task FILE.jsonl")

@@ -215,7 +215,8 @@ def test_the_control_variate_lowers_the_error():
     controlled = _estimate(
         "hutchinson", model, layers, objective, probes=16, control="kronecker"
     )
-    assert plain.errors is not None and controlled.errors is not None
+    assert plain.errors is not None
+    assert controlled.errors is not None
     before = torch.cat(list(plain.errors.values())).square().sum()
     after = torch.cat(list(controlled.errors.values())).square().sum()
     assert after < before

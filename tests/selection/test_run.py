@@ -57,7 +57,8 @@ def test_a_run_meets_the_budget_and_lowers_the_loss(importance, kind):
     )
     state = run_selection(problem, options, Progress(), {})
     assert problem.kept() <= 0.4
-    assert len(state.losses) == 40 and len(state.events) == 3
+    assert len(state.losses) == 40
+    assert len(state.events) == 3
     last = state.events[-1]
     assert problem.scoring.value(problem.model) < last.loss
     kept = [event.kept_after for event in state.events]
@@ -78,7 +79,8 @@ def test_events_tell_what_was_removed_and_what_it_did():
     removed = {n: before[n] - layer.bases for n, layer in problem.layers.items()}
     assert event.removed == {name: count for name, count in removed.items() if count}
     assert event.bases == sum(layer.bases for layer in problem.layers.values())
-    assert event.predicted is not None and event.passes == 1
+    assert event.predicted is not None
+    assert event.passes == 1
 
 
 class Stop:

@@ -26,7 +26,7 @@ def test_all_bases_compute_the_dense_layer():
 
 
 def test_new_bases_change_nothing_until_they_are_trained():
-    dense, layer = _layer()
+    _, layer = _layer()
     x = torch.randn(5, 6)
     before = layer(x)
     layer.add_bases(3, seed=1)

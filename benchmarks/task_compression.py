@@ -1,0 +1,171 @@
+"""Accuracy on a task against the compression of the layers, for every way to get there.
+
+    python benchmarks/task_compression.py arithmetic --out OUT [--ratios 2,4,6,10,15] [--seeds 0,1,2]
+
+Every method sees the same training examples for the same number of steps, in batches of the
+same size, and stores plain factors: methods that cut at once fine-tune their factors for all
+steps, methods that select bases tune coordinates while they prune and factors afterwards.
+Accuracy is exact match of greedy answers to test problems. Finished rows are kept in OUT.jsonl,
+so a stopped run goes on; OUT.md is the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+import spectrim
+from spectrim import pipeline
+from spectrim.recipe import (
+    CalibrationRecipe,
+    MeasureRecipe,
+    PathRecipe,
+    Recipe,
+    RefinementRecipe,
+    TaskRecipe,
+)
+from spectrim.refinement import Progress
+from spectrim.selection import SelectionOptions
+from spectrim.storage import write_text
+from spectrim.workspace import Workspace
+
+ROWS = 32
+SHARE = 0.5
+"""Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
+
+
+def at_once(method: str, allocation: str) -> Callable[[int], Recipe]:
+    def recipe(steps: int) -> Recipe:
+        return Recipe(method=method, allocation=allocation, refinement=fine_tuning(steps))
+
+    return recipe
+
+
+def selecting(method: str, **selection: Any) -> Callable[[int], Recipe]:
+    def recipe(steps: int) -> Recipe:
+        tuning = round(SHARE * steps)
+        options = SelectionOptions(steps=tuning, rows_per_step=ROWS, **selection)
+        return Recipe(method=method, selection=options, refinement=fine_tuning(steps - tuning))
+
+    return recipe
+
+
+def fine_tuning(steps: int) -> tuple[RefinementRecipe, ...]:
+    options = {"steps": steps, "sequences_per_step": ROWS, "learning_rate": 1e-3}
+    return (RefinementRecipe("next_token", options),)
+
+
+METHODS: dict[str, Callable[[int], Recipe]] = {
+    "SVD + fine-tuning": at_once("svd", "uniform"),
+    "SVD-LLM + fine-tuning": at_once("svd_llm", "uniform"),
+    "OBD + fine-tuning": at_once("obd", "loss_optimal"),
+    "Basel": selecting("svd", importance="magnitude", rule="mass"),
+    "BSI": selecting("svd", importance="hutchinson", importance_options={"probes": 4}),
+    "ours": selecting("obd", importance="kronecker"),
+}
+
+
+def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One compressed and tuned model, judged on problems it has not seen."""
+    model, tokenizer = spectrim.load(arguments.model, dtype=torch.float32)
+    recipe = METHODS[name](arguments.steps)
+    selection = recipe.selection and replace(recipe.selection, seed=seed)
+    refinement = tuple(
+        replace(step, options=step.options | {"seed": seed}) for step in recipe.refinement
+    )
+    recipe = recipe.with_changes(
+        layer="lowrank",
+        budget=1 / ratio,
+        calibration=CalibrationRecipe(sequences=512, seed=seed),
+        path=PathRecipe(weight=0.0),
+        measure=MeasureRecipe(layers=False, joint=False),
+        task=TaskRecipe(data=arguments.task),
+        selection=selection,
+        refinement=refinement,
+    )
+    start = time.process_time()
+    progress = Progress(Workspace(arguments.out.with_suffix(".cache")))
+    if recipe.selection is not None:
+        special = pipeline.specialise(model, tokenizer, recipe, progress)
+        smaller, kept = special.model, special.plan.kept
+        events = [vars(event) for event in special.state.events]
+    else:
+        decomposition = pipeline.factorise(model, tokenizer, recipe, progress.workspace)
+        chosen = pipeline.plan(decomposition, recipe)
+        smaller, kept = pipeline.compress(model, decomposition, chosen), chosen.kept
+        events = []
+    smaller = pipeline.refine(model, smaller, tokenizer, recipe, progress)
+    seconds = time.process_time() - start
+    figures = pipeline.evaluate_task(smaller, tokenizer, TaskRecipe(data=arguments.test))
+    return {
+        "method": name,
+        "ratio": ratio,
+        "seed": seed,
+        "kept": kept,
+        "accuracy": figures["accuracy"],
+        "loss": figures["task_loss"],
+        "seconds": seconds,
+        "passes": sum(event["passes"] for event in events),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    ratios = sorted({row["ratio"] for row in rows})
+    lines = [
+        "| method | " + " | ".join(f"{ratio:g}x" for ratio in ratios) + " | seconds |",
+        "|---|" + "---:|" * (len(ratios) + 1),
+    ]
+    for name in METHODS:
+        own = [row for row in rows if row["method"] == name]
+        if own:
+            cells = [_cell([r["accuracy"] for r in own if r["ratio"] == q]) for q in ratios]
+            seconds = mean(row["seconds"] for row in own)
+            lines.append(f"| {name} | " + " | ".join(cells) + f" | {seconds:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--task", default="arithmetic:train:16000")
+    parser.add_argument("--test", default="arithmetic:test:300")
+    parser.add_argument("--ratios", default="2,4,6,10,15")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    kept_rows = arguments.out.with_suffix(".jsonl")
+    rows = [json.loads(line) for line in kept_rows.read_text().splitlines()] if (
+        kept_rows.exists()
+    ) else []  # fmt: skip
+    done = {(row["method"], row["ratio"], row["seed"]) for row in rows}
+    for seed in map(int, arguments.seeds.split(",")):
+        for ratio in map(float, arguments.ratios.split(",")):
+            for name in arguments.methods.split(","):
+                if (name, ratio, seed) in done:
+                    continue
+                rows.append(row(name, ratio, seed, arguments))
+                print(json.dumps(rows[-1]), flush=True)
+                write_text(kept_rows, "".join(json.dumps(r) + "\n" for r in rows))
+                write_text(arguments.out.with_suffix(".md"), table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
