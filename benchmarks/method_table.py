@@ -32,13 +32,6 @@ def recipes() -> dict[str, dict[str, Any]]:
         f"{method}, uniform, lowrank": {"method": method, **uniform, **plain}
         for method in BASELINES
     }
-    for allocation in ("zero_sum", "asvd_search"):
-        table[f"obd, {allocation}, lowrank"] = base.with_changes(
-            allocation=allocation, layer="lowrank"
-        )
-    table["+ measured curves, asvd_search, lowrank"] = base.with_changes(
-        allocation="asvd_search", layer="lowrank", measure=MeasureRecipe()
-    )
     for layer in ("lowrank", "pivoted"):
         kind = {"layer": layer}
         table[f"obd, loss_optimal, {layer}"] = {**kind, **plain}
