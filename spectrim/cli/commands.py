@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make a language model smaller by low-rank decomposition guided by the loss.",
 )
-Model = Annotated[str, typer.Argument(help="Directory, hub name, or 'reference'.")]
+Model = Annotated[str, typer.Argument(help="Directory, hub name, 'reference' or 'arithmetic'.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Directory to write.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace an earlier result.")]
 RemoteCode = Annotated[bool, typer.Option(help="Run code that comes with the model.")]
