@@ -63,3 +63,9 @@ HUTCHINSON_VARIANCE_RELATIVE = 0.25
 
 DIFFERENCE_RELATIVE = 1e-3
 """Central differences of gradients against automatic second derivatives (float64)."""
+
+SEQUENTIAL_RELATIVE = 1e-3
+"""Factors in float32 from float32 sums of inputs, against float64; eigenvectors amplify it."""
+
+OBJECTIVE_RELATIVE = 1e-4
+"""The same factors' weighted error, which is flat around its minimum."""

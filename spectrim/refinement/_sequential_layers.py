@@ -71,7 +71,7 @@ def out_metric(calibration: Calibration | None, name: str, damping: float) -> Me
     """chol(C_g) of the calibration, the identity without one; None where C_g is zero."""
     if calibration is None:
         return IdentityMetric()
-    covariance = calibration.layer(name)["gradient_covariance"]
+    covariance = calibration.layer(name)["gradient_covariance"].cpu()
     if not bool(covariance.any()):
         return None
     return CovarianceMetric(covariance, damping, f"gradient covariance of {name}")

@@ -14,9 +14,9 @@ from spectrim.calibration.whole_model import CalibrationSettings, calibrate
 from spectrim.data import TokenBlocks
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
 from spectrim.errors import InputError, ModelError, NumericalWarning
-from spectrim.layers import layer_class
+from spectrim.layers import FactoredLinear, layer_class
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
-from spectrim.linalg.regression import solve_target
+from spectrim.linalg.regression import regression, solve_target, weighted_square
 from spectrim.refinement import REFINEMENTS, Progress
 from spectrim.refinement._sequential_inputs import Input, Sums, recorded, stages
 from spectrim.surgery.adapters import bias_of, weight_of
@@ -27,7 +27,7 @@ from spectrim.workspace import Workspace
 from tests.contracts.test_refinements import Stop, case, same, state, tokens
 from tests.hub.compressing import replace_by_svd
 from tests.tiny_models import TINY_MODELS
-from tests.tolerances import SEQUENTIAL_RELATIVE
+from tests.tolerances import OBJECTIVE_RELATIVE, SEQUENTIAL_RELATIVE
 
 NAMES = ("anchored", "saes", "shifted")
 DAMPING = 1e-3
@@ -54,6 +54,15 @@ def near(first: Tensor, second: Tensor) -> bool:
     return float((first - second).norm()) < SEQUENTIAL_RELATIVE * float(second.norm())
 
 
+def optimal(layer: FactoredLinear, product: Tensor, metric: CovarianceMetric) -> bool:
+    """No larger an error than the tail of the target's spectrum; weights may differ where
+    singular values are close."""
+    plain = IdentityMetric()
+    tail = solve_target(product, plain, metric).spectrum[layer.rank :].square().sum()
+    away = regression(product, metric) - layer.dense()[0]
+    return weighted_square(away, plain, metric) < float(tail) * (1 + OBJECTIVE_RELATIVE)
+
+
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
     given = case(model)
@@ -68,8 +77,7 @@ def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
             continue
         metric = CovarianceMetric(found.layer(name)["input_covariance"], DAMPING)
         weight = weight_of(given.original.get_submodule(name)).detach().double()
-        best = solve_target(weight @ metric.covariance, IdentityMetric(), metric)
-        assert near(layer.dense()[0], best.weight(layer.rank)), name
+        assert optimal(layer, weight @ metric.covariance, metric), name
         checked += 1
     assert checked >= len(layers) // 2
 
@@ -86,8 +94,7 @@ def test_anchored_is_optimal_for_both_models_inputs(model):
         metric = CovarianceMetric(x.T @ x / len(x), DAMPING)
         weight = weight_of(given.original.get_submodule(name)).detach().double()
         product = weight @ (metric.covariance + mix * (y - x).T @ x / len(x))
-        best = solve_target(product, IdentityMetric(), metric)
-        assert near(layer.dense()[0], best.weight(layer.rank)), name
+        assert optimal(layer, product, metric), name
 
 
 def one_layer(rank: int = 6, kind: str = "pivoted"):
