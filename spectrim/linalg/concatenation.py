@@ -30,6 +30,8 @@ from spectrim.linalg.psd import descending_eigh
 Estimate = Callable[[Sequence[Tensor], int], float]
 """Of the error of matrices (out_k, in) at a rank: at least the true one."""
 OVERSAMPLING = 16
+ROUNDING = 1e-10
+"""Relative to a matrix's norm; a smaller residual is rounding and no direction of its own."""
 
 
 def exact_error(matrices: Sequence[Tensor], rank: int) -> float:
@@ -126,8 +128,7 @@ def _widened(basis: Tensor, matrix: Tensor) -> Tensor:
     _, values, right = torch.linalg.svd(
         matrix - (matrix @ basis) @ basis.T, full_matrices=False
     )
-    rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps * float(matrix.norm())
-    new = right[values > rounding].T
+    new = right[values > ROUNDING * matrix.norm()].T
     again = torch.linalg.qr(new - basis @ (basis.T @ new)).Q
     return torch.cat([basis, again], dim=1)
 
