@@ -52,7 +52,10 @@ class Options(SequentialOptions):
         super().__post_init__()
         numbers = self.candidates if self.mix == "search" else (self.mix,)
         if not numbers or not all(0 <= number <= 1 for number in numbers):
-            raise InputError(f"mix has to lie between 0 and 1, got {numbers}")
+            raise InputError(
+                "mix has to be a number between 0 and 1, or 'search' with candidates between 0 "
+                f"and 1, got {numbers}"
+            )
         if not 0 < self.search_share <= 1:
             raise InputError(
                 f"search_share has to be above 0 and at most 1, got {self.search_share}"
