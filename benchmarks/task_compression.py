@@ -38,7 +38,7 @@ from spectrim.storage import write_text
 from spectrim.workspace import Workspace
 
 ROWS = 32
-SHARE = 0.5
+SHARE = 0.25
 """Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
 
 
@@ -52,14 +52,15 @@ def at_once(method: str, allocation: str) -> Callable[[int], Recipe]:
 def selecting(method: str, **selection: Any) -> Callable[[int], Recipe]:
     def recipe(steps: int) -> Recipe:
         tuning = round(SHARE * steps)
-        options = SelectionOptions(steps=tuning, rows_per_step=ROWS, **selection)
+        common = {"steps": tuning, "rows_per_step": ROWS, "scoring_rows": 128, "events": 16}
+        options = SelectionOptions(**common, **selection)
         return Recipe(method=method, selection=options, refinement=fine_tuning(steps - tuning))
 
     return recipe
 
 
 def fine_tuning(steps: int) -> tuple[RefinementRecipe, ...]:
-    options = {"steps": steps, "sequences_per_step": ROWS, "learning_rate": 1e-3}
+    options = {"steps": steps, "sequences_per_step": ROWS, "learning_rate": 3e-3}
     return (RefinementRecipe("next_token", options),)
 
 
@@ -69,7 +70,10 @@ METHODS: dict[str, Callable[[int], Recipe]] = {
     "OBD + fine-tuning": at_once("obd", "loss_optimal"),
     "Basel": selecting("svd", importance="magnitude", rule="mass"),
     "BSI": selecting("svd", importance="hutchinson", importance_options={"probes": 4}),
-    "ours": selecting("obd", importance="kronecker"),
+    "BSI at temperature 4": selecting(
+        "svd", importance="hutchinson", importance_options={"probes": 4, "temperature": 4.0}
+    ),
+    "ours": selecting("obd", importance_options={"temperature": 4.0}),
 }
 
 

@@ -263,7 +263,7 @@ PRESETS: dict[str, Recipe] = {
     "bsi": Recipe(
         budget=0.2,
         calibration=CalibrationRecipe(sequences=1024),
-        selection=SelectionOptions(),
+        selection=SelectionOptions(importance_options={"temperature": 4.0}),
         refinement=(RefinementRecipe("next_token"),),
     ),
     "bsi_published": Recipe(

@@ -4,8 +4,9 @@
     mass     every layer keeps its smallest prefix, in falling order, that holds a common
              fraction of its sum; the fraction is the largest that fits
 
-The second is Basel's rule (Wang et al., 2024, arXiv:2405.15877). A layer whose factors would
-cost no less than its dense weight is counted, and later stored, as dense: it keeps all bases.
+The second is Basel's rule (Wang et al., 2024, arXiv:2405.15877). Bases are counted as factors
+also where these cost more than the dense weight: while a layer has many it is early to say
+whether it will end up dense.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ _BISECTIONS = 60
 class LayerCost:
     """weights(r): what the layer stores at rank r; `dense`: what it stores uncompressed.
 
-    `most` is the rank it may have; `extra` counts ranks that are there besides the scored
-    bases (new ones).
+    extra: ranks that are there besides the scored bases (new ones).
     """
 
     weights: Callable[[int], int]
@@ -36,7 +36,7 @@ class LayerCost:
     extra: int = 0
 
     def of(self, bases: int) -> int:
-        return min(self.weights(bases + self.extra), self.dense)
+        return self.weights(bases + self.extra)
 
     def is_dense(self, bases: int) -> bool:
         return self.weights(bases + self.extra) >= self.dense
@@ -62,16 +62,14 @@ def select(
     kept = (
         _global(scores, costs, weights) if rule == "global" else _mass(scores, costs, weights)
     )
-    return {name: _indices(scores[name], costs[name], kept[name]) for name in scores}
+    return {name: _best(scores[name], kept[name]) for name in scores}
 
 
 def stored(kept: dict[str, int], costs: dict[str, LayerCost]) -> int:
     return sum(costs[name].of(count) for name, count in kept.items())
 
 
-def _indices(scores: Tensor, cost: LayerCost, count: int) -> Tensor:
-    if cost.is_dense(count):
-        return torch.arange(len(scores))
+def _best(scores: Tensor, count: int) -> Tensor:
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 

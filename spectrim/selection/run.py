@@ -3,7 +3,8 @@
     kept_j = kept_0 (budget / kept_0)^(j / events)     after pruning j, scored anew each time
     c, p, q  <-  AdamW on the task's loss              between the prunings and after the last
 
-kept_0 is the full-rank layers' cost (at most 1: a layer that costs more than dense is dense).
+kept_0 is what the layers cost as factors of full rank, of plain factors up to twice their
+dense weights.
 """
 
 from __future__ import annotations

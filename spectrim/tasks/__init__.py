@@ -15,6 +15,7 @@ from spectrim.tasks.rows import (
     TaskBatch,
     TaskRows,
     calibration_blocks,
+    scored_logits,
     task_loss,
     task_rows,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "load_task",
     "normalise_answer",
     "same_answer",
+    "scored_logits",
     "task_loss",
     "task_rows",
     "write_task",

@@ -120,7 +120,13 @@ def calibration_blocks(rows: TaskRows) -> TokenBlocks:
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
-    """Summed cross-entropy of the scored tokens, in float32 or better, and how many they are.
+    """Summed cross-entropy of the scored tokens, in float32 or better, and how many they are."""
+    logits, labels = scored_logits(model, batch)
+    return nn.functional.cross_entropy(logits, labels, reduction="sum"), len(labels)
+
+
+def scored_logits(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    """(n, V) in float32 or better, before each of the n scored tokens, and those tokens (n,).
 
     Logits before the first scored token of the batch are not computed where the model's
     `forward` takes `logits_to_keep`; only those of scored tokens are upcast.
@@ -139,8 +145,7 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
     wanted = wanted[:, first:]
     predicting = logits[:, first - length : -1][wanted]
     predicting = predicting.to(torch.promote_types(predicting.dtype, torch.float32))
-    labels = batch.ids[:, first + 1 :][wanted]
-    return nn.functional.cross_entropy(predicting, labels, reduction="sum"), len(labels)
+    return predicting, batch.ids[:, first + 1 :][wanted]
 
 
 def _encoded(

@@ -77,8 +77,7 @@ def test_the_global_rule_leaves_no_basis_out_that_fits(shapes, seed, budget):
         gone = torch.ones(len(scores[name]), dtype=torch.bool)
         gone[chosen] = False
         if gone.any() and stays:
-            dense = {n for n, c in kept.items() if costs[n].is_dense(len(c))}
-            lowest = min((p for p, n in stays if n not in dense), default=float("inf"))
+            lowest = min(p for p, _ in stays)
             assert price[name][gone].max().item() <= lowest + LOSS_RELATIVE
 
 
@@ -92,12 +91,12 @@ def test_basels_rule_keeps_one_share_of_the_mass_in_every_layer():
     assert [len(c) for c in kept.values()] == [1, 4]
 
 
-def test_a_layer_at_its_dense_cost_keeps_every_basis():
-    costs = _costs([(8, 8), (8, 8)])
-    scores = {"layer0": torch.full((8,), 100.0), "layer1": torch.ones(8)}
-    kept = select(scores, costs, 64 + 16, "global")
-    assert [len(c) for c in kept.values()] == [8, 1]
-    assert costs["layer0"].is_dense(8)
+def test_bases_count_as_factors_even_beyond_the_dense_weight():
+    costs = _costs([(8, 8)])
+    kept = select({"layer0": torch.ones(8)}, costs, 64 + 16, "global")
+    assert len(kept["layer0"]) == 5
+    assert costs["layer0"].is_dense(4)
+    assert not costs["layer0"].is_dense(3)
 
 
 def test_new_bases_count():

@@ -1,27 +1,50 @@
-"""I = -c g + 1/2 c^2 E[(a d)^2]: gradient and each token's own curvature, one gradient pass."""
+"""I = -c g + 1/2 c^2 E[(a d)^2]: gradient and each token's own curvature, one gradient pass.
+
+With a temperature the curvature comes from labels that the model draws at it (see
+`spectrim.selection.softened`), by one more forward and gradient pass: for models that are sure
+of the task's answers.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
-from spectrim.registry import NoOptions
 from spectrim.selection.importance._importance import Importance, coordinates_of, taylor
 from spectrim.selection.moments import moments
 from spectrim.selection.objective import Objective
+from spectrim.selection.softened import check_temperature, softened
 from spectrim.selection.spectral import SpectralLinear
 
 REFERENCE = "the diagonal of the empirical Fisher, in BSI, arXiv:2605.01627"
+
+
+@dataclass(frozen=True)
+class Options:
+    """temperature None: curvature from the data's labels, in the pass that gives the gradient."""
+
+    temperature: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
 
 def estimate(
     model: nn.Module,
     layers: dict[str, SpectralLinear],
     objective: Objective,
-    options: NoOptions,
+    options: Options,
 ) -> Importance:
     found = moments(model, layers, objective)
+    curved, passes = found, 1
+    if options.temperature is not None:
+        given = (options.temperature, options.seed, options.temperature)
+        curved = moments(model, layers, softened(model, objective, *given))
+        passes = 2
     scores = {
-        name: taylor(coordinates_of(layer), found[name].gradient, found[name].fisher)
+        name: taylor(coordinates_of(layer), found[name].gradient, curved[name].fisher)
         for name, layer in layers.items()
     }
-    return Importance(scores, passes=1)
+    return Importance(scores, passes)

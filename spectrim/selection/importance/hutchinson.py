@@ -32,6 +32,7 @@ from spectrim.selection.importance._importance import (
 )
 from spectrim.selection.moments import gradient_pass
 from spectrim.selection.objective import Objective
+from spectrim.selection.softened import check_temperature, softened
 from spectrim.selection.spectral import SpectralLinear
 
 REFERENCE = "BSI, 2026, arXiv:2605.01627"
@@ -43,15 +44,19 @@ sum is smallest near eps = (3 u)^(1/3)."""
 
 @dataclass(frozen=True)
 class Options:
-    """probes K; step eps (None: the smallest total error for the model's dtype)."""
+    """probes K; step eps (None: the smallest total error for the model's dtype). temperature:
+    of labels drawn for the curvature (see `spectrim.selection.softened`), None for the data's.
+    """
 
     probes: int = 16
     step: float | None = None
     negative: Negative = "zero"
     control: Literal["none", "kronecker"] = "none"
+    temperature: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_temperature(self.temperature)
         if self.probes < 1 or (self.step is not None and self.step <= 0):
             raise InputError(f"probes {self.probes} and step {self.step} have to be above zero")
 
@@ -63,7 +68,11 @@ def estimate(
     options: Options,
 ) -> Importance:
     """2 K + 1 gradient passes. Raises InputError for a 16-bit model."""
-    products, signs = _probed(model, layers, objective, options)
+    probing = objective
+    if options.temperature is not None:
+        given = (options.temperature, options.seed, options.temperature**2)
+        probing = softened(model, objective, *given)
+    products, signs = _probed(model, layers, probing, options)
     gradients, curvature_of = _exact_part(model, layers, objective, options)
     scores, errors = {}, {}
     for name, layer in layers.items():
