@@ -163,7 +163,7 @@ class Recipe:
     include / exclude: regular expressions on layer names; by default every linear layer of
     the decoder blocks. task: what to specialise for. selection: choose the method's bases one
     by one, by what each is worth to the task, in place of an allocation. refinement: what to
-    train after compressing, in this order. save_dtype None: the dtype of the original checkpoint.
+    train after compressing, in this order. save_dtype None: the dtype of the original.
     """
 
     method: str = "obd"

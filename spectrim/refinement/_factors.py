@@ -102,7 +102,8 @@ def _exchange_shared(
     for owner, names in shared_bases(model).items():
         found |= set(names)
         if not all(name.startswith(outer) for name in names):
-            outside |= {id(parameter) for parameter in layers[owner].right.parameters()}
+            basis = layers[owner].get_submodule("right")
+            outside |= {id(parameter) for parameter in basis.parameters()}
             continue
         before.layers |= {name: layers[name] for name in names}
         dense = {name: layers[name].dense() for name in names}

@@ -47,7 +47,8 @@ def problem(tied: bool, seed: int = 0) -> TableProblem:
     """Frequencies like those of words, and rows without any order."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(COUNT, WIDTH, generator=generator, dtype=torch.float64)
-    counts = (1000 / torch.arange(1, COUNT + 1)).round()[torch.randperm(COUNT, generator=generator)]
+    order = torch.randperm(COUNT, generator=generator)
+    counts = (1000 / torch.arange(1, COUNT + 1)).round()[order]
     counts[:4] = 0
     fisher = torch.rand(COUNT, generator=generator, dtype=torch.float64) * counts / 2000 + 1e-6
     known = TableStatistics(counts, covariance(generator), covariance(generator), fisher)
@@ -158,7 +159,8 @@ def test_roles_alike_add_exactly():
     generator = torch.Generator().manual_seed(3)
     rows = torch.rand(5, generator=generator, dtype=torch.float64)
     matrix = covariance(generator)
-    for other in ((rows, covariance(generator)), (torch.rand(5, generator=generator).double(), matrix)):
+    other_rows = torch.rand(5, generator=generator).double()
+    for other in ((rows, covariance(generator)), (other_rows, matrix)):
         weights, product = product_of_traces([(rows, matrix), other])
         expected = torch.kron(rows.diag(), matrix) + torch.kron(other[0].diag(), other[1])
         assert torch.allclose(torch.kron(weights.diag(), product), expected)
