@@ -17,7 +17,7 @@ LEVELS = (
     {"data", "statistics", "layers", "tasks"},
     {"surgery"},
     {"calibration"},
-    {"decompositions", "allocation", "compressors"},
+    {"decompositions", "allocation", "compressors", "embeddings"},
     {"refinement"},
     {"selection"},
     {"recipe"},

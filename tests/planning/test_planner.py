@@ -36,14 +36,17 @@ quick = settings(max_examples=80, deadline=None, derandomize=True)
 
 
 def decomposition(**changes: object) -> Decomposition:
-    factors, curves = {}, {}
+    factors, curves, signed = {}, {}, {}
     for seed, (name, shape) in enumerate(SHAPES.items()):
         weight, _ = random_layer(shape, seed)
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
         offset = torch.ones(len(s)).double() if name == "b" else None
         factors[name] = Factors(u * s, v, s, offset)
         curves[name] = tail_energy(s) / 100
-    return Decomposition("svd", SHAPES, factors, curves, provenance={"x": 1}, **changes)
+        signed[name] = (s**2).sin() / 100
+    return Decomposition(
+        "svd", SHAPES, factors, curves, provenance={"x": 1}, signed=signed, **changes
+    )
 
 
 def recipe(**changes: object) -> Recipe:
