@@ -5,7 +5,7 @@ L = 1/n sum_t loss_t,    n the scored tokens of all rows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,16 @@ class Objective:
             total, count = total + float(summed.double()), count + int(tokens)
         return _finite(total / max(1, count))
 
-    def gradients(self, model: nn.Module, parameters: list[Any]) -> tuple[list[Tensor], int]:
-        """dL/dp for each parameter, and n: one gradient pass."""
+    def gradients(
+        self,
+        model: nn.Module,
+        parameters: list[Any],
+        batches: Iterable[TaskBatch] | None = None,
+    ) -> tuple[list[Tensor], int]:
+        """dL/dp for each parameter, and n: a gradient pass, over all rows or some `batches`."""
         sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
         count = 0
-        for batch in self.batches():
+        for batch in self.batches() if batches is None else batches:
             summed, tokens = self.loss(model, batch)
             _finite(float(summed.detach()))
             for place, gradient in zip(

@@ -5,8 +5,8 @@
 A model that has learnt its task is sure of every answer: gradients, their covariance and the
 Hessian of its loss all vanish, and say nothing of what a change that is not small would do. The
 same quantities at temperature T measure how much the logits z move. In units of the logits
-the gradients of the soft loss have covariance F_T = diag(p) - p p^T with s = T, p = softmax(z/T),
-and its Hessian is F_T with s = T^2; F_1 is the Fisher information.
+the gradients of the soft loss have covariance F_T = diag(p) - p p^T with s = T, where
+p = softmax(z / T), and its Hessian is F_T with s = T^2; F_1 is the Fisher information.
 """
 
 from __future__ import annotations

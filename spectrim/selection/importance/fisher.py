@@ -22,7 +22,7 @@ REFERENCE = "the diagonal of the empirical Fisher, in BSI, arXiv:2605.01627"
 
 @dataclass(frozen=True)
 class Options:
-    """temperature None: curvature from the data's labels, in the pass that gives the gradient."""
+    """temperature None: curvature from the data's labels, by the pass of the gradient."""
 
     temperature: float | None = None
     seed: int = 0

@@ -14,6 +14,7 @@ beta in [0, 1] by least squares for each layer: the variance is then that of H -
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +31,7 @@ from spectrim.selection.importance._importance import (
     taylor,
     treated,
 )
-from spectrim.selection.moments import gradient_pass
+from spectrim.selection.moments import gradient_pass, moments
 from spectrim.selection.objective import Objective
 from spectrim.selection.softened import check_temperature, softened
 from spectrim.selection.spectral import SpectralLinear
@@ -44,12 +45,17 @@ sum is smallest near eps = (3 u)^(1/3)."""
 
 @dataclass(frozen=True)
 class Options:
-    """probes K; step eps (None: the smallest total error for the model's dtype). temperature:
-    of labels drawn for the curvature (see `spectrim.selection.softened`), None for the data's.
+    """probes K; step eps (None: the smallest total error for the model's dtype).
+
+    batches_per_probe: each pair sees so many of the objective's batches, in turn; None: all.
+    The noise is that of the probes, not of the data: many probes on little data each cost the
+    same as few on much, and tell more. temperature: of labels drawn for the curvature (see
+    `spectrim.selection.softened`), None for the data's.
     """
 
     probes: int = 16
     step: float | None = None
+    batches_per_probe: int | None = None
     negative: Negative = "zero"
     control: Literal["none", "kronecker"] = "none"
     temperature: float | None = None
@@ -67,13 +73,15 @@ def estimate(
     objective: Objective,
     options: Options,
 ) -> Importance:
-    """2 K + 1 gradient passes. Raises InputError for a 16-bit model."""
-    probing = objective
+    """At most 2 K + 1 gradient passes. Raises InputError for a 16-bit model."""
+    probing = squared = objective
     if options.temperature is not None:
-        given = (options.temperature, options.seed, options.temperature**2)
-        probing = softened(model, objective, *given)
+        given = (model, objective, options.temperature, options.seed)
+        probing = softened(*given, scale=options.temperature**2)
+        squared = softened(*given, scale=options.temperature)
+    batches = list(probing.batches())
     products, signs = _probed(model, layers, probing, options)
-    gradients, curvature_of = _exact_part(model, layers, objective, options)
+    gradients, curvature_of = _exact_part(model, layers, (objective, squared), options)
     scores, errors = {}, {}
     for name, layer in layers.items():
         samples, fixed = curvature_of(name, products[name], signs[name])
@@ -82,7 +90,10 @@ def estimate(
             torch.ones_like(curvature), coordinates_of(layer) * gradients[name], curvature
         )
         errors[name] = 0.5 * standard_error(samples)
-    return Importance(scores, 2 * options.probes + 1, errors)
+    seen = min(options.batches_per_probe or len(batches), len(batches))
+    passes = 1 + math.ceil(2 * options.probes * seen / len(batches))
+    extra = options.control != "none" and options.temperature is not None
+    return Importance(scores, passes + extra, errors)
 
 
 def rounding_step(dtype: torch.dtype) -> float:
@@ -106,15 +117,18 @@ def _probed(
     products: dict[str, list[Tensor]] = {name: [] for name in layers}
     signs: dict[str, list[Tensor]] = {name: [] for name in layers}
     generator = torch.Generator().manual_seed(options.seed)
+    batches = list(objective.batches())
+    seen = min(options.batches_per_probe or len(batches), len(batches))
     try:
-        for _ in range(options.probes):
+        for probe in range(options.probes):
+            some = [batches[(probe * seen + i) % len(batches)] for i in range(seen)]
             z = [_rademacher(value, generator) for value in values]
             ends = []
             for direction in (step, -step):
                 _place(
                     values, [c * (1 + direction * s) for c, s in zip(before, z, strict=True)]
                 )
-                ends.append(objective.gradients(model, values)[0])
+                ends.append(objective.gradients(model, values, some)[0])
             for name, c, s, up, down in zip(layers, before, z, *ends, strict=True):
                 slope = c.double() * (up - down) / (2 * step)
                 products[name].append(slope.cpu())
@@ -139,23 +153,34 @@ def _stacked(lists: dict[str, list[Tensor]]) -> dict[str, Tensor]:
 
 
 def _exact_part(
-    model: nn.Module, layers: dict[str, SpectralLinear], objective: Objective, options: Options
+    model: nn.Module,
+    layers: dict[str, SpectralLinear],
+    objectives: tuple[Objective, Objective],
+    options: Options,
 ) -> tuple[dict[str, Tensor], Samples]:
-    """The gradient, and what turns products and signs into curvature samples and a constant."""
+    """The gradient, and what turns products and signs into curvature samples and a constant.
+
+    objectives: what the gradient is of, and whose gradients' squares are the curvature.
+    """
+    objective, squared = objectives
     if options.control == "none":
         values = [layer.coordinates.value for layer in layers.values()]
         found = [gradient.cpu() for gradient in objective.gradients(model, values)[0]]
         return dict(zip(layers, found, strict=True)), _plain_samples
     grams = {name: _Grams.zeros(layer.bases) for name, layer in layers.items()}
     receivers = {name: gram.add for name, gram in grams.items()}
-    scored = max(1, gradient_pass(model, layers, objective, receivers))
+    scored = max(1, gradient_pass(model, layers, squared, receivers))
+    gradients = {name: gram.product / scored for name, gram in grams.items()}
+    if squared is not objective:
+        found_moments = moments(model, layers, objective)
+        gradients = {name: entry.gradient for name, entry in found_moments.items()}
 
     def controlled(name: str, products: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
         c = coordinates_of(layers[name])
         control = grams[name].curvature(scored) * torch.outer(c, c)
         return _controlled_samples(control, products, signs)
 
-    return {name: gram.product / scored for name, gram in grams.items()}, controlled
+    return gradients, controlled
 
 
 def _plain_samples(name: str, products: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:

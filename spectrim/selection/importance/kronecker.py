@@ -22,7 +22,7 @@ REFERENCE = "the curvature of Li et al., 2026, arXiv:2604.00821, in BSI, arXiv:2
 
 @dataclass(frozen=True)
 class Options:
-    """temperature None: curvature from the data's labels, in the pass that gives the gradient."""
+    """temperature None: curvature from the data's labels, by the pass of the gradient."""
 
     temperature: float | None = None
     seed: int = 0
