@@ -1,6 +1,6 @@
 """Accuracy on a task against the compression of the layers, for every way to get there.
 
-    python benchmarks/task_compression.py arithmetic --out OUT [--ratios 2,4,6,10,15] [--seeds 0,1,2]
+    python benchmarks/task_compression.py arithmetic --out OUT [--ratios 2,4,6,10,15]
 
 Every method sees the same training examples for the same number of steps, in batches of the
 same size, and stores plain factors: methods that cut at once fine-tune their factors for all
@@ -42,6 +42,10 @@ SHARE = 0.25
 """Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
 
 
+PROBES: dict[str, Any] = {"probes": 16, "batches_per_probe": 1}
+SOFT: dict[str, Any] = {"temperature": 4.0}
+
+
 def at_once(method: str, allocation: str) -> Callable[[int], Recipe]:
     def recipe(steps: int) -> Recipe:
         return Recipe(method=method, allocation=allocation, refinement=fine_tuning(steps))
@@ -69,11 +73,12 @@ METHODS: dict[str, Callable[[int], Recipe]] = {
     "SVD-LLM + fine-tuning": at_once("svd_llm", "uniform"),
     "OBD + fine-tuning": at_once("obd", "loss_optimal"),
     "Basel": selecting("svd", importance="magnitude", rule="mass"),
-    "BSI": selecting("svd", importance="hutchinson", importance_options={"probes": 4}),
-    "BSI at temperature 4": selecting(
-        "svd", importance="hutchinson", importance_options={"probes": 4, "temperature": 4.0}
+    "BSI": selecting("svd", importance="hutchinson", importance_options=PROBES),
+    "BSI, labels drawn at T = 4": selecting(
+        "svd", importance="hutchinson", importance_options=PROBES | SOFT
     ),
-    "ours": selecting("obd", importance_options={"temperature": 4.0}),
+    "ours, OBD bases": selecting("obd", importance_options=SOFT),
+    "ours, SVD bases": selecting("svd", importance_options=SOFT),
 }
 
 
@@ -146,12 +151,12 @@ def _cell(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--task", default="arithmetic:train:16000")
-    parser.add_argument("--test", default="arithmetic:test:300")
+    parser.add_argument("--task", default="arithmetic:train:6400")
+    parser.add_argument("--test", default="arithmetic:test:200")
     parser.add_argument("--ratios", default="2,4,6,10,15")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--methods", default=";".join(METHODS))
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     kept_rows = arguments.out.with_suffix(".jsonl")
@@ -161,7 +166,7 @@ def main() -> None:
     done = {(row["method"], row["ratio"], row["seed"]) for row in rows}
     for seed in map(int, arguments.seeds.split(",")):
         for ratio in map(float, arguments.ratios.split(",")):
-            for name in arguments.methods.split(","):
+            for name in arguments.methods.split(";"):
                 if (name, ratio, seed) in done:
                     continue
                 rows.append(row(name, ratio, seed, arguments))
