@@ -7,18 +7,24 @@ from typing import Any
 from spectrim.allocation import ALLOCATORS
 from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.embeddings import EMBEDDINGS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
+from spectrim.selection import IMPORTANCE
 from spectrim.statistics import STATISTICS
+from spectrim.tasks import FORMATS
 
 REGISTRIES: dict[str, Registry] = {
     "methods": DECOMPOSITIONS,
     "allocations": ALLOCATORS,
     "layers": LAYERS,
+    "embeddings": EMBEDDINGS,
     "compressors": COMPRESSORS,
     "refinements": REFINEMENTS,
+    "importance": IMPORTANCE,
+    "tasks": FORMATS,
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
 }
