@@ -20,7 +20,7 @@ from spectrim.storage import is_full_disk
 from spectrim.surgery.experts import SplitExperts
 from spectrim.surgery.rewrite import compact_layers, shared_bases
 
-_EXTRA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(md|yaml|yml|json|txt|html|csv)")
+_EXTRA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(md|yaml|yml|jsonl?|txt|html|csv)")
 _RESERVED = re.compile(
     r"(generation_|tokenizer_|preprocessor_)?config\.json|tokenizer\.json|vocab\.(json|txt)"
     r"|merges\.txt|special_tokens_map\.json|added_tokens\.json|.*\.index\.json"
@@ -93,7 +93,7 @@ def _check_extra_name(name: str) -> None:
     if not _EXTRA_NAME.fullmatch(name) or _RESERVED.fullmatch(name):
         raise InputError(
             f"'{name}' cannot be the name of an extra file; expected a plain name that ends in "
-            ".md, .yaml, .json, .txt, .html or .csv and is not the model's own"
+            ".md, .yaml, .json, .jsonl, .txt, .html or .csv and is not the model's own"
         )
 
 

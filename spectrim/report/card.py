@@ -16,14 +16,13 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
         predicted = f"+{plan.predicted_loss:.4f}"
         what = "predicted loss increase" + (" before refinement" if refined else "")
         figures.append((f"{what} (nats per token)", "0", predicted))
-    given = recipe.calibration
     return model_card(
         CardFacts(
             base_model=base,
             method=", ".join(steps),
             layer_kind=plan.layer,
             kept=plan.kept,
-            data=f"{given.data}, {given.sequences} sequences",
+            data=_data(recipe),
             figures=figures,
             ranks=plan.ranks,
         )
@@ -35,3 +34,10 @@ def _tables(recipe: Recipe) -> list[str]:
     if given is None:
         return []
     return [f"embedding table factored by {given.method} at budget {given.budget:g}"]
+
+
+def _data(recipe: Recipe) -> str:
+    if recipe.task is not None:
+        counted = "the answers' tokens" if recipe.task.labels == "answer" else "all tokens"
+        return f"the task {recipe.task.data}, its loss counted on {counted}"
+    return f"{recipe.calibration.data}, {recipe.calibration.sequences} sequences"
