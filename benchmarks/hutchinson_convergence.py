@@ -101,7 +101,6 @@ def main() -> None:
     for probes in PROBES:
         plain = error(model, layers, objective, exact, probes=probes)
         controlled = error(model, layers, objective, exact, probes=probes, control="kronecker")
-        formula = noise / probes**0.5
         print(
             f"| {probes} | {plain / size:.2f} | {formula / size:.2f} | {controlled / size:.2f} |"
         )

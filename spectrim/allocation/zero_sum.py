@@ -48,7 +48,7 @@ def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | 
 
 @dataclass
 class _Ladder:
-    """One layer's ranks from full downwards: effects[j] of step j, costs[j] before it."""
+    """One layer, dense and then by falling rank: effects[j] of step j, costs[j] before it."""
 
     ranks: list[int]
     costs: list[int]
@@ -60,11 +60,11 @@ class _Ladder:
     def of(cls, request: AllocationRequest, curve: LayerCurve) -> _Ladder:
         full = len(curve.loss) - 1
         lowest = int(request.choices(curve).ranks[0]) or full
-        below = range(full - 1 - (full - 1) % request.multiple, lowest - 1, -request.multiple)
-        ranks = [full, *below]
+        below = range(full - full % request.multiple, lowest - 1, -request.multiple)
+        ranks, dense = [full, *below], curve.dense_cost
         sums = np.append(0.0, np.cumsum(_signed(curve)))[ranks]
-        costs = [min(request.cost(curve, rank), curve.dense_cost) for rank in ranks]
-        return cls(ranks, costs, sums[:-1] - sums[1:], curve.dense_cost)
+        costs = [dense, *(min(request.cost(curve, rank), dense) for rank in below)]
+        return cls(ranks, costs, sums[:-1] - sums[1:], dense)
 
     @property
     def rank(self) -> int | None:

@@ -126,7 +126,7 @@ def task_loss(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
 
 
 def scored_logits(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, Tensor]:
-    """(n, V) in float32 or better, before each of the n scored tokens, and those tokens (n,).
+    """(n, V) in float32 or better, before each of n scored tokens, and those tokens (n,).
 
     Logits before the first scored token of the batch are not computed where the model's
     `forward` takes `logits_to_keep`; only those of scored tokens are upcast.

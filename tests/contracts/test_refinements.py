@@ -33,14 +33,14 @@ MODELS = ("llama", "gpt2", "moe")
 QUICK: dict[str, dict[str, Any]] = {
     "block": {"epochs": 4},
     "end_to_end": {"tokens": 4 * 8 * 16},
-    "next_token": {"steps": 4, "sequences_per_step": 4},
+    "next_token": {"steps": 4, "sequences_per_step": 8},
     "lora": {"epochs": 8, "learning_rate": 1e-2},
     "anchored": {"mix": 0.5},
 }
 LONGER: dict[str, dict[str, Any]] = {
     "block": {"epochs": 4},
     "end_to_end": {"tokens": 16 * 4 * 16},
-    "next_token": {"steps": 16},
+    "next_token": {"steps": 16, "sequences_per_step": 4},
     "lora": {"epochs": 8},
 }
 TRAINED = [
