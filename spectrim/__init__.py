@@ -10,6 +10,7 @@ Importing it lets `transformers` load compressed checkpoints with plain `from_pr
     smaller = spectrim.refine(model, smaller, tokenizer, recipe)
     spectrim.save(smaller, tokenizer, "directory")
     spectrim.evaluate(smaller, tokenizer, "text.txt")
+    spectrim.specialise(model, tokenizer, recipe_with_a_task).model
     spectrim.bench(model, tokenizer, {"mine": recipe, "theirs": other}, (0.8, 0.6))
 """
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         measure,
         plan,
         refine,
+        specialise,
     )
     from spectrim.recipe import Recipe
 
@@ -54,6 +56,7 @@ _LAZY = {
             "measure",
             "plan",
             "refine",
+            "specialise",
         ),
         "spectrim.pipeline",
     ),
@@ -90,4 +93,5 @@ __all__ = [
     "plan",
     "refine",
     "save",
+    "specialise",
 ]

@@ -44,7 +44,8 @@ class Options:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        counts = (self.epochs, self.steps or 1, self.sequences_per_step)
+        steps = 1 if self.steps is None else self.steps
+        counts = (self.epochs, steps, self.sequences_per_step)
         if min(counts) < 1 or self.learning_rate <= 0:
             raise InputError(
                 "epochs, steps, sequences_per_step and learning_rate have to be positive, got "
