@@ -53,16 +53,23 @@ FACTORS_ONLY = ("anchored", "lora", "saes", "shifted")
 """For layers that store any factors of their rank."""
 refinements = pytest.mark.parametrize("name", NAMES)
 trained = pytest.mark.parametrize("name", TRAINED)
-pairs = pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        (name, kind)
-        for name in NAMES
-        for kind in KINDS
-        if name not in FACTORS_ONLY or layer_class(kind).LOSSLESS
-    ],
-)
-models = pytest.mark.parametrize("model", MODELS)
+
+
+def pairs(word: str, values: tuple[Any, ...]) -> pytest.MarkDecorator:
+    """Every refinement on every kind, each with one of the values, so dealt out that every
+    refinement and every kind meets all of them (as in a Latin square)."""
+    return pytest.mark.parametrize(
+        ("name", "kind", word),
+        [
+            (name, kind, values[(row + column) % len(values)])
+            for row, name in enumerate(NAMES)
+            for column, kind in enumerate(KINDS)
+            if name not in FACTORS_ONLY or layer_class(kind).LOSSLESS
+        ],
+    )
+
+
+models = pairs("model", MODELS)
 
 
 @dataclass
@@ -133,7 +140,6 @@ def test_module_declares_itself(name):
         REFINEMENTS.options(name, wrong)
 
 
-@pairs
 @models
 def test_loss_falls(name, kind, model):
     progress = Progress()
@@ -144,7 +150,6 @@ def test_loss_falls(name, kind, model):
         assert sum(losses[-quarter:]) < sum(losses[:quarter])
 
 
-@pairs
 @models
 def test_original_flags_and_modes_stay(name, kind, model):
     given = case(model, kind)
@@ -168,7 +173,6 @@ def test_original_flags_and_modes_stay(name, kind, model):
     assert refined.get_input_embeddings().weight is given.original.get_input_embeddings().weight
 
 
-@pairs
 @models
 def test_saved_is_what_was_refined(name, kind, model, tmp_path):
     given = case(model, kind)
@@ -192,8 +196,7 @@ class Stop:
             yield item
 
 
-@pairs
-@pytest.mark.parametrize("steps", [1, 5, 11])
+@pairs("steps", (1, 5, 11))
 def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
     def progress(folder: str, **changes: Any) -> Progress:
         return Progress(Workspace(tmp_path / folder), seconds_between_saves=0, **changes)
