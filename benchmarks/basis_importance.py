@@ -31,6 +31,10 @@ ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
     ("first order", "first_order", {}),
     ("gradient + Kronecker curvature (ours)", "kronecker", {}),
     ("gradient + token Fisher (ours)", "fisher", {}),
+    *[
+        (f"the same, {n} labels drawn at T = 1", "fisher", {"temperature": 1.0, "draws": n})
+        for n in (1, 4)
+    ],
     *[(f"BSI, K = {k}", "hutchinson", {"probes": k}) for k in (1, 2, 4, 8, 16, 32, 64)],
     *[
         (
@@ -44,14 +48,16 @@ ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's; ties are as good as absent in float64."""
+    """Spearman's; ties are as good as absent."""
     ranks = torch.stack([a.argsort().argsort().double(), b.argsort().argsort().double()])
     return float(torch.corrcoef(ranks)[0, 1])
 
 
 def rows_for(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> TaskRows:
     if arguments.task:
-        rows = rows_of(model, tokenizer, TaskRecipe(data=arguments.task))
+        rows = rows_of(
+            model, tokenizer, TaskRecipe(data=arguments.task, labels=arguments.labels)
+        )
         return some_rows(rows, arguments.sequences, 0)
     settings = BlockSettings(sequences=arguments.sequences, length=arguments.length, seed=0)
     blocks = token_blocks(arguments.text, tokenizer, settings)
@@ -89,6 +95,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--task")
     parser.add_argument("--text")
+    parser.add_argument("--labels", default="answer", choices=("answer", "all"))
     parser.add_argument("--method", default="svd")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)

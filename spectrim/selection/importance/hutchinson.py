@@ -77,8 +77,8 @@ def estimate(
     probing = squared = objective
     if options.temperature is not None:
         given = (model, objective, options.temperature, options.seed)
-        probing = softened(*given, scale=options.temperature**2)
-        squared = softened(*given, scale=options.temperature)
+        probing = softened(*given, use="hessian")
+        squared = softened(*given, use="squares")
     batches = list(probing.batches())
     products, signs = _probed(model, layers, probing, options)
     gradients, curvature_of = _exact_part(model, layers, (objective, squared), options)
