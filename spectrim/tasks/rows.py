@@ -120,7 +120,7 @@ def calibration_blocks(rows: TaskRows) -> TokenBlocks:
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
-    """Summed cross-entropy of the scored tokens, in float32 or better, and how many they are."""
+    """Summed cross-entropy of the scored tokens, in float32 or better, and their number."""
     logits, labels = scored_logits(model, batch)
     return nn.functional.cross_entropy(logits, labels, reduction="sum"), len(labels)
 
