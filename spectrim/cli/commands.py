@@ -76,6 +76,16 @@ def _planned(decomposition: Decomposition, recipe: Recipe, target_loss: float | 
     return pipeline.plan(decomposition, recipe)
 
 
+def _factorised(
+    model: Any, tokenizer: Any, recipe: Recipe, followed: Plan | None, progress: Progress
+) -> Decomposition:
+    """What a plan is cut from; a plan that is to be followed is checked before the work."""
+    if followed:
+        pipeline.prepare(model, recipe)
+        pipeline.check_plan(model, followed)
+    return pipeline.factorise(model, tokenizer, recipe, progress.workspace, progress.track)
+
+
 @app.command()
 @with_recipe_options
 def compress(
@@ -108,12 +118,7 @@ def compress(
         smaller, chosen = special.model, special.plan
         extras["spectrim_events.jsonl"] = special.events()
     else:
-        if followed:
-            pipeline.prepare(original, recipe)
-            pipeline.check_plan(original, followed)
-        decomposition = pipeline.factorise(
-            original, tokenizer, recipe, progress.workspace, show.track
-        )
+        decomposition = _factorised(original, tokenizer, recipe, followed, progress)
         chosen = followed or _planned(decomposition, recipe, target_loss)
         recipe = recipe.at_budget(chosen.budget)
         smaller = pipeline.compress(

@@ -72,8 +72,9 @@ def specialise(
     split. Raises InputError for a task that cannot be read and a budget that cannot be met,
     NumericalError for a loss that is not finite.
     """
-    if recipe.selection is None or recipe.task is None:
-        raise InputError("a task to specialise for is missing: give --task FILE.jsonl")
+    _check(recipe)
+    assert recipe.selection is not None
+    assert recipe.task is not None
     progress = progress or Progress()
     rows = rows_of(model, tokenizer, recipe.task)
     spectral, layers = spectral_copy(model, tokenizer, recipe, progress)
@@ -86,6 +87,19 @@ def specialise(
     plan = _plan(problem, recipe, ranks, rows.fingerprint)
     _mark(model, spectral, plan)
     return Specialised(spectral, plan, state)
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises InputError for a recipe that cannot select bases."""
+    if recipe.selection is None or recipe.task is None:
+        raise InputError("a task to specialise for is missing: give --task FILE.jsonl")
+    if not layer_class(recipe.layer).LOSSLESS:
+        raise InputError(
+            f"layers of kind '{recipe.layer}' do not store the selected bases as they are; "
+            "choose pivoted or lowrank"
+        )
+    if recipe.sharing.rule != "none":
+        raise InputError("bases are selected layer by layer; leave out sharing")
 
 
 def _bases(

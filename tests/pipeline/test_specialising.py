@@ -13,7 +13,14 @@ import spectrim
 from spectrim import pipeline
 from spectrim.errors import InputError
 from spectrim.evaluation import size
-from spectrim.recipe import PRESETS, CalibrationRecipe, Recipe, RefinementRecipe, TaskRecipe
+from spectrim.recipe import (
+    PRESETS,
+    CalibrationRecipe,
+    Recipe,
+    RefinementRecipe,
+    SharingRecipe,
+    TaskRecipe,
+)
 from spectrim.refinement import Progress
 from spectrim.selection import SelectionOptions
 from spectrim.tasks import write_task
@@ -146,6 +153,8 @@ def test_a_method_that_moves_cuts_into_biases_is_refused(task):
     [
         ({"task": None}, "--task"),
         ({"selection": None}, "--task"),
+        ({"layer": "sparse_dictionary"}, "pivoted or lowrank"),
+        ({"sharing": SharingRecipe(rule="same_input")}, "sharing"),
         ({"budget": 0.001}, "budget"),
         ({"task": TaskRecipe(data="arithmetic:train:4", length=100_000)}, "reads at most"),
         ({"task": TaskRecipe(data="no/such/file.jsonl")}, "no/such/file"),
