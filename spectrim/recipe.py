@@ -28,7 +28,8 @@ class CalibrationRecipe:
     """Which tokens the statistics come from.
 
     length None: half the model's context, at least 256 and at most 2048 tokens (never more
-    than the context). labels: "data" or "sampled" from the model. tokens_per_batch None: as
+    than the context). labels: "data" or "sampled" from the model, at `temperature` (above 1 for
+    a model that is sure of its answers). tokens_per_batch None: as
     many as keep the activations below the model's own size (or 256 MiB), at most 4096.
     """
 
@@ -38,6 +39,7 @@ class CalibrationRecipe:
     length: int | None = Field(default=None, ge=2)
     seed: int | None = 0
     labels: Literal["data", "sampled"] = "data"
+    temperature: float = Field(default=1.0, gt=0)
     tokens_per_batch: int | None = Field(default=None, ge=1)
 
 

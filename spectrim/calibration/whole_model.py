@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,32 @@ LABEL_KINDS = ("data", "sampled")
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """labels: "data" (empirical Fisher) or "sampled" from the model (true Fisher)."""
+    """labels: "data" (empirical Fisher) or "sampled" from the model (true Fisher).
+
+    temperature T, for sampled labels: y ~ softmax(z / T), and the loss T CE(z / T, y), whose
+    gradients have covariance diag(p) - p p^T, p = softmax(z / T), in units of the logits z.
+    """
 
     statistics: tuple[str, ...]
     labels: str = "data"
     tokens_per_batch: int = 4096
     seed: int = 0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(f"temperature is {self.temperature}, expected above 0")
+        if self.temperature != 1.0 and self.labels != "sampled":
+            raise InputError("a temperature is for labels that are sampled; set labels=sampled")
         if self.labels not in LABEL_KINDS:
             raise InputError(f"labels '{self.labels}' unknown; expected one of {LABEL_KINDS}")
         for name in self.statistics:
             STATISTICS.get(name)
+
+    @property
+    def label_key(self) -> list[Any]:
+        """What the labels depend on besides model and text."""
+        return [self.labels, self.seed, self.temperature]
 
     @property
     def backward(self) -> bool:
@@ -122,6 +137,7 @@ def _begin(
     result = Calibration.empty(shapes, groups, settings.statistics)
     result.provenance = {
         "labels": settings.labels,
+        "temperature": settings.temperature,
         "seed": settings.seed,
         "data": {"source": blocks.source, "fingerprint": blocks.fingerprint, **blocks.settings},
         "sequences_done": 0,
@@ -181,7 +197,7 @@ def summed_loss(logits: Tensor, batch: Batch, settings: CalibrationSettings) -> 
     Where the batch says what is `scored`, only over those tokens: gradients then tell what
     the answers need, while every real token still counts in the sums (and as a divisor).
     """
-    predicting = logits[:, :-1].float()
+    predicting = logits[:, :-1].float() / settings.temperature
     if settings.labels == "sampled":
         labels = _sample(predicting.detach(), batch.first_sequence, settings.seed)
     else:
@@ -190,9 +206,10 @@ def summed_loss(logits: Tensor, batch: Batch, settings: CalibrationSettings) -> 
     if batch.scored is not None:
         counted &= batch.scored[:, 1:]
     labels = labels.masked_fill(~counted, -100)
-    return nn.functional.cross_entropy(
+    summed = nn.functional.cross_entropy(
         predicting.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100
     )
+    return settings.temperature * summed
 
 
 def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:

@@ -139,6 +139,7 @@ def _run_for(
         recipe.calibration.labels,
         recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
         recipe.calibration.seed or 0,
+        recipe.calibration.temperature,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
     return _Run(model, targets, blocks, settings, workspace, track)
@@ -209,7 +210,7 @@ class _Run:
             "model": model_fingerprint(self.model),
             "data": self.blocks.fingerprint,
             "statistics": list(self.settings.statistics),
-            "labels": [self.settings.labels, self.settings.seed],
+            "labels": self.settings.label_key,
             "layers": [target.name for target in self.targets],
         }
 

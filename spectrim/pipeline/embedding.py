@@ -151,12 +151,13 @@ def _gathered(
         calibration.labels,
         calibration.tokens_per_batch or batch_tokens(model, targets),
         calibration.seed or 0,
+        calibration.temperature,
     )
     key = {
         "model": model_fingerprint(model),
         "data": blocks.fingerprint,
         "wanted": sorted(wanted),
-        "labels": [settings.labels, settings.seed],
+        "labels": settings.label_key,
     }
     path = workspace.path("embedding", key)
     if (earlier := kept(path, _load)) is not None:

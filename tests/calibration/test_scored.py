@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from spectrim.calibration import Calibration, CalibrationSettings, calibrate
+from spectrim.calibration.whole_model import Batch, summed_loss
 from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
 from spectrim.statistics import STATISTICS
 from spectrim.surgery.targets import find_targets
 from tests.calibration.test_store import assert_identical
 from tests.tiny_models import tiny_llama, tiny_tokens
-from tests.tolerances import AUTOGRAD_RELATIVE
+from tests.tolerances import AUTOGRAD_RELATIVE, SAMPLED_FISHER_RELATIVE
 
 LENGTH = 12
 SETTINGS = CalibrationSettings(tuple(STATISTICS.names()), tokens_per_batch=2 * LENGTH)
@@ -97,3 +99,24 @@ def test_every_second_row_keeps_its_marks():
     for name in ("ids", "mask", "scored", "document_of_row"):
         assert torch.equal(getattr(fewer, name), getattr(whole, name)[::2])
     assert replace(whole, scored=None).every(3).scored is None
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_sampled_labels_at_a_temperature_give_the_softened_fisher_information(temperature):
+    """Logits are the parameters: the covariance of the loss's gradients is diag(p) - p p^T."""
+    logits = torch.tensor([4.0, 1.0, 0.0, -2.0]).expand(8, 501, 4).clone().requires_grad_()
+    ids = torch.zeros(8, 501, dtype=torch.long)
+    batch = Batch(0, ids, torch.ones_like(ids, dtype=torch.bool))
+    settings = CalibrationSettings((), "sampled", temperature=temperature)
+    (gradient,) = torch.autograd.grad(summed_loss(logits, batch, settings), [logits])
+    found = gradient[:, :-1].reshape(-1, 4)
+    p = (logits.detach()[0, 0] / temperature).softmax(-1)
+    expected = p.diag() - torch.outer(p, p)
+    away = (found.T @ found / len(found) - expected).norm()
+    assert away < 3 * SAMPLED_FISHER_RELATIVE * expected.norm()
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"temperature": 2.0}])
+def test_a_temperature_is_positive_and_for_sampled_labels(wrong):
+    with pytest.raises(InputError, match="temperature"):
+        CalibrationSettings((), "data", **wrong)
