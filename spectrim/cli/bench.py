@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from spectrim import pipeline
 from spectrim.cli import show
@@ -19,7 +20,7 @@ from spectrim.report.bench_plot import bench_svg
 from spectrim.report.bench_table import markdown, summary, values
 from spectrim.storage import write_text
 
-_METHODS = (
+_METHODS = escape(
     "METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], a preset, or a YAML file of recipes by name; "
     "several with commas or by repeating the option."
 )
