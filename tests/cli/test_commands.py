@@ -317,7 +317,16 @@ def test_activate(cli, tmp_path, monkeypatch):
 def test_help_names_every_command(cli):
     shown = cli("--help")
     assert shown.code == 0
-    commands = ("compress", "compensate", "plan", "evaluate", "bench", "ls", "export", "activate")
+    commands = (
+        "compress",
+        "compensate",
+        "plan",
+        "evaluate",
+        "bench",
+        "ls",
+        "export",
+        "activate",
+    )
     for command in commands:
         assert command in shown.out
         assert cli(command, "--help").code == 0
