@@ -264,7 +264,7 @@ PRESETS: dict[str, Recipe] = {
     ),
     "bsi": Recipe(
         budget=0.2,
-        calibration=CalibrationRecipe(sequences=1024),
+        calibration=CalibrationRecipe(sequences=1024, labels="sampled", temperature=4.0),
         selection=SelectionOptions(importance_options={"temperature": 4.0}),
         refinement=(RefinementRecipe("next_token"),),
     ),
