@@ -182,7 +182,8 @@ def plan(
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
     data: Annotated[
-        str | None, typer.Option(help="Text to evaluate on.  [default: python:held_out]")
+        str | None,
+        typer.Option(help="Text to evaluate on (python:held_out unless a task is given)."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Examples to answer: FILE.jsonl, arithmetic:test:500.")
