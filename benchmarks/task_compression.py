@@ -42,7 +42,7 @@ SHARE = 0.25
 """Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
 
 
-PROBES: dict[str, Any] = {"probes": 16, "batches_per_probe": 1}
+PROBES: dict[str, Any] = {"probes": 4, "batches_per_probe": 1}
 SOFT: dict[str, Any] = {"temperature": 4.0}
 
 

@@ -222,7 +222,7 @@ The figures again (float32):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=4000)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     state_file = arguments.out.with_name(arguments.out.name + ".state.pt")
