@@ -24,11 +24,19 @@ class CompressedLinear(nn.Module, ABC):
 
     OPTIONS: ClassVar[type]
 
-    def __init__(self, shape: tuple[int, int], bias: Tensor | None, options: Any):
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        bias: Tensor | None,
+        options: Any,
+        buffers: Mapping[str, Tensor] | None = None,
+    ):
         super().__init__()
         self.out_features, self.in_features = shape
         self.options = options
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        for name, tensor in (buffers or {}).items():
+            self.register_buffer(name, tensor)
 
     @classmethod
     def parsed(cls, given: Mapping[str, Any]) -> Any:

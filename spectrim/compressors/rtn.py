@@ -57,17 +57,6 @@ class RtnLinear(CompressedLinear):
     scales: Tensor
     zeros: Tensor
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        bias: Tensor | None,
-        options: Options,
-        buffers: dict[str, Tensor],
-    ):
-        super().__init__(shape, bias, options)
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor)
-
     @classmethod
     def empty(cls, shape: tuple[int, int], bias: bool, options: Options) -> RtnLinear:
         rows, groups = shape[0], groups_of(shape, options)

@@ -47,9 +47,8 @@ class Sparse24Linear(CompressedLinear):
         values: Tensor,
         places: Tensor,
     ):
-        super().__init__(shape, bias, options)
+        super().__init__(shape, bias, options, {"places": places})
         self.values = nn.Parameter(values)
-        self.register_buffer("places", places)
 
     @classmethod
     def empty(cls, shape: tuple[int, int], bias: bool, options: Options) -> Sparse24Linear:

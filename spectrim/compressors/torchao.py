@@ -52,17 +52,6 @@ class TorchaoLinear(CompressedLinear):
 
     OPTIONS = Options
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        bias: Tensor | None,
-        options: Options,
-        buffers: dict[str, Tensor],
-    ):
-        super().__init__(shape, bias, options)
-        for name, tensor in buffers.items():
-            self.register_buffer(name, tensor)
-
     @classmethod
     def empty(cls, shape: tuple[int, int], bias: bool, options: Options) -> TorchaoLinear:
         if options.layout != _layout(options.bits):

@@ -10,7 +10,7 @@ from spectrim.data import BlockSettings, check_vocabulary, document_blocks, toke
 from spectrim.evaluation import evaluate_model, perplexity
 from spectrim.evaluation._forward import inference
 from spectrim.pipeline.calibrating import default_length, vocabulary_size
-from spectrim.pipeline.tasks import examples_of, rows_of
+from spectrim.pipeline.tasks import encoded, examples_of
 from spectrim.recipe import TaskRecipe
 from spectrim.selection import Objective
 from spectrim.tasks import exact_match
@@ -41,10 +41,11 @@ def evaluate_task(
 
     Raises InputError for a task that cannot be read.
     """
-    rows = rows_of(model, tokenizer, recipe)
+    examples = examples_of(recipe)
+    rows = encoded(model, tokenizer, recipe, examples)
     with inference(model):
         loss = Objective(rows).value(model)
-    found = exact_match(model, tokenizer, examples_of(recipe))
+    found = exact_match(model, tokenizer, examples)
     names = ("accuracy", "count", "answered")
     return {"task_loss": loss} | {name: float(found[name]) for name in names}
 

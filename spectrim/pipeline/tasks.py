@@ -35,12 +35,19 @@ def examples_of(recipe: TaskRecipe) -> list[TaskExample]:
 
 def rows_of(model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe) -> TaskRows:
     """Rows of tokens, checked against the model. Raises InputError."""
+    return encoded(model, tokenizer, recipe, examples_of(recipe))
+
+
+def encoded(
+    model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, examples: list[TaskExample]
+) -> TaskRows:
+    """As `rows_of`, of examples that were read already."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = recipe.length or min(context or LONGEST_ROW, LONGEST_ROW)
     if context and length > context:
         raise InputError(f"task.length is {length}, the model reads at most {context} tokens")
     settings = RowSettings(length, recipe.labels)
-    rows = task_rows(examples_of(recipe), tokenizer, settings, recipe.data)
+    rows = task_rows(examples, tokenizer, settings, recipe.data)
     embedding: Any = model.get_input_embeddings()
     check_vocabulary(calibration_blocks(rows), embedding.weight.shape[0])
     return rows

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,19 @@ _LINES = 10
 _BETAS = (0.9, 0.95)
 
 
+class TrainingOptions(Protocol):
+    """What the options of every refinement that trains have."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def clip(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Steps of `rows` sequences each; the rate rises over `warmup` steps, then falls to zero
@@ -38,6 +51,12 @@ class Schedule:
     warmup: int
     seed: int
     clip: float = 1.0
+
+    @classmethod
+    def of(cls, options: TrainingOptions, steps: int, rows: int) -> Schedule:
+        """With `options.warmup` as a share of the steps."""
+        warmup = int(options.warmup * steps)
+        return cls(steps, rows, options.learning_rate, warmup, options.seed, options.clip)
 
     def rate(self, step: int) -> float:
         if step < self.warmup:

@@ -57,8 +57,7 @@ class Options:
     def schedule(self, blocks: TokenBlocks) -> Schedule:
         rows = min(self.sequences_per_step, len(blocks))
         steps = max(1, self.tokens // (rows * blocks.ids.shape[1]))
-        warmup = int(self.warmup * steps)
-        return Schedule(steps, rows, self.learning_rate, warmup, self.seed, self.clip)
+        return Schedule.of(self, steps, rows)
 
 
 def refine(

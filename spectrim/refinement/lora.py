@@ -65,8 +65,7 @@ class Options:
     def schedule(self, sequences: int) -> Schedule:
         rows = min(self.sequences_per_step, sequences)
         steps = self.epochs * (sequences // rows)
-        warmup = int(self.warmup * steps)
-        return Schedule(steps, rows, self.learning_rate, warmup, self.seed, self.clip)
+        return Schedule.of(self, steps, rows)
 
 
 class Updated(nn.Module):

@@ -33,7 +33,7 @@ from spectrim.selection.importance._importance import (
 )
 from spectrim.selection.moments import gradient_pass, moments
 from spectrim.selection.objective import Objective
-from spectrim.selection.softened import check_temperature, softened
+from spectrim.selection.softened import Use, check_temperature, softened
 from spectrim.selection.spectral import SpectralLinear
 
 REFERENCE = "BSI, 2026, arXiv:2605.01627"
@@ -74,14 +74,10 @@ def estimate(
     options: Options,
 ) -> Importance:
     """At most 2 K + 1 gradient passes. Raises InputError for a 16-bit model."""
-    probing = squared = objective
-    if options.temperature is not None:
-        given = (model, objective, options.temperature, options.seed)
-        probing = softened(*given, use="hessian")
-        squared = softened(*given, use="squares")
+    probing = _softened(model, objective, options, "hessian")
     batches = list(probing.batches())
     products, signs = _probed(model, layers, probing, options)
-    gradients, curvature_of = _exact_part(model, layers, (objective, squared), options)
+    gradients, curvature_of = _exact_part(model, layers, objective, options)
     scores, errors = {}, {}
     for name, layer in layers.items():
         samples, fixed = curvature_of(name, products[name], signs[name])
@@ -152,23 +148,24 @@ def _stacked(lists: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack(entries) for name, entries in lists.items()}
 
 
-def _exact_part(
-    model: nn.Module,
-    layers: dict[str, SpectralLinear],
-    objectives: tuple[Objective, Objective],
-    options: Options,
-) -> tuple[dict[str, Tensor], Samples]:
-    """The gradient, and what turns products and signs into curvature samples and a constant.
+def _softened(model: nn.Module, objective: Objective, options: Options, use: Use) -> Objective:
+    """On labels that the model draws, where the options ask for them."""
+    if options.temperature is None:
+        return objective
+    return softened(model, objective, options.temperature, options.seed, use)
 
-    objectives: what the gradient is of, and whose gradients' squares are the curvature.
-    """
-    objective, squared = objectives
+
+def _exact_part(
+    model: nn.Module, layers: dict[str, SpectralLinear], objective: Objective, options: Options
+) -> tuple[dict[str, Tensor], Samples]:
+    """The gradient, and what turns products and signs into curvature samples and a constant."""
     if options.control == "none":
         values = [layer.coordinates.value for layer in layers.values()]
         found = [gradient.cpu() for gradient in objective.gradients(model, values)[0]]
         return dict(zip(layers, found, strict=True)), _plain_samples
     grams = {name: _Grams.zeros(layer.bases) for name, layer in layers.items()}
     receivers = {name: gram.add for name, gram in grams.items()}
+    squared = _softened(model, objective, options, "squares")
     scored = max(1, gradient_pass(model, layers, squared, receivers))
     gradients = {name: gram.product / scored for name, gram in grams.items()}
     if squared is not objective:

@@ -1,0 +1,65 @@
+"""Gradient with a curvature in closed form: what estimators that need no probes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.selection.importance._importance import Importance, coordinates_of, taylor
+from spectrim.selection.moments import Moments, moments
+from spectrim.selection.objective import Objective
+from spectrim.selection.softened import check_temperature, softened
+from spectrim.selection.spectral import SpectralLinear
+
+
+@dataclass(frozen=True)
+class ClosedFormOptions:
+    """temperature None: curvature from the data's labels, by the pass of the gradient.
+
+    Otherwise from labels that the model draws itself (see `spectrim.selection.softened`), by
+    one more forward and gradient pass for each of `draws`.
+    """
+
+    temperature: float | None = None
+    draws: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature, self.draws)
+
+
+def closed_form(
+    model: nn.Module,
+    layers: dict[str, SpectralLinear],
+    objective: Objective,
+    options: ClosedFormOptions,
+    curvature: Callable[[Moments], Tensor],
+) -> Importance:
+    """-c g + 1/2 c^2 h with h the `curvature` of a layer's moments."""
+    found = moments(model, layers, objective)
+    curved = [found]
+    if options.temperature is not None:
+        curved = _drawn(model, layers, objective, options, options.temperature)
+    scores = {}
+    for name, layer in layers.items():
+        mean = torch.stack([curvature(one[name]) for one in curved]).mean(0)
+        scores[name] = taylor(coordinates_of(layer), found[name].gradient, mean)
+    return Importance(scores, 1 if options.temperature is None else 1 + options.draws)
+
+
+def _drawn(
+    model: nn.Module,
+    layers: dict[str, SpectralLinear],
+    objective: Objective,
+    options: ClosedFormOptions,
+    temperature: float,
+) -> list[dict[str, Moments]]:
+    """One set of moments per draw of labels."""
+    seeds = (options.seed * 1_000_003 + number for number in range(options.draws))
+    return [
+        moments(model, layers, softened(model, objective, temperature, seed, "squares"))
+        for seed in seeds
+    ]
