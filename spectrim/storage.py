@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,29 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_tensors` wrote. Raises CheckpointError for a damaged or foreign file."""
+    with _opened(path) as file:
+        header = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(header["spectrim"])
+
+
+def read_header(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Names of the tensors, and metadata, of what `write_tensors` wrote; raises as above."""
+    with _opened(path) as file:
+        return list(file.keys()), json.loads((file.metadata() or {})["spectrim"])
+
+
+def read_some(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Only these tensors of what `write_tensors` wrote; raises as above."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(header["spectrim"])
+            yield file
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except (SafetensorError, OSError, KeyError, ValueError) as error:

@@ -16,6 +16,7 @@ LEVELS = (
     {"linalg"},
     {"data", "statistics", "layers", "tasks"},
     {"surgery"},
+    {"streaming"},
     {"calibration"},
     {"decompositions", "allocation", "compressors", "embeddings"},
     {"refinement"},

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MixtralConfig,
@@ -92,6 +93,18 @@ def tiny_mixtral(seed: int = 0) -> PreTrainedModel:
     """Mixtral: fused experts that other names are given on disk."""
     config = MixtralConfig(
         **_SIZES, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2
+    )
+    return _build(config, seed)
+
+
+def tiny_gemma(seed: int = 0) -> PreTrainedModel:
+    """Gemma 3: local attention in one block, global in the next, and a scaled embedding."""
+    config = Gemma3TextConfig(
+        **_SIZES,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        layer_types=["sliding_attention", "full_attention"],
     )
     return _build(config, seed)
 

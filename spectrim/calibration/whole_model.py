@@ -135,14 +135,19 @@ def _begin(
     shapes = {target.name: target.shape for target in targets}
     groups = shared_inputs(model, targets, run)
     result = Calibration.empty(shapes, groups, settings.statistics)
-    result.provenance = {
+    result.provenance = provenance_of(blocks, settings)
+    return result
+
+
+def provenance_of(blocks: TokenBlocks, settings: CalibrationSettings) -> dict[str, Any]:
+    """Of a calibration that has not begun."""
+    return {
         "labels": settings.labels,
         "temperature": settings.temperature,
         "seed": settings.seed,
         "data": {"source": blocks.source, "fingerprint": blocks.fingerprint, **blocks.settings},
         "sequences_done": 0,
     }
-    return result
 
 
 def _run_batch(
@@ -152,23 +157,25 @@ def _run_batch(
     settings: CalibrationSettings,
     result: Calibration,
 ) -> None:
-    index = BatchIndex.of(batch.mask, batch.first_sequence)
-    sink = _accumulator(result)
+    first = batch.first_sequence
+    index = BatchIndex.of(batch.mask, first)
+    sink = accumulator(result)
     with observed(model, targets, index, sink, settings.backward):
         if not settings.backward:
             with torch.no_grad():
                 logits = _forward(model, batch)
-            _check_finite(logits.sum(-1, dtype=torch.float32)[batch.mask].sum(), batch)
+            check_finite(logits.sum(-1, dtype=torch.float32)[batch.mask].sum(), first)
             return
         loss = summed_loss(_forward(model, batch), batch, settings)
-        _check_finite(loss, batch)
+        check_finite(loss, first)
         loss.backward()
 
 
-def _check_finite(value: Tensor, batch: Batch) -> None:
+def check_finite(value: Tensor, first_sequence: int) -> None:
+    """Raises ModelError for a loss or a sum of logits that is not finite."""
     if not torch.isfinite(value):
         raise ModelError(
-            f"the loss is not finite on sequences from {batch.first_sequence} on; "
+            f"the loss is not finite on sequences from {first_sequence} on; "
             "check the weights for NaN and calibrate in float32"
         )
 
@@ -179,7 +186,7 @@ def _forward(model: nn.Module, batch: Batch) -> Tensor:
     return output.logits
 
 
-def _accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None]:
+def accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None]:
     def sink(layer: str, tokens: LayerTokens, with_gradient: bool) -> None:
         if not with_gradient:
             result.counts[layer] += tokens.count

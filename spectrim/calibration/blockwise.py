@@ -1,0 +1,305 @@
+"""Calibration with one decoder block in memory at a time, equal to the whole model's.
+
+    before the blocks     h_0 = front(ids)                      for each batch
+    block l = 0, 1, ...   h_{l+1} = block_l(h_l)                sums over the layers' inputs
+    after the blocks      g_n = d loss(tail(h_n)) / d h_n       the loss, and its gradient
+    block l = n-1, ...    g_l = g_{l+1} d block_l(h_l) / d h_l  sums over the layers' gradients
+
+Block inputs h_l are kept (`Activations`), the block is computed again for its backward pass,
+and gradients are handed from block to block. Every block is read from the disk twice, once
+when no statistic needs a gradient.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.calibration.hooks import BatchIndex, observed, shared_inputs
+from spectrim.calibration.result import Calibration
+from spectrim.calibration.stored import Parts
+from spectrim.calibration.whole_model import (
+    Batch,
+    CalibrationSettings,
+    accumulator,
+    batches,
+    check_finite,
+    provenance_of,
+    summed_loss,
+)
+from spectrim.data import TokenBlocks
+from spectrim.errors import ModelError
+from spectrim.statistics import STATISTICS, LayerTokens
+from spectrim.storage import write_text
+from spectrim.streaming.activations import Activations
+from spectrim.streaming.model import StreamedModel
+from spectrim.streaming.passing import Call, Passage, rows_of
+from spectrim.surgery.targets import Target
+
+INPUT, GRADIENT = "input", "gradient"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where what does not fit goes. statistics: a directory, or None to keep them in memory.
+
+    logits_rows: sequences whose logits are in memory at once, None for those of a batch.
+    """
+
+    activations: Activations
+    statistics: Path | None = None
+    logits_rows: int | None = None
+
+
+def calibrate_blockwise(
+    streamed: StreamedModel,
+    targets: Sequence[Target],
+    blocks: TokenBlocks,
+    settings: CalibrationSettings,
+    places: Places,
+) -> Calibration:
+    """The sums of `calibrate`, to rounding, with one block of the model in memory at a time.
+
+    Raises ModelError for a model that cannot be streamed, for a target that is not in a block
+    or after them, and for activations or gradients that are not finite.
+    """
+    walk = BlockwiseWalk(streamed, targets, blocks, settings, places)
+    for _ in walk.steps():
+        pass
+    return walk.result()
+
+
+@dataclass
+class BlockwiseWalk:
+    """The units of work of one blockwise calibration, in order.
+
+    With durable activations and a directory for statistics, a walk that was stopped goes on
+    at the unit that it was in.
+    """
+
+    streamed: StreamedModel
+    targets: Sequence[Target]
+    blocks: TokenBlocks
+    settings: CalibrationSettings
+    places: Places
+    calls: list[list[Call]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.passage = Passage(self.streamed)
+        self.parts = Parts(self.places.statistics)
+        self.batches = list(
+            batches(self.blocks, self.settings.tokens_per_batch, 0, torch.device("cpu"))
+        )
+        self.tokens = sum(int(batch.mask.sum()) for batch in self.batches)
+        gradient = {n: STATISTICS.get(n).NEEDS_GRADIENT for n in self.settings.statistics}
+        self.names = {
+            INPUT: [name for name, needed in gradient.items() if not needed],
+            GRADIENT: [name for name, needed in gradient.items() if needed],
+        }
+
+    @property
+    def count(self) -> int:
+        return len(self.streamed.blocks)
+
+    @property
+    def units(self) -> int:
+        """How many items `steps` has."""
+        return self.count * (2 if self.settings.backward else 1) + 1
+
+    def steps(self) -> Iterator[int]:
+        """Do the work, yielding the number of units done after each."""
+        done = self._done()
+        self._front(done == 0)
+        for number in range(self.units):
+            if number >= done:
+                finished = self._unit(number)
+                self._note(number + 1)
+                for kind, block in finished:
+                    self._drop(kind, block)
+            yield number + 1
+
+    def result(self) -> Calibration:
+        provenance = provenance_of(self.blocks, self.settings)
+        provenance["sequences_done"] = len(self.blocks)
+        names = [f"{INPUT}-{number:05d}" for number in range(self.count + 1)]
+        if self.settings.backward:
+            names += [f"{GRADIENT}-{number:05d}" for number in range(self.count + 1)]
+        shutil.rmtree(self.places.activations.directory, ignore_errors=True)
+        return self.parts.together(names, provenance)
+
+    def _unit(self, number: int) -> list[tuple[str, int]]:
+        """Returns what is no longer needed once it is done."""
+        if number < self.count:
+            self._forward(number)
+            return [] if self.settings.backward else [(INPUT, number)]
+        if number == self.count:
+            self._tail()
+            return [(INPUT, self.count)]
+        block = 2 * self.count - number
+        self._backward(block)
+        return [(INPUT, block), (GRADIENT, block + 1)]
+
+    def _front(self, keep: bool) -> None:
+        first = self.batches[0]
+        self.passage.learn(first.ids[:1], first.mask[:1])
+        with self.streamed.outside_when_used():
+            for number, batch in enumerate(self.batches):
+                hidden, calls = self.passage.before(batch.ids, batch.mask)
+                self.calls.append(calls)
+                if keep:
+                    self.places.activations.put((INPUT, 0, number), hidden)
+
+    @torch.no_grad()
+    def _forward(self, number: int) -> None:
+        name, targets = self.streamed.blocks[number], self._targets(number)
+        with self.streamed.resident(name) as block:
+            part = self._empty(INPUT, targets, self._groups(number, block))
+            for index, batch in enumerate(self.batches):
+                hidden = self.places.activations.get((INPUT, number, index))
+                with self._watched(targets, batch, part, backward=False):
+                    output = self.passage.through(block, hidden, self.calls[index][number])
+                self.places.activations.put((INPUT, number + 1, index), output)
+        self.parts.put(f"{INPUT}-{number:05d}", part)
+
+    def _backward(self, number: int) -> None:
+        name, targets = self.streamed.blocks[number], self._targets(number)
+        groups = self.parts.get(f"{INPUT}-{number:05d}").groups
+        part = self._empty(GRADIENT, targets, groups)
+        with self.streamed.resident(name) as block:
+            for index, batch in enumerate(self.batches):
+                hidden = self.places.activations.get((INPUT, number, index)).clone()
+                gradient = self.places.activations.get((GRADIENT, number + 1, index))
+                hidden.requires_grad_(True)
+                with self._watched(targets, batch, part, backward=True):
+                    call = self.calls[index][number]
+                    self.passage.through(block, hidden, call).backward(gradient)
+                assert hidden.grad is not None
+                if number > 0:
+                    self.places.activations.put((GRADIENT, number, index), hidden.grad)
+        self.parts.put(f"{GRADIENT}-{number:05d}", part)
+
+    def _tail(self) -> None:
+        """The loss, the layers after the blocks, and the gradient for the last block."""
+        targets = self._targets(self.count)
+        with self.streamed.outside_when_used(but=[self.passage.embedding]):
+            groups = self._tail_groups(targets)
+            forward = self._empty(INPUT, targets, groups)
+            backward = self._empty(GRADIENT, targets, groups)
+            for index, batch in enumerate(self.batches):
+                hidden = self.places.activations.get((INPUT, self.count, index))
+                gradient = torch.zeros_like(hidden)
+                for rows in rows_of(len(hidden), self.places.logits_rows or len(hidden)):
+                    piece = _rows(batch, rows)
+                    gradient[rows] = self._loss(piece, hidden[rows], (forward, backward))
+                if self.settings.backward:
+                    self.places.activations.put((GRADIENT, self.count, index), gradient)
+        if missed := [name for name, count in forward.counts.items() if not count]:
+            raise ModelError(
+                f"{missed[0]} is neither in a block nor after them, so it cannot be streamed; "
+                "leave it out with --exclude"
+            )
+        self.parts.put(f"{INPUT}-{self.count:05d}", forward)
+        self.parts.put(f"{GRADIENT}-{self.count:05d}", backward)
+
+    def _loss(
+        self, batch: Batch, hidden: Tensor, parts: tuple[Calibration, Calibration]
+    ) -> Tensor:
+        """Its gradient for `hidden`, which is zero where no statistic needs it."""
+        backward, targets = self.settings.backward, self._targets(self.count)
+        hidden = hidden.clone().requires_grad_(backward)
+        with (
+            torch.set_grad_enabled(backward),
+            self._watched(targets, batch, parts[0], backward=False),
+            self._watched(targets, batch, parts[1], backward=backward),
+        ):
+            logits = self.passage.after(batch.ids, batch.mask, hidden)
+            if not backward:
+                total = logits.sum(-1, dtype=torch.float32)[batch.mask].sum()
+                check_finite(total, batch.first_sequence)
+                return torch.zeros_like(hidden)
+            loss = summed_loss(logits, batch, self.settings)
+            check_finite(loss, batch.first_sequence)
+            loss.backward()
+        assert hidden.grad is not None
+        return hidden.grad
+
+    def _watched(
+        self, targets: Sequence[Target], batch: Batch, part: Calibration, backward: bool
+    ) -> AbstractContextManager[None]:
+        """Sums into `part`: of the forward pass, or only of the backward pass."""
+        add = accumulator(part)
+        index = BatchIndex.of(batch.mask, batch.first_sequence)
+
+        def sink(layer: str, tokens: LayerTokens, with_gradient: bool) -> None:
+            if with_gradient == backward:
+                add(layer, tokens, with_gradient)
+
+        return observed(self.streamed.model, targets, index, sink, backward)
+
+    def _groups(self, number: int, block: nn.Module) -> dict[str, str]:
+        hidden = self.places.activations.get((INPUT, number, 0))
+        call = self.calls[0][number]
+        return shared_inputs(
+            self.streamed.model,
+            self._targets(number),
+            lambda: self.passage.through(block, hidden, call),
+        )
+
+    @torch.no_grad()
+    def _tail_groups(self, targets: Sequence[Target]) -> dict[str, str]:
+        if not targets:
+            return {}
+        first, hidden = self.batches[0], self.places.activations.get((INPUT, self.count, 0))
+        ids, mask = first.ids[:1], first.mask[:1]
+        run = lambda: self.passage.after(ids, mask, hidden[:1])  # noqa: E731
+        return shared_inputs(self.streamed.model, targets, run)
+
+    def _empty(
+        self, kind: str, targets: Sequence[Target], groups: dict[str, str]
+    ) -> Calibration:
+        shapes = {target.name: target.shape for target in targets}
+        part = Calibration.empty(shapes, groups, self.names[kind])
+        part.tokens = self.tokens
+        return part
+
+    def _targets(self, number: int) -> list[Target]:
+        """Of a block by its number; the number after the last: those outside."""
+        if number < self.count:
+            prefix = self.streamed.blocks[number] + "."
+            return [target for target in self.targets if target.name.startswith(prefix)]
+        inside = tuple(name + "." for name in self.streamed.blocks)
+        return [target for target in self.targets if not target.name.startswith(inside)]
+
+    def _drop(self, kind: str, block: int) -> None:
+        for index in range(len(self.batches)):
+            self.places.activations.drop((kind, block, index))
+
+    @property
+    def _journal(self) -> Path | None:
+        if self.places.statistics is None or not self.places.activations.durable:
+            return None
+        return self.places.activations.directory / "done.json"
+
+    def _done(self) -> int:
+        if self._journal is None or not self._journal.exists():
+            return 0
+        return int(json.loads(self._journal.read_text()))
+
+    def _note(self, done: int) -> None:
+        if self._journal is not None:
+            write_text(self._journal, json.dumps(done))
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    scored = None if batch.scored is None else batch.scored[rows]
+    first = batch.first_sequence + rows.start
+    return replace(
+        batch, first_sequence=first, ids=batch.ids[rows], mask=batch.mask[rows], scored=scored
+    )
