@@ -27,12 +27,8 @@ class StreamedModel:
     """
 
     def __init__(
-        self,
-        config: PreTrainedConfig,
-        files: Sequence[Path],
-        dtype: torch.dtype,
-        **options: Any,
-    ):
+        self, config: PreTrainedConfig, files: Sequence[Path], dtype: torch.dtype
+    ) -> None:
         self._plain = _on_meta(config, dtype)
         self._stored = StoredTensors(self._plain, files)
         self.dtype = dtype
