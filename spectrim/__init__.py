@@ -25,6 +25,7 @@ from spectrim.errors import NumericalWarning, SpectrimError
 from spectrim.hub import load
 
 if TYPE_CHECKING:
+    from spectrim.evaluation import HarnessSettings, evaluate_harness
     from spectrim.pipeline import (
         BenchSettings,
         bench,
@@ -60,6 +61,8 @@ _LAZY = {
         ),
         "spectrim.pipeline",
     ),
+    "HarnessSettings": "spectrim.evaluation",
+    "evaluate_harness": "spectrim.evaluation",
 }
 
 
@@ -78,6 +81,7 @@ def save(model: Any, tokenizer: Any, directory: str) -> None:
 
 __all__ = [
     "BenchSettings",
+    "HarnessSettings",
     "NumericalWarning",
     "Recipe",
     "SpectrimError",
@@ -87,6 +91,7 @@ __all__ = [
     "compress",
     "decompose",
     "evaluate",
+    "evaluate_harness",
     "factorise",
     "load",
     "measure",

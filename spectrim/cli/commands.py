@@ -17,7 +17,7 @@ from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
-from spectrim.evaluation import size
+from spectrim.evaluation import HarnessSettings, evaluate_harness, size
 from spectrim.planning import (
     Decomposition,
     Plan,
@@ -193,10 +193,21 @@ def evaluate(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 20_000,
     length: Annotated[int | None, typer.Option(help="Tokens per chunk.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-evaluation-harness, with commas (extra 'eval')."),
+    ] = None,
+    task_path: Annotated[
+        Path | None, typer.Option(help="Directory of task files (YAML) of your own.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Examples before each question.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples of each of the tasks.")] = None,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Perplexity on chunks and per document, divergence, task accuracy, sizes."""
+    wanted = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    harness = HarnessSettings(task_path, shots, limit)
     reference = _load(original, trust_remote_code)[0] if original else None
     results = {}
     for name in models:
@@ -207,7 +218,9 @@ def evaluate(
         results[name] = _disk_bytes(name)
         if task:
             results[name] |= pipeline.evaluate_task(model, tokenizer, TaskRecipe(data=task))
-        if data or not task:
+        if wanted:
+            results[name] |= evaluate_harness(model, tokenizer, wanted, harness)
+        if data or not (task or wanted):
             text = data or "python:held_out"
             results[name] |= pipeline.evaluate(model, tokenizer, text, settings, reference)
             results[name] |= pipeline.evaluate_documents(model, tokenizer, text, settings)
