@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from spectrim.evaluation import HarnessSettings, evaluate_harness
     from spectrim.pipeline import (
         BenchSettings,
+        FinetuneSettings,
         bench,
         calibrate,
         compensate,
@@ -35,18 +36,21 @@ if TYPE_CHECKING:
         decompose,
         evaluate,
         factorise,
+        finetune,
         measure,
         plan,
         refine,
         specialise,
     )
     from spectrim.recipe import Recipe
+    from spectrim.surgery.lora_targets import lora_targets
 
 _LAZY = {
     "Recipe": "spectrim.recipe",
     **dict.fromkeys(
         (
             "BenchSettings",
+            "FinetuneSettings",
             "bench",
             "calibrate",
             "compensate",
@@ -54,6 +58,7 @@ _LAZY = {
             "decompose",
             "evaluate",
             "factorise",
+            "finetune",
             "measure",
             "plan",
             "refine",
@@ -61,6 +66,7 @@ _LAZY = {
         ),
         "spectrim.pipeline",
     ),
+    "lora_targets": "spectrim.surgery.lora_targets",
     "HarnessSettings": "spectrim.evaluation",
     "evaluate_harness": "spectrim.evaluation",
 }
@@ -81,6 +87,7 @@ def save(model: Any, tokenizer: Any, directory: str) -> None:
 
 __all__ = [
     "BenchSettings",
+    "FinetuneSettings",
     "HarnessSettings",
     "NumericalWarning",
     "Recipe",
@@ -93,7 +100,9 @@ __all__ = [
     "evaluate",
     "evaluate_harness",
     "factorise",
+    "finetune",
     "load",
+    "lora_targets",
     "measure",
     "plan",
     "refine",

@@ -16,7 +16,8 @@ def main() -> None:
     warnings.showwarning = _one_line
     try:
         import spectrim.cli.bench
-        import spectrim.cli.compensate  # noqa: F401  adds its command
+        import spectrim.cli.compensate
+        import spectrim.cli.finetune  # noqa: F401  adds its command
         from spectrim.cli.commands import app
 
         app(prog_name="spectrim")

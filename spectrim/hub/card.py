@@ -7,6 +7,19 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+LOADING = """\
+Load it after `pip install spectrim`; without the import transformers would start from
+random weights:
+
+```python
+import spectrim  # lets transformers read this checkpoint
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/or/name/of/this/model")
+tokenizer = AutoTokenizer.from_pretrained("path/or/name/of/this/model")
+```
+"""
+"""What every card begins with."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -48,17 +61,7 @@ def _front_matter(facts: CardFacts) -> str:
 
 def _opening(facts: CardFacts) -> str:
     return f"""\
-Load it after `pip install spectrim`; without the import transformers would start from
-random weights:
-
-```python
-import spectrim  # lets transformers read this checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/or/name/of/this/model")
-tokenizer = AutoTokenizer.from_pretrained("path/or/name/of/this/model")
-```
-
+{LOADING}
 # {facts.base_model}, {facts.kept:.0%} of its linear weights kept
 
 The linear layers of {_link(facts.base_model)} are replaced by layers of

@@ -17,12 +17,14 @@ from spectrim.pipeline.compressing import check_plan, compress, stored_in
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.evaluating import evaluate, evaluate_documents, evaluate_task
 from spectrim.pipeline.factorising import decompose, factorise, measure, plan
+from spectrim.pipeline.finetuning import FinetuneSettings, finetune
 from spectrim.pipeline.refining import refine
 from spectrim.pipeline.specialising import Specialised, specialise
 
 __all__ = [
     "Bench",
     "BenchSettings",
+    "FinetuneSettings",
     "Specialised",
     "bench",
     "calibrate",
@@ -38,6 +40,7 @@ __all__ = [
     "evaluate_documents",
     "evaluate_task",
     "factorise",
+    "finetune",
     "for_compensation",
     "gather",
     "measure",

@@ -45,7 +45,7 @@ def refine(
         module = REFINEMENTS.get(step.name)
         compressed = module.refine(original, compressed, blocks, options, own)
         given.losses.update({f"{step.name}, {k}": v for k, v in own.losses.items()})
-        _record(compressed, step, options, blocks, own)
+        record(compressed, step.name, options, blocks, own)
     return compressed
 
 
@@ -73,9 +73,9 @@ def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementReci
     return recipe.with_changes(calibration=replace(calibration, sequences=wanted))
 
 
-def _record(
+def record(
     model: PreTrainedModel,
-    step: RefinementRecipe,
+    name: str,
     options: Any,
     blocks: TokenBlocks,
     progress: Progress,
@@ -85,7 +85,7 @@ def _record(
     if config is None:
         return
     entry = {
-        "name": step.name,
+        "name": name,
         "options": asdict(options),
         "data": {"source": blocks.source, "fingerprint": blocks.fingerprint}
         | {"sequences": len(blocks)},

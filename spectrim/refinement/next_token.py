@@ -68,7 +68,7 @@ def refine(
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("next_token", original, compressed, blocks, options)
-    rows = _task_rows(blocks)
+    rows = task_rows(blocks)
     precision = getattr(torch, options.precision)
     lower = precision != torch.float32
 
@@ -86,7 +86,7 @@ def refine(
     return compressed
 
 
-def _task_rows(blocks: TokenBlocks) -> TaskRows:
+def task_rows(blocks: TokenBlocks) -> TaskRows:
     """All tokens but the first of a row count where the blocks do not say which."""
     mask = torch.ones_like(blocks.ids, dtype=torch.bool) if blocks.mask is None else blocks.mask
     scored = blocks.scored

@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 from spectrim.hub import SpectrimConfig
+from spectrim.hub.card import LOADING
 from spectrim.recipe import Recipe
-
-_LOADING = """\
-Load it after `pip install spectrim`; without the import transformers would start from
-random weights:
-
-```python
-import spectrim  # lets transformers read this checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/or/name/of/this/model")
-tokenizer = AutoTokenizer.from_pretrained("path/or/name/of/this/model")
-```
-"""
 
 
 def compensation_card(base_model: str, config: SpectrimConfig, recipe: Recipe) -> str:
@@ -25,7 +13,7 @@ def compensation_card(base_model: str, config: SpectrimConfig, recipe: Recipe) -
     entry = next(iter(config.layers.values()))
     options = ", ".join(f"{k} {v}" for k, v in entry["options"].items() if v != "")
     lines = ["---", f'base_model: "{base_model}"', "library_name: transformers"]
-    lines += ["pipeline_tag: text-generation", "tags:", "- spectrim", "---", "", _LOADING]
+    lines += ["pipeline_tag: text-generation", "tags:", "- spectrim", "---", "", LOADING]
     lines += [f"# {base_model}, compressed by {facts['base']}", ""]
     stored = f"`{facts['base']}`" + (f" ({options})" if options else "")
     lines += [f"{len(config.layers)} linear layers are stored by {stored}."]

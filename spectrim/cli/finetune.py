@@ -1,0 +1,80 @@
+"""`spectrim finetune`: train a compressed model on a text or a task, at its size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spectrim import hub, pipeline
+from spectrim.cli import show
+from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
+from spectrim.hub import SpectrimConfig
+from spectrim.refinement import Progress
+from spectrim.report.finetuning_card import finetuning_card
+from spectrim.workspace import Workspace
+
+
+@app.command()
+def finetune(
+    model: Model,
+    output: Output,
+    data: Annotated[
+        str | None, typer.Option(help="Text: file, .jsonl, .parquet, hf:NAME:SPLIT, python.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Examples; the answers' loss counts: FILE.jsonl.")
+    ] = None,
+    field: Annotated[str | None, typer.Option(help="Text field.")] = None,
+    lora: Annotated[
+        int | None, typer.Option(help="Rank of PEFT adapters, merged in the end. Else factors.")
+    ] = None,
+    sequences: Annotated[int | None, typer.Option(help="Rows to train on.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens of the longest row.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="In place of epochs.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows per step.")] = 32,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="5e-4 for factors, 2e-3 for adapters.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the rows' order and the adapters.")] = 0,
+    cache: Annotated[Path | None, typer.Option(help="Where a run is kept.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep none.")] = False,
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Train the factors of a compressed model, or LoRA adapters on them; ranks stay."""
+    settings = pipeline.FinetuneSettings(
+        data=data,
+        task=task,
+        field=field,
+        sequences=sequences,
+        length=length,
+        lora=lora,
+        epochs=epochs,
+        steps=steps,
+        sequences_per_step=rows,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    hub.check_output(output, overwrite)
+    loaded, tokenizer, stored = _load(model, trust_remote_code)
+    kept = Workspace(cache) if cache else Workspace.default()
+    progress = Progress(Workspace(None) if no_cache else kept, show.track)
+    tuned = pipeline.finetune(loaded, tokenizer, settings, progress)
+    tuned = pipeline.stored_in(tuned, stored)
+    config: SpectrimConfig = tuned.config.quantization_config
+    entry = config.provenance["refinement"][-1]
+    card = finetuning_card(model, entry)
+    hub.save_compressed(
+        tuned, tokenizer, output, config, hub.SaveOptions(card=card, overwrite=overwrite)
+    )
+    if json:
+        show.as_json(entry)
+    else:
+        losses = entry["losses"].items()
+        rows_ = [(what, f"{first:.4f}", f"{last:.4f}") for what, (first, last) in losses]
+        show.table("training loss", ("trained", "first tenth", "last tenth"), rows_)
+    show.note(f"saved to {output}: `import spectrim`, then from_pretrained")

@@ -1,0 +1,105 @@
+"""From a compressed model to one that knows a text or a task, at the same ranks and bytes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError, ModelError
+from spectrim.hub import SpectrimConfig
+from spectrim.pipeline.calibrating import calibration_blocks
+from spectrim.pipeline.refining import record
+from spectrim.recipe import CalibrationRecipe, Recipe, TaskRecipe
+from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.refinement._adapters import AdapterOptions, train_adapters
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """What to learn: `data` is text (every token counts) or `task` examples (the answers' do).
+
+    lora: rank of PEFT adapters; None trains the factors themselves and all else in the blocks.
+    learning_rate None: 5e-4 for factors, 2e-3 for adapters. steps None: `epochs` over the rows.
+    length None: of text as in a calibration, of a task the model's context.
+    """
+
+    data: str | None = None
+    task: str | None = None
+    field: str | None = None
+    sequences: int | None = None
+    length: int | None = None
+    lora: int | None = None
+    epochs: int = 3
+    steps: int | None = None
+    sequences_per_step: int = 32
+    learning_rate: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.task is None):
+            raise InputError("give one of data (text) and task (examples with answers)")
+
+    @property
+    def training(self) -> dict[str, Any]:
+        given = {
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "sequences_per_step": self.sequences_per_step,
+            "seed": self.seed,
+        }
+        rate = self.learning_rate
+        return given if rate is None else given | {"learning_rate": rate}
+
+
+_TEXT_SEQUENCES = 2000
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    settings: FinetuneSettings,
+    progress: Progress | None = None,
+) -> PreTrainedModel:
+    """`model` (compressed, float32) trained in place; it keeps its ranks, and says in its
+    config what it was trained on.
+
+    An interrupted run continues from the workspace. Raises InputError for data that cannot be
+    read, ModelError for a model that is not compressed, NumericalError for a step whose loss
+    is not finite.
+    """
+    if not isinstance(getattr(model.config, "quantization_config", None), SpectrimConfig):
+        raise ModelError(
+            f"this {type(model).__name__} is not compressed; compress it first, or train it "
+            "with transformers' Trainer"
+        )
+    progress = progress or Progress()
+    blocks = _blocks(model, tokenizer, settings)
+    options: Any
+    if settings.lora is None:
+        name, module = "next_token", REFINEMENTS.get("next_token")
+        options = REFINEMENTS.options(name, settings.training)
+        module.refine(model, model, blocks, options, progress)
+    else:
+        name, options = "adapters", AdapterOptions(rank=settings.lora, **settings.training)
+        train_adapters(model, blocks, options, progress)
+    record(model, name, options, blocks, progress)
+    return model
+
+
+def _blocks(model: PreTrainedModel, tokenizer: Any, settings: FinetuneSettings) -> TokenBlocks:
+    every = sys.maxsize if settings.task is not None else _TEXT_SEQUENCES
+    calibration = CalibrationRecipe(
+        data=settings.data or "python",
+        field=settings.field,
+        sequences=settings.sequences or every,
+        length=settings.length,
+        seed=settings.seed,
+    )
+    task = None
+    if settings.task is not None:
+        task = TaskRecipe(data=settings.task, length=settings.length)
+    return calibration_blocks(model, tokenizer, Recipe(calibration=calibration, task=task))

@@ -1,0 +1,113 @@
+"""LoRA adapters of PEFT on every factor at once, trained on the next token and merged.
+
+    min_{A, B}  E_t[-log p(x_t | x_<t)],    W_i + (alpha / rank) B_i A_i,   all W_i fixed
+
+over the scored tokens. A factor (out, in) stays one of its shape, so ranks and bytes stay. This
+is the usual adapter of the ecosystem (extra `peft`); the refinement `lora` is SVD-LLM's, which
+trains one side after the other. Source: Hu et al., 2021, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.refinement._progress import Progress
+from spectrim.refinement._training import Run, Schedule, Stage, run_key
+from spectrim.refinement.next_token import task_rows
+from spectrim.surgery.lora_targets import lora_targets
+from spectrim.tasks import task_loss
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """rank of the adapters, at most that of a factor; alpha None: twice the rank; the rest as
+    in `next_token`."""
+
+    rank: int = 8
+    alpha: int | None = None
+    epochs: int = 3
+    steps: int | None = None
+    sequences_per_step: int = 32
+    learning_rate: float = 2e-3
+    warmup: float = 0.03
+    clip: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (self.rank, self.epochs, self.steps or 1, self.sequences_per_step)
+        if min(counts) < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "rank, epochs, steps, sequences per step and learning rate have to be "
+                f"positive, got {self.rank}, {self.epochs}, {self.steps}, "
+                f"{self.sequences_per_step} and {self.learning_rate}"
+            )
+
+    def schedule(self, sequences: int) -> Schedule:
+        rows = min(self.sequences_per_step, sequences)
+        return Schedule.of(self, self.steps or self.epochs * (sequences // rows), rows)
+
+
+def train_adapters(
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: Progress
+) -> PreTrainedModel:
+    """`model` with its factors trained, in place; after an error it is what it was before.
+
+    Raises InputError where PEFT is missing, NumericalError naming a step that is not finite.
+    """
+    key = run_key("adapters", model, model, blocks, options)
+    rows = task_rows(blocks)
+    with _adapted(model, options) as adapted:
+
+        def loss(chosen: Tensor) -> Tensor:
+            summed, tokens = task_loss(adapted, rows.batch(chosen))
+            return summed / tokens
+
+        trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+        run = Run(trained, progress)
+        if not run.begin(key):
+            stage = Stage("adapters", trained, loss)
+            run.stage(0, stage, options.schedule(len(rows)), len(rows))
+            run.finish()
+        adapted.merge_and_unload()
+    return model
+
+
+@contextmanager
+def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Any]:
+    """The model with adapters, drawn from the seed; without them again on leaving."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError(
+            f"PEFT is not installed ({error}): pip install 'spectrim[peft]'"
+        ) from None
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha or 2 * options.rank,
+        target_modules=lora_targets(model),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    training = model.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        adapted: Any = get_peft_model(model, config)
+    try:
+        yield adapted.eval()
+    finally:
+        adapted.unload()
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])

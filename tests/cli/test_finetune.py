@@ -1,0 +1,48 @@
+"""`spectrim finetune` as other people's scripts call it."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from spectrim.hub import load
+
+
+@pytest.fixture
+def smaller(compress, tmp_path):
+    done = compress("-o", "smaller", "--budget", "0.5", "--recipe", "fast")
+    assert done.code == 0, done.err
+    return tmp_path / "smaller"
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_tuned_checkpoint(cli, shelf, smaller, tmp_path, lora):
+    if lora and find_spec("peft") is None:
+        pytest.skip("PEFT is not installed (extra spectrim[peft])")
+    adapters = ("--lora", 4) if lora else ()
+    size = ("--sequences", 16, "--length", 16, "--rows", 8, "--epochs", 5)
+    rate = ("--learning-rate", 1e-2)
+    data = ("--data", shelf / "text.txt")
+    done = cli("finetune", smaller, "-o", "tuned", *data, *size, *rate, *adapters, "--json")
+    assert done.code == 0, done.err
+    entry = json.loads(done.out)
+    [(first, last)] = entry["losses"].values()
+    assert last < first
+    before, after = load(smaller)[0], load(tmp_path / "tuned")[0]
+    state = after.state_dict()
+    assert {n: t.shape for n, t in before.state_dict().items()} == {
+        n: t.shape for n, t in state.items()
+    }
+    assert any(not torch.equal(t, state[n]) for n, t in before.state_dict().items())
+    assert after.config.quantization_config.provenance["refinement"] == [entry]
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    assert "## Fine-tuned" in card
+    assert "## Ranks" in card, "what the compressed model's own card said stays"
+
+
+def test_a_dense_model_is_refused(cli, shelf):
+    asked = ("finetune", shelf / "model", "-o", "tuned", "--data", shelf / "text.txt")
+    assert "not compressed" in cli(*asked).failed_with_one_line()
