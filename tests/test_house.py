@@ -18,6 +18,8 @@ LEVELS = (
     {"surgery"},
     {"streaming"},
     {"calibration"},
+    {"kernels"},
+    {"inference"},
     {"decompositions", "allocation", "compressors", "embeddings"},
     {"refinement"},
     {"selection"},

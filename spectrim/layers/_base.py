@@ -7,6 +7,7 @@ and tensor parallelism find what they know; its tensors are found by name on loa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,13 +38,33 @@ class CompactLinear(nn.Module, ABC):
 
 
 class FactoredLinear(CompactLinear):
-    """A `CompactLinear` with W_hat of rank at most `rank`.
+    """A `CompactLinear` with W_hat of rank at most `rank`, multiplied with in two steps:
+
+        z = first(x)  (..., rank),   y = finish(z)  (..., out)
+
+    execution: what is called with (layer, x) in place of the two, where a faster way was
+    found (`spectrim.fuse`); it is no part of the layer's state.
 
     LOSSLESS: any factors of that rank are stored without loss. Where they are not, losses
     predicted for cut factors are not this kind's, and a refinement trains its own tensors.
     """
 
     LOSSLESS = True
+    execution: Callable[[Any, Tensor], Tensor] | None = None
+
+    @property
+    @abstractmethod
+    def first(self) -> nn.Linear:
+        """The child that reads the input (in -> rank)."""
+
+    @abstractmethod
+    def finish(self, z: Tensor) -> Tensor:
+        """The output (..., out) from the product `z` (..., rank) of `first`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.execution is not None:
+            return self.execution(self, x)
+        return self.finish(self.first(x))
 
     @classmethod
     @abstractmethod

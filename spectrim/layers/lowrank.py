@@ -37,8 +37,12 @@ class LowRankLinear(FactoredLinear):
             nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=bias)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.left(self.right(x))
+    @property
+    def first(self) -> nn.Linear:
+        return self.right
+
+    def finish(self, z: Tensor) -> Tensor:
+        return self.left(z)
 
     def dense(self) -> tuple[Tensor, Tensor | None]:
         weight = self.left.weight.detach().double() @ self.right.weight.detach().double()

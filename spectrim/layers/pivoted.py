@@ -60,8 +60,11 @@ class PivotedLinear(FactoredLinear):
             torch.zeros((out_features + 7) // 8, dtype=torch.uint8),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.pivots(x)
+    @property
+    def first(self) -> nn.Linear:
+        return self.pivots
+
+    def finish(self, z: Tensor) -> Tensor:
         return torch.cat([z, self.coefficients(z)], dim=-1).index_select(-1, self.position())
 
     def position(self) -> Tensor:

@@ -58,8 +58,12 @@ class SharedBasisLinear(FactoredLinear):
         """An uninitialised layer on this one's basis."""
         return type(self)(self, nn.Linear(self.rank, out_features, bias=bias))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.left(self.owner.right(x))
+    @property
+    def first(self) -> nn.Linear:
+        return self.owner.right
+
+    def finish(self, z: Tensor) -> Tensor:
+        return self.left(z)
 
     def dense(self) -> tuple[Tensor, Tensor | None]:
         basis = self.owner.right.weight.detach().double().to(self.left.weight.device)

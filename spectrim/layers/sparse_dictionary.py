@@ -124,8 +124,12 @@ class SparseDictionaryLinear(FactoredLinear):
             torch.empty(out_features) if bias else None,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(self.dictionary(x), self.coefficients(), self.bias)
+    @property
+    def first(self) -> nn.Linear:
+        return self.dictionary
+
+    def finish(self, z: Tensor) -> Tensor:
+        return nn.functional.linear(z, self.coefficients(), self.bias)
 
     def coefficients(self) -> Tensor:
         """A (out, k), differentiable in `values`, which fill its places row by row."""

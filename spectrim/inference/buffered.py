@@ -1,0 +1,41 @@
+"""The second half of a pivoted layer without joining its parts: one buffer, one gather.
+
+    buffer = [z, C z]  (tokens, out),   y = buffer[:, position]
+
+`torch.cat` would write `C z` a second time, which at many tokens takes as long as the product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.layers import FactoredLinear
+from spectrim.layers.pivoted import PivotedLinear
+
+
+def finish(layer: FactoredLinear, z: Tensor) -> Tensor:
+    """The layer's output (..., out) from z (..., rank); buffered where nothing stands against
+    it (a gradient, autocast, an exchanged child, a compiler, which does better alone)."""
+    if not _bufferable(layer):
+        return layer.finish(z)
+    assert isinstance(layer, PivotedLinear)
+    rank, others = layer.rank, layer.coefficients
+    tokens = z.reshape(-1, rank)
+    buffer = z.new_empty(tokens.shape[0], layer.out_features)
+    buffer[:, :rank] = tokens
+    if others.bias is None:
+        torch.mm(tokens, others.weight.T, out=buffer[:, rank:])
+    else:
+        torch.addmm(others.bias, tokens, others.weight.T, out=buffer[:, rank:])
+    return buffer.index_select(1, layer.position()).view(*z.shape[:-1], layer.out_features)
+
+
+def _bufferable(layer: FactoredLinear) -> bool:
+    return (
+        isinstance(layer, PivotedLinear)
+        and type(layer.coefficients) is nn.Linear
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(layer.coefficients.weight.device.type)
+    )

@@ -1,0 +1,181 @@
+"""A fused model: same weights, same outputs, same file, and back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import spectrim
+from spectrim.errors import ModelError
+from spectrim.hub import SpectrimConfig, load, mark_compressed
+from spectrim.inference import fuse, unfuse
+from spectrim.layers import layer_class
+from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.experts import fused_expert_names, split_experts
+from spectrim.surgery.rewrite import factored_layers, replace_layer
+from spectrim.surgery.targets import find_targets
+from tests.tiny_models import TINY_MODELS, tiny_gqa, tiny_llama, tiny_tokenizer, tiny_tokens
+from tests.tolerances import BFLOAT16_RELATIVE, FLOAT32_RELATIVE, PRODUCT_ABSOLUTE
+
+KINDS = ("lowrank", "pivoted", "sparse_dictionary")
+
+
+def factored(model, kind="lowrank", rank=6):
+    """Every target as a layer of `kind`; ranks differ from layer to layer."""
+    split_experts(model, fused_expert_names(model))
+    for number, target in enumerate(find_targets(model)):
+        module = model.get_submodule(target.name)
+        u, s, v = torch.linalg.svd(weight_of(module).detach().double(), full_matrices=False)
+        own = rank + number % 3
+        left, right = u[:, :own] * s[:own], v[:own]
+        layer = layer_class(kind).from_factors(left, right, bias_of(module))
+        replace_layer(model, target.name, layer)
+    return model
+
+
+def logits(model, tokens=None):
+    with torch.no_grad():
+        return model(tiny_tokens() if tokens is None else tokens).logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_outputs_stay_and_come_back(name, kind):
+    model = factored(TINY_MODELS[name](), kind)
+    before = logits(model)
+    fused = fuse(model)
+    assert (logits(model) - before).abs().max() <= PRODUCT_ABSOLUTE
+    unfuse(model)
+    assert torch.equal(logits(model), before)
+    assert set(fused.layers) == {n for n, _ in factored_layers(model)}
+
+
+def test_layers_of_one_input_are_found_without_their_names():
+    groups = fuse(factored(tiny_gqa())).groups
+    ends = [[name.rsplit(".", 1)[1] for name in group] for group in groups]
+    assert ends == [["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_generation_is_the_same(kind):
+    model = factored(tiny_gqa(), kind)
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1}
+    expected = model.generate(tiny_tokens(), **settings)
+    fuse(model)
+    assert torch.equal(model.generate(tiny_tokens(), **settings), expected)
+
+
+def test_it_stores_nothing_twice_and_saves_the_same_file(tmp_path):
+    model = factored(tiny_llama())
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    mark_compressed(model, SpectrimConfig(layers=_entries(model)))
+    fuse(model)
+    after = model.state_dict()
+    assert list(after) == list(state)
+    assert all(torch.equal(after[name], state[name]) for name in state)
+    packed = next(iter(factored_layers(model)))[1].execution.reader.packed
+    assert packed.weight.data_ptr() == packed.firsts[0].weight.data_ptr()
+    spectrim.save(model, tiny_tokenizer(), tmp_path / "saved")
+    again, _ = load(tmp_path / "saved")
+    assert all(torch.equal(again.state_dict()[name], state[name]) for name in state)
+
+
+def _entries(model):
+    return {n: {"kind": "lowrank", "rank": m.rank} for n, m in factored_layers(model)}
+
+
+def test_training_falls_back_to_the_plain_layers():
+    plain, fused = factored(tiny_llama()), factored(tiny_llama())
+    fuse(fused)
+    for model in (plain, fused):
+        model(tiny_tokens(), labels=tiny_tokens()).loss.backward()
+    for expected, parameter in zip(plain.parameters(), fused.parameters(), strict=True):
+        assert torch.equal(parameter.grad, expected.grad)
+
+
+def test_weights_that_are_changed_moved_or_loaded_are_used():
+    model = factored(tiny_llama(seed=1))
+    fuse(model)
+    other = factored(tiny_llama(seed=2))
+    expected = logits(other)
+    model.load_state_dict(other.state_dict())
+    assert (logits(model) - expected).abs().max() <= PRODUCT_ABSOLUTE
+    model.load_state_dict(factored(tiny_llama(seed=1)).state_dict(), assign=True)
+    assert (logits(model) - logits(factored(tiny_llama(seed=1)))).abs().max() <= PRODUCT_ABSOLUTE
+    half = logits(model.to(torch.bfloat16)).float()
+    assert half.sub(logits(factored(tiny_llama(seed=1)))).norm() <= (
+        BFLOAT16_RELATIVE * half.norm()
+    )
+
+
+def test_a_copy_is_fused_on_its_own():
+    model = factored(tiny_llama())
+    fuse(model)
+    expected = logits(model)
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(logits(copied), expected)
+
+
+class _Shared(nn.Module):
+    """Two layers on one tensor, which may be changed in between."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        kind = layer_class("lowrank")
+        torch.manual_seed(0)
+        self.one = kind.from_factors(torch.randn(4, 2), torch.randn(2, 5), None)
+        self.two = kind.from_factors(torch.randn(4, 2), torch.randn(2, 5), None)
+        self.in_place = in_place
+
+    def forward(self, x):
+        x = x * 1.0
+        first = self.one(x)
+        if self.in_place:
+            x.mul_(2.0)
+        return first + self.two(x)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_input_changed_in_between_is_seen(in_place):
+    module = _Shared(in_place)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    with torch.no_grad():
+        expected = module(x)
+        if in_place:
+            with pytest.raises(ModelError, match="in place"):
+                fuse(module, lambda: module(x))
+            assert module.one.execution is None
+        else:
+            assert fuse(module, lambda: module(x)).groups == (("one", "two"),)
+        assert (module(x) - expected).norm() <= FLOAT32_RELATIVE * expected.norm()
+
+
+def test_one_layer_called_again_does_not_use_the_old_product():
+    module = _Shared(False)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    fuse(module, lambda: module(x))
+    with torch.no_grad():
+        first = module.one(x)
+        module.one.right.weight.mul_(2)
+        assert torch.allclose(module.one(x), 2 * first)
+
+
+def test_it_compiles_as_one_graph():
+    model = factored(tiny_llama(), "pivoted")
+    fuse(model)
+    expected = logits(model)
+    compiled = torch.compile(model.model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        hidden = compiled(tiny_tokens(), use_cache=False).last_hidden_state
+        assert (model.lm_head(hidden) - expected).abs().max() <= PRODUCT_ABSOLUTE
+
+
+def test_a_dense_model_has_nothing_to_fuse():
+    with pytest.raises(ModelError, match="no factored layer"):
+        fuse(tiny_llama())
