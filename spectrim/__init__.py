@@ -10,6 +10,7 @@ Importing it lets `transformers` load compressed checkpoints with plain `from_pr
     smaller = spectrim.refine(model, smaller, tokenizer, recipe)
     spectrim.save(smaller, tokenizer, "directory")
     spectrim.evaluate(smaller, tokenizer, "text.txt")
+    spectrim.fuse(smaller)  # faster inference in place; spectrim.unfuse puts it back
     spectrim.specialise(model, tokenizer, recipe_with_a_task).model
     spectrim.bench(model, tokenizer, {"mine": recipe, "theirs": other}, (0.8, 0.6))
 """
@@ -26,6 +27,7 @@ from spectrim.hub import load
 
 if TYPE_CHECKING:
     from spectrim.evaluation import HarnessSettings, evaluate_harness
+    from spectrim.inference import fuse, unfuse
     from spectrim.pipeline import (
         BenchSettings,
         FinetuneSettings,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Recipe": "spectrim.recipe",
+    **dict.fromkeys(("fuse", "unfuse"), "spectrim.inference"),
     **dict.fromkeys(
         (
             "BenchSettings",
@@ -101,6 +104,7 @@ __all__ = [
     "evaluate_harness",
     "factorise",
     "finetune",
+    "fuse",
     "load",
     "lora_targets",
     "measure",
@@ -108,4 +112,5 @@ __all__ = [
     "refine",
     "save",
     "specialise",
+    "unfuse",
 ]

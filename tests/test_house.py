@@ -27,6 +27,7 @@ LEVELS = (
     {"planning"},
     {"curves"},
     {"hub", "evaluation"},
+    {"speed"},
     {"pipeline"},
     {"report"},
     {"cli"},

@@ -16,6 +16,7 @@ def main() -> None:
     warnings.showwarning = _one_line
     try:
         import spectrim.cli.bench
+        import spectrim.cli.bench_speed
         import spectrim.cli.compensate
         import spectrim.cli.finetune  # noqa: F401  adds its command
         from spectrim.cli.commands import app

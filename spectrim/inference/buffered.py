@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from spectrim.layers import FactoredLinear
 from spectrim.layers.pivoted import PivotedLinear
 
+FEW = 32
+"""Tokens below which the plain way's fewer calls weigh more than what it writes twice."""
+
 
 def finish(layer: FactoredLinear, z: Tensor) -> Tensor:
     """The layer's output (..., out) from z (..., rank); buffered where nothing stands against
     it (a gradient, autocast, an exchanged child, a compiler, which does better alone)."""
-    if not _bufferable(layer):
+    if z.numel() < FEW * z.shape[-1] or not _bufferable(layer):
         return layer.finish(z)
     assert isinstance(layer, PivotedLinear)
     rank, others = layer.rank, layer.coefficients

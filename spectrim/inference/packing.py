@@ -26,45 +26,43 @@ def packable(layer: FactoredLinear) -> bool:
     return type(layer.first) is nn.Linear and not layer.first.weight.is_meta
 
 
-@dataclass
-class _Kept:
-    """The product for `x`, and which readers have not taken theirs."""
-
-    x: Tensor
-    version: int
-    z: Tensor
-    waiting: set[int]
-
-
 class PackedFirst:
-    """The product of several first factors; `reader(layer)` is one layer's share in it."""
+    """The product of several first factors; `reader(layer)` is one layer's share in it.
+
+    What is kept between two readers: the input with its version and all z, in one tuple since
+    threads may share a model, and a bit for each reader that has not taken its own.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    _kept: tuple[Tensor, int, tuple[Tensor, ...]] | None
+    _waiting: int
 
     def __init__(self, layers: Sequence[FactoredLinear]):
         self.firsts = list({id(layer.first): layer.first for layer in layers}.values())
-        self.readers = len(layers)
-        self._given = 0
+        self.readers = 0
+        self._sizes = [first.out_features for first in self.firsts]
         self._stack()
 
     def reader(self, layer: FactoredLinear) -> Reader:
         """Raises StopIteration for a layer that is not of the group."""
         position = next(i for i, first in enumerate(self.firsts) if first is layer.first)
-        start = sum(first.out_features for first in self.firsts[:position])
-        number, self._given = self._given, self._given + 1
-        return Reader(self, layer.first, number, (start, start + layer.rank))
+        self.readers += 1
+        return Reader(self, layer.first, 1 << (self.readers - 1), position)
 
-    def product(self, x: Tensor, reader: int) -> Tensor:
-        """All z for `x`, made now or by an earlier reader."""
+    def product(self, x: Tensor, reader: int) -> tuple[Tensor, ...]:
+        """Every first factor's z for `x`, made now or by another reader that was given it."""
         kept, version = self._kept, _version(x)
-        if kept is not None and kept.x is x and kept.version == version:
-            if reader in kept.waiting:
-                kept.waiting.discard(reader)
-                if not kept.waiting:
-                    self._kept = None
-                return kept.z
+        if kept is not None and kept[0] is x and kept[1] == version and self._waiting & reader:
+            self._waiting &= ~reader
+            if not self._waiting:
+                self._kept = None
+            return kept[2]
         if not torch.compiler.is_compiling() and self._moved():
             self._stack()
-        z = nn.functional.linear(x, self.weight, self.bias)
-        self._kept = _Kept(x, version, z, set(range(self.readers)) - {reader})
+        z = nn.functional.linear(x, self.weight, self.bias).split(self._sizes, -1)
+        self._kept = (x, version, z)
+        self._waiting = ((1 << self.readers) - 1) & ~reader
         return z
 
     def unpack(self) -> None:
@@ -79,7 +77,7 @@ class PackedFirst:
         copied = object.__new__(PackedFirst)
         memo[id(self)] = copied
         copied.firsts = copy.deepcopy(self.firsts, memo)
-        copied.readers, copied._given = self.readers, self._given
+        copied.readers, copied._sizes = self.readers, self._sizes
         copied._stack()
         return copied
 
@@ -93,10 +91,11 @@ class PackedFirst:
         return False
 
     def _stack(self) -> None:
-        self._kept: _Kept | None = None
+        self._kept = None
+        self._waiting = 0
         with torch.inference_mode(False), torch.no_grad():
             self.weight = _joined([first.weight for first in self.firsts])
-            self.bias: Tensor | None = None
+            self.bias = None
             if any(first.bias is not None for first in self.firsts):
                 self.bias = torch.cat([_bias(first) for first in self.firsts])
 
@@ -110,13 +109,13 @@ class Reader:
 
     packed: PackedFirst
     first: nn.Linear
-    number: int
-    place: tuple[int, int]
+    bit: int
+    position: int
 
     def __call__(self, layer: FactoredLinear, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() or layer.first is not self.first:
             return layer.first(x)
-        return self.packed.product(x, self.number)[..., self.place[0] : self.place[1]]
+        return self.packed.product(x, self.bit)[self.position]
 
 
 def _version(x: Tensor) -> int:
@@ -124,7 +123,7 @@ def _version(x: Tensor) -> int:
     return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
-def _joined(weights: list[nn.Parameter]) -> Tensor:
+def _joined(weights: Sequence[Tensor]) -> Tensor:
     """All rows as one tensor, of which the weights become views."""
     joined = torch.cat([weight.data for weight in weights])
     start = 0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spectrim.calibration.hooks import shared_inputs
 from spectrim.errors import ModelError
 from spectrim.inference import buffered
+from spectrim.inference.columns import store_by_columns, store_by_rows
 from spectrim.inference.packing import PackedFirst, Reader, packable
 from spectrim.layers import FactoredLinear
 from spectrim.surgery.rewrite import factored_layers
@@ -48,10 +49,11 @@ class Execution:
 def fuse(model: nn.Module, run: Callable[[], Any] | None = None) -> Fused:
     """Rewire the factored layers of `model` in place for inference; `unfuse` undoes it.
 
-    The first factors of layers that read the same tensor become one product, and pivoted
-    layers write their outputs once. `generate`, `save_pretrained` and `state_dict` work as
-    before; training falls back to the plain layers. run: a forward pass to learn from and to
-    check with, by default the model on two tokens; it returns a tensor or a model output.
+    The first factors of layers that read the same tensor become one product, pivoted layers
+    write their outputs once, and a processor reads tall factors by columns. `generate`,
+    `save_pretrained` and `state_dict` work as before; training falls back to the plain layers.
+    run: a forward pass to learn from and to check with, by default the model on two tokens; it
+    returns a tensor or a model output.
 
     Raises ModelError when there is no factored layer, or when outputs changed (the model is
     then as it was).
@@ -80,6 +82,7 @@ def unfuse(model: nn.Module) -> None:
         if isinstance(layer.execution, Execution) and layer.execution.reader is not None:
             packs[id(layer.execution.reader.packed)] = layer.execution.reader.packed
         layer.execution = None
+        store_by_rows(layer)
     for packed in packs.values():
         packed.unpack()
 
@@ -87,6 +90,7 @@ def unfuse(model: nn.Module) -> None:
 def _rewire(layers: dict[str, FactoredLinear], groups: list[list[str]]) -> None:
     for layer in layers.values():
         layer.execution = Execution()
+        store_by_columns(layer)
     for names in groups:
         packed = PackedFirst([layers[name] for name in names])
         for name in names:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import spectrim
+from spectrim import fuse, unfuse
 from spectrim.errors import ModelError
 from spectrim.hub import SpectrimConfig, load, mark_compressed
-from spectrim.inference import fuse, unfuse
 from spectrim.layers import layer_class
 from spectrim.surgery.adapters import bias_of, weight_of
 from spectrim.surgery.experts import fused_expert_names, split_experts
@@ -38,7 +38,7 @@ def factored(model, kind="lowrank", rank=6):
 
 def logits(model, tokens=None):
     with torch.no_grad():
-        return model(tiny_tokens() if tokens is None else tokens).logits
+        return model(tiny_tokens(4, 12) if tokens is None else tokens).logits
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,7 +93,8 @@ def test_training_falls_back_to_the_plain_layers():
     for model in (plain, fused):
         model(tiny_tokens(), labels=tiny_tokens()).loss.backward()
     for expected, parameter in zip(plain.parameters(), fused.parameters(), strict=True):
-        assert torch.equal(parameter.grad, expected.grad)
+        error = (parameter.grad - expected.grad).norm()
+        assert error <= FLOAT32_RELATIVE * expected.grad.norm()
 
 
 def test_weights_that_are_changed_moved_or_loaded_are_used():
@@ -103,12 +104,11 @@ def test_weights_that_are_changed_moved_or_loaded_are_used():
     expected = logits(other)
     model.load_state_dict(other.state_dict())
     assert (logits(model) - expected).abs().max() <= PRODUCT_ABSOLUTE
-    model.load_state_dict(factored(tiny_llama(seed=1)).state_dict(), assign=True)
-    assert (logits(model) - logits(factored(tiny_llama(seed=1)))).abs().max() <= PRODUCT_ABSOLUTE
+    first = factored(tiny_llama(seed=1))
+    model.load_state_dict(first.state_dict(), assign=True)
+    assert (logits(model) - logits(first)).abs().max() <= PRODUCT_ABSOLUTE
     half = logits(model.to(torch.bfloat16)).float()
-    assert half.sub(logits(factored(tiny_llama(seed=1)))).norm() <= (
-        BFLOAT16_RELATIVE * half.norm()
-    )
+    assert (half - logits(first)).norm() <= BFLOAT16_RELATIVE * half.norm()
 
 
 def test_a_copy_is_fused_on_its_own():
@@ -172,7 +172,7 @@ def test_it_compiles_as_one_graph():
     expected = logits(model)
     compiled = torch.compile(model.model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        hidden = compiled(tiny_tokens(), use_cache=False).last_hidden_state
+        hidden = compiled(tiny_tokens(4, 12), use_cache=False).last_hidden_state
         assert (model.lm_head(hidden) - expected).abs().max() <= PRODUCT_ABSOLUTE
 
 
