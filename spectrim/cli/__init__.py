@@ -18,7 +18,8 @@ def main() -> None:
         import spectrim.cli.bench
         import spectrim.cli.bench_speed
         import spectrim.cli.compensate
-        import spectrim.cli.finetune  # noqa: F401  adds its command
+        import spectrim.cli.finetune
+        import spectrim.cli.report  # noqa: F401  adds its command
         from spectrim.cli.commands import app
 
         app(prog_name="spectrim")

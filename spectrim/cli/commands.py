@@ -30,6 +30,8 @@ from spectrim.recipe import Recipe, TaskRecipe
 from spectrim.refinement import Progress
 from spectrim.report.card import card_for
 from spectrim.report.curve_plot import curve_svg
+from spectrim.report.facts import PAGE_FILE
+from spectrim.report.making import Made, Pair, compared, facts_of, report_extras
 from spectrim.storage import write_text
 
 app = typer.Typer(
@@ -96,6 +98,7 @@ def compress(
     target_loss: Annotated[
         float | None, typer.Option(help="Smallest model within this loss, nats per token.")
     ] = None,
+    report: Annotated[bool, typer.Option(help="Write an HTML page about the result.")] = True,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
 ) -> None:
@@ -112,7 +115,7 @@ def compress(
     original, tokenizer, stored = _load(model, trust_remote_code)
     dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
     progress = Progress(workspace_of(given), show.track)
-    extras = {}
+    extras, decomposition = {}, None
     if recipe.selection is not None:
         special = pipeline.specialise(original, tokenizer, recipe, progress)
         smaller, chosen = special.model, special.plan
@@ -129,6 +132,9 @@ def compress(
         smaller = pipeline.refine(original, smaller, tokenizer, recipe, progress)
     smaller = pipeline.stored_in(smaller, dtype)
     extras |= {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}
+    pair = Pair(original, smaller, tokenizer, stored)
+    facts = facts_of(Made(model, chosen, recipe, decomposition), pair)
+    extras |= report_extras(compared(facts, pair, recipe) if report else facts, report)
     hub.save_compressed(
         smaller,
         tokenizer,
@@ -140,6 +146,8 @@ def compress(
     )
     show.plan_table(chosen)
     show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+    if report:
+        show.note(f"report in {output / PAGE_FILE}")
 
 
 @app.command()

@@ -1,0 +1,67 @@
+"""`spectrim report`: the page of a compressed model, again or with more on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from spectrim import hub, pipeline
+from spectrim.cli import show
+from spectrim.cli.commands import RemoteCode, _load, app
+from spectrim.data import BlockSettings, token_blocks
+from spectrim.errors import InputError
+from spectrim.report.comparing import with_divergence, with_texts
+from spectrim.report.facts import PAGE_FILE, Facts
+from spectrim.report.making import Pair, facts_in, report_extras
+from spectrim.report.page import report_page
+from spectrim.storage import write_text
+
+
+@app.command()
+def report(
+    checkpoint: Annotated[Path, typer.Argument(help="Directory of a compressed model.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help=f"HTML file, else {PAGE_FILE} there.")
+    ] = None,
+    original: Annotated[
+        str | None, typer.Option(help="Model to compare with: its text beside this one's.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Text to measure the divergence on; needs --original.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="To continue; else drawn from the original.")
+    ] = None,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """One HTML page: size and quality, ranks, spectra, bytes, text before and after."""
+    if original is None and (data or prompt):
+        raise InputError("--data and --prompt compare two models; name one by --original")
+    facts = facts_in(checkpoint)
+    if original is not None:
+        pair = _pair(original, checkpoint, trust_remote_code)
+        facts = _compared(facts, pair, data, prompt or [])
+    if output is not None:
+        write_text(output, report_page(facts))
+    else:
+        for name, text in report_extras(facts).items():
+            hub.write_extra(checkpoint, name, text)
+    show.note(f"report in {output or checkpoint / PAGE_FILE}")
+
+
+def _pair(original: str, checkpoint: Path, trust_remote_code: bool) -> Pair:
+    dense, tokenizer, stored = _load(original, trust_remote_code)
+    smaller, _ = hub.load(checkpoint, dtype=torch.float32)
+    return Pair(dense, smaller, tokenizer, stored)
+
+
+def _compared(facts: Facts, pair: Pair, data: str | None, prompts: list[str]) -> Facts:
+    if data is not None:
+        length = pipeline.default_length(pair.original)
+        settings = BlockSettings(length=length, keep_tail=True, max_tokens=20_000)
+        blocks = token_blocks(data, pair.tokenizer, settings)
+        facts = with_divergence(facts, pair.original, pair.smaller, blocks)
+    return with_texts(facts, pair.original, pair.smaller, pair.tokenizer, prompts)

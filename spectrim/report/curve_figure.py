@@ -1,0 +1,126 @@
+"""The size/quality curve: what every size is predicted to cost, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor
+
+from markupsafe import Markup
+
+from spectrim.report import numbers
+from spectrim.report.facts import Facts, Point
+from spectrim.report.svg import Axes, Box, decades, element, line, polyline, text
+
+WIDTH, HEIGHT = 400, 310
+BOX = Box(46, 32, 374, 262)
+_LABEL_ROOM = 122
+"""Width that a label beside a point takes."""
+
+
+def axes_of(facts: Facts) -> Axes:
+    points = [*facts.curve, *facts.probes]
+    shown = [facts.predicted_loss, facts.result, *(point.loss for point in points)]
+    low, high = decades([loss for loss in shown if loss])
+    first = min([facts.kept, *(point.kept for point in points)])
+    return Axes(BOX, floor(first * 10 + 1e-6) / 10, 1.0, low, high)
+
+
+def curve_figure(facts: Facts) -> Markup:
+    axes = axes_of(facts)
+    drawn = [point for point in facts.curve if point.loss >= 10.0**axes.low]
+    name = "predicted loss increase at every size, with what was measured"
+    return element(
+        "svg",
+        *_grid(axes, facts),
+        polyline([(axes.x(p.kept), axes.y(p.loss)) for p in drawn], "curve"),
+        *_probes(axes, facts.probes),
+        *_marks(axes, facts),
+        element("g", line(0, BOX.top, 0, BOX.bottom, "cursor"), id="cursor", class_="off"),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=name,
+        id="curve",
+    )
+
+
+def _grid(axes: Axes, facts: Facts) -> list[Markup]:
+    parts = [text(2, 14, "loss increase, nats per token", "title")]
+    for power in axes.powers():
+        y = axes.y(10.0**power)
+        parts += [
+            line(BOX.left, y, BOX.right, y, "grid"),
+            text(BOX.left - 6, y + 4, numbers.tick(power), "tick", "end"),
+        ]
+    count = round((axes.last - axes.first) * 10)
+    step = 2 if count > 5 else 1
+    for tenth in range(round(axes.last * 10), round(axes.first * 10) - 1, -step):
+        parts += _tick(axes, facts, tenth / 10)
+    return parts
+
+
+def _tick(axes: Axes, facts: Facts, kept: float) -> list[Markup]:
+    """The share of the weights, and under it what the file then takes."""
+    x = axes.x(kept)
+    parts = [
+        line(x, BOX.bottom, x, BOX.bottom + 4, "axis"),
+        text(x, BOX.bottom + 18, numbers.percent(kept), "tick", "middle"),
+    ]
+    if facts.parts:
+        words = numbers.size(bytes_at(facts, kept))
+        parts.append(text(x, BOX.bottom + 34, words, "tick faint", "middle"))
+    return parts
+
+
+def bytes_at(facts: Facts, kept: float) -> float:
+    """Bytes of the whole model with that share of the layers' weights."""
+    return facts.other_bytes + kept * facts.dense_weights * facts.itemsize
+
+
+def _probes(axes: Axes, probes: Sequence[Point]) -> list[Markup]:
+    return [
+        element(
+            "circle",
+            element("title", f"a whole plan, measured: +{numbers.loss(p.loss)}"),
+            cx=axes.x(p.kept),
+            cy=axes.y(p.loss),
+            r=4,
+            class_="probe",
+        )
+        for p in probes
+    ]
+
+
+def _marks(axes: Axes, facts: Facts) -> list[Markup]:
+    """The plan, and the saved model where it was measured, the higher of them named first."""
+    x, found = axes.x(facts.kept), []
+    if facts.predicted_loss is not None:
+        y = axes.y(facts.predicted_loss)
+        mark = element("circle", cx=x, cy=y, r=5, class_="chosen", id="chosen")
+        found.append((y, mark, f"predicted +{numbers.loss(facts.predicted_loss)}", "chosen"))
+    if facts.result is not None:
+        y = axes.y(facts.result)
+        found.append((y, _diamond(x, y), f"measured +{numbers.loss(facts.result)}", "result"))
+    labels = _labels(axes, x, sorted((y, words, kind) for y, _, words, kind in found))
+    return [mark for _, mark, _, _ in found] + labels
+
+
+def _diamond(x: float, y: float) -> Markup:
+    corners = ((x, y - 6), (x + 6, y), (x, y + 6), (x - 6, y))
+    points = " ".join(f"{across:.1f},{down:.1f}" for across, down in corners)
+    return element("polygon", points=points, class_="result")
+
+
+def _labels(axes: Axes, x: float, marks: Sequence[tuple[float, str, str]]) -> list[Markup]:
+    """The curve falls to the right: there is room above on that side, unless the figure ends
+    there, and below on the other."""
+    right, below = x + _LABEL_ROOM < WIDTH, x - _LABEL_ROOM > axes.box.left
+    labels, floor_ = [], axes.box.bottom - 6
+    for number, (y, words, kind) in enumerate(marks):
+        if right and (number == 0 or not below):
+            at = max(y - 10 + 30 * number, axes.box.top + 12)
+            labels.append(text(x + 9, min(at, floor_), words, f"mark {kind}"))
+        else:
+            at = max(y for y, _, _ in marks) + 18 + (0 if right else 17 * number)
+            at = min(at, floor_ - (0 if right else 17 * (len(marks) - 1 - number)))
+            labels.append(text(x - 9, at, words, f"mark {kind}", "end"))
+    return labels

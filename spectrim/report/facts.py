@@ -1,0 +1,140 @@
+"""All that the page of a compressed model shows, as one value that is kept beside it.
+
+`compress` writes it, so that a page made later needs neither the original nor a calibration.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked
+
+from spectrim.errors import CheckpointError
+from spectrim.storage import read_mapping
+
+FACTS_FILE = "spectrim_report.json"
+PAGE_FILE = "spectrim_report.html"
+_STRICT = ConfigDict(extra="forbid")
+
+
+@checked(frozen=True, config=_STRICT)
+class LayerFacts:
+    """A module of the plan: rank None is dense; `weights` are stored, `loss` is predicted.
+
+    ranks, spectrum, losses: the singular value with number r and the loss at rank r for some
+    of r = 1 .. k; empty where the page shows another layer of the same cell.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int | None
+    kind: str
+    weights: int
+    loss: float | None = None
+    ranks: list[int] = field(default_factory=list)
+    spectrum: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+@checked(frozen=True, config=_STRICT)
+class Point:
+    """kept: fraction of the layers' weights stored; loss: increase in nats per token."""
+
+    kept: float
+    loss: float
+    budget: float | None = None
+
+
+@checked(frozen=True, config=_STRICT)
+class Part:
+    """Bytes of the tensors of one kind, before and after."""
+
+    name: str
+    dense: int
+    stored: int
+
+
+@checked(frozen=True, config=_STRICT)
+class Continuation:
+    """What both models make of a prompt, greedily."""
+
+    prompt: str
+    dense: str
+    compressed: str
+
+
+@checked(frozen=True, config=_STRICT)
+class Facts:
+    """curve: predicted, for all budgets; probes: measured on the way to it; result: measured
+    of the saved model, None before it was. itemsize: bytes per stored weight."""
+
+    model: str
+    method: str
+    allocation: str
+    layer: str
+    budget: float
+    kept: float
+    predicted_loss: float | None
+    layers: list[LayerFacts]
+    units: str = "nats per token"
+    itemsize: int = 4
+    curve: list[Point] = field(default_factory=list)
+    probes: list[Point] = field(default_factory=list)
+    result: float | None = None
+    result_from: str = ""
+    agreement: float | None = None
+    parts: list[Part] = field(default_factory=list)
+    texts: list[Continuation] = field(default_factory=list)
+    refined: list[str] = field(default_factory=list)
+    recipe: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format: Literal["spectrim-report-1"] = "spectrim-report-1"
+
+    @property
+    def dense_weights(self) -> int:
+        return sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+
+    @property
+    def other_bytes(self) -> int:
+        """Stored bytes of all but the plan's layers."""
+        return sum(p.stored for p in self.parts) - sum(
+            layer.weights * self.itemsize for layer in self.layers
+        )
+
+    def to_json(self) -> str:
+        values = TypeAdapter(Facts).dump_python(self, mode="json")
+        return json.dumps(values, allow_nan=False) + "\n"
+
+
+def load_facts(path: Path) -> Facts:
+    """Raises InputError for a file that cannot be read, CheckpointError for other values."""
+    try:
+        return TypeAdapter(Facts).validate_python(read_mapping(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "file"
+        raise CheckpointError(f"{path}: {place}: {first['msg']}") from error
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Where a module stands on the map: its decoder block and its name inside it."""
+
+    block: str
+    projection: str
+
+
+def cell_of(name: str) -> Cell:
+    """`model.layers.3.mlp.up_proj` is `mlp.up_proj` of block `model.layers.3`; the number of
+    an expert is left out; a module outside all blocks is a projection of block ''."""
+    parts = name.split(".")
+    first = next((n for n, part in enumerate(parts) if part.isdigit()), None)
+    if first is None:
+        return Cell("", name)
+    inside = [part for part in parts[first + 1 :] if not part.isdigit()]
+    return Cell(".".join(parts[: first + 1]), ".".join(inside) or parts[first - 1])

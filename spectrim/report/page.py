@@ -1,0 +1,143 @@
+"""One self-contained HTML page from the facts: no network, no file beside it.
+
+Figures and tables are drawn here; the script only moves what is drawn. The page's own policy
+forbids everything but its style and the one script that it was written with.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from spectrim.layers import layer_class
+from spectrim.report import numbers
+from spectrim.report.curve_figure import axes_of, bytes_at, curve_figure
+from spectrim.report.facts import Continuation, Facts, LayerFacts
+from spectrim.report.rank_map import rank_map, shared_start
+from spectrim.report.spectrum_figure import LOWER, UPPER, spectrum_figure
+
+_FILTERS = {"size": numbers.size, "loss": numbers.loss, "percent": numbers.percent}
+
+
+def report_page(facts: Facts, live: Mapping[str, Any] | None = None) -> str:
+    """HTML. live: what the script needs to ask a server for other plans."""
+    panels = [layer for layer in facts.layers if layer.ranks]
+    worst = max(panels, key=lambda layer: layer.loss or 0.0, default=None)
+    script = Markup(_source("page.js"))
+    return _template().render(
+        facts=facts,
+        live=live,
+        curve=curve_figure(facts) if facts.curve or facts.result is not None else None,
+        map=rank_map(facts.layers),
+        panels=[(layer, spectrum_figure(layer, facts.units)) for layer in panels],
+        opened=worst.name if worst else "",
+        figures=headline(facts),
+        most=max((max(p.dense, p.stored) for p in facts.parts), default=1),
+        dense_bytes=sum(part.dense for part in facts.parts),
+        stored_bytes=sum(part.stored for part in facts.parts),
+        texts=[(text, *_forked(text)) for text in facts.texts],
+        numbers=script_numbers(facts, live),
+        style=Markup(_source("page.css")),
+        script=script,
+        script_hash=_hash(script),
+    )
+
+
+def headline(facts: Facts) -> list[tuple[str, str, str]]:
+    """What, how much, and a word on it."""
+    found = [("layer weights kept", numbers.percent(facts.kept), _of_budget(facts))]
+    dense, stored = (sum(getattr(p, n) for p in facts.parts) for n in ("dense", "stored"))
+    if dense:
+        found.append(
+            (
+                "size",
+                numbers.size(stored),
+                f"{numbers.percent(stored / dense)} of {numbers.size(dense)}",
+            )
+        )
+    if facts.predicted_loss is not None:
+        when = " before refinement" if facts.refined else ""
+        found.append((f"predicted loss increase{when}", *_priced(facts.predicted_loss)))
+    if facts.result is not None:
+        found.append(("measured divergence", *_priced(facts.result)))
+    if facts.agreement is not None:
+        found.append(("same next token", numbers.percent(facts.agreement), "as the original"))
+    return found
+
+
+def _of_budget(facts: Facts) -> str:
+    dense = sum(layer.rank is None for layer in facts.layers)
+    return f"{dense} of {len(facts.layers)} layers left dense"
+
+
+def _priced(nats: float) -> tuple[str, str]:
+    ratio = math.exp(min(nats, 20.0))
+    shown = f"{ratio:.3f}" if ratio < 1.1 else f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
+    return f"+{numbers.loss(nats)}", f"nats per token, perplexity \u00d7 {shown}"
+
+
+def _forked(text: Continuation) -> tuple[str, str, str]:
+    """What both continuations begin with, in whole words, and how each goes on."""
+    same = shared_start([text.dense, text.compressed])
+    if same not in (text.dense, text.compressed):
+        same = same[: 1 + max(same.rfind(" "), same.rfind("\n"))]
+    return same, text.dense[len(same) :], text.compressed[len(same) :]
+
+
+def script_numbers(facts: Facts, live: Mapping[str, Any] | None) -> Markup:
+    """What the script reads, as JSON that cannot end the element it stands in."""
+    axes = axes_of(facts)
+    values = {
+        "curve": [[p.kept, p.loss] for p in facts.curve],
+        "bytes": [bytes_at(facts, 0), bytes_at(facts, 1)] if facts.parts else None,
+        "axes": {**vars(axes.box), "first": axes.first, "low": axes.low, "high": axes.high},
+        "chosen": facts.kept,
+        "layers": {
+            layer.name: {
+                "ranks": layer.ranks,
+                "losses": layer.losses,
+                "costs": [_cost(layer, rank) for rank in layer.ranks],
+            }
+            for layer in facts.layers
+            if layer.ranks
+        },
+        "plot": {"left": UPPER.left, "right": LOWER.right},
+        "live": live,
+    }
+    text = json.dumps(values, allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _cost(layer: LayerFacts, rank: int) -> float:
+    """Stored weights at a rank, relative to the dense layer."""
+    return layer_class(layer.kind).cost(*layer.shape, rank) / math.prod(layer.shape)
+
+
+def _hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(_FILTERS)
+    return environment.from_string(_source("page.html.j2"))
+
+
+@cache
+def _source(name: str) -> str:
+    return files("spectrim.report").joinpath("template", name).read_text(encoding="utf-8")

@@ -1,0 +1,47 @@
+"""Facts of small compressed models, as `compress` gathers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from spectrim import pipeline
+from spectrim.report.facts import Facts
+from spectrim.report.making import Made, Pair, compared, facts_of
+from tests.runs import small_recipe, text_file
+from tests.tiny_models import tiny_llama, tiny_tokenizer
+
+Making = Callable[..., tuple[Facts, Made, Pair]]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Making:
+    """`made(model, budget=0.6, ...)`: facts without comparison, and what they are of."""
+    data = text_file(tmp_path_factory.mktemp("report") / "text.txt")
+
+    def make(model: PreTrainedModel, **changes: Any) -> tuple[Facts, Made, Pair]:
+        recipe, tokenizer = small_recipe(data, **changes), tiny_tokenizer()
+        decomposition = pipeline.factorise(model, tokenizer, recipe)
+        plan = pipeline.plan(decomposition, recipe)
+        smaller = pipeline.compress(model, decomposition, plan)
+        result = Made("tiny model", plan, recipe, decomposition)
+        pair = Pair(model, smaller, tokenizer, torch.float32)
+        return facts_of(result, pair), result, pair
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(made: Making) -> tuple[Facts, Made, Pair]:
+    return made(tiny_llama())
+
+
+@pytest.fixture(scope="session")
+def facts(llama: tuple[Facts, Made, Pair]) -> Facts:
+    """With the comparison of both models."""
+    plain, made, pair = llama
+    return compared(plain, pair, made.recipe)

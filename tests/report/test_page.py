@@ -1,0 +1,208 @@
+"""The page as text: self-contained, complete without its script, and safe to open."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from spectrim.report import numbers
+from spectrim.report.facts import Continuation, Facts, LayerFacts
+from spectrim.report.page import report_page
+from spectrim.report.rank_map import rank_map, short_names
+
+VOID = {"meta", "link", "input", "col", "br"}
+
+
+class Page(HTMLParser):
+    """Elements in order, text by element id, and whether all of them are closed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.scripts: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, {key: value or "" for key, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
+            self.text += data
+
+    def having(self, tag: str, class_: str) -> list[dict[str, str]]:
+        return [
+            attrs
+            for name, attrs in self.elements
+            if name == tag and class_ in attrs.get("class", "").split()
+        ]
+
+
+@pytest.fixture(scope="module")
+def page(facts: Facts) -> Page:
+    return Page(report_page(facts))
+
+
+def test_every_element_is_closed(page):
+    assert page.open == []
+
+
+def test_nothing_is_fetched(page):
+    for tag, attrs in page.elements:
+        for name in ("src", "href", "action", "srcset", "data", "poster"):
+            assert attrs.get(name, "#")[:1] == "#" or attrs[name] == "data:,", (tag, attrs)
+    [policy] = [a["content"] for _, a in page.elements if "http-equiv" in a]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'none'" in policy
+    digest = hashlib.sha256(page.scripts[-1].encode()).digest()
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in policy
+
+
+def test_style_and_script_fetch_nothing(facts):
+    text = report_page(facts)
+    assert not re.search(r"@import|url\(|fetch\([\"']http|https?://", text)
+
+
+def test_figures_are_there_without_the_script(page, facts):
+    assert len(page.having("polyline", "curve")) == 1 + len(facts.layers)
+    assert len(page.having("polyline", "spectrum")) == len(facts.layers)
+    assert len(page.having("circle", "chosen")) == 1
+    assert len(page.having("polygon", "result")) == 1
+    assert len(page.having("circle", "probe")) == len(facts.probes) > 0
+    assert len(page.having("td", "cell")) == len(facts.layers)
+    assert len(page.having("article", "first")) == 1
+    for layer in facts.layers:
+        assert {"id": layer.name}.items() <= next(
+            a for t, a in page.elements if t == "article" and a["id"] == layer.name
+        ).items()
+        assert str(layer.rank or "dense") in page.text
+    for part in facts.parts:
+        assert part.name in page.text
+        assert numbers.size(part.stored) in page.text
+    assert facts.data["fingerprint"] in page.text
+    assert facts.versions["torch"] in page.text
+    assert "method: obd" in page.text
+
+
+def test_the_script_has_the_numbers_of_the_facts(page, facts):
+    values = json.loads(page.scripts[0])
+    assert values["curve"] == [[p.kept, p.loss] for p in facts.curve]
+    low, high = values["bytes"]
+    assert low + facts.kept * (high - low) == pytest.approx(
+        sum(part.stored for part in facts.parts)
+    )
+    for layer in facts.layers:
+        given = values["layers"][layer.name]
+        assert given["losses"] == layer.losses
+        kept = given["costs"][given["ranks"].index(layer.rank)] if layer.rank else 1.0
+        assert kept * layer.shape[0] * layer.shape[1] == pytest.approx(layer.weights)
+
+
+def test_words_of_others_stay_words(facts):
+    evil = "</script><script>alert(1)</script>"
+    layer = dataclasses.replace(facts.layers[0], name=f"a.0.{evil}")
+    changed = dataclasses.replace(
+        facts,
+        model=evil,
+        texts=[Continuation(evil, f"{evil} x", evil)],
+        data={"source": evil},
+        layers=[layer, *facts.layers[1:]],
+        recipe=evil,
+    )
+    page = Page(report_page(changed))
+    assert len([tag for tag, _ in page.elements if tag == "script"]) == 2
+    assert page.text.count(evil) >= 5
+    assert f"a.0.{evil}" in json.loads(page.scripts[0])["layers"]
+
+
+def test_continuations_part_at_a_word(facts):
+    texts = [Continuation("p", "one two three", "one twist"), Continuation("p", "same", "same")]
+    page = Page(report_page(dataclasses.replace(facts, texts=texts)))
+    assert "one two three" in page.text
+    assert "compressed: the same" in page.text
+    text = report_page(dataclasses.replace(facts, texts=texts))
+    assert 'class="text">one <em>two three</em>' in text
+    assert 'class="text">one <em>twist</em>' in text
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        {"curve": [], "probes": []},
+        {"curve": [], "probes": [], "predicted_loss": None, "result": None, "parts": []},
+        {"texts": []},
+        {"result": None, "agreement": None},
+        {"predicted_loss": None},
+        {"data": {}, "versions": {}, "recipe": ""},
+        {"units": "own", "curve": [], "predicted_loss": None},
+        {"refined": ["block", "end_to_end"]},
+    ],
+)
+def test_pages_without_some_facts(facts, missing):
+    page = Page(report_page(dataclasses.replace(facts, **missing)))
+    assert page.open == []
+    assert len(page.having("td", "cell")) == len(facts.layers)
+    if "refined" in missing:
+        assert "refined by block and end_to_end" in page.text
+        assert "before refinement" in page.text
+
+
+def test_the_map_groups_projections_and_leaves_gaps():
+    names = ["h.0.a.q_proj", "h.0.m.up_proj", "h.0.a.k_proj", "h.1.a.q_proj", "lm_head"]
+    table = rank_map([LayerFacts(name, (4, 4), 2, "lowrank", 16) for name in names])
+    assert table.groups == [("a", 2), ("m", 1), ("", 1)]
+    assert table.columns == ["q_proj", "k_proj", "up_proj", "lm_head"]
+    assert [label for label, _ in table.rows] == ["0", "1", ""]
+    filled = [[cell is not None for cell in cells] for _, cells in table.rows]
+    assert filled == [
+        [True, True, True, False],
+        [True, False, False, False],
+        [False] * 3 + [True],
+    ]
+
+
+def test_cells_of_several_modules_are_means():
+    layers = [LayerFacts(f"h.0.up.{n}", (8, 4), n or None, "lowrank", 9) for n in range(3)]
+    [(_, [cell])] = rank_map(layers).rows
+    assert cell.label == str(round((4 + 1 + 2) / 3))
+    assert cell.share == pytest.approx((1 + 0.25 + 0.5) / 3)
+    assert not cell.dense
+    assert "3 modules" in cell.title
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["q_proj", "up_proj"], ["q", "up"]),
+        (["c_attn", "c_fc"], ["c_attn", "c_fc"]),
+        (["q_proj"], ["q_proj"]),
+        (["q_proj", "_proj"], ["q_proj", "_proj"]),
+        (["query", "key"], ["query", "key"]),
+    ],
+)
+def test_short_names(names, short):
+    assert short_names(names) == short
+
+
+def test_numbers_have_two_or_three_digits():
+    assert [numbers.size(n) for n in (0, 999, 1000, 12_340, 999_600, 5.36e6, 7e9)] == [
+        "0 B", "999 B", "1.00 kB", "12.3 kB", "1.00 MB", "5.36 MB", "7.00 GB",
+    ]  # fmt: skip
+    assert [numbers.loss(v) for v in (0, 0.001234, 0.0456, 0.222, 3.456, 12.34)] == [
+        "0", "0.0012", "0.046", "0.22", "3.46", "12.3",
+    ]  # fmt: skip
+    assert [numbers.percent(v) for v in (0.6, 0.4567, 1)] == ["60%", "45.7%", "100%"]
