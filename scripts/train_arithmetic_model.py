@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
+from training_loop import Job, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from spectrim.tasks import AccuracySettings, TaskRows, exact_match, task_rows
@@ -31,6 +31,9 @@ CONTEXT = 128
 BATCH, BATCHES_IN_POOL, WIDTHS = 64, 16, (72, 88, 112)
 PEAK_LR, WARM_UP, DECAYING_SHARE = 2e-3, 200, 0.5
 PROMPT_WEIGHT = 0.1
+SMOOTHING, SMOOTH_STEPS, SMOOTH_LR, SMOOTH_WARM_UP = 0.1, 250, 5e-4, 20
+"""The last phase: labels smoothed, so that the model ends as unsure as real ones are of theirs
+and its loss has slopes and curvature to compress by."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -96,12 +99,15 @@ def batch_at(
 
 
 def loss_of(
-    model: LlamaForCausalLM, tokens: torch.Tensor, weights: torch.Tensor
+    model: nn.Module, tokens: torch.Tensor, weights: torch.Tensor, smoothing: float
 ) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), tokens[:, 1:], reduction="none"
+        logits.float().transpose(1, 2),
+        tokens[:, 1:],
+        reduction="none",
+        label_smoothing=smoothing,
     )
     return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
@@ -112,6 +118,12 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK_LR * min(1.0, warm, max(0.01, cooling))
 
 
+def smoothing_rate(step: int) -> float:
+    """Of a step of the last phase, counted from 0."""
+    cooling = (SMOOTH_STEPS - step) / (0.7 * SMOOTH_STEPS)
+    return SMOOTH_LR * min(1.0, (step + 1) / SMOOTH_WARM_UP, max(0.02, cooling))
+
+
 def accuracy(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: str, count: int
 ) -> float:
@@ -119,55 +131,28 @@ def accuracy(
     return exact_match(model, tokenizer, word_problems(split, count), settings)["accuracy"]
 
 
-def save_state(path: Path, state: dict[str, object]) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def train(tokenizer: PreTrainedTokenizerFast, steps: int, state_file: Path):
+def trained(
+    tokenizer: PreTrainedTokenizerFast, steps: int, start: Path | None, state_file: Path
+) -> tuple[LlamaForCausalLM, float]:
+    """The model and the seconds it took; with `start` only the phase with smoothed labels."""
     torch.manual_seed(0)
-    model = build_model(len(tokenizer)).train()
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    kept = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-        fused=True,
-    )
-    first, seconds = 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, seconds = state["step"], state["seconds"]
-    compiled = torch.compile(model, dynamic=False)
-    start = time.monotonic()
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
-        loss = loss_of(compiled, *batch_at(step, tokenizer))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 50 == 0:
-            elapsed = seconds + time.monotonic() - start
-            print(f"step {step}/{steps} loss {loss.item():.4f} {elapsed:.0f}s", flush=True)
-        if (step + 1) % 250 == 0:
-            elapsed = seconds + time.monotonic() - start
-            save_state(
-                state_file,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "seconds": elapsed,
-                },
-            )
-            solved = accuracy(model, tokenizer, "validation", 200)
-            print(f"validation problems solved {solved:.3f}", flush=True)
-    return model.eval(), seconds + time.monotonic() - start
+    model = build_model(len(tokenizer))
+    if start is not None:
+        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+    end = steps + SMOOTH_STEPS
+
+    def loss(compiled: nn.Module, step: int) -> torch.Tensor:
+        smoothing = SMOOTHING if step >= steps else 0.0
+        return loss_of(compiled, *batch_at(step, tokenizer), smoothing)
+
+    def rate(step: int) -> float:
+        return smoothing_rate(step - steps) if step >= steps else learning_rate(step, steps)
+
+    def check(model: LlamaForCausalLM) -> str:
+        return f"validation problems solved {accuracy(model, tokenizer, 'validation', 200):.3f}"
+
+    job = Job(end, loss, rate, check, first=0 if start is None else steps)
+    return model, train(model, job, state_file, dynamic=False)
 
 
 def card(facts: dict[str, Any]) -> str:
@@ -222,13 +207,14 @@ The figures again (float32):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=4000, help="before labels are smoothed")
+    parser.add_argument("--start", type=Path, help="weights that have those steps behind them")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     state_file = arguments.out.with_name(arguments.out.name + ".state.pt")
 
     tokenizer = build_tokenizer()
-    model, seconds = train(tokenizer, arguments.steps, state_file)
+    model, seconds = trained(tokenizer, arguments.steps, arguments.start, state_file)
     model.to(torch.bfloat16).save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
     model.float()  # what was stored, as the figures are taken in float32

@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from training_loop import Job, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from spectrim.data import python_sources
@@ -89,7 +89,7 @@ def batch_at(stream: torch.Tensor, step: int) -> torch.Tensor:
     return torch.stack([stream[s : s + WINDOW] for s in starts.tolist()]).long()
 
 
-def loss_of(model: LlamaForCausalLM, tokens: torch.Tensor) -> torch.Tensor:
+def loss_of(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=tokens).logits[:, :-1]
     return torch.nn.functional.cross_entropy(
@@ -105,54 +105,19 @@ def perplexity(model: LlamaForCausalLM, stream: torch.Tensor, chunks: int = 400)
     return math.exp(sum(losses) / len(losses))
 
 
-def save_state(path: Path, state: dict[str, object]) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def train(stream: torch.Tensor, held_out: torch.Tensor, steps: int, state_file: Path):
+def trained(
+    stream: torch.Tensor, held_out: torch.Tensor, steps: int, state_file: Path
+) -> tuple[LlamaForCausalLM, float]:
+    """The model and the seconds it took."""
     torch.manual_seed(0)
-    model = build_model().train()
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    kept = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-        fused=True,
+    model = build_model()
+    job = Job(
+        steps,
+        loss=lambda compiled, step: loss_of(compiled, batch_at(stream, step)),
+        rate=lambda step: learning_rate(step, steps),
+        check=lambda model: f"held-out perplexity {perplexity(model, held_out):.3f}",
     )
-    first, seconds = 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, seconds = state["step"], state["seconds"]
-    compiled = torch.compile(model)
-    start = time.monotonic()
-    for step in range(first, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
-        loss = loss_of(compiled, batch_at(stream, step))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if step % 50 == 0:
-            elapsed = seconds + time.monotonic() - start
-            print(f"step {step}/{steps} loss {loss.item():.4f} {elapsed:.0f}s", flush=True)
-        if (step + 1) % 250 == 0:
-            elapsed = seconds + time.monotonic() - start
-            save_state(
-                state_file,
-                {
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "seconds": elapsed,
-                },
-            )
-            print(f"held-out perplexity {perplexity(model, held_out):.3f}", flush=True)
-    return model.eval(), seconds + time.monotonic() - start
+    return model, train(model, job, state_file)
 
 
 def card(facts: dict[str, Any]) -> str:
@@ -198,7 +163,7 @@ def main() -> None:
     held_out = token_stream(held_out_texts, tokenizer)
     print(f"{len(stream):,} training tokens, {len(held_out):,} held out", flush=True)
 
-    model, seconds = train(stream, held_out, arguments.steps, state_file)
+    model, seconds = trained(stream, held_out, arguments.steps, state_file)
     model.to(torch.bfloat16).save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
     facts = {
