@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -37,55 +37,65 @@ from spectrim.selection import SelectionOptions
 from spectrim.storage import write_text
 from spectrim.workspace import Workspace
 
-ROWS = 32
+ROWS = 16
 SHARE = 0.25
 """Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
+SCORING = {"scoring_rows": 64, "events": 6}
+PROBES: dict[str, Any] = {"probes": 16, "batches_per_probe": 1}
+DRAWN: dict[str, Any] = {"temperature": 1.0}
 
 
-PROBES: dict[str, Any] = {"probes": 4, "batches_per_probe": 1}
-SOFT: dict[str, Any] = {"temperature": 4.0}
+@dataclass(frozen=True)
+class Steps:
+    """How many, of which the last fine-tune factors at this rate."""
+
+    count: int
+    rate: float
+
+    def fine_tuning(self) -> tuple[RefinementRecipe, ...]:
+        options = {
+            "steps": self.count,
+            "sequences_per_step": ROWS,
+            "learning_rate": self.rate,
+        }
+        return (RefinementRecipe("next_token", options),)
 
 
-def at_once(method: str, allocation: str) -> Callable[[int], Recipe]:
-    def recipe(steps: int) -> Recipe:
-        return Recipe(method=method, allocation=allocation, refinement=fine_tuning(steps))
+def at_once(method: str, allocation: str) -> Callable[[Steps], Recipe]:
+    def recipe(steps: Steps) -> Recipe:
+        return Recipe(method=method, allocation=allocation, refinement=steps.fine_tuning())
 
     return recipe
 
 
-def selecting(method: str, **selection: Any) -> Callable[[int], Recipe]:
-    def recipe(steps: int) -> Recipe:
-        tuning = round(SHARE * steps)
-        common = {"steps": tuning, "rows_per_step": ROWS, "scoring_rows": 128, "events": 16}
-        options = SelectionOptions(**common, **selection)
-        return Recipe(method=method, selection=options, refinement=fine_tuning(steps - tuning))
+def selecting(method: str, **selection: Any) -> Callable[[Steps], Recipe]:
+    def recipe(steps: Steps) -> Recipe:
+        tuning = round(SHARE * steps.count)
+        options = SelectionOptions(steps=tuning, rows_per_step=ROWS, **SCORING, **selection)
+        rest = Steps(steps.count - tuning, steps.rate)
+        return Recipe(method=method, selection=options, refinement=rest.fine_tuning())
 
     return recipe
 
 
-def fine_tuning(steps: int) -> tuple[RefinementRecipe, ...]:
-    options = {"steps": steps, "sequences_per_step": ROWS, "learning_rate": 3e-3}
-    return (RefinementRecipe("next_token", options),)
-
-
-METHODS: dict[str, Callable[[int], Recipe]] = {
+METHODS: dict[str, Callable[[Steps], Recipe]] = {
     "SVD + fine-tuning": at_once("svd", "uniform"),
     "SVD-LLM + fine-tuning": at_once("svd_llm", "uniform"),
     "OBD + fine-tuning": at_once("obd", "loss_optimal"),
     "Basel": selecting("svd", importance="magnitude", rule="mass"),
     "BSI": selecting("svd", importance="hutchinson", importance_options=PROBES),
-    "BSI, labels drawn at T = 4": selecting(
-        "svd", importance="hutchinson", importance_options=PROBES | SOFT
+    "BSI, slopes with their sign": selecting(
+        "svd", importance="hutchinson", importance_options=PROBES, slope="signed"
     ),
-    "ours, OBD bases": selecting("obd", importance_options=SOFT),
-    "ours, SVD bases": selecting("svd", importance_options=SOFT),
+    "ours, OBD bases": selecting("obd", importance_options=DRAWN),
+    "ours, SVD bases": selecting("svd", importance_options=DRAWN),
 }
 
 
 def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One compressed and tuned model, judged on problems it has not seen."""
     model, tokenizer = spectrim.load(arguments.model, dtype=torch.float32)
-    recipe = METHODS[name](arguments.steps)
+    recipe = METHODS[name](Steps(arguments.steps, arguments.rate))
     selection = recipe.selection and replace(recipe.selection, seed=seed)
     refinement = tuple(
         replace(step, options=step.options | {"seed": seed}) for step in recipe.refinement
@@ -93,7 +103,7 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
     recipe = recipe.with_changes(
         layer="lowrank",
         budget=1 / ratio,
-        calibration=CalibrationRecipe(sequences=512, seed=seed),
+        calibration=CalibrationRecipe(sequences=256, seed=seed),
         path=PathRecipe(weight=0.0),
         measure=MeasureRecipe(layers=False, joint=False),
         task=TaskRecipe(data=arguments.task),
@@ -122,20 +132,27 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
         "accuracy": figures["accuracy"],
         "loss": figures["task_loss"],
         "seconds": seconds,
+        "steps": arguments.steps,
         "passes": sum(event["passes"] for event in events),
+        "pruned_loss": events[-1]["loss"] if events else None,
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Accuracy in percent, and loss in nats per token of the answers."""
+    return f"{_table(rows, 'accuracy', 100)}\n{_table(rows, 'loss', 1)}"
+
+
+def _table(rows: list[dict[str, Any]], figure: str, scale: float) -> str:
     ratios = sorted({row["ratio"] for row in rows})
     lines = [
-        "| method | " + " | ".join(f"{ratio:g}x" for ratio in ratios) + " | seconds |",
+        f"| {figure} | " + " | ".join(f"{ratio:g}x" for ratio in ratios) + " | seconds |",
         "|---|" + "---:|" * (len(ratios) + 1),
     ]
     for name in METHODS:
         own = [row for row in rows if row["method"] == name]
         if own:
-            cells = [_cell([r["accuracy"] for r in own if r["ratio"] == q]) for q in ratios]
+            cells = [_cell([scale * r[figure] for r in own if r["ratio"] == q]) for q in ratios]
             seconds = mean(row["seconds"] for row in own)
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {seconds:.0f} |")
     return "\n".join(lines) + "\n"
@@ -144,19 +161,21 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _cell(values: list[float]) -> str:
     if not values:
         return "-"
-    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * mean(values):.1f}{spread}"
+    digits = 1 if max(values) > 10 else 3
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--task", default="arithmetic:train:6400")
-    parser.add_argument("--test", default="arithmetic:test:200")
+    parser.add_argument("--test", default="arithmetic:test:100")
     parser.add_argument("--ratios", default="2,4,6,10,15")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=";".join(METHODS))
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=3e-3, help="of the factors")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     kept_rows = arguments.out.with_suffix(".jsonl")
@@ -172,8 +191,8 @@ def main() -> None:
                 rows.append(row(name, ratio, seed, arguments))
                 print(json.dumps(rows[-1]), flush=True)
                 write_text(kept_rows, "".join(json.dumps(r) + "\n" for r in rows))
-                write_text(arguments.out.with_suffix(".md"), table(rows))
-    print(table(rows))
+                write_text(arguments.out.with_suffix(".md"), tables(rows))
+    print(tables(rows))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Every batch is freshly generated (spectrim.tasks.word_problems, split `train`); the figures
 are exact matches by greedy decoding on problems whose templates and numbers it never saw.
-A state file beside the output lets an interrupted run continue.
+A state file beside the output lets an interrupted run continue; `--start` takes weights
+trained before and adds the last phase, with smoothed labels, alone.
 """
 
 from __future__ import annotations
@@ -155,6 +156,12 @@ def trained(
     return model, train(model, job, state_file, dynamic=False)
 
 
+def seconds_before(start: Path | None) -> int:
+    """That the weights to start from took, where they say so."""
+    facts = start and start / "training.json"
+    return json.loads(facts.read_text())["training_seconds"] if facts else 0
+
+
 def card(facts: dict[str, Any]) -> str:
     solved, mega = facts["exact_match"], facts["weights_bytes"] / 1e6
     return f"""\
@@ -185,6 +192,9 @@ its accuracy takes seconds to measure on a CPU. It knows these problems and noth
 - **Trained** by `scripts/train_arithmetic_model.py` on {facts["problems_seen"]:,} freshly
   generated problems, {facts["training_seconds"] / 60:.0f} minutes on a busy two-core machine;
   the loss counts tokens of the answer fully and those of the prompt {PROMPT_WEIGHT:g} times.
+  In the last {SMOOTH_STEPS} steps labels are smoothed by {facts["label_smoothing"]:g}: the
+  model ends about {1 - facts["label_smoothing"]:.0%} sure of a right token, and its loss has
+  slopes and curvature to compress by, as that of a language model has.
 - **Stored in** {facts["dense_dtype"]}, {mega:.1f} MB.
 
 | split (500 problems) | solved by greedy decoding, exact match |
@@ -222,8 +232,9 @@ def main() -> None:
     facts = {
         "parameters": model.num_parameters(),
         "vocabulary": len(tokenizer),
-        "problems_seen": arguments.steps * BATCH,
-        "training_seconds": round(seconds),
+        "problems_seen": (arguments.steps + SMOOTH_STEPS) * BATCH,
+        "label_smoothing": SMOOTHING,
+        "training_seconds": round(seconds + seconds_before(arguments.start)),
         "tokens_per_problem": round(float(lengths.float().mean()), 1),
         "most_tokens": max(WIDTHS),
         "exact_match": {split: accuracy(model, tokenizer, split, 500) for split in SPLITS},

@@ -265,14 +265,14 @@ PRESETS: dict[str, Recipe] = {
     "bsi": Recipe(
         budget=0.2,
         calibration=CalibrationRecipe(sequences=1024, labels="sampled", temperature=4.0),
-        selection=SelectionOptions(importance_options={"temperature": 4.0}),
+        selection=SelectionOptions(importance_options={"temperature": 1.0}),
         refinement=(RefinementRecipe("next_token"),),
     ),
     "bsi_published": Recipe(
         method="svd",
         layer="lowrank",
         budget=0.2,
-        selection=SelectionOptions(importance="hutchinson"),
+        selection=SelectionOptions(importance="hutchinson", slope="signed"),
         refinement=(RefinementRecipe("next_token"),),
     ),
     "basel": Recipe(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spectrim.errors import InputError
-from spectrim.selection.importance import IMPORTANCE
+from spectrim.selection.importance import IMPORTANCE, Slope
 from spectrim.selection.rules import Rule
 
 _BASEL_WIDTH, _BASEL_BASES = 4096, 32
@@ -14,7 +14,9 @@ _BASEL_WIDTH, _BASEL_BASES = 4096, 32
 
 @dataclass(frozen=True)
 class SelectionOptions:
-    """events: prunings, spread over the first `pruning_share` of `steps`; steps: of tuning.
+    """slope: how the first-order part of an importance counts in the order of removal (see
+    `Importance.order`). events: prunings, spread over the first `pruning_share` of `steps`;
+    steps: of tuning.
 
     rows_per_step of the task per step; scoring_rows: how many the importance is estimated on.
     learning_rate: of the relative coordinates; new_bases_rate: of the new bases. new_bases:
@@ -25,6 +27,7 @@ class SelectionOptions:
     importance: str = "kronecker"
     importance_options: dict[str, Any] = field(default_factory=dict)
     rule: Rule = "global"
+    slope: Slope = "size"
     events: int = 20
     steps: int = 400
     pruning_share: float = 0.75

@@ -126,7 +126,9 @@ class _Run:
         wanted = kept_after(number, self.options.events, first, min(first, problem.budget))
         importance = self._importance()
         weights = int(wanted * problem.dense_weights + 1e-9)
-        chosen = select(importance.scores, problem.costs, weights, self.options.rule)
+        chosen = select(
+            importance.order(self.options.slope), problem.costs, weights, self.options.rule
+        )
         loss_before = problem.scoring.value(problem.model)
         removed = self._keep(chosen)
         loss = problem.scoring.value(problem.model)

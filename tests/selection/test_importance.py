@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import InputError
-from spectrim.selection import IMPORTANCE, Objective, SpectralLinear, moments
+from spectrim.selection import IMPORTANCE, Importance, Objective, SpectralLinear, moments
 from spectrim.selection.importance import hutchinson
 from spectrim.selection.importance._importance import taylor
 from tests.selection.building import Quadratic, rows, spectral, spectral_llama
@@ -123,6 +123,27 @@ def test_second_order_is_exact_on_a_quadratic_loss():
     torch.testing.assert_close(
         torch.stack(estimates).mean(0), measured, rtol=QUADRATIC_RELATIVE, atol=1e-8
     )
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"magnitude"}))
+def test_slopes_are_the_first_order_part_of_the_scores(name):
+    model, layers = spectral_llama()
+    objective = Objective(rows(), 100)
+    found = _estimate(name, model, layers, objective, **QUICK.get(name, {}))
+    first = _estimate("first_order", model, layers, objective)
+    assert found.slopes is not None
+    for key, slope in found.slopes.items():
+        torch.testing.assert_close(slope, first.scores[key], rtol=1e-5, atol=1e-9)
+
+
+def test_the_order_of_removal_takes_slopes_by_their_size_or_not_at_all():
+    slopes, curved = torch.tensor([-3.0, 0.5, 0.0]), torch.tensor([1.0, 2.0, 4.0])
+    found = Importance({"layer": slopes + curved}, 1, slopes={"layer": slopes})
+    assert found.order("signed")["layer"].tolist() == [-2.0, 2.5, 4.0]
+    assert found.order("size")["layer"].tolist() == [4.0, 2.5, 4.0]
+    assert found.order("none")["layer"].tolist() == [1.0, 2.0, 4.0]
+    without = Importance({"layer": curved}, 0, units="singular value")
+    assert without.order("size")["layer"] is curved
 
 
 def _with_signs(sign: Tensor, model, layers, objective, options):

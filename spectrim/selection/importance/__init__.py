@@ -8,8 +8,8 @@ with `layers` the model's `SpectralLinear` modules by name.
 """
 
 from spectrim.registry import Registry
-from spectrim.selection.importance._importance import Importance
+from spectrim.selection.importance._importance import Importance, Slope
 
 IMPORTANCE = Registry("importance", "spectrim.selection.importance")
 
-__all__ = ["IMPORTANCE", "Importance"]
+__all__ = ["IMPORTANCE", "Importance", "Slope"]

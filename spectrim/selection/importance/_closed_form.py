@@ -43,11 +43,14 @@ def closed_form(
     curved = [found]
     if options.temperature is not None:
         curved = _drawn(model, layers, objective, options, options.temperature)
-    scores = {}
+    scores, slopes = {}, {}
     for name, layer in layers.items():
         mean = torch.stack([curvature(one[name]) for one in curved]).mean(0)
-        scores[name] = taylor(coordinates_of(layer), found[name].gradient, mean)
-    return Importance(scores, 1 if options.temperature is None else 1 + options.draws)
+        coordinates = coordinates_of(layer)
+        scores[name] = taylor(coordinates, found[name].gradient, mean)
+        slopes[name] = -coordinates * found[name].gradient
+    passes = 1 if options.temperature is None else 1 + options.draws
+    return Importance(scores, passes, slopes=slopes)
 
 
 def _drawn(

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from spectrim.selection.spectral import SpectralLinear
 
+Slope = Literal["signed", "size", "none"]
+"""How the first-order part of a score counts in the order of removal: as it is, by its size,
+or not at all."""
 Negative = Literal["zero", "keep", "magnitude"]
 """A curvature below zero counts as none, as it is, or by its size."""
 
@@ -22,13 +25,30 @@ class Importance:
     """scores[name] (k,): nats per scored token unless `units` says otherwise.
 
     errors: standard errors of the scores, where the estimate is random. passes: gradient
-    passes over the objective's rows that it took.
+    passes over the objective's rows that it took. slopes: the first-order part -c g of each
+    score, where it has one.
     """
 
     scores: dict[str, Tensor]
     passes: int
     errors: dict[str, Tensor] | None = None
     units: str = "nats per token"
+    slopes: dict[str, Tensor] | None = None
+
+    def order(self, slope: Slope) -> dict[str, Tensor]:
+        """What bases that go together are ordered by, the smallest first.
+
+        A slope is exact for one basis. Of many that seem to do harm the slopes add up to a
+        long step down the gradient, far beyond where it holds; by size, what the loss depends
+        on strongly stays, whichever way.
+        """
+        if slope == "signed" or self.slopes is None:
+            return self.scores
+        share = 1.0 if slope == "size" else 0.0
+        return {
+            name: scores - self.slopes[name] + share * self.slopes[name].abs()
+            for name, scores in self.scores.items()
+        }
 
 
 def coordinates_of(layer: SpectralLinear) -> Tensor:

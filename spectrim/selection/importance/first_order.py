@@ -21,4 +21,4 @@ def estimate(
 ) -> Importance:
     found = moments(model, layers, objective)
     scores = {n: -coordinates_of(layer) * found[n].gradient for n, layer in layers.items()}
-    return Importance(scores, passes=1)
+    return Importance(scores, passes=1, slopes=scores)

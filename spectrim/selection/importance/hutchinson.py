@@ -78,18 +78,18 @@ def estimate(
     batches = list(probing.batches())
     products, signs = _probed(model, layers, probing, options)
     gradients, curvature_of = _exact_part(model, layers, objective, options)
-    scores, errors = {}, {}
+    scores, errors, slopes = {}, {}, {}
     for name, layer in layers.items():
         samples, fixed = curvature_of(name, products[name], signs[name])
         curvature = treated(fixed + samples.mean(0), options.negative)
-        scores[name] = taylor(
-            torch.ones_like(curvature), coordinates_of(layer) * gradients[name], curvature
-        )
+        relative = coordinates_of(layer) * gradients[name]
+        scores[name] = taylor(torch.ones_like(curvature), relative, curvature)
+        slopes[name] = -relative
         errors[name] = 0.5 * standard_error(samples)
     seen = min(options.batches_per_probe or len(batches), len(batches))
     passes = 1 + math.ceil(2 * options.probes * seen / len(batches))
     extra = options.control != "none" and options.temperature is not None
-    return Importance(scores, passes + extra, errors)
+    return Importance(scores, passes + extra, errors, slopes=slopes)
 
 
 def rounding_step(dtype: torch.dtype) -> float:
