@@ -1,0 +1,71 @@
+"""What a checkpoint's config says of each projection, checked for what vLLM can hold.
+
+    {"model.layers.0.self_attn.q_proj": {"kind": "lowrank", "rank": 12}, ...}
+
+vLLM fuses projections that read the same input (`qkv_proj`, `gate_up_proj`); its
+`packed_modules_mapping` says which, so that each keeps its own kind and rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT_VERSION = 1
+KINDS = ("lowrank", "pivoted", "shared_basis", "sparse_dictionary")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`basis`: the layer whose `right` is used too, or None for one of its own."""
+
+    kind: str
+    rank: int
+    basis: str | None = None
+
+
+def read_entries(settings: Mapping[str, Any]) -> dict[str, Entry]:
+    """The factored layers of a `quantization_config`. Raises ValueError for what a newer
+    format or vLLM's own layers (embeddings, fused experts) would need."""
+    version = settings.get("version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"checkpoint format {version!r}, this plug-in reads {FORMAT_VERSION}; upgrade spectrim"
+        )
+    for field, what in (("embeddings", "a factored embedding table"), ("split_experts", "experts")):
+        if settings.get(field):
+            raise ValueError(f"vLLM cannot hold {what} of this checkpoint; {_ADVICE}")
+    return {name: _entry(name, values) for name, values in settings.get("layers", {}).items()}
+
+
+def projections(
+    prefix: str, packed: Mapping[str, Sequence[str]], partitions: int | None = None
+) -> list[str]:
+    """The projections fused in vLLM's layer `prefix`, in its order, by their own names.
+
+    Raises ValueError unless there is one for each of its `partitions`, or one for all.
+    """
+    parent, _, last = prefix.rpartition(".")
+    names = [f"{parent}.{name}" if parent else name for name in packed.get(last, [last])]
+    if partitions is not None and len(names) not in (1, partitions):
+        raise ValueError(
+            f"{prefix} fuses {len(names)} projections into {partitions} parts, expected one "
+            f"each; {_ADVICE}"
+        )
+    return names
+
+
+_ADVICE = "serve what `spectrim export --dense` writes"
+
+
+def _entry(name: str, values: Any) -> Entry:
+    kind = values.get("kind") if isinstance(values, Mapping) else None
+    if kind not in KINDS:
+        raise ValueError(
+            f"layer {name} is of kind {kind!r}, vLLM can hold {', '.join(KINDS)}; {_ADVICE}"
+        )
+    rank = values.get("rank")
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"layer {name} has rank {rank!r}, expected a whole number of 1 or more")
+    return Entry(kind, rank, values.get("basis"))

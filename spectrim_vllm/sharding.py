@@ -1,0 +1,56 @@
+"""Which outputs and inputs of a layer one process of a tensor-parallel group holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def whole_sizes(layer: nn.Module, local: Sequence[int], output_size: int) -> list[int]:
+    """The outputs of each part of vLLM's linear `layer` in the checkpoint, where `local` of
+    them are held here. Key and value heads that vLLM repeats to fill its group count once."""
+    sizes = [int(size) for size in getattr(layer, "output_sizes", [output_size])]
+    if len(sizes) != len(local):
+        raise ValueError(f"{type(layer).__name__} has {len(sizes)} parts, {len(local)} held")
+    return [size // count for size, count in zip(sizes, _repeats(layer, sizes), strict=True)]
+
+
+def local_rows(layer: nn.Module, local: Sequence[int], whole: Sequence[int]) -> list[Tensor]:
+    """For each part, the indices of the outputs held here among those of the checkpoint."""
+    found = []
+    for size, total, count in zip(local, whole, _repeats(layer, whole), strict=True):
+        start = 0 if size == total else _rank(layer) // count * size
+        if start + size > total:
+            raise ValueError(
+                f"{getattr(layer, 'prefix', 'a layer')}: outputs {start} to {start + size} of a "
+                f"part of {total}; vLLM pads this layer, which factors cannot follow"
+            )
+        found.append(torch.arange(start, start + size))
+    return found
+
+
+def local_columns(layer: nn.Module, local: int, whole: int) -> slice:
+    """The inputs held here."""
+    start = 0 if local == whole else _rank(layer) * local
+    return slice(start, start + local)
+
+
+def joined_rows(rows: Sequence[Tensor], whole: Sequence[int]) -> Tensor:
+    """The rows of all parts as rows of one projection that the checkpoint holds for them."""
+    offset, found = 0, []
+    for part, size in zip(rows, whole, strict=True):
+        found.append(part + offset)
+        offset += size
+    return torch.cat(found)
+
+
+def _repeats(layer: nn.Module, parts: Sequence[object]) -> list[int]:
+    """How many processes hold the same outputs of a part: keys and values may be repeated."""
+    count = int(getattr(layer, "num_kv_head_replicas", 1))
+    return [1, *[count] * (len(parts) - 1)]
+
+
+def _rank(layer: nn.Module) -> int:
+    return int(getattr(layer, "tp_rank", 0))

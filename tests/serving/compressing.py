@@ -1,0 +1,75 @@
+"""Models whose projections are of mixed kinds, as a fused layer has to hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import cycle
+from pathlib import Path
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from spectrim.hub import SpectrimConfig, save_compressed
+from spectrim.surgery.targets import find_targets
+from tests.hub.compressing import replace_by_svd
+from tests.tiny_models import randomise_biases, tiny_tokenizer
+
+DENSE = "dense"
+
+
+def compress_mixed(model, kinds: Sequence[str], fraction: float = 0.6) -> SpectrimConfig:
+    """Replace the targets by truncated SVDs, of `kinds` in turn (dense: left as it is), with
+    ranks that differ by layer."""
+    entries = {}
+    for index, (target, kind) in enumerate(zip(find_targets(model), cycle(kinds))):
+        if kind == DENSE:
+            continue
+        rank = max(1, int(min(target.shape) * fraction) - index % 4)
+        replace_by_svd(model, target.name, kind, rank)
+        entries[target.name] = {"kind": kind, "rank": rank}
+    return SpectrimConfig(entries, provenance={"recipe": {"method": "svd"}})
+
+
+def small_qwen2(seed: int = 0) -> Qwen2ForCausalLM:
+    """Biases on q, k and v, grouped-query attention, heads of a width that vLLM knows; its
+    logits are far enough apart that rounding does not change which is largest."""
+    config = Qwen2Config(
+        vocab_size=128,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.15,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config).eval()
+    randomise_biases(model, seed)
+    return model
+
+
+@torch.no_grad()
+def greedy(model, prompts: Sequence[list[int]], count: int) -> list[list[int]]:
+    """`count` tokens after each prompt, the likeliest each time, with no token that ends it."""
+    found = []
+    for prompt in prompts:
+        tokens = torch.tensor([prompt])
+        out = model.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            do_sample=False,
+            max_new_tokens=count,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        found.append(out[0, len(prompt) :].tolist())
+    return found
+
+
+def save(model, config: SpectrimConfig, directory: Path, tokenizer=None) -> Path:
+    return save_compressed(model, tokenizer or tiny_tokenizer(), directory, config)
