@@ -11,7 +11,9 @@ from torch import nn
 Loader = Callable[..., None]
 
 
-def add_empty(layer: nn.Module, names: Iterable[str], loader_of: Callable[[str], Loader]) -> None:
+def add_empty(
+    layer: nn.Module, names: Iterable[str], loader_of: Callable[[str], Loader]
+) -> None:
     """A parameter for each of `names`, dotted ones in child modules of their own, with its
     `weight_loader(parameter, tensor, shard)`."""
     for name in names:

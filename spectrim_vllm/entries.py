@@ -33,7 +33,10 @@ def read_entries(settings: Mapping[str, Any]) -> dict[str, Entry]:
         raise ValueError(
             f"checkpoint format {version!r}, this plug-in reads {FORMAT_VERSION}; upgrade spectrim"
         )
-    for field, what in (("embeddings", "a factored embedding table"), ("split_experts", "experts")):
+    for field, what in (
+        ("embeddings", "a factored embedding table"),
+        ("split_experts", "experts"),
+    ):
         if settings.get(field):
             raise ValueError(f"vLLM cannot hold {what} of this checkpoint; {_ADVICE}")
     return {name: _entry(name, values) for name, values in settings.get("layers", {}).items()}
@@ -67,5 +70,7 @@ def _entry(name: str, values: Any) -> Entry:
         )
     rank = values.get("rank")
     if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"layer {name} has rank {rank!r}, expected a whole number of 1 or more")
+        raise ValueError(
+            f"layer {name} has rank {rank!r}, expected a whole number of 1 or more"
+        )
     return Entry(kind, rank, values.get("basis"))

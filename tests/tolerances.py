@@ -15,6 +15,9 @@ PUBLISHED_PERPLEXITY_RELATIVE = 1e-3
 DENSE_EXPORT_ABSOLUTE = 1e-6
 """Logits of size one: W x against left (right x), both in float32."""
 
+ONNX_ABSOLUTE = 2e-6
+"""Logits of size one: the same float32 products by ONNX Runtime's kernels."""
+
 FLOAT64_RELATIVE = 1e-8
 """Float64 linear algebra of small, moderately conditioned matrices by two routes."""
 

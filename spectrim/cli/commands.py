@@ -266,12 +266,18 @@ def export(
     self_contained: Annotated[
         bool, typer.Option("--self-contained", help="Add code, to load without spectrim.")
     ] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="A graph for ONNX Runtime.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """A checkpoint that loads without spectrim: dense, or with its own code."""
-    if dense == self_contained:
-        raise InputError("choose one of --dense and --self-contained")
-    write = hub.export_dense if dense else hub.export_self_contained
+    """A model that runs without spectrim: dense, with its own code, or as an ONNX graph."""
+    ways = {
+        hub.export_dense: dense,
+        hub.export_self_contained: self_contained,
+        hub.export_onnx: onnx,
+    }
+    if sum(ways.values()) != 1:
+        raise InputError("choose one of --dense, --self-contained and --onnx")
+    [write] = [way for way, chosen in ways.items() if chosen]
     show.note(f"saved to {write(checkpoint, output, overwrite)}")
 
 

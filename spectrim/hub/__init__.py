@@ -7,6 +7,7 @@ from spectrim.hub.card import CardFacts, model_card
 from spectrim.hub.checks import check_weights
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.export import export_dense, export_self_contained
+from spectrim.hub.export_onnx import export_onnx
 from spectrim.hub.load import load, resolve, stored_dtype
 from spectrim.hub.output import check_output
 from spectrim.hub.quantizer import SpectrimQuantizer
@@ -25,6 +26,7 @@ __all__ = [
     "check_weights",
     "deactivate",
     "export_dense",
+    "export_onnx",
     "export_self_contained",
     "is_active",
     "load",
