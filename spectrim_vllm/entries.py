@@ -31,7 +31,8 @@ def read_entries(settings: Mapping[str, Any]) -> dict[str, Entry]:
     version = settings.get("version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"checkpoint format {version!r}, this plug-in reads {FORMAT_VERSION}; upgrade spectrim"
+            f"checkpoint format {version!r}, this plug-in reads {FORMAT_VERSION}; "
+            "upgrade spectrim"
         )
     for field, what in (
         ("embeddings", "a factored embedding table"),

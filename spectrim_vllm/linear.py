@@ -43,7 +43,7 @@ class FactoredLinearMethod(LinearMethodBase):
 
     def create_weights(
         self,
-        layer: nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -66,7 +66,7 @@ class FactoredLinearMethod(LinearMethodBase):
         self.dtype = params_dtype
         add_empty(layer, self._tensor_names(), self._loader)
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Replace the empty parameters by what is multiplied with. Raises ValueError where
         tensors did not come."""
         device = remove_empty(layer, self._tensor_names())
@@ -84,7 +84,7 @@ class FactoredLinearMethod(LinearMethodBase):
         self._fill_bias(layer.bias, pieces)
         self.projections.clear()
 
-    def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         z = nn.functional.linear(x, layer.first)
         parts = [
             multiply(
@@ -148,7 +148,7 @@ class FactoredLinearMethod(LinearMethodBase):
             start = end
 
 
-def _set(layer: nn.Module, name: str, tensor: Tensor | None) -> None:
+def _set(layer: Any, name: str, tensor: Tensor | None) -> None:
     parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
     layer.register_parameter(name, parameter)
 

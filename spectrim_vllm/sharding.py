@@ -24,8 +24,8 @@ def local_rows(layer: nn.Module, local: Sequence[int], whole: Sequence[int]) -> 
         start = 0 if size == total else _rank(layer) // count * size
         if start + size > total:
             raise ValueError(
-                f"{getattr(layer, 'prefix', 'a layer')}: outputs {start} to {start + size} of a "
-                f"part of {total}; vLLM pads this layer, which factors cannot follow"
+                f"{getattr(layer, 'prefix', 'a layer')} has outputs {start} to {start + size} "
+                f"of {total} here; vLLM pads it, which factors cannot follow"
             )
         found.append(torch.arange(start, start + size))
     return found
