@@ -1,0 +1,42 @@
+"""A compressed model, and the server of `docs/serving.md`'s own command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.serving.compressing import compress_mixed, save, small_qwen2
+from tests.serving.page import PORT, Environment, own_environment, section
+from tests.serving.servers import free_port, running
+
+START = 120.0
+"""Seconds; it takes five on an idle machine."""
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> Environment:
+    """With `small`, a compressed model, in its directory."""
+    environment = own_environment(tmp_path_factory.mktemp("serving"))
+    save_small(environment.directory)
+    return environment
+
+
+@pytest.fixture(scope="session")
+def port(environment):
+    """Of `transformers serve`, as the page starts it, once spectrim is activated."""
+    for name in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(name, reason=f"needs {name}, of the extra 'serve'")
+    environment.run(section("transformers serve", "run")[0])
+    [block] = section("transformers serve", "server")
+    port = free_port()
+    command = shlex.split(block.text.replace(PORT, str(port)))
+    with running(command, port, environment, START):
+        yield port
+
+
+def save_small(directory: Path) -> Path:
+    model = small_qwen2()
+    config = compress_mixed(model, ("pivoted", "lowrank", "dense"))
+    return save(model, config, directory / "small")
