@@ -72,3 +72,6 @@ SEQUENTIAL_RELATIVE = 1e-3
 
 OBJECTIVE_RELATIVE = 1e-4
 """The same factors' weighted error, which is flat around its minimum."""
+
+HILL_RELATIVE = 1e-2
+"""A tail exponent from quantiles instead of the continuous law."""

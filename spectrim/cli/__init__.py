@@ -19,6 +19,7 @@ def main() -> None:
         import spectrim.cli.bench_speed
         import spectrim.cli.compensate
         import spectrim.cli.finetune
+        import spectrim.cli.inspect
         import spectrim.cli.report  # noqa: F401  adds its command
         from spectrim.cli.commands import app
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,53 @@ def stable_rank(spectrum: Tensor) -> float:
     """`sum s_i^2 / s_1^2`."""
     energy = spectrum.double() ** 2
     return float(energy.sum() / energy.max())
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Of (m, n), largest first, shape (min(m, n),), float64: roots of the eigenvalues of the
+    smaller Gram matrix, so that values below 1e-8 of the largest are rounding."""
+    matrix = matrix.double()
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
+
+
+def tail_exponent(spectrum: Tensor) -> float:
+    """Hill's estimate of alpha in `p(lambda) ~ lambda^-alpha`, lambda = s^2, from the larger
+    half of the values:
+
+        alpha = 1 + k / sum_{i<=k} log(lambda_i / lambda_{k+1}),   k = n // 2
+
+    Heavy tails have a small alpha. NaN with fewer than two positive values, infinite where
+    the larger half is flat (Martin and Mahoney, arXiv:1810.01075).
+    """
+    energy = spectrum.double()[spectrum > 0] ** 2
+    count = len(energy) // 2
+    if count == 0:
+        return float("nan")
+    logs = (energy[:count] / energy[count]).log().sum()
+    return 1.0 + float(count / logs) if logs > 0 else float("inf")
+
+
+def token_directions(hidden: Tensor) -> Tensor:
+    """Tokens (L, d) centred by the mean token and scaled to length one; a token that is the
+    mean stays zero."""
+    centred = hidden.double() - hidden.double().mean(0)
+    return torch.nn.functional.normalize(centred, dim=1)
+
+
+def matrix_nuclear_norm(directions: Tensor) -> float:
+    """`sum of the min(L, d) largest column norms / L` of (L, d) unit tokens.
+
+    For L >= d at least their nuclear norm over L, at the price of one pass over the numbers
+    (Li et al., arXiv:2410.10672).
+    """
+    tokens, width = directions.shape
+    norms = torch.linalg.vector_norm(directions, dim=0)
+    return float(norms.topk(min(tokens, width)).values.sum() / tokens)
+
+
+def matrix_entropy(directions: Tensor) -> float:
+    """`-sum_i p_i log p_i`, p the eigenvalues of the tokens' covariance over their sum, nats:
+    the logarithm of the effective rank of (L, d) tokens (Wei et al., arXiv:2401.17139)."""
+    spectrum = singular_values(directions)
+    return math.log(effective_rank(spectrum)) if bool(spectrum.any()) else 0.0

@@ -16,16 +16,16 @@ from transformers import PreTrainedModel
 from spectrim import hub
 from spectrim.errors import InputError, SpectrimError
 from spectrim.hub.output import is_spectrim_output
+from spectrim.layers import CompactLinear
 from spectrim.pipeline.calibrating import calibration_blocks
+from spectrim.pipeline.inspecting import linear_layers
 from spectrim.planning import Decomposition, Plan
 from spectrim.recipe import Recipe
 from spectrim.report.comparing import with_divergence, with_texts
 from spectrim.report.facts import FACTS_FILE, PAGE_FILE, Facts, LayerFacts, load_facts
 from spectrim.report.gathering import parts_of, plan_facts, with_bytes, with_curves
 from spectrim.report.page import report_page
-from spectrim.surgery.adapters import is_dense, shape_of
-from spectrim.surgery.rewrite import compact_layers
-from spectrim.surgery.targets import blocks
+from spectrim.surgery.adapters import shape_of
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,14 @@ def _facts_of_checkpoint(directory: Path) -> Facts:
 
 
 def _layers_of(model: nn.Module, entries: dict[str, Any]) -> Iterator[LayerFacts]:
-    """The compact layers, and the dense ones beside them in the decoder blocks."""
-    compact = dict(compact_layers(model))
-    inside = tuple(name + "." for name, _ in blocks(model))
-    inner = tuple(name + "." for name in compact)
-    for name, module in model.named_modules():
-        if name in compact:
-            weights = sum(p.numel() for n, p in module.named_parameters() if "bias" not in n)
-            shape = (compact[name].out_features, compact[name].in_features)
-            kind = entries[name]["kind"]
-            yield LayerFacts(name, shape, compact[name].rank or None, kind, weights)
-        elif is_dense(module) and name.startswith(inside) and not name.startswith(inner):
-            yield LayerFacts(name, shape_of(module), None, "dense", math.prod(shape_of(module)))
+    for name, module in linear_layers(model):
+        if not isinstance(module, CompactLinear):
+            shape = shape_of(module)
+            yield LayerFacts(name, shape, None, "dense", math.prod(shape))
+            continue
+        weights = sum(p.numel() for n, p in module.named_parameters() if "bias" not in n)
+        shape = (module.out_features, module.in_features)
+        yield LayerFacts(name, shape, module.rank or None, entries[name]["kind"], weights)
 
 
 def _with_own_bytes(facts: Facts, model: PreTrainedModel) -> Facts:

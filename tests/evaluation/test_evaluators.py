@@ -140,7 +140,7 @@ def test_figures_of_several_evaluators_are_joined(blocks: TokenBlocks) -> None:
 
 def test_what_cannot_be_asked(blocks: TokenBlocks) -> None:
     model = tiny_llama()
-    with pytest.raises(UnknownNameError, match="available: kl_divergence, perplexity, size"):
+    with pytest.raises(UnknownNameError, match="available: kl_divergence, matrix_entropy, nu"):
         evaluate_model(model, blocks, ["perplexities"])
     with pytest.raises(InputError, match="'perplexity' has no option"):
         evaluate_model(model, blocks, {"perplexity": {"batch": 2}})

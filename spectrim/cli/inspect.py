@@ -1,0 +1,113 @@
+"""`spectrim inspect`: ranks that the weights have by themselves, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from spectrim import hub, pipeline
+from spectrim.cli import show
+from spectrim.cli.commands import Json, RemoteCode, app
+from spectrim.data import BlockSettings, check_vocabulary, token_blocks
+from spectrim.errors import InputError
+from spectrim.pipeline.calibrating import vocabulary_size
+from spectrim.pipeline.inspecting import (
+    LayerReport,
+    Timing,
+    inspect_layers,
+    representation,
+    timings,
+)
+
+_COLUMNS = ("layer", "shape", "rank", "effective", "stable", "tail", "plain <", "pivoted <")
+_TITLE = "{}: ranks of the weights, tail exponent, most rank that still saves weights"
+
+
+@app.command()
+def inspect(
+    models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
+    data: Annotated[
+        str | None, typer.Option(help="Text: also look at the hidden states on it.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 4096,
+    length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Effective and stable rank, heavy tails and break-even ranks of every layer."""
+    results = {}
+    for name in models:
+        model, tokenizer = hub.load(
+            name, dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
+        found: dict[str, Any] = {"layers": inspect_layers(model, show.track)}
+        if data is not None:
+            if tokenizer is None:
+                raise InputError(f"{name} has no tokenizer; put its files beside the model")
+            settings = BlockSettings(
+                length=length or pipeline.default_length(model),
+                max_tokens=tokens,
+                keep_tail=True,
+            )
+            blocks = token_blocks(data, tokenizer, settings)
+            check_vocabulary(blocks, vocabulary_size(model))
+            found |= {"hidden_states": representation(model, blocks)}
+            found |= {"times": timings(model, blocks)}
+        results[name] = found
+    if json:
+        show.as_json({name: _plain(found) for name, found in results.items()})
+        return
+    for name, found in results.items():
+        _print(name, found)
+    if data is not None:
+        show.figures_table({name: found["hidden_states"] for name, found in results.items()})
+
+
+def _plain(found: dict[str, Any]) -> dict[str, Any]:
+    """JSON has neither NaN nor infinity."""
+    layers = [asdict(layer) for layer in found["layers"]]
+    for layer in layers:
+        exponent = layer["tail_exponent"]
+        layer["tail_exponent"] = exponent if abs(exponent) < float("inf") else None
+    times = [asdict(timing) for timing in found.get("times", [])]
+    more = {"hidden_states": found["hidden_states"], "times": times} if times else {}
+    return {"layers": layers, **more}
+
+
+def _print(name: str, found: dict[str, Any]) -> None:
+    show.table(_TITLE.format(name), _COLUMNS, [_row(layer) for layer in found["layers"]])
+    if times := found.get("times"):
+        _print_times(name, times)
+
+
+def _row(layer: LayerReport) -> tuple[str, ...]:
+    return (
+        layer.name,
+        f"{layer.shape[0]}x{layer.shape[1]}",
+        "dense" if layer.rank is None else str(layer.rank),
+        f"{layer.effective_rank:.1f}",
+        f"{layer.stable_rank:.1f}",
+        f"{layer.tail_exponent:.2f}",
+        str(layer.break_even_plain),
+        str(layer.break_even_pivoted),
+    )
+
+
+def _print_times(name: str, times: Sequence[Timing]) -> None:
+    head = ("tokens", "nuclear norm", "ms", "entropy", "ms", "times as long")
+    rows = [
+        (
+            str(t.tokens),
+            f"{t.nuclear_norm:.4f}",
+            f"{t.nuclear_norm_ms:.3f}",
+            f"{t.entropy:.4f}",
+            f"{t.entropy_ms:.3f}",
+            f"{t.entropy_ms / max(t.nuclear_norm_ms, 1e-6):.1f}",
+        )
+        for t in times
+    ]
+    show.table(f"{name}: hidden states of growing texts", head, rows)

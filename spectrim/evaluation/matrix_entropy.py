@@ -1,0 +1,42 @@
+"""Matrix entropy of the last hidden states: the logarithm of their effective rank.
+
+    H = -sum_i p_i log p_i,   p the eigenvalues of Z^T Z over their sum, nats
+
+Z (L, d): a row's tokens, centred and scaled to length one; the mean over rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.evaluation._forward import check_batch_size
+from spectrim.evaluation._hidden import mean_over_rows
+from spectrim.linalg import spectrum
+
+NEEDS_ORIGINAL = False
+REFERENCE = "Wei et al., 2024, arXiv:2401.17139"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`batch_size` changes speed and memory, not the result."""
+
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    reference: PreTrainedModel | None = None,
+) -> dict[str, float]:
+    """`matrix_entropy`. Raises InputError for rows of single tokens, NumericalError for
+    states that are not finite."""
+    found = mean_over_rows(model, blocks, options.batch_size, spectrum.matrix_entropy)
+    return {"matrix_entropy": found}

@@ -1,0 +1,43 @@
+"""Matrix Nuclear-Norm of the last hidden states: how many directions the tokens of a row take.
+
+    MNN = sum of the D largest column norms of Z / L,   D = min(L, d)
+
+Z (L, d): the row's tokens, centred and scaled to length one; the mean over rows. Linear in the
+numbers of Z, where `matrix_entropy` takes eigenvalues; more is richer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.evaluation._forward import check_batch_size
+from spectrim.evaluation._hidden import mean_over_rows
+from spectrim.linalg.spectrum import matrix_nuclear_norm
+
+NEEDS_ORIGINAL = False
+REFERENCE = "Li et al., 2024, arXiv:2410.10672"
+
+
+@dataclass(frozen=True)
+class Options:
+    """`batch_size` changes speed and memory, not the result."""
+
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    reference: PreTrainedModel | None = None,
+) -> dict[str, float]:
+    """`matrix_nuclear_norm`. Raises InputError for rows of single tokens, NumericalError for
+    states that are not finite."""
+    found = mean_over_rows(model, blocks, options.batch_size, matrix_nuclear_norm)
+    return {"matrix_nuclear_norm": found}

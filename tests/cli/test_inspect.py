@@ -1,0 +1,35 @@
+"""`spectrim inspect` before and after compression, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+
+def test_before_and_after(compress, cli, shelf):
+    compress("-o", "out", "--budget", "0.5", "--no-report")
+    data = ("--data", shelf / "text.txt", "--tokens", "600", "--length", "64")
+    outcome = cli("inspect", shelf / "model", "out", *data, "--json")
+    assert outcome.code == 0, outcome.err
+    before, after = json.loads(outcome.out).values()
+    assert [layer["name"] for layer in before["layers"]] == [x["name"] for x in after["layers"]]
+    assert all(layer["rank"] is None for layer in before["layers"])
+    assert any(layer["rank"] for layer in after["layers"])
+    total = [sum(x["effective_rank"] for x in found["layers"]) for found in (before, after)]
+    assert total[1] < total[0]
+    for found in (before, after):
+        assert found["hidden_states"]["matrix_entropy"] > 0
+        assert [timing["tokens"] for timing in found["times"]][:3] == [128, 256, 512]
+
+
+def test_the_table(cli, shelf):
+    outcome = cli("inspect", shelf / "model")
+    assert outcome.code == 0, outcome.err
+    words = "".join(outcome.out.split())
+    for word in ("effective", "stable", "tail", "plain<", "pivoted<", "dense"):
+        assert word in words
+    assert "entropy" not in words
+
+
+def test_a_bad_text(cli, shelf):
+    message = cli("inspect", shelf / "model", "--data", "nowhere.txt").failed_with_one_line()
+    assert "nowhere.txt" in message
