@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         finetune,
         measure,
         plan,
+        quantise,
         refine,
         specialise,
     )
@@ -64,6 +65,7 @@ _LAZY = {
             "finetune",
             "measure",
             "plan",
+            "quantise",
             "refine",
             "specialise",
         ),
@@ -109,6 +111,7 @@ __all__ = [
     "lora_targets",
     "measure",
     "plan",
+    "quantise",
     "refine",
     "save",
     "specialise",

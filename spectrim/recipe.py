@@ -10,7 +10,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from spectrim.allocation import ALLOCATORS
+from spectrim.allocation import ALLOCATORS, BY_STORAGE
 from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
@@ -110,6 +110,32 @@ class CompensationRecipe:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class QuantisationRecipe:
+    """Factors, and the layers that stay dense, in fewer bits. A budget counts the bytes then:
+    fraction of what the layers take dense in `save_dtype`.
+
+    base: the compressor (torchao; rtn for any rank); group: columns per scale, at 8 bits of
+    torchao a whole row.
+    """
+
+    bits: Literal[8, 4] = 8
+    base: str = "torchao"
+    group: int = 32
+
+    def __post_init__(self) -> None:
+        COMPRESSORS.options(self.base, self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"bits": self.bits, "group": self.group}
+
+    @property
+    def multiple(self) -> int:
+        """What ranks have to be multiples of."""
+        return self.group if self.base == "torchao" and self.bits == 4 else 1
+
+
+@dataclass(frozen=True, config=_STRICT)
 class RefinementRecipe:
     """One refinement with its options, trained on the calibration's text.
 
@@ -186,6 +212,7 @@ class Recipe:
     selection: SelectionOptions | None = None
     compensation: CompensationRecipe | None = None
     embeddings: EmbeddingRecipe | None = None
+    quantisation: QuantisationRecipe | None = None
     refinement: tuple[RefinementRecipe, ...] = ()
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
@@ -198,6 +225,8 @@ class Recipe:
         DECOMPOSITIONS.options(self.method, self.method_options)
         ALLOCATORS.options(self.allocation, self.allocation_options)
         LAYERS.options(self.layer, self.layer_options)
+        if self.quantisation is not None:
+            _check_quantisation(self, self.quantisation)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -239,6 +268,7 @@ class Recipe:
             layer="lowrank",
             layer_options={},
             rank_multiple=1,
+            quantisation=None,
         )
 
     def with_changes(self, **changes: Any) -> Recipe:
@@ -253,6 +283,21 @@ class Recipe:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:
+    if recipe.rank_multiple % given.multiple:
+        raise InputError(
+            f"torchao's int4 reads groups of {given.group} columns, so ranks have to be "
+            f"multiples of it: set rank_multiple={given.multiple}, or quantisation.base=rtn"
+        )
+    if recipe.allocation not in BY_STORAGE:
+        raise InputError(
+            f"allocation '{recipe.allocation}' does not count bytes; with quantised factors "
+            f"choose one of {', '.join(BY_STORAGE)}"
+        )
+    if recipe.selection is not None:
+        raise InputError("bases are selected by weights, not bytes; leave out quantisation")
 
 
 PRESETS: dict[str, Recipe] = {

@@ -7,9 +7,17 @@ A module declares `REQUIRES` (statistics beyond the method's), `REFERENCE`, opti
 """
 
 from spectrim.allocation._knapsack import Items, solve_knapsack
-from spectrim.allocation._request import AllocationRequest, LayerCurve
+from spectrim.allocation._request import BY_STORAGE, AllocationRequest, LayerCurve, Storage
 from spectrim.registry import Registry
 
 ALLOCATORS = Registry("allocation", "spectrim.allocation")
 
-__all__ = ["ALLOCATORS", "AllocationRequest", "Items", "LayerCurve", "solve_knapsack"]
+__all__ = [
+    "ALLOCATORS",
+    "BY_STORAGE",
+    "AllocationRequest",
+    "Items",
+    "LayerCurve",
+    "Storage",
+    "solve_knapsack",
+]

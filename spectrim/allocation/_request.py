@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,10 @@ from numpy.typing import NDArray
 
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
+
+Storage = Callable[[int, int], int]
+BY_STORAGE = ("loss_optimal", "uniform")
+"""Allocators that ask only what a choice costs."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,15 @@ class AllocationRequest:
     """`budget` is the fraction of the layers' weights that is kept, in (0, 1].
 
     multiple: ranks are multiples of it, except a layer's only feasible rank.
+    storage: what a matrix (rows, columns) takes, in weights of the dense layer; None where
+    every number takes what it took there. A layer left dense is then stored in it too.
     """
 
     curves: tuple[LayerCurve, ...]
     budget: float
     layer: str
     multiple: int = 1
+    storage: Storage | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:
@@ -81,19 +89,22 @@ class AllocationRequest:
         return sum(int(self.choices(curve).costs[0]) for curve in self.curves)
 
     def cost(self, curve: LayerCurve, rank: int | None) -> int:
-        if rank is None:
-            return curve.dense_cost
-        return layer_class(curve.layer or self.layer).cost(*curve.shape, rank)
+        kind = layer_class(curve.layer or self.layer)
+        if self.storage is not None:
+            matrices = (curve.shape,) if rank is None else kind.matrices(*curve.shape, rank)
+            return sum(self.storage(*shape) for shape in matrices)
+        return curve.dense_cost if rank is None else kind.cost(*curve.shape, rank)
 
     def choices(self, curve: LayerCurve) -> Choices:
         """Every allowed rank that is cheaper than the dense layer, and the dense layer."""
         most = len(curve.loss) - 1
         ranks = np.arange(self.multiple, most + 1, self.multiple, dtype=np.int64)
         costs = np.array([self.cost(curve, int(r)) for r in ranks], dtype=np.int64)
-        cheaper = costs < curve.dense_cost
+        dense = self.cost(curve, None)
+        cheaper = costs < dense
         ranks, costs = ranks[cheaper], costs[cheaper]
         return Choices(
             np.append(ranks, 0),
-            np.append(costs, curve.dense_cost),
+            np.append(costs, dense),
             np.append(curve.loss[ranks], 0.0),
         )

@@ -72,6 +72,13 @@ def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
     return model, tokenizer, hub.stored_dtype(name) or torch.float32
 
 
+def _in_bytes(recipe: Recipe, stored: torch.dtype) -> Recipe:
+    """With the dtype that bytes are counted in, where the budget counts them."""
+    if recipe.quantisation is None or recipe.save_dtype is not None:
+        return recipe
+    return recipe.with_changes(save_dtype=str(stored).removeprefix("torch."))
+
+
 def _planned(decomposition: Decomposition, recipe: Recipe, target_loss: float | None) -> Plan:
     if target_loss is not None:
         return plan_for_loss(decomposition, recipe, target_loss)
@@ -113,6 +120,7 @@ def compress(
         )
     hub.check_output(output, overwrite)
     original, tokenizer, stored = _load(model, trust_remote_code)
+    recipe = _in_bytes(recipe, stored)
     dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
     progress = Progress(workspace_of(given), show.track)
     extras, decomposition = {}, None
@@ -130,7 +138,7 @@ def compress(
     smaller = pipeline.compress_embeddings(original, smaller, tokenizer, recipe, progress)
     if recipe.refinement:
         smaller = pipeline.refine(original, smaller, tokenizer, recipe, progress)
-    smaller = pipeline.stored_in(smaller, dtype)
+    smaller = pipeline.quantise(pipeline.stored_in(smaller, dtype), chosen, recipe)
     extras |= {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}
     pair = Pair(original, smaller, tokenizer, stored)
     facts = facts_of(Made(model, chosen, recipe, decomposition), pair)
@@ -167,7 +175,8 @@ def plan(
 ) -> None:
     """The size/quality curve before anything is compressed, and a plan to edit."""
     recipe = recipe_of(given)
-    original, tokenizer, _ = _load(model, trust_remote_code)
+    original, tokenizer, stored = _load(model, trust_remote_code)
+    recipe = _in_bytes(recipe, stored)
     decomposition = pipeline.factorise(
         original, tokenizer, recipe, workspace_of(given), show.track
     )

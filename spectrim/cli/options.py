@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.errors import InputError
-from spectrim.recipe import PRESETS, Recipe, load_recipe, recipe_from
+from spectrim.recipe import PRESETS, QuantisationRecipe, Recipe, load_recipe, recipe_from
 from spectrim.workspace import Workspace
 
 _RECIPE = "Recipe (each overrides the recipe file or preset)"
@@ -43,6 +43,13 @@ OPTIONS: dict[str, Any] = {
     "refine": Annotated[
         list[str] | None,
         typer.Option(help="Refinements to run after, in order.", rich_help_panel=_RECIPE),
+    ],
+    "quantize": Annotated[
+        str | None,
+        typer.Option(
+            help="Factors in int8 or int4; the budget then counts bytes.",
+            rich_help_panel=_RECIPE,
+        ),
     ],
     "task": Annotated[
         str | None,
@@ -154,9 +161,28 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["task"] = (values["task"] or {}) | {"data": given["task"]}
     if given["measure"] is not None:
         values["measure"] |= {"layers": given["measure"], "joint": given["measure"]}
+    if given["quantize"] is not None:
+        values["quantisation"] = (values["quantisation"] or {}) | _bits(given["quantize"])
     for assignment in given["set"] or []:
         _assign(values, assignment)
+    _fit_ranks(values)
     return recipe_from(values, "options")
+
+
+def _bits(name: str) -> dict[str, int]:
+    bits = {"int8": 8, "int4": 4}
+    if name not in bits:
+        raise InputError(f"--quantize {name}: expected int8 or int4")
+    return {"bits": bits[name]}
+
+
+def _fit_ranks(values: dict[str, Any]) -> None:
+    """Ranks that the quantisation's kernel reads, where nobody said which."""
+    if values["quantisation"] and values["rank_multiple"] == 1:
+        try:
+            values["rank_multiple"] = QuantisationRecipe(**values["quantisation"]).multiple
+        except (TypeError, ValueError):
+            return  # the recipe says what is wrong with it
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:

@@ -68,6 +68,11 @@ class CompressedLinear(nn.Module, ABC):
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """Q(W) (out, in)."""
 
+    @property
+    def weight(self) -> Tensor:
+        """Q(W) (out, in) in float32, where a factored layer reads its children."""
+        return self.matrix(torch.float32)
+
     def fault(self) -> str | None:
         """The name of a tensor that no compressor writes, and what is wrong with it."""
         return None

@@ -65,7 +65,11 @@ class TorchaoLinear(CompressedLinear):
 
     @classmethod
     def cost(cls, shape: tuple[int, int], options: Options, itemsize: int) -> int:
-        return sum(size.numel() for size in _structure(shape, options).sizes.values())
+        rows, columns = shape
+        if options.bits == 8:
+            return rows * (columns + 5)  # per row a scale in float32 and a zero of one byte
+        scale = _DTYPES[options.dtype].itemsize
+        return rows * columns // 2 + 2 * scale * rows * (columns // options.group)
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = _DTYPES[self.options.dtype]

@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from spectrim.errors import CheckpointError, UnknownNameError
 from spectrim.hub.compensated import COMPENSATED, check_compensated
+from spectrim.hub.quantised import check_inner
 from spectrim.layers import layer_class
 
 QUANT_METHOD = "spectrim"
@@ -31,7 +32,7 @@ class SpectrimConfig(QuantizationConfigMixin):
     one layer per expert; `untied` says that the output embedding no longer is the input
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
     `head` the output embedding that shares its factors, or None; `provenance` is free JSON;
-    `inner` is kept for a quantisation on top.
+    `inner` is None or what the factors are quantised by (`hub.quantised`).
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class SpectrimConfig(QuantizationConfigMixin):
         _check_layers(self.layers)
         _check_split_experts(self.split_experts)
         _check_embeddings(self.embeddings)
+        check_inner(self.inner)
         _check_json(self)
 
 

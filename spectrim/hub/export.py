@@ -67,7 +67,8 @@ def export_self_contained(
         raise CheckpointError(f"{checkpoint} is not compressed, so there is nothing to export")
     config = SpectrimConfig.from_dict(settings["quantization_config"])
     kinds = {entry["kind"] for entry in config.layers.values()} - {COMPENSATED}
-    code = remote_code(kinds, {e["base"] for e in config.layers.values() if "base" in e})
+    entries = [*config.layers.values(), config.inner or {}]
+    code = remote_code(kinds, {e["base"] for e in entries if "base" in e})
     settings["auto_map"] = {
         "AutoConfig": f"{MODULE}.RemoteConfig",
         "AutoModelForCausalLM": f"{MODULE}.RemoteModel",

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
+from spectrim.compressors import CompressedLinear
 from spectrim.errors import CheckpointError
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.stand_ins import add_stand_ins, remove_stand_ins
@@ -71,7 +72,7 @@ def keep_names(model: Any) -> None:
 
 
 def check_layers(model: nn.Module) -> None:
-    """Raises CheckpointError for tensors that a compact layer cannot work with."""
+    """Raises CheckpointError for tensors that a layer of ours cannot work with."""
     for name, module in model.named_modules():
-        if isinstance(module, CompactLinear) and (fault := module.fault()):
+        if isinstance(module, CompactLinear | CompressedLinear) and (fault := module.fault()):
             raise CheckpointError(f"{name}.{fault}")

@@ -35,6 +35,7 @@ _SOURCES = (
 )
 _HUB_SOURCES = (
     "spectrim.hub.compensated",
+    "spectrim.hub.quantised",
     "spectrim.hub.config",
     "spectrim.hub.tables",
     "spectrim.hub.swap",
@@ -42,7 +43,7 @@ _HUB_SOURCES = (
     "spectrim.hub.quantizer",
     "spectrim.hub.remote_model",
 )
-_NOT_FOR_INFERENCE = {"cost", "dense", "from_factors", "from_full", "_of"}
+_NOT_FOR_INFERENCE = {"cost", "dense", "from_factors", "from_full", "matrices", "_of"}
 _LOOK_UP = """
 def {WHAT}_class(name: str) -> type[nn.Module]:
     kinds = {KINDS}

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.output import is_spectrim_output, output_directory, write_text
+from spectrim.hub.quantised import check_children
 from spectrim.hub.quantizer import forget_plug_in, keep_names
 from spectrim.hub.tables import check_table
 from spectrim.layers import CompactLinear
@@ -106,6 +107,7 @@ def _check_describes(model: PreTrainedModel, config: SpectrimConfig) -> None:
             f"the config and the model differ at {len(wrong)} layers: {name} has rank "
             f"{ranks.get(name)} in the model and {described.get(name)} in the config"
         )
+    check_children(model, config.inner)
     _check_bases(model, config)
     check_table(model, config.embeddings)
     if model.config.tie_word_embeddings and not config.untied:

@@ -9,6 +9,7 @@ from torch import nn
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.hub.compensated import COMPENSATED, empty_compensated
 from spectrim.hub.config import SpectrimConfig
+from spectrim.hub.quantised import swap_children
 from spectrim.hub.tables import swap_table
 from spectrim.layers import layer_class
 from spectrim.layers.shared_basis import SharedBasisLinear
@@ -30,6 +31,7 @@ def swap_modules(model: nn.Module, config: SpectrimConfig) -> None:
     except ModelError as error:
         raise CheckpointError(f"the config does not fit the model: {error}") from error
     _swap_layers(model, config)
+    swap_children(model, config.inner)
     if (entry := config.embeddings) is not None:
         names = [name for name in (entry["name"], entry["head"]) if name is not None]
         inside = {full: local for local, full in _names_inside(model, names).items()}

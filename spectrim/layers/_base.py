@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectrim.errors import InputError
 from spectrim.linalg.truncated import Factors
 
 
@@ -70,6 +71,17 @@ class FactoredLinear(CompactLinear):
     @abstractmethod
     def cost(cls, out_features: int, in_features: int, rank: int) -> int:
         """Stored weights at `rank`; not counted are the bias and a bit per output."""
+
+    @classmethod
+    def matrices(
+        cls, out_features: int, in_features: int, rank: int
+    ) -> tuple[tuple[int, int], ...]:
+        """Shapes (rows, columns) of the linear children at `rank`, for a storage that counts
+        by matrix. Raises InputError for a kind that does not store plain matrices."""
+        raise InputError(
+            f"{cls.__name__} does not store plain matrices, so its factors are not quantised; "
+            "choose pivoted or lowrank"
+        )
 
     @classmethod
     @abstractmethod

@@ -24,6 +24,12 @@ class LowRankLinear(FactoredLinear):
         return rank * (out_features + in_features)
 
     @classmethod
+    def matrices(
+        cls, out_features: int, in_features: int, rank: int
+    ) -> tuple[tuple[int, int], ...]:
+        return ((rank, in_features), (out_features, rank))
+
+    @classmethod
     def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> LowRankLinear:
         left, right = left.double(), right.double()
         sizes = left.norm(), right.norm()

@@ -36,6 +36,12 @@ class PivotedLinear(FactoredLinear):
         return rank * (out_features + in_features - rank)
 
     @classmethod
+    def matrices(
+        cls, out_features: int, in_features: int, rank: int
+    ) -> tuple[tuple[int, int], ...]:
+        return ((rank, in_features), (out_features - rank, rank))
+
+    @classmethod
     def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> PivotedLinear:
         left, right = left.double(), right.double()
         pivots, coefficients = pivot_rows(left)

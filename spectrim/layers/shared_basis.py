@@ -42,6 +42,12 @@ class SharedBasisLinear(FactoredLinear):
         return rank * (out_features + in_features)
 
     @classmethod
+    def matrices(
+        cls, out_features: int, in_features: int, rank: int
+    ) -> tuple[tuple[int, int], ...]:
+        return ((rank, in_features), (out_features, rank))
+
+    @classmethod
     def from_factors(
         cls, left: Tensor, right: Tensor, bias: Tensor | None
     ) -> SharedBasisLinear:

@@ -18,6 +18,7 @@ from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.evaluating import evaluate, evaluate_documents, evaluate_task
 from spectrim.pipeline.factorising import decompose, factorise, measure, plan
 from spectrim.pipeline.finetuning import FinetuneSettings, finetune
+from spectrim.pipeline.quantising import quantise
 from spectrim.pipeline.refining import refine
 from spectrim.pipeline.specialising import Specialised, specialise
 
@@ -47,6 +48,7 @@ __all__ = [
     "named_recipes",
     "plan",
     "prepare",
+    "quantise",
     "refine",
     "specialise",
     "stored_in",

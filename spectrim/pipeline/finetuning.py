@@ -71,11 +71,14 @@ def finetune(
     read, ModelError for a model that is not compressed, NumericalError for a step whose loss
     is not finite.
     """
-    if not isinstance(getattr(model.config, "quantization_config", None), SpectrimConfig):
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, SpectrimConfig):
         raise ModelError(
             f"this {type(model).__name__} is not compressed; compress it first, or train it "
             "with transformers' Trainer"
         )
+    if config.inner is not None:
+        raise ModelError("the factors are quantised; train them before they are (--quantize)")
     progress = progress or Progress()
     blocks = _blocks(model, tokenizer, settings)
     options: Any

@@ -10,6 +10,7 @@ from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.plan import SHARED, LayerPlan, Plan
+from spectrim.planning.storage import storage_of
 from spectrim.recipe import Recipe
 
 DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
@@ -43,7 +44,11 @@ def curves_of(decomposition: Decomposition) -> tuple[LayerCurve, ...]:
 def make_plan(decomposition: Decomposition, recipe: Recipe) -> Plan:
     """The recipe's allocation at its budget. Raises InputError when that does not fit."""
     request = AllocationRequest(
-        curves_of(decomposition), recipe.budget, recipe.layer, recipe.rank_multiple
+        curves_of(decomposition),
+        recipe.budget,
+        recipe.layer,
+        recipe.rank_multiple,
+        storage_of(recipe),
     )
     options = ALLOCATORS.options(recipe.allocation, recipe.allocation_options)
     ranks = ALLOCATORS.get(recipe.allocation).allocate(request, options)

@@ -330,3 +330,17 @@ def test_help_names_every_command(cli):
     for command in commands:
         assert command in shown.out
         assert cli(command, "--help").code == 0
+
+
+def test_quantised_factors_in_one_checkpoint(cli, compress, tmp_path):
+    chosen = ("--quantize", "int8", "--set", "quantisation.base=rtn", "--budget", 0.25)
+    done = compress("-o", "out", *chosen)
+    assert done.code == 0, done.err
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["inner"]["base"] == "rtn"
+    assert config["provenance"]["plan"]["kept"] <= 0.25
+    shown = cli("evaluate", "out", "--data", "python:held_out", "--tokens", 500, "--json")
+    assert shown.code == 0, shown.err
+    assert json.loads(shown.out)["out"]["perplexity"] > 1
+    wrong = compress("-o", "other", "--quantize", "int7")
+    assert "int8 or int4" in wrong.failed_with_one_line()

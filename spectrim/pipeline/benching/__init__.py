@@ -98,6 +98,11 @@ def bench_steps(
     wanted = {n: [r.with_changes(budget=b) for b in budgets] for n, r in recipes.items()}
     if not recipes or not budgets:
         raise InputError("a table needs at least one recipe and one budget")
+    if quantised := [name for name, r in recipes.items() if r.quantisation is not None]:
+        raise InputError(
+            f"{quantised[0]} quantises its factors; this table fits rows that store numbers of "
+            "one dtype to their bytes: leave out quantisation"
+        )
     if len(set(budgets)) < len(budgets):
         raise InputError(f"a budget is named twice in {', '.join(map(str, budgets))}")
     with _lasting(settings.workspace) as workspace:

@@ -1,0 +1,25 @@
+"""What a quantised matrix takes, as an allocation counts it."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import torch
+
+from spectrim.allocation import Storage
+from spectrim.compressors import COMPRESSORS, compressor_class
+from spectrim.recipe import Recipe
+
+
+def storage_of(recipe: Recipe) -> Storage | None:
+    """`ceil(bytes(rows, columns) / bytes of a number of the dense layer)`; None unless the
+    recipe quantises. A recipe that states no dtype counts float32."""
+    given = recipe.quantisation
+    if given is None:
+        return None
+    dtype = recipe.save_dtype or "float32"
+    options = COMPRESSORS.options(given.base, given.options)
+    if "dtype" in {field.name for field in fields(options)}:
+        options = replace(options, dtype=dtype)
+    kind, itemsize = compressor_class(given.base), getattr(torch, dtype).itemsize
+    return lambda rows, columns: -(-kind.cost((rows, columns), options, itemsize) // itemsize)
