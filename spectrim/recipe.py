@@ -139,14 +139,18 @@ class QuantisationRecipe:
 class RefinementRecipe:
     """One refinement with its options, trained on the calibration's text.
 
-    sequences: how many of it, the calibration's own first; None: as many as those.
+    sequences: how many of it, the calibration's own first; tokens: the same counted in
+    tokens; neither: as many as the calibration has. A shorter text is taken whole.
     """
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
     sequences: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
 
     def __post_init__(self) -> None:
+        if self.sequences is not None and self.tokens is not None:
+            raise ValueError("give sequences or tokens, not both")
         REFINEMENTS.options(self.name, self.options)
 
 
@@ -300,8 +304,16 @@ def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:
         raise InputError("bases are selected by weights, not bytes; leave out quantisation")
 
 
+_TRAINED: dict[str, Any] = {"precision": "bfloat16", "basis": "covariances"}
+_TOKENS = 500_000
+"""Of text that the trained recipes read, in each of their stages once."""
+_BLOCK = RefinementRecipe("block", {"tokens": _TOKENS} | _TRAINED, tokens=_TOKENS)
+_END_TO_END = RefinementRecipe("end_to_end", {"tokens": _TOKENS} | _TRAINED, tokens=_TOKENS)
+
 PRESETS: dict[str, Recipe] = {
     "default": Recipe(),
+    "closed_form": Recipe(refinement=(RefinementRecipe("saes"),)),
+    "best": Recipe(refinement=(_BLOCK, _END_TO_END)),
     "fast": Recipe(
         calibration=CalibrationRecipe(sequences=64),
         path=PathRecipe(weight=0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration import Calibration
 from spectrim.data import TokenBlocks
-from spectrim.pipeline.calibrating import calibrate, calibration_blocks
+from spectrim.pipeline.calibrating import calibrate, calibration_blocks, default_length
 from spectrim.pipeline.compressing import stored_in
 from spectrim.recipe import Recipe, RefinementRecipe
 from spectrim.refinement import REFINEMENTS, Progress, required_statistics
@@ -70,6 +71,8 @@ def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementReci
     calibration = recipe.calibration
     every = sys.maxsize if recipe.task is not None else calibration.sequences
     wanted = step.sequences or every
+    if step.tokens is not None:
+        wanted = math.ceil(step.tokens / (calibration.length or default_length(model)))
     return recipe.with_changes(calibration=replace(calibration, sequences=wanted))
 
 

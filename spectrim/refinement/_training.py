@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spectrim.calibration.store import model_fingerprint
 from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError, NumericalError
+from spectrim.refinement._bases import Rotations
 from spectrim.refinement._factors import Parameters
 from spectrim.refinement._progress import Progress
 from spectrim.storage import read_tensors, write_tensors
@@ -75,11 +76,13 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained together; `loss` takes the indices of the sequences of a step."""
+    """What is trained together; `loss` takes the indices of the sequences of a step.
+    Parameters that `rotations` names are stepped in other coordinates."""
 
     name: str
     parameters: Parameters
     loss: Callable[[Tensor], Tensor]
+    rotations: Rotations = field(default_factory=dict)
 
 
 @dataclass
@@ -213,8 +216,20 @@ class _Trainer:
             )
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.rate(number)
-        self.optimiser.step()
+        self._update()
         return value
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """A step of the optimiser in the stage's coordinates."""
+        turned = [(self.stage.parameters[n], r) for n, r in self.stage.rotations.items()]
+        for parameter, rotation in turned:
+            assert parameter.grad is not None
+            parameter.grad = rotation.into(parameter.grad).contiguous()
+            parameter.copy_(rotation.into(parameter))
+        self.optimiser.step()
+        for parameter, rotation in turned:
+            parameter.copy_(rotation.back(parameter))
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         names = self.stage.parameters.items()

@@ -8,7 +8,8 @@ and what stayed dense in the block are trained. A basis that layers of several b
 share stays fixed, since the later ones' coefficients are made for it: `end_to_end` trains it.
 
 Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
-step through one block, and two arrays of hidden states, tokens x width x 4 bytes each.
+step through one block, and two arrays of hidden states, tokens x width x 4 bytes each; with
+basis "covariances" in^2 + out^2 numbers per layer more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.refinement._bases import Basis, Rotations, basis_key, rotations
+from spectrim.refinement._bases import requires as basis_requires
 from spectrim.refinement._factors import Parameters, training_form
 from spectrim.refinement._forward import BlockRunner, Precision, Tokens, evaluating
 from spectrim.refinement._progress import Progress
@@ -34,28 +37,42 @@ REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 
 @dataclass(frozen=True)
 class Options:
-    """epochs: passes over the sequences for each block; `warmup` is a share of the steps;
-    precision is that of the matrix products ("float32" or "bfloat16")."""
+    """epochs: passes over the sequences for each block, or tokens: to train each block on,
+    padding included, in their place; `warmup` is a share of the steps; precision is that of
+    the matrix products ("float32" or "bfloat16"); basis: the coordinates of Adam's steps
+    (`spectrim/refinement/_bases.py`)."""
 
     epochs: int = 8
+    tokens: int | None = None
     sequences_per_step: int = 4
     learning_rate: float = 1e-3
     warmup: float = 0.05
     clip: float = 1.0
     seed: int = 0
     precision: Precision = "float32"
+    basis: Basis = "parameters"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
+        numbers = self.epochs, self.tokens or 1, self.sequences_per_step, self.learning_rate
+        if min(numbers) <= 0 or self.tokens == 0:
             raise InputError(
-                "epochs, sequences_per_step and learning_rate have to be positive, got "
-                f"{self.epochs}, {self.sequences_per_step} and {self.learning_rate}"
+                "epochs, tokens, sequences_per_step and learning_rate have to be positive, got "
+                f"{self.epochs}, {self.tokens}, {self.sequences_per_step} and "
+                f"{self.learning_rate}"
             )
 
-    def schedule(self, sequences: int) -> Schedule:
+    def schedule(self, blocks: TokenBlocks) -> Schedule:
+        sequences, length = blocks.ids.shape
         rows = min(self.sequences_per_step, sequences)
         steps = self.epochs * (sequences // rows)
+        if self.tokens is not None:
+            steps = max(1, self.tokens // (rows * length))
         return Schedule.of(self, steps, rows)
+
+
+def requires(options: Options) -> tuple[str, ...]:
+    """The statistics of the original that these options make use of."""
+    return basis_requires(options.basis)
 
 
 def refine(
@@ -67,14 +84,16 @@ def refine(
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("block", original, compressed, blocks, options)
-    schedule = options.schedule(len(blocks))
+    key |= basis_key(options.basis, progress.calibration)
+    schedule = options.schedule(blocks)
     tokens = Tokens(blocks, compressed.device, options.precision)
     with evaluating(original), training_form(compressed) as parameters:
         run = Run(parameters, progress)
         if not run.begin(key):
             runners = BlockRunner(original, tokens), BlockRunner(compressed, tokens)
             pair = _Pair(*runners, schedule.rows)
-            for number, stage in enumerate(pair.stages(parameters)):
+            turned = rotations(compressed, parameters, options.basis, progress.calibration)
+            for number, stage in enumerate(pair.stages(parameters, turned)):
                 run.stage(number, stage, schedule, len(blocks))
             run.finish()
     return compressed
@@ -93,7 +112,7 @@ class _Pair:
         self.size = 1.0
         self.fixed = self._bases_of_several()
 
-    def stages(self, parameters: Parameters) -> Iterator[Stage]:
+    def stages(self, parameters: Parameters, turned: Rotations) -> Iterator[Stage]:
         """One stage per block; asking for the next takes the block as it is by then."""
         count = len(self.compressed.blocks)
         for number, (name, _) in enumerate(self.compressed.blocks):
@@ -105,7 +124,8 @@ class _Pair:
                 if n.startswith(name + ".") and id(p) not in self.fixed
             }
             loss = partial(self._loss, number)
-            yield Stage(f"block {number + 1} of {count}", inside, loss)
+            own = {n: rotation for n, rotation in turned.items() if n in inside}
+            yield Stage(f"block {number + 1} of {count}", inside, loss, own)
             self._advance(self.compressed, number, self.inputs)
 
     def _bases_of_several(self) -> set[int]:

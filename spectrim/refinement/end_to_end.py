@@ -10,7 +10,7 @@ them out.
 
 Memory: both models, AdamW's two moments and a gradient for each trained parameter, the
 activations of one step, its tokens x width x 4 bytes for every block, and three arrays of its
-tokens x vocabulary x 4 bytes.
+tokens x vocabulary x 4 bytes; with basis "covariances" in^2 + out^2 numbers per layer more.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.refinement._bases import Basis, basis_key, rotations
+from spectrim.refinement._bases import requires as basis_requires
 from spectrim.refinement._factors import training_form
 from spectrim.refinement._forward import Precision, Tokens, evaluating
 from spectrim.refinement._progress import Progress
@@ -36,7 +38,8 @@ REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv
 class Options:
     """tokens: to train on, padding included; each sequence as often as that takes. `warmup`
     is a share of the steps; gradients are clipped to the norm `clip`; precision is that of
-    the matrix products, "bfloat16" is faster where the processor multiplies it."""
+    the matrix products, "bfloat16" is faster where the processor multiplies it; basis: the
+    coordinates of Adam's steps (`spectrim/refinement/_bases.py`)."""
 
     tokens: int = 500_000
     sequences_per_step: int = 4
@@ -46,6 +49,7 @@ class Options:
     clip: float = 1.0
     seed: int = 0
     precision: Precision = "float32"
+    basis: Basis = "parameters"
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
@@ -60,6 +64,11 @@ class Options:
         return Schedule.of(self, steps, rows)
 
 
+def requires(options: Options) -> tuple[str, ...]:
+    """The statistics of the original that these options make use of."""
+    return basis_requires(options.basis)
+
+
 def refine(
     original: PreTrainedModel,
     compressed: PreTrainedModel,
@@ -69,6 +78,7 @@ def refine(
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("end_to_end", original, compressed, blocks, options)
+    key |= basis_key(options.basis, progress.calibration)
     tokens = Tokens(blocks, compressed.device, options.precision)
 
     def loss(rows: Tensor) -> Tensor:
@@ -83,7 +93,8 @@ def refine(
     with evaluating(original), training_form(compressed) as parameters:
         run = Run(parameters, progress)
         if not run.begin(key):
-            stage = Stage("end to end", parameters, loss)
+            turned = rotations(compressed, parameters, options.basis, progress.calibration)
+            stage = Stage("end to end", parameters, loss, turned)
             run.stage(0, stage, options.schedule(blocks), len(blocks))
             run.finish()
     return compressed

@@ -46,6 +46,8 @@ def test_a_recipe_file_names_them_in_order(tmp_path):
         ("[{name: block, options: {steps: 3}}]", "no option"),
         ("[{name: block, options: {epochs: 0}}]", "epochs"),
         ("[{name: block, sequences: 0}]", "sequences"),
+        ("[{name: block, options: {tokens: 0}}]", "tokens"),
+        ("[{name: block, sequences: 3, tokens: 99}]", "not both"),
         ("[block]", "refinement"),
     ],
 )

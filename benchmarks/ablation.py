@@ -1,0 +1,54 @@
+"""What each stage of the recipe `best` brings, on its own and left out.
+
+    python benchmarks/ablation.py MODEL --data TRAIN --eval TEXT --budgets 0.6
+
+"alone" rows add one stage to SVD-LLM with uniform ranks and plain factors; "without" rows are
+`best` less one stage. More options as in `spectrim bench --help`; results go to out/ablation
+unless -o says otherwise.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from method_table import NO_PATH, PLAIN, Rows, run
+
+from spectrim.recipe import PRESETS
+
+_BEST = PRESETS["best"].to_dict()
+_TRAINED = {"refinement": _BEST["refinement"]}
+_FOUNDATION: dict[str, Any] = {
+    "method": "svd_llm",
+    "allocation": "uniform",
+    "layer": "lowrank",
+    "path": NO_PATH,
+    "measure": PLAIN,
+}
+_RANKS = {"allocation": "loss_optimal"}
+ALONE: Rows = {
+    "SVD-LLM": {},
+    "gradient covariance": {"method": "obd"},
+    "loss-optimal ranks": _RANKS,
+    "loss-optimal ranks, measured curves": _RANKS | {"measure": _BEST["measure"]},
+    "pivoted storage": {"layer": "pivoted"},
+    "end-to-end training": _TRAINED,
+}
+WITHOUT: Rows = {
+    "nothing": {},
+    "gradient covariance": {"method": "svd_llm"},
+    "loss-optimal ranks": {"allocation": "uniform"},
+    "measured curves": {"measure": PLAIN},
+    "path average": {"path": NO_PATH},
+    "pivoted storage": {"layer": "lowrank"},
+    "end-to-end training": {"refinement": []},
+}
+
+
+def recipes() -> Rows:
+    alone = {f"alone: {name}": _FOUNDATION | row for name, row in ALONE.items()}
+    return alone | {f"best without {name}": _TRAINED | row for name, row in WITHOUT.items()}
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:], recipes(), "out/ablation")
