@@ -3,8 +3,8 @@
     python benchmarks/ablation.py MODEL --data TRAIN --eval TEXT --budgets 0.6
 
 "alone" rows add one stage to SVD-LLM with uniform ranks and plain factors; "without" rows are
-`best` less one stage. More options as in `spectrim bench --help`; results go to out/ablation
-unless -o says otherwise.
+`best` less one stage. Both trainings read a quarter of the recipe's tokens. More options as in
+`spectrim bench --help`; results go to out/ablation unless -o says otherwise.
 """
 
 from __future__ import annotations
@@ -16,8 +16,18 @@ from method_table import NO_PATH, PLAIN, Rows, run
 
 from spectrim.recipe import PRESETS
 
+TOKENS = 125_000
 _BEST = PRESETS["best"].to_dict()
-_TRAINED = {"refinement": _BEST["refinement"]}
+
+
+def _step(name: str) -> dict[str, Any]:
+    """A refinement of `best` with fewer tokens."""
+    step = next(step for step in _BEST["refinement"] if step["name"] == name)
+    return step | {"tokens": TOKENS, "options": step["options"] | {"tokens": TOKENS}}
+
+
+_BLOCK, _END_TO_END = _step("block"), _step("end_to_end")
+_TRAINED = {"refinement": [_BLOCK, _END_TO_END]}
 _FOUNDATION: dict[str, Any] = {
     "method": "svd_llm",
     "allocation": "uniform",
@@ -32,7 +42,8 @@ ALONE: Rows = {
     "loss-optimal ranks": _RANKS,
     "loss-optimal ranks, measured curves": _RANKS | {"measure": _BEST["measure"]},
     "pivoted storage": {"layer": "pivoted"},
-    "end-to-end training": _TRAINED,
+    "block training": {"refinement": [_BLOCK]},
+    "end-to-end training": {"refinement": [_END_TO_END]},
 }
 WITHOUT: Rows = {
     "nothing": {},
@@ -41,7 +52,9 @@ WITHOUT: Rows = {
     "measured curves": {"measure": PLAIN},
     "path average": {"path": NO_PATH},
     "pivoted storage": {"layer": "lowrank"},
-    "end-to-end training": {"refinement": []},
+    "block training": {"refinement": [_END_TO_END]},
+    "end-to-end training": {"refinement": [_BLOCK]},
+    "any training": {"refinement": []},
 }
 
 
