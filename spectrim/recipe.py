@@ -308,7 +308,11 @@ _TRAINED: dict[str, Any] = {"precision": "bfloat16", "basis": "covariances"}
 _TOKENS = 500_000
 """Of text that the trained recipes read, in each of their stages once."""
 _BLOCK = RefinementRecipe("block", {"tokens": _TOKENS} | _TRAINED, tokens=_TOKENS)
-_END_TO_END = RefinementRecipe("end_to_end", {"tokens": _TOKENS} | _TRAINED, tokens=_TOKENS)
+_END_TO_END = RefinementRecipe(
+    "end_to_end",
+    {"tokens": _TOKENS, "learning_rate": 4.5e-4, "scaling": "divergence"} | _TRAINED,
+    tokens=_TOKENS,
+)
 
 PRESETS: dict[str, Recipe] = {
     "default": Recipe(),

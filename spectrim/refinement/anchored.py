@@ -31,7 +31,7 @@ from spectrim.refinement._progress import Progress
 from spectrim.refinement._sequential import Walker, rewrite
 from spectrim.refinement._sequential_layers import Mix
 from spectrim.refinement._sequential_task import SequentialOptions, Task
-from spectrim.refinement.end_to_end import divergence
+from spectrim.refinement.end_to_end import mean_divergence
 
 REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 REQUIRES = _sequential_task.REQUIRES
@@ -94,7 +94,7 @@ def _chosen(walker: Walker, options: Options) -> float:
         label = _label(mix)
         if label not in figures:
             walker.walk(label, fitted, _constant(mix))
-            figures[label] = measured(walker, held_out)
+            figures[label] = _measured(walker.task, held_out)
     return min(options.candidates, key=lambda mix: figures[_label(mix)])
 
 
@@ -111,14 +111,6 @@ def _split(sequences: int, share: float) -> tuple[Tensor, Tensor]:
     return rest[::step], held_out
 
 
-@torch.no_grad()
-def measured(walker: Walker, rows: Tensor) -> float:
-    """Mean KL(original || compressed) over the real positions of the sequences `rows`."""
-    tokens, total, count = walker.task.tokens, 0.0, 0
-    for chunk in rows.split(walker.task.options.sequences_per_step):
-        wanted = tokens.run(walker.task.original, chunk).logits
-        logits = tokens.run(walker.task.compressed, chunk).logits
-        real = tokens.real(chunk)
-        total += float(divergence(wanted, logits, real)) * int(real.sum())
-        count += int(real.sum())
-    return total / count
+def _measured(task: Task, rows: Tensor) -> float:
+    chunks = rows.split(task.options.sequences_per_step)
+    return mean_divergence(task.original, task.compressed, task.tokens, chunks)

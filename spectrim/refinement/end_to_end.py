@@ -15,7 +15,9 @@ tokens x vocabulary x 4 bytes; with basis "covariances" in^2 + out^2 numbers per
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +34,10 @@ from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 
 REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv:2604.02119"
+Chunks = Sequence[Tensor]
+"""Indices (B,) of sequences that are run together."""
+_PROBED = 32
+"""Sequences that the distance at the start is measured on."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,9 @@ class Options:
     """tokens: to train on, padding included; each sequence as often as that takes. `warmup`
     is a share of the steps; gradients are clipped to the norm `clip`; precision is that of
     the matrix products, "bfloat16" is faster where the processor multiplies it; basis: the
-    coordinates of Adam's steps (`spectrim/refinement/_bases.py`)."""
+    coordinates of Adam's steps (`spectrim/refinement/_bases.py`). scaling "divergence":
+    `learning_rate` is for a model that starts one nat per token from the original, and grows
+    with the root of that distance: what has less to mend is easier to spoil."""
 
     tokens: int = 500_000
     sequences_per_step: int = 4
@@ -50,6 +58,7 @@ class Options:
     seed: int = 0
     precision: Precision = "float32"
     basis: Basis = "parameters"
+    scaling: Literal["none", "divergence"] = "none"
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
@@ -92,12 +101,32 @@ def refine(
 
     with evaluating(original), training_form(compressed) as parameters:
         run = Run(parameters, progress)
+        schedule = options.schedule(blocks)
+        if options.scaling == "divergence":
+            chunks = torch.arange(min(len(blocks), _PROBED)).split(schedule.rows)
+            away = mean_divergence(original, compressed, tokens, chunks)
+            schedule = replace(schedule, learning_rate=options.learning_rate * away**0.5)
         if not run.begin(key):
             turned = rotations(compressed, parameters, options.basis, progress.calibration)
             stage = Stage("end to end", parameters, loss, turned)
-            run.stage(0, stage, options.schedule(blocks), len(blocks))
+            run.stage(0, stage, schedule, len(blocks))
             run.finish()
     return compressed
+
+
+@torch.no_grad()
+def mean_divergence(
+    original: PreTrainedModel, compressed: PreTrainedModel, tokens: Tokens, chunks: Chunks
+) -> float:
+    """KL(original || compressed) per real position of the sequences in `chunks`."""
+    total, count = 0.0, 0
+    for chunk in chunks:
+        wanted = tokens.run(original, chunk).logits
+        logits = tokens.run(compressed, chunk).logits
+        real = tokens.real(chunk)
+        total += float(divergence(wanted, logits, real)) * int(real.sum())
+        count += int(real.sum())
+    return total / count
 
 
 def relative_error(wanted: Tensor, output: Tensor, real: Tensor) -> Tensor:

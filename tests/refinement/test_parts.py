@@ -10,9 +10,10 @@ import torch
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
+from spectrim.refinement import Progress, end_to_end
 from spectrim.refinement._factors import balanced_factors, training_form
 from spectrim.refinement._forward import BlockRunner, Tokens
-from spectrim.refinement._training import Schedule
+from spectrim.refinement._training import Run, Schedule
 from tests.hub.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokens
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
@@ -160,3 +161,25 @@ def test_the_rate_rises_and_falls():
     assert rates[4] == max(rates) == 2.0
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert 0 < rates[-1] < 0.1
+
+
+def test_the_rate_grows_with_the_distance_at_the_start(monkeypatch):
+    """Twice the weight error is about four times the divergence and twice the rate."""
+    seen: list[Schedule] = []
+    monkeypatch.setattr(
+        Run, "stage", lambda self, n, stage, schedule, of: seen.append(schedule)
+    )
+    options = end_to_end.Options(tokens=256, learning_rate=1e-3, scaling="divergence")
+    ids = tiny_tokens(rows=8, length=16)
+    for size in (0.01, 0.02):
+        compressed = copy.deepcopy(tiny_llama())
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in compressed.named_parameters():
+                if name.endswith("down_proj.weight"):
+                    parameter += size * torch.randn(parameter.shape, generator=generator)
+        blocks = TokenBlocks(ids, None, str(size), "random", 1)
+        end_to_end.refine(tiny_llama(), compressed, blocks, options, Progress())
+    small, large = (schedule.learning_rate for schedule in seen)
+    assert small < options.learning_rate
+    assert 1.8 < large / small < 2.2
