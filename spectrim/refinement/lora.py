@@ -22,16 +22,16 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.refinement._factors import Parameters, training_form
-from spectrim.refinement._forward import Precision, Tokens
+from spectrim.refinement._forward import Precision
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
+from spectrim.refinement.next_token import next_token_loss, task_rows
 
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378; Hu et al., 2021, arXiv:2106.09685"
 FACTORS = ("left", "right")
@@ -101,14 +101,14 @@ def refine(
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("lora", original, compressed, blocks, options)
-    tokens = Tokens(blocks, compressed.device, options.precision)
-    loss = partial(_next_token_loss, compressed, tokens)
+    rows = task_rows(blocks)
+    loss = partial(next_token_loss, compressed, rows, options.precision)
     with training_form(compressed) as inside, updated(compressed, inside, options) as stages:
         run = Run({n: p for stage in stages.values() for n, p in stage.items()}, progress)
         if not run.begin(key):
-            schedule = options.schedule(len(blocks))
+            schedule = options.schedule(len(rows))
             for number, (factor, own) in enumerate(stages.items()):
-                run.stage(number, Stage(factor, own, loss), schedule, len(blocks))
+                run.stage(number, Stage(factor, own, loss), schedule, len(rows))
             run.finish()
     return compressed
 
@@ -142,12 +142,3 @@ def updated(
         for layer in layers.values():
             for factor in FACTORS:
                 setattr(layer, factor, getattr(layer, factor).merged())
-
-
-def _next_token_loss(model: PreTrainedModel, tokens: Tokens, rows: Tensor) -> Tensor:
-    """Mean cross-entropy of the labels that are real and follow a real token."""
-    real = tokens.real(rows)
-    labels = tokens.ids[rows][:, 1:].to(real.device)
-    labels = labels.masked_fill(~(real[:, 1:] & real[:, :-1]), -100)
-    logits = tokens.run(model, rows).logits[:, :-1].float()
-    return cross_entropy(logits.flatten(0, 1), labels.flatten())

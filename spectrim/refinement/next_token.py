@@ -12,6 +12,7 @@ activations of one step, and two arrays of its tokens x vocabulary x 4 bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -69,14 +70,7 @@ def refine(
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("next_token", original, compressed, blocks, options)
     rows = task_rows(blocks)
-    precision = getattr(torch, options.precision)
-    lower = precision != torch.float32
-
-    def loss(chosen: Tensor) -> Tensor:
-        with torch.autocast(compressed.device.type, precision, enabled=lower):
-            summed, tokens = task_loss(compressed, rows.batch(chosen))
-        return summed / tokens
-
+    loss = partial(next_token_loss, compressed, rows, options.precision)
     with training_form(compressed) as parameters:
         run = Run(parameters, progress)
         if not run.begin(key):
@@ -86,11 +80,21 @@ def refine(
     return compressed
 
 
+def next_token_loss(
+    model: PreTrainedModel, rows: TaskRows, precision: Precision, chosen: Tensor
+) -> Tensor:
+    """Mean cross-entropy over the scored tokens of the rows `chosen` (B,)."""
+    lower = precision != "float32"
+    with torch.autocast(model.device.type, getattr(torch, precision), enabled=lower):
+        summed, tokens = task_loss(model, rows.batch(chosen))
+    return summed / tokens
+
+
 def task_rows(blocks: TokenBlocks) -> TaskRows:
-    """All tokens but the first of a row count where the blocks do not say which."""
+    """All tokens that follow one count where the blocks do not say which."""
     mask = torch.ones_like(blocks.ids, dtype=torch.bool) if blocks.mask is None else blocks.mask
     scored = blocks.scored
     if scored is None:
-        scored = mask.clone()
-        scored[:, 0] = False
+        scored = torch.zeros_like(mask)
+        scored[:, 1:] = mask[:, 1:] & mask[:, :-1]
     return TaskRows(blocks.ids, mask, scored, blocks.fingerprint, blocks.source)
