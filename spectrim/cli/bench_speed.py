@@ -46,6 +46,9 @@ def bench_speed(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Also with torch.compile (minutes to prepare).")
     ] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Also with Triton's kernels, on a GPU.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Directory of speed.md, speed.json.")
     ] = None,
@@ -72,7 +75,9 @@ def bench_speed(
         assert model is not None
         dense, smaller = _loaded(model, original, kind, place, trust_remote_code)
         what = model
-    contestants = speed.line_up(dense, smaller, compiled)
+    if kernels and place.type != "cuda":
+        raise InputError("--kernels needs a GPU; on a processor they only run interpreted")
+    contestants = speed.line_up(dense, smaller, compiled, kernels)
     _print(speed.bench_speed(contestants, settings, show.track), what, output, json)
 
 

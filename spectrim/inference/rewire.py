@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from spectrim.calibration.hooks import shared_inputs
 from spectrim.errors import ModelError
 from spectrim.inference import buffered
-from spectrim.inference.columns import store_by_columns, store_by_rows
+from spectrim.inference.columns import put_in_best_order, store_by_rows
+from spectrim.inference.few_tokens import FewTokens
 from spectrim.inference.packing import PackedFirst, Reader, packable
+from spectrim.kernels.factors import is_readable
 from spectrim.layers import FactoredLinear
 from spectrim.surgery.rewrite import factored_layers
 from spectrim.surgery.targets import Target
@@ -37,23 +39,32 @@ class Fused:
 
 @dataclass
 class Execution:
-    """A factored layer's product: its first half alone or packed, its second buffered."""
+    """A factored layer's product: its first half alone or packed, its second buffered.
+
+    kernel: for few tokens both halves at once, where there is a kernel for them.
+    """
 
     reader: Reader | None = None
+    kernel: FewTokens | None = None
 
     def __call__(self, layer: FactoredLinear, x: Tensor) -> Tensor:
+        if self.kernel is not None and self.kernel.takes(layer, x):
+            return self.kernel(layer, x)
         z = layer.first(x) if self.reader is None else self.reader(layer, x)
         return buffered.finish(layer, z)
 
 
-def fuse(model: nn.Module, run: Callable[[], Any] | None = None) -> Fused:
+def fuse(
+    model: nn.Module, run: Callable[[], Any] | None = None, kernels: bool = False
+) -> Fused:
     """Rewire the factored layers of `model` in place for inference; `unfuse` undoes it.
 
     The first factors of layers that read the same tensor become one product, pivoted layers
-    write their outputs once, and a processor reads tall factors by columns. `generate`,
+    write their outputs once, and a processor reads short rows by columns. `generate`,
     `save_pretrained` and `state_dict` work as before; training falls back to the plain layers.
     run: a forward pass to learn from and to check with, by default the model on two tokens; it
-    returns a tensor or a model output.
+    returns a tensor or a model output. kernels: on a GPU with Triton, up to 16 tokens take
+    one kernel in place of two products (try with `spectrim bench-speed --kernels` first).
 
     Raises ModelError when there is no factored layer, or when outputs changed (the model is
     then as it was).
@@ -67,7 +78,7 @@ def fuse(model: nn.Module, run: Callable[[], Any] | None = None) -> Fused:
         before = _tensor(run())
         groups = _groups(model, layers, run)
         try:
-            _rewire(layers, groups)
+            _rewire(layers, groups, kernels)
             _check(model, _tensor(run()), before)
         except BaseException:
             unfuse(model)
@@ -87,14 +98,15 @@ def unfuse(model: nn.Module) -> None:
         packed.unpack()
 
 
-def _rewire(layers: dict[str, FactoredLinear], groups: list[list[str]]) -> None:
-    for layer in layers.values():
-        layer.execution = Execution()
-        store_by_columns(layer)
+def _rewire(layers: dict[str, FactoredLinear], groups: list[list[str]], kernels: bool) -> None:
+    readers: dict[str, Reader] = {}
     for names in groups:
         packed = PackedFirst([layers[name] for name in names])
-        for name in names:
-            layers[name].execution = Execution(packed.reader(layers[name]))
+        readers |= {name: packed.reader(layers[name]) for name in names}
+    for name, layer in layers.items():
+        kernel = FewTokens() if kernels and is_readable(layer) else None
+        layer.execution = Execution(readers.get(name), kernel)
+        put_in_best_order(layer)
 
 
 def _groups(

@@ -26,9 +26,13 @@ class Contestant:
 
 
 def line_up(
-    dense: PreTrainedModel | None, compressed: PreTrainedModel | None, compiled: bool = False
+    dense: PreTrainedModel | None,
+    compressed: PreTrainedModel | None,
+    compiled: bool = False,
+    kernels: bool = False,
 ) -> list[Contestant]:
-    """The dense model, the compressed one plain and fused, and each way again `compiled`."""
+    """The dense model, the compressed one plain, fused and fused with `kernels`; all but the
+    plain one and the kernels again `compiled`."""
     found: list[Contestant] = []
     first = "dense" if dense is not None else "compressed"
     if dense is not None:
@@ -36,6 +40,9 @@ def line_up(
     if compressed is not None:
         found.append(Contestant("compressed", compressed, first))
         found.append(Contestant("fused", fused_twin(compressed), first))
+    extra: list[Contestant] = []
+    if kernels and compressed is not None:
+        extra.append(Contestant("kernels", fused_twin(compressed, True), first))
     if compiled:
         base = f"{first if dense is not None else 'fused'} compiled"
         found += [
@@ -43,13 +50,13 @@ def line_up(
             for c in found
             if c.name != "compressed"
         ]
-    return found
+    return found + extra
 
 
-def fused_twin(model: PreTrainedModel) -> PreTrainedModel:
+def fused_twin(model: PreTrainedModel, kernels: bool = False) -> PreTrainedModel:
     """A fused copy; its weights are its own, since they lie in another order."""
     twin = copy.deepcopy(model)
-    fuse(twin)
+    fuse(twin, kernels=kernels)
     return twin
 
 

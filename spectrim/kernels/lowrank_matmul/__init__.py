@@ -1,0 +1,25 @@
+"""`y = A (R x + c) + b` for a few tokens: one kernel where there are two products."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from spectrim.kernels.choice import runs_kernel
+from spectrim.kernels.factors import Second
+from spectrim.kernels.lowrank_matmul import reference
+
+MOST_TOKENS = 16
+
+
+def lowrank_matmul(
+    x: Tensor, right: Tensor, right_bias: Tensor | None, second: Second
+) -> Tensor:
+    """x (..., in), right (r, in), right_bias (r,) or None -> (..., out).
+
+    More than `MOST_TOKENS` tokens go through two products.
+    """
+    if runs_kernel(x) and x.numel() <= MOST_TOKENS * x.shape[-1]:
+        from spectrim.kernels.lowrank_matmul import triton
+
+        return triton.lowrank_matmul(x, right, right_bias, second)
+    return reference.lowrank_matmul(x, right, right_bias, second)
