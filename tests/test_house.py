@@ -30,6 +30,7 @@ LEVELS = (
     {"speed"},
     {"pipeline"},
     {"report"},
+    {"explore"},
     {"cli"},
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -18,6 +18,7 @@ def main() -> None:
         import spectrim.cli.bench
         import spectrim.cli.bench_speed
         import spectrim.cli.compensate
+        import spectrim.cli.explore
         import spectrim.cli.finetune
         import spectrim.cli.inspect
         import spectrim.cli.report  # noqa: F401  adds its command

@@ -167,6 +167,24 @@ def with_bytes(
     return replace(facts, parts=parts, itemsize=parameter.element_size())
 
 
+def with_planned_bytes(
+    facts: Facts, original: nn.Module, stored: torch.dtype, saved: torch.dtype
+) -> Facts:
+    """With where the bytes will go, when all else than the plan's layers stays as it is."""
+    dense, left = (
+        {
+            name: tensor.numel()
+            * (dtype.itemsize if tensor.is_floating_point() else tensor.element_size())
+            for name, tensor in _tensors(original).items()
+        }
+        for dtype in (stored, saved)
+    )
+    left |= {f"{layer.name}.weight": layer.weights * saved.itemsize for layer in facts.layers}
+    outside = _names_of(original, "get_input_embeddings", "get_output_embeddings")
+    parts = parts_of(dense, left, {layer.name for layer in facts.layers}, outside)
+    return replace(facts, parts=parts, itemsize=saved.itemsize)
+
+
 def parts_of(
     dense: dict[str, int], stored: dict[str, int], layers: set[str], outside: Iterable[str]
 ) -> list[Part]:

@@ -32,7 +32,7 @@ def report_page(facts: Facts, live: Mapping[str, Any] | None = None) -> str:
     """HTML. live: what the script needs to ask a server for other plans."""
     panels = [layer for layer in facts.layers if layer.ranks]
     worst = max(panels, key=lambda layer: layer.loss or 0.0, default=None)
-    script = Markup(_source("page.js"))
+    script = Markup(_source("page.js") + (_source("live.js") if live else ""))
     return _template().render(
         facts=facts,
         live=live,
@@ -41,7 +41,7 @@ def report_page(facts: Facts, live: Mapping[str, Any] | None = None) -> str:
         panels=[(layer, spectrum_figure(layer, facts.units)) for layer in panels],
         opened=worst.name if worst else "",
         figures=headline(facts),
-        most=max((max(p.dense, p.stored) for p in facts.parts), default=1),
+        most=_most_bytes(facts),
         dense_bytes=sum(part.dense for part in facts.parts),
         stored_bytes=sum(part.stored for part in facts.parts),
         texts=[(text, *_forked(text)) for text in facts.texts],
@@ -50,6 +50,11 @@ def report_page(facts: Facts, live: Mapping[str, Any] | None = None) -> str:
         script=script,
         script_hash=_hash(script),
     )
+
+
+def _most_bytes(facts: Facts) -> int:
+    """Of the largest part: the width of the bars."""
+    return max((max(part.dense, part.stored) for part in facts.parts), default=1)
 
 
 def headline(facts: Facts) -> list[tuple[str, str, str]]:
@@ -111,7 +116,7 @@ def script_numbers(facts: Facts, live: Mapping[str, Any] | None) -> Markup:
             if layer.ranks
         },
         "plot": {"left": UPPER.left, "right": LOWER.right},
-        "live": live,
+        "live": live and {**live, "most": _most_bytes(facts)},
     }
     text = json.dumps(values, allow_nan=False)
     for character in "<>&":

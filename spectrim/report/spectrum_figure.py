@@ -24,7 +24,7 @@ def spectrum_figure(layer: LayerFacts, units: str) -> Markup:
         *_ranks(lower),
         _drawn(upper, layer.ranks, layer.spectrum, "spectrum"),
         _drawn(lower, layer.ranks, layer.losses, "curve"),
-        *_kept(upper, layer.rank),
+        _kept(upper, layer.rank),
         element("g", line(0, UPPER.top, 0, LOWER.bottom, "cursor"), class_="rank-cursor off"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -68,12 +68,15 @@ def _drawn(axes: Axes, ranks: Sequence[int], values: Sequence[float], class_: st
     return polyline([(axes.x(rank), axes.y(value)) for rank, value in shown], class_)
 
 
-def _kept(axes: Axes, rank: int | None) -> list[Markup]:
-    if rank is None:
-        return []
-    x, left = axes.x(rank), axes.x(rank) > (axes.box.left + axes.box.right) / 2
-    anchor, gap = ("end", -6) if left else ("start", 6)
-    return [
-        line(x, UPPER.top - 6, x, LOWER.bottom, "kept"),
-        text(x + gap, UPPER.top + 4, f"kept: {rank}", "mark chosen", anchor),
-    ]
+def _kept(axes: Axes, rank: int | None) -> Markup:
+    """A line at the kept rank; of a dense layer it waits at the last one, not shown."""
+    at = axes.x(axes.last if rank is None else rank)
+    left = at > (axes.box.left + axes.box.right) / 2
+    anchor, gap = ("end", -6.0) if left else ("start", 6.0)
+    return element(
+        "g",
+        line(0, UPPER.top - 6, 0, LOWER.bottom, "kept"),
+        text(gap, UPPER.top + 4, f"kept: {rank or axes.last}", "mark chosen", anchor),
+        class_="keep off" if rank is None else "keep",
+        transform=f"translate({at:.1f} 0)",
+    )

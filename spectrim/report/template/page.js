@@ -62,8 +62,8 @@
     cursor.classList.remove("off");
     cursor.setAttribute("transform", `translate(${place(kept, 1)[0]} 0)`);
   };
-  if (slider && !numbers.live) {
-    slider.addEventListener("input", slide);
+  if (slider) {
+    if (!numbers.live) slider.addEventListener("input", slide);
     $("budget-ratio").textContent = ratio(between(xs, ys, numbers.chosen));
   }
 
@@ -90,7 +90,8 @@
   if (asked in numbers.layers) open(asked);
   else if (first) open(first.dataset.name);
 
-  /* the rank slider of each layer */
+  /* the rank slider of each layer; keeping[name](rank) shows another plan's rank */
+  const keeping = {};
   for (const panel of document.querySelectorAll(".layer")) {
     const layer = numbers.layers[panel.dataset.name];
     const input = panel.querySelector(".rank");
@@ -100,16 +101,37 @@
       panel.querySelector(".rank-loss").textContent = `+${loss(between(layer.ranks, layer.losses, rank))}`;
       panel.querySelector(".rank-cost").textContent = percent(between(layer.ranks, layer.costs, rank));
     };
+    const across = (rank) => {
+      const last = Math.max(layer.ranks[layer.ranks.length - 1] - 1, 1);
+      return numbers.plot.left + ((rank - 1) / last) * (numbers.plot.right - numbers.plot.left);
+    };
     const move = () => {
       show();
-      const last = Math.max(layer.ranks[layer.ranks.length - 1] - 1, 1);
-      const along = (Number(input.value) - 1) / last;
-      const x = numbers.plot.left + along * (numbers.plot.right - numbers.plot.left);
+      const x = across(Number(input.value));
       const cursor = panel.querySelector(".rank-cursor");
       cursor.classList.remove("off");
       cursor.setAttribute("transform", `translate(${x} 0)`);
     };
     input.addEventListener("input", move);
     show();
+    keeping[panel.dataset.name] = (rank) => {
+      const keep = panel.querySelector(".keep");
+      const most = layer.ranks[layer.ranks.length - 1];
+      const words = rank === null ? "left dense" : `rank ${rank} of ${most}`;
+      panel.querySelector(".state").textContent = words;
+      keep.classList.toggle("off", rank === null);
+      input.value = rank === null ? most : rank;
+      show();
+      panel.querySelector(".rank-cursor").classList.add("off");
+      if (rank === null) return;
+      const label = keep.querySelector("text");
+      const left = across(rank) > (numbers.plot.left + numbers.plot.right) / 2;
+      label.textContent = `kept: ${rank}`;
+      label.setAttribute("x", left ? -6 : 6);
+      label.setAttribute("text-anchor", left ? "end" : "start");
+      keep.setAttribute("transform", `translate(${across(rank)} 0)`);
+    };
   }
+
+  window.spectrim = { numbers, bytes, loss, percent, place, readOut, keeping };
 })();

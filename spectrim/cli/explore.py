@@ -1,0 +1,71 @@
+"""`spectrim explore`: the report page before there is a result, on this machine only."""
+
+from __future__ import annotations
+
+import secrets
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spectrim import hub, pipeline
+from spectrim.cli import show
+from spectrim.cli.commands import Model, Overwrite, RemoteCode, _load, app
+from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.errors import InputError
+from spectrim.explore import Access, Places, Session, make_server
+from spectrim.explore.session import Source
+
+
+@app.command()
+@with_recipe_options
+def explore(
+    model: Model,
+    given: dict[str, Any],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Directory that Compress writes.")
+    ] = None,
+    plan: Annotated[Path, typer.Option(help="File that Save plan writes.")] = Path("plan.yaml"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any other opens it to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
+    open_: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+) -> None:
+    """Calibrate, then try any size in a page: loss, bytes and ranks at once."""
+    recipe = recipe_of(given)
+    if recipe.selection is not None:
+        raise InputError("a recipe that selects bases has no curve to explore")
+    if host in ("", "0.0.0.0", "::"):
+        raise InputError(f"--host '{host}': name the one address that browsers will ask for")
+    if output is not None:
+        hub.check_output(output, overwrite)
+    source = Source(model, *_load(model, trust_remote_code))
+    decomposition = pipeline.factorise(
+        source.model, source.tokenizer, recipe, workspace_of(given), show.track
+    )
+    places = Places(plan, output, overwrite, workspace_of(given))
+    session = Session(source, decomposition, recipe, places)
+    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_)
+
+
+def _serve(session: Session, access: Access, port: int, opened: bool) -> None:
+    try:
+        server = make_server(session, access, port)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {access.host}:{port}: {error}") from error
+    address = f"http://{access.host}:{server.server_port}/?token={access.token}"
+    show.note(f"explore at {address}\nCtrl-C ends it")
+    if opened:
+        webbrowser.open(address)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        show.note("ended")
+    finally:
+        session.job.stop()
+        session.job.wait()
+        server.server_close()

@@ -1,0 +1,58 @@
+"""`spectrim explore` from a terminal: it prints its address, serves, and ends on Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.cli.conftest import SMALL
+
+
+def test_it_serves_until_interrupted(shelf, tmp_path):
+    command = (sys.executable, "-m", "spectrim", "explore", shelf / "model")
+    environment = os.environ | {"SPECTRIM_CACHE": str(shelf / "cache"), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [*map(str, command), "--data", str(shelf / "text.txt"), *SMALL, "-o", "out"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        found = None
+        while found is None:
+            line = process.stderr.readline()
+            assert line, "ended before it served"
+            found = re.search(r"http://127\.0\.0\.1:\d+/\?token=\S{30,}", line)
+        page = urllib.request.urlopen(found[0], timeout=60).read().decode()
+        assert 'id="budget"' in page
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(found[0].partition("?")[0], timeout=60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--host", "0.0.0.0"), "name the one address"),
+        (("--port", "99999"), "cannot listen"),
+        (("--recipe", "bsi", "--task", "arithmetic:train:20"), "no curve to explore"),
+        (("--layer", "sparse_dictionary"), "predicts no loss"),
+    ],
+)
+def test_what_cannot_be_explored(cli, shelf, options, message):
+    data = ("--data", shelf / "text.txt")
+    outcome = cli("explore", shelf / "model", *data, *SMALL, *options)
+    assert message in outcome.failed_with_one_line()
