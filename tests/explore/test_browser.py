@@ -53,6 +53,7 @@ def test_the_slider_shows_the_plan_of_that_budget(page, served, budget):
     until(page, "#budget-kept", lambda text: text == numbers.percent(plan.kept))
     assert float(one(page, "#budget-loss").text) == pytest.approx(plan.predicted_loss, rel=0.06)
     assert one(page, "#budget-bytes").text == numbers.size(expected["bytes"])
+    assert one(page, "#bytes-now").text == numbers.size(expected["bytes"])
     dense = len(plan.layers) - len(plan.ranks)
     assert one(page, "#budget-dense").text == f"{dense} of {len(plan.layers)}"
     for key, (label, share, _, _) in expected["cells"].items():

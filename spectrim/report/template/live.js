@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { numbers, bytes, loss, percent, place, readOut, keeping } = window.spectrim;
+  const { numbers, bytes, loss, place, readOut, keeping } = window.spectrim;
   const $ = (id) => document.getElementById(id);
   const live = numbers.live;
   const slider = $("budget");
@@ -44,8 +44,7 @@
       row.querySelector(".stored").textContent = bytes(stored);
       row.querySelector(".now").style.width = `${(100 * stored) / live.most}%`;
     }
-    const kept = document.querySelector(".figures dd");
-    kept.textContent = percent(plan.kept);
+    if ($("bytes-now")) $("bytes-now").textContent = bytes(plan.bytes);
   };
 
   /* the latest position is asked for when the one before it is answered */

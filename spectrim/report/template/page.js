@@ -133,5 +133,5 @@
     };
   }
 
-  window.spectrim = { numbers, bytes, loss, percent, place, readOut, keeping };
+  window.spectrim = { numbers, bytes, loss, place, readOut, keeping };
 })();
