@@ -23,6 +23,8 @@ class Projection:
         projection does not have, or of another shape."""
         if name not in self.shapes:
             raise ValueError(f"{self.name} has no {name}; it has {', '.join(self.shapes)}")
+        if self.entry is not None:
+            tensor = _as_stored(tensor, self.shapes[name])
         if tuple(tensor.shape) != self.shapes[name]:
             raise ValueError(
                 f"{self.name}.{name} is {tuple(tensor.shape)}, expected {self.shapes[name]}"
@@ -39,3 +41,12 @@ class Projection:
             )
         tensors = self.tensors if basis is None else self.tensors | {"right.weight": basis}
         return piece(self.entry, tensors, self.share)
+
+
+def _as_stored(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """vLLM turns the weights of models made of `Conv1D` (GPT-2) as it reads them; factors are
+    never stored that way, so what came turned is turned back."""
+    here = tensor.is_contiguous() and tuple(tensor.shape) == shape
+    if here or tensor.dim() != 2 or tuple(tensor.T.shape) != shape:
+        return tensor
+    return tensor.T if tensor.T.is_contiguous() else tensor

@@ -7,9 +7,11 @@ from itertools import cycle
 from pathlib import Path
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from spectrim.hub import SpectrimConfig, save_compressed
+from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.rewrite import share_basis
 from spectrim.surgery.targets import find_targets
 from tests.hub.compressing import replace_by_svd
 from tests.tiny_models import randomise_biases, tiny_tokenizer
@@ -28,6 +30,42 @@ def compress_mixed(model, kinds: Sequence[str], fraction: float = 0.6) -> Spectr
         replace_by_svd(model, target.name, kind, rank)
         entries[target.name] = {"kind": kind, "rank": rank}
     return SpectrimConfig(entries, provenance={"recipe": {"method": "svd"}})
+
+
+def compress_shared(model, suffixes: Sequence[str], rank: int) -> SpectrimConfig:
+    """One basis for all layers whose name ends with a suffix, for each of `suffixes`."""
+    entries = {}
+    for suffix in suffixes:
+        names = [target.name for target in find_targets(model) if target.name.endswith(suffix)]
+        weights = [weight_of(model.get_submodule(n)).detach().double() for n in names]
+        u, s, v = torch.linalg.svd(torch.cat(weights), full_matrices=False)
+        lefts = (u[:, :rank] * s[:rank]).split([len(weight) for weight in weights])
+        biases = {name: bias_of(model.get_submodule(name)) for name in names}
+        share_basis(model, dict(zip(names, lefts, strict=True)), v[:rank], biases)
+        for name in names:
+            entries[name] = {"kind": "shared_basis", "rank": rank}
+            if name != names[0]:
+                entries[name]["basis"] = names[0]
+    return SpectrimConfig(entries, provenance={"recipe": {"method": "svd"}})
+
+
+def small_gpt2(seed: int = 0) -> GPT2LMHeadModel:
+    """`Conv1D` layers with biases, q, k and v in one, tied."""
+    config = GPT2Config(
+        vocab_size=128,
+        n_embd=128,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        initializer_range=0.15,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config).eval()
+    randomise_biases(model, seed)
+    return model
 
 
 def small_qwen2(seed: int = 0) -> Qwen2ForCausalLM:

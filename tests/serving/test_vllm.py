@@ -13,8 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from spectrim.hub import load
-from tests.serving.compressing import compress_mixed, greedy, save, small_qwen2
+from spectrim.hub import SpectrimConfig, load
+from tests.hub.compressing import replace_by_svd
+from tests.serving.compressing import (
+    compress_mixed,
+    compress_shared,
+    greedy,
+    save,
+    small_gpt2,
+    small_qwen2,
+)
 from tests.shared_assets import shared_model
 
 ROOT = Path(__file__).parents[2]
@@ -67,9 +75,31 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path):
             directory = save(model, config, tmp_path / f"{source}-{name}", tokenizer)
             runs.append({"model": str(directory), "engine": ENGINE})
             wanted.append(greedy(model, PROMPTS, COUNT))
+    for name, model, config in _others():
+        runs.append({"model": str(save(model, config, tmp_path / name)), "engine": ENGINE})
+        wanted.append(greedy(model, PROMPTS, COUNT))
     found = served(runs, tmp_path, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     for run, got, want in zip(runs, found, wanted, strict=True):
         assert got == want, run["model"]
+
+
+def _others():
+    """A basis for layers of two blocks, in fused layers and others; layers stored turned."""
+    model = small_qwen2()
+    suffixes = ("q_proj", "v_proj", "down_proj")
+    yield "shared", model, compress_shared(model, suffixes, 80)
+    model = small_gpt2()
+    yield "gpt2", model, compress_mixed(model, ("pivoted", "lowrank", "dense"))
+
+
+def test_a_factored_head_is_refused(tmp_path):
+    vllm_python()
+    model = small_qwen2()
+    replace_by_svd(model, "lm_head", "lowrank", 60)
+    config = SpectrimConfig({"lm_head": {"kind": "lowrank", "rank": 60}})
+    runs = [{"model": str(save(model, config, tmp_path / "model")), "engine": ENGINE}]
+    [found] = served(runs, tmp_path, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    assert "lm_head is factored, and vLLM cannot hold a factored output head" in found
 
 
 def test_two_processes_that_share_each_layer(tmp_path):

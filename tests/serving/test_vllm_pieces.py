@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import spectrim
 import spectrim_vllm
 from spectrim.hub.config import FORMAT_VERSION, QUANT_METHOD
 from spectrim.layers import LAYERS, layer_class
@@ -136,6 +137,16 @@ def test_tensors_that_do_not_belong_are_refused():
         projection.piece(None, has_bias=True)
 
 
+@pytest.mark.parametrize("rank", [1, 5, 16])
+def test_what_vllm_turned_is_turned_back(rank):
+    """As it does to the weights of GPT-2; also where the factor is square."""
+    stored = torch.randn(rank, WIDTH)
+    projection = Projection(NAME, Entry("lowrank", rank), shares("whole", 1)[0])
+    for tensor in (stored, stored.t()):
+        projection.take("right.weight", tensor)
+        assert torch.equal(projection.tensors["right.weight"], stored)
+
+
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_the_expected_tensors_are_those_that_a_layer_stores(kind):
     stored = {name: tuple(t.shape) for name, t in layer_of(kind).state_dict().items()}
@@ -224,6 +235,11 @@ def test_what_is_written_twice_agrees():
     assert set(entries.KINDS) == set(LAYERS.names())
     bits = torch.rand(29, generator=torch.Generator().manual_seed(0)) < 0.5
     assert torch.equal(unpack_bits(pack_bits(bits), 29), bits)
+
+
+def test_nothing_else_needs_the_plug_in():
+    package = Path(spectrim.__file__).parent
+    assert not [path for path in package.rglob("*.py") if "spectrim_vllm" in path.read_text()]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
