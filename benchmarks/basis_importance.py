@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--bases", type=int, default=200)
+    parser.add_argument("--most-probes", type=int, default=64)
     arguments = parser.parse_args()
 
     model, tokenizer = spectrim.load(arguments.model, dtype=torch.float32)
@@ -118,6 +119,8 @@ def main() -> None:
     print("| estimator | rank correlation | gradient passes | seconds |")
     print("|---|---:|---:|---:|")
     for label, name, options in ESTIMATORS:
+        if options.get("probes", 0) > arguments.most_probes:
+            continue
         start = time.monotonic()
         found = IMPORTANCE.get(name).estimate(
             spectral, layers, objective, IMPORTANCE.options(name, options)

@@ -79,7 +79,7 @@ def specialise(
     rows = rows_of(model, tokenizer, recipe.task)
     spectral, layers = spectral_copy(model, tokenizer, recipe, progress)
     objectives = _objectives(rows, recipe.selection)
-    costs = _costs(layers, recipe)
+    costs = layer_costs(layers, recipe)
     problem = Problem(spectral, layers, *objectives, costs, recipe.budget)
     key = _key(model, recipe, rows.fingerprint, list(layers))
     state = run_selection(problem, recipe.selection, progress, key)
@@ -156,7 +156,8 @@ def spectral_copy(
     return spectral, layers
 
 
-def _costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
+def layer_costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
+    """What the layers' bases cost in the recipe's kind of layer, which selects bases."""
     assert recipe.selection is not None
     kind = layer_class(recipe.layer)
     return {
