@@ -1,6 +1,5 @@
 """The loss without any tuning when many bases go at once, by what they are ordered.
 
-
     python benchmarks/joint_removal.py arithmetic [--method obd]
 
 Every order is estimated once on the scoring rows, then bases go until the fraction KEPT of the
