@@ -304,13 +304,17 @@ def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:
         raise InputError("bases are selected by weights, not bytes; leave out quantisation")
 
 
-_TRAINED: dict[str, Any] = {"precision": "bfloat16", "basis": "covariances"}
+_TRAINED: dict[str, Any] = {
+    "precision": "bfloat16",
+    "basis": "covariances",
+    "scaling": "divergence",
+}
 _TOKENS = 500_000
 """Of text that the trained recipes read, in each of their stages once."""
 _BLOCK = RefinementRecipe("block", {"tokens": _TOKENS} | _TRAINED, tokens=_TOKENS)
 _END_TO_END = RefinementRecipe(
     "end_to_end",
-    {"tokens": _TOKENS, "learning_rate": 4.5e-4, "scaling": "divergence"} | _TRAINED,
+    {"tokens": _TOKENS, "learning_rate": 4.5e-4} | _TRAINED,
     tokens=_TOKENS,
 )
 

@@ -27,11 +27,11 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement import _sequential_task
+from spectrim.refinement._divergence import mean_divergence
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._sequential import Walker, rewrite
 from spectrim.refinement._sequential_layers import Mix
 from spectrim.refinement._sequential_task import SequentialOptions, Task
-from spectrim.refinement.end_to_end import mean_divergence
 
 REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 REQUIRES = _sequential_task.REQUIRES

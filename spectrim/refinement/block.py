@@ -26,6 +26,7 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._bases import Basis, Rotations, basis_key, rotations
 from spectrim.refinement._bases import requires as basis_requires
+from spectrim.refinement._divergence import Scaling, scaled
 from spectrim.refinement._factors import Parameters, training_form
 from spectrim.refinement._forward import BlockRunner, Precision, Tokens, evaluating
 from spectrim.refinement._progress import Progress
@@ -40,7 +41,7 @@ class Options:
     """epochs: passes over the sequences for each block, or tokens: to train each block on,
     padding included, in their place; `warmup` is a share of the steps; precision is that of
     the matrix products ("float32" or "bfloat16"); basis: the coordinates of Adam's steps
-    (`spectrim/refinement/_bases.py`)."""
+    (`spectrim/refinement/_bases.py`), scaling of its rate (`_divergence.py`)."""
 
     epochs: int = 8
     tokens: int | None = None
@@ -51,6 +52,7 @@ class Options:
     seed: int = 0
     precision: Precision = "float32"
     basis: Basis = "parameters"
+    scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
         numbers = self.epochs, self.tokens or 1, self.sequences_per_step, self.learning_rate
@@ -88,6 +90,8 @@ def refine(
     schedule = options.schedule(blocks)
     tokens = Tokens(blocks, compressed.device, options.precision)
     with evaluating(original), training_form(compressed) as parameters:
+        if options.scaling == "divergence":
+            schedule = scaled(schedule, original, compressed, tokens)
         run = Run(parameters, progress)
         if not run.begin(key):
             runners = BlockRunner(original, tokens), BlockRunner(compressed, tokens)

@@ -15,29 +15,23 @@ tokens x vocabulary x 4 bytes; with basis "covariances" in^2 + out^2 numbers per
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._bases import Basis, basis_key, rotations
 from spectrim.refinement._bases import requires as basis_requires
+from spectrim.refinement._divergence import Scaling, divergence, scaled
 from spectrim.refinement._factors import training_form
 from spectrim.refinement._forward import Precision, Tokens, evaluating
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 
 REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv:2604.02119"
-Chunks = Sequence[Tensor]
-"""Indices (B,) of sequences that are run together."""
-_PROBED = 32
-"""Sequences that the distance at the start is measured on."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +39,8 @@ class Options:
     """tokens: to train on, padding included; each sequence as often as that takes. `warmup`
     is a share of the steps; gradients are clipped to the norm `clip`; precision is that of
     the matrix products, "bfloat16" is faster where the processor multiplies it; basis: the
-    coordinates of Adam's steps (`spectrim/refinement/_bases.py`). scaling "divergence":
-    `learning_rate` is for a model that starts one nat per token from the original, and grows
-    with the root of that distance: what has less to mend is easier to spoil."""
+    coordinates of Adam's steps (`spectrim/refinement/_bases.py`), scaling of its rate
+    (`spectrim/refinement/_divergence.py`)."""
 
     tokens: int = 500_000
     sequences_per_step: int = 4
@@ -58,7 +51,7 @@ class Options:
     seed: int = 0
     precision: Precision = "float32"
     basis: Basis = "parameters"
-    scaling: Literal["none", "divergence"] = "none"
+    scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
         if self.tokens < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
@@ -103,9 +96,7 @@ def refine(
         run = Run(parameters, progress)
         schedule = options.schedule(blocks)
         if options.scaling == "divergence":
-            chunks = torch.arange(min(len(blocks), _PROBED)).split(schedule.rows)
-            away = mean_divergence(original, compressed, tokens, chunks)
-            schedule = replace(schedule, learning_rate=options.learning_rate * away**0.5)
+            schedule = scaled(schedule, original, compressed, tokens)
         if not run.begin(key):
             turned = rotations(compressed, parameters, options.basis, progress.calibration)
             stage = Stage("end to end", parameters, loss, turned)
@@ -114,29 +105,7 @@ def refine(
     return compressed
 
 
-@torch.no_grad()
-def mean_divergence(
-    original: PreTrainedModel, compressed: PreTrainedModel, tokens: Tokens, chunks: Chunks
-) -> float:
-    """KL(original || compressed) per real position of the sequences in `chunks`."""
-    total, count = 0.0, 0
-    for chunk in chunks:
-        wanted = tokens.run(original, chunk).logits
-        logits = tokens.run(compressed, chunk).logits
-        real = tokens.real(chunk)
-        total += float(divergence(wanted, logits, real)) * int(real.sum())
-        count += int(real.sum())
-    return total / count
-
-
 def relative_error(wanted: Tensor, output: Tensor, real: Tensor) -> Tensor:
     """Squared error over squared size, both (B, T, d), on the real positions."""
     target = wanted[real].float()
     return (output[real].float() - target).square().mean() / target.square().mean()
-
-
-def divergence(wanted: Tensor, logits: Tensor, real: Tensor) -> Tensor:
-    """Mean KL over the real positions; wanted and logits (B, T, V), real (B, T) bool."""
-    log_p = wanted[real].float().log_softmax(-1)
-    log_q = logits[real].float().log_softmax(-1)
-    return kl_div(log_q, log_p, reduction="batchmean", log_target=True)

@@ -10,7 +10,7 @@ import torch
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
-from spectrim.refinement import Progress, end_to_end
+from spectrim.refinement import Progress, _divergence, block, end_to_end
 from spectrim.refinement._factors import balanced_factors, training_form
 from spectrim.refinement._forward import BlockRunner, Tokens
 from spectrim.refinement._training import Run, Schedule
@@ -163,15 +163,17 @@ def test_the_rate_rises_and_falls():
     assert 0 < rates[-1] < 0.1
 
 
-def test_the_rate_grows_with_the_distance_at_the_start(monkeypatch):
-    """Twice the weight error is about four times the divergence and twice the rate."""
+@pytest.mark.parametrize("module", [block, end_to_end], ids=["block", "end_to_end"])
+def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
+    """Twice the weight error is about four times the divergence and twice the rate; a rate
+    never exceeds the one given."""
     seen: list[Schedule] = []
     monkeypatch.setattr(
         Run, "stage", lambda self, n, stage, schedule, of: seen.append(schedule)
     )
-    options = end_to_end.Options(tokens=256, learning_rate=1e-3, scaling="divergence")
-    ids = tiny_tokens(rows=8, length=16)
-    for size in (0.01, 0.02):
+    options = module.Options(tokens=256, learning_rate=1e-3, scaling="divergence")
+    ids, sizes = tiny_tokens(rows=8, length=16), (0.01, 0.02)
+    for size in sizes:
         compressed = copy.deepcopy(tiny_llama())
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -179,7 +181,16 @@ def test_the_rate_grows_with_the_distance_at_the_start(monkeypatch):
                 if name.endswith("down_proj.weight"):
                     parameter += size * torch.randn(parameter.shape, generator=generator)
         blocks = TokenBlocks(ids, None, str(size), "random", 1)
-        end_to_end.refine(tiny_llama(), compressed, blocks, options, Progress())
-    small, large = (schedule.learning_rate for schedule in seen)
+        module.refine(tiny_llama(), compressed, blocks, options, Progress())
+    per_model = len(seen) // len(sizes)
+    small, large = (schedule.learning_rate for schedule in seen[::per_model])
     assert small < options.learning_rate
     assert 1.8 < large / small < 2.2
+
+
+@pytest.mark.parametrize(("away", "share"), [(4.0, 1.0), (0.25, 0.5), (-1e-9, 0.0)])
+def test_the_rate_is_never_more_than_the_one_given(monkeypatch, away, share):
+    monkeypatch.setattr(_divergence, "mean_divergence", lambda *given: away)
+    model, given = tiny_llama(), Schedule(8, 4, 1e-3, 0, 0)
+    found = _divergence.scaled(given, model, model, some_tokens(padded=False))
+    assert found.learning_rate == share * given.learning_rate
