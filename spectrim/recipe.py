@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -174,6 +174,15 @@ class TaskRecipe:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class LatencyRecipe:
+    """The budget is one of time: the layers of the plan together take `budget` of what the
+    dense ones take, for `tokens` at once, as measured on this machine."""
+
+    budget: float = Field(default=0.7, gt=0, le=1)
+    tokens: int = Field(default=1, ge=1)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class EmbeddingRecipe:
     """The embedding table, and an output embedding tied to it, in two factors.
 
@@ -193,7 +202,9 @@ class Recipe:
     """budget: fraction of the compressed layers' weights that is kept (0.8 keeps 80%).
 
     include / exclude: regular expressions on layer names; by default every linear layer of
-    the decoder blocks. task: what to specialise for. selection: choose the method's bases one
+    the decoder blocks. rank_multiple: ranks are multiples of it; "auto" is the device's (see
+    `spectrim.planning.multiples`). latency: a budget of measured time in place of `budget`.
+    task: what to specialise for. selection: choose the method's bases one
     by one, by what each is worth to the task, in place of an allocation. refinement: what to
     train after compressing, in this order. save_dtype None: the dtype of the original.
     """
@@ -205,7 +216,7 @@ class Recipe:
     layer: str = "pivoted"
     layer_options: dict[str, Any] = Field(default_factory=dict)
     budget: float = 0.8
-    rank_multiple: int = Field(default=1, ge=1)
+    rank_multiple: Annotated[int, Field(ge=1)] | Literal["auto"] = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibration: CalibrationRecipe = Field(default_factory=CalibrationRecipe)
@@ -217,6 +228,7 @@ class Recipe:
     compensation: CompensationRecipe | None = None
     embeddings: EmbeddingRecipe | None = None
     quantisation: QuantisationRecipe | None = None
+    latency: LatencyRecipe | None = None
     refinement: tuple[RefinementRecipe, ...] = ()
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
@@ -290,7 +302,7 @@ class Recipe:
 
 
 def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:
-    if recipe.rank_multiple % given.multiple:
+    if recipe.rank_multiple == "auto" or recipe.rank_multiple % given.multiple:
         raise InputError(
             f"torchao's int4 reads groups of {given.group} columns, so ranks have to be "
             f"multiples of it: set rank_multiple={given.multiple}, or quantisation.base=rtn"

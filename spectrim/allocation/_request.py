@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,10 @@ class AllocationRequest:
             matrices = (curve.shape,) if rank is None else kind.matrices(*curve.shape, rank)
             return sum(self.storage(*shape) for shape in matrices)
         return curve.dense_cost if rank is None else kind.cost(*curve.shape, rank)
+
+    def facts(self, ranks: Mapping[str, int | None]) -> dict[str, Any]:
+        """What a plan of these ranks is to remember of the request."""
+        return {}
 
     def choices(self, curve: LayerCurve) -> Choices:
         """Every allowed rank that is cheaper than the dense layer, and the dense layer."""

@@ -79,10 +79,20 @@ def _in_bytes(recipe: Recipe, stored: torch.dtype) -> Recipe:
     return recipe.with_changes(save_dtype=str(stored).removeprefix("torch."))
 
 
-def _planned(decomposition: Decomposition, recipe: Recipe, target_loss: float | None) -> Plan:
+def _planned(
+    decomposition: Decomposition,
+    recipe: Recipe,
+    target_loss: float | None,
+    progress: Progress,
+) -> Plan:
     if target_loss is not None:
+        if recipe.latency is not None:
+            raise InputError("choose one of --target-loss and --budget-latency")
         return plan_for_loss(decomposition, recipe, target_loss)
-    return pipeline.plan(decomposition, recipe)
+    times = None
+    if recipe.latency is not None:
+        times = pipeline.timetable(decomposition, recipe, progress.workspace, progress.track)
+    return pipeline.plan(decomposition, recipe, times)
 
 
 def _factorised(
@@ -130,7 +140,7 @@ def compress(
         extras["spectrim_events.jsonl"] = special.events()
     else:
         decomposition = _factorised(original, tokenizer, recipe, followed, progress)
-        chosen = followed or _planned(decomposition, recipe, target_loss)
+        chosen = followed or _planned(decomposition, recipe, target_loss, progress)
         recipe = recipe.at_budget(chosen.budget)
         smaller = pipeline.compress(
             original, decomposition, chosen, None if recipe.refinement else dtype
@@ -170,6 +180,9 @@ def plan(
         float | None, typer.Option(help="Smallest model within this loss, nats per token.")
     ] = None,
     plot: Annotated[Path, typer.Option(help="SVG file of the curve.")] = Path("plan.svg"),
+    check_speed: Annotated[
+        bool, typer.Option(help="Time the plan's layers here; warn of those slower than dense.")
+    ] = True,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -177,11 +190,15 @@ def plan(
     recipe = recipe_of(given)
     original, tokenizer, stored = _load(model, trust_remote_code)
     recipe = _in_bytes(recipe, stored)
+    progress = Progress(workspace_of(given), show.track)
     decomposition = pipeline.factorise(
-        original, tokenizer, recipe, workspace_of(given), show.track
+        original, tokenizer, recipe, progress.workspace, progress.track
     )
     points = size_curve(decomposition, recipe)
-    chosen = _planned(decomposition, recipe, target_loss)
+    chosen = _planned(decomposition, recipe, target_loss, progress)
+    if check_speed:
+        for text in pipeline.slow_layers(chosen, recipe, progress.workspace, progress.track):
+            show.note(f"warning: {text}")
     write_text(
         plot, curve_svg(points, f"{model}: {recipe.method}, {recipe.layer}", chosen.kept)
     )

@@ -22,6 +22,13 @@ OPTIONS: dict[str, Any] = {
         float | None,
         typer.Option(help="Fraction of the layers' weights kept.", rich_help_panel=_RECIPE),
     ],
+    "budget_latency": Annotated[
+        float | None,
+        typer.Option(
+            help="In place of bytes: share of the layers' time for one token, measured here.",
+            rich_help_panel=_RECIPE,
+        ),
+    ],
     "method": Annotated[
         str | None, typer.Option(help="See `spectrim ls`.", rich_help_panel=_RECIPE)
     ],
@@ -30,7 +37,8 @@ OPTIONS: dict[str, Any] = {
     ],
     "layer": Annotated[str | None, typer.Option(help="Layer kind.", rich_help_panel=_RECIPE)],
     "rank_multiple": Annotated[
-        int | None, typer.Option(help="Round ranks to it.", rich_help_panel=_RECIPE)
+        str | None,
+        typer.Option(help="Round ranks to it; auto: the device's.", rich_help_panel=_RECIPE),
     ],
     "include": Annotated[
         list[str] | None,
@@ -159,6 +167,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["refinement"] = [{"name": name} for name in given["refine"]]
     if given["task"] is not None:
         values["task"] = (values["task"] or {}) | {"data": given["task"]}
+    if given["budget_latency"] is not None:
+        values["latency"] = (values["latency"] or {}) | {"budget": given["budget_latency"]}
     if given["measure"] is not None:
         values["measure"] |= {"layers": given["measure"], "joint": given["measure"]}
     if given["quantize"] is not None:

@@ -21,6 +21,7 @@ from spectrim.pipeline.finetuning import FinetuneSettings, finetune
 from spectrim.pipeline.quantising import quantise
 from spectrim.pipeline.refining import refine
 from spectrim.pipeline.specialising import Specialised, specialise
+from spectrim.pipeline.timing import slow_layers, timetable
 
 __all__ = [
     "Bench",
@@ -50,6 +51,8 @@ __all__ = [
     "prepare",
     "quantise",
     "refine",
+    "slow_layers",
     "specialise",
     "stored_in",
+    "timetable",
 ]

@@ -28,6 +28,7 @@ from spectrim.hub import mark_compressed
 from spectrim.hub.tables import table_entry
 from spectrim.pipeline.calibrating import batch_tokens, calibration_blocks
 from spectrim.pipeline.progress import Track, silent
+from spectrim.planning.multiples import multiple_for
 from spectrim.recipe import EmbeddingRecipe, Recipe
 from spectrim.refinement import Progress
 from spectrim.storage import read_tensors, write_tensors
@@ -111,7 +112,7 @@ def plan_table(
     if given is None:
         return None
     place = find_table(model)
-    rank = table_rank(place.shape, given.budget, recipe.rank_multiple)
+    rank = table_rank(place.shape, given.budget, multiple_for(recipe, [place.shape]))
     module = EMBEDDINGS.get(given.method)
     wanted = frozenset(module.REQUIRES) - (frozenset() if place.head else {"head"})
     statistics = None

@@ -7,11 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spectrim.allocation import LatencyTable
 from spectrim.curves.measured import measured_jointly, measured_layers
 from spectrim.curves.probe import Probe
 from spectrim.pipeline.calibrating import calibrate, calibration_blocks
 from spectrim.pipeline.decomposing import decompose
 from spectrim.pipeline.progress import Track, silent
+from spectrim.pipeline.timing import timetable
 from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.recipe import Recipe
 from spectrim.workspace import Workspace, kept
@@ -69,6 +71,14 @@ def factorise(
     return result
 
 
-def plan(decomposition: Decomposition, recipe: Recipe | None = None) -> Plan:
-    """The recipe's allocation at the recipe's budget. Raises InputError when it misfits."""
-    return make_plan(decomposition, recipe or Recipe())
+def plan(
+    decomposition: Decomposition,
+    recipe: Recipe | None = None,
+    times: LatencyTable | None = None,
+) -> Plan:
+    """The recipe's allocation at the recipe's budget; times: `timetable`'s, measured now where
+    the recipe's budget is one of time and none are given. Raises InputError when it misfits."""
+    recipe = recipe or Recipe()
+    if recipe.latency is not None and times is None:
+        times = timetable(decomposition, recipe)
+    return make_plan(decomposition, recipe, times)

@@ -12,6 +12,7 @@ import numpy as np
 
 from spectrim.allocation import Items, solve_knapsack
 from spectrim.planning.decomposition import Decomposition
+from spectrim.planning.multiples import multiple_for
 from spectrim.recipe import CompensationRecipe, Recipe
 
 PATH_ALLOCATIONS = ("loss_optimal", "uniform")
@@ -28,11 +29,12 @@ def path_ranks(residual: Decomposition, recipe: Recipe, itemsize: int) -> dict[s
     budget = uniform_cost(shapes, given.rank)
     if given.path_bytes is not None:
         budget = given.path_bytes // itemsize
+    multiple = multiple_for(recipe, shapes.values())
     if recipe.allocation == "uniform":
-        return _uniform(shapes, budget, recipe.rank_multiple)
-    items = [_items(residual, name, recipe.rank_multiple) for name in shapes]
+        return _uniform(shapes, budget, multiple)
+    items = [_items(residual, name, multiple) for name in shapes]
     picked = solve_knapsack(items, budget)
-    return {n: index * recipe.rank_multiple for n, index in zip(shapes, picked, strict=True)}
+    return {n: index * multiple for n, index in zip(shapes, picked, strict=True)}
 
 
 def uniform_cost(shapes: Shapes, rank: int) -> int:

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spectrim.allocation import ALLOCATORS, AllocationRequest, LayerCurve
+from spectrim.allocation import (
+    ALLOCATORS,
+    AllocationRequest,
+    LatencyTable,
+    LayerCurve,
+    TimedRequest,
+)
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.planning.decomposition import Decomposition
+from spectrim.planning.multiples import multiple_for
 from spectrim.planning.plan import SHARED, LayerPlan, Plan
 from spectrim.planning.storage import storage_of
 from spectrim.recipe import Recipe
@@ -41,17 +48,23 @@ def curves_of(decomposition: Decomposition) -> tuple[LayerCurve, ...]:
     )
 
 
-def make_plan(decomposition: Decomposition, recipe: Recipe) -> Plan:
-    """The recipe's allocation at its budget. Raises InputError when that does not fit."""
+def make_plan(
+    decomposition: Decomposition, recipe: Recipe, times: LatencyTable | None = None
+) -> Plan:
+    """The recipe's allocation at its budget, one of time where `times` are given. Raises
+    InputError when that does not fit."""
     request = AllocationRequest(
         curves_of(decomposition),
         recipe.budget,
         recipe.layer,
-        recipe.rank_multiple,
+        multiple_for(recipe, decomposition.shapes.values()),
         storage_of(recipe),
     )
+    timed = request
+    if times is not None and recipe.latency is not None:
+        timed = TimedRequest.of(request, recipe.latency.budget, recipe.allocation, times)
     options = ALLOCATORS.options(recipe.allocation, recipe.allocation_options)
-    ranks = ALLOCATORS.get(recipe.allocation).allocate(request, options)
+    ranks = ALLOCATORS.get(recipe.allocation).allocate(timed, options)
     layers = {
         curve.name: LayerPlan(
             curve.shape,
@@ -70,7 +83,7 @@ def make_plan(decomposition: Decomposition, recipe: Recipe) -> Plan:
         kept=spent / request.dense_cost,
         predicted_loss=_total(decomposition, layers) if _priced(recipe) else None,
         layers=layers,
-        provenance=dict(decomposition.provenance),
+        provenance=dict(decomposition.provenance) | timed.facts(ranks),
         layer_options=dict(recipe.layer_options),
     )
 

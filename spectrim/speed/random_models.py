@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from spectrim.allocation import ALLOCATORS, AllocationRequest, LayerCurve
@@ -73,8 +72,6 @@ def factor_randomly(
 
     Raises InputError for a layer kind whose time depends on more than its rank.
     """
-    if layer_class(kind) not in (LowRankLinear, PivotedLinear):
-        raise InputError(f"random layers are of kind lowrank or pivoted, not '{kind}'")
     split_experts(model, fused_expert_names(model))
     targets = find_targets(model)
     with torch.random.fork_rng():
@@ -82,7 +79,10 @@ def factor_randomly(
         for name, rank in _uniform_ranks(targets, keep, kind, multiple).items():
             if rank is not None:
                 module = model.get_submodule(name)
-                replace_layer(model, name, _random_layer(module, kind, rank))
+                bias = bias_of(module) is not None
+                with next(module.parameters()).device:
+                    layer = random_layer(shape_of(module), kind, rank, bias)
+                replace_layer(model, name, layer)
     return model
 
 
@@ -112,13 +112,21 @@ def _uniform_ranks(
     return uniform.allocate(request, ALLOCATORS.options("uniform", {}))
 
 
-def _random_layer(module: nn.Module, kind: str, rank: int) -> FactoredLinear:
-    """Evenly spaced pivots: the gather has as far to go as any."""
-    weight = next(module.parameters())
-    with weight.device:
-        layer = layer_class(kind).empty(shape_of(module), rank, bias_of(module) is not None)
+def random_layer(
+    shape: tuple[int, int], kind: str, rank: int, bias: bool = False
+) -> FactoredLinear:
+    """A layer of weight shape (out, in). Evenly spaced pivots: the gather has as far to go as
+    any. Raises InputError for a layer kind whose time depends on more than its rank."""
+    if not is_timed(kind):
+        raise InputError(f"random layers are of kind lowrank or pivoted, not '{kind}'")
+    layer = layer_class(kind).empty(shape, rank, bias)
     if isinstance(layer, PivotedLinear):
         marked = torch.zeros(layer.out_features, dtype=torch.bool)
         marked[torch.linspace(0, layer.out_features - 1, rank).round().long()] = True
         layer.pivot_mask.copy_(pack_bits(marked))
     return layer
+
+
+def is_timed(kind: str) -> bool:
+    """Whether layers of a kind can stand in for trained ones: their time depends on ranks."""
+    return layer_class(kind) in (LowRankLinear, PivotedLinear)

@@ -54,3 +54,20 @@ def test_a_shape_with_random_weights(cli, shape):
 def test_a_wrong_option_is_one_line(cli, shape, arguments, message):
     given = [shape if argument == "SHAPE" else argument for argument in arguments]
     assert message in cli("bench-speed", *given).failed_with_one_line()
+
+
+def test_a_budget_of_time_is_planned_and_followed(cli, shelf, plan, compress, tmp_path):
+    given = ("--layer", "lowrank", "--rank-multiple", "auto", "--cache", tmp_path / "times")
+    monkey = ("--budget-latency", "1.0")
+    done = plan("-o", tmp_path / "plan.yaml", "--json", *given, *monkey)
+    assert done.code == 0, done.err
+    latency = json.loads(done.out)["plan"]["provenance"]["latency"]
+    assert latency["budget"] == 1.0
+    assert latency["predicted"] <= 1.0
+    done = compress("-o", tmp_path / "small", *given, *monkey)
+    assert done.code == 0, done.err
+
+
+def test_time_and_loss_are_not_both_a_budget(plan):
+    done = plan("--budget-latency", "0.9", "--target-loss", "0.1")
+    assert "choose one of" in done.failed_with_one_line()

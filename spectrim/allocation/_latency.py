@@ -1,0 +1,99 @@
+"""Budgets of time: what a layer takes is looked up in a table of measured times.
+
+    min sum_l loss_l(r_l)   subject to   sum_l time_l(r_l) <= budget * sum_l time_l(dense)
+
+Times between measured ranks are interpolated, and made to ascend with the rank, so that
+rounding to the left of a dip is never paid for twice. One nanosecond is the unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from spectrim.allocation._request import AllocationRequest, Choices, LayerCurve
+from spectrim.errors import InputError
+from spectrim.layers import layer_class
+
+NANOSECONDS = 1e9
+BY_TIME = ("loss_optimal",)
+"""Allocators that know a choice by what it costs and loses alone."""
+Key = tuple[tuple[int, int], str]
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Seconds of one shape: dense, and factored at some ranks, ascending."""
+
+    dense: float
+    ranks: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def at(self, rank: int | None) -> float:
+        if rank is None:
+            return self.dense
+        ascending = np.maximum.accumulate(self.seconds)
+        return float(np.interp(rank, self.ranks, ascending))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """times: by weight shape (out, in) and layer kind; tokens: that went through at once."""
+
+    times: Mapping[Key, LayerTimes]
+    tokens: int
+
+    def seconds(self, shape: tuple[int, int], kind: str, rank: int | None) -> float:
+        """Raises InputError for what was not timed."""
+        if (shape, kind) not in self.times:
+            raise InputError(
+                f"no times of {kind} layers of shape {shape}; a budget of time knows layers of "
+                "kind lowrank and pivoted, none that share a basis"
+            )
+        return self.times[shape, kind].at(rank)
+
+
+@dataclass(frozen=True)
+class TimedRequest(AllocationRequest):
+    """A request whose costs are nanoseconds, and `budget` a fraction of the dense layers'."""
+
+    times: LatencyTable = field(default_factory=lambda: LatencyTable({}, 1))
+
+    @classmethod
+    def of(
+        cls, request: AllocationRequest, budget: float, allocation: str, times: LatencyTable
+    ) -> TimedRequest:
+        """Raises InputError for an allocation that counts weights itself."""
+        if allocation not in BY_TIME:
+            raise InputError(
+                f"allocation '{allocation}' counts weights; a budget of time goes with "
+                f"{', '.join(BY_TIME)}"
+            )
+        return cls(request.curves, budget, request.layer, request.multiple, None, times)
+
+    def cost(self, curve: LayerCurve, rank: int | None) -> int:
+        kind = curve.layer or self.layer
+        return max(1, round(self.times.seconds(curve.shape, kind, rank) * NANOSECONDS))
+
+    def choices(self, curve: LayerCurve) -> Choices:
+        """Those of any request that also store less than the dense layer."""
+        found = super().choices(curve)
+        kind = layer_class(curve.layer or self.layer)
+        fits = np.array(
+            [r == 0 or kind.cost(*curve.shape, int(r)) < curve.dense_cost for r in found.ranks]
+        )
+        return Choices(found.ranks[fits], found.costs[fits], found.losses[fits])
+
+    @property
+    def dense_cost(self) -> int:
+        return sum(self.cost(curve, None) for curve in self.curves)
+
+    def facts(self, ranks: Mapping[str, int | None]) -> dict[str, Any]:
+        spent = sum(self.cost(curve, ranks[curve.name]) for curve in self.curves)
+        share = round(spent / self.dense_cost, 4)
+        return {
+            "latency": {"budget": self.budget, "tokens": self.times.tokens, "predicted": share}
+        }

@@ -1,0 +1,57 @@
+"""Times of layers: measured once, kept, and told where they are bad."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spectrim.allocation import LayerTimes
+from spectrim.errors import InputError
+from spectrim.pipeline import slow_layers, timetable, timing
+from spectrim.planning import make_plan
+from spectrim.recipe import LatencyRecipe
+from spectrim.speed.layer_times import Place, layer_times
+from spectrim.workspace import Workspace
+from tests.planning.test_planner import SHAPES, decomposition, recipe
+
+PLACE = Place(torch.device("cpu"), torch.float32, 1)
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
+def test_a_layer_is_timed_dense_and_at_some_ranks(kind):
+    times = layer_times((96, 64), kind, PLACE)
+    assert times.dense > 0
+    assert len(times.ranks) == len(times.seconds) == 5
+    assert list(times.ranks) == sorted(times.ranks)
+    assert all(seconds > 0 for seconds in times.seconds)
+
+
+def test_times_are_kept_in_the_workspace(tmp_path, monkeypatch):
+    given = recipe(latency=LatencyRecipe(tokens=2))
+    first = timetable(decomposition(), given, Workspace(tmp_path))
+    assert {shape for shape, _ in first.times} == set(SHAPES.values())
+    monkeypatch.setattr(timing, "layer_times", None)
+    assert timetable(decomposition(), given, Workspace(tmp_path)) == first
+
+
+def test_slow_layers_are_named_with_the_reason(monkeypatch):
+    plan = make_plan(decomposition(), recipe(budget=0.7))
+
+    def measured(shape, kind, place):
+        slow = shape == SHAPES["d"]
+        return LayerTimes(2e-6, (1, 8), (3e-6, 4e-6) if slow else (1e-6, 1e-6))
+
+    monkeypatch.setattr(timing, "layer_times", measured)
+    [text] = slow_layers(plan, recipe())
+    assert text.startswith(f"1 of {len(plan.ranks)} factored layers take longer")
+    assert "worst d (24 x 24, rank" in text
+    assert "against 2.0 microseconds" in text
+    monkeypatch.setattr(timing, "layer_times", lambda *_: LayerTimes(2e-6, (1,), (1e-6,)))
+    assert list(slow_layers(plan, recipe())) == []
+
+
+def test_kinds_that_are_not_timed_say_so_or_are_left_alone():
+    given = recipe(layer="sparse_dictionary")
+    with pytest.raises(InputError, match="lowrank or pivoted"):
+        timetable(decomposition(), given)
+    assert list(slow_layers(make_plan(decomposition(), given), given)) == []
