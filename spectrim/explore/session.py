@@ -58,6 +58,7 @@ class Session:
         self.places = places
         self.job = Job()
         self._planning = threading.Lock()
+        self._plans: dict[float, Plan] = {}
         if not self.facts.curve:
             raise InputError(
                 f"method '{recipe.method}' with layers '{recipe.layer}' predicts no loss to "
@@ -73,7 +74,10 @@ class Session:
     def plan(self, budget: float) -> Plan:
         """Raises InputError for a budget that no plan meets."""
         with self._planning:
-            return make_plan(self.decomposition, self.recipe.with_changes(budget=budget))
+            if budget not in self._plans:
+                recipe = self.recipe.with_changes(budget=budget)
+                self._plans[budget] = make_plan(self.decomposition, recipe)
+            return self._plans[budget]
 
     def answer(self, budget: float) -> dict[str, Any]:
         """What the page shows of the plan at `budget`."""
