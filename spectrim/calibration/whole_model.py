@@ -231,12 +231,7 @@ def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
 
 @contextmanager
 def _frozen(model: nn.Module, backward: bool) -> Iterator[None]:
-    """Evaluation mode, no parameter gradients; the embedding's output starts the graph."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
+    """`frozen`; the embedding's output starts the graph."""
     handles = []
     if backward:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
@@ -244,10 +239,24 @@ def _frozen(model: nn.Module, backward: bool) -> Iterator[None]:
             embedding.register_forward_hook(lambda m, i, output: output.requires_grad_(True))
         )
     try:
-        yield
+        with frozen(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no parameter gradients; both as before on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for module, training in modes:

@@ -21,6 +21,7 @@ def main() -> None:
         import spectrim.cli.explore
         import spectrim.cli.finetune
         import spectrim.cli.inspect
+        import spectrim.cli.recipes
         import spectrim.cli.report  # noqa: F401  adds its command
         from spectrim.cli.commands import app
 

@@ -110,7 +110,7 @@ def _check_describes(model: PreTrainedModel, config: SpectrimConfig) -> None:
     check_children(model, config.inner)
     _check_bases(model, config)
     check_table(model, config.embeddings)
-    if model.config.tie_word_embeddings and not config.untied:
+    if getattr(model.config, "tie_word_embeddings", False) and not config.untied:
         _check_tied(model)
     split = {name for name, module in model.named_modules() if isinstance(module, SplitExperts)}
     if split != set(config.split_experts):

@@ -18,6 +18,12 @@ from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.evaluating import evaluate, evaluate_documents, evaluate_task
 from spectrim.pipeline.factorising import decompose, factorise, measure, plan
 from spectrim.pipeline.finetuning import FinetuneSettings, finetune
+from spectrim.pipeline.modules import (
+    CompressedModule,
+    agreement,
+    compress_module,
+    factorise_module,
+)
 from spectrim.pipeline.quantising import quantise
 from spectrim.pipeline.refining import refine
 from spectrim.pipeline.specialising import Specialised, specialise
@@ -26,8 +32,10 @@ from spectrim.pipeline.timing import slow_layers, timetable
 __all__ = [
     "Bench",
     "BenchSettings",
+    "CompressedModule",
     "FinetuneSettings",
     "Specialised",
+    "agreement",
     "bench",
     "calibrate",
     "calibration_blocks",
@@ -36,12 +44,14 @@ __all__ = [
     "compensate",
     "compress",
     "compress_embeddings",
+    "compress_module",
     "decompose",
     "default_length",
     "evaluate",
     "evaluate_documents",
     "evaluate_task",
     "factorise",
+    "factorise_module",
     "finetune",
     "for_compensation",
     "gather",

