@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float, fl
     parser.add_argument("--model", default=None, help="another encoder, by name or directory")
     parser.add_argument("--budgets", default="0.8,0.6,0.4")
     parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--include", default=None, help="only layers whose name matches")
     parser.add_argument("--output", default=None, help="where to save the last one")
     given = parser.parse_args(arguments)
     name = given.model
@@ -79,7 +80,8 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float, fl
     rows = []
     print("| method | kept | cosine | same neighbours |\n|---|---|---|---|")
     for method in given.methods.split(","):
-        recipe = spectrim.Recipe(method=method, allocation=METHODS[method])
+        include = () if given.include is None else (given.include,)
+        recipe = spectrim.Recipe(method=method, allocation=METHODS[method], include=include)
         found = spectrim.factorise_module(
             model, seen, loss, recipe, mask=lambda batch: batch["attention_mask"]
         )

@@ -99,11 +99,12 @@ def test_sentence_embeddings(tmp_path, monkeypatch):
         (tmp_path / name).write_text("\n".join(" ".join(one.split()) for one in part))
     texts = ["--data", str(tmp_path / "data.txt"), "--eval", str(tmp_path / "eval.txt")]
     options = ["--budgets", "0.6", "--methods", "svd,obd", "--output", str(tmp_path / "out")]
+    options += ["--include", r"layer\.[01]\."]
     rows = example("sentence_embeddings").main([*texts, *options])
     cosine = {method: cosine for method, _, cosine, _ in rows}
     same = {method: same for method, _, _, same in rows}
-    assert cosine["obd"] > cosine["svd"] + 0.02
-    assert same["obd"] > same["svd"]
+    assert cosine["obd"] > cosine["svd"]
+    assert same["obd"] >= same["svd"]
     again, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     assert again.config.quantization_config.layers

@@ -59,7 +59,16 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Tell the losses of training too.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Results, warnings and errors only.")
+    ] = False,
 ) -> None:
+    if verbose and quiet:
+        raise InputError("choose one of --verbose and --quiet")
+    show.set_level(verbose, quiet)
     logging.disable_progress_bar()
     leave_busy_cores()
 
@@ -118,6 +127,7 @@ def compress(
     report: Annotated[bool, typer.Option(help="Write an HTML page about the result.")] = True,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Calibrate, decompose, plan, replace the layers, and save."""
     recipe = recipe_of(given)
@@ -162,7 +172,7 @@ def compress(
             card=card_for(model, chosen, recipe), extras=extras, overwrite=overwrite
         ),
     )
-    show.plan_table(chosen)
+    show.made(chosen, json)
     show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
     if report:
         show.note(f"report in {output / PAGE_FILE}")

@@ -26,7 +26,7 @@ def list_(json: Json = False) -> None:
     rows = [
         (
             name,
-            f"{recipe.method}, {recipe.allocation if recipe.selection is None else 'selection'}",
+            f"{recipe.method}, {'selection' if recipe.selection else recipe.allocation}",
             recipe.layer,
             f"{recipe.budget:g}",
             f"{recipe.calibration.sequences}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,25 @@ OUTPUT = Console(highlight=False, soft_wrap=True)
 NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def set_level(verbose: bool, quiet: bool) -> None:
+    """quiet: neither notes nor progress; verbose: what the library logs, on standard error."""
+    NOTES.quiet = quiet
+    logger = logging.getLogger("spectrim")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.setLevel(logging.INFO if verbose else logging.WARNING)
+    if verbose:
+        logger.addHandler(logging.StreamHandler())
+
+
+def made(plan: Plan, json: bool) -> None:
+    """What a model was compressed to."""
+    if json:
+        as_json({"plan": plan.to_dict()})
+    else:
+        plan_table(plan)
+
+
 def track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
     """A progress bar with the time left, on a terminal; silent elsewhere."""
     columns = (
@@ -30,7 +50,9 @@ def track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=NOTES, disable=not NOTES.is_terminal) as progress:
+    with Progress(
+        *columns, console=NOTES, disable=NOTES.quiet or not NOTES.is_terminal
+    ) as progress:
         yield from progress.track(items, total=total, description=what)
 
 

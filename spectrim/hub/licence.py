@@ -26,7 +26,7 @@ def licence_of(name: str) -> str | None:
 
 
 def stated_licence(card: str) -> str | None:
-    start, matter, _ = (card.split("---", 2) + ["", ""])[:3]
+    start, matter, _ = [*card.split("---", 2), "", ""][:3]
     if start.strip():
         return None
     try:

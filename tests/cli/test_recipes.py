@@ -52,3 +52,17 @@ def test_the_licence_of_the_base_is_kept(compress, shelf, tmp_path):
     done = compress("-o", "out", "--recipe", "fast", "--budget", "0.6")
     assert done.code == 0, done.err
     assert "license" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_levels_and_json(cli, shelf, compress, tmp_path):
+    done = compress("-o", "out", "--recipe", "fast", "--budget", "0.6", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["plan"]["kept"] <= 0.6
+    assert "saved to out" in done.err
+    tune = ("finetune", "out", "--data", shelf / "text.txt", "--length", 16, "--sequences", 8)
+    quiet = cli("-q", *tune, "-o", "quiet", "--steps", 2)
+    assert (quiet.code, quiet.err) == (0, "")
+    told = cli("--verbose", *tune, "-o", "told", "--steps", 3)
+    assert told.code == 0, told.err
+    assert "step 1 of 3, loss" in told.err
+    assert "--verbose and --quiet" in cli("-v", "-q", "ls").failed_with_one_line()

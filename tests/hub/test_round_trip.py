@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,3 +158,22 @@ def test_a_config_that_does_not_describe_the_model(tmp_path):
     with pytest.raises(CheckpointError, match=name):
         save_compressed(model, tiny_tokenizer(), tmp_path / "a", config)
     assert not (tmp_path / "a").exists()
+
+
+def test_push_to_hub_sends_what_loads(saved, tmp_path, monkeypatch):
+    case, sent = saved["llama", "pivoted"], tmp_path / "sent"
+    api = SimpleNamespace(create_repo=lambda *a, **k: SimpleNamespace(repo_id="a/b"))
+    card = SimpleNamespace(save=lambda path: None)
+
+    def upload(self, working_dir, repo_id, **more):
+        assert repo_id == "a/b"
+        shutil.copytree(working_dir, sent)
+
+    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: api)
+    monkeypatch.setattr(
+        "transformers.utils.hub.create_and_tag_model_card", lambda *a, **k: card
+    )
+    model, _ = load(case.directory)
+    monkeypatch.setattr(type(model), "_upload_modified_files", upload)
+    model.push_to_hub("a/b")
+    assert torch.equal(logits(load(sent)[0]), case.logits)
