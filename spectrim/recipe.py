@@ -302,7 +302,8 @@ class Recipe:
 
 
 def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:
-    if recipe.rank_multiple == "auto" or recipe.rank_multiple % given.multiple:
+    multiple = 1 if recipe.rank_multiple == "auto" else recipe.rank_multiple
+    if multiple % given.multiple:
         raise InputError(
             f"torchao's int4 reads groups of {given.group} columns, so ranks have to be "
             f"multiples of it: set rank_multiple={given.multiple}, or quantisation.base=rtn"
