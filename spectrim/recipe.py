@@ -175,8 +175,7 @@ class TaskRecipe:
 
 @dataclass(frozen=True, config=_STRICT)
 class LatencyRecipe:
-    """The budget is one of time: the layers of the plan together take `budget` of what the
-    dense ones take, for `tokens` at once, as measured on this machine."""
+    """The plan's layers together take `budget` of the dense ones' time here, for `tokens`."""
 
     budget: float = Field(default=0.7, gt=0, le=1)
     tokens: int = Field(default=1, ge=1)
@@ -238,6 +237,8 @@ class Recipe:
                 f"budget {self.budget} is out of range: it is the fraction of the weights that "
                 "is kept, above 0 and at most 1 (0.8 keeps 80%)"
             )
+        if self.latency is not None:
+            _check_latency(self)
         DECOMPOSITIONS.options(self.method, self.method_options)
         ALLOCATORS.options(self.allocation, self.allocation_options)
         LAYERS.options(self.layer, self.layer_options)
@@ -284,6 +285,7 @@ class Recipe:
             layer="lowrank",
             layer_options={},
             rank_multiple=1,
+            latency=None,
             quantisation=None,
         )
 
@@ -299,6 +301,12 @@ class Recipe:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _check_latency(recipe: Recipe) -> None:
+    names = ("selection", "compensation", "quantisation")
+    if found := [name for name in names if getattr(recipe, name) is not None]:
+        raise InputError(f"a budget of time knows no {found[0]}; give one of the two")
 
 
 def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:

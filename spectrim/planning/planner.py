@@ -61,7 +61,9 @@ def make_plan(
         storage_of(recipe),
     )
     timed = request
-    if times is not None and recipe.latency is not None:
+    if recipe.latency is not None:
+        if times is None:
+            raise InputError("a budget of time needs measured times; see `pipeline.timetable`")
         timed = TimedRequest.of(request, recipe.latency.budget, recipe.allocation, times)
     options = ALLOCATORS.options(recipe.allocation, recipe.allocation_options)
     ranks = ALLOCATORS.get(recipe.allocation).allocate(timed, options)
@@ -106,7 +108,7 @@ def size_curve(
     points = []
     for budget in budgets:
         try:
-            plan = make_plan(decomposition, recipe.with_changes(budget=budget))
+            plan = make_plan(decomposition, recipe.with_changes(budget=budget, latency=None))
         except InputError:
             continue
         if plan.predicted_loss is not None:

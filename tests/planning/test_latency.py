@@ -7,9 +7,10 @@ import pytest
 
 from spectrim.allocation import LatencyTable, LayerTimes
 from spectrim.errors import InputError
-from spectrim.planning import make_plan
+from spectrim.planning import make_plan, size_curve
 from spectrim.planning.multiples import auto_multiple, multiple_for
 from spectrim.recipe import LatencyRecipe
+from spectrim.selection import SelectionOptions
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
 RANKS = (1, 4, 16)
@@ -86,6 +87,16 @@ def test_what_has_no_times_says_so():
         timed(0.9, table(), allocation="uniform")
     with pytest.raises(InputError, match="below the smallest possible"):
         timed(0.05, table())
+
+
+def test_a_budget_of_time_is_never_left_out_silently():
+    with pytest.raises(InputError, match="needs measured times"):
+        make_plan(decomposition(), recipe(latency=LatencyRecipe()))
+    assert size_curve(decomposition(), recipe(latency=LatencyRecipe())) == size_curve(
+        decomposition(), recipe()
+    )
+    with pytest.raises(InputError, match="knows no selection"):
+        recipe(latency=LatencyRecipe(), selection=SelectionOptions())
 
 
 def test_multiples_by_device_and_size():
