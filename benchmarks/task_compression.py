@@ -152,16 +152,20 @@ def _table(rows: list[dict[str, Any]], figure: str, scale: float) -> str:
     for name in METHODS:
         own = [row for row in rows if row["method"] == name]
         if own:
-            cells = [_cell([scale * r[figure] for r in own if r["ratio"] == q]) for q in ratios]
+            cells = [
+                _cell(
+                    [scale * r[figure] for r in own if r["ratio"] == q], 1 if scale > 1 else 3
+                )
+                for q in ratios
+            ]
             seconds = mean(row["seconds"] for row in own)
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {seconds:.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float], digits: int) -> str:
     if not values:
         return "-"
-    digits = 1 if max(values) > 10 else 3
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
 
