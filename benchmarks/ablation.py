@@ -3,7 +3,7 @@
     python benchmarks/ablation.py MODEL --data TRAIN --eval TEXT --budgets 0.6
 
 "alone" rows add one stage to SVD-LLM with uniform ranks and plain factors; "without" rows are
-`best` less one stage. Both trainings read a quarter of the recipe's tokens. More options as in
+`best` less one stage. Both trainings read 60,000 tokens. More options as in
 `spectrim bench --help`; results go to out/ablation unless -o says otherwise.
 """
 
@@ -16,7 +16,7 @@ from method_table import NO_PATH, PLAIN, Rows, run
 
 from spectrim.recipe import PRESETS
 
-TOKENS = 125_000
+TOKENS = 60_000
 _BEST = PRESETS["best"].to_dict()
 
 
@@ -28,6 +28,11 @@ def _step(name: str) -> dict[str, Any]:
 
 _BLOCK, _END_TO_END = _step("block"), _step("end_to_end")
 _TRAINED = {"refinement": [_BLOCK, _END_TO_END]}
+_PLAIN_STEPS = [
+    step | {"options": step["options"] | {"basis": "parameters"}}
+    for step in (_BLOCK, _END_TO_END)
+]
+_SQUARES = _BLOCK | {"options": _BLOCK["options"] | {"out_metric": "identity"}}
 _FOUNDATION: dict[str, Any] = {
     "method": "svd_llm",
     "allocation": "uniform",
@@ -52,6 +57,8 @@ WITHOUT: Rows = {
     "measured curves": {"measure": PLAIN},
     "path average": {"path": NO_PATH},
     "pivoted storage": {"layer": "lowrank"},
+    "covariances' bases": {"refinement": _PLAIN_STEPS},
+    "the blocks' output metric": {"refinement": [_SQUARES, _END_TO_END]},
     "block training": {"refinement": [_END_TO_END]},
     "end-to-end training": {"refinement": [_BLOCK]},
     "any training": {"refinement": []},

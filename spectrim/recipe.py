@@ -332,7 +332,9 @@ _TRAINED: dict[str, Any] = {
 }
 _TOKENS = 500_000
 """Of text that the trained recipes read, in each of their stages once."""
-_BLOCK = RefinementRecipe("block", {"tokens": _TOKENS} | _TRAINED, tokens=_TOKENS)
+_BLOCK = RefinementRecipe(
+    "block", {"tokens": _TOKENS, "out_metric": "gradient"} | _TRAINED, tokens=_TOKENS
+)
 _END_TO_END = RefinementRecipe(
     "end_to_end",
     {"tokens": _TOKENS, "learning_rate": 4.5e-4} | _TRAINED,

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from spectrim.refinement._bases import requires as basis_requires
 from spectrim.refinement._divergence import Scaling, scaled
 from spectrim.refinement._factors import Parameters, training_form
 from spectrim.refinement._forward import BlockRunner, Precision, Tokens, evaluating
+from spectrim.refinement._output_metric import output_roots
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 from spectrim.surgery.rewrite import shared_bases
@@ -41,7 +43,8 @@ class Options:
     """epochs: passes over the sequences for each block, or tokens: to train each block on,
     padding included, in their place; `warmup` is a share of the steps; precision is that of
     the matrix products ("float32" or "bfloat16"); basis: the coordinates of Adam's steps
-    (`spectrim/refinement/_bases.py`), scaling of its rate (`_divergence.py`)."""
+    (`spectrim/refinement/_bases.py`), scaling of its rate (`_divergence.py`); out_metric
+    "gradient": errors weighted by what they cost (`_output_metric.py`)."""
 
     epochs: int = 8
     tokens: int | None = None
@@ -53,6 +56,7 @@ class Options:
     precision: Precision = "float32"
     basis: Basis = "parameters"
     scaling: Scaling = "none"
+    out_metric: Literal["identity", "gradient"] = "identity"
 
     def __post_init__(self) -> None:
         numbers = self.epochs, self.tokens or 1, self.sequences_per_step, self.learning_rate
@@ -95,7 +99,9 @@ def refine(
         run = Run(parameters, progress)
         if not run.begin(key):
             runners = BlockRunner(original, tokens), BlockRunner(compressed, tokens)
-            pair = _Pair(*runners, schedule.rows)
+            gradient = options.out_metric == "gradient"
+            roots = output_roots(original, tokens, schedule.rows) if gradient else []
+            pair = _Pair(*runners, schedule.rows, roots)
             turned = rotations(compressed, parameters, options.basis, progress.calibration)
             for number, stage in enumerate(pair.stages(parameters, turned)):
                 run.stage(number, stage, schedule, len(blocks))
@@ -106,7 +112,9 @@ def refine(
 class _Pair:
     """Both models between two blocks: `inputs` x' of the compressed, `targets` F_i(x)."""
 
-    def __init__(self, original: BlockRunner, compressed: BlockRunner, rows: int):
+    def __init__(
+        self, original: BlockRunner, compressed: BlockRunner, rows: int, roots: list[Tensor]
+    ):
         self.original = original
         self.compressed = compressed
         self.tokens = compressed.tokens
@@ -114,6 +122,7 @@ class _Pair:
         self.inputs = self._first(compressed)
         self.targets = self._first(original)
         self.size = 1.0
+        self.roots = roots
         self.fixed = self._bases_of_several()
 
     def stages(self, parameters: Parameters, turned: Rotations) -> Iterator[Stage]:
@@ -121,7 +130,7 @@ class _Pair:
         count = len(self.compressed.blocks)
         for number, (name, _) in enumerate(self.compressed.blocks):
             self._advance(self.original, number, self.targets)
-            self.size = self._mean_square()
+            self.size = self._mean_square(number)
             inside = {
                 n: p
                 for n, p in parameters.items()
@@ -145,8 +154,12 @@ class _Pair:
     def _loss(self, number: int, rows: Tensor) -> Tensor:
         output = self.compressed.output(number, self.inputs[rows], rows)
         real = self.tokens.real(rows)
-        errors = (output[real].float() - self.targets[rows][real]).square()
-        return errors.mean() / self.size
+        errors = self._weighted(number, output[real].float() - self.targets[rows][real])
+        return errors.square().mean() / self.size
+
+    def _weighted(self, number: int, values: Tensor) -> Tensor:
+        """(n, d) in the coordinates in which a square is what an error costs."""
+        return values @ self.roots[number] if self.roots else values
 
     @torch.no_grad()
     def _first(self, runner: BlockRunner) -> Tensor:
@@ -162,9 +175,9 @@ class _Pair:
     def _chunks(self) -> tuple[Tensor, ...]:
         return torch.arange(len(self.tokens)).split(self.rows)
 
-    def _mean_square(self) -> float:
-        sums = [
-            self.targets[n][self.tokens.real(torch.tensor([n]))[0]].double().square().mean()
-            for n in range(len(self.tokens))
-        ]
+    def _mean_square(self, number: int) -> float:
+        sums = []
+        for n in range(len(self.tokens)):
+            real = self.tokens.real(torch.tensor([n]))[0]
+            sums.append(self._weighted(number, self.targets[n][real]).double().square().mean())
         return max(float(torch.stack(sums).mean()), torch.finfo(torch.float32).tiny)

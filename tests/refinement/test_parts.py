@@ -13,10 +13,11 @@ from spectrim.layers import LAYERS, layer_class
 from spectrim.refinement import Progress, _divergence, block, end_to_end
 from spectrim.refinement._factors import balanced_factors, training_form
 from spectrim.refinement._forward import BlockRunner, Tokens
+from spectrim.refinement._output_metric import output_roots
 from spectrim.refinement._training import Run, Schedule
 from tests.hub.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokens
-from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
+from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE, OUTPUT_METRIC_RELATIVE
 
 ROWS = torch.tensor([0, 2, 3])
 
@@ -194,3 +195,34 @@ def test_the_rate_is_never_more_than_the_one_given(monkeypatch, away, share):
     model, given = tiny_llama(), Schedule(8, 4, 1e-3, 0, 0)
     found = _divergence.scaled(given, model, model, some_tokens(padded=False))
     assert found.learning_rate == share * given.learning_rate
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "moe"])
+def test_errors_cost_what_the_output_metric_says(name):
+    """KL(p(h) || p(h + e)) against 1/2 e^T C_g e for small random errors of the last block's
+    output, whose every token's prediction depends on that token alone."""
+    model = TINY_MODELS[name]().float()
+    ids = tiny_tokens(rows=96, length=12)
+    tokens = Tokens(TokenBlocks(ids, None, "", "random", 1), torch.device("cpu"), "float32")
+    root = output_roots(model, tokens, 8)[-1]
+    runner = BlockRunner(model, tokens)
+    _, last = runner.blocks[-1]
+    rows = torch.arange(len(tokens))
+    generator = torch.Generator().manual_seed(1)
+    predicted, measured = 0.0, 0.0
+    with torch.no_grad():
+        wanted = tokens.run(model, rows).logits
+        for _ in range(8):
+            error = 0.02 * torch.randn(model.config.hidden_size, generator=generator)
+
+            def shifted(module, args, output, error=error):
+                if isinstance(output, tuple):
+                    return (output[0] + error, *output[1:])
+                return output + error
+
+            hook = last.register_forward_hook(shifted)
+            logits = tokens.run(model, rows).logits
+            hook.remove()
+            measured += float(_divergence.divergence(wanted, logits, tokens.real(rows)))
+            predicted += 0.5 * float((error @ root).square().sum()) / ids.numel()
+    assert abs(measured / predicted - 1) < OUTPUT_METRIC_RELATIVE
