@@ -18,7 +18,7 @@ from spectrim.workspace import Workspace
 from tests.contracts.test_refinements import Stop, case, same, state, statistics, tokens
 from tests.tolerances import FLOAT32_RELATIVE
 
-STAGES = {"block": {"epochs": 4}, "end_to_end": {"tokens": 512}}
+STAGES = {"block": {"epochs": 4, "out_metric": "gradient"}, "end_to_end": {"tokens": 512}}
 refinements = pytest.mark.parametrize("name", STAGES)
 
 

@@ -213,7 +213,7 @@ def test_errors_cost_what_the_output_metric_says(name):
     with torch.no_grad():
         wanted = tokens.run(model, rows).logits
         for _ in range(8):
-            error = 0.02 * torch.randn(model.config.hidden_size, generator=generator)
+            error = 0.002 * torch.randn(model.config.hidden_size, generator=generator)
 
             def shifted(module, args, output, error=error):
                 if isinstance(output, tuple):
