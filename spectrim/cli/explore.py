@@ -39,6 +39,8 @@ def explore(
     recipe = recipe_of(given)
     if recipe.selection is not None:
         raise InputError("a recipe that selects bases has no curve to explore")
+    if recipe.quantisation is not None:
+        raise InputError("explore plans factors in full precision; use compress --quantize")
     if host in ("", "0.0.0.0", "::"):
         raise InputError(f"--host '{host}': name the one address that browsers will ask for")
     if output is not None:

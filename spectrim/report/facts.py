@@ -100,11 +100,11 @@ class Facts:
         return sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
 
     @property
-    def other_bytes(self) -> int:
-        """Stored bytes of all but the plan's layers."""
-        return sum(p.stored for p in self.parts) - sum(
-            layer.weights * self.itemsize for layer in self.layers
-        )
+    def other_bytes(self) -> float:
+        """Stored bytes of all but the plan's layers; `kept` counts what those take, as numbers
+        of the saved dtype or, quantised, as bytes."""
+        layers = self.kept * self.dense_weights * self.itemsize
+        return sum(part.stored for part in self.parts) - layers
 
     def to_json(self) -> str:
         values = TypeAdapter(Facts).dump_python(self, mode="json")

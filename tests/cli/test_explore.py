@@ -49,6 +49,7 @@ def test_it_serves_until_interrupted(shelf, tmp_path):
         (("--host", "0.0.0.0"), "name the one address"),
         (("--port", "99999"), "cannot listen"),
         (("--recipe", "bsi", "--task", "arithmetic:train:20"), "no curve to explore"),
+        (("--quantize", "int8"), "full precision"),
         (("--layer", "sparse_dictionary"), "predicts no loss"),
     ],
 )

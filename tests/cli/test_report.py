@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from spectrim.evaluation import size
 from spectrim.hub import load
 from spectrim.report.facts import FACTS_FILE, PAGE_FILE, load_facts
 
@@ -83,6 +86,18 @@ def test_refined_models_say_that_predictions_are_older(compress, tmp_path):
     assert outcome.code == 0, outcome.err
     assert load_facts(tmp_path / "out" / FACTS_FILE).refined == ["end_to_end"]
     assert "before refinement" in (tmp_path / "out" / PAGE_FILE).read_text()
+
+
+def test_quantised_factors_are_counted_in_bytes(compress, tmp_path):
+    pytest.importorskip("torchao", reason="needs torchao")
+    outcome = compress("-o", "out", *["--budget", "0.2", "--quantize", "int8", "--rank-multiple", "4"])
+    assert outcome.code == 0, outcome.err
+    facts = load_facts(tmp_path / "out" / FACTS_FILE)
+    stored = sum(part.stored for part in facts.parts)
+    header = size.disk_bytes(tmp_path / "out") - stored
+    assert 0 < header < 12_000
+    outside = sum(part.stored for part in facts.parts[-2:])
+    assert facts.other_bytes == pytest.approx(outside, rel=0.05)
 
 
 def test_what_cannot_be_reported(compress, cli, shelf, tmp_path):
