@@ -90,7 +90,8 @@ def test_refined_models_say_that_predictions_are_older(compress, tmp_path):
 
 def test_quantised_factors_are_counted_in_bytes(compress, tmp_path):
     pytest.importorskip("torchao", reason="needs torchao")
-    outcome = compress("-o", "out", *["--budget", "0.2", "--quantize", "int8", "--rank-multiple", "4"])
+    options = ("--budget", "0.2", "--quantize", "int8", "--rank-multiple", "4")
+    outcome = compress("-o", "out", *options)
     assert outcome.code == 0, outcome.err
     facts = load_facts(tmp_path / "out" / FACTS_FILE)
     stored = sum(part.stored for part in facts.parts)
