@@ -12,7 +12,7 @@ import sys
 
 from method_table import Rows, run
 
-from spectrim.recipe import PRESETS
+from spectrim.presets import PRESETS
 
 _STAGES = PRESETS["best"].to_dict()["refinement"]
 ROWS: Rows = {

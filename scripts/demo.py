@@ -23,7 +23,8 @@ from spectrim.cli.show import track
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
 from spectrim.pipeline import Bench, BenchSettings
-from spectrim.recipe import PRESETS, MeasureRecipe
+from spectrim.presets import PRESETS
+from spectrim.recipe import MeasureRecipe
 from spectrim.report.card import card_for
 from spectrim.workspace import Workspace
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -18,7 +17,6 @@ from spectrim.errors import InputError
 from spectrim.layers import LAYERS
 from spectrim.refinement import REFINEMENTS
 from spectrim.selection import SelectionOptions
-from spectrim.storage import is_file, read_mapping
 
 _STRICT = ConfigDict(extra="forbid")
 
@@ -323,66 +321,6 @@ def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:
         )
     if recipe.selection is not None:
         raise InputError("bases are selected by weights, not bytes; leave out quantisation")
-
-
-_TRAINED: dict[str, Any] = {
-    "precision": "bfloat16",
-    "basis": "covariances",
-    "scaling": "divergence",
-}
-_TOKENS = 500_000
-"""Of text that the trained recipes read, in each of their stages once."""
-_BLOCK = RefinementRecipe(
-    "block", {"tokens": _TOKENS, "out_metric": "gradient"} | _TRAINED, tokens=_TOKENS
-)
-_END_TO_END = RefinementRecipe(
-    "end_to_end",
-    {"tokens": _TOKENS, "learning_rate": 4.5e-4} | _TRAINED,
-    tokens=_TOKENS,
-)
-
-PRESETS: dict[str, Recipe] = {
-    "default": Recipe(),
-    "closed_form": Recipe(refinement=(RefinementRecipe("saes"),)),
-    "best": Recipe(refinement=(_BLOCK, _END_TO_END)),
-    "fast": Recipe(
-        calibration=CalibrationRecipe(sequences=64),
-        path=PathRecipe(weight=0.0),
-        measure=MeasureRecipe(layers=False, joint=False),
-    ),
-    "bsi": Recipe(
-        budget=0.2,
-        calibration=CalibrationRecipe(sequences=1024, labels="sampled", temperature=4.0),
-        selection=SelectionOptions(importance_options={"temperature": 1.0}),
-        refinement=(RefinementRecipe("next_token"),),
-    ),
-    "bsi_published": Recipe(
-        method="svd",
-        layer="lowrank",
-        budget=0.2,
-        selection=SelectionOptions(importance="hutchinson", slope="signed"),
-        refinement=(RefinementRecipe("next_token"),),
-    ),
-    "basel": Recipe(
-        method="svd",
-        layer="lowrank",
-        budget=0.2,
-        selection=SelectionOptions(importance="magnitude", rule="mass"),
-        refinement=(RefinementRecipe("next_token"),),
-    ),
-}
-
-
-def load_recipe(name_or_path: str) -> Recipe:
-    """A preset by name, or a YAML file. Raises InputError."""
-    if name_or_path in PRESETS:
-        return PRESETS[name_or_path]
-    path = Path(name_or_path)
-    if not is_file(path):
-        raise InputError(
-            f"no recipe '{name_or_path}': expected a YAML file or one of {', '.join(PRESETS)}"
-        )
-    return recipe_from(read_mapping(path), str(path))
 
 
 def recipe_from(values: Any, source: str) -> Recipe:

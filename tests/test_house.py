@@ -24,6 +24,7 @@ LEVELS = (
     {"refinement"},
     {"selection"},
     {"recipe"},
+    {"presets"},
     {"planning"},
     {"curves"},
     {"hub", "evaluation"},

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.errors import InputError
-from spectrim.recipe import PRESETS, QuantisationRecipe, Recipe, load_recipe, recipe_from
+from spectrim.presets import PRESETS, load_recipe
+from spectrim.recipe import QuantisationRecipe, Recipe, recipe_from
 from spectrim.workspace import Workspace
 
 _RECIPE = "Recipe (each overrides the recipe file or preset)"

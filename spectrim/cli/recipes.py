@@ -10,7 +10,7 @@ import typer
 from spectrim.cli import show
 from spectrim.cli.commands import Json, Overwrite, app
 from spectrim.errors import InputError, UnknownNameError
-from spectrim.recipe import PRESETS
+from spectrim.presets import PRESETS
 from spectrim.storage import write_text
 
 recipes = typer.Typer(no_args_is_help=True, help="Presets, to look at and to start from.")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from spectrim.hub import load
-from spectrim.recipe import load_recipe
+from spectrim.presets import load_recipe
 from tests.cli.conftest import SMALL
 
 

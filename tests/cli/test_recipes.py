@@ -7,7 +7,7 @@ import json
 import pytest
 
 from spectrim.hub.licence import licence_of, stated_licence
-from spectrim.recipe import PRESETS, load_recipe
+from spectrim.presets import PRESETS, load_recipe
 
 
 def test_presets_are_listed(cli):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from spectrim.errors import InputError
 from spectrim.pipeline import named_recipes
-from spectrim.recipe import PRESETS, CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
+from spectrim.presets import PRESETS
+from spectrim.recipe import CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
 
 BASE = Recipe(
     calibration=CalibrationRecipe(data="text.txt", sequences=8),

@@ -13,8 +13,8 @@ import spectrim
 from spectrim import pipeline
 from spectrim.errors import InputError
 from spectrim.evaluation import size
+from spectrim.presets import PRESETS
 from spectrim.recipe import (
-    PRESETS,
     CalibrationRecipe,
     Recipe,
     RefinementRecipe,
@@ -171,7 +171,7 @@ def test_a_recipe_with_a_task_survives_yaml(task, tmp_path):
     recipe = _recipe(task, "bsi_published", importance_options={"probes": 4})
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
-    from spectrim.recipe import load_recipe
+    from spectrim.presets import load_recipe
 
     assert load_recipe(str(path)) == recipe
     assert isinstance(load_recipe(str(path)).selection, SelectionOptions)

@@ -16,7 +16,8 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
 from spectrim.planning import LayerPlan, Plan, load_plan, save_plan
-from spectrim.recipe import PRESETS, Recipe, load_recipe, recipe_from
+from spectrim.presets import PRESETS, load_recipe
+from spectrim.recipe import Recipe, recipe_from
 
 PLAN = Plan(
     method="obd",

@@ -14,7 +14,8 @@ from spectrim.cli.commands import app
 from spectrim.errors import InputError
 from spectrim.hub import load
 from spectrim.pipeline import compress, factorise, plan, stored_in
-from spectrim.recipe import Recipe, RefinementRecipe, load_recipe
+from spectrim.presets import load_recipe
+from spectrim.recipe import Recipe, RefinementRecipe
 from spectrim.refinement import REFINEMENTS, Progress
 from spectrim.surgery.rewrite import factored_layers
 from tests.runs import small_recipe, text_file

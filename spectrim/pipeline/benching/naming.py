@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.errors import InputError
-from spectrim.recipe import PRESETS, Recipe, recipe_from
+from spectrim.presets import PRESETS
+from spectrim.recipe import Recipe, recipe_from
 from spectrim.storage import is_file, read_mapping
 
 _FILES = (".yaml", ".yml", ".json")

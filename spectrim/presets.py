@@ -1,0 +1,77 @@
+"""The recipes that have a name, and how a name or a file becomes one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spectrim.errors import InputError
+from spectrim.recipe import (
+    CalibrationRecipe,
+    MeasureRecipe,
+    PathRecipe,
+    Recipe,
+    RefinementRecipe,
+    recipe_from,
+)
+from spectrim.selection import SelectionOptions
+from spectrim.storage import is_file, read_mapping
+
+_TRAINED: dict[str, Any] = {
+    "precision": "bfloat16",
+    "basis": "covariances",
+    "scaling": "divergence",
+}
+_TOKENS = 500_000
+"""Of text that the trained recipes read, in each of their stages once."""
+_BLOCK = RefinementRecipe(
+    "block", {"tokens": _TOKENS, "out_metric": "gradient"} | _TRAINED, tokens=_TOKENS
+)
+_END_TO_END = RefinementRecipe(
+    "end_to_end",
+    {"tokens": _TOKENS, "learning_rate": 4.5e-4} | _TRAINED,
+    tokens=_TOKENS,
+)
+
+PRESETS: dict[str, Recipe] = {
+    "default": Recipe(),
+    "closed_form": Recipe(refinement=(RefinementRecipe("saes"),)),
+    "best": Recipe(refinement=(_BLOCK, _END_TO_END)),
+    "fast": Recipe(
+        calibration=CalibrationRecipe(sequences=64),
+        path=PathRecipe(weight=0.0),
+        measure=MeasureRecipe(layers=False, joint=False),
+    ),
+    "bsi": Recipe(
+        budget=0.2,
+        calibration=CalibrationRecipe(sequences=1024, labels="sampled", temperature=4.0),
+        selection=SelectionOptions(importance_options={"temperature": 1.0}),
+        refinement=(RefinementRecipe("next_token"),),
+    ),
+    "bsi_published": Recipe(
+        method="svd",
+        layer="lowrank",
+        budget=0.2,
+        selection=SelectionOptions(importance="hutchinson", slope="signed"),
+        refinement=(RefinementRecipe("next_token"),),
+    ),
+    "basel": Recipe(
+        method="svd",
+        layer="lowrank",
+        budget=0.2,
+        selection=SelectionOptions(importance="magnitude", rule="mass"),
+        refinement=(RefinementRecipe("next_token"),),
+    ),
+}
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """A preset by name, or a YAML file. Raises InputError."""
+    if name_or_path in PRESETS:
+        return PRESETS[name_or_path]
+    path = Path(name_or_path)
+    if not is_file(path):
+        raise InputError(
+            f"no recipe '{name_or_path}': expected a YAML file or one of {', '.join(PRESETS)}"
+        )
+    return recipe_from(read_mapping(path), str(path))
