@@ -9,7 +9,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from spectrim.allocation import ALLOCATORS, BY_STORAGE
+from spectrim.allocation import ALLOCATORS, BY_STORAGE, LatencyRecipe
 from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
@@ -169,14 +169,6 @@ class TaskRecipe:
     limit: int | None = None
     labels: Literal["answer", "all"] = "answer"
     length: int | None = Field(default=None, ge=2)
-
-
-@dataclass(frozen=True, config=_STRICT)
-class LatencyRecipe:
-    """The plan's layers together take `budget` of the dense ones' time here, for `tokens`."""
-
-    budget: float = Field(default=0.7, gt=0, le=1)
-    tokens: int = Field(default=1, ge=1)
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -7,7 +7,7 @@ A module declares `REQUIRES` (statistics beyond the method's), `REFERENCE`, opti
 """
 
 from spectrim.allocation._knapsack import Items, solve_knapsack
-from spectrim.allocation._latency import LatencyTable, LayerTimes, TimedRequest
+from spectrim.allocation._latency import LatencyRecipe, LatencyTable, LayerTimes, TimedRequest
 from spectrim.allocation._request import BY_STORAGE, AllocationRequest, LayerCurve, Storage
 from spectrim.registry import Registry
 
@@ -18,6 +18,7 @@ __all__ = [
     "BY_STORAGE",
     "AllocationRequest",
     "Items",
+    "LatencyRecipe",
     "LatencyTable",
     "LayerCurve",
     "LayerTimes",

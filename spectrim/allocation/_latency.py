@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from spectrim.allocation._request import AllocationRequest, Choices, LayerCurve
 from spectrim.errors import InputError
@@ -22,6 +24,14 @@ NANOSECONDS = 1e9
 BY_TIME = ("loss_optimal",)
 """Allocators that know a choice by what it costs and loses alone."""
 Key = tuple[tuple[int, int], str]
+
+
+@pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class LatencyRecipe:
+    """The plan's layers together take `budget` of the dense ones' time here, for `tokens`."""
+
+    budget: float = Field(default=0.7, gt=0, le=1)
+    tokens: int = Field(default=1, ge=1)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from spectrim.allocation import LatencyTable, LayerTimes
+from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
 from spectrim.pipeline.progress import Track, silent
 from spectrim.planning import Decomposition, Plan
-from spectrim.recipe import LatencyRecipe, Recipe
+from spectrim.recipe import Recipe
 from spectrim.speed.layer_times import Place, layer_times
 from spectrim.speed.random_models import is_timed
 from spectrim.storage import read_tensors, write_tensors

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectrim.allocation import LayerTimes
+from spectrim.allocation import LatencyRecipe, LayerTimes
 from spectrim.errors import InputError
 from spectrim.pipeline import slow_layers, timetable, timing
 from spectrim.planning import make_plan
-from spectrim.recipe import LatencyRecipe
 from spectrim.speed.layer_times import Place, layer_times
 from spectrim.workspace import Workspace
 from tests.planning.test_planner import SHAPES, decomposition, recipe

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spectrim.allocation import LatencyTable, LayerTimes
+from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
 from spectrim.errors import InputError
 from spectrim.planning import make_plan, size_curve
 from spectrim.planning.multiples import auto_multiple, multiple_for
-from spectrim.recipe import LatencyRecipe
 from spectrim.selection import SelectionOptions
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
