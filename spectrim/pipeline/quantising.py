@@ -8,6 +8,7 @@ in no prediction: at 8 bits it is small, at 4 bits measure it.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -15,10 +16,11 @@ from transformers import PreTrainedModel
 
 from spectrim.compressors import COMPRESSORS, CompensatedLinear, CompressedLinear
 from spectrim.decompositions import LayerProblem
-from spectrim.errors import InputError
+from spectrim.errors import InputError, NumericalWarning
 from spectrim.hub import SpectrimConfig, mark_compressed
 from spectrim.hub.compensated import compensated_entry
 from spectrim.hub.quantised import inner_of
+from spectrim.layers.pivoted import PivotedLinear
 from spectrim.planning import Plan
 from spectrim.recipe import QuantisationRecipe, Recipe
 from spectrim.surgery.adapters import bias_of, weight_of
@@ -36,6 +38,13 @@ def quantise(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedMo
         return model
     if COMPRESSORS.get(given.base).REQUIRES:
         raise InputError(f"'{given.base}' needs calibration; quantise by torchao or rtn")
+    if given.bits == 4 and any(isinstance(f, PivotedLinear) for _, f in factored_layers(model)):
+        warnings.warn(
+            "pivoted layers lose most to 4 bits, since their coefficients multiply what was "
+            "rounded; plain factors (--layer lowrank) lose less",
+            NumericalWarning,
+            stacklevel=2,
+        )
     for name, layer in factored_layers(model):
         for own, child in list(layer.named_children()):
             if isinstance(child, nn.Linear):
