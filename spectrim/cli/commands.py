@@ -138,6 +138,7 @@ def compress(
         recipe = recipe.with_changes(
             method=followed.method, layer=followed.layer, budget=followed.budget
         )
+    pipeline.check_quantisation(recipe)
     hub.check_output(output, overwrite)
     original, tokenizer, stored = _load(model, trust_remote_code)
     recipe = _in_bytes(recipe, stored)

@@ -24,7 +24,7 @@ from spectrim.pipeline.modules import (
     compress_module,
     factorise_module,
 )
-from spectrim.pipeline.quantising import quantise
+from spectrim.pipeline.quantising import check_quantisation, quantise
 from spectrim.pipeline.refining import refine
 from spectrim.pipeline.specialising import Specialised, specialise
 from spectrim.pipeline.timing import slow_layers, timetable
@@ -41,6 +41,7 @@ __all__ = [
     "calibration_blocks",
     "catalogue",
     "check_plan",
+    "check_quantisation",
     "compensate",
     "compress",
     "compress_embeddings",

@@ -61,6 +61,13 @@ def quantise(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedMo
     return model
 
 
+def check_quantisation(recipe: Recipe) -> None:
+    """Before the work: raises InputError where the recipe's compressor cannot be used here."""
+    if recipe.quantisation is not None:
+        side = recipe.quantisation.group
+        _compressed("a layer", nn.Linear(side, side, bias=False), recipe.quantisation)
+
+
 def _dense(plan: Plan) -> list[str]:
     """Modules that the plan left dense."""
     return [

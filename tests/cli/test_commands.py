@@ -350,3 +350,10 @@ def test_quantised_factors_in_one_checkpoint(cli, compress, tmp_path):
     assert json.loads(shown.out)["out"]["perplexity"] > 1
     wrong = compress("-o", "other", "--quantize", "int7")
     assert "int8 or int4" in wrong.failed_with_one_line()
+
+
+def test_a_compressor_that_is_missing_is_told_before_the_work(compress, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    message = compress("-o", "out", "--quantize", "int8").failed_with_one_line()
+    assert "spectrim[torchao]" in message
+    assert not Path("out").exists()
