@@ -128,11 +128,15 @@ class BlockwiseWalk:
     def result(self) -> Calibration:
         provenance = provenance_of(self.blocks, self.settings)
         provenance["sequences_done"] = len(self.blocks)
-        names = [f"{INPUT}-{number:05d}" for number in range(self.count + 1)]
-        if self.settings.backward:
-            names += [f"{GRADIENT}-{number:05d}" for number in range(self.count + 1)]
+        numbers = range(self.count + 1)
+        names = [name for number in numbers for name in self.part_names(number)]
         shutil.rmtree(self.places.activations.directory, ignore_errors=True)
         return self.parts.together(names, provenance)
+
+    def part_names(self, number: int) -> list[str]:
+        """What `parts` has of a block; of the number after the last: of the layers outside."""
+        kinds = [INPUT, GRADIENT] if self.settings.backward else [INPUT]
+        return [f"{kind}-{number:05d}" for kind in kinds]
 
     def _unit(self, number: int) -> list[tuple[str, int]]:
         """Returns what is no longer needed once it is done."""
@@ -158,7 +162,7 @@ class BlockwiseWalk:
 
     @torch.no_grad()
     def _forward(self, number: int) -> None:
-        name, targets = self.streamed.blocks[number], self._targets(number)
+        name, targets = self.streamed.blocks[number], self.targets_of(number)
         with self.streamed.resident(name) as block:
             part = self._empty(INPUT, targets, self._groups(number, block))
             for index, batch in enumerate(self.batches):
@@ -169,7 +173,7 @@ class BlockwiseWalk:
         self.parts.put(f"{INPUT}-{number:05d}", part)
 
     def _backward(self, number: int) -> None:
-        name, targets = self.streamed.blocks[number], self._targets(number)
+        name, targets = self.streamed.blocks[number], self.targets_of(number)
         groups = self.parts.get(f"{INPUT}-{number:05d}").groups
         part = self._empty(GRADIENT, targets, groups)
         with self.streamed.resident(name) as block:
@@ -187,7 +191,7 @@ class BlockwiseWalk:
 
     def _tail(self) -> None:
         """The loss, the layers after the blocks, and the gradient for the last block."""
-        targets = self._targets(self.count)
+        targets = self.targets_of(self.count)
         with self.streamed.outside_when_used(but=[self.passage.embedding]):
             groups = self._tail_groups(targets)
             forward = self._empty(INPUT, targets, groups)
@@ -212,7 +216,7 @@ class BlockwiseWalk:
         self, batch: Batch, hidden: Tensor, parts: tuple[Calibration, Calibration]
     ) -> Tensor:
         """Its gradient for `hidden`, which is zero where no statistic needs it."""
-        backward, targets = self.settings.backward, self._targets(self.count)
+        backward, targets = self.settings.backward, self.targets_of(self.count)
         hidden = hidden.clone().requires_grad_(backward)
         with (
             torch.set_grad_enabled(backward),
@@ -248,7 +252,7 @@ class BlockwiseWalk:
         call = self.calls[0][number]
         return shared_inputs(
             self.streamed.model,
-            self._targets(number),
+            self.targets_of(number),
             lambda: self.passage.through(block, hidden, call),
         )
 
@@ -269,7 +273,7 @@ class BlockwiseWalk:
         part.tokens = self.tokens
         return part
 
-    def _targets(self, number: int) -> list[Target]:
+    def targets_of(self, number: int) -> list[Target]:
         """Of a block by its number; the number after the last: those outside."""
         if number < self.count:
             prefix = self.streamed.blocks[number] + "."

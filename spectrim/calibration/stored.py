@@ -53,6 +53,12 @@ class Parts:
             return self.held[name]
         return load_calibration(self._path(name))
 
+    def drop(self, name: str) -> None:
+        if self.directory is None:
+            self.held.pop(name, None)
+        else:
+            self._path(name).unlink(missing_ok=True)
+
     def together(self, names: Iterable[str], provenance: dict[str, Any]) -> Calibration:
         """All of them as one value. Raises CheckpointError for a damaged file."""
         if self.directory is None:

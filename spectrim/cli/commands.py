@@ -14,6 +14,7 @@ from spectrim import hub, pipeline
 from spectrim.cli import show
 from spectrim.cli.group import Commands
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.cli.streaming import Wanted, within_memory
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
@@ -45,6 +46,10 @@ Model = Annotated[str, typer.Argument(help="Directory, hub name, 'reference' or 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Directory to write.")]
 Overwrite = Annotated[bool, typer.Option(help="Replace an earlier result.")]
 RemoteCode = Annotated[bool, typer.Option(help="Run code that comes with the model.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Stay below, like 6GiB; models that do not fit are streamed."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -125,6 +130,7 @@ def compress(
         float | None, typer.Option(help="Smallest model within this loss, nats per token.")
     ] = None,
     report: Annotated[bool, typer.Option(help="Write an HTML page about the result.")] = True,
+    memory: Memory = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
@@ -140,10 +146,15 @@ def compress(
         )
     pipeline.check_quantisation(recipe)
     hub.check_output(output, overwrite)
+    progress = Progress(workspace_of(given), show.track)
+    if memory is not None:
+        wanted = Wanted(model, output, followed, target_loss, overwrite)
+        if (sized := within_memory(wanted, recipe, memory, progress)) is None:
+            return
+        recipe = sized
     original, tokenizer, stored = _load(model, trust_remote_code)
     recipe = _in_bytes(recipe, stored)
     dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
-    progress = Progress(workspace_of(given), show.track)
     extras, decomposition = {}, None
     if recipe.selection is not None:
         special = pipeline.specialise(original, tokenizer, recipe, progress)

@@ -52,14 +52,18 @@ def compress(
     if dtype is not None:
         result = stored_in(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
-    config = SpectrimConfig(
+    mark_compressed(result, config_for(plan, split_expert_names(result), untied))
+    return result
+
+
+def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimConfig:
+    """What the checkpoint of a model compressed by `plan` says of itself."""
+    return SpectrimConfig(
         layers=_entries(plan),
-        split_experts=split_expert_names(result),
+        split_experts=split_experts,
         untied=untied,
         provenance={"plan": without_layers(plan), "versions": versions()},
     )
-    mark_compressed(result, config)
-    return result
 
 
 def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:

@@ -92,6 +92,22 @@ class StreamedModel:
     def total_bytes(self) -> int:
         return self._stored.bytes(self._plain.state_dict())
 
+    def own_state(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part by their names inside it, without those of other parts."""
+        module = self.model.get_submodule(name)
+        if name in self.blocks:
+            return dict(module.state_dict())
+        return {key: tensor.detach() for _, key, tensor in _own_tensors(module)}
+
+    def structure(self) -> PreTrainedModel:
+        """A copy of the model's structure, experts fused, on the meta device."""
+        return copy.deepcopy(self._plain)
+
+    def part_of(self, layer: str) -> str:
+        """The part, a block or a module outside of them, that holds `layer`."""
+        inside = [name for name in self.blocks if layer.startswith(name + ".")]
+        return inside[0] if inside else layer
+
     def tied_to(self, name: str) -> str | None:
         """The tensor that the tensor `name` is tied to, where it is not the first of them."""
         return self._stored.aliases.get(name)

@@ -1,0 +1,230 @@
+"""`--memory`: the whole model or streaming, batches and buffers, so that all stays below it.
+
+    peak = what the process holds now + LATER + the largest of the steps' needs
+
+A step's need is counted from shapes: weights in float32, statistics in float64, activations by
+the widths of the layers. The counts are upper bounds, so the peak stays below the limit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spectrim.errors import InputError
+from spectrim.hub.stream import Opened
+from spectrim.pipeline.calibrating import MOST_TOKENS_PER_BATCH, default_length
+from spectrim.pipeline.streaming import StreamSizes
+from spectrim.recipe import Recipe
+from spectrim.statistics import STATISTICS
+from spectrim.streaming.memory import resident_bytes
+from spectrim.surgery.experts import split_expert_names
+from spectrim.surgery.targets import Target, find_targets
+
+LATER = 48 * 2**20
+"""Bytes of code and tables that are loaded on first use, and what the allocators round up."""
+_FLOAT, _DOUBLE = 4, 8
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_LOGIT_COPIES = 6
+"""Logits, those that predict, their log-probabilities and three gradients."""
+
+
+def bytes_of(text: str) -> int:
+    """ "6GiB" as a number. Raises InputError."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in _UNITS:
+        raise InputError(
+            f"'{text}' is not an amount of memory; expected one like 6GiB or 800MB"
+        )
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """sizes: how to stream, None for the whole model in memory. needed: estimated peak."""
+
+    limit: int
+    needed: int
+    tokens_per_batch: int
+    sizes: StreamSizes | None
+    disk: int = 0
+
+    def __str__(self) -> str:
+        limit = f"of {_shown(self.limit)}, at most {_shown(self.needed)} by the estimate"
+        if self.sizes is None:
+            return f"memory: {limit}: whole model, {self.tokens_per_batch} tokens per batch"
+        where = "memory" if self.sizes.activation_bytes else "files"
+        return (
+            f"memory: {limit}: streaming block by block, {self.sizes.batch_rows} sequences per "
+            f"batch, activations in {where}, {_shown(self.disk)} of disk for statistics and "
+            "factors; curves are not measured, and statistics not averaged along the path"
+        )
+
+
+def plan_memory(opened: Opened, recipe: Recipe, limit: int) -> MemoryPlan:
+    """The fastest way that fits. Raises InputError when none does, with what is needed."""
+    needs = Needs.of(opened, recipe)
+    whole = needs.whole()
+    length = needs.length
+    if whole + needs.whole_row() <= limit:
+        rows = (limit - whole) // needs.whole_row()
+        tokens = int(min(MOST_TOKENS_PER_BATCH, recipe_tokens(recipe), rows * length))
+        tokens = max(tokens, length)
+        peak = whole + tokens // length * needs.whole_row()
+        return MemoryPlan(limit, peak, tokens, None)
+    if needs.streamed(1) > limit:
+        raise InputError(
+            f"memory of {_shown(limit)} is too little: streaming this model takes about "
+            f"{_shown(needs.streamed(1))}; allow that, or give a smaller --length"
+        )
+    most = max(1, min(MOST_TOKENS_PER_BATCH, recipe_tokens(recipe)) // length)
+    rows = max(n for n in range(1, most + 1) if needs.streamed(n) <= limit)
+    used = needs.streamed(rows)
+    kept = needs.activations()
+    buffer = kept if used + kept <= limit else 0
+    sizes = StreamSizes(rows, max(1, min(rows, needs.logits_rows(limit))), buffer)
+    return MemoryPlan(limit, used + buffer, rows * length, sizes, needs.disk())
+
+
+def recipe_tokens(recipe: Recipe) -> int:
+    return recipe.calibration.tokens_per_batch or MOST_TOKENS_PER_BATCH
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that the steps take, from the shapes of a model that is not in memory."""
+
+    opened: Opened
+    recipe: Recipe
+    targets: Sequence[Target]
+    length: int
+    base: int
+
+    @classmethod
+    def of(cls, opened: Opened, recipe: Recipe) -> Needs:
+        model = opened.streamed.model
+        targets = find_targets(model, recipe.include, recipe.exclude)
+        length = recipe.calibration.length or default_length(model)
+        return cls(opened, recipe, targets, length, resident_bytes() + LATER)
+
+    def whole(self) -> int:
+        """Without activations: model, statistics (of two passes and their mean), factors."""
+        statistics = self._statistics(self.targets)
+        passes = 3 if self.recipe.averages_path else 1
+        factors = sum(_factors(target) for target in self.targets) * _DOUBLE
+        weights = self.opened.streamed.total_bytes
+        rest = max(*map(_decomposing, self.targets), self._measuring())
+        return self.base + 2 * weights + passes * statistics + factors + rest
+
+    def _measuring(self) -> int:
+        """Probabilities and logits of the tokens that curves are measured on."""
+        wanted = self.recipe.measure
+        tokens = max(wanted.layers * wanted.tokens, wanted.joint * wanted.joint_tokens)
+        tokens = min(tokens, self.recipe.calibration.sequences * self.length)
+        return tokens * _FLOAT * (6 * self._vocabulary + 8 * self._width * len(self._blocks))
+
+    def whole_row(self) -> int:
+        """Activations of one more sequence."""
+        widths = sum(sum(target.shape) for target in self.targets)
+        return self.length * (2 * _FLOAT * widths + 3 * _FLOAT * self._vocabulary)
+
+    def streamed(self, rows: int) -> int:
+        """Batches of `rows` sequences, logits of one at a time, activations in files."""
+        outside = sum(map(self._loaded, self.opened.streamed.outside))
+        row = self.length * self._vocabulary * _FLOAT * _LOGIT_COPIES
+        hidden = rows * self.length * self._width * _FLOAT * 4
+        ends = outside + row + hidden + self._outside_statistics()
+        return self.base + max([ends, *(self._block(name, rows) for name in self._blocks)])
+
+    def logits_rows(self, limit: int) -> int:
+        outside = sum(map(self._loaded, self.opened.streamed.outside))
+        row = self.length * self._vocabulary * _FLOAT * _LOGIT_COPIES
+        return max(1, (limit - self.base - outside - self._outside_statistics()) // (2 * row))
+
+    def activations(self) -> int:
+        """All that is kept between blocks, and as much again while it is handed on."""
+        count = len(self._blocks) + 2 if self._backward else 2
+        tokens = self.recipe.calibration.sequences * self.length
+        return tokens * self._width * _FLOAT * count
+
+    def disk(self) -> int:
+        factors = sum(_factors(target) for target in self.targets) * _FLOAT
+        return self._statistics(self.targets) + factors + self.activations()
+
+    @property
+    def _blocks(self) -> list[str]:
+        return self.opened.streamed.blocks
+
+    def _block(self, name: str, rows: int) -> int:
+        targets = [target for target in self.targets if target.name.startswith(name + ".")]
+        loaded = self._loaded(name)
+        if not targets:
+            return loaded
+        states = [self._statistics(targets, side) for side in (False, True)]
+        widths = sum(sum(target.shape) for target in targets) + 8 * self._width
+        squares = rows * self.length**2 * _FLOAT
+        running = rows * self.length * 3 * _FLOAT * widths + squares
+        outer = max(max(target.shape) for target in targets) ** 2 * 2 * _FLOAT
+        layer = max(map(_decomposing, targets))
+        compressed = self.opened.streamed.bytes(name)
+        return loaded + max(max(states) + running + outer, layer + compressed)
+
+    def _loaded(self, name: str) -> int:
+        """A part's tensors in float32, and while they are read as they are on disk, and split
+        where experts are."""
+        split = bool(split_expert_names(self.opened.streamed.model.get_submodule(name)))
+        return self.opened.streamed.bytes(name) * (3 if split else 2)
+
+    def _outside_statistics(self) -> int:
+        inside = tuple(name + "." for name in self._blocks)
+        return self._statistics([t for t in self.targets if not t.name.startswith(inside)])
+
+    def _statistics(self, targets: Sequence[Target], gradient: bool | None = None) -> int:
+        return sum(
+            _state_bytes(name, target)
+            for name in self.recipe.statistics
+            for target in targets
+            if gradient in (None, STATISTICS.get(name).NEEDS_GRADIENT)
+        )
+
+    @property
+    def _backward(self) -> bool:
+        return any(STATISTICS.get(name).NEEDS_GRADIENT for name in self.recipe.statistics)
+
+    @property
+    def _vocabulary(self) -> int:
+        model: Any = self.opened.streamed.model
+        return model.get_input_embeddings().num_embeddings
+
+    @property
+    def _width(self) -> int:
+        model: Any = self.opened.streamed.model
+        return model.get_input_embeddings().embedding_dim
+
+
+def _state_bytes(name: str, target: Target) -> int:
+    with torch.device("meta"):
+        state = STATISTICS.get(name).empty(target.shape)
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def _factors(target: Target) -> int:
+    """Numbers in the factors of full rank."""
+    return min(target.shape) * sum(target.shape)
+
+
+def _decomposing(target: Target) -> int:
+    """One layer: its weight and factors, both covariances, and the eigenproblem between."""
+    out, inner = target.shape
+    small = min(out, inner)
+    matrices = 4 * out**2 + 4 * inner**2 + 4 * small**2
+    return _DOUBLE * (matrices + 3 * out * inner + 2 * _factors(target))
+
+
+def _shown(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -1,0 +1,253 @@
+"""The whole trip for a model larger than memory: one part of it, one layer at a time.
+
+    shards -> statistics, a file per block -> factors, a file per layer -> plan -> shards
+
+Each file is read where it is needed; statistics are deleted as soon as their block is
+decomposed. What a stopped run has written is used by the next.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrim.calibration import Calibration, CalibrationSettings
+from spectrim.calibration.blockwise import BlockwiseWalk, Places
+from spectrim.errors import InputError
+from spectrim.hub import SpectrimConfig
+from spectrim.hub.stream import Opened
+from spectrim.layers import LAYERS, layer_class
+from spectrim.pipeline.calibrating import calibration_blocks
+from spectrim.pipeline.compressing import check_plan, config_for
+from spectrim.pipeline.decomposing import decompose, layers_with_signal
+from spectrim.pipeline.progress import Track, silent
+from spectrim.planning import Decomposition, Plan
+from spectrim.planning.stored import save_layer, stored_decomposition
+from spectrim.recipe import Recipe
+from spectrim.refinement import Progress
+from spectrim.storage import read_mapping, write_text
+from spectrim.streaming import Activations
+from spectrim.streaming.memory import give_back
+from spectrim.streaming.tensors import files_fingerprint
+from spectrim.surgery.adapters import bias_of, is_dense
+from spectrim.surgery.experts import split_expert_names
+from spectrim.surgery.targets import find_targets
+from spectrim.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class StreamSizes:
+    """Sequences per batch, sequences whose logits are there at once, and bytes of memory for
+    activations between blocks; 0 keeps them all in files."""
+
+    batch_rows: int
+    logits_rows: int
+    activation_bytes: int
+
+
+def check_streamable(recipe: Recipe) -> None:
+    """Raises InputError for a recipe with a step that takes the whole model."""
+    whole = {
+        "refinement": recipe.refinement,
+        "selection": recipe.selection,
+        "compensation": recipe.compensation,
+        "embeddings": recipe.embeddings,
+        "sharing": recipe.sharing.rule != "none",
+    }
+    if asked := [name for name, value in whole.items() if value]:
+        raise InputError(
+            f"the recipe's '{asked[0]}' takes the whole model in memory, so it cannot be "
+            "streamed; leave it out, or run without --memory"
+        )
+
+
+def streamable(recipe: Recipe) -> Recipe:
+    """The recipe without what takes the whole model: measured curves, and an average along
+    the path to the compressed model. Raises InputError as `check_streamable`."""
+    check_streamable(recipe)
+    return recipe.with_changes(
+        measure=replace(recipe.measure, layers=False, joint=False),
+        path=replace(recipe.path, weight=0.0),
+    )
+
+
+@contextmanager
+def streamed_decomposition(
+    opened: Opened, recipe: Recipe, sizes: StreamSizes, progress: Progress
+) -> Iterator[Decomposition]:
+    """What `factorise` gives, to rounding, its factors in files that are there in the context.
+
+    Kept in the workspace for another budget, unless that keeps nothing. Raises InputError for
+    a recipe that cannot be streamed, and what `factorise` raises.
+    """
+    recipe = streamable(recipe)
+    model = opened.streamed.model
+    targets = find_targets(model, recipe.include, recipe.exclude)
+    blocks = calibration_blocks(model, opened.tokenizer, recipe)
+    given = recipe.calibration
+    settings = CalibrationSettings(
+        recipe.statistics,
+        given.labels,
+        sizes.batch_rows * blocks.ids.shape[1],
+        given.seed or 0,
+        given.temperature,
+    )
+    key = {
+        "files": files_fingerprint(opened.files),
+        "data": blocks.fingerprint,
+        "statistics": list(settings.statistics),
+        "labels": settings.label_key,
+        "layers": [target.name for target in targets],
+        "method": [recipe.method, recipe.method_options],
+        "rows": sizes.batch_rows,
+    }
+    with _directory(progress.workspace, key) as directory:
+        places = Places(
+            Activations(directory / "activations", sizes.activation_bytes),
+            directory / "statistics",
+            sizes.logits_rows,
+        )
+        walk = BlockwiseWalk(opened.streamed, targets, blocks, settings, places)
+        run = _Run(opened, recipe, walk, directory, progress.track)
+        yield run.decomposition(key)
+
+
+@dataclass(frozen=True)
+class _Run:
+    opened: Opened
+    recipe: Recipe
+    walk: BlockwiseWalk
+    directory: Path
+    track: Track = silent
+
+    def decomposition(self, key: dict[str, Any]) -> Decomposition:
+        summary = self._calibrated(key)
+        numbers = range(self.walk.count + 1)
+        for number in self.track(numbers, "decomposing", len(numbers)):
+            self._decompose_part(number, summary)
+            give_back()
+        shutil.rmtree(self.directory / "statistics", ignore_errors=True)
+        return stored_decomposition([self._layer_file(name) for name in summary["layers"]])
+
+    def _calibrated(self, key: dict[str, Any]) -> dict[str, Any]:
+        """Statistics of every block in files; layers with signal, and provenance."""
+        path = self.directory / "calibrated.json"
+        if path.exists():
+            return read_mapping(path)
+        for _ in self.track(self.walk.steps(), "calibrating", self.walk.units):
+            give_back()
+        calibration = self.walk.result()
+        summary = {
+            "layers": layers_with_signal(calibration),
+            "provenance": calibration.provenance | {"key": key},
+        }
+        write_text(path, json.dumps(summary))
+        return summary
+
+    def _decompose_part(self, number: int, summary: dict[str, Any]) -> None:
+        wanted = set(summary["layers"])
+        names = [t.name for t in self.walk.targets_of(number) if t.name in wanted]
+        names = [name for name in names if not self._layer_file(name).exists()]
+        if not names:
+            return
+        parts = self.walk.part_names(number)
+        calibration = self.walk.parts.together(parts, summary["provenance"])
+        for part in dict.fromkeys(self.opened.streamed.part_of(name) for name in names):
+            with self.opened.streamed.resident(part):
+                for name in names:
+                    if self.opened.streamed.part_of(name) == part:
+                        self._decompose_layer(name, calibration)
+        for part in parts:
+            self.walk.parts.drop(part)
+
+    def _decompose_layer(self, name: str, calibration: Calibration) -> None:
+        only = replace(
+            calibration,
+            groups={name: calibration.groups[name]},
+            counts={name: calibration.counts[name]},
+        )
+        result = decompose(self.opened.streamed.model, only, self.recipe)
+        save_layer(result, self._layer_file(name))
+
+    def _layer_file(self, name: str) -> Path:
+        return self.directory / "factors" / f"{name}.safetensors"
+
+
+@contextmanager
+def _directory(workspace: Workspace, key: dict[str, Any]) -> Iterator[Path]:
+    """Kept in the workspace, else removed with the context."""
+    path = workspace.path("streamed", key)
+    if path is not None:
+        yield path.with_suffix("")
+        return
+    with tempfile.TemporaryDirectory(prefix="spectrim-") as name:
+        yield Path(name)
+
+
+@dataclass(frozen=True)
+class CompressedParts:
+    """Called with a part of the model: its tensors as the compressed checkpoint has them."""
+
+    opened: Opened
+    decomposition: Decomposition
+    plan: Plan
+    dtype: torch.dtype
+
+    def config(self) -> SpectrimConfig:
+        """Raises CheckpointError when plan and model do not belong together."""
+        model = self.opened.streamed.model
+        check_plan(model, self.plan)
+        return config_for(self.plan, split_expert_names(model), self._untied)
+
+    @property
+    def _untied(self) -> bool:
+        """A tied head that is compressed gets a weight of its own."""
+        model: Any = self.opened.streamed.model
+        head = model.get_output_embeddings()
+        tied = bool(getattr(model.config, "tie_word_embeddings", False))
+        names = [name for name, module in model.named_modules() if module is head]
+        return tied and head is not None and any(name in self.plan.ranks for name in names)
+
+    def __call__(self, name: str) -> dict[str, Tensor]:
+        streamed = self.opened.streamed
+        give_back()
+        with streamed.resident(name) as module:
+            layers = {
+                full: module.get_submodule(full[len(name) + 1 :]) if full != name else module
+                for full in self.plan.ranks
+                if streamed.part_of(full) == name
+            }
+            replaced = tuple(layer + "." for layer in layers)
+            prefix = f"{name}." if name else ""
+            state = {prefix + k: t for k, t in streamed.own_state(name).items()}
+            tensors = {
+                key: self._stored(tensor)
+                for key, tensor in state.items()
+                if not key.startswith(replaced) and streamed.tied_to(key) is None
+            }
+            for full, layer in layers.items():
+                tensors |= self._factored(full, layer)
+        return tensors
+
+    def _factored(self, name: str, layer: torch.nn.Module) -> dict[str, Tensor]:
+        assert is_dense(layer)
+        kind = layer_class(self.plan.layer)
+        options = LAYERS.options(self.plan.layer, self.plan.layer_options)
+        factors = self.decomposition.factors[name]
+        made = kind.from_full(factors, self.plan.ranks[name], bias_of(layer), options)
+        made.to(dtype=self.opened.streamed.dtype).to(dtype=self.dtype)
+        return {
+            f"{name}.{key}": t.detach().contiguous() for key, t in made.state_dict().items()
+        }
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype).contiguous() if tensor.is_floating_point() else tensor

@@ -1,0 +1,61 @@
+"""What this process holds, and giving freed memory back to the system.
+
+The C library keeps freed blocks below a threshold that it raises as a program goes on, so that
+a process looks larger than what it uses. With a fixed threshold every large tensor is returned
+the moment it is freed, at the price of fetching it anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import resource
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_THRESHOLD_OPTION, _THRESHOLD = -3, 2**20
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library can."""
+    gc.collect(1)  # what a step left in cycles; a full collection takes a second
+    if (library := _library()) is not None:
+        library.malloc_trim(0)
+
+
+def return_large_blocks() -> None:
+    """Blocks of a MiB and more go back to the system when they are freed, from now on."""
+    if (library := _library()) is not None:
+        library.mallopt(_THRESHOLD_OPTION, _THRESHOLD)
+
+
+def resident_bytes() -> int:
+    """What this process has in memory now; the most that it had where that is not known."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most that this process had in memory. (What `getrusage` says begins with the peak of
+    the process that started this one, so it is asked only where there is nothing better.)"""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@cache
+def _library() -> Any:
+    try:
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return library if hasattr(library, "malloc_trim") else None
