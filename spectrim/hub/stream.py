@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def save_streamed(
     mark_compressed(model, config)
     expected = {name: t.dtype for name, t in model.state_dict().items()}
     with output_directory(directory, options.overwrite) as partial:
-        written = _write_shards(opened.streamed, part_tensors, partial)
+        written, model.config.dtype = _write_shards(opened.streamed, part_tensors, partial)
         _check_names(opened.streamed, written, set(expected), config.untied)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(partial)
@@ -96,28 +96,21 @@ def save_streamed(
 
 def _write_shards(
     streamed: StreamedModel, part_tensors: PartTensors, directory: Path
-) -> set[str]:
+) -> tuple[set[str], torch.dtype]:
+    """The names of what was written, and its dtype."""
     parts = [*streamed.blocks, *streamed.outside]
     weight_map: dict[str, str] = {}
-    size = 0
-    for number, (name, tensors) in enumerate(_filled(parts, part_tensors), 1):
+    size, dtype = 0, streamed.dtype
+    for number, tensors in enumerate(filter(None, map(part_tensors, parts)), 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         save_file(tensors, directory / file, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
         size += sum(t.numel() * t.element_size() for t in tensors.values())
+        dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), dtype)
         tensors.clear()
-        del name
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(directory / INDEX, json.dumps(index, indent=1))
-    return set(weight_map)
-
-
-def _filled(
-    parts: list[str], part_tensors: PartTensors
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    for name in parts:
-        if tensors := part_tensors(name):
-            yield name, tensors
+    return set(weight_map), dtype
 
 
 def _check_names(

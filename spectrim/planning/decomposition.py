@@ -72,6 +72,10 @@ class Decomposition:
             by_module |= dict.fromkeys(parts, rank)
         return factors, by_module
 
+    def spectrum(self, name: str) -> Tensor:
+        """Singular values (k,) of the whitened weight."""
+        return self.factors[name].spectrum
+
     @property
     def weights(self) -> int:
         """Weights of the dense layers."""

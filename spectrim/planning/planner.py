@@ -40,7 +40,7 @@ def curves_of(decomposition: Decomposition) -> tuple[LayerCurve, ...]:
             name,
             decomposition.shapes[name],
             decomposition.curves[name].numpy(),
-            decomposition.factors[name].spectrum.numpy(),
+            decomposition.spectrum(name).numpy(),
             signed.get(name),
             SHARED if name in decomposition.groups else None,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from torch import Tensor
 from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
 from spectrim.planning.decomposition import Decomposition
+from spectrim.storage import read_header, read_some
+
+_SMALL = ("curve", "spectrum", "signed")
 
 
 class StoredFactors(Mapping[str, Factors]):
@@ -21,15 +24,23 @@ class StoredFactors(Mapping[str, Factors]):
         self._files = files
 
     def __getitem__(self, name: str) -> Factors:
-        factors = Decomposition.load(self._files[name]).factors[name]
-        # a tensor keeps all of its file mapped: not for one that stays, as a spectrum does
-        return replace(factors, spectrum=factors.spectrum.clone())
+        return Decomposition.load(self._files[name]).factors[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+@dataclass
+class StoredDecomposition(Decomposition):
+    """Curves and spectra in memory, what a plan is made from; factors in files."""
+
+    spectra: dict[str, Tensor] = field(default_factory=dict)
+
+    def spectrum(self, name: str) -> Tensor:
+        return self.spectra[name]
 
 
 def save_layer(decomposition: Decomposition, path: Path) -> None:
@@ -44,29 +55,45 @@ def save_layer(decomposition: Decomposition, path: Path) -> None:
     replace(decomposition, factors=factors).save(path)
 
 
-def stored_decomposition(files: Sequence[Path]) -> Decomposition:
-    """What `save_layer` wrote, as one value that holds the curves and reads the factors.
+def stored_decomposition(files: Sequence[Path]) -> StoredDecomposition:
+    """What `save_layer` wrote, as one value that reads factors when they are asked for.
 
     Raises InputError for a missing file, CheckpointError for a damaged one.
     """
-    parts = [_without_factors(path) for path in files]
+    parts = [_small(path) for path in files]
     if not parts:
         raise CheckpointError("no layer was decomposed")
-    shapes: dict[str, tuple[int, int]] = {}
-    curves: dict[str, Tensor] = {}
-    signed: dict[str, Tensor] = {}
+    result = parts[0]
     places: dict[str, Path] = {}
     for path, part in zip(files, parts, strict=True):
-        shapes |= part.shapes
-        curves |= part.curves
-        signed |= part.signed
+        result.shapes |= part.shapes
+        result.curves |= part.curves
+        result.signed |= part.signed
+        result.spectra |= part.spectra
         places |= dict.fromkeys(part.shapes, path)
     factors: Any = StoredFactors(places)
-    return replace(parts[0], shapes=shapes, curves=curves, signed=signed, factors=factors)
+    return replace(result, factors=factors)
 
 
-def _without_factors(path: Path) -> Decomposition:
-    part = Decomposition.load(path)
-    curves = {name: curve.clone() for name, curve in part.curves.items()}
-    signed = {name: effects.clone() for name, effects in part.signed.items()}
-    return replace(part, factors={}, curves=curves, signed=signed)
+def _small(path: Path) -> StoredDecomposition:
+    """All but the factors, around tensors of their own: one that is read keeps its file's
+    pages in memory."""
+    names, metadata = read_header(path)
+    wanted = [name for name in names if name.rpartition("|")[2] in _SMALL]
+    found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _SMALL}
+    for name, tensor in read_some(path, wanted).items():
+        layer, _, kind = name.rpartition("|")
+        found[kind][layer] = tensor.clone()
+    try:
+        return StoredDecomposition(
+            metadata["method"],
+            {name: (int(out), int(inner)) for name, (out, inner) in metadata["shapes"].items()},
+            {},
+            found["curve"],
+            metadata["units"],
+            provenance=metadata["provenance"],
+            signed=found["signed"],
+            spectra=found["spectrum"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no decomposition: {error}") from error

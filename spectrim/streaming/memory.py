@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_THRESHOLD_OPTION, _THRESHOLD = -3, 2**20
+_THRESHOLD_OPTION, _THRESHOLD = -3, 2**18
 
 
 def give_back() -> None:
@@ -26,7 +26,7 @@ def give_back() -> None:
 
 
 def return_large_blocks() -> None:
-    """Blocks of a MiB and more go back to the system when they are freed, from now on."""
+    """Blocks of a quarter MiB and more go back when they are freed, from now on."""
     if (library := _library()) is not None:
         library.mallopt(_THRESHOLD_OPTION, _THRESHOLD)
 

@@ -1,0 +1,124 @@
+"""Memory, disk, traffic and work of streaming for Llama shapes: the tables of docs/scaling.md.
+
+    python benchmarks/scaling_arithmetic.py [--sequences 256 --length 2048]
+
+Counts, no measurements. The memory is the sum that `--memory` plans with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Llama 3: width, inner width, blocks, width of keys and values, words."""
+
+    name: str
+    width: int
+    inner: int
+    blocks: int
+    keys: int
+    words: int = 128_256
+
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """(out, in) of a block's linear layers."""
+        w, i, k = self.width, self.inner, self.keys
+        return [(w, w), (k, w), (k, w), (w, w), (i, w), (i, w), (w, i)]
+
+    @property
+    def block(self) -> int:
+        return sum(out * inner for out, inner in self.layers)
+
+    @property
+    def inputs(self) -> list[int]:
+        """Widths of a block's different inputs: q/k/v, o, gate/up, down."""
+        return [self.width, self.width, self.width, self.inner]
+
+
+SHAPES = (
+    Shape("1.2B", 2048, 5632, 22, 512, 32_000),
+    Shape("8B", 4096, 14_336, 32, 1024),
+    Shape("70B", 8192, 28_672, 80, 1024),
+    Shape("405B", 16_384, 53_248, 126, 1024),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sequences", type=int, default=256)
+    parser.add_argument("--length", type=int, default=2048)
+    given = parser.parse_args()
+    tokens = given.sequences * given.length
+    print("| model | whole model | one block | streaming, at least | disk | read and written |")
+    print("|---|---|---|---|---|---|")
+    for shape in SHAPES:
+        print(_room(shape, tokens, given.length))
+    print()
+    print("| model | passes, PFLOP | sums, PFLOP | decompositions, PFLOP |")
+    print("|---|---|---|---|")
+    for shape in SHAPES:
+        print(_work(shape, tokens))
+
+
+def _room(shape: Shape, tokens: int, length: int) -> str:
+    block = 4 * shape.block
+    weights = shape.blocks * block + 8 * shape.width * shape.words
+    inputs = 8 * sum(n**2 for n in shape.inputs)
+    gradients = 8 * sum(out**2 for out, _ in shape.layers)
+    statistics = shape.blocks * (inputs + gradients)
+    numbers = sum(min(out, inner) * (out + inner) for out, inner in shape.layers)
+    factors = 4 * shape.blocks * numbers
+    hidden = 4 * tokens * shape.width
+    activations = hidden * (shape.blocks + 2)
+    whole = 2 * weights + statistics + 2 * factors
+    ends = 2 * 8 * shape.width * shape.words + 6 * 4 * length * shape.words
+    row = 3 * 4 * length * (sum(map(sum, shape.layers)) + 8 * shape.width)
+    summing = 2 * block + max(inputs, gradients) + row + 8 * max(shape.inputs) ** 2
+    solving = 3 * block + max(map(_decomposing, shape.layers))
+    peak = max(ends, summing, solving)
+    traffic = 4 * weights // 2 + 4 * activations + 3 * statistics + 2 * factors
+    sizes = (whole, block, peak, statistics + factors + activations, traffic)
+    return f"| {shape.name} | " + " | ".join(map(_shown, sizes)) + " |"
+
+
+def _decomposing(layer: tuple[int, int]) -> int:
+    """As `spectrim.pipeline.memory` counts it."""
+    out, inner = layer
+    small = min(layer)
+    matrices = 4 * out**2 + 4 * inner**2 + 4 * small**2
+    return 8 * (matrices + 3 * out * inner + 2 * small * (out + inner))
+
+
+def _work(shape: Shape, tokens: int) -> str:
+    head = shape.width * shape.words
+    passes = 8 * tokens * shape.blocks * shape.block + 4 * tokens * head
+    squares = sum(n**2 for n in shape.inputs) + sum(out**2 for out, _ in shape.layers)
+    sums = tokens * shape.blocks * squares
+    solving = shape.blocks * sum(map(_solving, shape.layers))
+    figures = [f"{value / 1e15:,.0f}" for value in (passes, sums, solving)]
+    if solving < 1e15:
+        figures = [f"{value / 1e15:,.2f}" for value in (passes, sums, solving)]
+    return f"| {shape.name} | " + " | ".join(figures) + " |"
+
+
+def _solving(layer: tuple[int, int]) -> float:
+    """Cholesky factor, whitening, Gram matrix and eigenvectors of the smaller side, the other
+    factor, and the price of the cuts."""
+    large, small = max(layer), min(layer)
+    metric = small**3 / 3 + small**2 * large
+    gram = 2 * small * large**2 + 2 * small**2 * large
+    pricing = 2 * small * (large**2 + small**2) + 2 * small**2 * (large + small)
+    return metric + gram + 9 * small**3 + 2 * small**2 * large + small**3 + pricing
+
+
+def _shown(count: float) -> str:
+    return f"{count / GIB:,.1f} GiB" if count < 100 * GIB else f"{count / GIB:,.0f} GiB"
+
+
+if __name__ == "__main__":
+    main()
