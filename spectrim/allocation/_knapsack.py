@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,9 +123,9 @@ def _programme(
 
 def _add_group(
     best: NDArray[np.float64], losses: NDArray[np.float64], widths: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+) -> tuple[NDArray[np.float64], NDArray[np.unsignedinteger[Any]]]:
     result = np.full_like(best, np.inf)
-    choice = np.zeros(len(best), dtype=np.int32)
+    choice = np.zeros(len(best), dtype=np.min_scalar_type(len(losses)))
     for index, (loss, width) in enumerate(zip(losses, widths, strict=True)):
         if width >= len(best):
             continue
@@ -136,7 +137,7 @@ def _add_group(
 
 
 def _trace(
-    choices: list[NDArray[np.int32]],
+    choices: list[NDArray[np.unsignedinteger[Any]]],
     kept: list[NDArray[np.int64]],
     widths: list[NDArray[np.int64]],
     bins: int,

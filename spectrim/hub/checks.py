@@ -42,8 +42,8 @@ def weight_files(directory: Path) -> list[Path]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map, so its tensors cannot be found")
     names = sorted({str(name) for name in weight_map.values()})
-    if strange := [name for name in names if Path(name).name != name]:
-        raise CheckpointError(f"{index} points outside the checkpoint: {strange[0]}")
+    if strange := [name for name in names if not name or Path(name).name != name]:
+        raise CheckpointError(f"{index} points outside the checkpoint: {strange[0]!r}")
     return [directory / name for name in names]
 
 

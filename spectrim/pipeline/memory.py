@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from spectrim.allocation._knapsack import MOST_BINS
 from spectrim.errors import InputError
 from spectrim.hub.stream import Opened
 from spectrim.pipeline.calibrating import MOST_TOKENS_PER_BATCH, default_length
@@ -118,7 +119,8 @@ class Needs:
         passes = 3 if self.recipe.averages_path else 1
         factors = sum(_factors(target) for target in self.targets) * _DOUBLE
         weights = self.opened.streamed.total_bytes
-        rest = max(*map(_decomposing, self.targets), self._measuring())
+        rest = max(map(_decomposing, self.targets))
+        rest = max(rest, self._measuring(), self._allocating())
         return self.base + 2 * weights + passes * statistics + factors + rest
 
     def _measuring(self) -> int:
@@ -139,7 +141,12 @@ class Needs:
         row = self.length * self._vocabulary * _FLOAT * _LOGIT_COPIES
         hidden = rows * self.length * self._width * _FLOAT * 4
         ends = outside + row + hidden + self._outside_statistics()
-        return self.base + max([ends, *(self._block(name, rows) for name in self._blocks)])
+        blocks = [self._block(name, rows) for name in self._blocks]
+        return self.base + max(ends, self._allocating(), *blocks)
+
+    def _allocating(self) -> int:
+        """Choices of an exact allocation: for each layer and step of the budget."""
+        return len(self.targets) * MOST_BINS * 2
 
     def logits_rows(self, limit: int) -> int:
         outside = sum(map(self._loaded, self.opened.streamed.outside))
