@@ -108,7 +108,7 @@ def calibrate_steps(
 ) -> Iterator[Calibration]:
     """`calibrate`, yielding the running result after every batch so that it can be stored."""
     device = next(model.parameters()).device
-    result = resume or _begin(model, targets, blocks, settings)
+    result = resume or begin(model, targets, blocks, settings)
     start = int(result.provenance.get("sequences_done", 0))
     yield result
     with _frozen(model, settings.backward):
@@ -119,12 +119,13 @@ def calibrate_steps(
             yield result
 
 
-def _begin(
+def begin(
     model: nn.Module,
     targets: Sequence[Target],
     blocks: TokenBlocks,
     settings: CalibrationSettings,
 ) -> Calibration:
+    """Sums over no tokens; the model is run on one sequence to see who shares an input."""
     device = next(model.parameters()).device
     probe = blocks.ids[:1].to(device)
 

@@ -60,6 +60,7 @@ def check_streamable(recipe: Recipe) -> None:
         "refinement": recipe.refinement,
         "selection": recipe.selection,
         "compensation": recipe.compensation,
+        "quantisation": recipe.quantisation,
         "embeddings": recipe.embeddings,
         "sharing": recipe.sharing.rule != "none",
     }
