@@ -61,6 +61,7 @@ def check_streamable(recipe: Recipe) -> None:
         "selection": recipe.selection,
         "compensation": recipe.compensation,
         "quantisation": recipe.quantisation,
+        "latency": recipe.latency,
         "embeddings": recipe.embeddings,
         "sharing": recipe.sharing.rule != "none",
     }
