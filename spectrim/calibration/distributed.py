@@ -47,18 +47,6 @@ def calibrate_distributed(
     return result
 
 
-def shares(costs: Sequence[float], count: int) -> list[list[int]]:
-    """Items by index in `count` shares of nearly equal cost: the dearest first, each to the
-    share that has least."""
-    held: list[list[int]] = [[] for _ in range(count)]
-    totals = [0.0] * count
-    for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        least = totals.index(min(totals))
-        held[least].append(index)
-        totals[least] += costs[index]
-    return [sorted(items) for items in held]
-
-
 def _first(blocks: TokenBlocks, end: int) -> TokenBlocks:
     mask, scored = (None if t is None else t[:end] for t in (blocks.mask, blocks.scored))
     return replace(blocks, ids=blocks.ids[:end], mask=mask, scored=scored)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from spectrim.calibration import CalibrationSettings, calibrate
-from spectrim.calibration.distributed import calibrate_distributed, shares
+from spectrim.calibration.distributed import calibrate_distributed
 from spectrim.calibration.store import load_calibration, save_calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
@@ -76,12 +76,3 @@ def test_without_a_group():
     model = built("llama")
     with pytest.raises(InputError, match="torchrun"):
         calibrate_distributed(model, find_targets(model), blocks(), DATA)
-
-
-def test_shares_are_balanced_and_complete():
-    costs = [9.0, 1.0, 1.0, 4.0, 4.0, 8.0, 2.0]
-    found = shares(costs, 3)
-    assert sorted(i for share in found for i in share) == list(range(len(costs)))
-    totals = [sum(costs[i] for i in share) for share in found]
-    assert max(totals) - min(totals) <= 2.0
-    assert shares([1.0], 2) == [[0], []]

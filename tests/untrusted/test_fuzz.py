@@ -19,7 +19,7 @@ from spectrim.errors import SpectrimError
 from spectrim.hub.checks import weight_files
 from spectrim.hub.config import SpectrimConfig
 from spectrim.planning import LayerPlan, Plan, load_plan
-from spectrim.recipe import PRESETS, load_recipe
+from spectrim.presets import PRESETS, load_recipe
 
 CASES = 4000
 ODD_VALUES: tuple[Any, ...] = (
