@@ -35,13 +35,13 @@ _END_TO_END = RefinementRecipe(
 
 PRESETS: dict[str, Recipe] = {
     "default": Recipe(),
-    "closed_form": Recipe(refinement=(RefinementRecipe("saes"),)),
-    "best": Recipe(refinement=(_BLOCK, _END_TO_END)),
     "fast": Recipe(
         calibration=CalibrationRecipe(sequences=64),
         path=PathRecipe(weight=0.0),
         measure=MeasureRecipe(layers=False, joint=False),
     ),
+    "closed_form": Recipe(refinement=(RefinementRecipe("saes"),)),
+    "best": Recipe(refinement=(_BLOCK, _END_TO_END)),
     "bsi": Recipe(
         budget=0.2,
         calibration=CalibrationRecipe(sequences=1024, labels="sampled", temperature=4.0),

@@ -38,7 +38,7 @@ BAD_OPTIONS = {
     "method": (["--method", "obdd"], "unknown method 'obdd'; available: afm"),
     "allocation": (["--allocation", "best"], "unknown allocation 'best'; available: "),
     "layer": (["--layer", "dense"], "unknown layer 'dense'; available: lowrank, pivoted"),
-    "recipe": (["--recipe", "best"], "expected a YAML file or one of default, fast"),
+    "recipe": (["--recipe", "worst"], "expected a YAML file or one of default, fast"),
     "labels": (["--labels", "gold"], "calibration.labels: Input should be 'data' or 'sampled'"),
     "include": (["--include", "no_such"], "pattern 'no_such' matches no linear layer"),
     "pattern": (["--include", "("], "'(' is not a regular expression"),
