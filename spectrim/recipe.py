@@ -326,8 +326,14 @@ def recipe_from(values: Any, source: str) -> Recipe:
 
 
 def _explain(source: str, error: ValidationError) -> str:
-    parts = [
-        f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}"
-        for item in error.errors()
-    ]
+    """Each wrong field by its path; of a choice of types, which pydantic names as a last step
+    like "constrained-int", every alternative."""
+    parts = []
+    for item in error.errors():
+        path = [
+            str(step)
+            for step in item["loc"]
+            if str(step).isidentifier() or isinstance(step, int)
+        ]
+        parts.append(f"{'.'.join(path) or 'recipe'}: {item['msg']}")
     return f"{source}: " + "; ".join(parts)
