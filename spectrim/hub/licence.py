@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from spectrim.errors import InputError
 from spectrim.hub.load import resolve
 
 _CARD = "README.md"
@@ -15,12 +16,12 @@ _CARD = "README.md"
 
 def licence_of(name: str) -> str | None:
     """From the front matter of the model's card, in its directory or on the Hub; None where
-    there is no card, or it states none."""
-    place = resolve(name)
+    there is no card (any more), or it states none: a long run must not end on this."""
     try:
+        place = resolve(name)
         path = place / _CARD if isinstance(place, Path) else Path(hf_hub_download(place, _CARD))
         text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError, HfHubHTTPError):
+    except (InputError, OSError, ValueError, HfHubHTTPError):
         return None
     return stated_licence(text)
 
