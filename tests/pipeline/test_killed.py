@@ -86,7 +86,7 @@ def contents(directory: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_streamed_run_killed_at_random_moments(root, tmp_path):
-    """In a new process: one that has run other tests has threads, which no fork carries over."""
+    """In a new process: one that ran other tests has threads, which no fork carries over."""
     process = multiprocessing.get_context("spawn").Process(target=kill, args=(root, tmp_path))
     process.start()
     process.join()
