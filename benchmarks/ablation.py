@@ -51,7 +51,6 @@ ALONE: Rows = {
     "end-to-end training": {"refinement": [_END_TO_END]},
 }
 WITHOUT: Rows = {
-    "nothing": {},
     "gradient covariance": {"method": "svd_llm"},
     "loss-optimal ranks": {"allocation": "uniform"},
     "measured curves": {"measure": PLAIN},
@@ -67,7 +66,8 @@ WITHOUT: Rows = {
 
 def recipes() -> Rows:
     alone = {f"alone: {name}": _FOUNDATION | row for name, row in ALONE.items()}
-    return alone | {f"best without {name}": _TRAINED | row for name, row in WITHOUT.items()}
+    without = {f"best without {name}": _TRAINED | row for name, row in WITHOUT.items()}
+    return alone | {"best": _TRAINED} | without
 
 
 if __name__ == "__main__":
