@@ -51,6 +51,9 @@ def published() -> Rows:
     table["ASVD's search"] = llm | {"method": "asvd", "allocation": "asvd_search"}
     table["SVD-LLM V2"] = llm | {"allocation": "svd_llm_v2"}
     table["D-Rank"] = llm | {"allocation": "effective_rank"}
+    table["D-Rank, rebalanced"] = table["D-Rank"] | {
+        "allocation_options": {"rebalance": ["q_proj", "k_proj", "v_proj"]}
+    }
     table["WeLore"] = llm | {"method": "svd", "allocation": "heavy_tail"}
     table["ZS-SVD"] = llm | {"allocation": "zero_sum"}
     table["Basis Sharing"] = llm | {"sharing": {"rule": "adjacent", "keep": "all"}}
