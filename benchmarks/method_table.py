@@ -61,6 +61,8 @@ def published() -> Rows:
     for name, refinement, options in SEQUENTIAL:
         step = {"name": refinement, "options": options}
         table[name] = llm | {"refinement": [step]}
+    anchored = {"name": "anchored", "options": IDENTITY | {"mix": 1.0}}
+    table["AA-SVD, anchored + block"] = llm | {"refinement": [anchored, {"name": "block"}]}
     return table
 
 
