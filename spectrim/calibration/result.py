@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,6 +81,15 @@ class Calibration:
         return Calibration(
             self.groups, dict(self.counts), states, self.tokens, dict(self.provenance)
         )
+
+    def digest(self, layers: Iterable[str], statistics: Iterable[str]) -> str:
+        """A hash of the diagonals of these statistics, which are matrices."""
+        digest, names = hashlib.sha256(), tuple(statistics)
+        for layer in map(self.layer, layers):
+            for name in names:
+                diagonal = layer[name].diagonal()
+                digest.update(diagonal.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def bytes(self) -> int:

@@ -12,19 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._progress import Progress
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
-from spectrim.refinement.next_token import task_rows
+from spectrim.refinement.next_token import next_token_loss, task_rows
 from spectrim.surgery.lora_targets import lora_targets
-from spectrim.tasks import task_loss
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,7 @@ def train_adapters(
     key = run_key("adapters", model, model, blocks, options)
     rows = task_rows(blocks)
     with _adapted(model, options) as adapted:
-
-        def loss(chosen: Tensor) -> Tensor:
-            summed, tokens = task_loss(adapted, rows.batch(chosen))
-            return summed / tokens
-
+        loss = partial(next_token_loss, adapted, rows, "float32")
         trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
         run = Run(trained, progress)
         if not run.begin(key):

@@ -11,7 +11,6 @@ Layers without statistics, norms and biases keep their coordinates.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -79,12 +78,8 @@ def basis_key(basis: Basis, calibration: Calibration | None) -> dict[str, str]:
     """What a result depends on: a hash of the diagonals of all that rotations are made of."""
     if basis == "parameters":
         return {}
-    digest, given = hashlib.sha256(), _checked(calibration)
-    for layer in map(given.layer, given.groups):
-        for statistic in REQUIRES:
-            diagonal = layer[statistic].diagonal()
-            digest.update(diagonal.contiguous().cpu().numpy().tobytes())
-    return {"statistics": digest.hexdigest()}
+    given = _checked(calibration)
+    return {"statistics": given.digest(given.groups, REQUIRES)}
 
 
 def _checked(calibration: Calibration | None) -> Calibration:

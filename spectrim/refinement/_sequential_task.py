@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,8 +89,4 @@ class Task:
     def _statistics(self, given: Layers) -> str | None:
         if self.calibration is None:
             return None
-        digest = hashlib.sha256()
-        for name in given:
-            covariance = self.calibration.layer(name)["gradient_covariance"]
-            digest.update(covariance.diagonal().contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return self.calibration.digest(given, REQUIRES)
