@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spectrim.errors import CheckpointError, InputError
+from spectrim.processes import is_dead, this_process
 
+_PARTIAL = ".tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 LARGEST_TEXT = 64 * 2**20
 """Bytes; a plan of a thousand layers has a hundred thousand."""
@@ -93,16 +96,26 @@ def _opened(path: Path) -> Iterator[Any]:
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        partial = Path(name)
+        _remove_abandoned(path)
+        # a directory: save_file writes beside its target first, under a name of its own
+        start = f"{path.name}.{this_process().replace(' ', '~')}."
+        directory = Path(tempfile.mkdtemp(prefix=start, suffix=_PARTIAL, dir=path.parent))
         try:
-            write(partial)
-            os.replace(partial, path)
+            write(directory / path.name)
+            os.replace(directory / path.name, path)
         finally:
-            partial.unlink(missing_ok=True)
+            shutil.rmtree(directory, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _remove_abandoned(path: Path) -> None:
+    """What processes left of this file that were killed while they wrote it."""
+    for found in os.listdir(path.parent):
+        if found.startswith(f"{path.name}.") and found.endswith(_PARTIAL):
+            writer = found[len(path.name) + 1 : -len(_PARTIAL)].rpartition(".")[0]
+            if is_dead(writer.replace("~", " ")):
+                shutil.rmtree(path.parent / found, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

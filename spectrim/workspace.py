@@ -1,7 +1,8 @@
 """Where long results are kept between runs: `$SPECTRIM_CACHE`, or ~/.cache/spectrim.
 
 Every entry is named by a hash of all it depends on (weights, tokens, settings), so an
-entry is right or absent. A calibration in progress is stored under a `.partial` name.
+entry is right or absent. Work in progress is stored beside it, under a `.partial` name or in
+a directory `.parts`, now and then, and is gone when the entry is there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import spectrim
 from spectrim.errors import CheckpointError
 
 Entry = TypeVar("Entry")
+SECONDS_BETWEEN_SAVES = 20.0
+"""Of what a long step has made so far: as much as a stopped run does again."""
 
 
 class Workspace:

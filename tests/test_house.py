@@ -11,7 +11,7 @@ import spectrim
 
 ROOT = Path(spectrim.__file__).parent
 LEVELS = (
-    {"errors"},
+    {"errors", "processes"},
     {"registry", "storage", "workspace"},
     {"linalg"},
     {"data", "statistics", "layers", "tasks"},

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrim.curves.probe import Probe
+from spectrim.curves.probe import Diverging
 from spectrim.planning.decomposition import Decomposition, JointCorrection
 from spectrim.planning.planner import make_plan
 from spectrim.recipe import Recipe
@@ -33,7 +33,7 @@ Track = Callable[[Iterable[str]], Iterable[str]]
 
 
 def measured_layers(
-    decomposition: Decomposition, probe: Probe, recipe: Recipe, track: Track = iter
+    decomposition: Decomposition, probe: Diverging, recipe: Recipe, track: Track = iter
 ) -> Decomposition:
     """The decomposition with each layer's curve rescaled by its own measurements."""
     ranks = _probe_ranks(decomposition, recipe)
@@ -48,7 +48,7 @@ def measured_layers(
 
 
 def measured_jointly(
-    decomposition: Decomposition, probe: Probe, recipe: Recipe
+    decomposition: Decomposition, probe: Diverging, recipe: Recipe
 ) -> Decomposition:
     """The decomposition with the map from summed to joint divergence."""
     pairs = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,10 @@ from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
 from spectrim.surgery.adapters import bias_of, set_weight, weight_of
 from spectrim.surgery.targets import blocks as decoder_blocks
+
+
+class Diverging(Protocol):
+    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float: ...
 
 
 class Probe:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from spectrim.errors import InputError
+from spectrim.processes import is_dead, this_process
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def locked(lock: Path) -> Iterator[None]:
     """Hold `lock`, or take over a dead process's. Raises InputError if a live one holds it."""
     if not _create(lock):
         holder = _read(lock)
-        if not _is_dead(holder) or not _take_away(lock, holder) or not _create(lock):
+        if not is_dead(holder) or not _take_away(lock, holder) or not _create(lock):
             raise InputError(
                 f"another run ({holder or 'unknown process'}) is writing here; wait for it, "
                 f"choose another directory, or delete {lock} if no run is alive"
@@ -33,7 +33,7 @@ def _create(lock: Path) -> bool:
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w") as file:
-        file.write(f"{os.getpid()} {socket.gethostname()}")
+        file.write(this_process())
     return True
 
 
@@ -42,20 +42,6 @@ def _read(lock: Path) -> str:
         return lock.read_text(errors="replace").strip()
     except FileNotFoundError:
         return ""
-
-
-def _is_dead(holder: str) -> bool:
-    """True only for a process of this machine that certainly no longer runs."""
-    pid, _, host = holder.partition(" ")
-    if host != socket.gethostname() or not pid.isdigit() or int(pid) < 1:
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        return False
-    return False
 
 
 def _take_away(lock: Path, holder: str) -> bool:

@@ -30,15 +30,15 @@ from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_bl
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
 from spectrim.pipeline.decomposing import decompose
+from spectrim.pipeline.pieces import Pieces
 from spectrim.pipeline.progress import Track, silent
 from spectrim.pipeline.tasks import rows_of, task_blocks
 from spectrim.planning import make_plan
 from spectrim.recipe import Recipe
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.targets import Target, find_targets
-from spectrim.workspace import Workspace, kept
+from spectrim.workspace import SECONDS_BETWEEN_SAVES, Workspace, kept
 
-SECONDS_BETWEEN_SAVES = 20.0
 MOST_TOKENS_PER_BATCH = 4096
 SMALLEST_ROOM = 256 * 2**20
 """Bytes for activations that even the smallest model may use."""
@@ -180,27 +180,39 @@ class _Run:
         parts = [part for part in found.values() if part is not None]
         missing = tuple(name for name, part in found.items() if part is None)
         if missing:
-            fewer = replace(self, settings=replace(self.settings, statistics=missing))
             with changed():
-                parts.append(fewer._once(what, key))
+                parts.append(self._once(what, key, missing))
         result = joined(parts)
         result.provenance["key"] = key
+        if (partial := self._partial(key)) is not None:
+            partial.unlink(missing_ok=True)
         return result
 
     def _kept(self, key: dict[str, Any], statistic: str) -> Calibration | None:
         return kept(self._path(key, (statistic,)), load_calibration)
 
-    def _once(self, what: str, key: dict[str, Any]) -> Calibration:
-        """One pass, its statistics kept in the workspace under `key`."""
-        names = self.settings.statistics
-        whole = self._path(key, names)
-        result = self._stored_steps(whole, what)
-        for name in names:
+    def _once(self, what: str, key: dict[str, Any], missing: tuple[str, ...]) -> Calibration:
+        """One pass for what is missing, its statistics kept in the workspace under `key`.
+
+        A run that was stopped between storing one statistic and the next misses fewer than it
+        had summed: its sums are taken up whole.
+        """
+        partial = self._partial(key)
+        resume = kept(partial, load_calibration)
+        if resume is not None and not set(missing) <= set(resume.states):
+            resume = None
+        names = missing if resume is None else tuple(resume.states)
+        settings = replace(self.settings, statistics=names)
+        result = replace(self, settings=settings)._stored_steps(partial, what, resume)
+        for name in missing:
             if (path := self._path(key, (name,))) is not None:
                 save_calibration(only(result, name), path)
-        if whole is not None:
-            _partial(whole).unlink(missing_ok=True)
         return result
+
+    def _partial(self, key: dict[str, Any]) -> Path | None:
+        """Where the running sums of this run are."""
+        path = self._path(key, self.settings.statistics)
+        return None if path is None else path.with_suffix(".partial")
 
     def _path(self, key: dict[str, Any], statistics: tuple[str, ...]) -> Path | None:
         return self.workspace.path("calibration", key | {"statistics": list(statistics)})
@@ -214,15 +226,16 @@ class _Run:
             "layers": [target.name for target in self.targets],
         }
 
-    def _stored_steps(self, path: Path | None, what: str) -> Calibration:
-        """All batches, the running sums stored now and then beside `path`."""
-        resume = kept(_partial(path), load_calibration) if path is not None else None
+    def _stored_steps(
+        self, partial: Path | None, what: str, resume: Calibration | None
+    ) -> Calibration:
+        """All batches, the running sums stored now and then."""
         steps = calibrate_steps(self.model, self.targets, self.blocks, self.settings, resume)
         saved = time.monotonic()
         result = resume
         for result in self.track(_per_sequence(steps), what, len(self.blocks)):
-            if path is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                save_calibration(result, _partial(path))
+            if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                save_calibration(result, partial)
                 saved = time.monotonic()
         assert result is not None
         return result
@@ -238,23 +251,23 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
     step = max(1, round(1 / recipe.path.share))
     fewer = replace(run, blocks=run.blocks.every(step))
     what = "calibrating along the path"
-    return fewer.gathered(what, key, lambda: _cut(run.model, first, recipe))
+    pieces = Pieces(run.workspace.path("path", key))
+    second = fewer.gathered(what, key, lambda: _cut(run, first, recipe, pieces))
+    pieces.remove()
+    return second
 
 
 @contextmanager
-def _cut(model: PreTrainedModel, first: Calibration, recipe: Recipe) -> Iterator[None]:
+def _cut(run: _Run, first: Calibration, recipe: Recipe, pieces: Pieces) -> Iterator[None]:
     """The model at the path's budget."""
-    decomposition = decompose(model, first, recipe)
+    model = run.model
+    decomposition = decompose(model, first, recipe, run.track, pieces)
     plan = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
     with ExitStack() as stack:
         factors, ranks = decomposition.by_module(plan.ranks)
         for name, rank in ranks.items():
             stack.enter_context(exchanged(model.get_submodule(name), factors[name], rank))
         yield
-
-
-def _partial(path: Path) -> Path:
-    return path.with_suffix(".partial")
 
 
 def _per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:

@@ -22,6 +22,7 @@ from spectrim.decompositions import (
 )
 from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.linalg.truncated import Factors
+from spectrim.pipeline.pieces import Pieces
 from spectrim.pipeline.progress import Track, silent
 from spectrim.pipeline.sharing import grouped, pooled_problems
 from spectrim.planning import Decomposition, make_plan
@@ -36,12 +37,14 @@ def decompose(
     calibration: Calibration,
     recipe: Recipe | None = None,
     track: Track = silent,
+    pieces: Pieces | None = None,
 ) -> Decomposition:
     """Factors of every calibrated layer with their predicted loss curves; by the recipe's
     sharing, of groups of layers on one basis.
 
     A layer that no loss came through (an expert that no token reached, say) gets no factors:
-    it stays dense and outside the budget, with a NumericalWarning that names it. Raises
+    it stays dense and outside the budget, with a NumericalWarning that names it. What `pieces`
+    has of an earlier run is not made again. Raises
     NumericalError for weights or statistics that cannot be factorised.
     """
     recipe = recipe or Recipe()
@@ -57,10 +60,23 @@ def decompose(
     )
     groups = grouped(model, calibration, names, recipe)
     source = _Source(model, calibration, recipe, options)
+    pieces = pieces or Pieces(None)
+    earlier = pieces.decomposed() or result.only(())
     for group in track(groups, "decomposing", len(groups)):
+        if stored := _stored(earlier, group):
+            result.take(earlier.only(stored))
+            continue
         for entry in source.chosen(group):
             entry.put_into(result)
+        pieces.keep_layers(result)
     return result
+
+
+def _stored(earlier: Decomposition, group: tuple[str, ...]) -> tuple[str, ...]:
+    """The names under which it has all of a group: together, or apart."""
+    together = ("+".join(group),)
+    choices = (together, group)
+    return next((names for names in choices if set(names) <= set(earlier.shapes)), ())
 
 
 @dataclass(frozen=True)

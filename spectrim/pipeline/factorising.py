@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,6 +12,7 @@ from spectrim.curves.measured import measured_jointly, measured_layers
 from spectrim.curves.probe import Probe
 from spectrim.pipeline.calibrating import calibrate, calibration_blocks
 from spectrim.pipeline.decomposing import decompose
+from spectrim.pipeline.pieces import Pieces, RememberingProbe
 from spectrim.pipeline.progress import Track, silent
 from spectrim.pipeline.timing import timetable
 from spectrim.planning import Decomposition, Plan, make_plan
@@ -28,20 +29,34 @@ def measure(
 ) -> Decomposition:
     """The decomposition with curves corrected by forward passes, as the recipe asks."""
     recipe = recipe or Recipe()
-    wanted = recipe.measure
-    if decomposition.units == "own" or not (wanted.layers or wanted.joint):
+    measuring = _Measuring(model, tokenizer, recipe, track, Pieces(None))
+    return measuring.corrected(decomposition)
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    model: PreTrainedModel
+    tokenizer: Any
+    recipe: Recipe
+    track: Track
+    pieces: Pieces
+
+    def corrected(self, decomposition: Decomposition) -> Decomposition:
+        wanted = self.recipe.measure
+        if decomposition.units == "own" or not (wanted.layers or wanted.joint):
+            return decomposition
+        blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
+        if wanted.layers:
+            probe = RememberingProbe(Probe(self.model, blocks, wanted.tokens), self.pieces)
+            total = len(decomposition.shapes)
+            track = lambda names: self.track(names, "measuring curves", total)  # noqa: E731
+            decomposition = measured_layers(decomposition, probe, self.recipe, track)
+        if wanted.joint:
+            probe = RememberingProbe(
+                Probe(self.model, blocks, wanted.joint_tokens), self.pieces
+            )
+            decomposition = measured_jointly(decomposition, probe, self.recipe)
         return decomposition
-    blocks = calibration_blocks(model, tokenizer, recipe)
-    if wanted.layers:
-        probe = Probe(model, blocks, wanted.tokens)
-        total = len(decomposition.shapes)
-        decomposition = measured_layers(
-            decomposition, probe, recipe, lambda names: track(names, "measuring curves", total)
-        )
-    if wanted.joint:
-        probe = Probe(model, blocks, wanted.joint_tokens)
-        decomposition = measured_jointly(decomposition, probe, recipe)
-    return decomposition
 
 
 def factorise(
@@ -51,7 +66,11 @@ def factorise(
     workspace: Workspace | None = None,
     track: Track = silent,
 ) -> Decomposition:
-    """calibrate, decompose and measure in one, kept in the workspace as one entry."""
+    """calibrate, decompose and measure in one, kept in the workspace as one entry.
+
+    A run that was stopped goes on from what it had stored, some seconds before, of the step
+    that it was in.
+    """
     recipe = recipe or Recipe()
     calibration = calibrate(model, tokenizer, recipe, workspace, track)
     key = {
@@ -64,10 +83,12 @@ def factorise(
     path = (workspace or Workspace(None)).path("decomposition", key)
     if (earlier := kept(path, Decomposition.load)) is not None:
         return earlier
-    result = decompose(model, calibration, recipe, track)
-    result = measure(model, tokenizer, result, recipe, track)
+    pieces = Pieces(path)
+    result = decompose(model, calibration, recipe, track, pieces)
+    result = _Measuring(model, tokenizer, recipe, track, pieces).corrected(result)
     if path is not None:
         result.save(path)
+    pieces.remove()
     return result
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim.calibration.store import model_fingerprint
+from spectrim.curves.predicted import predicted_curve
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
 from spectrim.errors import InputError
 from spectrim.hub import SpectrimConfig, mark_compressed
@@ -26,8 +27,9 @@ from spectrim.linalg.truncated import Factors
 from spectrim.pipeline.calibrating import calibrate, prepare
 from spectrim.pipeline.compressing import shared_copy, untie_head, without_layers
 from spectrim.pipeline.decomposing import decompose, versions
+from spectrim.pipeline.pieces import Pieces
 from spectrim.pipeline.tasks import rows_of, some_rows
-from spectrim.planning import LayerPlan, Plan
+from spectrim.planning import Decomposition, LayerPlan, Plan
 from spectrim.recipe import Recipe
 from spectrim.refinement import Progress
 from spectrim.selection import (
@@ -83,6 +85,7 @@ def specialise(
     problem = Problem(spectral, layers, *objectives, costs, recipe.budget)
     key = _key(model, recipe, rows.fingerprint, list(layers))
     state = run_selection(problem, recipe.selection, progress, key)
+    _pieces(model, recipe, progress).remove()
     ranks = _merge(model, problem, recipe)
     plan = _plan(problem, recipe, ranks, rows.fingerprint)
     _mark(model, spectral, plan)
@@ -110,23 +113,56 @@ def _bases(
     progress: Progress,
 ) -> dict[str, Factors]:
     """Full-rank factors by the recipe's method, calibrated on the task where it needs that."""
-    module = DECOMPOSITIONS.get(recipe.method)
-    if module.REQUIRES:
+    pieces = _pieces(model, recipe, progress)
+    if DECOMPOSITIONS.get(recipe.method).REQUIRES:
         calibration = calibrate(model, tokenizer, recipe, progress.workspace, progress.track)
-        factors = decompose(model, calibration, recipe, progress.track).factors
+        factors = decompose(model, calibration, recipe, progress.track, pieces).factors
     else:
-        options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
-        factors = {}
-        for target in progress.track(targets, "decomposing", len(targets)):
-            layer = model.get_submodule(target.name)
-            problem = LayerProblem(target.name, weight_of(layer).detach(), bias_of(layer), None)
-            factors[target.name] = decompose_layer(recipe.method, problem, options)
+        factors = _uncalibrated(model, recipe, targets, (progress, pieces))
     if any(found.offset is not None for found in factors.values()):
         raise InputError(
             f"method '{recipe.method}' moves what it cuts into biases; bases cannot be "
             "selected one by one then: choose svd, svd_llm or obd"
         )
     return factors
+
+
+def _uncalibrated(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    targets: list[Target],
+    kept: tuple[Progress, Pieces],
+) -> dict[str, Factors]:
+    progress, pieces = kept
+    options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
+    result = Decomposition(recipe.method, {}, {}, {}, units="own")
+    earlier = pieces.decomposed() or result.only(())
+    for target in progress.track(targets, "decomposing", len(targets)):
+        name, layer = target.name, model.get_submodule(target.name)
+        if name in earlier.shapes:
+            result.take(earlier.only([name]))
+            continue
+        problem = LayerProblem(name, weight_of(layer).detach(), bias_of(layer), None)
+        factors = decompose_layer(recipe.method, problem, options)
+        curve = predicted_curve(factors, None)
+        result.take(
+            Decomposition(
+                recipe.method, {name: target.shape}, {name: factors}, {name: curve}, "own"
+            )
+        )
+        pieces.keep_layers(result)
+    return result.factors
+
+
+def _pieces(model: PreTrainedModel, recipe: Recipe, progress: Progress) -> Pieces:
+    """Where bases are until the selection is done that starts from them."""
+    key = {
+        "model": model_fingerprint(model),
+        "task": None if recipe.task is None else asdict(recipe.task),
+        "layers": [recipe.include, recipe.exclude],
+        "bases": [recipe.method, recipe.method_options, asdict(recipe.calibration)],
+    }
+    return Pieces(progress.workspace.path("bases", key))
 
 
 def _objectives(rows: Any, options: SelectionOptions) -> tuple[Objective, Objective]:

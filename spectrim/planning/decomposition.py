@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
 from spectrim.storage import read_tensors, write_tensors
+
+_BY_LAYER = ("shapes", "factors", "curves", "signed", "groups")
+"""Fields of a decomposition that have an entry for each layer or group, or for some."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,20 @@ class Decomposition:
             factors |= parts
             by_module |= dict.fromkeys(parts, rank)
         return factors, by_module
+
+    def only(self, names: Iterable[str]) -> Decomposition:
+        """With these layers and groups alone, around the same tensors."""
+        wanted = list(names)
+        parts: dict[str, Any] = {}
+        for entry in _BY_LAYER:
+            values = getattr(self, entry)
+            parts[entry] = {name: values[name] for name in wanted if name in values}
+        return replace(self, **parts)
+
+    def take(self, other: Decomposition) -> None:
+        """The layers and groups of another part of the same decomposition, in place."""
+        for name in _BY_LAYER:
+            getattr(self, name).update(getattr(other, name))
 
     def spectrum(self, name: str) -> Tensor:
         """Singular values (k,) of the whitened weight."""

@@ -67,7 +67,7 @@ def rewrite(task: Task, choose: Callable[[Walker], Mix | None]) -> PreTrainedMod
         else:
             walker = Walker(task, keeper, given)
             walker.walk("last walk", torch.arange(len(task.blocks)), choose(walker))
-            keeper.finish()
+        keeper.finish()
         task.progress.losses.update(_losses(task.compressed, keeper))
     return task.compressed
 

@@ -140,9 +140,11 @@ class Keeper:
             self._saved = time.monotonic()
 
     def finish(self) -> None:
-        if self.path is not None and self._partial is not None and not self.finished:
+        if self.path is None or self._partial is None:
+            return
+        if not self.finished:
             self.state.save(self.path)
-            self._partial.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
 
 
 def store(state: State, name: str, layer: nn.Module) -> None:

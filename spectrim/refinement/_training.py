@@ -138,6 +138,7 @@ class Run:
         if self.path is None:
             return False
         if self._taken_up(self.path):
+            _partial(self.path).unlink(missing_ok=True)
             self.progress.losses.update(self.state.losses)
             return True
         self._taken_up(_partial(self.path))

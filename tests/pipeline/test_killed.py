@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
-import signal
-import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,110 +14,157 @@ import pytest
 import torch
 
 from spectrim import hub, pipeline
+from spectrim.calibration import whole_model
+from spectrim.curves.probe import Probe
 from spectrim.hub.stream import open_streamed, save_streamed
+from spectrim.pipeline import calibrating, decomposing, pieces
 from spectrim.pipeline.streaming import (
     CompressedParts,
     StreamSizes,
     streamable,
     streamed_decomposition,
 )
-from spectrim.refinement import Progress
-from spectrim.storage import read_tensors
+from spectrim.presets import PRESETS
+from spectrim.recipe import MeasureRecipe, PathRecipe, Recipe, RefinementRecipe, TaskRecipe
+from spectrim.refinement import Progress, _training
+from spectrim.selection import run as selection_run
+from spectrim.storage import write_tensors
+from spectrim.tasks import write_task
 from spectrim.workspace import Workspace
+from tests.pipeline.killing import Stage, Work, killed
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
-KILLS = 20
+KILLS = int(os.environ.get("SPECTRIM_KILLS", "3"))
+"""SPECTRIM_KILLS=20 for the long run."""
 SIZES = StreamSizes(batch_rows=2, logits_rows=1, activation_bytes=0)
+TASK = [(f"the number after {n} is ", str(n + 1)) for n in range(40)]
+
+
+def recipe_in(root: Path, **changes) -> Recipe:
+    """Sequences one by one, so that there are several batches; everything stored at once."""
+    calibrating.SECONDS_BETWEEN_SAVES = pieces.SECONDS_BETWEEN_SAVES = -1.0
+    recipe = small_recipe(text_file(root / "text.txt"), **changes)
+    given = replace(recipe.calibration, sequences=6, tokens_per_batch=24)
+    return recipe.with_changes(calibration=given)
+
+
+def progress(place: Path) -> Progress:
+    return Progress(Workspace(place), seconds_between_saves=0)
+
+
+def calibrate(root: Path, **changes) -> Work:
+    recipe, model = recipe_in(root, **changes), tiny_llama().double()
+    return lambda place: pipeline.calibrate(model, tiny_tokenizer(), recipe, Workspace(place))
+
+
+def factorise(root: Path, **changes) -> Work:
+    recipe, model = recipe_in(root, **changes), tiny_llama().double()
+    return lambda place: pipeline.factorise(model, tiny_tokenizer(), recipe, Workspace(place))
+
+
+SHORT = {"path": PathRecipe(weight=0), "measure": MeasureRecipe(layers=False, joint=False)}
+
+
+def compressed(root: Path, place: Path) -> None:
+    """The checkpoint that refinements start from."""
+    recipe, model = recipe_in(root, **SHORT), tiny_llama()
+    decomposition = pipeline.factorise(model, tiny_tokenizer(), recipe)
+    smaller = pipeline.compress(model, decomposition, pipeline.plan(decomposition, recipe))
+    config = smaller.config.quantization_config
+    hub.save_compressed(smaller, None, place / "start", config, hub.SaveOptions())
+
+
+def refine(root: Path, name: str, options: dict[str, int]) -> Work:
+    step = RefinementRecipe(name, options)
+    recipe, model = recipe_in(root, refinement=(step,)), tiny_llama()
+    smaller, _ = hub.load(root / "before" / "start")
+
+    def work(place: Path) -> None:
+        found = pipeline.refine(model, smaller, tiny_tokenizer(), recipe, progress(place))
+        write_tensors(place / "refined.safetensors", dict(found.named_parameters()), {})
+
+    return work
+
+
+def select(root: Path) -> Work:
+    recipe_in(root)
+    write_task(lambda: iter(TASK), root / "task.jsonl")
+    recipe = PRESETS["bsi"]
+    assert recipe.selection is not None
+    quick = {"steps": 8, "events": 3, "rows_per_step": 4, "scoring_rows": 8}
+    recipe = recipe.with_changes(
+        budget=0.4,
+        calibration=replace(recipe.calibration, sequences=6, tokens_per_batch=64),
+        selection=replace(recipe.selection, **quick),
+        task=TaskRecipe(data=str(root / "task.jsonl")),
+    )
+    model = tiny_llama()
+    return lambda place: pipeline.specialise(model, tiny_tokenizer(), recipe, progress(place))
+
+
+def save(root: Path) -> Work:
+    """Over an earlier output."""
+    model, _ = hub.load(root / "before" / "start")
+    config, options = model.config.quantization_config, hub.SaveOptions(overwrite=True)
+    return lambda place: hub.save_compressed(
+        model, tiny_tokenizer(), place / "out", config, options
+    )
+
+
+def stream(root: Path) -> Work:
+    """Calibrate, decompose, plan and save, in float64."""
+    recipe = streamable(recipe_in(root))
+    tiny_llama().double().save_pretrained(root / "model")
+    tiny_tokenizer().save_pretrained(root / "model")
+    opened = open_streamed(root / "model", torch.float64)
+
+    def work(place: Path) -> None:
+        with streamed_decomposition(opened, recipe, SIZES, progress(place)) as decomposition:
+            plan = pipeline.plan(decomposition, recipe)
+            parts = CompressedParts(opened, decomposition, plan, torch.float64)
+            options = hub.SaveOptions(overwrite=True)
+            save_streamed(opened, parts, place / "out", parts.config(), options)
+
+    return work
+
+
+def begun(root: Path, place: Path) -> None:
+    """Calibrated, for what comes after."""
+    calibrate(root, **SHORT)(place)
+
+
+BATCH, LAYER = (whole_model, "_run_batch"), (decomposing, "decompose_layer")
+CURVE, STEP = (Probe, "divergence"), (_training._Trainer, "step")
+TUNE, PRUNE = (selection_run._Tuner, "step"), (selection_run._Run, "_prune")
+NO_PATH = {"path": PathRecipe(weight=0)}
+STAGES = {
+    "calibration along the path": Stage(calibrate, None, (BATCH, LAYER)),
+    "decomposition": Stage(partial(factorise, **SHORT), begun, (BATCH, LAYER)),
+    "measured curves": Stage(partial(factorise, **NO_PATH), begun, (BATCH, LAYER, CURVE)),
+    "block": Stage(partial(refine, name="block", options={"epochs": 3}), compressed, (STEP,)),
+    "end_to_end": Stage(
+        partial(refine, name="end_to_end", options={"tokens": 1000}), compressed, (STEP,)
+    ),
+    "selection": Stage(select, None, (BATCH, TUNE, PRUNE)),
+    "save": Stage(save, compressed, outputs=("out",)),
+    "streaming": Stage(stream, None, outputs=("out",)),
+}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("killed")
-    text_file(place / "text.txt")
-    tiny_llama().double().save_pretrained(place / "model")
-    tiny_tokenizer().save_pretrained(place / "model")
-    return place
-
-
-def run(root: Path, cache: Path, output: Path) -> None:
-    """Calibrate, decompose, plan and save, in float64."""
-    opened = open_streamed(root / "model", torch.float64)
-    recipe = streamable(small_recipe(root / "text.txt"))
-    progress = Progress(Workspace(cache))
-    with streamed_decomposition(opened, recipe, SIZES, progress) as decomposition:
-        plan = pipeline.plan(decomposition, recipe)
-        parts = CompressedParts(opened, decomposition, plan, torch.float64)
-        save_streamed(opened, parts, output, parts.config(), hub.SaveOptions(overwrite=True))
-
-
-def in_child(work: Callable[[], None], killed_after: float) -> bool:
-    """Run `work` in a copy of this process; True when it ended before it was killed."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    deadline = time.monotonic() + killed_after
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0, "it failed by itself"
-            return True
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
-
-
-def contents(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors below a directory, by file and name."""
-    found = {}
-    for path in sorted(directory.rglob("*.safetensors")):
-        tensors, _ = read_tensors(path)
-        found |= {f"{path.name}|{name}": tensor for name, tensor in tensors.items()}
-    return found
+def apart() -> Iterator[ProcessPoolExecutor]:
+    """A new process: one that ran other tests has threads, which no fork carries over."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as workers:
+        yield workers
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_streamed_run_killed_at_random_moments(root, tmp_path):
-    """In a new process: one that ran other tests has threads, which no fork carries over."""
-    process = multiprocessing.get_context("spawn").Process(target=kill, args=(root, tmp_path))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_killed_at_random_moments(apart, tmp_path, name):
+    apart.submit(run_stage, name, tmp_path / "stage").result()
 
 
-def kill(root: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    start = time.monotonic()
-    run(root, tmp_path / "calm", tmp_path / "expected")
-    whole = time.monotonic() - start
-    expected = contents(tmp_path / "calm")
-    source, kills, runs = random.Random(0), 0, 0
-    cache, output = tmp_path / "cache", tmp_path / "output"
-    while kills < KILLS:
-        moment = source.uniform(0.05, 0.9) * whole
-        if in_child(partial(run, root, cache, output), moment):
-            runs += 1
-            assert _same(contents(cache), expected)
-            cache, output = tmp_path / f"cache{runs}", tmp_path / f"output{runs}"
-        else:
-            kills += 1
-            if output.exists():
-                hub.load(output)
-    run(root, cache, output)
-    assert _same(contents(cache), expected)
-    model, _ = hub.load(output)
-    calm, _ = hub.load(tmp_path / "expected")
-    for one, other in zip(model.parameters(), calm.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
-def _same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return set(found) == set(expected) and all(
-        torch.equal(found[name], expected[name]) for name in expected
-    )
+def run_stage(name: str, root: Path) -> None:
+    killed(STAGES[name], root, KILLS)

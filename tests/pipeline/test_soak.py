@@ -42,6 +42,7 @@ def test_nothing_grows(tmp_path):
     for _ in range(CYCLES):
         cycle()
     more, still_open = held()
+    print(f"{CYCLES} cycles: {(more - memory) / 2**20:.1f} MiB, {still_open - files} files")
     assert still_open <= files
     assert more - memory <= CYCLES * GROWTH_PER_CYCLE
 
