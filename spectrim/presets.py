@@ -65,6 +65,24 @@ PRESETS: dict[str, Recipe] = {
 }
 
 
+SUMMARIES = {
+    "default": "OBD-LLM, ranks by predicted loss, pivoted storage; curves are measured, "
+    "nothing is trained.",
+    "fast": "The default on 64 sequences, from predicted curves alone: a first look.",
+    "closed_form": "The default, then every layer once more on the inputs that the compressed "
+    "model gives it (SAES-SVD); nothing is trained.",
+    "best": "The default, then blocks and the whole model trained against the original on "
+    "half a million tokens: the least damage.",
+    "bsi": "A model for one task: bases of OBD, removed by gradient and curvature while the "
+    "rest is tuned; needs a task.",
+    "bsi_published": "BSI as published: SVD bases, Hutchinson's probes, slopes with their "
+    "sign; needs a task.",
+    "basel": "Basel as published: SVD bases, kept by the size of their singular values; "
+    "needs a task.",
+}
+"""What each preset is for, in a sentence."""
+
+
 def load_recipe(name_or_path: str) -> Recipe:
     """A preset by name, or a YAML file. Raises InputError."""
     if name_or_path in PRESETS:

@@ -13,6 +13,7 @@ from spectrim.errors import InputError
 from spectrim.layers import layer_class
 
 Storage = Callable[[int, int], int]
+"""(elements, columns of a row) -> what they take, in the unit of the budget."""
 BY_STORAGE = ("loss_optimal", "uniform")
 """Allocators that ask only what a choice costs."""
 

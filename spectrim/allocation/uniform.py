@@ -1,4 +1,11 @@
-"""The same kept fraction for every layer: the largest rank whose cost fits it."""
+"""The same kept fraction for every layer: the largest rank whose cost fits it.
+
+    r_l = max { r : cost_l(r) <= budget dense_l },   cost_l(r) = r (out + in) for plain factors
+
+Costs are those of the layer kind, in stored weights, or in bytes where factors are quantised.
+Where even the smallest rank of some layer is above the fraction (rank multiples), all others
+keep a smaller one, found by bisection, so that the sum stays within the budget.
+"""
 
 from __future__ import annotations
 

@@ -174,10 +174,15 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["measure"] |= {"layers": given["measure"], "joint": given["measure"]}
     if given["quantize"] is not None:
         values["quantisation"] = (values["quantisation"] or {}) | _bits(given["quantize"])
-    for assignment in given["set"] or []:
+    for assignment in sorted(given["set"] or [], key=_sets_options):
         _assign(values, assignment)
     _fit_ranks(values)
     return recipe_from(values, "options")
+
+
+def _sets_options(assignment: str) -> bool:
+    """A name goes first: it takes away the options of the one that it replaces."""
+    return "options" in assignment.partition("=")[0]
 
 
 def _bits(name: str) -> dict[str, int]:
@@ -205,15 +210,19 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     *parents, last = path.split(".")
     place: Any = values
     for name in parents:
-        if isinstance(place, dict) and name in place and place[name] is None:
+        inside = place is not values  # a part that was left out has no fields yet
+        if isinstance(place, dict) and (inside or name in place) and place.get(name) is None:
             place[name] = {}
         place = place.get(name) if isinstance(place, dict) else None
     if not isinstance(place, dict):
         raise InputError(f"--set {path}: a recipe has no such field")
     try:
-        place[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--set {path}: '{text}' is not a value") from error
+    if f"{last}_options" in place and value != place.get(last):
+        place[f"{last}_options"] = {}  # they were the other one's
+    place[last] = value
 
 
 def workspace_of(given: dict[str, Any]) -> Workspace:

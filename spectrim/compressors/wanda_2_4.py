@@ -1,4 +1,9 @@
-"""2:4 sparsity by output change: of every four the two largest `|w_ij| sqrt(E[x_j^2])` stay."""
+"""2:4 sparsity by output change: of every four the two largest `|w_ij| sqrt(E[x_j^2])` stay.
+
+E[x_j^2] is the diagonal of the input covariance; the product is what dropping w_ij alone adds
+to the root mean square of output i. Groups of four are neighbours in a row, and what stays is
+stored as by `sparse_2_4`: half the values and two bits for the place of each.
+"""
 
 from __future__ import annotations
 

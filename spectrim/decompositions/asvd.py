@@ -1,4 +1,9 @@
-"""ASVD: `min ||(W - W_hat) diag(E|x|^alpha)||_F`."""
+"""ASVD: `min ||(W - W_hat) diag(E|x|^alpha)||_F`.
+
+E|x| (in,) is the mean absolute input of each channel, alpha how much it counts (0 is plain
+SVD). A diagonal metric sees that a channel is large, not that channels move together, which
+the full covariance of `svd_llm` does. Channels are scaled, none is dropped.
+"""
 
 from __future__ import annotations
 

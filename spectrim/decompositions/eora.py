@@ -9,5 +9,6 @@ from __future__ import annotations
 from spectrim.decompositions.svd_llm import REQUIRES, Options, metric
 
 REFERENCE = "Liu et al., 2024, arXiv:2410.21271"
+COMMAND = "spectrim compensate MODEL -o OUT --method eora"
 
-__all__ = ["REFERENCE", "REQUIRES", "Options", "metric"]
+__all__ = ["COMMAND", "REFERENCE", "REQUIRES", "Options", "metric"]

@@ -1,4 +1,9 @@
-"""FWSVD: `min ||diag(sqrt(F)) (W - W_hat)||_F` with F the row sums of the diagonal Fisher."""
+"""FWSVD: `min ||diag(sqrt(F)) (W - W_hat)||_F` with F the row sums of the diagonal Fisher.
+
+F_i = E[ sum_j (dL/dW_ij)^2 ], (out,): what an error in row i costs. One number per row is what
+makes the weighted problem an SVD again; rows are weighted alike over all their columns. Needs
+a backward pass and, for each layer, its weight's gradient once per sequence.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Plain truncated SVD: `min ||W - W_hat||_F`."""
+"""Plain truncated SVD: `min ||W - W_hat||_F`.
+
+W = U diag(s) V^T, (out, in); left = U_r sqrt(S_r) (out, r), right = sqrt(S_r) V_r^T (r, in), up
+to how the scale is shared. Reads no data: every direction of input and output counts alike,
+which is what the other methods improve on.
+"""
 
 from __future__ import annotations
 

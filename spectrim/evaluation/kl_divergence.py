@@ -27,6 +27,7 @@ from spectrim.evaluation._forward import (
 )
 
 NEEDS_ORIGINAL = True
+COMMAND = "spectrim evaluate OUT --original MODEL --data TEXT"
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from spectrim.evaluation._hidden import mean_over_rows
 from spectrim.linalg import spectrum
 
 NEEDS_ORIGINAL = False
+COMMAND = "spectrim inspect MODEL OUT --data TEXT"
 REFERENCE = "Wei et al., 2024, arXiv:2401.17139"
 
 

@@ -18,6 +18,7 @@ from spectrim.evaluation._hidden import mean_over_rows
 from spectrim.linalg.spectrum import matrix_nuclear_norm
 
 NEEDS_ORIGINAL = False
+COMMAND = "spectrim inspect MODEL OUT --data TEXT"
 REFERENCE = "Li et al., 2024, arXiv:2410.10672"
 
 

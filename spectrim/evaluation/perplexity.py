@@ -28,6 +28,7 @@ from spectrim.evaluation._forward import (
 )
 
 NEEDS_ORIGINAL = False
+COMMAND = "spectrim evaluate MODEL OUT --data TEXT"
 
 
 @dataclass(frozen=True)

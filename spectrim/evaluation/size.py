@@ -1,4 +1,10 @@
-"""How big the model is: parameters, bytes to store, bytes on disk; tied weights once."""
+"""How big the model is: parameters, bytes to store, bytes on disk; tied weights once.
+
+    bytes = sum over different tensors of numel x bytes per element
+
+Buffers that are saved (pivots, codes, scales) count; tensors that several modules share count
+once. `disk_bytes`, with a `checkpoint`, are those of its weight files.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,7 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError
 
 NEEDS_ORIGINAL = False
+COMMAND = "spectrim evaluate MODEL OUT --data TEXT"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from spectrim.allocation import ALLOCATORS
 from spectrim.compressors import COMPRESSORS
+from spectrim.data import SOURCES
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
 from spectrim.evaluation import EVALUATORS
@@ -25,6 +26,7 @@ REGISTRIES: dict[str, Registry] = {
     "refinements": REFINEMENTS,
     "importance": IMPORTANCE,
     "tasks": FORMATS,
+    "sources": SOURCES,
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
 }

@@ -66,6 +66,7 @@ def select(
 
 
 def stored(kept: dict[str, int], costs: dict[str, LayerCost]) -> int:
+    """Weights of all layers together, each with its number of bases."""
     return sum(costs[name].of(count) for name, count in kept.items())
 
 

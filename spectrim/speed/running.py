@@ -64,6 +64,8 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class SpeedResult:
+    """What was measured, on what, and the machine's own limits in the same run."""
+
     device: str
     dtype: str
     threads: int

@@ -1,4 +1,7 @@
-"""Mean input E[x] per channel; what a bias can absorb of a low-rank error."""
+"""Mean input E[x] per channel; what a bias can absorb of a low-rank error.
+
+(in,) for each different input tensor, in float64. No backward pass.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ FORMATS = Registry("task format", "spectrim.tasks.formats")
 
 Given = TaskExample | tuple[str, str] | tuple[str, str, str]
 Task = str | Iterable[Given] | Callable[[], Iterable[Given]]
+"""A spec like `gsm8k:FILE`, examples, or a function that returns them."""
 BETWEEN_SHOTS = "\n\n"
 
 

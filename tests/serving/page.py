@@ -1,4 +1,4 @@
-"""The command blocks of docs/serving.md, and an environment to run them in."""
+"""The command blocks of a page like docs/serving.md, and an environment to run them in."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Block:
         return replace(self, text=self.text.replace(old, new))
 
 
-def blocks() -> list[Block]:
+def blocks(page: Path = PAGE) -> list[Block]:
     found = []
-    for section in re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.M)[1:]:
+    for section in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.M)[1:]:
         title = section.partition("\n")[0]
         found += [Block(title, *match.groups()) for match in _BLOCK.finditer(section)]
     return found

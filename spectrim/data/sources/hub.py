@@ -10,6 +10,7 @@ from spectrim.data.sources._records import DEFAULT_FIELD, text_of
 from spectrim.errors import InputError
 
 FORM = "hf:NAME[/CONFIG]:SPLIT[:FIELD]"
+COMMAND = "spectrim compress MODEL -o OUT --data hf:Salesforce/wikitext/wikitext-2-raw-v1:train"
 _SHAPE = re.compile(r"hf:((?:[^:/]+/)?[^:/]+)(?:/([^:/]+))?:([^:]+)(?::([^:]+))?")
 
 

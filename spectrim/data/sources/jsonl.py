@@ -16,6 +16,7 @@ from spectrim.data.sources._records import (
 from spectrim.errors import InputError
 
 FORM = "PATH.jsonl[:FIELD] (also .json with one object per line)"
+COMMAND = "spectrim compress MODEL -o OUT --data corpus.jsonl:text"
 SUFFIXES = (".jsonl", ".json")
 
 

@@ -12,6 +12,7 @@ from spectrim.data.sources._records import (
 from spectrim.errors import InputError
 
 FORM = "PATH.parquet[:FIELD]"
+COMMAND = "spectrim compress MODEL -o OUT --data corpus.parquet:text"
 SUFFIXES = (".parquet",)
 
 

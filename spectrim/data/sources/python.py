@@ -6,6 +6,7 @@ from spectrim.data import python_sources
 from spectrim.errors import InputError
 
 FORM = "python or python:held_out"
+COMMAND = "spectrim compress MODEL -o OUT --data python"
 
 
 def matches(spec: str) -> bool:

@@ -8,6 +8,7 @@ from spectrim.data.sources._records import existing_file, non_empty
 from spectrim.errors import InputError
 
 FORM = "PATH.txt (also .raw, .tokens)"
+COMMAND = "spectrim compress MODEL -o OUT --data corpus.txt"
 SUFFIXES = (".txt", ".raw", ".tokens")
 SEPARATOR = "<|endoftext|>"
 

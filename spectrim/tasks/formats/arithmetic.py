@@ -8,6 +8,7 @@ from spectrim.tasks.settings import TaskSettings
 from spectrim.tasks.word_problems import word_problems
 
 FORM = "arithmetic:SPLIT:COUNT[:SEED], e.g. arithmetic:train:2000"
+COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task arithmetic:train:2000"
 
 
 def matches(place: str) -> bool:

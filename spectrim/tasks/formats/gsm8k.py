@@ -14,6 +14,7 @@ from spectrim.tasks.formats._records import HUB_FORM, Layout, examples_of
 from spectrim.tasks.settings import TaskSettings
 
 FORM = f"gsm8k:PATH.jsonl or gsm8k:{HUB_FORM}"
+COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task gsm8k:train.jsonl"
 LAYOUT = Layout("question", "answer", "Question: {prompt}\nAnswer: {answer}")
 
 

@@ -11,6 +11,7 @@ from spectrim.tasks.formats._records import HUB_FORM, Layout, Record, example, r
 from spectrim.tasks.settings import TaskSettings
 
 FORM = f"PATH.jsonl (also .json with one object per line) or jsonl:{HUB_FORM}"
+COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task task.jsonl"
 VERBATIM = "{prompt}{answer}"
 KNOWN = (
     Layout("prompt", "answer", VERBATIM),

@@ -19,6 +19,7 @@ from spectrim.tasks.formats._records import HUB_FORM, Layout, Record, example, r
 from spectrim.tasks.settings import TaskSettings
 
 FORM = f"math:PATH.jsonl, math:DIRECTORY or math:{HUB_FORM}"
+COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task math:train.jsonl"
 LAYOUT = Layout("problem", "solution", "Problem: {prompt}\nSolution: {answer}")
 
 

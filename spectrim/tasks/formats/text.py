@@ -10,6 +10,7 @@ from spectrim.tasks.example import TaskExample
 from spectrim.tasks.settings import TaskSettings
 
 FORM = "any text that --data takes, text:PATH.jsonl:FIELD for a field of JSON lines"
+COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task text:corpus.txt"
 
 
 def matches(place: str) -> bool:

@@ -1,0 +1,100 @@
+"""The kinds of things that have a name in spectrim, and how each is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+from spectrim.pipeline.catalogue import REGISTRIES
+from spectrim.registry import Registry
+
+
+@dataclass(frozen=True)
+class Kind:
+    """command: what asks for the entry {name}; with {form}, for what the user types. setting:
+    what sets its option {option} to {value}, after the command. measured: whether
+    docs/results.md has tables of it."""
+
+    title: str
+    command: str = ""
+    setting: str = ""
+    measured: bool = False
+
+
+KINDS = {
+    "methods": Kind(
+        "Decompositions",
+        "spectrim compress MODEL -o OUT --method {name}",
+        "--set method_options.{option}={value}",
+        True,
+    ),
+    "allocations": Kind(
+        "Allocations",
+        "spectrim compress MODEL -o OUT --allocation {name}",
+        "--set allocation_options.{option}={value}",
+        True,
+    ),
+    "layers": Kind(
+        "Layer kinds",
+        "spectrim compress MODEL -o OUT --layer {name}",
+        "--set layer_options.{option}={value}",
+        True,
+    ),
+    "embeddings": Kind(
+        "Embedding tables",
+        "spectrim compress MODEL -o OUT --set embeddings.method={name}",
+        "--set embeddings.options.{option}={value}",
+        True,
+    ),
+    "compressors": Kind(
+        "Compressors",
+        "spectrim compensate MODEL -o OUT --base {name} --rank 16",
+        "--base-set {option}={value}",
+        True,
+    ),
+    "refinements": Kind(
+        "Refinements",
+        "spectrim compress MODEL -o OUT --refine {name}",
+        "--set 'refinement=[{{name: {name}, options: {{{option}: {value}}}}}]'",
+        True,
+    ),
+    "importance": Kind(
+        "Importance of bases",
+        "spectrim compress MODEL -o OUT --recipe bsi --task TASK.jsonl "
+        "--set selection.importance={name}",
+        "--set selection.importance_options.{option}={value}",
+        True,
+    ),
+    "tasks": Kind(
+        "Task formats",
+        "spectrim compress MODEL -o OUT --recipe bsi --task TASK",
+    ),
+    "sources": Kind("Sources of text", "spectrim compress MODEL -o OUT --data TEXT"),
+    "statistics": Kind("Statistics"),
+    "evaluators": Kind("Evaluators"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    kind: str
+    name: str
+    module: ModuleType
+    registry: Registry
+
+    @property
+    def page(self) -> str:
+        return f"methods/{self.kind}/{self.name}.md"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Its statistics."""
+        return tuple(getattr(self.module, "REQUIRES", ()))
+
+
+def entries(kind: str) -> Iterator[Entry]:
+    """All that the registry of a kind holds, in its order."""
+    registry = REGISTRIES[kind]
+    for name in registry.names():
+        yield Entry(kind, name, registry.get(name), registry)

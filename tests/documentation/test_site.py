@@ -1,0 +1,46 @@
+"""The site is built without a warning, and asks no other host for anything."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.documentation.pages import ROOT
+
+LOADED = re.compile(r'<(?:script|img|iframe)[^>]+src="https?:|<link[^>]+href="https?:')
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for name in ("mkdocs", "material"):
+        pytest.importorskip(name, reason=f"needs {name}, of the extra 'docs'")
+    place = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(place)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return place
+
+
+def test_written_and_made_pages_are_there(site):
+    for page in ("index", "quick_start", "log", "methods/methods/obd", "reference/spectrim"):
+        assert (site / f"{page}.html").exists(), page
+
+
+def test_equations_are_code(site):
+    page = (site / "methods" / "allocations" / "loss_optimal.html").read_text()
+    assert re.search(r"<code>\s*min sum_l loss_l\(r_l\)", page)
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    for page in site.rglob("*.html"):
+        assert not LOADED.search(page.read_text(encoding="utf-8")), page
