@@ -35,3 +35,14 @@ class CheckpointError(SpectrimError):
 
 class NumericalWarning(UserWarning):
     """A result that stands, but was obtained with more damping or a stated fallback."""
+
+
+__all__ = [
+    "CheckpointError",
+    "InputError",
+    "ModelError",
+    "NumericalError",
+    "NumericalWarning",
+    "SpectrimError",
+    "UnknownNameError",
+]

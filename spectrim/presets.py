@@ -93,3 +93,10 @@ def load_recipe(name_or_path: str) -> Recipe:
             f"no recipe '{name_or_path}': expected a YAML file or one of {', '.join(PRESETS)}"
         )
     return recipe_from(read_mapping(path), str(path))
+
+
+__all__ = [
+    "PRESETS",
+    "SUMMARIES",
+    "load_recipe",
+]

@@ -337,3 +337,18 @@ def _explain(source: str, error: ValidationError) -> str:
         ]
         parts.append(f"{'.'.join(path) or 'recipe'}: {item['msg']}")
     return f"{source}: " + "; ".join(parts)
+
+
+__all__ = [
+    "CalibrationRecipe",
+    "CompensationRecipe",
+    "EmbeddingRecipe",
+    "MeasureRecipe",
+    "PathRecipe",
+    "QuantisationRecipe",
+    "Recipe",
+    "RefinementRecipe",
+    "SharingRecipe",
+    "TaskRecipe",
+    "recipe_from",
+]

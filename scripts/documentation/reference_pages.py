@@ -19,17 +19,16 @@ from text import fields, own_docstring, place, prose, value_text
 import spectrim
 
 _WIDTH = 88
+_PROGRAM = "spectrim.__main__"
 
 
 def packages() -> list[str]:
-    """spectrim itself and those of its packages that name what is public."""
-    found = [
-        f"spectrim.{info.name}"
-        for info in pkgutil.iter_modules(spectrim.__path__)
-        if info.ispkg
-        and getattr(importlib.import_module(f"spectrim.{info.name}"), "__all__", ())
+    """spectrim itself, and those of its packages and modules that name what is public."""
+    names = [f"spectrim.{info.name}" for info in pkgutil.iter_modules(spectrim.__path__)]
+    public = [
+        n for n in names if n != _PROGRAM and hasattr(importlib.import_module(n), "__all__")
     ]
-    return ["spectrim", *found]
+    return ["spectrim", *public]
 
 
 def pages() -> dict[str, str]:

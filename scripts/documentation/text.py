@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).parents[2]
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
@@ -70,11 +73,12 @@ def _type(field: dataclasses.Field[Any]) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        return f" = {value_text(field.default)}"
-    if field.default_factory is not dataclasses.MISSING:
-        return f" = {value_text(field.default_factory())}"
-    return ""
+    for holder in (field, field.default):  # pydantic keeps a field's default in an object
+        if isinstance(factory := getattr(holder, "default_factory", None), Callable):
+            return f" = {value_text(factory())}"
+    default = getattr(field.default, "default", field.default)
+    required = default is dataclasses.MISSING or default is PydanticUndefined
+    return "" if required else f" = {value_text(default)}"
 
 
 def value_text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Sparse dictionary: `y = A (D x)`, every row of A with s = ceil(k / 2) non-zeros of k.
+"""CoSpaDi: a sparse dictionary, `y = A (D x)`, s = ceil(k / 2) non-zeros in A's rows of k.
 
 `rank` is the number k of atoms, the rows of D (k, in): W_hat has at most that rank, but its
 rows lie in as many different subspaces of dimension s. Stored are D, the non-zeros of A as

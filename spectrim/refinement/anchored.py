@@ -1,4 +1,4 @@
-"""Layer by layer, between the original layer's output on its own inputs and on the prefix's.
+"""AA-SVD: layer by layer, between the original's output on its own inputs and the prefix's.
 
     min_{rank r}  E || L_out^T (W (mix x + (1 - mix) x') - W_hat x') ||^2
 
