@@ -63,6 +63,7 @@ PRESETS: dict[str, Recipe] = {
         refinement=(RefinementRecipe("next_token"),),
     ),
 }
+"""Recipes by name, as `--recipe NAME` takes them."""
 
 
 SUMMARIES = {

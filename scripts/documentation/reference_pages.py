@@ -19,16 +19,13 @@ from text import fields, own_docstring, place, prose, value_text
 import spectrim
 
 _WIDTH = 88
-_PROGRAM = "spectrim.__main__"
 
 
 def packages() -> list[str]:
     """spectrim itself, and those of its packages and modules that name what is public."""
     names = [f"spectrim.{info.name}" for info in pkgutil.iter_modules(spectrim.__path__)]
-    public = [
-        n for n in names if n != _PROGRAM and hasattr(importlib.import_module(n), "__all__")
-    ]
-    return ["spectrim", *public]
+    names.remove("spectrim.__main__")
+    return ["spectrim", *(n for n in names if hasattr(importlib.import_module(n), "__all__"))]
 
 
 def pages() -> dict[str, str]:
