@@ -19,6 +19,8 @@ from spectrim.inference import buffered
 from spectrim.inference.columns import put_in_best_order, store_by_rows
 from spectrim.inference.few_tokens import FewTokens
 from spectrim.inference.packing import PackedFirst, Reader, packable
+from spectrim.inference.tiles import Tiling
+from spectrim.inference.tiles.wiring import FEWEST, unhook
 from spectrim.kernels.factors import is_readable
 from spectrim.layers import FactoredLinear
 from spectrim.surgery.rewrite import factored_layers
@@ -41,13 +43,17 @@ class Fused:
 class Execution:
     """A factored layer's product: its first half alone or packed, its second buffered.
 
-    kernel: for few tokens both halves at once, where there is a kernel for them.
+    kernel: for few tokens both halves at once, where there is a kernel for them. tiling:
+    for many tokens the output waits, to be made in tiles.
     """
 
     reader: Reader | None = None
     kernel: FewTokens | None = None
+    tiling: Tiling | None = None
 
     def __call__(self, layer: FactoredLinear, x: Tensor) -> Tensor:
+        if self.tiling is not None and self.tiling.takes(layer, x):
+            return self.tiling(layer, x)
         if self.kernel is not None and self.kernel.takes(layer, x):
             return self.kernel(layer, x)
         z = layer.first(x) if self.reader is None else self.reader(layer, x)
@@ -55,7 +61,10 @@ class Execution:
 
 
 def fuse(
-    model: nn.Module, run: Callable[[], Any] | None = None, kernels: bool = False
+    model: nn.Module,
+    run: Callable[[], Any] | None = None,
+    kernels: bool = False,
+    tiles: bool = False,
 ) -> Fused:
     """Rewire the factored layers of `model` in place for inference; `unfuse` undoes it.
 
@@ -65,6 +74,8 @@ def fuse(
     run: a forward pass to learn from and to check with, by default the model on two tokens; it
     returns a tensor or a model output. kernels: on a GPU with Triton, up to 16 tokens take
     one kernel in place of two products (try with `spectrim bench-speed --kernels` first).
+    tiles: prompts go through attention and feed-forward in tiles, so that activations of full
+    width are not written (`spectrim.inference.tiles`).
 
     Raises ModelError when there is no factored layer, or when outputs changed (the model is
     then as it was).
@@ -78,7 +89,12 @@ def fuse(
         before = _tensor(run())
         groups = _groups(model, layers, run)
         try:
-            _rewire(layers, groups, kernels)
+            tiling = Tiling(fewest=1) if tiles else None
+            _rewire(layers, groups, kernels, tiling)
+            if tiling is not None:
+                tiling.hook(model)
+                _check(model, _tensor(run()), before)
+                tiling.fewest = FEWEST
             _check(model, _tensor(run()), before)
         except BaseException:
             unfuse(model)
@@ -88,6 +104,7 @@ def fuse(
 
 def unfuse(model: nn.Module) -> None:
     """The plain layers again, each with its own tensors. Nothing happens to a plain model."""
+    unhook(model)
     packs: dict[int, PackedFirst] = {}
     for _, layer in factored_layers(model):
         if isinstance(layer.execution, Execution) and layer.execution.reader is not None:
@@ -98,14 +115,19 @@ def unfuse(model: nn.Module) -> None:
         packed.unpack()
 
 
-def _rewire(layers: dict[str, FactoredLinear], groups: list[list[str]], kernels: bool) -> None:
+def _rewire(
+    layers: dict[str, FactoredLinear],
+    groups: list[list[str]],
+    kernels: bool,
+    tiling: Tiling | None,
+) -> None:
     readers: dict[str, Reader] = {}
     for names in groups:
         packed = PackedFirst([layers[name] for name in names])
         readers |= {name: packed.reader(layers[name]) for name in names}
     for name, layer in layers.items():
         kernel = FewTokens() if kernels and is_readable(layer) else None
-        layer.execution = Execution(readers.get(name), kernel)
+        layer.execution = Execution(readers.get(name), kernel, tiling)
         put_in_best_order(layer)
 
 

@@ -1,0 +1,74 @@
+"""A tensor that is made when somebody needs the whole of it, and in tiles until then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from spectrim.inference.tiles.nodes import Node
+from spectrim.inference.tiles.operations import waiting
+
+_ABOUT = {
+    getattr(Tensor, name).__get__
+    for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_cpu",
+                 "is_meta", "layout", "is_sparse", "is_quantized", "is_nested")
+} | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex,
+     Tensor.is_inference, Tensor.__len__}  # fmt: skip
+"""What needs no numbers."""
+
+
+class Deferred(Tensor):
+    """Stands for its node: calls that can wait give another one, all others make it first."""
+
+    node: Node
+
+    @staticmethod
+    def __new__(cls, node: Node) -> Deferred:
+        made: Deferred = Tensor._make_wrapper_subclass(
+            cls, node.meta.shape, dtype=node.meta.dtype, device=node.device
+        )
+        made.node = node
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in _ABOUT:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **options)
+        node = waiting(func, _nodes(args), _nodes(options))
+        if node is None:
+            return func(*made(args), **made(options))
+        return Deferred(node) if node.known is None else node.known
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return func(*made(args), **made(kwargs or {}))
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"Deferred({tuple(self.shape)}, {type(self.node).__name__})"
+
+
+def made(values: Any) -> Any:
+    """The same values (nested), every tensor in them made."""
+    return tree_map(lambda v: v.node.whole() if isinstance(v, Deferred) else v, values)
+
+
+def _nodes(values: Any) -> Any:
+    return tree_map(lambda v: _node(v) if isinstance(v, Deferred) else v, values)
+
+
+def _node(tensor: Deferred) -> Node | Tensor:
+    return tensor.node if tensor.node.known is None else tensor.node.known
