@@ -43,11 +43,17 @@ def bench_speed(
     lengths: Annotated[str, typer.Option(help="Tokens of a row, with commas.")] = "128,512",
     rounds: Annotated[int, typer.Option(help="Repetitions of each measurement.")] = 9,
     steps: Annotated[int, typer.Option(help="Tokens of a timed decode.")] = 8,
+    blocks: Annotated[
+        int | None, typer.Option(help="Of a shape: how many, where not all.")
+    ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Also with torch.compile (minutes to prepare).")
     ] = False,
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Also with Triton's kernels, on a GPU.")
+    ] = False,
+    tiles: Annotated[
+        bool, typer.Option("--tiles", help="Also in tiles: least memory for long prompts.")
     ] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Directory of speed.md, speed.json.")
@@ -69,24 +75,19 @@ def bench_speed(
     if (model is None) == (shape is None):
         raise InputError("give a MODEL to load, or a --shape with random weights; not both")
     if shape is not None:
-        dense, smaller = _random(shape, keep, (layer, rank_multiple), kind, place)
-        what = f"{shape}, keep {keep:g}, {layer}"
+        usual = torch.float32 if place.type == "cpu" else torch.bfloat16
+        dense = speed.random_model(shape, kind or usual, place, blocks=blocks)
+        smaller = speed.factor_randomly(copy.deepcopy(dense), keep, layer, rank_multiple)
+        fewer = "" if blocks is None else f", {blocks} blocks"
+        what = f"{shape}, keep {keep:g}, {layer}{fewer}"
     else:
         assert model is not None
         dense, smaller = _loaded(model, original, kind, place, trust_remote_code)
         what = model
     if kernels and place.type != "cuda":
         raise InputError("--kernels needs a GPU; on a processor they only run interpreted")
-    contestants = speed.line_up(dense, smaller, compiled, kernels)
+    contestants = speed.line_up(dense, smaller, compiled, kernels, tiles)
     _print(speed.bench_speed(contestants, settings, show.track), what, output, json)
-
-
-def _random(
-    shape: str, keep: float, kind: tuple[str, int], dtype: torch.dtype | None, place: Any
-) -> tuple[Any, Any]:
-    usual = torch.float32 if place.type == "cpu" else torch.bfloat16
-    dense = speed.random_model(shape, dtype or usual, place)
-    return dense, speed.factor_randomly(copy.deepcopy(dense), keep, *kind)
 
 
 def _loaded(

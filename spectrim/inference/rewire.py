@@ -75,7 +75,7 @@ def fuse(
     returns a tensor or a model output. kernels: on a GPU with Triton, up to 16 tokens take
     one kernel in place of two products (try with `spectrim bench-speed --kernels` first).
     tiles: prompts go through attention and feed-forward in tiles, so that activations of full
-    width are not written (`spectrim.inference.tiles`).
+    width are not written (`spectrim.inference.tiles`); with `kernels`, by Triton's.
 
     Raises ModelError when there is no factored layer, or when outputs changed (the model is
     then as it was).
@@ -89,7 +89,7 @@ def fuse(
         before = _tensor(run())
         groups = _groups(model, layers, run)
         try:
-            tiling = Tiling(fewest=1) if tiles else None
+            tiling = Tiling(fewest=1, kernels=kernels) if tiles else None
             _rewire(layers, groups, kernels, tiling)
             if tiling is not None:
                 tiling.hook(model)

@@ -17,13 +17,15 @@ HEAD = (
     "speedup",
     "of limit",
     "activations MB",
+    "transient MB",
     "weights MB",
 )
 _NOTES = """\
 ms: median, of a prefill of batch x length tokens, or of one decoded token of every row behind \
 `length` others. speedup: over dense run the same way, median of ratios of runs that took \
 turns. of limit: share of the measured bandwidth (decode) or arithmetic (prefill). \
-activations: peak bytes allocated by the run.
+activations: peak bytes allocated by the run; transient: of a block's peak, what it has let \
+go of when it ends.
 """
 
 
@@ -42,6 +44,7 @@ def _cells(row: SpeedRow) -> tuple[str, ...]:
         f"{row.speedup:.2f}x",
         f"{row.of_limit:.0%}",
         f"{row.peak_activation_bytes / 1e6:.1f}",
+        f"{row.transient_bytes / 1e6:.1f}",
         f"{row.weight_bytes / 1e6:.1f}",
     )
 

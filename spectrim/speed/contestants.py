@@ -30,9 +30,10 @@ def line_up(
     compressed: PreTrainedModel | None,
     compiled: bool = False,
     kernels: bool = False,
+    tiles: bool = False,
 ) -> list[Contestant]:
-    """The dense model, the compressed one plain, fused and fused with `kernels`; all but the
-    plain one and the kernels again `compiled`."""
+    """The dense model, the compressed one plain, fused, and fused with `kernels`, `tiles` or
+    both; the dense and the fused one again `compiled`."""
     found: list[Contestant] = []
     first = "dense" if dense is not None else "compressed"
     if dense is not None:
@@ -41,8 +42,9 @@ def line_up(
         found.append(Contestant("compressed", compressed, first))
         found.append(Contestant("fused", fused_twin(compressed), first))
     extra: list[Contestant] = []
-    if kernels and compressed is not None:
-        extra.append(Contestant("kernels", fused_twin(compressed, True), first))
+    for name, chosen in _ways(kernels, tiles).items():
+        if compressed is not None:
+            extra.append(Contestant(name, fused_twin(compressed, *chosen), first))
     if compiled:
         base = f"{first if dense is not None else 'fused'} compiled"
         found += [
@@ -53,10 +55,17 @@ def line_up(
     return found + extra
 
 
-def fused_twin(model: PreTrainedModel, kernels: bool = False) -> PreTrainedModel:
+def _ways(kernels: bool, tiles: bool) -> dict[str, tuple[bool, bool]]:
+    ways = {"kernels": (True, False), "tiles": (False, True), "kernels, tiles": (True, True)}
+    return {n: w for n, w in ways.items() if w[0] <= kernels and w[1] <= tiles}
+
+
+def fused_twin(
+    model: PreTrainedModel, kernels: bool = False, tiles: bool = False
+) -> PreTrainedModel:
     """A fused copy; its weights are its own, since they lie in another order."""
     twin = copy.deepcopy(model)
-    fuse(twin, kernels=kernels)
+    fuse(twin, kernels=kernels, tiles=tiles)
     return twin
 
 

@@ -7,34 +7,120 @@ which the profiler reports one by one (workspaces inside a BLAS library are not 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+_BLOCK = "spectrim: block"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """activation: at the run's highest. transient: of a block's highest, what it has let go
+    of when it ends (not its output, not the cache), in the block where that is most."""
+
+    activation: int
+    transient: int
+
+
+def peak_bytes(
+    run: Callable[[], Any], device: torch.device, blocks: Sequence[nn.Module] = ()
+) -> Peaks:
+    """The run is made twice: what it keeps for later runs is not counted."""
+    run()
+    return (
+        _allocator_peaks(run, device, blocks)
+        if device.type == "cuda"
+        else _profiled(run, blocks)
+    )
 
 
 def peak_activation_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    """The run is made twice: what it keeps for later runs is not counted."""
-    run()
-    if device.type == "cuda":
+    return peak_bytes(run, device).activation
+
+
+def _allocator_peaks(
+    run: Callable[[], Any], device: torch.device, blocks: Sequence[nn.Module]
+) -> Peaks:
+    highest, transient = [0], [0]
+
+    def note() -> int:
         torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        highest[0] = max(highest[0], peak)
+        return peak
+
+    def enter(*_: Any) -> None:
+        note()
         torch.cuda.reset_peak_memory_stats(device)
+
+    def leave(*_: Any) -> None:
+        transient[0] = max(transient[0], note() - torch.cuda.memory_allocated(device))
+
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    with _watched(blocks, enter, leave):
         run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    return _profiled_peak(run)
+    note()
+    return Peaks(highest[0] - before, transient[0])
 
 
-def _profiled_peak(run: Callable[[], Any]) -> int:
+def _profiled(run: Callable[[], Any], blocks: Sequence[nn.Module]) -> Peaks:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it writes its starts to standard error
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    inside: list[Any] = []
+
+    def enter(*_: Any) -> None:
+        inside.append(record_function(_BLOCK))
+        inside[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        inside.pop().__exit__(None, None, None)
+
+    with (
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+        _watched(blocks, enter, leave),
+    ):
         run()
     assert profiler.profiler is not None
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
+    events = profiler.profiler.kineto_results.events()
+    spans = [
+        (e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() == _BLOCK
+    ]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return Peaks(
+        _highest(changes)[0], max((_transient(changes, span) for span in spans), default=0)
+    )
+
+
+def _transient(changes: list[tuple[int, int]], span: tuple[int, int]) -> int:
+    inside = [(time, change) for time, change in changes if span[0] <= time <= span[1]]
+    highest, last = _highest(inside)
+    return highest - max(last, 0)
+
+
+def _highest(changes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The highest of the running sum, and its last value."""
+    live = highest = 0
+    for _, change in changes:
+        live += change
+        highest = max(highest, live)
+    return highest, live
+
+
+@contextmanager
+def _watched(
+    blocks: Sequence[nn.Module], enter: Callable[..., None], leave: Callable[..., None]
+) -> Iterator[None]:
+    hooks = [block.register_forward_pre_hook(enter, prepend=True) for block in blocks]
+    hooks += [block.register_forward_hook(leave) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

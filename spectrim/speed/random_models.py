@@ -48,13 +48,22 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def random_model(
-    shape: str, dtype: torch.dtype, device: torch.device, seed: int = 0
+    shape: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int = 0,
+    blocks: int | None = None,
 ) -> PreTrainedModel:
     """An untrained model of a name in `SHAPES`, or of a configuration file (config.json).
 
-    Raises UnknownNameError, InputError for a configuration that transformers does not know.
+    blocks: how many, where not all that the shape has. Raises UnknownNameError, InputError for
+    a configuration that transformers does not know, or no block.
     """
     config = _config(shape)
+    if blocks is not None:
+        if blocks < 1:
+            raise InputError(f"{blocks} blocks: at least 1 is needed")
+        config.num_hidden_layers = blocks
     encoder = getattr(config, "is_decoder", None) is False  # it could decode, but does not
     causal = type(config) in AutoModelForCausalLM._model_mapping and not encoder
     builder = AutoModelForCausalLM if causal else AutoModel

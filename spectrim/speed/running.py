@@ -14,8 +14,9 @@ from spectrim.evaluation.size import stored_bytes
 from spectrim.speed.clock import Times, race
 from spectrim.speed.contestants import Contestant, cache_bytes, operations, read_bytes
 from spectrim.speed.limits import Limits, measured_limits
-from spectrim.speed.memory import peak_activation_bytes
+from spectrim.speed.memory import peak_bytes
 from spectrim.speed.work import Decode, Prefill, decodes
+from spectrim.surgery.targets import blocks
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class SpeedRow:
     """One model in one case. seconds: of a prefill, or of one decoded token of all rows.
 
     speedup: over the model `against`, the median of ratios within a round; of_limit: the
-    achieved share of the measured bandwidth (decode) or arithmetic (prefill).
+    achieved share of the measured bandwidth (decode) or arithmetic (prefill). transient_bytes:
+    most that a block has allocated and let go of again.
     """
 
     case: Case
@@ -59,6 +61,7 @@ class SpeedRow:
     speedup: float
     of_limit: float
     peak_activation_bytes: int
+    transient_bytes: int
     weight_bytes: int
 
 
@@ -151,6 +154,8 @@ def _row(contestant: Contestant, place: _Place, run: Any) -> SpeedRow:
     case, model = place.case, contestant.model
     seconds = place.times.median(contestant.name) / place.steps
     tokens = case.batch * (1 if case.phase == "decode" else case.length)
+    device = next(model.parameters()).device
+    peaks = peak_bytes(run, device, [block for _, block in blocks(model)])
     return SpeedRow(
         case=case,
         model=contestant.name,
@@ -159,6 +164,7 @@ def _row(contestant: Contestant, place: _Place, run: Any) -> SpeedRow:
         tokens_per_second=tokens / seconds,
         speedup=place.times.speedup(contestant.name, contestant.against),
         of_limit=place.of_limit(model, seconds),
-        peak_activation_bytes=peak_activation_bytes(run, next(model.parameters()).device),
+        peak_activation_bytes=peaks.activation,
+        transient_bytes=peaks.transient,
         weight_bytes=stored_bytes(model),
     )

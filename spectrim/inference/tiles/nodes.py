@@ -89,7 +89,7 @@ class Values:
 
 
 class Applied(Node):
-    """A function of whole tokens. arguments: nodes, constants and tensors that have no tokens."""
+    """A function of whole tokens. arguments: nodes, constants, and tensors without tokens."""
 
     def __init__(
         self, function: Callable[..., Tensor], arguments: tuple[Any, ...], meta: Tensor,

@@ -7,30 +7,38 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spectrim.inference.tiles.attention import Attention, Settings, swapped
 from spectrim.inference.tiles.attention import ROLES as ATTENTION
+from spectrim.inference.tiles.attention import Attention, Settings, swapped
 from spectrim.inference.tiles.embedding import Ids
+from spectrim.inference.tiles.kernels import KernelAttention, KernelLinear
 from spectrim.inference.tiles.nodes import (
-    Applied, Joined, Linear, Node, Pointwise, Split, nodes_in,
-)  # fmt: skip
+    Applied,
+    Joined,
+    Linear,
+    Node,
+    Pointwise,
+    Split,
+    nodes_in,
+)
 from spectrim.inference.tiles.second import Second
 from spectrim.inference.tiles.tile import FEATURES, HEADS, Roles
 
 Given = tuple[Any, ...]
 Rule = Callable[[Callable[..., Tensor], Given, dict[str, Any]], Node | None]
 
-POINTWISE = frozenset(
-    "silu gelu relu elu selu celu mish softplus hardswish hardsigmoid leaky_relu relu6 tanh "
-    "sigmoid logsigmoid erf exp log square sqrt rsqrt reciprocal neg negative abs clamp pow mul "
-    "multiply add sub subtract div divide true_divide maximum minimum float half bfloat16 double "
-    "contiguous __rsub__ __rpow__ __rtruediv__ __rdiv__ type_as".split()
-)
+_ACTIVATIONS = """silu gelu relu elu selu celu mish softplus hardswish hardsigmoid leaky_relu
+relu6 tanh sigmoid logsigmoid"""
+_ARITHMETIC = """erf exp log square sqrt rsqrt reciprocal neg negative abs clamp pow mul
+multiply add sub subtract div divide true_divide maximum minimum float half bfloat16 double
+contiguous type_as __rsub__ __rpow__ __rtruediv__ __rdiv__"""
+POINTWISE = frozenset([*_ACTIVATIONS.split(), *_ARITHMETIC.split()])
 
 
 def waiting(
@@ -86,7 +94,8 @@ def _dropout(function: Any, arguments: Given, options: dict[str, Any]) -> Node |
 
 def _per_token(function: Any, arguments: Given, options: dict[str, Any]) -> Node | None:
     """A norm over the last axis."""
-    shape = options.get("normalized_shape", arguments[1] if len(arguments) > 1 else ())
+    given = arguments[1] if len(arguments) > 1 else ()
+    shape: Any = options.get("normalized_shape", given)
     x = arguments[0]
     if not isinstance(x, Node) or len(shape) != 1 or x.roles[-1] not in (None, "feature"):
         return None
@@ -124,7 +133,8 @@ def _linear(function: Any, arguments: Given, options: dict[str, Any]) -> Node | 
         return None
     shape = (*x.meta.shape[:-1], weight.shape[0])
     meta = torch.empty(shape, dtype=x.meta.dtype, device="meta")
-    node = Linear(x, weight, given["bias"], meta)
+    kind = KernelLinear if _by_kernel([x]) else Linear
+    node = kind(x, weight, given["bias"], meta)
     if node.mixes_tokens:
         node.whole()
     return node
@@ -193,7 +203,17 @@ def _attention(function: Any, arguments: Given, options: dict[str, Any]) -> Node
         if isinstance(x, Node):
             _make_thin_inputs(x)
     settings = Settings(mask, given["is_causal"], given["scale"], given["enable_gqa"])
-    return Attention((q, k, v), settings)
+    kind = (
+        KernelAttention
+        if _by_kernel([x for x in (q, k, v) if isinstance(x, Node)])
+        else Attention
+    )
+    return kind((q, k, v), settings)
+
+
+def _by_kernel(nodes: list[Node]) -> bool:
+    """Whether a layer that they come from was fused with kernels."""
+    return any(n.kernels if isinstance(n, Second) else _by_kernel(n.inputs) for n in nodes)
 
 
 def _make_thin_inputs(node: Node) -> None:
@@ -238,7 +258,7 @@ def _named(signature: Any, arguments: Given, options: Mapping[str, Any]) -> dict
 
 
 def _with(function: Any, options: Mapping[str, Any]) -> Callable[..., Tensor]:
-    return (lambda *arguments: function(*arguments, **options)) if options else function
+    return partial(function, **options) if options else function
 
 
 def _sizes(given: Given) -> tuple[int, ...]:

@@ -14,11 +14,14 @@ from spectrim.layers.pivoted import PivotedLinear
 
 
 class Second(Node):
-    """finish(z) of a factored layer; z (B, T, r) is there, or a node itself."""
+    """finish(z) of a factored layer; z (B, T, r) is there, or a node itself.
+
+    kernels: what it goes into may be one kernel with it.
+    """
 
     PARTIAL = True
 
-    def __init__(self, layer: FactoredLinear, z: Tensor | Node):
+    def __init__(self, layer: FactoredLinear, z: Tensor | Node, kernels: bool = False):
         inputs = [z] if isinstance(z, Node) else []
         given = z.meta if isinstance(z, Node) else z
         shape = (*given.shape[:-1], layer.out_features)
@@ -26,9 +29,11 @@ class Second(Node):
         super().__init__(meta, FEATURES, z.device, inputs)
         self.layer: FactoredLinear | None = layer
         self.z: Tensor | Node | None = z
+        self.kernels = kernels
 
     def make(self, values: Values, tile: Tile) -> Tensor:
-        assert self.layer is not None and self.z is not None
+        assert self.layer is not None
+        assert self.z is not None
         z = values.of(self.z, tile.whole_width(), FEATURES)
         if tile.feature is None:
             return buffered.finish(self.layer, z)
@@ -53,7 +58,11 @@ def features(layer: FactoredLinear, z: Tensor, span: Span) -> Tensor:
     start, begin = _start(pivots), _start(others)
     mine = z[..., start : start + len(pivots)]
     row = begin - layer.rank
-    made = [mine, _rows(layer.coefficients, z, (row, row + len(others)))] if len(others) else [mine]
+    made = (
+        [mine, _rows(layer.coefficients, z, (row, row + len(others)))]
+        if len(others)
+        else [mine]
+    )
     local = torch.where(is_pivot, position - start, position - begin + len(pivots))
     return torch.cat(made, -1).index_select(-1, local)
 

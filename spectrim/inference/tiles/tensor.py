@@ -52,7 +52,7 @@ class Deferred(Tensor):
         return Deferred(node) if node.known is None else node.known
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         return func(*made(args), **made(kwargs or {}))

@@ -27,9 +27,11 @@ FEWEST = 256
 
 @dataclass
 class Tiling:
-    """Of one model. fewest: the tokens from which on outputs wait."""
+    """Of one model. fewest: the tokens from which on outputs wait. kernels: on a GPU they are
+    made by Triton's kernels, where their form is that of one."""
 
     fewest: int = FEWEST
+    kernels: bool = False
 
     def takes(self, layer: FactoredLinear, x: Tensor) -> bool:
         """An inference of enough tokens (B, T, in), through a layer of a known kind."""
@@ -39,7 +41,8 @@ class Tiling:
     def __call__(self, layer: FactoredLinear, x: Tensor) -> Tensor:
         """The output of `layer`, not made yet; its z is, where x is."""
         z: Tensor | Node = layer.first(x)
-        return Deferred(Second(layer, z.node if isinstance(z, Deferred) else z))
+        given = z.node if isinstance(z, Deferred) else z
+        return Deferred(Second(layer, given, self.kernels))
 
     def hook(self, model: nn.Module) -> None:
         working = [b for _, b in blocks(model) if any(True for _ in factored_layers(b))]
