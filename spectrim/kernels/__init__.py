@@ -5,8 +5,8 @@
     flash_ffn         a feed-forward layer from its factors, tile by tile
 
 Each is called with tensors and `Second` factors, and takes the kernel for tensors on a GPU (or
-where Triton interprets, for tests), the reference elsewhere. They are for inference: training
-goes through the layers themselves.
+where Triton interprets, for tests), the reference elsewhere. `lowrank_matmul` has gradients;
+the others are for inference, and training goes through the layers themselves.
 """
 
 from spectrim.kernels.factors import Second, second_of

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,17 @@ from spectrim.workspace import Workspace, kept
 
 TOLERATED = 1.05
 """By how much slower than dense a layer may be measured before anyone is told."""
+PROMPT = 128
+"""Tokens that stand for a prompt."""
+UNLESS = " unless the model is fused"
+_REASONS = {
+    True: "It has fewer numbers, but two products in place of one, each too small to make up "
+    "for the second call; lower the budget, leave such layers dense (--exclude), or plan by "
+    "time (--budget-latency)",
+    False: "Its outputs are written more than once, or its factors lie in an order that is "
+    "slow for so few tokens: call spectrim.fuse(model) once it is loaded",
+}
+"""By whether the layer was fused."""
 Shape = tuple[int, int]
 
 
@@ -30,54 +42,81 @@ def timetable(
     """Times of every shape that the decomposition has, dense and as the recipe's layer kind,
     for the recipe's tokens (one by default). Raises InputError for a kind that is not timed."""
     shapes = [s for n, s in decomposition.shapes.items() if n not in decomposition.groups]
-    return _table(shapes, recipe, workspace or Workspace(None), track)
+    setting = _Setting((recipe.latency or LatencyRecipe()).tokens)
+    return _table(shapes, recipe, setting, workspace or Workspace(None), track)
 
 
 def slow_layers(
     plan: Plan, recipe: Recipe, workspace: Workspace | None = None, track: Track = silent
 ) -> Iterator[str]:
-    """What to say about factored layers that are slower here than the dense ones: a text, or
-    none. Layers of kinds that are not timed, and those on shared bases, are not looked at."""
+    """What to say about factored layers that are slower here than the dense ones: a text for
+    the recipe's tokens (one by default) and for prompts, where there is something to say.
+    Layers of kinds that are not timed, and those on shared bases, are not looked at."""
     single = {n: layer for n, layer in plan.layers.items() if not layer.members}
     ranks = {n: layer.rank for n, layer in single.items() if layer.rank is not None}
     if not ranks or not is_timed(plan.layer):
         return
-    shapes = {name: single[name].shape for name in ranks}
     wanted = recipe.with_changes(layer=plan.layer, layer_options={})
-    table = _table(shapes.values(), wanted, workspace or Workspace(None), track)
+    shapes = {name: single[name].shape for name in ranks}
+    for tokens in dict.fromkeys(((recipe.latency or LatencyRecipe()).tokens, PROMPT)):
+        for fused in (True, False):
+            setting = _Setting(tokens, fused)
+            table = _table(
+                shapes.values(), wanted, setting, workspace or Workspace(None), track
+            )
+            if (text := _complaint(table, shapes, ranks, plan.layer, fused)) is not None:
+                yield text
+                break
+
+
+def _complaint(
+    table: LatencyTable,
+    shapes: Mapping[str, Shape],
+    ranks: Mapping[str, int],
+    kind: str,
+    fused: bool,
+) -> str | None:
     ratios = {
-        name: table.seconds(shape, plan.layer, ranks[name])
-        / table.seconds(shape, plan.layer, None)
+        name: table.seconds(shape, kind, ranks[name]) / table.seconds(shape, kind, None)
         for name, shape in shapes.items()
     }
     slow = [name for name, ratio in ratios.items() if ratio > TOLERATED]
     if not slow:
-        return
+        return None
     worst = max(slow, key=lambda name: ratios[name])
     shape, rank = shapes[worst], ranks[worst]
-    factored, dense = (table.seconds(shape, plan.layer, r) * 1e6 for r in (rank, None))
-    yield (
+    factored, dense = (table.seconds(shape, kind, r) * 1e6 for r in (rank, None))
+    tokens = f"{table.tokens} token{'s' if table.tokens > 1 else ''}"
+    return (
         f"{len(slow)} of {len(ranks)} factored layers take longer here than dense ones for "
-        f"{table.tokens} token{'s' if table.tokens > 1 else ''}, worst {worst} ({shape[0]} x "
-        f"{shape[1]}, rank {rank}): {factored:.1f} against {dense:.1f} microseconds. It has "
-        f"fewer numbers, but two products in place of one, each too small to make up for the "
-        "second call; lower the budget, leave such layers dense (--exclude), or plan by time "
-        "(--budget-latency)"
+        f"{tokens}{'' if fused else UNLESS}, worst {worst} "
+        f"({shape[0]} x {shape[1]}, rank {rank}): {factored:.1f} against {dense:.1f} "
+        f"microseconds. {_REASONS[fused]}"
     )
 
 
+@dataclass(frozen=True)
+class _Setting:
+    tokens: int
+    fused: bool = True
+
+
 def _table(
-    shapes: Iterable[Shape], recipe: Recipe, workspace: Workspace, track: Track
+    shapes: Iterable[Shape],
+    recipe: Recipe,
+    setting: _Setting,
+    workspace: Workspace,
+    track: Track,
 ) -> LatencyTable:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokens = (recipe.latency or LatencyRecipe()).tokens
     dtype = getattr(torch, recipe.save_dtype or "float32")
-    place, distinct = Place(device, dtype, tokens), list(dict.fromkeys(shapes))
+    place = Place(device, dtype, setting.tokens, setting.fused)
+    distinct = list(dict.fromkeys(shapes))
     times = {
         (shape, recipe.layer): _times(shape, recipe.layer, place, workspace)
         for shape in track(distinct, "timing layers", len(distinct))
     }
-    return LatencyTable(times, tokens)
+    return LatencyTable(times, setting.tokens)
 
 
 def _times(shape: Shape, kind: str, place: Place, workspace: Workspace) -> LayerTimes:

@@ -29,11 +29,12 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class Place:
-    """Where and on how much: `tokens` at once."""
+    """Where and on how much: `tokens` at once; fused as `spectrim.fuse` does, or plain."""
 
     device: torch.device
     dtype: torch.dtype
     tokens: int
+    fused: bool = True
 
     def key(self) -> dict[str, Any]:
         """All that times depend on but the layer."""
@@ -46,12 +47,13 @@ class Place:
             "torch": torch.__version__,
             "dtype": str(self.dtype),
             "tokens": self.tokens,
+            "fused": self.fused,
         }
 
 
 @torch.no_grad()
 def layer_times(shape: tuple[int, int], kind: str, place: Place) -> LayerTimes:
-    """Of weight shape (out, in), fused as for inference. Raises InputError for a layer kind
+    """Of weight shape (out, in). Raises InputError for a layer kind
     whose time depends on more than its rank."""
     ranks = _ranks(shape, kind)
     copies = min(MOST_COPIES, 1 + BYTES // (shape[0] * shape[1] * place.dtype.itemsize))
@@ -85,6 +87,7 @@ def _dense(shape: tuple[int, int], place: Place) -> nn.Module:
 
 def _factored(shape: tuple[int, int], kind: str, rank: int, place: Place) -> nn.Module:
     layer = random_layer(shape, kind, rank).to(place.device, place.dtype)
-    layer.execution = Execution()
-    put_in_best_order(layer)
+    if place.fused:
+        layer.execution = Execution()
+        put_in_best_order(layer)
     return layer

@@ -8,6 +8,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import StaticCache
 
 import spectrim
 from spectrim import fuse, unfuse
@@ -189,6 +191,27 @@ def test_it_compiles_as_one_graph():
     with torch.no_grad():
         hidden = compiled(tiny_tokens(4, 12), use_cache=False).last_hidden_state
         assert (model.lm_head(hidden) - expected).abs().max() <= PRODUCT_ABSOLUTE
+
+
+@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
+def test_a_decoding_step_is_one_graph_for_every_token(kind, tiles):
+    """Behind a static cache, as `generate` compiles it and as a CUDA graph is captured."""
+    model = factored(tiny_gqa(), kind)
+    fuse(model, tiles=tiles)
+    prompt, following = tiny_tokens(2, 9), tiny_tokens(2, 3, seed=1)
+    expected = logits(model, torch.cat([prompt, following], 1))[:, 9:]
+    counter = CompileCounterWithBackend("aot_eager")
+    step = torch.compile(model.forward, fullgraph=True, backend=counter)
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    with torch.no_grad():
+        model(prompt, past_key_values=cache)
+        for place in range(3):
+            token = following[:, place : place + 1].contiguous()
+            ids = torch.full((2, 1), 9 + place)
+            found = step(token, past_key_values=cache, position_ids=ids).logits[:, 0]
+            assert (found - expected[:, place]).abs().max() <= PRODUCT_ABSOLUTE
+    assert counter.frame_count == 1
 
 
 def test_a_dense_model_has_nothing_to_fuse():

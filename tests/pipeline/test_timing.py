@@ -41,12 +41,28 @@ def test_slow_layers_are_named_with_the_reason(monkeypatch):
         return LayerTimes(2e-6, (1, 8), (3e-6, 4e-6) if slow else (1e-6, 1e-6))
 
     monkeypatch.setattr(timing, "layer_times", measured)
-    [text] = slow_layers(plan, recipe())
+    text, prompt = slow_layers(plan, recipe())
+    assert "for 1 token, worst" in text
+    assert "for 128 tokens, worst" in prompt
     assert text.startswith(f"1 of {len(plan.ranks)} factored layers take longer")
     assert "worst d (24 x 24, rank" in text
     assert "against 2.0 microseconds" in text
     monkeypatch.setattr(timing, "layer_times", lambda *_: LayerTimes(2e-6, (1,), (1e-6,)))
     assert list(slow_layers(plan, recipe())) == []
+
+
+def test_layers_that_are_slow_until_they_are_fused_are_named(monkeypatch):
+    """As pivoted ones of keep .8 are for prompts."""
+    plan = make_plan(decomposition(), recipe(budget=0.7, layer="pivoted"))
+
+    def measured(shape, kind, place):
+        slow = place.tokens > 1 and not place.fused
+        return LayerTimes(2e-6, (1,), (3e-6,) if slow else (1e-6,))
+
+    monkeypatch.setattr(timing, "layer_times", measured)
+    [text] = slow_layers(plan, recipe())
+    assert "take longer here than dense ones for 128 tokens unless the model is fused" in text
+    assert text.endswith("call spectrim.fuse(model) once it is loaded")
 
 
 def test_kinds_that_are_not_timed_say_so_or_are_left_alone():

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.inference.tiles.attention import Attention
+from spectrim.inference.tiles.attention import Attention, Settings
 from spectrim.inference.tiles.nodes import Applied, Linear, Node, Split, Values
 from spectrim.inference.tiles.second import Second
 from spectrim.inference.tiles.tile import FEATURES, Tile
@@ -44,43 +44,41 @@ class KernelAttention(Attention):
     """Attention of all heads of the tile's rows by `flash_attention`, where it can."""
 
     def make(self, values: Values, tile: Tile) -> Tensor:
-        found = [_head(part) for part in self.given]
-        q, k, v = found
-        keys = self._key_mask()
-        if (
-            q is None
-            or k is None
-            or v is None
-            or not keys
-            or not runs_kernel(q.second.meta.new_empty(0, device=self.device))
-        ):
-            return super().make(values, tile)
-        if (q.turns is None) != (k.turns is None) or v.turns is not None:
-            return super().make(values, tile)
         assert self.settings is not None
+        found = [head for head in map(_head, self.given) if head is not None]
+        if len(found) < 3 or not self._suits_kernel(found):
+            return super().make(values, tile)
         _, count, _, width = self.meta.shape
         heads = Heads(
             count, count // self.shared, width, self.settings.is_causal, self.settings.scale
         )
-        parts = [_factors(head.second, values, tile) for head in (q, k, v)]
-        z, seconds = zip(*parts, strict=True)
-        mask = None if keys[0] is None else _rows(keys[0], tile)
-        turns = None if k.turns is None else tuple(_rows(turn, tile) for turn in k.turns)
-        y: Tensor = flash_attention(z, seconds, heads, mask, turns)  # type: ignore[arg-type]
+        z, seconds = zip(*(_factors(h.second, values, tile) for h in found), strict=True)
+        mask, turns = self.settings.mask, found[1].turns
+        keys = None if mask is None else _rows(mask[:, 0, 0], tile)
+        if turns is not None:
+            turns = (_rows(turns[0], tile), _rows(turns[1], tile))
+        y = flash_attention(z, seconds, heads, keys, turns)
         return y.unflatten(-1, (count, width)).transpose(1, 2)
 
-    def _key_mask(self) -> tuple[Tensor | None] | None:
-        """(B, S) where the mask is the same for every query, (None,) for none, else None."""
-        assert self.settings is not None
-        mask = self.settings.mask
-        if mask is None:
-            return (None,)
-        same = mask.stride(2) == 0 or mask.shape[2] == 1
-        return (
-            (mask[:, 0, 0],)
-            if mask.dtype == torch.bool and mask.shape[1] == 1 and same
-            else None
-        )
+    def _suits_kernel(self, found: list[_Head]) -> bool:
+        """Both or neither of q and k are turned, by their own places; no query has a mask of
+        its own."""
+        q, k, v = found
+        turned = (q.turns is None) == (k.turns is None) and v.turns is None
+        square = self.keys == self.meta.shape[2]
+        z = q.second.z
+        there = isinstance(z, Tensor) and runs_kernel(z)
+        return turned and square and there and _is_key_mask(self.settings)
+
+
+def _is_key_mask(settings: Settings | None) -> bool:
+    """Whether it is the same for every head and every query, or none."""
+    mask = None if settings is None else settings.mask
+    if mask is None:
+        return True
+    if mask.dtype != torch.bool or mask.shape[1] != 1:
+        return False
+    return mask.stride(2) == 0 or torch.equal(mask, mask[:, :, :1].expand_as(mask))
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,8 @@ def _head(node: Any) -> _Head | None:
     """A layer's output cut into heads, before or after a rotary turn."""
     name, _ = _call(node)
     if name == "transpose" and isinstance(node.arguments[0], Split):
-        inner = node.arguments[0].inputs
-        plain = inner and node.known is None and isinstance(inner[0], Second)
-        return _Head(inner[0]) if plain else None
+        layer = next(iter(node.arguments[0].inputs), None)
+        return _Head(layer) if isinstance(layer, Second) else None
     sides = [_operands(side, "mul") for side in _operands(node, "add") or ()]
     if len(sides) != 2 or not all(sides):
         return None
@@ -146,7 +143,7 @@ def _is_half_turn(node: Any, x: Node) -> bool:
 
 def _operands(node: Any, name: str) -> tuple[Any, Any] | None:
     found, options = _call(node)
-    arguments = node.arguments if found == name else ()
+    arguments: tuple[Any, ...] = node.arguments if found == name else ()
     return (arguments[0], arguments[1]) if len(arguments) == 2 and not options else None
 
 

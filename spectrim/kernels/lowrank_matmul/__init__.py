@@ -16,10 +16,15 @@ def lowrank_matmul(
 ) -> Tensor:
     """x (..., in), right (r, in), right_bias (r,) or None -> (..., out).
 
-    More than `MOST_TOKENS` tokens go through two products.
+    More than `MOST_TOKENS` tokens go through two products. Gradients reach all five tensors,
+    the second factor's too (`gradients`).
     """
     if runs_kernel(x) and x.numel() <= MOST_TOKENS * x.shape[-1]:
-        from spectrim.kernels.lowrank_matmul import triton
+        from spectrim.kernels.lowrank_matmul import gradients, triton
 
+        given = (x, right, right_bias, second.weight, second.bias)
+        if gradients.wanted(given):
+            differentiable: Tensor = gradients.LowRankMatmul.apply(*given, second)
+            return differentiable
         return triton.lowrank_matmul(x, right, right_bias, second)
     return reference.lowrank_matmul(x, right, right_bias, second)
