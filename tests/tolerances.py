@@ -83,3 +83,6 @@ KERNEL_RELATIVE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 3e-
 
 OUTPUT_METRIC_RELATIVE = 0.15
 """Second order against the divergence itself, with one drawn label for each of 1152 tokens."""
+
+LATENCY_RELATIVE = 0.25
+"""Time of a whole model's layers against that of its shapes alone, on a machine in use."""
