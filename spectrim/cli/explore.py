@@ -41,6 +41,11 @@ def explore(
         raise InputError("a recipe that selects bases has no curve to explore")
     if recipe.quantisation is not None:
         raise InputError("explore plans factors in full precision; use compress --quantize")
+    if recipe.latency is not None:
+        raise InputError(
+            "the page's slider is a share of the weights; plan by time with `spectrim plan "
+            "--budget-latency`"
+        )
     if host in ("", "0.0.0.0", "::"):
         raise InputError(f"--host '{host}': name the one address that browsers will ask for")
     if output is not None:

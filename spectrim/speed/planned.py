@@ -7,7 +7,7 @@ measured  = the same layers of the whole model, one after another, fused and den
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,12 +62,7 @@ def planned_time(
     )
     options = ALLOCATORS.options("loss_optimal", {})
     ranks = ALLOCATORS.get("loss_optimal").allocate(timed, options)
-    smaller = copy.deepcopy(model)
-    for target in targets:
-        if (rank := ranks[target.name]) is not None:
-            bias = bias_of(model.get_submodule(target.name)) is not None
-            layer = random_layer(target.shape, kind, rank, bias)
-            replace_layer(smaller, target.name, layer)
+    smaller = _with_ranks(model, targets, kind, ranks)
     fuse(smaller)
     return PlannedTime(
         recipe.budget,
@@ -76,6 +71,21 @@ def planned_time(
         len(targets),
         sum(rank is None for rank in ranks.values()),
     )
+
+
+def _with_ranks(
+    model: PreTrainedModel,
+    targets: Sequence[Target],
+    kind: str,
+    ranks: Mapping[str, int | None],
+) -> PreTrainedModel:
+    """A copy with random layers of these ranks."""
+    smaller = copy.deepcopy(model)
+    for target in targets:
+        if (rank := ranks[target.name]) is not None:
+            bias = bias_of(model.get_submodule(target.name)) is not None
+            replace_layer(smaller, target.name, random_layer(target.shape, kind, rank, bias))
+    return smaller
 
 
 @torch.inference_mode()

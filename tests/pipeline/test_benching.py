@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import spectrim
+from spectrim.allocation import LatencyRecipe
 from spectrim.calibration import whole_model
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, ModelError
@@ -251,6 +252,7 @@ def test_nothing_is_kept_without_places(recipes, settings):
         ({"budgets": (0.5, 0.5)}, "a budget is named twice"),
         ({"budgets": ()}, "at least one recipe and one budget"),
         ({"recipes": {}}, "at least one recipe and one budget"),
+        ({"recipes": {"timed": Recipe(latency=LatencyRecipe())}}, "timed has a budget of time"),
     ],
 )
 def test_bad_input_fails_before_any_work(recipes, settings, monkeypatch, changes, message):

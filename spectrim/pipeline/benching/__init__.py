@@ -103,6 +103,11 @@ def bench_steps(
             f"{quantised[0]} quantises its factors; this table fits rows that store numbers of "
             "one dtype to their bytes: leave out quantisation"
         )
+    if timed := [name for name, r in recipes.items() if r.latency is not None]:
+        raise InputError(
+            f"{timed[0]} has a budget of time; this table fits rows to equal bytes: leave out "
+            "latency, and see `bench-speed` for what a row's time is"
+        )
     if len(set(budgets)) < len(budgets):
         raise InputError(f"a budget is named twice in {', '.join(map(str, budgets))}")
     with _lasting(settings.workspace) as workspace:
