@@ -116,7 +116,7 @@ def _print(result: speed.SpeedResult, what: str, output: Path | None, json: bool
         show.as_json(values)
     else:
         title = speed_table.title(result, what)
-        show.table(title, speed_table.HEAD, speed_table.cells(result))
+        show.table(title, speed_table.NARROW_HEAD, speed_table.narrow_cells(result))
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

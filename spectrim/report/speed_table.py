@@ -20,6 +20,8 @@ HEAD = (
     "transient MB",
     "weights MB",
 )
+NARROW_HEAD = ("case", "model", "ms", "speedup", "limit", "peak MB", "block MB", "weights MB")
+"""Of a terminal, without what follows from the rest."""
 _NOTES = """\
 ms: median, of a prefill of batch x length tokens, or of one decoded token of every row behind \
 `length` others. speedup: over dense run the same way, median of ratios of runs that took \
@@ -47,6 +49,14 @@ def _cells(row: SpeedRow) -> tuple[str, ...]:
         f"{row.transient_bytes / 1e6:.1f}",
         f"{row.weight_bytes / 1e6:.1f}",
     )
+
+
+def narrow_cells(result: SpeedResult) -> list[tuple[str, ...]]:
+    """Under `NARROW_HEAD`; block: transient memory."""
+    found = []
+    for phase, batch, length, model, ms, _, *rest in cells(result):
+        found.append((f"{phase} {batch}x{length}", model, ms, *rest))
+    return found
 
 
 def title(result: SpeedResult, what: str) -> str:

@@ -32,9 +32,12 @@ def test_a_compressed_model_beside_its_original(cli, compress, shelf, tmp_path):
 
 
 def test_a_shape_with_random_weights(cli, shape):
-    done = cli("bench-speed", "--shape", shape, "--layer", "pivoted", *SMALL)
+    given = ("--layer", "pivoted", "--blocks", "2", "--tiles")
+    done = cli("bench-speed", "--shape", shape, *given, *SMALL)
     assert done.code == 0, done.err
     assert "fused" in done.out
+    assert "tiles" in done.out
+    assert "2 blocks" in done.out
     assert "GB/s" in done.out
 
 
@@ -44,6 +47,7 @@ def test_a_shape_with_random_weights(cli, shape):
         ((), "give a MODEL to load, or a --shape"),
         (("--shape", "gpt-9"), "unknown shape 'gpt-9'; available: a config.json, bert-base"),
         (("--shape", "SHAPE", "--batches", "one"), "--batches one: expected whole numbers"),
+        (("--shape", "SHAPE", "--blocks", "0"), "0 blocks: at least 1"),
         (("--shape", "SHAPE", "--rounds", "0"), "rounds 0 must be at least 1"),
         (("--shape", "SHAPE", "--dtype", "int8"), "--dtype int8: expected one of float32"),
         (("--shape", "SHAPE", "--device", "abacus"), "--device abacus: no such device"),
