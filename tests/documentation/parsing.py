@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import shlex
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import typer
 
+import spectrim.cli
 from spectrim.cli.options import OPTIONS, recipe_of
 from spectrim.recipe import Recipe
 
@@ -19,13 +21,10 @@ _PLACEHOLDERS = {"K": "0.5", "L": "lowrank", "NAME": "text.txt", "N": "4"}
 
 @cache
 def group() -> Any:
-    for name in ("bench", "bench_speed", "compensate", "explore", "finetune", "inspect"):
-        importlib.import_module(f"spectrim.cli.{name}")
-    for name in ("recipes", "report"):
-        importlib.import_module(f"spectrim.cli.{name}")
-    from spectrim.cli.commands import app
-
-    return typer.main.get_command(app)
+    """With the commands of every file of the command line."""
+    for info in pkgutil.iter_modules(spectrim.cli.__path__):
+        importlib.import_module(f"spectrim.cli.{info.name}")
+    return typer.main.get_command(spectrim.cli.commands.app)
 
 
 def words_of(line: str) -> list[str]:

@@ -1,0 +1,37 @@
+"""`--set field=value`: parts that were left out, and options that belong to another name."""
+
+from __future__ import annotations
+
+import pytest
+
+from spectrim.cli.options import OPTIONS, recipe_of
+from spectrim.errors import InputError
+
+
+def recipe(preset: str, *assignments: str):
+    return recipe_of(dict.fromkeys(OPTIONS) | {"recipe": preset, "set": list(assignments)})
+
+
+def test_an_option_inside_a_part_that_was_left_out():
+    made = recipe("default", "embeddings.options.smoothing=2.0").embeddings
+    assert made.options == {"smoothing": 2.0}
+    made = recipe("default", "embeddings.method=obd", "embeddings.options.smoothing=2.0")
+    assert made.embeddings.options == {"smoothing": 2.0}
+
+
+def test_another_name_comes_without_the_options_of_the_first():
+    assert recipe("bsi").selection.importance_options == {"temperature": 1.0}
+    assert recipe("bsi", "selection.importance=magnitude").selection.importance_options == {}
+    same = recipe("bsi", "selection.importance=kronecker").selection
+    assert same.importance_options == {"temperature": 1.0}
+
+
+def test_options_that_are_given_before_the_name_stay():
+    given = ("selection.importance_options.temperature=4", "selection.importance=fisher")
+    assert recipe("bsi", *given).selection.importance_options == {"temperature": 4}
+
+
+@pytest.mark.parametrize("wrong", ["calibration.nope.x=1", "nope.x=1", "selection.nope.x=1"])
+def test_a_field_that_does_not_exist(wrong):
+    with pytest.raises(InputError, match="nope"):
+        recipe("default", wrong)
