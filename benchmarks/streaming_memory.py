@@ -5,6 +5,7 @@
 Writes the checkpoint block by block, compresses it by the command line in a process of its
 own, and prints what the kernel says that process had in memory at most (VmHWM). `--beyond` sets
 the limit from what that process has in memory when its code is loaded, before the work.
+`--stages` adds time, processor time and memory of each stage, and the disk that was taken.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from stage_meter import StageMeter
 
 MIB = 2**20
 WORDS = 4000
@@ -51,6 +54,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--memory", default="6GiB")
     parser.add_argument("--beyond", type=int, help="MiB beyond the loaded code")
     parser.add_argument("--options", default="", help="more options of spectrim compress")
+    parser.add_argument("--stages", action="store_true")
     parser.add_argument("--child", action="store_true")
     return parser.parse_args()
 
@@ -66,13 +70,26 @@ def _compress(given: argparse.Namespace) -> None:
     sys.argv = ["spectrim", "compress", str(given.directory / "model"), "--memory", memory]
     sys.argv += ["-o", str(given.directory / "small"), "--overwrite", "--no-cache"]
     sys.argv += ["--data", str(given.directory / "text.txt"), *given.options.split()]
+    meter = _metered() if given.stages else None
     try:
         command_line()
     except SystemExit as finished:
         if finished.code:
             raise
     figures = {"base_mib": base / MIB, "limit": memory, "peak_mib": peak_bytes() / MIB}
+    if meter is not None:
+        meter.begin("done")
+        figures["peak_mib"] = max(row["peak_mib"] for row in meter.rows.values())
+        figures |= {"stages": meter.rows, "disk_mib": meter.disk_mib}
     print(json.dumps(figures))
+
+
+def _metered() -> StageMeter:
+    from spectrim.cli import show
+
+    meter = StageMeter()
+    show.track = meter.track
+    return meter
 
 
 def _write_checkpoint(given: argparse.Namespace, directory: Path) -> None:

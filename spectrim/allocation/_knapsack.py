@@ -6,19 +6,23 @@
     core         dynamic programme over what is left (Pisinger's scheme)
 
 Costs are integers; where the remaining slack divided by the costs' common divisor exceeds
-`MOST_BINS` the programme rounds costs up to bins, and a last pass spends what is left.
+`MOST_BINS` the programme rounds costs up to bins, and a last pass spends what is left. A plan
+that is within `NEGLIGIBLE` of the bound is then taken as it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 MOST_BINS = 100_000
+MOST_HULLS = 512
+NEGLIGIBLE = 1e-5
+"""Share of the loss: of a plan this near to the bound, no rounded programme makes a better."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,11 @@ def solve_knapsack(groups: list[Items], budget: int) -> list[int]:
     if gap <= 1e-12 * max(bound, 1e-30):
         return plan
     kept = [_undecided(group, multiplier, gap) for group in groups]
-    core = _programme(groups, kept, budget)
-    core = _spend_rest(groups, core, budget) if core is not None else plan
-    return min(core, plan, key=lambda p: _loss(groups, p))
+    core = _Core.of(groups, kept, budget)
+    if core is None or (core.rounded and gap <= NEGLIGIBLE * bound):
+        return plan
+    found = _spend_rest(groups, core.solved(groups), budget)
+    return min(found, plan, key=lambda p: _loss(groups, p))
 
 
 def _loss(groups: list[Items], plan: list[int]) -> float:
@@ -51,44 +57,49 @@ def _cost(groups: list[Items], plan: list[int]) -> int:
     return int(sum(g.costs[i] for g, i in zip(groups, plan, strict=True)))
 
 
-def _hull(group: Items) -> list[int]:
+def _hull(group: Items) -> NDArray[np.int64]:
     """Indices on the lower convex hull of (cost, loss) that lower the loss, ascending cost."""
-    hull: list[int] = []
-    for i in range(len(group.costs)):
-        if hull and group.losses[i] >= group.losses[hull[-1]]:
-            continue
-        while len(hull) >= 2 and _slope(group, hull[-2], hull[-1]) >= _slope(
-            group, hull[-2], i
-        ):
-            hull.pop()
-        if hull and group.costs[i] == group.costs[hull[-1]]:
-            hull.pop()
-        hull.append(i)
+    return _hull_of(group.costs.tobytes(), group.losses.tobytes())
+
+
+@lru_cache(maxsize=MOST_HULLS)
+def _hull_of(costs: bytes, losses: bytes) -> NDArray[np.int64]:
+    """Kept by content, for other budgets. Items above the line between their neighbours go,
+    all at once, until there are none."""
+    group = Items(np.frombuffer(costs, np.int64), np.frombuffer(losses, np.float64))
+    before = np.minimum.accumulate(np.append(np.inf, group.losses[:-1]))
+    hull = np.flatnonzero(group.losses < before)
+    later = np.minimum.accumulate(group.costs[hull][::-1])[::-1]
+    hull = hull[np.append(group.costs[hull][:-1] < later[1:], True)]
+    while len(hull) > 2:
+        slopes = _slopes(group, hull)
+        below = slopes[:-1] < slopes[1:]
+        if below.all():
+            break
+        hull = hull[np.concatenate([[True], below, [True]])]
     return hull
 
 
-def _slope(group: Items, a: int, b: int) -> float:
-    """Loss per weight, negative, from item a to the dearer item b."""
-    return float((group.losses[b] - group.losses[a]) / max(group.costs[b] - group.costs[a], 1))
+def _slopes(group: Items, hull: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Loss per weight, negative, of each step from one item to the next dearer one."""
+    return np.diff(group.losses[hull]) / np.diff(group.costs[hull])
 
 
 def _relaxed(groups: list[Items], budget: int) -> tuple[float, list[int]]:
     """The multiplier of the linear relaxation and the plan before its critical step."""
     hulls = [_hull(group) for group in groups]
-    steps = sorted(
-        (_slope(groups[g], a, b), g, b)
-        for g, hull in enumerate(hulls)
-        for a, b in pairwise(hull)
-    )
-    plan = [hull[0] for hull in hulls]
-    spent = _cost(groups, plan)
-    for slope, g, item in steps:
-        extra = int(groups[g].costs[item] - groups[g].costs[plan[g]])
-        if spent + extra > budget:
-            return -slope, plan
-        spent += extra
-        plan[g] = item
-    return 0.0, plan
+    plan = np.array([hull[0] for hull in hulls])
+    owners = np.repeat(np.arange(len(groups)), [len(hull) - 1 for hull in hulls])
+    items = np.concatenate([hull[1:] for hull in hulls])
+    slopes = np.concatenate([_slopes(g, hull) for g, hull in zip(groups, hulls, strict=True)])
+    extra = np.concatenate([np.diff(g.costs[h]) for g, h in zip(groups, hulls, strict=True)])
+    order = np.argsort(slopes, kind="stable")
+    spent = _cost(groups, plan.tolist()) + np.cumsum(extra[order])
+    critical = int(np.searchsorted(spent, budget, side="right"))
+    np.maximum.at(plan, owners[order[:critical]], items[order[:critical]])
+    if critical == len(order):
+        return 0.0, plan.tolist()
+    return -float(slopes[order[critical]]), plan.tolist()
 
 
 def _lower_bound(groups: list[Items], multiplier: float, budget: int) -> float:
@@ -101,24 +112,39 @@ def _undecided(group: Items, multiplier: float, gap: float) -> NDArray[np.int64]
     return np.flatnonzero(reduced - reduced.min() <= gap * (1 + 1e-9))
 
 
-def _programme(
-    groups: list[Items], kept: list[NDArray[np.int64]], budget: int
-) -> list[int] | None:
-    """Best plan over the kept items, or None when their cheapest do not fit."""
-    cheapest = [int(g.costs[k].min()) for g, k in zip(groups, kept, strict=True)]
-    slack = budget - sum(cheapest)
-    if slack < 0:
-        return None
-    extras = [g.costs[k] - c for g, k, c in zip(groups, kept, cheapest, strict=True)]
-    divisor = max(1, int(np.gcd.reduce(np.concatenate(extras))))
-    unit = max(divisor, -(-slack // MOST_BINS))
-    bins = slack // unit
-    best = np.zeros(bins + 1)
-    choices = []
-    for group, items, extra in zip(groups, kept, extras, strict=True):
-        best, choice = _add_group(best, group.losses[items], -(-extra // unit))
-        choices.append(choice)
-    return _trace(choices, kept, [-(-extra // unit) for extra in extras], bins)
+@dataclass(frozen=True)
+class _Core:
+    """The programme over the kept items. widths: their costs above the group's cheapest, in
+    bins; rounded: they are no multiples of a bin, and were rounded up."""
+
+    kept: list[NDArray[np.int64]]
+    widths: list[NDArray[np.int64]]
+    bins: int
+    rounded: bool
+
+    @classmethod
+    def of(
+        cls, groups: list[Items], kept: list[NDArray[np.int64]], budget: int
+    ) -> _Core | None:
+        """None when the cheapest kept items do not fit."""
+        cheapest = [int(g.costs[k].min()) for g, k in zip(groups, kept, strict=True)]
+        slack = budget - sum(cheapest)
+        if slack < 0:
+            return None
+        extras = [g.costs[k] - c for g, k, c in zip(groups, kept, cheapest, strict=True)]
+        divisor = max(1, int(np.gcd.reduce(np.concatenate(extras))))
+        unit = max(divisor, -(-slack // MOST_BINS))
+        widths = [-(-extra // unit) for extra in extras]
+        return cls(kept, widths, slack // unit, unit > divisor)
+
+    def solved(self, groups: list[Items]) -> list[int]:
+        """The best plan over the kept items."""
+        best = np.zeros(self.bins + 1)
+        choices = []
+        for group, items, widths in zip(groups, self.kept, self.widths, strict=True):
+            best, choice = _add_group(best, group.losses[items], widths)
+            choices.append(choice)
+        return _trace(choices, self.kept, self.widths, self.bins)
 
 
 def _add_group(
@@ -131,8 +157,8 @@ def _add_group(
             continue
         candidate = best[: len(best) - width] + loss
         better = candidate < result[width:]
-        result[width:][better] = candidate[better]
-        choice[width:][better] = index
+        np.copyto(result[width:], candidate, where=better)
+        np.copyto(choice[width:], index, where=better)
     return result, choice
 
 
@@ -151,23 +177,34 @@ def _trace(
 
 
 def _spend_rest(groups: list[Items], plan: list[int], budget: int) -> list[int]:
-    """Greedy: the best affordable improvement per weight, until none is left."""
+    """Greedy: the best affordable improvement per weight, until none is left.
+
+    A group's best stays its best while it is affordable, as what is left only shrinks.
+    """
     plan = list(plan)
     left = budget - _cost(groups, plan)
+    best = [_improvement(group, at, left) for group, at in zip(groups, plan, strict=True)]
     while True:
-        best: tuple[float, int, int] | None = None
-        for g, (group, at) in enumerate(zip(groups, plan, strict=True)):
-            extra = group.costs - group.costs[at]
-            gain = group.losses[at] - group.losses
-            usable = np.flatnonzero((extra <= left) & (gain > 0))
-            if usable.size == 0:
-                continue
-            rate = gain[usable] / np.maximum(extra[usable], 1)
-            top = int(rate.argmax())
-            if best is None or rate[top] > best[0]:
-                best = (float(rate[top]), g, int(usable[top]))
-        if best is None:
+        for g, (_, extra, _) in enumerate(best):
+            if extra > left:
+                best[g] = _improvement(groups[g], plan[g], left)
+        g = max(range(len(best)), key=lambda k: best[k][0])
+        rate, extra, item = best[g]
+        if rate <= 0:
             return plan
-        _, g, item = best
-        left -= int(groups[g].costs[item] - groups[g].costs[plan[g]])
+        left -= extra
         plan[g] = item
+        best[g] = _improvement(groups[g], item, left)
+
+
+def _improvement(group: Items, at: int, left: int) -> tuple[float, int, int]:
+    """Gain per weight, extra weights and item of the best step that `left` pays for; all
+    zero where there is none."""
+    extra = group.costs - group.costs[at]
+    gain = group.losses[at] - group.losses
+    usable = np.flatnonzero((extra <= left) & (gain > 0))
+    if usable.size == 0:
+        return 0.0, 0, at
+    rate = gain[usable] / np.maximum(extra[usable], 1)
+    top = int(rate.argmax())
+    return float(rate[top]), int(extra[usable[top]]), int(usable[top])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from spectrim.layers import layer_class
 
 Storage = Callable[[int, int], int]
 """(elements, columns of a row) -> what they take, in the unit of the budget."""
+Ladder = tuple[NDArray[np.int64], NDArray[np.int64]]
 BY_STORAGE = ("loss_optimal", "uniform")
 """Allocators that ask only what a choice costs."""
 
@@ -103,14 +105,22 @@ class AllocationRequest:
 
     def choices(self, curve: LayerCurve) -> Choices:
         """Every allowed rank that is cheaper than the dense layer, and the dense layer."""
-        most = len(curve.loss) - 1
-        ranks = np.arange(self.multiple, most + 1, self.multiple, dtype=np.int64)
-        costs = np.array([self.cost(curve, int(r)) for r in ranks], dtype=np.int64)
-        dense = self.cost(curve, None)
-        cheaper = costs < dense
-        ranks, costs = ranks[cheaper], costs[cheaper]
-        return Choices(
-            np.append(ranks, 0),
-            np.append(costs, dense),
-            np.append(curve.loss[ranks], 0.0),
-        )
+        ranks, costs = self._cheaper(curve)
+        losses = np.append(curve.loss[ranks[:-1]], 0.0)
+        return Choices(ranks, costs, losses)
+
+    def _cheaper(self, curve: LayerCurve) -> Ladder:
+        """Ranks with their costs, priced once for all layers of a shape and kind."""
+        key = (curve.shape, curve.layer, len(curve.loss))
+        if key not in self._ladders:
+            ranks = np.arange(self.multiple, len(curve.loss), self.multiple, dtype=np.int64)
+            costs = np.array([self.cost(curve, int(r)) for r in ranks], dtype=np.int64)
+            dense = self.cost(curve, None)
+            cheaper = costs < dense
+            ladder = np.append(ranks[cheaper], 0), np.append(costs[cheaper], dense)
+            self._ladders[key] = ladder
+        return self._ladders[key]
+
+    @cached_property
+    def _ladders(self) -> dict[Any, Ladder]:
+        return {}
