@@ -134,15 +134,24 @@ class Run:
 
     def begin(self, key: dict[str, Any]) -> bool:
         """Take up what the workspace has under `key`; True when that is the end of the run."""
-        self.path = self.progress.workspace.path("refinement", key)
-        if self.path is None:
-            return False
-        if self._taken_up(self.path):
-            _partial(self.path).unlink(missing_ok=True)
-            self.progress.losses.update(self.state.losses)
+        if self.finished(key):
             return True
-        self._taken_up(_partial(self.path))
+        self.go_on()
         return False
+
+    def finished(self, key: dict[str, Any]) -> bool:
+        """Take up the end of the run under `key` where the workspace has it."""
+        self.path = self.progress.workspace.path("refinement", key)
+        if self.path is None or not self._taken_up(self.path):
+            return False
+        _partial(self.path).unlink(missing_ok=True)
+        self.progress.losses.update(self.state.losses)
+        return True
+
+    def go_on(self) -> None:
+        """Take up where a run under the key of `finished` was stopped, if one was."""
+        if self.path is not None:
+            self._taken_up(_partial(self.path))
 
     def _taken_up(self, path: Path) -> bool:
         if not path.exists():

@@ -94,10 +94,11 @@ def refine(
     schedule = options.schedule(blocks)
     tokens = Tokens(blocks, compressed.device, options.precision)
     with evaluating(original), training_form(compressed) as parameters:
-        if options.scaling == "divergence":
-            schedule = scaled(schedule, original, compressed, tokens)
         run = Run(parameters, progress)
-        if not run.begin(key):
+        if not run.finished(key):
+            if options.scaling == "divergence":
+                schedule = scaled(schedule, original, compressed, tokens)
+            run.go_on()
             runners = BlockRunner(original, tokens), BlockRunner(compressed, tokens)
             gradient = options.out_metric == "gradient"
             roots = output_roots(original, tokens, schedule.rows) if gradient else []

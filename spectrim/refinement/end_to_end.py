@@ -94,10 +94,11 @@ def refine(
 
     with evaluating(original), training_form(compressed) as parameters:
         run = Run(parameters, progress)
-        schedule = options.schedule(blocks)
-        if options.scaling == "divergence":
-            schedule = scaled(schedule, original, compressed, tokens)
-        if not run.begin(key):
+        if not run.finished(key):
+            schedule = options.schedule(blocks)
+            if options.scaling == "divergence":
+                schedule = scaled(schedule, original, compressed, tokens)
+            run.go_on()
             turned = rotations(compressed, parameters, options.basis, progress.calibration)
             stage = Stage("end to end", parameters, loss, turned)
             run.stage(0, stage, schedule, len(blocks))

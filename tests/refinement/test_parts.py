@@ -15,6 +15,7 @@ from spectrim.refinement._factors import balanced_factors, training_form
 from spectrim.refinement._forward import BlockRunner, Tokens
 from spectrim.refinement._output_metric import output_roots
 from spectrim.refinement._training import Run, Schedule
+from spectrim.workspace import Workspace
 from tests.hub.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokens
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE, OUTPUT_METRIC_RELATIVE
@@ -187,6 +188,22 @@ def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
     small, large = (schedule.learning_rate for schedule in seen[::per_model])
     assert small < options.learning_rate
     assert 1.8 < large / small < 2.2
+
+
+@pytest.mark.parametrize("module", [block, end_to_end], ids=["block", "end_to_end"])
+def test_a_finished_run_is_found_before_the_distance_is_measured(monkeypatch, module, tmp_path):
+    blocks = TokenBlocks(tiny_tokens(rows=4, length=16), None, "", "random", 1)
+    options = module.Options(tokens=64, scaling="divergence")
+    trained = []
+    for away in (0.25, None):
+        compressed = copy.deepcopy(tiny_llama())
+        with torch.no_grad():
+            compressed.model.layers[0].mlp.down_proj.weight.mul_(1.1)
+        monkeypatch.setattr(_divergence, "mean_divergence", lambda *g, a=away: a or 1 / 0)
+        progress = Progress(Workspace(tmp_path))
+        module.refine(tiny_llama(), compressed, blocks, options, progress)
+        trained.append(compressed.state_dict())
+    assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
 
 
 @pytest.mark.parametrize(("away", "share"), [(4.0, 1.0), (0.25, 0.5), (-1e-9, 0.0)])
