@@ -5,7 +5,8 @@
 
 Nats per token of the text. For OBD H is diagonal and this is half the tail energy; for any
 other method it prices its own factors in the same units, so that methods compare and
-layers compete in one currency.
+layers compete in one currency. OBD's damped metrics are these statistics, so that H follows
+from the factors alone (`Orthogonality`) in a fraction of the operations.
 """
 
 from __future__ import annotations
@@ -30,11 +31,14 @@ def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Ten
     """
     if statistics is None or not all(name in statistics for name in NEEDED):
         return tail_energy(factors.spectrum)
-    left, right = factors.left, factors.right
-    inputs = right @ statistics["input_covariance"] @ right.T
+    if factors.solved is not None and factors.solved.statistics == NEEDED[::-1]:
+        outputs, inputs = factors.solved.grams(factors)
+    else:
+        left, right = factors.left, factors.right
+        inputs = right @ statistics["input_covariance"] @ right.T
+        outputs = left.T @ statistics["gradient_covariance"] @ left
     if factors.offset is not None:
         inputs = inputs - factors.offset[:, None] * factors.offset
-    outputs = left.T @ statistics["gradient_covariance"] @ left
     curve = 0.5 * statistics.share * trailing_block_sums(outputs * inputs)
     return torch.where(curve > ROUNDING * curve[0].clamp_min(0), curve, 0.0)
 

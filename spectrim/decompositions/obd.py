@@ -28,11 +28,12 @@ class Options:
 
 
 def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
-    out_covariance = problem.statistic("gradient_covariance")
-    in_covariance = problem.statistic("input_covariance")
     return (
-        CovarianceMetric(
-            out_covariance, options.damping, f"gradient covariance of {problem.name}"
-        ),
-        CovarianceMetric(in_covariance, options.damping, f"input covariance of {problem.name}"),
+        _damped(problem, "gradient_covariance", options),
+        _damped(problem, "input_covariance", options),
     )
+
+
+def _damped(problem: LayerProblem, statistic: str, options: Options) -> Metric:
+    name = f"{statistic.replace('_', ' ')} of {problem.name}"
+    return CovarianceMetric(problem.statistic(statistic), options.damping, name, statistic)

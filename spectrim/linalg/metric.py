@@ -19,7 +19,11 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import NumericalError
-from spectrim.linalg.psd import check_covariance, cholesky, damped
+from spectrim.linalg.products import gram, symmetric_product
+from spectrim.linalg.psd import check_covariance, cholesky, damped, mean_diagonal
+
+ROUNDING = 1e-13
+"""Of the mean diagonal: less, and the factor's own error is larger."""
 
 
 class Metric(ABC):
@@ -41,7 +45,7 @@ class IdentityMetric(Metric):
         return matrix
 
     def gram(self, matrix: Tensor) -> Tensor:
-        return matrix.T @ matrix
+        return gram(matrix)
 
 
 class DiagonalMetric(Metric):
@@ -62,23 +66,27 @@ class DiagonalMetric(Metric):
         return matrix / self.scale[:, None]
 
     def gram(self, matrix: Tensor) -> Tensor:
-        scaled = self.whiten(matrix)
-        return scaled.T @ scaled
+        return gram(self.whiten(matrix))
 
 
 class CovarianceMetric(Metric):
     """`C = covariance + damping * mean(diag) * I`, shape (n, n).
 
     The Cholesky factor is made on first use: a solver that only needs `gram` never pays
-    for it and works with a singular covariance. Raises NumericalError for a covariance that
-    is zero or not finite.
+    for it and works with a singular covariance. statistic: its name, where the
+    covariance is one of the layer's own. Raises NumericalError for one that is zero or not
+    finite.
     """
 
-    def __init__(self, covariance: Tensor, damping: float, name: str = "covariance"):
+    def __init__(
+        self, covariance: Tensor, damping: float, name: str = "covariance", statistic: str = ""
+    ):
+        self.statistic = statistic
         self.damping = damping
         self.name = name
         check_covariance(covariance, name)
         self.covariance = damped(covariance.double(), damping)
+        self._ridge = damping * mean_diagonal(covariance)
 
     @cached_property
     def factor(self) -> Tensor:
@@ -91,7 +99,17 @@ class CovarianceMetric(Metric):
         return torch.linalg.solve_triangular(self.factor.T, matrix, upper=True)
 
     def gram(self, matrix: Tensor) -> Tensor:
-        return matrix.T @ (self.covariance @ matrix)
+        return symmetric_product(matrix, self.covariance @ matrix)
+
+    @property
+    def ridge(self) -> float:
+        """r in `C = covariance + r I`, with what the Cholesky factor had to add if one was
+        made."""
+        if "factor" not in vars(self):
+            return self._ridge
+        excess = self.factor.square().sum() - self.covariance.diagonal().sum()
+        more = float(excess) / len(self.covariance)
+        return self._ridge + (more if more > ROUNDING * mean_diagonal(self.covariance) else 0.0)
 
 
 class StackedMetric(Metric):

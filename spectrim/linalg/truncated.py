@@ -11,13 +11,54 @@ so the eigenproblem always has the size of the smaller side.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from spectrim.linalg.metric import Metric
+from spectrim.linalg.metric import CovarianceMetric, Metric
+from spectrim.linalg.products import gram
 from spectrim.linalg.psd import check_finite, descending_eigh
+
+
+@dataclass(frozen=True)
+class Orthogonality:
+    """What factors satisfy in the damped metrics C + r I that they were solved in:
+
+        left^T (C_out + r_out I) left = diag(outer)
+        right (C_in + r_in I) right^T = diag(inner)
+
+    statistics: names of C_out and C_in; ridges (r_out, r_in); outer, inner (k,).
+    """
+
+    statistics: tuple[str, str]
+    ridges: tuple[float, float]
+    outer: Tensor
+    inner: Tensor
+
+    @classmethod
+    def of(
+        cls, out_metric: Metric, in_metric: Metric, outer: Tensor, inner: Tensor
+    ) -> Orthogonality | None:
+        """None unless both metrics are statistics of the layer."""
+        if not isinstance(out_metric, CovarianceMetric):
+            return None
+        if not isinstance(in_metric, CovarianceMetric):
+            return None
+        names = out_metric.statistic, in_metric.statistic
+        return (
+            cls(names, (out_metric.ridge, in_metric.ridge), outer, inner)
+            if all(names)
+            else None
+        )
+
+    def grams(self, factors: Factors) -> tuple[Tensor, Tensor]:
+        """`left^T C_out left` and `right C_in right^T` (k, k), without the covariances."""
+        outer = gram(factors.left).mul_(-self.ridges[0])
+        inner = gram(factors.right.T).mul_(-self.ridges[1])
+        outer.diagonal().add_(self.outer)
+        inner.diagonal().add_(self.inner)
+        return outer, inner
 
 
 @dataclass(frozen=True)
@@ -26,12 +67,14 @@ class Factors:
 
     left (out, k), right (k, in), spectrum (k,) the singular values of the whitened weight.
     offset (k,), or None: what a bias takes over of the cut terms, `sum_{i>r} left_i offset_i`.
+    solved: of factors fresh from two covariances, by whose damped values they are orthogonal.
     """
 
     left: Tensor
     right: Tensor
     spectrum: Tensor
     offset: Tensor | None = None
+    solved: Orthogonality | None = None
 
     @property
     def max_rank(self) -> int:
@@ -64,7 +107,12 @@ class Factors:
         column, row = self.left.norm(dim=0), self.right.norm(dim=1)
         scale = torch.where((column > 0) & (row > 0), (row / column).sqrt(), 1.0)
         offset = None if self.offset is None else self.offset / scale
-        return Factors(self.left * scale, self.right / scale[:, None], self.spectrum, offset)
+        solved = self.solved
+        if solved is not None:
+            outer, inner = solved.outer * scale**2, solved.inner / scale**2
+            solved = replace(solved, outer=outer, inner=inner)
+        left, right = self.left * scale, self.right / scale[:, None]
+        return Factors(left, right, self.spectrum, offset, solved)
 
 
 def solve(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
@@ -76,11 +124,14 @@ def solve(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
     weight = weight.double()
     if weight.shape[0] <= weight.shape[1]:
         basis, rest, spectrum = _one_sided(weight, out_metric, in_metric)
-        factors = Factors(basis, rest, spectrum)
+        sizes = torch.ones_like(spectrum), spectrum**2
+        left, right = basis, rest
     else:
         basis, rest, spectrum = _one_sided(weight.T, in_metric, out_metric)
-        factors = Factors(rest.T, basis.T, spectrum)
-    return factors.balanced()
+        sizes = spectrum**2, torch.ones_like(spectrum)
+        left, right = rest.T, basis.T
+    solved = Orthogonality.of(out_metric, in_metric, *sizes)
+    return Factors(left, right, spectrum, solved=solved).balanced()
 
 
 def _one_sided(weight: Tensor, near: Metric, far: Metric) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,8 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-_LEAF = 128
-"""Width below which one plain product is faster than two halves and a block."""
+from spectrim.linalg.products import gram
 
 
 @dataclass(frozen=True)
@@ -37,22 +36,4 @@ class LayerTokens:
 
 def sum_of_outer_products(rows: Tensor) -> Tensor:
     """`sum_t r_t r_t^T`, (d, d), in float32 or better; states add it up in float64."""
-    rows = rows if rows.dtype == torch.float64 else rows.float()
-    result = rows.new_empty(rows.shape[1], rows.shape[1])
-    _fill_symmetric(result, rows)
-    return result
-
-
-def _fill_symmetric(result: Tensor, rows: Tensor) -> None:
-    """`result = rows^T rows`, halving: the block above the diagonal is computed only once."""
-    size = rows.shape[1]
-    if size <= _LEAF:
-        torch.mm(rows.T, rows, out=result)
-        return
-    half = size // 2
-    first, second = rows[:, :half], rows[:, half:]
-    _fill_symmetric(result[:half, :half], first)
-    _fill_symmetric(result[half:, half:], second)
-    across = first.T @ second
-    result[:half, half:] = across
-    result[half:, :half] = across.T
+    return gram(rows if rows.dtype == torch.float64 else rows.float())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +12,7 @@ from torch import Tensor
 from spectrim.calibration import Calibration
 from spectrim.curves import predicted_curve
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.errors import NumericalWarning
 from spectrim.linalg.spectrum import tail_energy
 from spectrim.linalg.truncated import Factors
 from tests.layer_problems import (
@@ -141,3 +145,25 @@ def test_prediction_approaches_the_measured_divergence(method):
     assert fine < KFAC_RELATIVE
     assert fine < 0.2 * coarse
     assert finest < 0.2 * fine
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("damping", "tokens"), [(1e-3, 256), (0.3, 256), (0.0, 256), (0.0, 5)])
+def test_orthogonal_factors_are_priced_without_the_statistics(shape, damping, tokens):
+    """The same curve as from the covariances, also where the factor of a singular one had to
+    be damped by itself."""
+    weight, _ = random_layer(shape)
+    statistics = statistics_of(random_tokens(weight, None, tokens), shape, PRICING)
+    problem = LayerProblem(LAYER, weight, None, statistics)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NumericalWarning)
+        factors = decomposed("obd", problem, damping=damping)
+    assert factors.solved is not None
+    plain = predicted_curve(replace(factors, solved=None), statistics)
+    curve = predicted_curve(factors, statistics)
+    assert torch.allclose(curve, plain, rtol=0, atol=FLOAT64_RELATIVE * float(plain[0]))
+
+
+@pytest.mark.parametrize("method", ["gfwsvd", "obd_bias", "svd_llm"])
+def test_only_metrics_that_are_the_losses_own_price_by_themselves(method):
+    assert decomposed(method, priced_problem(method, (9, 18), False)).solved is None
