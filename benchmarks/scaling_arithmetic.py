@@ -96,7 +96,7 @@ def _decomposing(layer: tuple[int, int]) -> int:
 
 def _work(shape: Shape, tokens: int) -> str:
     head = shape.width * shape.words
-    passes = 8 * tokens * shape.blocks * shape.block + 4 * tokens * head
+    passes = 6 * tokens * shape.blocks * shape.block + 4 * tokens * head
     squares = sum(n**2 for n in shape.inputs) + sum(out**2 for out, _ in shape.layers)
     sums = tokens * shape.blocks * squares
     solving = shape.blocks * sum(map(_solving, shape.layers))
@@ -107,13 +107,14 @@ def _work(shape: Shape, tokens: int) -> str:
 
 
 def _solving(layer: tuple[int, int]) -> float:
-    """Cholesky factor, whitening, Gram matrix and eigenvectors of the smaller side, the other
-    factor, and the price of the cuts."""
+    """Cholesky factor and whitening, Gram matrix and eigenvectors of the smaller side, both
+    factors, and the price of the cuts."""
     large, small = max(layer), min(layer)
-    metric = small**3 / 3 + small**2 * large
-    gram = 2 * small * large**2 + 2 * small**2 * large
-    pricing = 2 * small * (large**2 + small**2) + 2 * small**2 * (large + small)
-    return metric + gram + 9 * small**3 + 2 * small**2 * large + small**3 + pricing
+    whitening = small**3 / 3 + 2 * small**2 * large
+    gram = 2 * small * large**2 + small**2 * large
+    factors = small**3 + 2 * small**2 * large
+    pricing = small**2 * (large + small)
+    return whitening + gram + 9 * small**3 + factors + pricing
 
 
 def _shown(count: float) -> str:
