@@ -11,6 +11,8 @@ import argparse
 from dataclasses import dataclass
 
 GIB = 2**30
+CALIBRATING, DECOMPOSING = 0.71, 0.8
+"""Measured on one thread, of the rate of a large matrix product in float32 and in float64."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--tflops", type=float, nargs=2, default=(67.0, 67.0))
     given = parser.parse_args()
     tokens = given.sequences * given.length
     print("| model | whole model | one block | streaming, at least | disk | read and written |")
@@ -63,6 +66,11 @@ def main() -> None:
     print("|---|---|---|---|")
     for shape in SHAPES:
         print(_work(shape, tokens))
+    print()
+    print("| model | calibrating, h | decomposing, h | both | on eight |")
+    print("|---|---|---|---|---|")
+    for shape in SHAPES:
+        print(_hours(shape, tokens, (given.tflops[0] * 1e12, given.tflops[1] * 1e12)))
 
 
 def _room(shape: Shape, tokens: int, length: int) -> str:
@@ -94,16 +102,32 @@ def _decomposing(layer: tuple[int, int]) -> int:
     return 8 * (matrices + 3 * out * inner + 2 * small * (out + inner))
 
 
-def _work(shape: Shape, tokens: int) -> str:
+def _operations(shape: Shape, tokens: int) -> tuple[float, float, float]:
+    """Of passes, sums and decompositions."""
     head = shape.width * shape.words
     passes = 6 * tokens * shape.blocks * shape.block + 4 * tokens * head
     squares = sum(n**2 for n in shape.inputs) + sum(out**2 for out, _ in shape.layers)
     sums = tokens * shape.blocks * squares
     solving = shape.blocks * sum(map(_solving, shape.layers))
-    figures = [f"{value / 1e15:,.0f}" for value in (passes, sums, solving)]
-    if solving < 1e15:
-        figures = [f"{value / 1e15:,.2f}" for value in (passes, sums, solving)]
+    return passes, sums, solving
+
+
+def _work(shape: Shape, tokens: int) -> str:
+    operations = _operations(shape, tokens)
+    digits = 2 if operations[2] < 1e15 else 0
+    figures = [f"{value / 1e15:,.{digits}f}" for value in operations]
     return f"| {shape.name} | " + " | ".join(figures) + " |"
+
+
+def _hours(shape: Shape, tokens: int, rates: tuple[float, float]) -> str:
+    """On one and on eight devices of so many operations per second in float32 and float64, by
+    the shares of a matrix product's rate that were measured."""
+    passes, sums, solving = _operations(shape, tokens)
+    calibrating = (passes + sums) / (CALIBRATING * rates[0]) / 3600
+    decomposing = solving / (DECOMPOSING * rates[1]) / 3600
+    both = calibrating + decomposing
+    figures = (calibrating, decomposing, both, both / 8)
+    return f"| {shape.name} | " + " | ".join(f"{hours:,.2f}" for hours in figures) + " |"
 
 
 def _solving(layer: tuple[int, int]) -> float:
