@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import spectrim
+from spectrim import several
 from spectrim.errors import CheckpointError
 
 Entry = TypeVar("Entry")
@@ -44,7 +45,16 @@ class Workspace:
 
 
 def kept(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
-    """The entry at `path`; None where it is absent or, with a warning, damaged."""
+    """The entry at `path`; None where it is absent or, with a warning, damaged.
+
+    Of several processes, all of which have to ask: None where one of them has it not.
+    """
+    entry = found(path, load)
+    return entry if several.agreed(entry is not None) else None
+
+
+def found(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
+    """`kept` as one process sees it."""
     if path is None or not path.exists():
         return None
     try:

@@ -12,7 +12,7 @@ import spectrim
 ROOT = Path(spectrim.__file__).parent
 LEVELS = (
     {"errors", "processes"},
-    {"registry", "storage", "workspace"},
+    {"registry", "several", "storage", "workspace"},
     {"linalg"},
     {"data", "statistics", "layers", "tasks"},
     {"surgery"},

@@ -5,6 +5,9 @@ import torch
 BATCH_SPLIT_RELATIVE = 1e-5
 """Float32 matrix products may be summed in another order for another batch size."""
 
+PROCESSES_RELATIVE = 1e-12
+"""Float64 sums over tokens, added up by several processes in another order."""
+
 FLOAT32_RELATIVE = 1e-5
 """A figure computed twice in float32 by two routes."""
 

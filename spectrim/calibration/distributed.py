@@ -1,25 +1,38 @@
-"""Calibration by several processes: each sums over a part of the sequences, then all add up.
+"""Calibration by several processes: each sums over a part of the batches, then all add up.
 
     S = sum_ranks S_r        every statistic is a sum over tokens
 
-The parts are ranges of whole sequences under their own numbers, so that labels drawn by
-sequence, and gradients kept in buckets of sequences, are those of one process.
+Process r of n runs the batches r, r + n, r + 2n, ... Sequences keep their own numbers, so that
+labels drawn by sequence, and gradients kept in buckets of sequences, are those of one process.
+
+A model may be sharded over the processes (FSDP2): layers then still see whole inputs, outputs
+and gradients, and only their weights come and go. Its processes have to run as many passes as
+each other, so one that has no batch left keeps the others company.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from spectrim import several
 from spectrim.calibration.result import Calibration
-from spectrim.calibration.whole_model import CalibrationSettings, begin, calibrate
+from spectrim.calibration.whole_model import (
+    CalibrationSettings,
+    begin,
+    calibrate,
+    freezing,
+    rows_per_batch,
+)
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.surgery.targets import Target
+from spectrim.surgery.targets import blocks as decoder_blocks
 
 
 def calibrate_distributed(
@@ -30,35 +43,104 @@ def calibrate_distributed(
 ) -> Calibration:
     """What `calibrate` gives, to rounding, in every process of the default group.
 
-    Each process holds the whole model and calls this with the same arguments. Raises
-    InputError where there is no group, or fewer sequences than processes.
+    Each process holds the whole model, or its shard of one that `sharded` has split, and calls
+    this with the same arguments. Raises InputError where there is no group; what `calibrate`
+    raises in one process is raised in all, unless the model is sharded: then that process
+    alone raises it, and has to end.
     """
     if not dist.is_initialized():
         raise InputError("no process group; start with torchrun and init_process_group")
-    rank, count = dist.get_rank(), dist.get_world_size()
-    if len(blocks) < count:
-        raise InputError(f"{count} processes share {len(blocks)} sequences; start fewer")
-    start, end = (len(blocks) * (rank + more) // count for more in (0, 1))
+    own = own_settings(blocks, settings)
+    in_shards = _in_shards(model)
+    with nullcontext() if in_shards else several.together():
+        part = begin_part(model, targets, blocks, own)
+        missing = _rounds(blocks, own) - _passes(part, blocks, own)
+        part = calibrate(model, targets, blocks, own, resume=part)
+        if in_shards:
+            _keep_company(model, blocks, own, missing)
+    return added_up(part, len(blocks))
+
+
+def own_settings(blocks: TokenBlocks, settings: CalibrationSettings) -> CalibrationSettings:
+    """For one of several processes: batches of a size that all of them have as many of, or
+    one more. In a single process the settings themselves."""
+    if (count := several.count()) == 1:
+        return settings
+    rows = rows_per_batch(blocks, settings.tokens_per_batch)
+    rounds = -(-len(blocks) // (rows * count))
+    rows = -(-len(blocks) // (rounds * count))
+    return replace(settings, tokens_per_batch=rows * blocks.ids.shape[1], every=count)
+
+
+def begin_part(
+    model: nn.Module,
+    targets: Sequence[Target],
+    blocks: TokenBlocks,
+    settings: CalibrationSettings,
+) -> Calibration:
+    """`begin`, at this process's first batch."""
     part = begin(model, targets, blocks, settings)
-    part.provenance["sequences_done"] = start
-    result = calibrate(model, targets, _first(blocks, end), settings, resume=part)
-    _add_up(result)
-    result.provenance["sequences_done"] = len(blocks)
-    return result
+    first = several.number() * rows_per_batch(blocks, settings.tokens_per_batch)
+    part.provenance["sequences_done"] = min(first, len(blocks))
+    return part
 
 
-def _first(blocks: TokenBlocks, end: int) -> TokenBlocks:
-    mask, scored = (None if t is None else t[:end] for t in (blocks.mask, blocks.scored))
-    return replace(blocks, ids=blocks.ids[:end], mask=mask, scored=scored)
+def added_up(part: Calibration, sequences: int) -> Calibration:
+    """The sums of all processes, in place and the same bits in each of them."""
+    if several.count() == 1:
+        return part
+    states = [state for by_layer in part.states.values() for state in by_layer.values()]
+    several.add_up(tensor for state in states for tensor in state.values())
+    numbers = torch.tensor([part.tokens, *part.counts.values()], dtype=torch.int64)
+    several.add_up([numbers])
+    part.tokens = int(numbers[0])
+    part.counts = dict(zip(part.counts, numbers[1:].tolist(), strict=True))
+    part.provenance["sequences_done"] = sequences
+    return part
 
 
-def _add_up(result: Calibration) -> None:
-    """All sums, in place and in the same order in every process."""
-    for by_layer in result.states.values():
-        for state in by_layer.values():
-            for tensor in state.values():
-                dist.all_reduce(tensor)
-    numbers = torch.tensor([result.tokens, *result.counts.values()], dtype=torch.int64)
-    dist.all_reduce(numbers)
-    result.tokens = int(numbers[0])
-    result.counts = dict(zip(result.counts, numbers[1:].tolist(), strict=True))
+def sharded(model: nn.Module) -> nn.Module:
+    """`model` with each process keeping its share of the weights (FSDP2): a decoder block's
+    are gathered for its own passes and let go after them. In place, parameters frozen.
+
+    Raises InputError where there is no process group.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    if not dist.is_initialized():
+        raise InputError("no process group; start with torchrun and init_process_group")
+    mesh = dist.init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+    model.requires_grad_(False)  # so that no gradient of a weight is ever formed or scattered
+    for _, block in decoder_blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _in_shards(model: nn.Module) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def _rounds(blocks: TokenBlocks, settings: CalibrationSettings) -> int:
+    step = rows_per_batch(blocks, settings.tokens_per_batch) * settings.every
+    return -(-len(blocks) // step)
+
+
+def _passes(part: Calibration, blocks: TokenBlocks, settings: CalibrationSettings) -> int:
+    left = len(blocks) - int(part.provenance["sequences_done"])
+    step = rows_per_batch(blocks, settings.tokens_per_batch) * settings.every
+    return max(0, -(-left // step))
+
+
+def _keep_company(
+    model: nn.Module, blocks: TokenBlocks, settings: CalibrationSettings, passes: int
+) -> None:
+    """Passes that nothing is summed over."""
+    ids = blocks.ids[:1].to(next(model.parameters()).device)
+    for _ in range(passes):
+        with freezing(model, settings.backward), torch.set_grad_enabled(settings.backward):
+            logits = model(input_ids=ids, use_cache=False).logits
+            if settings.backward:
+                logits.sum().backward()

@@ -32,6 +32,8 @@ class CalibrationSettings:
 
     temperature T, for sampled labels: y ~ softmax(z / T), and the loss T CE(z / T, y), whose
     gradients have covariance diag(p) - p p^T, p = softmax(z / T), in units of the logits z.
+
+    every: only each n-th batch is run, as one of n processes does.
     """
 
     statistics: tuple[str, ...]
@@ -39,6 +41,7 @@ class CalibrationSettings:
     tokens_per_batch: int = 4096
     seed: int = 0
     temperature: float = 1.0
+    every: int = 1
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -68,11 +71,19 @@ class Batch:
     scored: Tensor | None = None
 
 
+def rows_per_batch(blocks: TokenBlocks, tokens_per_batch: int) -> int:
+    return max(1, tokens_per_batch // blocks.ids.shape[1])
+
+
 def batches(
-    blocks: TokenBlocks, tokens_per_batch: int, start: int, device: torch.device
+    blocks: TokenBlocks,
+    tokens_per_batch: int,
+    start: int,
+    device: torch.device,
+    every: int = 1,
 ) -> Iterator[Batch]:
-    size = max(1, tokens_per_batch // blocks.ids.shape[1])
-    for first in range(start, len(blocks.ids), size):
+    size = rows_per_batch(blocks, tokens_per_batch)
+    for first in range(start, len(blocks.ids), size * every):
         ids = blocks.ids[first : first + size].to(device)
         mask = torch.ones_like(ids, dtype=torch.bool)
         if blocks.mask is not None:
@@ -92,7 +103,7 @@ def calibrate(
 ) -> Calibration:
     """Run the model over all blocks and return the summed statistics.
 
-    `resume` is a calibration that stopped after `provenance["sequences_done"]` sequences.
+    `resume` is a calibration that goes on at sequence `provenance["sequences_done"]`.
     Raises ModelError when activations or gradients are not finite.
     """
     *_, result = calibrate_steps(model, targets, blocks, settings, resume)
@@ -109,13 +120,14 @@ def calibrate_steps(
     """`calibrate`, yielding the running result after every batch so that it can be stored."""
     device = next(model.parameters()).device
     result = resume or begin(model, targets, blocks, settings)
-    start = int(result.provenance.get("sequences_done", 0))
+    start, size = int(result.provenance.get("sequences_done", 0)), settings.tokens_per_batch
+    step = rows_per_batch(blocks, size) * settings.every
     yield result
-    with _frozen(model, settings.backward):
-        for batch in batches(blocks, settings.tokens_per_batch, start, device):
+    with freezing(model, settings.backward):
+        for batch in batches(blocks, size, start, device, settings.every):
             _run_batch(model, targets, batch, settings, result)
             result.tokens += int(batch.mask.sum())
-            result.provenance["sequences_done"] = batch.first_sequence + len(batch.ids)
+            result.provenance["sequences_done"] = min(batch.first_sequence + step, len(blocks))
             yield result
 
 
@@ -231,7 +243,7 @@ def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
 
 
 @contextmanager
-def _frozen(model: nn.Module, backward: bool) -> Iterator[None]:
+def freezing(model: nn.Module, backward: bool) -> Iterator[None]:
     """`frozen`; the embedding's output starts the graph."""
     handles = []
     if backward:

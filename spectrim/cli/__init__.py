@@ -24,21 +24,37 @@ def main() -> None:
         import spectrim.cli.recipes
         import spectrim.cli.report  # noqa: F401  adds its command
         from spectrim.cli.commands import app
+        from spectrim.cli.several import group
 
-        app(prog_name="spectrim")
+        with group():
+            app(prog_name="spectrim")
     except SpectrimError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")
     except (MemoryError, RuntimeError) as error:
+        from spectrim.cli.several import is_lost
+
+        if is_lost(error):
+            _fail("another process of this run has ended; see why above, and start again")
         if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            _failed_first()
             raise
         _fail("out of memory; use a shorter --length or --set calibration.tokens_per_batch=N")
 
 
 def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    if _failed_first():
+        print(f"error: {' '.join(message.splitlines())}", file=sys.__stderr__)
+        sys.stderr.flush()
     sys.exit(FAILED)
+
+
+def _failed_first() -> bool:
+    """Of several processes, each of which says once that it failed."""
+    from spectrim.cli.several import failed_first
+
+    return failed_first()
 
 
 def _one_line(

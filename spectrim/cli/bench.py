@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from spectrim import pipeline
+from spectrim import pipeline, several
 from spectrim.cli import show
-from spectrim.cli.commands import Json, Model, RemoteCode, _load, app
+from spectrim.cli.commands import Json, Model, RemoteCode, _load, app, check_processes
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
@@ -52,6 +52,8 @@ def bench(
     base = recipe_of(given)
     specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
     recipes = pipeline.named_recipes(specs, base)
+    for recipe in recipes.values():
+        check_processes(recipe)
     wanted = _budgets(budgets, given["budget"])
     for recipe in recipes.values():
         for budget in wanted:
@@ -68,7 +70,9 @@ def bench(
     )
     title = f"{model}: {', '.join(recipes)}"
     for result in bench_steps(original, tokenizer, recipes, wanted, settings):
-        _write(result, output, model, title)
+        with several.together():
+            if several.is_first():
+                _write(result, output, model, title)
         _tell(result)
     _show(result, output, model, json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +11,11 @@ import typer
 from transformers.utils import logging
 
 import spectrim
-from spectrim import hub, pipeline
+from spectrim import hub, pipeline, several
 from spectrim.cli import show
 from spectrim.cli.group import Commands
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.cli.several import check_shared
 from spectrim.cli.streaming import Wanted, within_memory
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
@@ -61,6 +63,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
     ] = False,
@@ -71,6 +74,7 @@ def _common(
         bool, typer.Option("-q", "--quiet", help="Results, warnings and errors only.")
     ] = False,
 ) -> None:
+    check_shared(context.invoked_subcommand)
     if verbose and quiet:
         raise InputError("choose one of --verbose and --quiet")
     show.set_level(verbose, quiet)
@@ -84,6 +88,16 @@ def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
     if tokenizer is None:
         raise InputError(f"{name} has no tokenizer; put its files beside the model")
     return model, tokenizer, hub.stored_dtype(name) or torch.float32
+
+
+def check_processes(recipe: Recipe, memory: str | None = None) -> None:
+    """Raises InputError for what several processes do not share."""
+    if several.count() == 1:
+        return
+    if memory is not None:
+        raise InputError("--memory is for one process: start without torchrun, or leave it out")
+    if recipe.selection is not None:
+        raise InputError("a recipe that selects bases runs in one process, without torchrun")
 
 
 def _in_bytes(recipe: Recipe, stored: torch.dtype) -> Recipe:
@@ -139,6 +153,7 @@ def compress(
     recipe = recipe_of(given)
     if recipe.selection is not None and (plan or target_loss is not None):
         raise InputError("a recipe that selects bases takes a --budget, no plan or target loss")
+    check_processes(recipe, memory)
     followed = load_plan(plan) if plan else None
     if followed:
         recipe = recipe.with_changes(
@@ -175,7 +190,7 @@ def compress(
     pair = Pair(original, smaller, tokenizer, stored)
     facts = facts_of(Made(model, chosen, recipe, decomposition), pair)
     extras |= report_extras(compared(facts, pair, recipe) if report else facts, report)
-    hub.save_compressed(
+    hub.save_together(
         smaller,
         tokenizer,
         output,
@@ -221,11 +236,12 @@ def plan(
     if check_speed:
         for text in pipeline.slow_layers(chosen, recipe, progress.workspace, progress.track):
             show.note(f"warning: {text}")
-    write_text(
-        plot, curve_svg(points, f"{model}: {recipe.method}, {recipe.layer}", chosen.kept)
-    )
-    if output:
-        save_plan(chosen, output)
+    with several.together():
+        if several.is_first():
+            title = f"{model}: {recipe.method}, {recipe.layer}"
+            write_text(plot, curve_svg(points, title, chosen.kept))
+            if output:
+                save_plan(chosen, output)
     if json:
         show.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
         return
@@ -275,7 +291,9 @@ def evaluate(
         if task:
             results[name] |= pipeline.evaluate_task(model, tokenizer, TaskRecipe(data=task))
         if wanted:
-            results[name] |= evaluate_harness(model, tokenizer, wanted, harness)
+            results[name] |= several.from_first(
+                partial(evaluate_harness, model, tokenizer, wanted, harness)
+            )
         if data or not (task or wanted):
             text = data or "python:held_out"
             results[name] |= pipeline.evaluate(model, tokenizer, text, settings, reference)

@@ -11,13 +11,14 @@ together (`JointCorrection`). Divergence is KL to the original on calibration to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spectrim import several
 from spectrim.curves.probe import Diverging
 from spectrim.planning.decomposition import Decomposition, JointCorrection
 from spectrim.planning.planner import make_plan
@@ -29,21 +30,26 @@ DENSE_STAND_IN = 0.85
 """Fraction of full rank at which a layer is measured that a plan leaves dense."""
 _FLOOR = 1e-6
 
-Track = Callable[[Iterable[str]], Iterable[str]]
+Track = Callable[[Sequence[str]], Iterable[str]]
 
 
 def measured_layers(
     decomposition: Decomposition, probe: Diverging, recipe: Recipe, track: Track = iter
 ) -> Decomposition:
-    """The decomposition with each layer's curve rescaled by its own measurements."""
+    """The decomposition with each layer's curve rescaled by its own measurements, which
+    several processes share among them."""
     ranks = _probe_ranks(decomposition, recipe)
-    curves = {}
-    for name in track(list(decomposition.shapes)):
-        measured = {
-            rank: probe.divergence(*decomposition.by_module({name: rank}))
-            for rank in ranks[name]
-        }
-        curves[name] = rescaled(decomposition.curves[name], measured)
+    own = {}
+    with several.together():
+        for name in track(list(several.own(decomposition.shapes))):
+            own[name] = {
+                rank: probe.divergence(*decomposition.by_module({name: rank}))
+                for rank in ranks[name]
+            }
+    measured = several.merged(own)
+    curves = {
+        name: rescaled(curve, measured[name]) for name, curve in decomposition.curves.items()
+    }
     return replace(decomposition, curves=curves)
 
 
@@ -51,13 +57,15 @@ def measured_jointly(
     decomposition: Decomposition, probe: Diverging, recipe: Recipe
 ) -> Decomposition:
     """The decomposition with the map from summed to joint divergence."""
-    pairs = []
-    for budget in JOINT_BUDGETS:
-        plan = make_plan(decomposition, recipe.for_measuring(budget))
-        summed = sum(layer.predicted_loss for layer in plan.layers.values())
-        if summed > 0 and plan.ranks:
-            measured = probe.divergence(*decomposition.by_module(plan.ranks))
-            pairs.append((summed, max(measured, _FLOOR)))
+    own = []
+    with several.together():
+        for budget in several.own(JOINT_BUDGETS):
+            plan = make_plan(decomposition, recipe.for_measuring(budget))
+            summed = sum(layer.predicted_loss for layer in plan.layers.values())
+            if summed > 0 and plan.ranks:
+                measured = probe.divergence(*decomposition.by_module(plan.ranks))
+                own.append((summed, max(measured, _FLOOR)))
+    pairs = [pair for part in several.exchanged(own) for pair in part]
     return replace(decomposition, correction=JointCorrection(_ascending(pairs)))
 
 

@@ -23,6 +23,10 @@ class Batch:
     mask: Tensor | None
 
     @property
+    def rows(self) -> slice:
+        return slice(self.start, self.start + len(self.ids))
+
+    @property
     def predicted(self) -> Tensor:
         """(B, T - 1) bool: positions whose next token is there to be predicted."""
         if self.mask is None:

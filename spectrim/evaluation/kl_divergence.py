@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
+from spectrim import several
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
 from spectrim.evaluation._forward import (
@@ -55,16 +56,17 @@ def evaluate(
         raise InputError("kl_divergence compares with the original model; give it as reference")
     check_readable(model, blocks)
     check_readable(reference, blocks)
-    totals = torch.zeros(3, dtype=torch.float64)
-    with inference(model, reference):
-        for batch in batches(blocks, options.batch_size):
-            totals += _batch_totals(model, reference, batch)
-    divergence, agreed, tokens = totals.tolist()
+    totals = torch.zeros(len(blocks), 3, dtype=torch.float64)
+    with several.together(), inference(model, reference):
+        for batch in several.own(batches(blocks, options.batch_size)):
+            totals[batch.rows] = _batch_totals(model, reference, batch)
+    several.add_up([totals])
+    divergence, agreed, tokens = totals.sum(0).tolist()
     return {"kl_divergence": divergence / tokens, "top1_agreement": agreed / tokens}
 
 
 def _batch_totals(model: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> Tensor:
-    """(3,): summed divergence, agreements, tokens."""
+    """(B, 3): of each row summed divergence, agreements, tokens."""
     original, compressed = logits(reference, batch), logits(model, batch)
     if original.shape != compressed.shape:
         raise InputError(
@@ -72,7 +74,7 @@ def _batch_totals(model: PreTrainedModel, reference: PreTrainedModel, batch: Bat
             f"{original.shape[-1]}; expected two models of one vocabulary"
         )
     rows = zip(original, compressed, batch.predicted, strict=True)
-    totals = torch.stack([_row_totals(*row) for row in rows]).sum(0)
+    totals = torch.stack([_row_totals(*row) for row in rows])
     if not totals.isfinite().all():
         raise NumericalError(
             f"the divergence of {batch.describe()} is not finite: a model's weights or its "

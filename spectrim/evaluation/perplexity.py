@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spectrim import several
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
 from spectrim.evaluation._forward import (
@@ -79,16 +80,19 @@ def per_document(
 def row_losses(
     model: PreTrainedModel, blocks: TokenBlocks, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss (N,) in float64 and predicted tokens (N,) of each row."""
+    """Summed loss (N,) in float64 and predicted tokens (N,) of each row; of several processes
+    each runs a part of the batches, and all have the same figures to the bit."""
     check_readable(model, blocks)
-    losses, counts = [], []
-    with inference(model):
-        for batch in batches(blocks, options.batch_size):
+    losses = torch.zeros(len(blocks), dtype=torch.float64)
+    counts = torch.zeros(len(blocks), dtype=torch.int64)
+    with several.together(), inference(model):
+        for batch in several.own(batches(blocks, options.batch_size)):
             batch_losses = _batch_losses(model, batch)
             _check_finite(batch_losses, batch)
-            losses.append(batch_losses)
-            counts.append(batch.predicted.sum(1))
-    return torch.cat(losses), torch.cat(counts)
+            losses[batch.rows] = batch_losses
+            counts[batch.rows] = batch.predicted.sum(1)
+    several.add_up([losses, counts])
+    return losses, counts
 
 
 def _batch_losses(model: PreTrainedModel, batch: Batch) -> Tensor:

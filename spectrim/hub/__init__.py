@@ -13,6 +13,7 @@ from spectrim.hub.output import check_output
 from spectrim.hub.quantizer import SpectrimQuantizer
 from spectrim.hub.register import register
 from spectrim.hub.save import SaveOptions, mark_compressed, save_compressed, write_extra
+from spectrim.hub.together import save_together
 
 register()
 
@@ -35,6 +36,7 @@ __all__ = [
     "register",
     "resolve",
     "save_compressed",
+    "save_together",
     "stored_dtype",
     "write_extra",
 ]

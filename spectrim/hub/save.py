@@ -52,17 +52,22 @@ def save_compressed(
     InputError for a directory that cannot be used.
     """
     for name in options.extras:
-        _check_extra_name(name)
+        check_extra_name(name)
     mark_compressed(model, config)
     with output_directory(directory, options.overwrite) as partial:
         model.save_pretrained(partial, max_shard_size=options.max_shard_size)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        if options.card is not None:
-            write_text(partial / "README.md", options.card)
-        for name, text in options.extras.items():
-            write_text(partial / name, text)
+        write_texts(tokenizer, partial, options)
     return Path(directory)
+
+
+def write_texts(tokenizer: Any, directory: Path, options: SaveOptions) -> None:
+    """All of a checkpoint but the model."""
+    if tokenizer is not None:
+        tokenizer.save_pretrained(directory)
+    if options.card is not None:
+        write_text(directory / "README.md", options.card)
+    for name, text in options.extras.items():
+        write_text(directory / name, text)
 
 
 def mark_compressed(model: PreTrainedModel, config: SpectrimConfig) -> None:
@@ -77,7 +82,7 @@ def mark_compressed(model: PreTrainedModel, config: SpectrimConfig) -> None:
 
 def write_extra(directory: str | Path, name: str, text: str) -> Path:
     """Add a text file to a finished output, atomically. Raises InputError."""
-    _check_extra_name(name)
+    check_extra_name(name)
     directory = Path(directory)
     if not is_spectrim_output(directory):
         raise InputError(f"{directory} is not an output of spectrim; save a model there first")
@@ -90,7 +95,7 @@ def write_extra(directory: str | Path, name: str, text: str) -> Path:
     return directory / name
 
 
-def _check_extra_name(name: str) -> None:
+def check_extra_name(name: str) -> None:
     if not _EXTRA_NAME.fullmatch(name) or _RESERVED.fullmatch(name):
         raise InputError(
             f"'{name}' cannot be the name of an extra file; expected a plain name that ends in "

@@ -19,7 +19,7 @@ from spectrim.hub.checks import INDEX, check_directory, weight_files
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.load import load_tokenizer, resolve
 from spectrim.hub.output import output_directory, write_text
-from spectrim.hub.save import SaveOptions, _check_extra_name, mark_compressed
+from spectrim.hub.save import SaveOptions, check_extra_name, mark_compressed
 from spectrim.hub.swap import swap_modules
 from spectrim.streaming import StreamedModel
 
@@ -70,7 +70,7 @@ def save_streamed(
     describe the model or the tensors are not those of it, InputError as `save_compressed`.
     """
     for name in options.extras:
-        _check_extra_name(name)
+        check_extra_name(name)
     model = opened.streamed.structure()
     with torch.device("meta"):
         swap_modules(model, config)

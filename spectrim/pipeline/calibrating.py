@@ -21,7 +21,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spectrim import several
 from spectrim.calibration import Calibration, CalibrationSettings
+from spectrim.calibration.distributed import added_up, begin_part, own_settings
 from spectrim.calibration.parts import joined, only
 from spectrim.calibration.store import load_calibration, model_fingerprint, save_calibration
 from spectrim.calibration.whole_model import calibrate_steps
@@ -37,7 +39,7 @@ from spectrim.planning import make_plan
 from spectrim.recipe import Recipe
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.targets import Target, find_targets
-from spectrim.workspace import SECONDS_BETWEEN_SAVES, Workspace, kept
+from spectrim.workspace import SECONDS_BETWEEN_SAVES, Workspace, found, kept
 
 MOST_TOKENS_PER_BATCH = 4096
 SMALLEST_ROOM = 256 * 2**20
@@ -198,21 +200,24 @@ class _Run:
         had summed: its sums are taken up whole.
         """
         partial = self._partial(key)
-        resume = kept(partial, load_calibration)
-        if resume is not None and not set(missing) <= set(resume.states):
-            resume = None
+        resume = _stopped_at(partial, missing)
         names = missing if resume is None else tuple(resume.states)
         settings = replace(self.settings, statistics=names)
         result = replace(self, settings=settings)._stored_steps(partial, what, resume)
-        for name in missing:
-            if (path := self._path(key, (name,))) is not None:
-                save_calibration(only(result, name), path)
+        with several.together():
+            for name in missing if several.is_first() else ():
+                if (path := self._path(key, (name,))) is not None:
+                    save_calibration(only(result, name), path)
         return result
 
     def _partial(self, key: dict[str, Any]) -> Path | None:
-        """Where the running sums of this run are."""
+        """Where the running sums of this run are: of several processes, this one's, of
+        batches of this size."""
         path = self._path(key, self.settings.statistics)
-        return None if path is None else path.with_suffix(".partial")
+        if path is None or (count := several.count()) == 1:
+            return None if path is None else path.with_suffix(".partial")
+        size = own_settings(self.blocks, self.settings).tokens_per_batch
+        return path.with_suffix(f".{several.number()}-of-{count}-by-{size}.partial")
 
     def _path(self, key: dict[str, Any], statistics: tuple[str, ...]) -> Path | None:
         return self.workspace.path("calibration", key | {"statistics": list(statistics)})
@@ -229,16 +234,28 @@ class _Run:
     def _stored_steps(
         self, partial: Path | None, what: str, resume: Calibration | None
     ) -> Calibration:
-        """All batches, the running sums stored now and then."""
-        steps = calibrate_steps(self.model, self.targets, self.blocks, self.settings, resume)
-        saved = time.monotonic()
-        result = resume
-        for result in self.track(_per_sequence(steps), what, len(self.blocks)):
-            if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                save_calibration(result, partial)
-                saved = time.monotonic()
-        assert result is not None
-        return result
+        """All batches, the running sums stored now and then; by several processes, each its
+        own batches and sums, which are added up at the end."""
+        settings = own_settings(self.blocks, self.settings)
+        given = self.model, self.targets, self.blocks, settings
+        with several.together():
+            result = resume or begin_part(*given)
+            steps = calibrate_steps(*given, result)
+            saved = time.monotonic()
+            for result in self.track(_per_sequence(steps), what, len(self.blocks)):
+                if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    save_calibration(result, partial)
+                    saved = time.monotonic()
+        return added_up(result, len(self.blocks))
+
+
+def _stopped_at(partial: Path | None, missing: tuple[str, ...]) -> Calibration | None:
+    """Sums to go on from, which have all that is missing; in every process or in none."""
+    resume = found(partial, load_calibration)
+    if resume is not None and not set(missing) <= set(resume.states):
+        resume = None
+    states = None if resume is None else sorted(resume.states)
+    return resume if all(each == states for each in several.exchanged(states)) else None
 
 
 def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 import spectrim
+from spectrim import several
 from spectrim.calibration import Calibration
 from spectrim.curves.predicted import NEEDED, predicted_curve, signed_effects
 from spectrim.decompositions import (
@@ -61,15 +62,27 @@ def decompose(
     groups = grouped(model, calibration, names, recipe)
     source = _Source(model, calibration, recipe, options)
     pieces = pieces or Pieces(None)
-    earlier = pieces.decomposed() or result.only(())
-    for group in track(groups, "decomposing", len(groups)):
-        if stored := _stored(earlier, group):
-            result.take(earlier.only(stored))
-            continue
-        for entry in source.chosen(group):
-            entry.put_into(result)
-        pieces.keep_layers(result)
-    return result
+    owners = several.packed([source.cost(group) for group in groups], several.count())
+    own = [g for g, owner in zip(groups, owners, strict=True) if owner == several.number()]
+    with several.together():
+        earlier = pieces.decomposed() or result.only(())
+        for group in track(own, "decomposing", len(own)):
+            if stored := _stored(earlier, group):
+                result.take(earlier.only(stored))
+                continue
+            for entry in source.chosen(group):
+                entry.put_into(result)
+            pieces.keep_layers(result)
+    return _of_all(result, groups)
+
+
+def _of_all(own: Decomposition, groups: Sequence[tuple[str, ...]]) -> Decomposition:
+    """What each process has decomposed, together and in the order of the groups."""
+    if several.count() == 1:
+        return own
+    shapes, members = several.merged(own.shapes), several.merged(own.groups)
+    whole = own.holding(shapes, several.tensors_of_all(own.tensors()), members)
+    return whole.only(name for group in groups for name in _stored(whole, group))
 
 
 def _stored(earlier: Decomposition, group: tuple[str, ...]) -> tuple[str, ...]:
@@ -106,6 +119,11 @@ class _Source:
     calibration: Calibration
     recipe: Recipe
     options: Any
+
+    def cost(self, names: tuple[str, ...]) -> float:
+        """Operations up to a factor: out * in * min(out, in) of every layer."""
+        weights = [weight_of(self.model.get_submodule(name)) for name in names]
+        return float(sum(w.numel() * min(w.shape) for w in weights))
 
     def chosen(self, names: tuple[str, ...]) -> list[_Entry]:
         """The layers as a group, or apart where the recipe asks for what is cheaper."""

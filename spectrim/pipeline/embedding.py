@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spectrim import several
 from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.store import model_fingerprint
 from spectrim.embeddings import (
@@ -164,8 +165,9 @@ def _gathered(
     if (earlier := kept(path, _load)) is not None:
         return earlier
     sums = gather(model, blocks, wanted, settings, track)
-    if path is not None:
-        write_tensors(path, sums, {"kind": "embedding"})
+    with several.together():
+        if path is not None and several.is_first():
+            write_tensors(path, sums, {"kind": "embedding"})
     return sums
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spectrim import several
 from spectrim.data import BlockSettings, check_vocabulary, document_blocks, token_blocks
 from spectrim.evaluation import evaluate_model, perplexity
 from spectrim.evaluation._forward import inference
@@ -43,9 +44,13 @@ def evaluate_task(
     """
     examples = examples_of(recipe)
     rows = encoded(model, tokenizer, recipe, examples)
-    with inference(model):
-        loss = Objective(rows).value(model)
-    found = exact_match(model, tokenizer, examples)
+
+    def figures() -> tuple[float, dict[str, Any]]:
+        with inference(model):
+            loss = Objective(rows).value(model)
+        return loss, dict(exact_match(model, tokenizer, examples))
+
+    loss, found = several.from_first(figures)
     names = ("accuracy", "count", "answered")
     return {"task_loss": loss} | {name: float(found[name]) for name in names}
 

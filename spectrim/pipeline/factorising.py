@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spectrim import several
 from spectrim.allocation import LatencyTable
 from spectrim.curves.measured import measured_jointly, measured_layers
 from spectrim.curves.probe import Probe
@@ -48,8 +49,7 @@ class _Measuring:
         blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
         if wanted.layers:
             probe = RememberingProbe(Probe(self.model, blocks, wanted.tokens), self.pieces)
-            total = len(decomposition.shapes)
-            track = lambda names: self.track(names, "measuring curves", total)  # noqa: E731
+            track = lambda names: self.track(names, "measuring curves", len(names))  # noqa: E731
             decomposition = measured_layers(decomposition, probe, self.recipe, track)
         if wanted.joint:
             probe = RememberingProbe(
@@ -86,8 +86,9 @@ def factorise(
     pieces = Pieces(path)
     result = decompose(model, calibration, recipe, track, pieces)
     result = _Measuring(model, tokenizer, recipe, track, pieces).corrected(result)
-    if path is not None:
-        result.save(path)
+    with several.together():
+        if path is not None and several.is_first():
+            result.save(path)
     pieces.remove()
     return result
 

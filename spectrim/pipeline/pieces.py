@@ -16,19 +16,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from spectrim import several
 from spectrim.curves.probe import Probe
 from spectrim.errors import CheckpointError, InputError
 from spectrim.linalg.truncated import Factors
 from spectrim.planning import Decomposition
 from spectrim.storage import read_mapping, write_text
-from spectrim.workspace import SECONDS_BETWEEN_SAVES, kept
+from spectrim.workspace import SECONDS_BETWEEN_SAVES, found
 
 
 class Pieces:
-    """In a directory beside `entry`; without one nothing is kept."""
+    """In a directory beside `entry`; without one nothing is kept. Of several processes each
+    has its own."""
 
     def __init__(self, entry: Path | None, seconds: float | None = None):
-        self.directory = None if entry is None else entry.with_suffix(".parts")
+        own = f".{several.number()}-of-{several.count()}" if several.count() > 1 else ""
+        self.directory = None if entry is None else entry.with_suffix(f"{own}.parts")
         self._seconds = SECONDS_BETWEEN_SAVES if seconds is None else seconds
         self._saved = time.monotonic()
         self._stored: set[str] = set()
@@ -38,7 +41,7 @@ class Pieces:
         """The layers that are stored; a damaged file is as good as none, with a warning."""
         result: Decomposition | None = None
         for path in self._files():
-            if (part := kept(path, Decomposition.load)) is None:
+            if (part := found(path, Decomposition.load)) is None:
                 continue
             self._stored |= set(part.shapes)
             if result is None:
@@ -79,7 +82,7 @@ class Pieces:
 
     def _read_figures(self) -> dict[str, float]:
         path = None if self.directory is None else self.directory / "measured.json"
-        return kept(path, _figures_in) or {}
+        return found(path, _figures_in) or {}
 
 
 def _figures_in(path: Path) -> dict[str, float]:

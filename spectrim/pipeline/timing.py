@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from spectrim import several
 from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
 from spectrim.pipeline.progress import Track, silent
 from spectrim.planning import Decomposition, Plan
@@ -113,7 +115,9 @@ def _table(
     place = Place(device, dtype, setting.tokens, setting.fused)
     distinct = list(dict.fromkeys(shapes))
     times = {
-        (shape, recipe.layer): _times(shape, recipe.layer, place, workspace)
+        (shape, recipe.layer): several.from_first(
+            partial(_times, shape, recipe.layer, place, workspace)
+        )
         for shape in track(distinct, "timing layers", len(distinct))
     }
     return LatencyTable(times, setting.tokens)

@@ -100,14 +100,6 @@ class Decomposition:
 
     def save(self, path: Path) -> None:
         """One safetensors file. Raises InputError when it cannot be written."""
-        tensors = {f"{name}|curve": curve for name, curve in self.curves.items()}
-        tensors |= {f"{name}|signed": effects for name, effects in self.signed.items()}
-        for name, factors in self.factors.items():
-            tensors[f"{name}|left"] = factors.left
-            tensors[f"{name}|right"] = factors.right
-            tensors[f"{name}|spectrum"] = factors.spectrum
-            if factors.offset is not None:
-                tensors[f"{name}|offset"] = factors.offset
         metadata = {
             "method": self.method,
             "shapes": self.shapes,
@@ -116,7 +108,42 @@ class Decomposition:
             "provenance": self.provenance,
             "groups": self.groups,
         }
-        write_tensors(path, tensors, metadata)
+        write_tensors(path, self.tensors(), metadata)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, under names that `holding` reads."""
+        tensors = {f"{name}|curve": curve for name, curve in self.curves.items()}
+        tensors |= {f"{name}|signed": effects for name, effects in self.signed.items()}
+        for name, factors in self.factors.items():
+            tensors[f"{name}|left"] = factors.left
+            tensors[f"{name}|right"] = factors.right
+            tensors[f"{name}|spectrum"] = factors.spectrum
+            if factors.offset is not None:
+                tensors[f"{name}|offset"] = factors.offset
+        return tensors
+
+    def holding(
+        self,
+        shapes: dict[str, tuple[int, int]],
+        tensors: Mapping[str, Tensor],
+        groups: dict[str, dict[str, int]],
+    ) -> Decomposition:
+        """With these layers and groups in place of its own. Raises KeyError for a tensor that
+        is not among them."""
+        factors = {
+            name: Factors(
+                tensors[f"{name}|left"],
+                tensors[f"{name}|right"],
+                tensors[f"{name}|spectrum"],
+                tensors.get(f"{name}|offset"),
+            )
+            for name in shapes
+        }
+        curves = {name: tensors[f"{name}|curve"] for name in shapes}
+        signed = {n: tensors[f"{n}|signed"] for n in shapes if f"{n}|signed" in tensors}
+        return replace(
+            self, shapes=shapes, factors=factors, curves=curves, signed=signed, groups=groups
+        )
 
     @classmethod
     def load(cls, path: Path) -> Decomposition:
@@ -124,26 +151,11 @@ class Decomposition:
         tensors, metadata = read_tensors(path)
         try:
             shapes = {name: (int(o), int(i)) for name, (o, i) in metadata["shapes"].items()}
-            factors = {
-                name: Factors(
-                    tensors[f"{name}|left"],
-                    tensors[f"{name}|right"],
-                    tensors[f"{name}|spectrum"],
-                    tensors.get(f"{name}|offset"),
-                )
-                for name in shapes
-            }
-            return cls(
-                metadata["method"],
-                shapes,
-                factors,
-                {name: tensors[f"{name}|curve"] for name in shapes},
-                metadata["units"],
-                JointCorrection(tuple((a, b) for a, b in metadata["correction"])),
-                metadata["provenance"],
-                {n: tensors[f"{n}|signed"] for n in shapes if f"{n}|signed" in tensors},
-                _checked_groups(metadata.get("groups", {}), shapes),
-            )
+            pairs = tuple((a, b) for a, b in metadata["correction"])
+            empty = cls(metadata["method"], {}, {}, {}, metadata["units"])
+            empty.correction, empty.provenance = JointCorrection(pairs), metadata["provenance"]
+            groups = _checked_groups(metadata.get("groups", {}), shapes)
+            return empty.holding(shapes, tensors, groups)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} holds no decomposition: {error}") from error
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from spectrim import several
 from spectrim.calibration.store import model_fingerprint
 from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError, NumericalError
@@ -154,7 +155,7 @@ class Run:
             self._taken_up(_partial(self.path))
 
     def _taken_up(self, path: Path) -> bool:
-        if not path.exists():
+        if not several.agreed(path.exists()):
             return False
         try:
             self.state.load(path)
@@ -183,9 +184,10 @@ class Run:
     def finish(self) -> None:
         """Keep the result, without what was only needed to continue."""
         self.state.moments.clear()
-        if self.path is not None:
-            self.state.save(self.path)
-            _partial(self.path).unlink(missing_ok=True)
+        with several.together():
+            if self.path is not None and several.is_first():
+                self.state.save(self.path)
+                _partial(self.path).unlink(missing_ok=True)
 
     def _enter(self, number: int) -> None:
         if number > self.state.stage:
@@ -194,7 +196,9 @@ class Run:
 
     def _save_now_and_then(self, trainer: _Trainer) -> None:
         waited = time.monotonic() - self._saved
-        if self.path is not None and waited >= self.progress.seconds_between_saves:
+        if self.path is None or not several.is_first():
+            return
+        if waited >= self.progress.seconds_between_saves:
             self.state.moments = trainer.moments()
             self.state.save(_partial(self.path))
             self._saved = time.monotonic()
@@ -212,12 +216,11 @@ class _Trainer:
             self.optimiser.state[stage.parameters[name]] = dict(entries)
 
     def step(self, number: int, sequences: Tensor) -> float:
-        loss = self.stage.loss(sequences)
-        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        loss, gradients = self._averaged(sequences)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
-        value = float(loss.detach())
+        value = float(loss)
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             raise NumericalError(
                 f"refining {self.stage.name}: the loss is {value} and its gradient's norm "
@@ -228,6 +231,22 @@ class _Trainer:
             group["lr"] = self.schedule.rate(number)
         self._update()
         return value
+
+    def _averaged(self, sequences: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Loss and gradients; of several processes, the mean of their parts' by rows."""
+        own = sequences[several.number() :: several.count()]
+        if several.count() == 1:
+            loss = self.stage.loss(own)
+            gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+            return loss.detach(), gradients
+        total, sums = torch.zeros(()), [torch.zeros_like(p) for p in self.parameters]
+        with several.together():
+            if len(own):
+                loss = self.stage.loss(own) * (len(own) / len(sequences))
+                sums = list(torch.autograd.grad(loss, self.parameters, materialize_grads=True))
+                total = loss.detach()
+        several.add_up([total, *sums])
+        return total, sums
 
     @torch.no_grad()
     def _update(self) -> None:
@@ -254,7 +273,8 @@ def run_key(
     name: str, original: nn.Module, compressed: nn.Module, blocks: TokenBlocks, options: Any
 ) -> dict[str, Any]:
     """All that the result of a refinement depends on."""
-    return {
+    shared = {"processes": several.count()} if several.count() > 1 else {}
+    return shared | {
         "refinement": [name, asdict(options)],
         "original": model_fingerprint(original),
         "compressed": model_fingerprint(compressed),

@@ -1,25 +1,21 @@
-"""Two processes with half of the sequences each: the sums of one process."""
+"""Processes with a part of the sequences each: the sums of one process."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 
 from spectrim.calibration import CalibrationSettings, calibrate
-from spectrim.calibration.distributed import calibrate_distributed
-from spectrim.calibration.store import load_calibration, save_calibration
+from spectrim.calibration.distributed import calibrate_distributed, sharded
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.statistics import STATISTICS
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.targets import find_targets
 from tests.calibration.test_blockwise import assert_close
+from tests.forks import in_processes, needs_fork
 from tests.tiny_models import tiny_llama, tiny_moe, tiny_tokens
-from tests.tolerances import BATCH_SPLIT_RELATIVE
+from tests.tolerances import BATCH_SPLIT_RELATIVE, PROCESSES_RELATIVE
 
 LENGTH = 12
 DATA = CalibrationSettings(tuple(STATISTICS.names()), tokens_per_batch=2 * LENGTH)
@@ -39,22 +35,7 @@ def built(name: str):
     return model
 
 
-def in_process(rank: int, count: int, place: Path, work) -> int:
-    """A copy of this process, in a gloo group that meets at a file."""
-    if (child := os.fork()) != 0:
-        return child
-    code = 1
-    try:
-        meeting = f"file://{place / 'meeting'}"
-        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
-        save_calibration(work(), place / f"{rank}.safetensors")
-        dist.barrier()
-        code = 0
-    finally:
-        os._exit(code)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@needs_fork
 @pytest.mark.parametrize("settings", [DATA, SAMPLED], ids=["data", "sampled"])
 @pytest.mark.parametrize("name", ["llama", "moe"])
 def test_two_processes(tmp_path, name, settings):
@@ -65,10 +46,39 @@ def test_two_processes(tmp_path, name, settings):
     def work():
         return calibrate_distributed(model, targets, blocks(), settings)
 
-    children = [in_process(rank, 2, tmp_path, work) for rank in range(2)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    for rank in range(2):
-        found = load_calibration(tmp_path / f"{rank}.safetensors")
+    for found in in_processes(tmp_path / "two", work):
+        assert_close(found, expected, BATCH_SPLIT_RELATIVE)
+
+
+@needs_fork
+def test_only_the_order_of_additions_differs(tmp_path):
+    """In float64; three processes, of which the last has nothing to do in the second round."""
+    model = built("llama").double()
+    targets = find_targets(model)
+    expected = calibrate(model, targets, blocks(), DATA)
+
+    def work():
+        return calibrate_distributed(model, targets, blocks(), DATA)
+
+    for found in in_processes(tmp_path / "three", work, 3):
+        assert_close(found, expected, PROCESSES_RELATIVE)
+
+
+@needs_fork
+@pytest.mark.parametrize("name", ["llama", "moe"])
+def test_a_model_in_shards(tmp_path, name):
+    """FSDP2: hooks see whole inputs, outputs and gradients; the passes are uneven."""
+    model = built(name)
+    targets = find_targets(model)
+    expected = calibrate(model, targets, blocks(), DATA)
+
+    def work():
+        half = next(sharded(model).parameters()).to_local().numel()
+        return half, calibrate_distributed(model, targets, blocks(), DATA)
+
+    whole = next(model.parameters()).numel()
+    for half, found in in_processes(tmp_path / "two", work):
+        assert half == whole / 2
         assert_close(found, expected, BATCH_SPLIT_RELATIVE)
 
 
@@ -76,3 +86,5 @@ def test_without_a_group():
     model = built("llama")
     with pytest.raises(InputError, match="torchrun"):
         calibrate_distributed(model, find_targets(model), blocks(), DATA)
+    with pytest.raises(InputError, match="torchrun"):
+        sharded(model)

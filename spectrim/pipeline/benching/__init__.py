@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from spectrim import several
 from spectrim.calibration.store import model_fingerprint
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.errors import InputError
@@ -210,7 +211,7 @@ def _lasting(workspace: Workspace | None) -> Iterator[Workspace]:
         yield workspace
         return
     with tempfile.TemporaryDirectory() as directory:
-        yield Workspace(Path(directory))
+        yield Workspace(Path(several.exchanged(directory)[0]))
 
 
 __all__ = [

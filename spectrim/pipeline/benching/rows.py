@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import spectrim
+from spectrim import several
 from spectrim.errors import InputError
 from spectrim.storage import read_mapping, write_text
 
@@ -70,7 +71,7 @@ class RowStore:
             _make(root)
 
     def row(self, key: Mapping[str, Any], name: str) -> Row | None:
-        """The row, whatever it was called."""
+        """The row, whatever it was called. Of several processes the first one looks."""
         found = self._load(self._path("row", key), Row)
         return None if found is None else replace(found, name=name)
 
@@ -80,8 +81,9 @@ class RowStore:
     def keep(self, key: Mapping[str, Any], value: Row | Dense) -> None:
         """Raises InputError when the place cannot be written."""
         path = self._path("row" if isinstance(value, Row) else "dense", key)
-        if path is not None:
-            write_text(path, json.dumps(asdict(value), indent=1) + "\n")
+        with several.together():
+            if path is not None and several.is_first():
+                write_text(path, json.dumps(asdict(value), indent=1) + "\n")
 
     def _path(self, kind: str, key: Mapping[str, Any]) -> Path | None:
         if self.root is None:
@@ -90,6 +92,9 @@ class RowStore:
         return self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
     def _load(self, path: Path | None, kind: type) -> Any:
+        return several.from_first(lambda: self._read(path, kind))
+
+    def _read(self, path: Path | None, kind: type) -> Any:
         if path is None or not path.exists():
             return None
         try:

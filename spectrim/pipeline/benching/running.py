@@ -6,13 +6,14 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from spectrim import hub
+from spectrim import hub, several
 from spectrim.data import TokenBlocks
 from spectrim.errors import SpectrimError
 from spectrim.evaluation import evaluate_model, size
@@ -67,15 +68,18 @@ def dense_figures(subject: Subject) -> Dense:
         name: evaluate_model(subject.model, blocks, ["perplexity"])
         for name, blocks in subject.texts.items()
     }
-    with tempfile.TemporaryDirectory() as directory:
-        stored: Any = copy.deepcopy(subject.model)
-        stored.to(subject.dtype).save_pretrained(directory)
-        file_bytes = size.disk_bytes(directory)
     return Dense(
-        file_bytes,
+        several.from_first(lambda: _file_bytes(subject)),
         {name: found["loss"] for name, found in figures.items()},
         {name: found["perplexity"] for name, found in figures.items()},
     )
+
+
+def _file_bytes(subject: Subject) -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        stored: Any = copy.deepcopy(subject.model)
+        stored.to(subject.dtype).save_pretrained(directory)
+        return size.disk_bytes(directory)
 
 
 def rows_of(
@@ -121,7 +125,7 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
             with clock("refine"):
                 smaller = _refined(subject, smaller, recipe)
         smaller = stored_in(smaller, dtype)
-        sizes, file_bytes = _saved_sizes(smaller)
+        sizes, file_bytes = several.from_first(partial(_saved_sizes, smaller))
         with clock("evaluate"):
             figures = _evaluated(subject, smaller.float())
     allowed = allowance(subject.model, plan, recipe.budget, dtype)

@@ -1,0 +1,98 @@
+"""Who does what, and how results and errors of several processes come together."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from spectrim import several
+from spectrim.errors import InputError, NumericalWarning, UnknownNameError
+from tests.forks import in_processes, needs_fork
+
+
+def test_alone_everything_is_ones_own():
+    assert (several.count(), several.number(), several.is_first()) == (1, 0, True)
+    assert list(several.own("abc")) == list("abc")
+    assert several.from_first(lambda: 3) == 3
+    tensor = torch.ones(2)
+    several.add_up([tensor])
+    assert tensor.tolist() == [1, 1]
+
+
+def test_packed_by_cost():
+    owners = several.packed([1, 5, 2, 3, 3], 2)
+    loads = [
+        sum(c for c, o in zip([1, 5, 2, 3, 3], owners, strict=True) if o == b) for b in (0, 1)
+    ]
+    assert sorted(loads) == [7, 7]
+    assert several.packed([4.0], 3) == [0]
+
+
+@needs_fork
+def test_three_processes(tmp_path):
+    large = 2**17 + 3
+
+    def work():
+        me = several.number()
+        sums = [torch.full((2, 3), me + 1.0).T, torch.tensor(me), torch.full((large,), 0.5)]
+        several.add_up(sums)
+        return {
+            "own": list(several.own("abcdefg")),
+            "sums": [sums[0][0, 0].item(), sums[1].item(), sums[2].sum().item()],
+            "tensors": several.tensors_of_all({f"of {me}": torch.full((me,), float(me)).T}),
+            "merged": several.merged({me: "x" * me}),
+            "first": several.from_first(lambda: (me, several.count())),
+            "agreed": (several.agreed(True), several.agreed(me != 1)),
+        }
+
+    found = in_processes(tmp_path / "three", work, 3)
+    assert [each.pop("own") for each in found] == [list("adg"), list("be"), list("cf")]
+    for each in found:
+        assert each["sums"] == [6, 3, 1.5 * large]
+        assert {n: t.tolist() for n, t in each["tensors"].items()} == {
+            "of 0": [],
+            "of 1": [1],
+            "of 2": [2, 2],
+        }
+        assert each["merged"] == {0: "", 1: "x", 2: "xx"}
+        assert each["first"] == (0, 1)
+        assert each["agreed"] == (True, False)
+
+
+@needs_fork
+def test_errors_and_warnings_of_one_are_those_of_all(tmp_path):
+    def work():
+        told = []
+        with warnings.catch_warnings(record=True) as given:
+            with several.together():
+                if several.number() == 1:
+                    warnings.warn("damped", NumericalWarning, stacklevel=1)
+            for raised in (InputError("no space"), UnknownNameError("method", "x", "ab")):
+                try:
+                    with several.together():
+                        if several.number() == 1:
+                            raise raised
+                except InputError as error:
+                    told.append((type(error), str(error)))
+        return told, [(str(each.message), each.category) for each in given]
+
+    first, second = in_processes(tmp_path / "two", work)
+    assert first == second
+    assert first[1] == [("damped", NumericalWarning)]
+    assert first[0][0] == (InputError, "no space")
+    assert first[0][1] == (UnknownNameError, "unknown method 'x'; available: a, b")
+
+
+@needs_fork
+def test_an_error_of_the_first_alone_is_raised_in_all(tmp_path):
+    def fails():
+        raise InputError("only the first knows")
+
+    def work():
+        with pytest.raises(InputError, match="only the first knows"):
+            several.from_first(fails)
+        return several.count()
+
+    assert in_processes(tmp_path / "two", work) == [2, 2]
