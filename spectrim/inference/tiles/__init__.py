@@ -3,7 +3,7 @@
 Between a factored layer and what needs its whole output stand mostly calls that work on each
 token for itself (an activation, a product of gate and up, a residual, a norm), and attention,
 which works on each head. The layer's output waits as an expression of z, of rank r; a tile of
-128 tokens, or a few heads of a row, goes through all of it at once and stays in the cache.
+256 tokens, or a few heads of a row, goes through all of it at once and stays in the cache.
 
     tile        ranges of rows, tokens, heads and features
     nodes       expressions, evaluated tile by tile

@@ -17,7 +17,7 @@ from spectrim.inference.tiles.tile import Role, Roles, Tile
 
 ROLES: Roles = ("batch", "head", "token", None)
 _MASK: Roles = ("batch", "head", None, None)
-BYTES = 2**19
+BYTES = 2**22
 """Of one of q, k and v at a time; at least one head."""
 
 

@@ -18,7 +18,7 @@ FEATURES: Roles = ("batch", "token", "feature")
 HEADS: Roles = ("batch", "token", "head", None)
 """Of the same cut into heads (B, T, H, D)."""
 
-ROWS = {"cpu": 128, "cuda": 4096}
+ROWS = {"cpu": 256, "cuda": 4096}
 """Tokens made at once: on a processor so few that a wide hidden state stays in its cache."""
 
 
