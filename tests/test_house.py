@@ -13,6 +13,7 @@ ROOT = Path(spectrim.__file__).parent
 LEVELS = (
     {"errors", "processes"},
     {"registry", "several", "storage", "workspace"},
+    {"trackers"},
     {"linalg"},
     {"data", "statistics", "layers", "tasks"},
     {"surgery"},

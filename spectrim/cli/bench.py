@@ -13,12 +13,14 @@ from spectrim import pipeline, several
 from spectrim.cli import show
 from spectrim.cli.commands import Json, Model, RemoteCode, _load, app, check_processes
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.cli.tracking import Tracker, progress_for, told
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
-from spectrim.pipeline.benching import BUDGETS, MOST_TOKENS, Bench, bench_steps
+from spectrim.pipeline.benching import BUDGETS, MOST_TOKENS, Bench, Row, bench_steps
 from spectrim.report.bench_plot import bench_svg
 from spectrim.report.bench_table import markdown, summary, values
 from spectrim.storage import write_text
+from spectrim.workspace import Workspace
 
 _METHODS = escape(
     "METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], a preset, or a YAML file of recipes by name; "
@@ -29,6 +31,7 @@ _METHODS = escape(
 @app.command()
 @with_recipe_options
 def bench(
+    context: typer.Context,
     model: Model,
     methods: Annotated[list[str], typer.Option(help=_METHODS)],
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory of the results.")],
@@ -41,6 +44,7 @@ def bench(
         typer.Option("--eval", help="Text to judge on: the data's own domain first, others."),
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of each text to use.")] = MOST_TOKENS,
+    track: Tracker = None,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -58,6 +62,8 @@ def bench(
     for recipe in recipes.values():
         for budget in wanted:
             recipe.with_changes(budget=budget)
+    asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
+    tell = told(context, track, f"bench {model}", asked)
     original, tokenizer, stored = _load(model, trust_remote_code)
     length = base.calibration.length or pipeline.default_length(original)
     settings = pipeline.BenchSettings(
@@ -66,7 +72,7 @@ def bench(
         dtype=stored,
         rows=output / "rows",
         workspace=workspace_of(given),
-        track=show.track,
+        track=progress_for(Workspace(None), tell).track,
     )
     title = f"{model}: {', '.join(recipes)}"
     for result in bench_steps(original, tokenizer, recipes, wanted, settings):
@@ -74,6 +80,8 @@ def bench(
             if several.is_first():
                 _write(result, output, model, title)
         _tell(result)
+    for row in result.rows:
+        tell(_figures(row), None)
     _show(result, output, model, json)
 
 
@@ -98,6 +106,14 @@ def _tell(result: Bench) -> None:
     """A line on standard error for the row just made, or for those found finished."""
     place = f"{len(result.rows)} of {result.wanted} rows"
     show.note(f"{place}: {result.made} made, {len(result.rows) - result.made} found finished")
+
+
+def _figures(row: Row) -> dict[str, float]:
+    """For a tracker, under the row's name and budget."""
+    found = {f"perplexity/{text}": value for text, value in row.perplexity.items()}
+    found |= {f"loss increase/{text}": value for text, value in row.loss_increase.items()}
+    found |= {} if row.file_bytes is None else {"bytes": float(row.file_bytes)}
+    return {f"{row.name} at {row.budget:g}/{what}": value for what, value in found.items()}
 
 
 def _show(result: Bench, output: Path, model: str, json: bool) -> None:

@@ -18,6 +18,7 @@ from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
 from spectrim.cli.several import check_shared
 from spectrim.cli.streaming import Wanted, within_memory
 from spectrim.cli.threads import leave_busy_cores
+from spectrim.cli.tracking import Tracker, final_figures, progress_for, told
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
 from spectrim.evaluation import HarnessSettings, evaluate_harness, size
@@ -136,6 +137,7 @@ def _factorised(
 @app.command()
 @with_recipe_options
 def compress(
+    context: typer.Context,
     model: Model,
     output: Output,
     given: dict[str, Any],
@@ -145,6 +147,7 @@ def compress(
     ] = None,
     report: Annotated[bool, typer.Option(help="Write an HTML page about the result.")] = True,
     memory: Memory = None,
+    track: Tracker = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
@@ -161,7 +164,8 @@ def compress(
         )
     pipeline.check_quantisation(recipe)
     hub.check_output(output, overwrite)
-    progress = Progress(workspace_of(given), show.track)
+    tell = told(context, track, f"compress {model}", recipe.to_dict())
+    progress = progress_for(workspace_of(given), tell)
     if memory is not None:
         wanted = Wanted(model, output, followed, target_loss, overwrite)
         if (sized := within_memory(wanted, recipe, memory, progress)) is None:
@@ -199,6 +203,7 @@ def compress(
             card=card_for(model, chosen, recipe), extras=extras, overwrite=overwrite
         ),
     )
+    tell(final_figures(chosen) | _disk_bytes(str(output)), None)
     show.made(chosen, json)
     show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
     if report:

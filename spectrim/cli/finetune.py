@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +11,16 @@ import typer
 from spectrim import hub, pipeline
 from spectrim.cli import show
 from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
+from spectrim.cli.tracking import Tracker, progress_for, told
+from spectrim.evaluation import size
 from spectrim.hub import SpectrimConfig
-from spectrim.refinement import Progress
 from spectrim.report.finetuning_card import finetuning_card
 from spectrim.workspace import Workspace
 
 
 @app.command()
 def finetune(
+    context: typer.Context,
     model: Model,
     output: Output,
     data: Annotated[
@@ -41,6 +44,7 @@ def finetune(
     seed: Annotated[int, typer.Option(help="Of the rows' order and the adapters.")] = 0,
     cache: Annotated[Path | None, typer.Option(help="Where a run is kept.")] = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep none.")] = False,
+    track: Tracker = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
@@ -60,9 +64,10 @@ def finetune(
         seed=seed,
     )
     hub.check_output(output, overwrite)
+    tell = told(context, track, f"finetune {model}", asdict(settings))
     loaded, tokenizer, stored = _load(model, trust_remote_code)
     kept = Workspace(cache) if cache else Workspace.default()
-    progress = Progress(Workspace(None) if no_cache else kept, show.track)
+    progress = progress_for(Workspace(None) if no_cache else kept, tell)
     tuned = pipeline.finetune(loaded, tokenizer, settings, progress)
     tuned = pipeline.stored_in(tuned, stored)
     config: SpectrimConfig = tuned.config.quantization_config
@@ -71,6 +76,8 @@ def finetune(
     hub.save_compressed(
         tuned, tokenizer, output, config, hub.SaveOptions(card=card, overwrite=overwrite)
     )
+    ends = {f"loss at the end/{what}": last for what, (_, last) in entry["losses"].items()}
+    tell(ends | {"disk_bytes": size.disk_bytes(output)}, None)
     if json:
         show.as_json(entry)
     else:

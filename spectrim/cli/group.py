@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import typer
@@ -16,7 +17,8 @@ _UsageError: Any = typer.BadParameter.__base__
 class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with ExitStack() as ctx.obj:  # what a command opens for as long as it runs
+                return super().invoke(ctx)
         except _UsageError as error:
             place = error.ctx.command_path if error.ctx else ctx.command_path
             message = error.format_message().rstrip(".")

@@ -16,6 +16,7 @@ from spectrim.registry import Registry
 from spectrim.selection import IMPORTANCE
 from spectrim.statistics import STATISTICS
 from spectrim.tasks import FORMATS
+from spectrim.trackers import TRACKERS
 
 REGISTRIES: dict[str, Registry] = {
     "methods": DECOMPOSITIONS,
@@ -29,6 +30,7 @@ REGISTRIES: dict[str, Registry] = {
     "sources": SOURCES,
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
+    "trackers": TRACKERS,
 }
 
 

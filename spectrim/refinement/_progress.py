@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spectrim.calibration import Calibration
+from spectrim.trackers import Tell, untold
 from spectrim.workspace import Workspace
 
 
@@ -17,10 +18,12 @@ def _unseen(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
 @dataclass(frozen=True)
 class Progress:
     """`losses` is filled by the refinement: the loss of every step, by stage. `calibration`
-    holds the original's statistics, for a refinement that requires some."""
+    holds the original's statistics, for a refinement that requires some. `tell` is called
+    with the figures of every step of a training, as it goes."""
 
     workspace: Workspace = field(default_factory=lambda: Workspace(None))
     track: Callable[[Iterable[Any], str, int], Iterable[Any]] = _unseen
     seconds_between_saves: float = 60.0
     losses: dict[str, list[float]] = field(default_factory=dict)
     calibration: Calibration | None = None
+    tell: Tell = untold

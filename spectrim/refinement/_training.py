@@ -177,6 +177,7 @@ class Run:
         for step in self.progress.track(steps, what, len(steps)):
             losses.append(trainer.step(step, schedule.chosen(step, available)))
             _log(stage.name, losses, schedule.steps)
+            self.progress.tell({f"loss/{stage.name}": losses[-1]}, len(losses))
             self._save_now_and_then(trainer)
         trainer.clear()
         self.progress.losses[stage.name] = losses

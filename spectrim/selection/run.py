@@ -109,6 +109,7 @@ class _Run:
         for step in self.progress.track(steps, self._describe(), len(steps)):
             self.state.losses.append(tuner.step(step))
             self.state.step = step + 1
+            self.progress.tell({"loss/selecting": self.state.losses[-1]}, step + 1)
             self._save_now_and_then(tuner)
         self.state.moments = tuner.moments()
 
@@ -148,6 +149,8 @@ class _Run:
                 seconds=time.monotonic() - start,
             )
         )
+        pruned = {"selecting/kept": problem.kept(), "selecting/loss after pruning": loss}
+        self.progress.tell(pruned, self.state.step)
         self._save()
 
     def _importance(self) -> Importance:

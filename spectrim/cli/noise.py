@@ -1,0 +1,33 @@
+"""Lines that torchao logs wherever it is imported without a GPU, and that ask for nothing.
+
+Its libraries for GPUs do not load there, and it registers two enumerations in a way that torch
+is about to forbid. Everything else that the two loggers say is passed on, also these lines
+where a GPU is present.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import torch
+
+_GPU_LIBRARY = re.compile(r"Failed to load \S*_C_(mxfp8|cutlass)\w*\.")
+_PYTREE = "torch.utils._pytree"
+_ENUMERATION = re.compile(r"is an Enum subclass and is now natively supported")
+
+
+def leave_out_known_lines() -> None:
+    """For this process, before torchao is imported."""
+    for name, known in (("torchao", without_gpu_libraries), (_PYTREE, without_enumerations)):
+        logger = logging.getLogger(name)
+        if known not in logger.filters:
+            logger.addFilter(known)
+
+
+def without_gpu_libraries(record: logging.LogRecord) -> bool:
+    return torch.cuda.is_available() or not _GPU_LIBRARY.search(record.getMessage())
+
+
+def without_enumerations(record: logging.LogRecord) -> bool:
+    return not _ENUMERATION.search(record.getMessage())
