@@ -33,6 +33,9 @@ def finetune(
     lora: Annotated[
         int | None, typer.Option(help="Rank of PEFT adapters, merged in the end. Else factors.")
     ] = None,
+    quantize_base: Annotated[
+        str | None, typer.Option(help="int4 or nf4: fixed layers, adapters stay beside them.")
+    ] = None,
     sequences: Annotated[int | None, typer.Option(help="Rows to train on.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of the longest row.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 3,
@@ -57,6 +60,7 @@ def finetune(
         sequences=sequences,
         length=length,
         lora=lora,
+        quantize_base=quantize_base,
         epochs=epochs,
         steps=steps,
         sequences_per_step=rows,

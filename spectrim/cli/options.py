@@ -56,7 +56,7 @@ OPTIONS: dict[str, Any] = {
     "quantize": Annotated[
         str | None,
         typer.Option(
-            help="Factors in int8 or int4; the budget then counts bytes.",
+            help="Factors in int8, int4 or nf4; the budget then counts bytes.",
             rich_help_panel=_RECIPE,
         ),
     ],
@@ -185,11 +185,15 @@ def _sets_options(assignment: str) -> bool:
     return "options" in assignment.partition("=")[0]
 
 
-def _bits(name: str) -> dict[str, int]:
-    bits = {"int8": 8, "int4": 4}
-    if name not in bits:
-        raise InputError(f"--quantize {name}: expected int8 or int4")
-    return {"bits": bits[name]}
+def _bits(name: str) -> dict[str, Any]:
+    known: dict[str, dict[str, Any]] = {
+        "int8": {"bits": 8},
+        "int4": {"bits": 4},
+        "nf4": {"bits": 4, "base": "nf4", "group": 64},
+    }
+    if name not in known:
+        raise InputError(f"--quantize {name}: expected int8, int4 or nf4")
+    return known[name]
 
 
 def _fit_ranks(values: dict[str, Any]) -> None:

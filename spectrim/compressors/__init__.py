@@ -11,7 +11,7 @@ What a compressor loses, a low-rank path beside it gives back in part: `Compensa
 
 from __future__ import annotations
 
-from spectrim.compressors._base import CompressedLinear
+from spectrim.compressors._base import Adapter, CompressedLinear
 from spectrim.compressors._compensated import CompensatedLinear
 from spectrim.registry import Registry
 
@@ -23,4 +23,10 @@ def compressor_class(name: str) -> type[CompressedLinear]:
     return COMPRESSORS.get(name).LAYER
 
 
-__all__ = ["COMPRESSORS", "CompensatedLinear", "CompressedLinear", "compressor_class"]
+__all__ = [
+    "COMPRESSORS",
+    "Adapter",
+    "CompensatedLinear",
+    "CompressedLinear",
+    "compressor_class",
+]

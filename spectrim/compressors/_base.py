@@ -19,9 +19,29 @@ from spectrim.errors import InputError
 from spectrim.layers._base import double
 
 
-class CompressedLinear(nn.Module, ABC):
-    """`y = Q(W) x + b`, where Q(W) (out, in) is stored in fewer bytes than W."""
+class Adapter(nn.Module):
+    """`up(down(x))`, trained beside a weight that is fixed."""
 
+    def __init__(self, in_features: int, out_features: int, rank: int):
+        super().__init__()
+        rank = min(rank, in_features, out_features)
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        return self.up.weight.detach().to(dtype) @ self.down.weight.detach().to(dtype)
+
+
+class CompressedLinear(nn.Module, ABC):
+    """`y = Q(W) x + b`, where Q(W) (out, in) is stored in fewer bytes than W.
+
+    adapter: what was trained beside it, `y = Q(W) x + b + up(down(x))`.
+    """
+
+    adapter: Adapter | None
     OPTIONS: ClassVar[type]
 
     def __init__(
@@ -34,6 +54,7 @@ class CompressedLinear(nn.Module, ABC):
         super().__init__()
         self.out_features, self.in_features = shape
         self.options = options
+        self.adapter = None
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
         for name, tensor in (buffers or {}).items():
             self.register_buffer(name, tensor)
@@ -70,19 +91,28 @@ class CompressedLinear(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """Q(W) (out, in) in float32, where a factored layer reads its children."""
-        return self.matrix(torch.float32)
+        """The whole matrix (out, in) in float32, where a factored layer reads its children."""
+        return self._whole(torch.float32)
+
+    def _whole(self, dtype: torch.dtype) -> Tensor:
+        alone = self.matrix(dtype)
+        return alone if self.adapter is None else alone + self.adapter.matrix(dtype)
 
     def fault(self) -> str | None:
         """The name of a tensor that no compressor writes, and what is wrong with it."""
         return None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
+        """Q(W) x + b."""
         return functional.linear(x, self.matrix(x.dtype), self.bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x)
+        return y if self.adapter is None else y + self.adapter(x)
+
     def dense(self) -> tuple[Tensor, Tensor | None]:
-        """Q(W) and the bias, float64."""
-        return self.matrix(torch.float64).detach(), double(self.bias)
+        """The whole matrix and the bias, float64."""
+        return self._whole(torch.float64).detach(), double(self.bias)
 
     def extra_repr(self) -> str:
         return f"in={self.in_features}, out={self.out_features}, {self.options}"

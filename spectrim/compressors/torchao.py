@@ -71,7 +71,7 @@ class TorchaoLinear(CompressedLinear):
         scale = _DTYPES[options.dtype].itemsize
         return rows * columns // 2 + 2 * scale * rows * (columns // options.group)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         dtype = _DTYPES[self.options.dtype]
         bias = None if self.bias is None else self.bias.to(dtype)
         return functional.linear(x.to(dtype), self._tensor(), bias).to(x.dtype)

@@ -2,8 +2,9 @@
 
     {"base": "torchao", "options": {"bits": 8, ...}}
 
-Every linear child of every factored layer is then a `CompressedLinear` of that base; layers
-that were left dense are entries of their own (see `hub.compensated`).
+Every linear child of every factored layer is then a `CompressedLinear` of that base, with
+`"adapters": RANK` an adapter of at most that rank beside each of them; layers that were left
+dense are entries of their own (see `hub.compensated`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from spectrim.compressors import CompressedLinear, compressor_class
+from spectrim.compressors import Adapter, CompressedLinear, compressor_class
 from spectrim.errors import CheckpointError, SpectrimError
 from spectrim.layers import FactoredLinear
 
@@ -22,9 +23,14 @@ def check_inner(inner: object) -> None:
     """Raises CheckpointError for what is not as above."""
     if inner is None:
         return
-    if not isinstance(inner, dict) or set(inner) != {"base", "options"}:
+    if not isinstance(inner, dict) or set(inner) - {"adapters"} != {"base", "options"}:
         raise CheckpointError(
             f"'inner' is {inner!r:.80}, expected a mapping of base and options"
+        )
+    rank = inner.get("adapters", 1)
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise CheckpointError(
+            f"'inner' states adapters of rank {rank!r:.80}, expected 1 or more"
         )
     if not isinstance(inner["base"], str) or not isinstance(inner["options"], dict):
         raise CheckpointError(
@@ -50,18 +56,27 @@ def swap_children(model: nn.Module, inner: dict[str, Any] | None) -> None:
             if isinstance(child, nn.Linear):
                 shape = (child.out_features, child.in_features)
                 try:
-                    setattr(layer, own, kind.empty(shape, child.bias is not None, options))
+                    empty = kind.empty(shape, child.bias is not None, options)
                 except SpectrimError as error:
                     raise CheckpointError(str(error)) from error
+                if "adapters" in inner:
+                    empty.adapter = Adapter(shape[1], shape[0], inner["adapters"])
+                setattr(layer, own, empty)
 
 
 def inner_of(model: nn.Module, base: str) -> dict[str, Any] | None:
     """What `model` holds, for its config; None where no child is compressed."""
-    for layer in _factored(model):
-        for child in layer.children():
-            if isinstance(child, CompressedLinear):
-                return {"base": base, "options": child.stated}
-    return None
+    children = [
+        child
+        for layer in _factored(model)
+        for child in layer.children()
+        if isinstance(child, CompressedLinear)
+    ]
+    if not children:
+        return None
+    held = {"base": base, "options": children[0].stated}
+    ranks = [child.adapter.down.out_features for child in children if child.adapter]
+    return held | {"adapters": max(ranks)} if ranks else held
 
 
 def check_children(model: nn.Module, inner: dict[str, Any] | None) -> None:
@@ -70,7 +85,7 @@ def check_children(model: nn.Module, inner: dict[str, Any] | None) -> None:
     stated = None
     if inner is not None and any(_factored(model)):
         parsed = compressor_class(inner["base"]).parsed(inner["options"])
-        stated = {"base": inner["base"], "options": asdict(parsed)}
+        stated = inner | {"options": asdict(parsed)}
     if held != stated:
         raise CheckpointError(
             f"the config says 'inner' {inner}, the model's factors are stored by {held}"

@@ -12,10 +12,18 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
 from spectrim.hub import SpectrimConfig
 from spectrim.pipeline.calibrating import calibration_blocks
+from spectrim.pipeline.quantising import quantise_all, restate
 from spectrim.pipeline.refining import record
-from spectrim.recipe import CalibrationRecipe, Recipe, TaskRecipe
+from spectrim.recipe import CalibrationRecipe, QuantisationRecipe, Recipe, TaskRecipe
 from spectrim.refinement import REFINEMENTS, Progress
 from spectrim.refinement._adapters import AdapterOptions, train_adapters
+from spectrim.refinement._beside import is_quantised, train_beside
+
+QUANTISED_BASES = {
+    "int4": QuantisationRecipe(4, "rtn", 32),
+    "nf4": QuantisationRecipe(4, "nf4", 64),
+}
+"""By kernels through which gradients pass to the input; torchao's int4 has no such."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class FinetuneSettings:
     """What to learn: `data` is text (every token counts) or `task` examples (the answers' do).
 
     lora: rank of PEFT adapters; None trains the factors themselves and all else in the blocks.
+    quantize_base "int4" or "nf4": quantise all layers first, and leave adapters beside them.
     learning_rate None: 5e-4 for factors, 2e-3 for adapters. steps None: `epochs` over the rows.
     length None: of text as in a calibration, of a task the model's context.
     """
@@ -33,6 +42,7 @@ class FinetuneSettings:
     sequences: int | None = None
     length: int | None = None
     lora: int | None = None
+    quantize_base: str | None = None
     epochs: int = 3
     steps: int | None = None
     sequences_per_step: int = 32
@@ -42,6 +52,15 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         if (self.data is None) == (self.task is None):
             raise InputError("give one of data (text) and task (examples with answers)")
+        if self.quantize_base not in (None, *QUANTISED_BASES):
+            raise InputError(
+                f"a base is quantised to {' or '.join(QUANTISED_BASES)}, not to "
+                f"'{self.quantize_base}'"
+            )
+        if self.quantize_base is not None and self.lora is None:
+            raise InputError(
+                "quantised factors are not trained; give adapters a rank: --lora 8"
+            )
 
     @property
     def training(self) -> dict[str, Any]:
@@ -77,8 +96,15 @@ def finetune(
             f"this {type(model).__name__} is not compressed; compress it first, or train it "
             "with transformers' Trainer"
         )
-    if config.inner is not None:
-        raise ModelError("the factors are quantised; train them before they are (--quantize)")
+    if settings.quantize_base is not None:
+        if is_quantised(model):
+            raise ModelError("the model is quantised already; leave out --quantize-base")
+        quantise_all(model, QUANTISED_BASES[settings.quantize_base])
+    elif config.inner is not None and settings.lora is None:
+        raise ModelError(
+            "the factors are quantised; train adapters beside them (--lora 8), or train before "
+            "they are (--quantize)"
+        )
     progress = progress or Progress()
     blocks = _blocks(model, tokenizer, settings)
     options: Any
@@ -87,8 +113,14 @@ def finetune(
         options = REFINEMENTS.options(name, settings.training)
         module.refine(model, model, blocks, options, progress)
     else:
-        name, options = "adapters", AdapterOptions(rank=settings.lora, **settings.training)
-        train_adapters(model, blocks, options, progress)
+        options = AdapterOptions(rank=settings.lora, **settings.training)
+        if is_quantised(model):
+            name = "adapters beside"
+            train_beside(model, blocks, options, progress)
+            restate(model)
+        else:
+            name = "adapters"
+            train_adapters(model, blocks, options, progress)
     record(model, name, options, blocks, progress)
     return model
 

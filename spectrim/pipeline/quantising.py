@@ -16,15 +16,16 @@ from transformers import PreTrainedModel
 
 from spectrim.compressors import COMPRESSORS, CompensatedLinear, CompressedLinear
 from spectrim.decompositions import LayerProblem
-from spectrim.errors import InputError, NumericalWarning
+from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.hub import SpectrimConfig, mark_compressed
-from spectrim.hub.compensated import compensated_entry
+from spectrim.hub.compensated import COMPENSATED, compensated_entry
 from spectrim.hub.quantised import inner_of
 from spectrim.layers.pivoted import PivotedLinear
 from spectrim.planning import Plan
 from spectrim.recipe import QuantisationRecipe, Recipe
 from spectrim.surgery.adapters import bias_of, weight_of
 from spectrim.surgery.rewrite import factored_layers, replace_layer
+from spectrim.surgery.targets import find_targets
 
 
 def quantise(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedModel:
@@ -45,12 +46,42 @@ def quantise(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedMo
             NumericalWarning,
             stacklevel=2,
         )
+    return _quantised(model, _dense(plan), given)
+
+
+def quantise_all(model: PreTrainedModel, given: QuantisationRecipe) -> PreTrainedModel:
+    """The factors of a compressed `model`, and the dense layers of its blocks, in place.
+
+    Raises InputError where the compressor is missing, ModelError for shapes it does not take.
+    """
+    try:
+        dense = [target.name for target in find_targets(model)]
+    except ModelError:  # every layer is factored
+        dense = []
+    return _quantised(model, dense, given)
+
+
+def restate(model: PreTrainedModel) -> None:
+    """In the config of a quantised model, the ranks of what was trained beside its weights."""
+    config: SpectrimConfig = model.config.quantization_config
+    if config.inner is not None:
+        config.inner = inner_of(model, config.inner["base"])
+    for name, entry in config.layers.items():
+        if entry["kind"] == COMPENSATED:
+            layer: Any = model.get_submodule(name)
+            config.layers[name] = compensated_entry(entry["base"], layer)
+    mark_compressed(model, config)
+
+
+def _quantised(
+    model: PreTrainedModel, dense: list[str], given: QuantisationRecipe
+) -> PreTrainedModel:
     for name, layer in factored_layers(model):
         for own, child in list(layer.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(layer, own, _compressed(f"{name}.{own}", child, given))
     config: SpectrimConfig = model.config.quantization_config
-    for name in _dense(plan):
+    for name in dense:
         base = _compressed(name, model.get_submodule(name), given)
         layer_ = CompensatedLinear(base, None, None)
         replace_layer(model, name, layer_)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.compressors import COMPRESSORS, CompressedLinear, compressor_class
+from spectrim.compressors import COMPRESSORS, Adapter, CompressedLinear, compressor_class
 from spectrim.decompositions import LayerProblem
 from spectrim.errors import InputError, ModelError, NumericalError
 from spectrim.statistics import STATISTICS
@@ -22,6 +22,8 @@ CASES = [
     ("rtn", {"bits": 2, "group": 5}),
     ("sparse_2_4", {}),
     ("wanda_2_4", {}),
+    ("nf4", {}),
+    ("nf4", {"group": 100}),
     ("torchao", {"bits": 8}),
     ("torchao", {"bits": 4}),
 ]
@@ -228,3 +230,26 @@ def test_faults_of_loaded_tensors():
     assert sparse.fault() is None
     sparse.places.zero_()
     assert sparse.fault().startswith("places")
+
+
+def test_nf4_is_that_of_bitsandbytes():
+    functional = pytest.importorskip(
+        "bitsandbytes.functional", reason="bitsandbytes is not installed"
+    )
+    given = problem((48, 50), bias=False)
+    given.weight[3, :] = 0
+    packed, state = functional.quantize_4bit(given.weight, blocksize=64, quant_type="nf4")
+    expected = functional.dequantize_4bit(packed, state)
+    assert torch.equal(compressed("nf4", {}, given).matrix(torch.float32), expected)
+
+
+@cases
+def test_an_adapter_is_part_of_the_matrix(name, options):
+    layer = compressed(name, options, problem())
+    alone = layer.dense()[0]
+    layer.adapter = Adapter(SHAPE[1], SHAPE[0], 3)
+    up, down = (layer.adapter.get_parameter(f"{n}.weight").detach() for n in ("up", "down"))
+    assert torch.equal(layer.dense()[0], alone + up.double() @ down.double())
+    expected = inputs().double() @ layer.dense()[0].T + layer.dense()[1]
+    difference = (layer(inputs()).detach() - expected).norm()
+    assert float(difference) <= FLOAT32_RELATIVE * float(expected.norm())
