@@ -4,17 +4,17 @@
 
 Every row stores the layers of the blocks in the bytes of its group, as a share of bfloat16
 (codes, scales, zeros and factors; no biases), or is left out. The groups are the bytes of
-plain 8 bits, of plain 4 bits, and two below. Prints Markdown; evaluated in float32.
+plain 8, 4, 3 and 2 bits. A low-rank row has plain or pivoted factors, whichever is predicted to
+lose less, rounding counted. Prints Markdown with the predicted loss in nats; evaluated in
+float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from transformers.utils import logging
 
 from spectrim import hub, pipeline
 from spectrim.data import BlockSettings
-from spectrim.errors import SpectrimError
+from spectrim.errors import InputError, SpectrimError
 from spectrim.evaluation.size import tensor_bytes
 from spectrim.pipeline.compensating import path_figures, ranks_of, residual_of, with_paths
+from spectrim.pipeline.factorising import rounded
 from spectrim.recipe import (
     CalibrationRecipe,
     CompensationRecipe,
@@ -37,8 +38,15 @@ from spectrim.surgery.targets import find_targets
 from spectrim.workspace import Workspace
 
 DTYPE = torch.bfloat16
-BELOW = (0.22, 0.15)
-"""Shares of the two groups below plain 4 bits."""
+GROUP = 32
+PLAIN = (8, 4, 3, 2)
+"""Bits of the groups."""
+PATHS = {8: (4,), 4: (3, 2), 3: (2,)}
+"""By group, the bits that leave room for low-rank paths in its bytes."""
+TORCHAO = {8: (), 4: (8,), 3: (4,), 2: (4,)}
+"""By group, the bits of low-rank factors that torchao's kernels multiply with."""
+Made = tuple[Any, int, str, float | None]
+"""A model, the bytes that it holds, what it is, its predicted loss."""
 
 
 class Table:
@@ -57,16 +65,23 @@ class Table:
         self.decomposition = pipeline.factorise(
             self.model, self.tokenizer, self.recipe, self.workspace
         )
+        self.calibration = pipeline.calibrate(
+            self.model, self.tokenizer, self.recipe, self.workspace
+        )
         self.names = [target.name for target in find_targets(self.model)]
         self.dense = DTYPE.itemsize * sum(t.weights for t in find_targets(self.model))
-        print("| bytes | stored as | share | " + " | ".join(given.eval) + " |")
-        print("|---|---|---|" + "---|" * len(given.eval), flush=True)
-        self.row("all", "bfloat16", pipeline.stored_in(self.model, DTYPE), self.dense)
+        print("| bytes | stored as | share | predicted | " + " | ".join(given.eval) + " |")
+        print("|---|---|---|---|" + "---|" * len(given.eval), flush=True)
+        dense = pipeline.stored_in(self.model, DTYPE)
+        self.row("all", (dense, self.dense, "bfloat16", None))
 
-    def row(self, group: str, label: str, model: Any, held: int) -> None:
+    def row(self, group: str, made: Made) -> None:
+        model, held, label, predicted = made
         found = [self._perplexity(model, text) for text in self.given.eval]
         shown = " | ".join(f"{value:,.2f}" for value in found)
-        print(f"| {group} | {label} | {held / self.dense:.3f} | {shown} |", flush=True)
+        loss = "-" if predicted is None else f"{predicted:.3f}"
+        share = f"{held / self.dense:.3f}"
+        print(f"| {group} | {label} | {share} | {loss} | {shown} |", flush=True)
 
     def _perplexity(self, model: Any, text: str) -> float:
         settings = BlockSettings(
@@ -75,17 +90,32 @@ class Table:
         figures = pipeline.evaluate(model.float(), self.tokenizer, text, settings)
         return figures["perplexity"]
 
-    def factored(self, share: float, layer: str, bits: int | None) -> tuple[Any, int]:
-        """Low rank at `share` of the bytes, and what it holds."""
-        quantisation = None if bits is None else QuantisationRecipe(bits, self.given.base)
-        multiple = 1 if quantisation is None else quantisation.multiple
-        recipe = self.recipe.with_changes(
-            budget=share, layer=layer, rank_multiple=multiple, quantisation=quantisation
-        )
-        plan = pipeline.plan(self.decomposition, recipe)
+    def factored(self, share: float, given: QuantisationRecipe | None) -> Made:
+        """Low rank at `share` of the bytes, in the kind of layer that promises more."""
+        found = [self._planned(share, layer, given) for layer in ("lowrank", "pivoted")]
+        fitting = [each for each in found if not isinstance(each, SpectrimError)]
+        if not fitting:
+            raise InputError(str(found[0]))
+        plan, recipe = min(fitting, key=lambda each: each[0].predicted_loss or 0.0)
+        if not plan.ranks:
+            raise InputError("every layer stays dense: the plain row over again")
         smaller = pipeline.compress(self.model, self.decomposition, plan, DTYPE)
         smaller = pipeline.quantise(smaller, plan, recipe)
-        return smaller, self.held(smaller)
+        label = f"low rank, {recipe.layer}, {_bits(given)}"
+        return smaller, self.held(smaller), label, plan.predicted_loss
+
+    def _planned(self, share: float, layer: str, given: QuantisationRecipe | None) -> Any:
+        recipe = self.recipe.with_changes(
+            budget=share,
+            layer=layer,
+            rank_multiple=1 if given is None else given.multiple,
+            quantisation=given,
+        )
+        try:
+            known = rounded(self.calibration, self.decomposition, recipe)
+            return pipeline.plan(known, recipe), recipe
+        except SpectrimError as error:
+            return error
 
     def held(self, model: Any) -> int:
         """Bytes of the layers' tensors in a checkpoint that is written and removed."""
@@ -96,29 +126,56 @@ class Table:
         inside = tuple(f"{name}." for name in self.names)
         return sum(size for name, size in sizes.items() if name.startswith(inside))
 
-    def with_path(self, share: float, bits: int) -> tuple[Any, int]:
-        """Plain `bits` with low-rank paths that fill up to `share`."""
-        options = QuantisationRecipe(bits, self.given.base).options
-        alone = CompensationRecipe(self.given.base, options, rank=0, path_bytes=0)
-        recipe = pipeline.for_compensation(self.recipe.with_changes(compensation=alone))
+    def compensated(self, bits: int, base: str, share: float | None = None) -> Made:
+        """Plain `bits`, with a share also low-rank paths that fill up to it."""
+        options = {"bits": bits, "group": GROUP}
+        recipe = self._with_paths(base, options, 0)
         residual = residual_of(self.model, self.tokenizer, recipe)
-        base = path_figures(residual, ranks_of(residual, recipe, 2), 2)["base_bytes"]
-        room = int(share * self.dense) - base
-        given = replace(alone, path_bytes=max(room, 0))
-        recipe = recipe.with_changes(compensation=given)
-        residual = residual_of(self.model, self.tokenizer, recipe, self.workspace)
-        smaller = with_paths(self.model, residual, ranks_of(residual, recipe, 2), recipe)
-        return smaller, self.held(smaller)
+        ranks = ranks_of(residual, recipe, DTYPE.itemsize)
+        if share is not None:
+            taken = path_figures(residual, ranks, DTYPE.itemsize)["base_bytes"]
+            room = int(share * self.dense) - taken
+            recipe = self._with_paths(base, options, max(room, 0))
+            residual = residual_of(self.model, self.tokenizer, recipe, self.workspace)
+            ranks = ranks_of(residual, recipe, DTYPE.itemsize)
+        figures = path_figures(residual, ranks, DTYPE.itemsize)
+        smaller = with_paths(self.model, residual, ranks, recipe)
+        label = f"int{bits}, {base}" + ("" if share is None else " + low-rank paths")
+        return smaller, self.held(smaller), label, figures.get("predicted_loss")
+
+    def _with_paths(self, base: str, options: dict[str, int], room: int) -> Recipe:
+        wanted = CompensationRecipe(base, options, rank=0, path_bytes=room)
+        return pipeline.for_compensation(self.recipe.with_changes(compensation=wanted))
 
 
-def groups(table: Table) -> Iterator[tuple[str, float]]:
-    """The bytes of each group, as a share, after the plain rows that set them."""
-    for bits in (8, 4):
-        model, held = table.factored(1.0, "lowrank", bits)
-        table.row(f"int{bits}", f"plain int{bits}", model, held)
-        yield f"int{bits}", held / table.dense
-    for share in BELOW:
-        yield f"{share:g}", share
+def _bits(given: QuantisationRecipe | None) -> str:
+    return "bfloat16" if given is None else f"int{given.bits} ({given.base})"
+
+
+def fill(table: Table, bits: int) -> None:
+    """The rows of one group, the plain one first: it sets the bytes."""
+    group = f"int{bits}"
+    plain = table.compensated(bits, "rtn")
+    table.row(group, plain)
+    share = plain[1] / table.dense
+    rows = [lambda b=b: table.compensated(b, "rtn", share) for b in PATHS.get(bits, ())]
+    for given in (
+        None,
+        QuantisationRecipe(8, "rtn", GROUP),
+        QuantisationRecipe(4, "rtn", GROUP),
+    ):
+        rows.append(lambda g=given: table.factored(share, g))
+    if table.given.torchao:
+        if bits in (8, 4):
+            rows.append(lambda: table.compensated(bits, "torchao"))
+        for b in TORCHAO[bits]:
+            given = QuantisationRecipe(b, "torchao", GROUP)
+            rows.append(lambda g=given: table.factored(share, g))
+    for make in rows:
+        try:
+            table.row(group, make())
+        except SpectrimError as error:
+            print(f"{group}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -126,37 +183,16 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--data", required=True)
     parser.add_argument("--eval", required=True, action="append")
-    parser.add_argument("--base", default="rtn", help="rtn (any rank) or torchao")
+    parser.add_argument("--torchao", action="store_true", help="rows of its kernels too")
     parser.add_argument("--sequences", type=int, default=256)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=20_000, help="evaluated")
     parser.add_argument("--cache", type=Path, default=None)
     logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="the plan leaves every layer dense")
+    warnings.filterwarnings("ignore", message="pivoted layers lose most to 4 bits")
     table = Table(parser.parse_args())
-    for group, share in groups(table):
-        for layer in ("lowrank", "pivoted"):
-            for bits in (None, 8, 4):
-                label = f"low rank, {layer}" + (f", int{bits}" if bits else ", bfloat16")
-                _try(
-                    table,
-                    group,
-                    label,
-                    lambda b=bits, k=layer, s=share: table.factored(s, k, b),
-                )
-        if group == "int8":
-            _try(table, group, "int4 + paths", partial(table.with_path, share, 4))
-
-
-def _try(table: Table, group: str, label: str, make: Any) -> None:
-    """A row; none for what cannot be that small, or is the plain one over again."""
-    try:
-        model, held = make()
-    except SpectrimError as error:
-        print(f"| {group} | {label} | - | {' '.join(str(error).split())} |", flush=True)
-        return
-    if any(layer["rank"] for layer in model.config.quantization_config.layers.values()):
-        table.row(group, label, model, held)
+    for bits in PLAIN:
+        fill(table, bits)
 
 
 if __name__ == "__main__":

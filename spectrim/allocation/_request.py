@@ -25,7 +25,8 @@ class LayerCurve:
     """loss[r] is the predicted loss increase at rank r = 0 .. k; spectrum has k values.
 
     signed: the first-order effects of dropping each component (k,), None when not gathered.
-    layer: the kind that it would be stored in, None for the request's.
+    layer: the kind that it would be stored in, None for the request's. dense_loss: when it is
+    left dense, which costs nothing unless it is rounded.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LayerCurve:
     spectrum: NDArray[np.float64]
     signed: NDArray[np.float64] | None = None
     layer: str | None = None
+    dense_loss: float = 0.0
 
     @property
     def dense_cost(self) -> int:
@@ -106,7 +108,7 @@ class AllocationRequest:
     def choices(self, curve: LayerCurve) -> Choices:
         """Every allowed rank that is cheaper than the dense layer, and the dense layer."""
         ranks, costs = self._cheaper(curve)
-        losses = np.append(curve.loss[ranks[:-1]], 0.0)
+        losses = np.append(curve.loss[ranks[:-1]], curve.dense_loss)
         return Choices(ranks, costs, losses)
 
     def _cheaper(self, curve: LayerCurve) -> Ladder:

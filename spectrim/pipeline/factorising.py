@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 
 from spectrim import several
 from spectrim.allocation import LatencyTable
+from spectrim.calibration import Calibration
 from spectrim.curves.measured import measured_jointly, measured_layers
 from spectrim.curves.probe import Probe
+from spectrim.curves.rounding import with_rounding
 from spectrim.pipeline.calibrating import calibrate, calibration_blocks
 from spectrim.pipeline.decomposing import decompose
 from spectrim.pipeline.pieces import Pieces, RememberingProbe
@@ -82,7 +84,7 @@ def factorise(
     }
     path = (workspace or Workspace(None)).path("decomposition", key)
     if (earlier := kept(path, Decomposition.load)) is not None:
-        return earlier
+        return rounded(calibration, earlier, recipe, track)
     pieces = Pieces(path)
     result = decompose(model, calibration, recipe, track, pieces)
     result = _Measuring(model, tokenizer, recipe, track, pieces).corrected(result)
@@ -90,7 +92,23 @@ def factorise(
         if path is not None and several.is_first():
             result.save(path)
     pieces.remove()
-    return result
+    return rounded(calibration, result, recipe, track)
+
+
+def rounded(
+    calibration: Calibration,
+    decomposition: Decomposition,
+    recipe: Recipe,
+    track: Track = silent,
+) -> Decomposition:
+    """The decomposition, which for a recipe of fewer bits knows what rounding adds."""
+    total = len(decomposition.shapes)
+    return with_rounding(
+        calibration,
+        decomposition,
+        recipe,
+        lambda names: track(names, "rounding", total),
+    )
 
 
 def plan(

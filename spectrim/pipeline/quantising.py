@@ -2,8 +2,8 @@
 
     Q(left) Q(right) x,   Q by a compressor that needs no calibration (torchao, rtn)
 
-The ranks were chosen for the bytes of Q (`planning.storage`); what rounding adds to the loss is
-in no prediction: at 8 bits it is small, at 4 bits measure it.
+The ranks were chosen for the bytes of Q (`planning.storage`), and with what its rounding adds
+to the loss (`curves.rounding`).
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ class Decomposition:
     per token; empty when the statistic `mean_gradient` was not gathered.
     groups: by the name of a group of layers on one basis, its module names and the rows that
     each has of the group's `left`, in order.
+    rounding[name][r] is what storing rank r in fewer bits adds, at 0 the dense layer; computed
+    for one recipe (`rounded_for`) and not saved, since it is quickly made (`curves.rounding`).
     """
 
     method: str
@@ -63,6 +65,8 @@ class Decomposition:
     provenance: dict[str, Any] = field(default_factory=dict)
     signed: dict[str, Tensor] = field(default_factory=dict)
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    rounding: dict[str, Tensor] = field(default_factory=dict)
+    rounded_for: str = ""
 
     def by_module(self, ranks: Mapping[str, int]) -> tuple[dict[str, Factors], dict[str, int]]:
         """Factors and ranks of modules, where groups are taken apart into their members."""

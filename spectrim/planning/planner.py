@@ -17,7 +17,7 @@ from spectrim.layers import layer_class
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.multiples import multiple_for
 from spectrim.planning.plan import SHARED, LayerPlan, Plan
-from spectrim.planning.storage import storage_of
+from spectrim.planning.storage import rounded_for, storage_of
 from spectrim.recipe import Recipe
 
 DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
@@ -33,16 +33,21 @@ class CurvePoint:
     predicted_loss: float
 
 
-def curves_of(decomposition: Decomposition) -> tuple[LayerCurve, ...]:
+def curves_of(decomposition: Decomposition, recipe: Recipe) -> tuple[LayerCurve, ...]:
+    """With what rounding adds, where the recipe rounds and the decomposition knows it."""
+    known = rounded_for(recipe) == decomposition.rounded_for
+    rounding = decomposition.rounding if known else {}
+    added = {name: losses.numpy() for name, losses in rounding.items()}
     signed = {name: effects.numpy() for name, effects in decomposition.signed.items()}
     return tuple(
         LayerCurve(
             name,
             decomposition.shapes[name],
-            decomposition.curves[name].numpy(),
+            decomposition.curves[name].numpy() + added.get(name, 0.0),
             decomposition.spectrum(name).numpy(),
             signed.get(name),
             SHARED if name in decomposition.groups else None,
+            float(added[name][0]) if name in added else 0.0,
         )
         for name in decomposition.shapes
     )
@@ -54,7 +59,7 @@ def make_plan(
     """The recipe's allocation at its budget, one of time where `times` are given. Raises
     InputError when that does not fit."""
     request = AllocationRequest(
-        curves_of(decomposition),
+        curves_of(decomposition, recipe),
         recipe.budget,
         recipe.layer,
         multiple_for(recipe, decomposition.shapes.values()),
@@ -71,7 +76,7 @@ def make_plan(
         curve.name: LayerPlan(
             curve.shape,
             ranks[curve.name],
-            float(curve.loss[ranks[curve.name]]) if ranks[curve.name] else 0.0,
+            float(curve.loss[ranks[curve.name]]) if ranks[curve.name] else curve.dense_loss,
             dict(decomposition.groups.get(curve.name, {})),
         )
         for curve in request.curves
@@ -132,6 +137,11 @@ def plan_for_loss(decomposition: Decomposition, recipe: Recipe, target: float) -
         )
     low, high = 0.0, 1.0
     best = make_plan(decomposition, recipe.with_changes(budget=1.0))
+    if recipe.quantisation is not None and (best.predicted_loss or 0.0) > target:
+        raise InputError(
+            f"rounding alone is predicted to cost {best.predicted_loss:.4f} nats per token, "
+            f"more than the target loss {target}; take more bits"
+        )
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         plan = _plan_or_none(decomposition, recipe.with_changes(budget=middle))

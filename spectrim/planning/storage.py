@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import json
+from dataclasses import asdict, fields, replace
 
 import torch
 
@@ -23,3 +24,11 @@ def storage_of(recipe: Recipe) -> Storage | None:
         options = replace(options, dtype=dtype)
     kind, itemsize = compressor_class(given.base), getattr(torch, dtype).itemsize
     return lambda rows, columns: -(-kind.cost((rows, columns), options, itemsize) // itemsize)
+
+
+def rounded_for(recipe: Recipe) -> str:
+    """All that the rounding of a layer depends on, but its weight; "" where none is rounded."""
+    if recipe.quantisation is None:
+        return ""
+    parts = [asdict(recipe.quantisation), recipe.layer, recipe.layer_options]
+    return json.dumps([*parts, recipe.save_dtype or "float32"], sort_keys=True)

@@ -134,7 +134,8 @@ def _added(holders: dict[str, Holder], options: AdapterOptions) -> Parameters:
             _put(holder, parts := drawn)
         _check_rank(name, holder, parts[0].out_features, drawn[0].out_features)
         for side, part in zip(("down", "up"), parts, strict=True):
-            trained[f"{name}.{side}"] = part.weight.requires_grad_(True)
+            part.weight.requires_grad_(True)
+            trained[f"{name}.{side}"] = part.weight
     return trained
 
 
