@@ -34,8 +34,9 @@ from spectrim.recipe import Recipe, TaskRecipe
 from spectrim.refinement import Progress
 from spectrim.report.card import card_for
 from spectrim.report.curve_plot import curve_svg
-from spectrim.report.facts import PAGE_FILE
+from spectrim.report.facts import EVENTS_FILE, PAGE_FILE
 from spectrim.report.making import Made, Pair, compared, facts_of, report_extras
+from spectrim.report.pruning_figure import with_prunings
 from spectrim.storage import write_text
 
 app = typer.Typer(
@@ -167,7 +168,7 @@ def compress(
     tell = told(context, track, f"compress {model}", recipe.to_dict())
     progress = progress_for(workspace_of(given), tell)
     if memory is not None:
-        wanted = Wanted(model, output, followed, target_loss, overwrite)
+        wanted = Wanted(model, output, followed, target_loss, overwrite, json)
         if (sized := within_memory(wanted, recipe, memory, progress)) is None:
             return
         recipe = sized
@@ -178,7 +179,7 @@ def compress(
     if recipe.selection is not None:
         special = pipeline.specialise(original, tokenizer, recipe, progress)
         smaller, chosen = special.model, special.plan
-        extras["spectrim_events.jsonl"] = special.events()
+        extras[EVENTS_FILE] = special.events()
     else:
         decomposition = _factorised(original, tokenizer, recipe, followed, progress)
         chosen = followed or _planned(decomposition, recipe, target_loss, progress)
@@ -193,6 +194,7 @@ def compress(
     extras |= {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}
     pair = Pair(original, smaller, tokenizer, stored)
     facts = facts_of(Made(model, chosen, recipe, decomposition), pair)
+    facts = with_prunings(facts, extras.get(EVENTS_FILE, ""))
     extras |= report_extras(compared(facts, pair, recipe) if report else facts, report)
     hub.save_together(
         smaller,
@@ -339,6 +341,7 @@ def export(
     ] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="A graph for ONNX Runtime.")] = False,
     overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
     """A model that runs without spectrim: dense, with its own code, or as an ONNX graph."""
     ways = {
@@ -349,15 +352,23 @@ def export(
     if sum(ways.values()) != 1:
         raise InputError("choose one of --dense, --self-contained and --onnx")
     [write] = [way for way, chosen in ways.items() if chosen]
-    show.note(f"saved to {write(checkpoint, output, overwrite)}")
+    written = write(checkpoint, output, overwrite)
+    if json:
+        show.as_json({"saved": str(written)})
+    show.note(f"saved to {written}")
 
 
 @app.command()
 def activate(
     remove: Annotated[bool, typer.Option("--remove", help="Undo it.")] = False,
+    json: Json = False,
 ) -> None:
     """Let every program of this environment load compressed models without an import."""
-    if remove:
-        show.note("removed" if hub.deactivate() else "was not active")
+    through = None if remove else str(hub.activate())
+    removed = remove and hub.deactivate()
+    if json:
+        show.as_json({"active": not remove, "through": through, "removed": removed})
+    if through is not None:
+        show.note(f"active through {through}")
     else:
-        show.note(f"active through {hub.activate()}")
+        show.note("removed" if removed else "was not active")

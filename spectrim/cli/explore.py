@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_text
 import secrets
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 
 from spectrim import hub, pipeline
 from spectrim.cli import show
-from spectrim.cli.commands import Model, Overwrite, RemoteCode, _load, app
+from spectrim.cli.commands import Json, Model, Overwrite, RemoteCode, _load, app
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
 from spectrim.errors import InputError
 from spectrim.explore import Access, Places, Session, make_server
@@ -34,6 +36,7 @@ def explore(
     open_: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
+    json: Json = False,
 ) -> None:
     """Calibrate, then try any size in a page: loss, bytes and ranks at once."""
     recipe = recipe_of(given)
@@ -56,16 +59,27 @@ def explore(
     )
     places = Places(plan, output, overwrite, workspace_of(given))
     session = Session(source, decomposition, recipe, places)
-    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_)
+    tell = _as_json if json else _as_note
+    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_, tell)
 
 
-def _serve(session: Session, access: Access, port: int, opened: bool) -> None:
+def _as_json(address: str) -> None:
+    print(json_text.dumps({"address": address}), flush=True)
+
+
+def _as_note(address: str) -> None:
+    show.note(f"explore at {address}\nCtrl-C ends it")
+
+
+def _serve(
+    session: Session, access: Access, port: int, opened: bool, tell: Callable[[str], None]
+) -> None:
     try:
         server = make_server(session, access, port)
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {access.host}:{port}: {error}") from error
     address = f"http://{access.host}:{server.server_port}/?token={access.token}"
-    show.note(f"explore at {address}\nCtrl-C ends it")
+    tell(address)
     if opened:
         webbrowser.open(address)
     try:

@@ -45,6 +45,7 @@ def copy(
         Path | None, typer.Option("-o", "--output", help="YAML file; default NAME.yaml.")
     ] = None,
     overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
     """Write a preset as a YAML file that `--recipe` reads."""
     if name not in PRESETS:
@@ -53,4 +54,6 @@ def copy(
     if place.exists() and not overwrite:
         raise InputError(f"{place} exists; name another file with -o, or give --overwrite")
     write_text(place, PRESETS[name].to_yaml())
+    if json:
+        show.as_json({"recipe": str(place)})
     show.note(f"{place}: edit it, then --recipe {place}")

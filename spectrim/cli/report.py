@@ -10,7 +10,7 @@ import typer
 
 from spectrim import hub, pipeline
 from spectrim.cli import show
-from spectrim.cli.commands import RemoteCode, _load, app
+from spectrim.cli.commands import Json, RemoteCode, _load, app
 from spectrim.data import BlockSettings, token_blocks
 from spectrim.errors import InputError
 from spectrim.report.comparing import with_divergence, with_texts
@@ -36,6 +36,7 @@ def report(
         list[str] | None, typer.Option(help="To continue; else drawn from the original.")
     ] = None,
     trust_remote_code: RemoteCode = False,
+    json: Json = False,
 ) -> None:
     """One HTML page: size and quality, ranks, spectra, bytes, text before and after."""
     if original is None and (data or prompt):
@@ -49,7 +50,19 @@ def report(
     else:
         for name, text in report_extras(facts).items():
             hub.write_extra(checkpoint, name, text)
+    if json:
+        show.as_json({"report": str(output or checkpoint / PAGE_FILE), **found_in(facts)})
     show.note(f"report in {output or checkpoint / PAGE_FILE}")
+
+
+def found_in(facts: Facts) -> dict[str, float | None]:
+    """The figures that the page opens with."""
+    return {
+        "kept": facts.kept,
+        "predicted_loss": facts.predicted_loss,
+        "measured_divergence": facts.result,
+        "same_next_token": facts.agreement,
+    }
 
 
 def _pair(original: str, checkpoint: Path, trust_remote_code: bool) -> Pair:

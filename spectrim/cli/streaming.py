@@ -34,6 +34,7 @@ class Wanted:
     followed: Plan | None
     target_loss: float | None
     overwrite: bool
+    json: bool = False
 
     def plan(self, decomposition: Decomposition, recipe: Recipe) -> Plan:
         return self.followed or planned(decomposition, recipe, self.target_loss)
@@ -83,7 +84,7 @@ def _dtype(model: str, recipe: Recipe) -> torch.dtype:
 
 
 def _told(wanted: Wanted, plan: Plan, chosen: MemoryPlan) -> None:
-    show.plan_table(plan)
+    show.made(plan, wanted.json)
     peak = peak_bytes() / 2**20
     show.note(f"peak memory of this process {peak:,.0f} MiB, limit {chosen.limit / 2**20:,.0f}")
     show.note(f"saved to {wanted.output}: `import spectrim`, then from_pretrained")

@@ -17,6 +17,7 @@ from spectrim.errors import CheckpointError
 from spectrim.storage import read_mapping
 
 FACTS_FILE = "spectrim_report.json"
+EVENTS_FILE = "spectrim_events.jsonl"
 PAGE_FILE = "spectrim_report.html"
 _STRICT = ConfigDict(extra="forbid")
 
@@ -70,7 +71,8 @@ class Continuation:
 @checked(frozen=True, config=_STRICT)
 class Facts:
     """curve: predicted, for all budgets; probes: measured on the way to it; result: measured
-    of the saved model, None before it was. itemsize: bytes per stored weight."""
+    of the saved model, None before it was. prunings: the task's loss before and after each, of
+    a model whose bases were selected. itemsize: bytes per stored weight."""
 
     model: str
     method: str
@@ -84,6 +86,7 @@ class Facts:
     itemsize: int = 4
     curve: list[Point] = field(default_factory=list)
     probes: list[Point] = field(default_factory=list)
+    prunings: list[Point] = field(default_factory=list)
     result: float | None = None
     result_from: str = ""
     agreement: float | None = None

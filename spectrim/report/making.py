@@ -22,9 +22,17 @@ from spectrim.pipeline.inspecting import linear_layers
 from spectrim.planning import Decomposition, Plan
 from spectrim.recipe import Recipe
 from spectrim.report.comparing import with_divergence, with_texts
-from spectrim.report.facts import FACTS_FILE, PAGE_FILE, Facts, LayerFacts, load_facts
+from spectrim.report.facts import (
+    EVENTS_FILE,
+    FACTS_FILE,
+    PAGE_FILE,
+    Facts,
+    LayerFacts,
+    load_facts,
+)
 from spectrim.report.gathering import parts_of, plan_facts, with_bytes, with_curves
 from spectrim.report.page import report_page
+from spectrim.report.pruning_figure import with_prunings
 from spectrim.surgery.adapters import shape_of
 
 
@@ -87,9 +95,12 @@ def facts_in(directory: Path) -> Facts:
             f"{directory} is not a model that spectrim compressed; give the directory that "
             "`spectrim compress -o` wrote"
         )
-    if (directory / FACTS_FILE).is_file():
-        return load_facts(directory / FACTS_FILE)
-    return _facts_of_checkpoint(directory)
+    kept = (directory / FACTS_FILE).is_file()
+    facts = load_facts(directory / FACTS_FILE) if kept else _facts_of_checkpoint(directory)
+    events = directory / EVENTS_FILE
+    if not facts.prunings and events.is_file():
+        facts = with_prunings(facts, events.read_text(encoding="utf-8"), str(events))
+    return facts
 
 
 def _facts_of_checkpoint(directory: Path) -> Facts:

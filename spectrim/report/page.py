@@ -22,6 +22,7 @@ from spectrim.layers import layer_class
 from spectrim.report import numbers
 from spectrim.report.curve_figure import axes_of, bytes_at, curve_figure
 from spectrim.report.facts import Continuation, Facts, LayerFacts
+from spectrim.report.pruning_figure import pruning_figure
 from spectrim.report.rank_map import rank_map, shared_start
 from spectrim.report.spectrum_figure import LOWER, UPPER, spectrum_figure
 
@@ -37,6 +38,7 @@ def report_page(facts: Facts, live: Mapping[str, Any] | None = None) -> str:
         facts=facts,
         live=live,
         curve=curve_figure(facts) if facts.curve or facts.result is not None else None,
+        prunings=pruning_figure(facts) if facts.prunings else None,
         map=rank_map(facts.layers),
         panels=[(layer, spectrum_figure(layer, facts.units)) for layer in panels],
         opened=worst.name if worst else "",

@@ -11,9 +11,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from spectrim.errors import CheckpointError
 from spectrim.report import numbers
 from spectrim.report.facts import Continuation, Facts, LayerFacts
 from spectrim.report.page import report_page
+from spectrim.report.pruning_figure import with_prunings
 from spectrim.report.rank_map import rank_map, short_names
 
 VOID = {"meta", "link", "input", "col", "br"}
@@ -206,3 +208,33 @@ def test_numbers_have_two_or_three_digits():
         "0", "0.0012", "0.046", "0.22", "3.46", "12.3",
     ]  # fmt: skip
     assert [numbers.percent(v) for v in (0.6, 0.4567, 1)] == ["60%", "45.7%", "100%"]
+
+
+def test_prunings_are_drawn():
+    """Two points for each: the loss before, on the model as it was tuned, and after."""
+    events = [
+        {"kept_before": 1.0, "kept_after": 0.5, "loss": 0.4, "measured": 0.3},
+        {"kept_before": 0.5, "kept_after": 0.2, "loss": 0.9, "measured": 0.6},
+    ]
+    layer = LayerFacts("model.layers.0.q", (4, 4), 1, "lowrank", 8)
+    plain = Facts("m", "obd", "selection", "lowrank", 0.2, 0.2, None, [layer])
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    facts = with_prunings(plain, text)
+    assert [(p.kept, round(p.loss, 9)) for p in facts.prunings] == [
+        (1.0, 0.1),
+        (0.5, 0.4),
+        (0.5, 0.3),
+        (0.2, 0.9),
+    ]
+    drawn = Page(report_page(facts))
+    assert not drawn.open
+    assert "there is no predicted curve" not in drawn.text.lower()
+    [figure] = [a for tag, a in drawn.elements if tag == "svg" and a.get("id") == "prunings"]
+    assert "the task's loss" in figure["aria-label"]
+    assert len(drawn.having("circle", "probe")) == 2
+    assert "50% kept: loss" in drawn.text
+    [line] = drawn.having("polyline", "curve")
+    across = [float(pair.split(",")[0]) for pair in line["points"].split()]
+    assert across == sorted(across, reverse=True), "from the dense model to smaller ones"
+    with pytest.raises(CheckpointError, match="line 1"):
+        with_prunings(plain, '{"loss": 1}\n')

@@ -1,0 +1,77 @@
+"""A task's loss over the prunings of a model whose bases were selected while it was tuned."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import floor
+
+from markupsafe import Markup
+
+from spectrim.errors import CheckpointError
+from spectrim.report import numbers
+from spectrim.report.facts import Facts, Point
+from spectrim.report.svg import Axes, Box, decades, element, line, polyline, text
+
+WIDTH, HEIGHT = 400, 290
+BOX = Box(46, 32, 374, 250)
+
+
+def with_prunings(facts: Facts, events: str, source: str = "events") -> Facts:
+    """With the kept fraction and loss before and after each pruning, one JSON object a line.
+
+    Raises CheckpointError for a line that is no pruning.
+    """
+    points: list[Point] = []
+    for number, row in enumerate(events.splitlines(), 1):
+        try:
+            event = json.loads(row)
+            before = float(event["loss"]) - float(event["measured"])
+            points.append(Point(float(event["kept_before"]), before))
+            points.append(Point(float(event["kept_after"]), float(event["loss"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{source}, line {number}, is no pruning: {error}") from error
+    return replace(facts, prunings=points)
+
+
+def pruning_figure(facts: Facts) -> Markup:
+    """Two points a pruning, before and after it; between prunings the model is tuned."""
+    points = facts.prunings
+    low, high = decades([point.loss for point in points])
+    first = floor(min(point.kept for point in points) * 10 + 1e-6) / 10
+    axes = Axes(BOX, min(first, 0.9), 1.0, low, high)
+    drawn = [(axes.x(point.kept), axes.y(point.loss)) for point in points]
+    return element(
+        "svg",
+        *_grid(axes),
+        polyline(drawn, "curve"),
+        *(_after(axes, point) for point in points[1::2]),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label="the task's loss at every size that the model went through",
+        id="prunings",
+    )
+
+
+def _after(axes: Axes, point: Point) -> Markup:
+    words = f"{numbers.percent(point.kept)} kept: loss {numbers.loss(point.loss)}"
+    place = {"cx": axes.x(point.kept), "cy": axes.y(point.loss)}
+    return element("circle", element("title", words), **place, r=4, class_="probe")
+
+
+def _grid(axes: Axes) -> list[Markup]:
+    parts = [text(2, 14, "loss of the task, nats per token", "title")]
+    for power in axes.powers():
+        y = axes.y(10.0**power)
+        parts += [
+            line(BOX.left, y, BOX.right, y, "grid"),
+            text(BOX.left - 6, y + 4, numbers.tick(power), "tick", "end"),
+        ]
+    step = 2 if axes.last - axes.first > 0.5 else 1
+    for tenth in range(10, round(axes.first * 10) - 1, -step):
+        x = axes.x(tenth / 10)
+        parts += [
+            line(x, BOX.bottom, x, BOX.bottom + 4, "axis"),
+            text(x, BOX.bottom + 18, numbers.percent(tenth / 10), "tick", "middle"),
+        ]
+    return parts
