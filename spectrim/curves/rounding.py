@@ -19,14 +19,16 @@ from torch import Tensor, nn
 from spectrim.calibration import Calibration, LayerStatistics
 from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import LayerProblem
+from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.linalg.truncated import Factors
 from spectrim.planning import SHARED, Decomposition
+from spectrim.planning.multiples import multiple_for
 from spectrim.planning.storage import rounded_for
 from spectrim.recipe import Recipe
 
-SHARES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
-"""Of the full rank, where rounding is tried."""
+SHARES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
+"""Of the full rank, where rounding is tried; beyond the last it is taken to stay."""
 Rounded = Callable[[Tensor], Tensor]
 
 
@@ -36,52 +38,68 @@ def with_rounding(
     """The decomposition with `rounding` for the recipe's bits and layer kind, in place of what
     it knew; unchanged where nothing is rounded or prices are not in nats.
 
-    Raises InputError where the compressor is missing, ModelError for shapes it does not take.
+    A rank whose matrices the compressor does not take is passed over here. Raises InputError
+    where the compressor is missing.
     """
     if recipe.quantisation is None or decomposition.units == "own":
         return decomposition
-    multiple = recipe.quantisation.multiple
+    multiple = multiple_for(recipe, decomposition.shapes.values())
     found = {}
     for name in track(list(decomposition.shapes)):
         parts = decomposition.by_module({name: 1})[0]
         kind = SHARED if name in decomposition.groups else recipe.layer
-        at = _ranks(min(factors.max_rank for factors in parts.values()), multiple)
-        losses = [
-            sum(_loss(f, calibration.layer(n), r, kind, recipe) for n, f in parts.items())
-            for r in [0, *at]
-        ]
         most = len(decomposition.curves[name]) - 1
-        between = np.interp(np.arange(1, most + 1), at or [1], losses[1:] or [0.0])
-        found[name] = torch.tensor([losses[0], *between], dtype=torch.float64)
+        losses = {}
+        for rank in (0, *_ranks(most, multiple)):
+            tried = [
+                _loss(f, calibration.layer(n), rank, kind, recipe) for n, f in parts.items()
+            ]
+            losses[rank] = None if None in tried else sum(filter(None, tried))
+        found[name] = _between(losses, most)
     decomposition.rounding = found
     decomposition.rounded_for = rounded_for(recipe)
     return decomposition
 
 
 def _ranks(most: int, multiple: int) -> list[int]:
-    """Ranks to try, ascending, multiples of what the kernel reads."""
+    """Ranks to try, ascending, of those that a plan can choose."""
     rounded = {max(1, round(share * most / multiple)) * multiple for share in SHARES}
     return sorted(rank for rank in rounded if rank <= most)
 
 
+def _between(losses: dict[int, float | None], most: int) -> Tensor:
+    """(most + 1,): at 0 the dense layer, then every rank, linear between those tried."""
+    known = {rank: loss for rank, loss in losses.items() if loss is not None and rank > 0}
+    at, values = list(known) or [1], list(known.values()) or [0.0]
+    ranks = np.interp(np.arange(1, most + 1), at, values)
+    return torch.tensor([losses[0] or 0.0, *ranks], dtype=torch.float64)
+
+
 def _loss(
     factors: Factors, statistics: LayerStatistics, rank: int, kind: str, recipe: Recipe
-) -> float:
-    """Of one layer at `rank`; 0 stands for the dense layer."""
+) -> float | None:
+    """Of one layer at `rank`, 0 for the dense one; None for shapes that are refused."""
+    try:
+        error = _error(factors, rank, kind, recipe)
+    except ModelError:
+        return None
+    outputs, inputs = statistics["gradient_covariance"], statistics["input_covariance"]
+    return float(0.5 * statistics.share * ((outputs @ error) * (error @ inputs)).sum())
+
+
+def _error(factors: Factors, rank: int, kind: str, recipe: Recipe) -> Tensor:
+    """Q(W_r) - W_r (out, in), float64."""
     rounded = _rounder(recipe)
     if rank == 0:
         weight = _stored(factors.left @ factors.right, recipe)
-        error = rounded(weight) - weight
-    else:
-        layer = _layer(factors, rank, kind, recipe)
-        for child in _children(layer):
-            child.weight.data = _stored(child.weight.detach(), recipe)
-        before = layer.dense()[0]
-        for child in _children(layer):
-            child.weight.data = rounded(child.weight.detach())
-        error = layer.dense()[0] - before
-    outputs, inputs = statistics["gradient_covariance"], statistics["input_covariance"]
-    return float(0.5 * statistics.share * ((outputs @ error) * (error @ inputs)).sum())
+        return rounded(weight) - weight
+    layer = _layer(factors, rank, kind, recipe)
+    for child in _children(layer):
+        child.weight.data = _stored(child.weight.detach(), recipe)
+    before = layer.dense()[0]
+    for child in _children(layer):
+        child.weight.data = rounded(child.weight.detach())
+    return layer.dense()[0] - before
 
 
 def _layer(factors: Factors, rank: int, kind: str, recipe: Recipe) -> Any:
@@ -92,7 +110,8 @@ def _layer(factors: Factors, rank: int, kind: str, recipe: Recipe) -> Any:
 
 
 def _children(layer: nn.Module) -> Sequence[Any]:
-    return [child for child in layer.children() if isinstance(child, nn.Linear)]
+    children = [child for child in layer.children() if isinstance(child, nn.Linear)]
+    return [child for child in children if child.weight.numel()]
 
 
 def _stored(weight: Tensor, recipe: Recipe) -> Tensor:

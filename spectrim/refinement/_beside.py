@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -134,8 +135,8 @@ def _added(holders: dict[str, Holder], options: AdapterOptions) -> Parameters:
             _put(holder, parts := drawn)
         _check_rank(name, holder, parts[0].out_features, drawn[0].out_features)
         for side, part in zip(("down", "up"), parts, strict=True):
-            part.weight.requires_grad_(True)
-            trained[f"{name}.{side}"] = part.weight
+            weight: Any = part.weight
+            trained[f"{name}.{side}"] = weight.requires_grad_(True)
     return trained
 
 
