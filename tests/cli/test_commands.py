@@ -349,7 +349,7 @@ def test_quantised_factors_in_one_checkpoint(cli, compress, tmp_path):
     assert shown.code == 0, shown.err
     assert json.loads(shown.out)["out"]["perplexity"] > 1
     wrong = compress("-o", "other", "--quantize", "int7")
-    assert "int8 or int4" in wrong.failed_with_one_line()
+    assert "int8, int4 or nf4" in wrong.failed_with_one_line()
 
 
 def test_a_compressor_that_is_missing_is_told_before_the_work(compress, monkeypatch):
