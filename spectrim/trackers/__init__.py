@@ -19,9 +19,11 @@ from spectrim.trackers._run import TrackedRun, Tracker, library
 from spectrim.trackers._stages import timed
 
 TRACKERS = Registry("tracker", "spectrim.trackers")
+"""By name, the libraries that can be told; others by the entry-point group of that name."""
 Tell = Callable[[Mapping[str, float], int | None], None]
 """Figures by name, and the step of their series; None for what stands at the end of a run."""
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""Passes items on and shows progress: items, what is being done, how many."""
 
 
 def untold(figures: Mapping[str, float], step: int | None = None) -> None:

@@ -27,6 +27,8 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
+    """An open run of a library."""
+
     def log(self, figures: Mapping[str, float], step: int | None = None) -> None:
         """Figures of a step, or with None those of the whole run."""
 
