@@ -90,4 +90,4 @@ def value_text(value: Any) -> str:
 
 def place(thing: Any) -> str:
     """The file that defines it, from the repository's root."""
-    return Path(inspect.getfile(thing)).resolve().relative_to(ROOT).as_posix()
+    return Path(inspect.getfile(inspect.unwrap(thing))).resolve().relative_to(ROOT).as_posix()
