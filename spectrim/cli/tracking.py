@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spectrim import several
 from spectrim.cli import show
 from spectrim.planning import Plan
 from spectrim.refinement import Progress
@@ -22,7 +23,9 @@ Tracker = Annotated[
 def told(
     context: typer.Context, tracker: str | None, name: str, settings: Mapping[str, Any]
 ) -> Tell:
-    """Opens a run that ends with the command, as failed if that failed."""
+    """Opens a run that ends with the command, as failed if that failed; of several processes
+    the first one's."""
+    tracker = tracker if several.is_first() else None
     return context.obj.enter_context(telling(tracker, TrackedRun(name, settings)))
 
 
