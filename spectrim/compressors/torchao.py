@@ -141,7 +141,7 @@ def _quantised(weight: Tensor, options: Options, name: str) -> Tensor:
     module.weight = nn.Parameter(weight.clone(), requires_grad=False)
     try:
         quantize(module, config)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise _refused(name, weight, options, str(error).splitlines()[0]) from error
     if not hasattr(module.weight, "__tensor_flatten__"):
         raise _refused(name, weight, options, "inputs are no multiple of the group")

@@ -232,6 +232,14 @@ def test_faults_of_loaded_tensors():
     assert sparse.fault().startswith("places")
 
 
+@needs_torchao
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_column_is_refused_in_words(dtype):
+    one = LayerProblem(LAYER, torch.randn(31, 1, dtype=dtype), None, None)
+    with pytest.raises(ModelError, match="cannot compress"):
+        compressed("torchao", {"bits": 8}, one)
+
+
 def test_nf4_is_that_of_bitsandbytes():
     functional = pytest.importorskip(
         "bitsandbytes.functional", reason="bitsandbytes is not installed"
