@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +33,7 @@ WORDS, LENGTH, MASK = 40, 12, 1
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """`batch(seed, count)` makes examples with `labels`; the outputs stand at `place`."""
 
     make: Callable[[], nn.Module]
