@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.allocation import ALLOCATORS, BY_STORAGE, LatencyRecipe
+from spectrim.calibration import Room
 from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
@@ -29,6 +30,8 @@ class CalibrationRecipe:
     than the context). labels: "data" or "sampled" from the model, at `temperature` (above 1 for
     a model that is sure of its answers). tokens_per_batch None: as
     many as keep the activations below the model's own size (or 256 MiB), at most 4096.
+    statistics_bytes: for all sums; covariances that do not fit are kept as statistics_form says
+    (docs/scaling.md). None keeps them in full.
     """
 
     data: str = "python"
@@ -39,6 +42,13 @@ class CalibrationRecipe:
     labels: Literal["data", "sampled"] = "data"
     temperature: float = Field(default=1.0, gt=0)
     tokens_per_batch: int | None = Field(default=None, ge=1)
+    statistics_bytes: int | None = Field(default=None, ge=1)
+    statistics_form: Literal["low_rank", "blocks"] = "low_rank"
+
+    @property
+    def room(self) -> Room | None:
+        given = self.statistics_bytes
+        return None if given is None else Room(given, self.statistics_form)
 
 
 @dataclass(frozen=True, config=_STRICT)

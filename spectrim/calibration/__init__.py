@@ -1,5 +1,6 @@
 """Calibration: drive a model over tokens and sum what decompositions need."""
 
+from spectrim.calibration.forms import Room
 from spectrim.calibration.result import Calibration, LayerStatistics, PooledStatistics
 from spectrim.calibration.whole_model import CalibrationSettings, calibrate
 
@@ -8,5 +9,6 @@ __all__ = [
     "CalibrationSettings",
     "LayerStatistics",
     "PooledStatistics",
+    "Room",
     "calibrate",
 ]

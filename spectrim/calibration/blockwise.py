@@ -97,6 +97,7 @@ class BlockwiseWalk:
         self.batches = list(
             batches(self.blocks, self.settings.tokens_per_batch, 0, torch.device("cpu"))
         )
+        self.forms = self.settings.forms({t.name: t.shape for t in self.targets})
         self.tokens = sum(int(batch.mask.sum()) for batch in self.batches)
         gradient = {n: STATISTICS.get(n).NEEDS_GRADIENT for n in self.settings.statistics}
         self.names = {
@@ -269,7 +270,7 @@ class BlockwiseWalk:
         self, kind: str, targets: Sequence[Target], groups: dict[str, str]
     ) -> Calibration:
         shapes = {target.name: target.shape for target in targets}
-        part = Calibration.empty(shapes, groups, self.names[kind])
+        part = Calibration.empty(shapes, groups, self.names[kind], self.forms)
         part.tokens = self.tokens
         return part
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import CheckpointError, InputError
-from spectrim.statistics import STATISTICS
+from spectrim.statistics import FULL, STATISTICS, Form
 
 State = dict[str, Tensor]
 
@@ -34,13 +34,22 @@ class Calibration:
 
     @classmethod
     def empty(
-        cls, shapes: dict[str, tuple[int, int]], groups: dict[str, str], names: Iterable[str]
+        cls,
+        shapes: dict[str, tuple[int, int]],
+        groups: dict[str, str],
+        names: Iterable[str],
+        forms: Mapping[tuple[str, str], Form] | None = None,
     ) -> Calibration:
+        """forms: by statistic and layer, of those that are not kept in full."""
         states: dict[str, dict[str, State]] = {}
         for name in names:
             module = STATISTICS.get(name)
             keys = sorted(set(groups.values())) if module.SIDE == "input" else list(shapes)
-            states[name] = {key: module.empty(shapes[key]) for key in keys}
+            states[name] = {}
+            for key in keys:
+                form = (forms or {}).get((name, key), FULL)
+                given = () if form == FULL else (form,)
+                states[name][key] = module.empty(shapes[key], *given)
         return cls(groups, dict.fromkeys(shapes, 0), states)
 
     def layer(self, name: str) -> LayerStatistics:

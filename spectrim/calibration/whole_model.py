@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spectrim.calibration.forms import Room
 from spectrim.calibration.hooks import BatchIndex, observed, shared_inputs
 from spectrim.calibration.result import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
-from spectrim.statistics import STATISTICS, LayerTokens
+from spectrim.statistics import STATISTICS, Form, LayerTokens
 from spectrim.surgery.targets import Target
 
 LABEL_KINDS = ("data", "sampled")
@@ -32,6 +33,7 @@ class CalibrationSettings:
 
     temperature T, for sampled labels: y ~ softmax(z / T), and the loss T CE(z / T, y), whose
     gradients have covariance diag(p) - p p^T, p = softmax(z / T), in units of the logits z.
+    room: for the sums; None keeps all covariances in full.
 
     every: only each n-th batch is run, as one of n processes does.
     """
@@ -42,6 +44,7 @@ class CalibrationSettings:
     seed: int = 0
     temperature: float = 1.0
     every: int = 1
+    room: Room | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -57,6 +60,14 @@ class CalibrationSettings:
     def label_key(self) -> list[Any]:
         """What the labels depend on besides model and text."""
         return [self.labels, self.seed, self.temperature]
+
+    @property
+    def room_key(self) -> dict[str, Any]:
+        """Empty where all is kept in full."""
+        return {} if self.room is None else {"room": asdict(self.room)}
+
+    def forms(self, shapes: dict[str, tuple[int, int]]) -> dict[tuple[str, str], Form]:
+        return {} if self.room is None else self.room.forms(shapes, self.statistics)
 
     @property
     def backward(self) -> bool:
@@ -147,7 +158,8 @@ def begin(
 
     shapes = {target.name: target.shape for target in targets}
     groups = shared_inputs(model, targets, run)
-    result = Calibration.empty(shapes, groups, settings.statistics)
+    forms = settings.forms(shapes)
+    result = Calibration.empty(shapes, groups, settings.statistics, forms)
     result.provenance = provenance_of(blocks, settings)
     return result
 

@@ -62,7 +62,7 @@ def within_memory(
     if chosen.sizes is None:
         sized = replace(recipe.calibration, tokens_per_batch=chosen.tokens_per_batch)
         return recipe.with_changes(calibration=sized)
-    recipe = streamable(recipe)
+    recipe = streamable(chosen.fitted(recipe))
     with streamed_decomposition(opened, recipe, chosen.sizes, progress) as decomposition:
         plan = wanted.plan(decomposition, recipe)
         recipe = recipe.at_budget(plan.budget)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spectrim.calibration import LayerStatistics
+from spectrim.linalg.covariance import Covariance
 from spectrim.linalg.spectrum import tail_energy, trailing_block_sums
 from spectrim.linalg.truncated import Factors
 
@@ -33,14 +34,23 @@ def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Ten
         return tail_energy(factors.spectrum)
     if factors.solved is not None and factors.solved.statistics == NEEDED[::-1]:
         outputs, inputs = factors.solved.grams(factors)
+        if factors.offset is not None:
+            inputs = inputs - factors.offset[:, None] * factors.offset
     else:
-        left, right = factors.left, factors.right
-        inputs = right @ statistics["input_covariance"] @ right.T
-        outputs = left.T @ statistics["gradient_covariance"] @ left
-    if factors.offset is not None:
-        inputs = inputs - factors.offset[:, None] * factors.offset
+        inputs = _inputs(factors, statistics)
+        outputs = factors.left.T @ statistics["gradient_covariance"] @ factors.left
     curve = 0.5 * statistics.share * trailing_block_sums(outputs * inputs)
     return torch.where(curve > ROUNDING * curve[0].clamp_min(0), curve, 0.0)
+
+
+def _inputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
+    """right C_x right^T, less what a bias takes over of it."""
+    right, covariance = factors.right, statistics["input_covariance"]
+    if factors.offset is None:
+        return right @ covariance @ right.T
+    if isinstance(covariance, Covariance) and "input_mean" in statistics:
+        return right @ covariance.centred(statistics["input_mean"]) @ right.T
+    return right @ covariance @ right.T - factors.offset[:, None] * factors.offset
 
 
 def signed_effects(factors: Factors, statistics: LayerStatistics) -> Tensor:

@@ -57,6 +57,8 @@ def group_metrics(
 def _equal(one: Metric, other: Metric) -> bool:
     if type(one) is not type(other):
         return False
+    if isinstance(one, StackedMetric) and isinstance(other, StackedMetric):
+        return all(_equal(*pair) for pair in zip(one.parts, other.parts, strict=True))
     tensors = [value for value in vars(one).values() if isinstance(value, Tensor)]
     others = [value for value in vars(other).values() if isinstance(value, Tensor)]
     return all(torch.equal(*pair) for pair in zip(tensors, others, strict=True))

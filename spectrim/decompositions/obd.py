@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spectrim.decompositions._problem import LayerProblem
-from spectrim.linalg.metric import CovarianceMetric, Metric
+from spectrim.linalg.covariance import metric_of
+from spectrim.linalg.metric import Metric
 
 REQUIRES = ("input_covariance", "gradient_covariance")
 REFERENCE = "Li et al., 2026, arXiv:2604.00821"
@@ -36,4 +37,4 @@ def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
 
 def _damped(problem: LayerProblem, statistic: str, options: Options) -> Metric:
     name = f"{statistic.replace('_', ' ')} of {problem.name}"
-    return CovarianceMetric(problem.statistic(statistic), options.damping, name, statistic)
+    return metric_of(problem.statistic(statistic), options.damping, name, statistic)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from spectrim.decompositions._problem import LayerProblem
-from spectrim.linalg.metric import CovarianceMetric
+from spectrim.linalg.covariance import centred, metric_of
 from spectrim.linalg.truncated import Factors, solve
 
 REQUIRES = ("input_covariance", "gradient_covariance", "input_mean")
@@ -27,11 +27,11 @@ class Options:
 
 def decompose(problem: LayerProblem, options: Options) -> Factors:
     mean = problem.statistic("input_mean")
-    centred = problem.statistic("input_covariance") - mean[:, None] * mean
+    inputs = centred(problem.statistic("input_covariance"), mean)
     gradients = problem.statistic("gradient_covariance")
     factors = solve(
         problem.weight,
-        CovarianceMetric(gradients, options.damping, f"gradient covariance of {problem.name}"),
-        CovarianceMetric(centred, options.damping, f"centred covariance of {problem.name}"),
+        metric_of(gradients, options.damping, f"gradient covariance of {problem.name}"),
+        metric_of(inputs, options.damping, f"centred covariance of {problem.name}"),
     )
     return replace(factors, offset=factors.right @ mean)

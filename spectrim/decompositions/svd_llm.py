@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spectrim.decompositions._problem import LayerProblem
-from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
+from spectrim.linalg.covariance import metric_of
+from spectrim.linalg.metric import IdentityMetric, Metric
 
 REQUIRES = ("input_covariance",)
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378"
@@ -23,4 +24,4 @@ class Options:
 def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
     covariance = problem.statistic("input_covariance")
     name = f"input covariance of {problem.name}"
-    return IdentityMetric(), CovarianceMetric(covariance, options.damping, name)
+    return IdentityMetric(), metric_of(covariance, options.damping, name)

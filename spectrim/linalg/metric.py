@@ -126,7 +126,10 @@ class StackedMetric(Metric):
         return torch.cat([part.unwhiten(rows) for part, rows in self._pairs(matrix)])
 
     def gram(self, matrix: Tensor) -> Tensor:
-        return torch.stack([part.gram(rows) for part, rows in self._pairs(matrix)]).sum(0)
+        first, *others = (part.gram(rows) for part, rows in self._pairs(matrix))
+        for other in others:
+            first += other
+        return first
 
     def _pairs(self, matrix: Tensor) -> Iterator[tuple[Metric, Tensor]]:
         return zip(self.parts, matrix.split(self.sizes), strict=True)

@@ -32,10 +32,15 @@ def check_finite(matrix: Tensor, name: str) -> None:
 def check_covariance(matrix: Tensor, name: str) -> None:
     """Raises NumericalError when `matrix` (n, n) is not finite, or zero."""
     check_finite(matrix, name)
-    if mean_diagonal(matrix) <= 0:
+    check_signal(matrix.diagonal(), name)
+
+
+def check_signal(diagonal: Tensor, name: str) -> None:
+    """Raises NumericalError when the diagonal (n,) of a covariance is zero."""
+    if float(diagonal.mean()) <= 0:
         raise NumericalError(
-            f"{name} of shape {tuple(matrix.shape)} is zero: no token reached this layer; "
-            "calibrate on more data or leave the layer out"
+            f"{name} of shape {(len(diagonal), len(diagonal))} is zero: no token reached this "
+            "layer; calibrate on more data or leave the layer out"
         )
 
 

@@ -142,6 +142,7 @@ def _run_for(
         recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
+        recipe.calibration.room,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
     return _Run(model, targets, blocks, settings, workspace, track)
@@ -228,6 +229,7 @@ class _Run:
             "data": self.blocks.fingerprint,
             "statistics": list(self.settings.statistics),
             "labels": self.settings.label_key,
+            **self.settings.room_key,
             "layers": [target.name for target in self.targets],
         }
 

@@ -185,7 +185,7 @@ def _has_signal(calibration: Calibration, name: str) -> bool:
     """Tokens reached the layer, and where gradients were summed, one of them is not zero."""
     gradients = calibration.states.get("gradient_covariance")
     reached = calibration.counts[name] > 0
-    return reached and (gradients is None or bool(gradients[name]["sum"].any()))
+    return reached and (gradients is None or any(t.any() for t in gradients[name].values()))
 
 
 def _warn_of_others(names: Sequence[str], rest: int) -> None:

@@ -9,19 +9,20 @@ the widths of the layers. The counts are upper bounds, so the peak stays below t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import torch
-
 from spectrim.allocation._knapsack import MOST_BINS
+from spectrim.calibration.forms import state_bytes
+from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.hub.stream import Opened
 from spectrim.pipeline.calibrating import MOST_TOKENS_PER_BATCH, default_length
 from spectrim.pipeline.streaming import StreamSizes
 from spectrim.recipe import Recipe
-from spectrim.statistics import STATISTICS
+from spectrim.statistics import FULL, STATISTICS, Form
 from spectrim.streaming.memory import resident_bytes
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.targets import Target, find_targets
@@ -31,6 +32,8 @@ LATER = 48 * 2**20
 _FLOAT, _DOUBLE = 4, 8
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
+"""Of the bytes of full covariances, tried where these do not fit."""
 _LOGIT_COPIES = 6
 """Logits, those that predict, their log-probabilities and three gradients."""
 
@@ -47,13 +50,18 @@ def bytes_of(text: str) -> int:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """sizes: how to stream, None for the whole model in memory. needed: estimated peak."""
+    """sizes: how to stream, None for the whole model in memory. needed: estimated peak.
+    statistics_bytes: where even one block's covariances in full are too large."""
 
     limit: int
     needed: int
     tokens_per_batch: int
     sizes: StreamSizes | None
     disk: int = 0
+    statistics_bytes: int | None = None
+
+    def fitted(self, recipe: Recipe) -> Recipe:
+        return recipe if self.statistics_bytes is None else _reduced(recipe, self)
 
     def __str__(self) -> str:
         limit = f"of {_shown(self.limit)}, at most {_shown(self.needed)} by the estimate"
@@ -64,6 +72,16 @@ class MemoryPlan:
             f"memory: {limit}: streaming block by block, {self.sizes.batch_rows} sequences per "
             f"batch, activations in {where}, {_shown(self.disk)} of disk for statistics and "
             "factors; curves are not measured, and statistics not averaged along the path"
+            f"{self._given_up}"
+        )
+
+    @property
+    def _given_up(self) -> str:
+        if self.statistics_bytes is None:
+            return ""
+        return (
+            f"; covariances not in full but in {_shown(self.statistics_bytes)} "
+            "(calibration.statistics_bytes), at some cost in quality"
         )
 
 
@@ -79,10 +97,30 @@ def plan_memory(opened: Opened, recipe: Recipe, limit: int) -> MemoryPlan:
         peak = whole + tokens // length * needs.whole_row()
         return MemoryPlan(limit, peak, tokens, None)
     if needs.streamed(1) > limit:
-        raise InputError(
-            f"memory of {_shown(limit)} is too little: streaming this model takes about "
-            f"{_shown(needs.streamed(1))}; allow that, or give a smaller --length"
-        )
+        return _with_fewer_numbers(needs, limit)
+    return _streaming(needs, limit)
+
+
+def _with_fewer_numbers(needs: Needs, limit: int) -> MemoryPlan:
+    """Streaming with the largest of a few sizes of the covariances that fits."""
+    least = needs.streamed(1)
+    for share in _SHARES if needs.recipe.calibration.room is None else ():
+        try:
+            smaller = needs.with_statistics(int(share * needs.statistics()))
+            least = min(least, smaller.streamed(1))
+        except InputError:
+            break  # too few bytes for the sums of this recipe
+        if smaller.streamed(1) <= limit:
+            given = smaller.recipe.calibration.statistics_bytes
+            return replace(_streaming(smaller, limit), statistics_bytes=given)
+    raise InputError(
+        f"memory of {_shown(limit)} is too little: streaming this model takes about "
+        f"{_shown(least)}; allow that, or give a smaller --length"
+    )
+
+
+def _streaming(needs: Needs, limit: int) -> MemoryPlan:
+    recipe, length = needs.recipe, needs.length
     most = max(1, min(MOST_TOKENS_PER_BATCH, recipe_tokens(recipe)) // length)
     rows = max(n for n in range(1, most + 1) if needs.streamed(n) <= limit)
     used = needs.streamed(rows)
@@ -90,6 +128,11 @@ def plan_memory(opened: Opened, recipe: Recipe, limit: int) -> MemoryPlan:
     buffer = kept if used + kept <= limit else 0
     sizes = StreamSizes(rows, max(1, min(rows, needs.logits_rows(limit))), buffer)
     return MemoryPlan(limit, used + buffer, rows * length, sizes, needs.disk())
+
+
+def _reduced(recipe: Recipe, plan: MemoryPlan) -> Recipe:
+    given = replace(recipe.calibration, statistics_bytes=plan.statistics_bytes)
+    return recipe.with_changes(calibration=given)
 
 
 def recipe_tokens(recipe: Recipe) -> int:
@@ -113,13 +156,27 @@ class Needs:
         length = recipe.calibration.length or default_length(model)
         return cls(opened, recipe, targets, length, resident_bytes() + LATER)
 
+    def with_statistics(self, count: int) -> Needs:
+        given = replace(self.recipe.calibration, statistics_bytes=count)
+        return replace(self, recipe=self.recipe.with_changes(calibration=given))
+
+    def statistics(self) -> int:
+        return self._statistics(self.targets)
+
+    @cached_property
+    def forms(self) -> Mapping[tuple[str, str], Form]:
+        """Raises InputError for too few bytes."""
+        room = self.recipe.calibration.room
+        shapes = {target.name: target.shape for target in self.targets}
+        return {} if room is None else room.forms(shapes, self.recipe.statistics)
+
     def whole(self) -> int:
         """Without activations: model, statistics (of two passes and their mean), factors."""
         statistics = self._statistics(self.targets)
         passes = 3 if self.recipe.averages_path else 1
         factors = sum(_factors(target) for target in self.targets) * _DOUBLE
         weights = self.opened.streamed.total_bytes
-        rest = max(map(_decomposing, self.targets))
+        rest = max(map(self._decomposing, self.targets)) + self._test_matrices
         rest = max(rest, self._measuring(), self._allocating())
         return self.base + 2 * weights + passes * statistics + factors + rest
 
@@ -177,9 +234,10 @@ class Needs:
         squares = rows * self.length**2 * _FLOAT
         running = rows * self.length * 3 * _FLOAT * widths + squares
         outer = max(max(target.shape) for target in targets) ** 2 * 2 * _FLOAT
-        layer = max(map(_decomposing, targets))
+        layer = max(map(self._decomposing, targets))
         compressed = self.opened.streamed.bytes(name)
-        return loaded + max(max(states) + running + outer, layer + compressed)
+        most = max(max(states) + running + outer, layer + compressed)
+        return loaded + most + self._test_matrices
 
     def _loaded(self, name: str) -> int:
         """A part's tensors in float32, and while they are read as they are on disk, and split
@@ -193,11 +251,37 @@ class Needs:
 
     def _statistics(self, targets: Sequence[Target], gradient: bool | None = None) -> int:
         return sum(
-            _state_bytes(name, target)
+            state_bytes(name, target.shape, self.forms.get((name, target.name), FULL))
             for name in self.recipe.statistics
             for target in targets
             if gradient in (None, STATISTICS.get(name).NEEDS_GRADIENT)
         )
+
+    def _decomposing(self, target: Target) -> int:
+        """One layer: its weight and factors, both covariances, and the eigenproblem."""
+        out, inner = target.shape
+        sides = (("gradient_covariance", out), ("input_covariance", inner))
+        matrices = sum(self._side(name, target.name, width) for name, width in sides)
+        numbers = 4 * min(out, inner) ** 2 + 3 * out * inner + 2 * _factors(target)
+        return matrices + _DOUBLE * numbers
+
+    def _side(self, statistic: str, layer: str, width: int) -> int:
+        """A covariance with its root: of parts where the method takes it by its parts."""
+        form = self.forms.get((statistic, layer), FULL)
+        if form == FULL or not hasattr(DECOMPOSITIONS.get(self.recipe.method), "metric"):
+            return _DOUBLE * 4 * width**2
+        return 6 * form.bytes(width)
+
+    @property
+    def _test_matrices(self) -> int:
+        """Of sketches, one for each shape of them, as large as the sketch."""
+        shapes = {target.name: target.shape for target in self.targets}
+        found = {
+            (STATISTICS.get(name).width(shapes[layer]), form)
+            for (name, layer), form in self.forms.items()
+            if form.kind == "low_rank"
+        }
+        return sum(sorted((form.bytes(width) for width, form in found), reverse=True)[:8])
 
     @property
     def _backward(self) -> bool:
@@ -214,23 +298,9 @@ class Needs:
         return model.get_input_embeddings().embedding_dim
 
 
-def _state_bytes(name: str, target: Target) -> int:
-    with torch.device("meta"):
-        state = STATISTICS.get(name).empty(target.shape)
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-
-
 def _factors(target: Target) -> int:
     """Numbers in the factors of full rank."""
     return min(target.shape) * sum(target.shape)
-
-
-def _decomposing(target: Target) -> int:
-    """One layer: its weight and factors, both covariances, and the eigenproblem between."""
-    out, inner = target.shape
-    small = min(out, inner)
-    matrices = 4 * out**2 + 4 * inner**2 + 4 * small**2
-    return _DOUBLE * (matrices + 3 * out * inner + 2 * _factors(target))
 
 
 def _shown(count: int) -> str:

@@ -102,12 +102,14 @@ def streamed_decomposition(
         sizes.batch_rows * blocks.ids.shape[1],
         given.seed or 0,
         given.temperature,
+        given.room,
     )
     key = {
         "files": files_fingerprint(opened.files),
         "data": blocks.fingerprint,
         "statistics": list(settings.statistics),
         "labels": settings.label_key,
+        **settings.room_key,
         "layers": [target.name for target in targets],
         "method": [recipe.method, recipe.method_options],
         "rows": sizes.batch_rows,

@@ -23,6 +23,7 @@ from spectrim.calibration import Calibration
 from spectrim.errors import InputError
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.shared_basis import SharedBasisLinear
+from spectrim.linalg.covariance import dense
 from spectrim.surgery.adapters import is_dense
 
 Basis = Literal["parameters", "covariances"]
@@ -130,7 +131,7 @@ class _Eigenvectors:
     def _of(self, name: str, statistic: str) -> Tensor | None:
         if not self.calibration.counts[name]:
             return None
-        covariance = self.calibration.layer(name)[statistic].double()
+        covariance = dense(self.calibration.layer(name)[statistic]).double()
         return torch.linalg.eigh(covariance).eigenvectors.float() if covariance.any() else None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from spectrim.calibration import Calibration
 from spectrim.layers import FactoredLinear
+from spectrim.linalg.covariance import dense
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
 from spectrim.linalg.regression import regression, weighted_square
 from spectrim.linalg.truncated import solve
@@ -71,7 +72,7 @@ def out_metric(calibration: Calibration | None, name: str, damping: float) -> Me
     """chol(C_g) of the calibration, the identity without one; None where C_g is zero."""
     if calibration is None:
         return IdentityMetric()
-    covariance = calibration.layer(name)["gradient_covariance"].cpu()
+    covariance = dense(calibration.layer(name)["gradient_covariance"]).cpu()
     if not bool(covariance.any()):
         return None
     return CovarianceMetric(covariance, damping, f"gradient covariance of {name}")

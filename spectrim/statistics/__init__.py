@@ -8,14 +8,19 @@ One file each. A statistic module declares
     update(state, tokens)   adds one batch, in place
     finish(state, count)    what a method reads, per token, from the summed state
 
+and, where the state is a covariance that may be kept in fewer numbers (`Form`),
+
+    width(shape)            its width; `empty(shape, form)` then takes a form
+
 States are dictionaries of float64 tensors that merge by addition.
 """
 
 from __future__ import annotations
 
 from spectrim.registry import Registry
+from spectrim.statistics._covariance import FULL, Form, Kind, largest_form
 from spectrim.statistics._tokens import LayerTokens
 
 STATISTICS = Registry("statistic", "spectrim.statistics")
 
-__all__ = ["STATISTICS", "LayerTokens"]
+__all__ = ["FULL", "STATISTICS", "Form", "Kind", "LayerTokens", "largest_form"]

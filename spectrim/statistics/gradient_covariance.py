@@ -6,24 +6,30 @@ empirical Fisher's factor, with labels sampled from the model the true Fisher's.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from spectrim.statistics._tokens import LayerTokens, sum_of_outer_products
+from spectrim.linalg.covariance import Covariance
+from spectrim.statistics import _covariance
+from spectrim.statistics._covariance import FULL, Form
+from spectrim.statistics._tokens import LayerTokens
 
 SIDE = "layer"
 NEEDS_GRADIENT = True
 REFERENCE = "Li et al., 2026, arXiv:2604.00821"
 
 
-def empty(shape: tuple[int, int]) -> dict[str, Tensor]:
-    return {"sum": torch.zeros(shape[0], shape[0], dtype=torch.float64)}
+def width(shape: tuple[int, int]) -> int:
+    return shape[0]
+
+
+def empty(shape: tuple[int, int], form: Form = FULL) -> dict[str, Tensor]:
+    return _covariance.empty(width(shape), form)
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    state["sum"] += sum_of_outer_products(tokens.gradient)
+    _covariance.update(state, tokens.gradient)
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor:
+def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
     """C_g (out, out)."""
-    return state["sum"] / max(count, 1)
+    return _covariance.finish(state, count)

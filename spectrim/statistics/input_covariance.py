@@ -6,24 +6,30 @@ one (q, k and v; gate and up) share it. No backward pass.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from spectrim.statistics._tokens import LayerTokens, sum_of_outer_products
+from spectrim.linalg.covariance import Covariance
+from spectrim.statistics import _covariance
+from spectrim.statistics._covariance import FULL, Form
+from spectrim.statistics._tokens import LayerTokens
 
 SIDE = "input"
 NEEDS_GRADIENT = False
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378"
 
 
-def empty(shape: tuple[int, int]) -> dict[str, Tensor]:
-    return {"sum": torch.zeros(shape[1], shape[1], dtype=torch.float64)}
+def width(shape: tuple[int, int]) -> int:
+    return shape[1]
+
+
+def empty(shape: tuple[int, int], form: Form = FULL) -> dict[str, Tensor]:
+    return _covariance.empty(width(shape), form)
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    state["sum"] += sum_of_outer_products(tokens.x)
+    _covariance.update(state, tokens.x)
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor:
+def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
     """C_x (in, in)."""
-    return state["sum"] / max(count, 1)
+    return _covariance.finish(state, count)

@@ -1,0 +1,91 @@
+"""Which covariances are kept in full, and which in fewer numbers, to fit a number of bytes.
+
+    each takes min(8 n^2, t) bytes at most, n its width, and t the largest for which all fit
+
+So small ones stay whole and the widest give way first, all of those to one limit. Counted as if
+no two layers read the same input: the choice needs nothing but shapes, and is the same for a
+model in memory and for one that is streamed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from spectrim.errors import InputError
+from spectrim.statistics import FULL, STATISTICS, Form, Kind, largest_form
+
+Shapes = Mapping[str, tuple[int, int]]
+_STEPS = 60
+"""Halvings of the interval that the limit is in."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """bytes: for all sums together; kind: of those that do not fit in full."""
+
+    bytes: int
+    kind: Kind = "low_rank"
+
+    def forms(self, shapes: Shapes, names: Sequence[str]) -> dict[tuple[str, str], Form]:
+        """By statistic and layer, of covariances. Raises InputError for too little room."""
+        widths = _widths(shapes, names)
+        other = sum(
+            state_bytes(name, shape)
+            for name in names
+            for layer, shape in shapes.items()
+            if (name, layer) not in widths
+        )
+        low, high = 0.0, float(max(map(FULL.bytes, widths.values()), default=0))
+        if (found := self._within(widths, high, other)) is not None:
+            return found
+        for _ in range(_STEPS):
+            middle = (low + high) / 2
+            forms = self._within(widths, middle, other)
+            if forms is None and self._too_small(widths, middle):
+                low = middle
+            elif forms is None:
+                high = middle
+            else:
+                low, found = middle, forms
+        if found is None:
+            raise InputError(
+                f"statistics_bytes {self.bytes} is too little for {', '.join(names)} of "
+                f"{len(shapes)} layers; allow more, or compress fewer layers (--include)"
+            )
+        return found
+
+    def _within(
+        self, widths: Mapping[tuple[str, str], int], limit: float, other: int
+    ) -> dict[tuple[str, str], Form] | None:
+        """Each in at most `limit` bytes; None when that is not possible, or too much."""
+        forms = {}
+        for key, width in widths.items():
+            if (form := largest_form(width, limit, self.kind)) is None:
+                return None
+            forms[key] = form
+        total = other + sum(forms[key].bytes(width) for key, width in widths.items())
+        return forms if total <= self.bytes else None
+
+    def _too_small(self, widths: Mapping[tuple[str, str], int], limit: float) -> bool:
+        return any(largest_form(w, limit, self.kind) is None for w in widths.values())
+
+
+def state_bytes(name: str, shape: tuple[int, int], form: Form = FULL) -> int:
+    module = STATISTICS.get(name)
+    if form != FULL:
+        return form.bytes(module.width(shape))
+    with torch.device("meta"):
+        state = module.empty(shape)
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def _widths(shapes: Shapes, names: Sequence[str]) -> dict[tuple[str, str], int]:
+    return {
+        (name, layer): module.width(shape)
+        for name in names
+        if hasattr(module := STATISTICS.get(name), "width")
+        for layer, shape in shapes.items()
+    }

@@ -1,0 +1,206 @@
+"""Covariances kept in less than n^2 numbers: block-diagonal, and low-rank plus diagonal.
+
+    C = diag(C_1, ..., C_k)            sum_b n_b^2 numbers
+    C = F F^T + diag(d)                n (s + 1) numbers, F (n, s)
+
+Both are exact on the diagonal of what they stand for. Products, the diagonal and a metric are
+made from the parts; asked anything else, torch sees the dense matrix.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrim.linalg.metric import CovarianceMetric, Metric, StackedMetric
+from spectrim.linalg.psd import SMALLEST_DAMPING, check_finite, check_signal
+
+_PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+_CUTOFF = 1e-12
+"""Eigenvalues of a sketch's core below this share of the largest are rounding."""
+
+
+class Covariance(ABC):
+    """(n, n), symmetric and positive semi-definite."""
+
+    @abstractmethod
+    def diagonal(self) -> Tensor: ...
+
+    @abstractmethod
+    def dense(self) -> Tensor: ...
+
+    @abstractmethod
+    def metric(self, damping: float, name: str) -> Metric:
+        """Of `C + damping * mean(diag) * I`. Raises NumericalError as `CovarianceMetric`."""
+
+    @abstractmethod
+    def centred(self, mean: Tensor) -> Covariance:
+        """What is kept of `C - mean mean^T`, C the matrix that this one stands for.
+
+        Not the difference to this one, which is not positive semi-definite.
+        """
+
+    @abstractmethod
+    def __matmul__(self, matrix: Tensor) -> Tensor: ...
+
+    def __rmatmul__(self, matrix: Tensor) -> Tensor:
+        return (self @ matrix.T).T
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size([len(self.diagonal())] * 2)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, arguments: Sequence[Any] = (), options: Any = None
+    ) -> Any:
+        if function in _PRODUCTS and isinstance(arguments[0], Tensor):
+            return arguments[1].__rmatmul__(arguments[0])
+        return function(*map(dense, arguments), **(options or {}))
+
+
+def dense(covariance: Any) -> Any:
+    """The matrix (n, n) of a covariance of any form; anything else as it is."""
+    return covariance.dense() if isinstance(covariance, Covariance) else covariance
+
+
+def centred(covariance: Tensor | Covariance, mean: Tensor) -> Tensor | Covariance:
+    """`C - mean mean^T`, mean (n,) of the vectors whose covariance about zero C is."""
+    if isinstance(covariance, Covariance):
+        return covariance.centred(mean)
+    return covariance - mean[:, None] * mean
+
+
+def metric_of(
+    covariance: Tensor | Covariance, damping: float, name: str, statistic: str = ""
+) -> Metric:
+    """statistic: its name, where it is one of the layer's own and a matrix. Raises NumericalError for a covariance that is zero or not finite."""
+    if isinstance(covariance, Covariance):
+        return covariance.metric(damping, name)
+    return CovarianceMetric(covariance, damping, name, statistic)
+
+
+class BlockDiagonal(Covariance):
+    def __init__(self, blocks: Sequence[Tensor]):
+        self.blocks = [block.double() for block in blocks]
+        self.sizes = [len(block) for block in blocks]
+
+    def diagonal(self) -> Tensor:
+        return torch.cat([block.diagonal() for block in self.blocks])
+
+    def dense(self) -> Tensor:
+        return torch.block_diag(*self.blocks)
+
+    def centred(self, mean: Tensor) -> BlockDiagonal:
+        parts = zip(self.blocks, mean.split(self.sizes), strict=True)
+        return BlockDiagonal([block - part[:, None] * part for block, part in parts])
+
+    def __matmul__(self, matrix: Tensor) -> Tensor:
+        rows = matrix.split(self.sizes)
+        return torch.cat([b @ r for b, r in zip(self.blocks, rows, strict=True)])
+
+    def metric(self, damping: float, name: str) -> Metric:
+        """Every block damped by the mean of the whole diagonal, so that a silent one is not
+        singular."""
+        added = damping * _mean(self, name)
+        parts = []
+        for block in self.blocks:
+            check_finite(block, name)
+            raised = block.clone()
+            raised.diagonal().add_(max(added, SMALLEST_DAMPING * _mean(self, name)))
+            parts.append(CovarianceMetric(raised, 0.0, name))
+        return StackedMetric(parts, self.sizes)
+
+
+class LowRankDiagonal(Covariance):
+    """factor F (n, s), rest d (n,), not negative; the sketch (C T, T, diagonal of C) that they
+    were made from."""
+
+    def __init__(
+        self,
+        factor: Tensor,
+        rest: Tensor,
+        sketched: tuple[Tensor, Tensor, Tensor] | None = None,
+    ):
+        self.factor = factor.double()
+        self.rest = rest.double()
+        self.sketched = sketched
+
+    @classmethod
+    def from_sketch(cls, sketch: Tensor, test: Tensor, diagonal: Tensor) -> LowRankDiagonal:
+        """Of C known by `sketch` = C `test`, both (n, s), and its diagonal (n,): Nystroem's
+        F F^T = C T (T^T C T)^+ T^T C, and what the diagonal has more.
+
+        Exact where the rank of C is at most s. Never above C (Gittens and Mahoney, 2016), so
+        the rest is not negative but for rounding. Source: Tropp et al., 2017, arXiv:1706.05736.
+        """
+        core = test.T @ sketch
+        values, vectors = torch.linalg.eigh((core + core.T) / 2)
+        kept = values > _CUTOFF * values[-1].clamp_min(0)
+        factor = sketch @ (vectors[:, kept] / values[kept].sqrt())
+        rest = (diagonal - factor.square().sum(1)).clamp_min(0)
+        return cls(factor, rest, (sketch, test, diagonal))
+
+    def centred(self, mean: Tensor) -> LowRankDiagonal:
+        assert self.sketched is not None, "only what was sketched can be centred"
+        sketch, test, diagonal = self.sketched
+        return LowRankDiagonal.from_sketch(
+            sketch - mean[:, None] * (mean @ test), test, diagonal - mean.square()
+        )
+
+    def diagonal(self) -> Tensor:
+        return self.factor.square().sum(1) + self.rest
+
+    def dense(self) -> Tensor:
+        result = self.factor @ self.factor.T
+        result.diagonal().add_(self.rest)
+        return result
+
+    def __matmul__(self, matrix: Tensor) -> Tensor:
+        return self.factor @ (self.factor.T @ matrix) + self.rest[:, None] * matrix
+
+    def metric(self, damping: float, name: str) -> Metric:
+        floor = max(damping, SMALLEST_DAMPING) * _mean(self, name)
+        check_finite(self.factor, name)
+        return LowRankMetric(self.factor, self.rest + floor)
+
+
+class LowRankMetric(Metric):
+    """Of `C = F F^T + D`, D = diag(d) positive, by its root `L = D^1/2 R`:
+
+    R = (I + V V^T)^1/2 = I + P (sqrt(1 + s^2) - 1) P^T,   V = D^-1/2 F = P s Q^T
+    """
+
+    def __init__(self, factor: Tensor, diagonal: Tensor):
+        self.factor = factor
+        self.scale = diagonal.sqrt()[:, None]
+        scaled = factor / self.scale
+        squares, vectors = torch.linalg.eigh(scaled.T @ scaled)
+        kept = squares > _CUTOFF * squares.amax().clamp_min(1.0) if len(squares) else []
+        self.basis = scaled @ (vectors[:, kept] / squares[kept].sqrt())
+        self.stretch = (1 + squares[kept]).sqrt()[:, None]
+
+    def whiten(self, matrix: Tensor) -> Tensor:
+        return self._root(matrix * self.scale, self.stretch)
+
+    def unwhiten(self, matrix: Tensor) -> Tensor:
+        return self._root(matrix, 1 / self.stretch) / self.scale
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        inner, outer = self.factor.T @ matrix, self.scale * matrix
+        return inner.T @ inner + outer.T @ outer
+
+    def _root(self, matrix: Tensor, stretch: Tensor) -> Tensor:
+        """(I + P (stretch - 1) P^T) matrix."""
+        return matrix + self.basis @ ((stretch - 1) * (self.basis.T @ matrix))
+
+
+def _mean(covariance: Covariance, name: str) -> float:
+    diagonal = covariance.diagonal()
+    check_finite(diagonal, name)
+    check_signal(diagonal, name)
+    return float(diagonal.mean())
