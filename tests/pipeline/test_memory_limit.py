@@ -1,4 +1,4 @@
-"""`--memory` with the whole model in memory: the kernel's own figure for the peak stays below."""
+"""`--memory` with the whole model in memory: the kernel's figure for the peak stays below."""
 
 from __future__ import annotations
 
