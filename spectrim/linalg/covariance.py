@@ -78,7 +78,10 @@ def centred(covariance: Tensor | Covariance, mean: Tensor) -> Tensor | Covarianc
 def metric_of(
     covariance: Tensor | Covariance, damping: float, name: str, statistic: str = ""
 ) -> Metric:
-    """statistic: its name, where it is one of the layer's own and a matrix. Raises NumericalError for a covariance that is zero or not finite."""
+    """statistic: its name, where it is a matrix and one of the layer's own.
+
+    Raises NumericalError for a covariance that is zero or not finite.
+    """
     if isinstance(covariance, Covariance):
         return covariance.metric(damping, name)
     return CovarianceMetric(covariance, damping, name, statistic)

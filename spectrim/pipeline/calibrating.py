@@ -142,7 +142,7 @@ def _run_for(
         recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
-        recipe.calibration.room,
+        room=recipe.calibration.room,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
     return _Run(model, targets, blocks, settings, workspace, track)

@@ -102,7 +102,7 @@ def streamed_decomposition(
         sizes.batch_rows * blocks.ids.shape[1],
         given.seed or 0,
         given.temperature,
-        given.room,
+        room=given.room,
     )
     key = {
         "files": files_fingerprint(opened.files),
