@@ -83,9 +83,10 @@ def factorise(
         **recipe.sharing_key,
     }
     path = (workspace or Workspace(None)).path("decomposition", key)
-    if (earlier := kept(path, Decomposition.load)) is not None:
-        return rounded(calibration, earlier, recipe, track)
     pieces = Pieces(path)
+    if (earlier := kept(path, Decomposition.load)) is not None:
+        pieces.remove()  # of a run that was killed when only this was left to do
+        return rounded(calibration, earlier, recipe, track)
     result = decompose(model, calibration, recipe, track, pieces)
     result = _Measuring(model, tokenizer, recipe, track, pieces).corrected(result)
     with several.together():
