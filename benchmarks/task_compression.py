@@ -41,7 +41,7 @@ ROWS = 16
 SHARE = 0.25
 """Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
 SCORING = {"scoring_rows": 64, "events": 6}
-PROBES: dict[str, Any] = {"probes": 16, "batches_per_probe": 1}
+PROBES: dict[str, Any] = {"probes": 16, "batches_per_probe": 1, "negative": "magnitude"}
 DRAWN: dict[str, Any] = {"temperature": 1.0}
 
 
@@ -87,8 +87,9 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
     "BSI, slopes with their sign": selecting(
         "svd", importance="hutchinson", importance_options=PROBES, slope="signed"
     ),
-    "ours, OBD bases": selecting("obd", importance_options=DRAWN),
-    "ours, SVD bases": selecting("svd", importance_options=DRAWN),
+    "ours": selecting("obd", importance_options=DRAWN, tuned="bases", new_bases=0),
+    "ours, coordinates tuned": selecting("obd", importance_options=DRAWN),
+    "ours, coordinates, SVD bases": selecting("svd", importance_options=DRAWN),
 }
 
 
@@ -174,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
     parser.add_argument("--task", default="arithmetic:train:6400")
-    parser.add_argument("--test", default="arithmetic:test:100")
+    parser.add_argument("--test", default="arithmetic:test:200")
     parser.add_argument("--ratios", default="2,4,6,10,15")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--methods", default=";".join(METHODS))

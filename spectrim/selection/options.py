@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from spectrim.errors import InputError
 from spectrim.selection.importance import IMPORTANCE, Slope
 from spectrim.selection.rules import Rule
 
+Tuned = Literal["coordinates", "bases"]
 _BASEL_WIDTH, _BASEL_BASES = 4096, 32
 
 
@@ -19,8 +20,10 @@ class SelectionOptions:
     steps: of tuning.
 
     rows_per_step of the task per step; scoring_rows: how many the importance is estimated on.
-    learning_rate: of the relative coordinates; new_bases_rate: of the new bases. new_bases:
-    per layer, None for Basel's 32 in proportion to a width of 4096 (at least 1). smallest:
+    tuned: "coordinates" alone as the papers do, or the "bases" themselves as well.
+    learning_rate: of the relative coordinates; bases_rate: of bases that are tuned;
+    new_bases_rate: of the new bases. new_bases: per layer, None for Basel's 32 in proportion
+    to a width of 4096 (at least 1); none where nothing would train them. smallest:
     singular values below this share of a layer's mean are dropped in the end.
     """
 
@@ -33,7 +36,9 @@ class SelectionOptions:
     pruning_share: float = 0.75
     rows_per_step: int = 32
     scoring_rows: int = 256
+    tuned: Tuned = "coordinates"
     learning_rate: float = 1e-2
+    bases_rate: float = 4e-4
     new_bases_rate: float = 1e-3
     new_bases: int | None = None
     warmup: float = 0.03
@@ -45,16 +50,19 @@ class SelectionOptions:
         IMPORTANCE.options(self.importance, self.importance_options)
         for name in ("events", "rows_per_step", "scoring_rows"):
             _at_least_one(name, getattr(self, name))
-        if not (self.steps >= 0 and self.learning_rate > 0 and self.new_bases_rate > 0):
+        rates = (self.learning_rate, self.bases_rate, self.new_bases_rate)
+        if not (self.steps >= 0 and min(rates) > 0):
             raise InputError(
-                f"steps {self.steps}, learning_rate {self.learning_rate} and new_bases_rate "
-                f"{self.new_bases_rate} have to be positive (steps may be 0)"
+                f"steps {self.steps} and learning_rate, bases_rate and new_bases_rate {rates} "
+                "have to be positive (steps may be 0)"
             )
         if not 0 <= self.pruning_share <= 1:
             raise InputError(f"pruning_share {self.pruning_share} is not between 0 and 1")
 
     def bases_for(self, shape: tuple[int, int]) -> int:
         """New bases of a layer of this shape."""
+        if self.steps == 0:
+            return 0
         if self.new_bases is not None:
             return self.new_bases
         return max(1, round(_BASEL_BASES * min(shape) / _BASEL_WIDTH))

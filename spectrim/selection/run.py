@@ -2,6 +2,7 @@
 
     kept_j = kept_0 (budget / kept_0)^(j / events)     after pruning j, scored anew each time
     c, p, q  <-  AdamW on the task's loss              between the prunings and after the last
+    l, r     <-  the same, where the options say so
 
 kept_0 is what the layers cost as factors of full rank, of plain factors up to twice their
 dense weights.
@@ -29,6 +30,8 @@ from spectrim.selection.spectral import SpectralLinear
 from spectrim.selection.state import Event, SelectionState, parameters_of
 
 _BETAS = (0.9, 0.95)
+_BY_BASIS = {"coordinates": 0, "left": 1, "right": 0}
+"""Which dimension of a parameter counts the bases."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def run_selection(
     """
     for number, layer in enumerate(problem.layers.values()):
         layer.add_bases(options.bases_for(layer.shape), options.seed * 1_000_003 + number)
+        if options.tuned == "bases":
+            layer.free()
     return _Run(
         problem, options, progress, progress.workspace.path("selection", key)
     ).finished()
@@ -170,10 +175,11 @@ class _Run:
             removed[name] = gone
             layer.keep(chosen[name])
             self.state.chosen[name] = self.state.chosen[name][chosen[name]]
-            moments = self.state.moments.get(f"{name}.coordinates", {})
-            for entry, tensor in moments.items():
-                if tensor.dim():
-                    moments[entry] = tensor[chosen[name]]
+            for parameter, dimension in _BY_BASIS.items():
+                moments = self.state.moments.get(f"{name}.{parameter}", {})
+                for entry, tensor in moments.items():
+                    if tensor.dim():
+                        moments[entry] = tensor.index_select(dimension, chosen[name])
         return removed
 
     def _save(self) -> None:
@@ -226,13 +232,14 @@ class _Tuner:
             options.seed,
             options.clip,
         )
-        coordinates = [p for n, p in self.parameters.items() if n.endswith(".coordinates")]
-        new = [p for n, p in self.parameters.items() if not n.endswith(".coordinates")]
-        rates = (options.learning_rate, options.new_bases_rate)
+        rates = {
+            "coordinates": options.learning_rate,
+            "left": options.bases_rate,
+            "right": options.bases_rate,
+        }
         groups = [
-            {"params": group, "rate": rate}
-            for group, rate in zip((coordinates, new), rates, strict=True)
-            if group
+            {"params": [p], "rate": rates.get(name.rpartition(".")[2], options.new_bases_rate)}
+            for name, p in self.parameters.items()
         ]
         self.optimiser = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
         for name, entries in moments.items():

@@ -6,7 +6,7 @@ l_i (out) and r_i (in) are the frozen rank-one terms of a decomposition, the sin
 folded into them; the relative coordinates c_i (1 at the start) are trained, and so are the new
 bases p_j (zero at the start) and q_j. The dense weight is never formed. Memory:
 (k + m) (out + in) + k numbers for k bases and m new ones; the gradient and AdamW's moments only
-for the k coordinates and the new bases.
+for the k coordinates and the new bases, unless `free` lets l_i and r_i be trained as well.
 
 Wang et al., 2024, arXiv:2405.15877 (Basel): frozen bases, trained singular values, new bases.
 """
@@ -35,7 +35,8 @@ class Coordinates(nn.Module):
 
 
 class SpectralLinear(nn.Module):
-    """left (out, k) and right (k, in) frozen; `new_left` (out, m), `new_right` (m, in)."""
+    """left (out, k) and right (k, in), frozen until `free`; `new_left` (out, m),
+    `new_right` (m, in)."""
 
     left: Tensor
     right: Tensor
@@ -87,10 +88,20 @@ class SpectralLinear(nn.Module):
         self.new_left = nn.Parameter(self.left.new_zeros(self.left.shape[0], count))
         self.new_right = nn.Parameter((random / math.sqrt(self.right.shape[1])).to(self.left))
 
+    def free(self) -> None:
+        """The bases become parameters: what is selected from is trained as factors are."""
+        for name in ("left", "right"):
+            values = self._buffers.pop(name)
+            assert values is not None
+            self.register_parameter(name, nn.Parameter(values.clone()))
+
+    @torch.no_grad()
     def keep(self, chosen: Tensor) -> None:
         """Only the bases at the ascending indices `chosen`; the others leave memory."""
-        self.left = self.left[:, chosen].contiguous()
-        self.right = self.right[chosen].contiguous()
+        left, right = self.left[:, chosen].contiguous(), self.right[chosen].contiguous()
+        free = isinstance(self.left, nn.Parameter)
+        self.left = nn.Parameter(left) if free else left
+        self.right = nn.Parameter(right) if free else right
         self.coordinates.value = nn.Parameter(self.coordinates.value.detach()[chosen].clone())
 
     @torch.no_grad()

@@ -100,10 +100,13 @@ class SelectionState:
 
 
 def parameters_of(layers: dict[str, SpectralLinear]) -> dict[str, nn.Parameter]:
-    """What is trained, by name: coordinates and, where there are any, new bases."""
+    """What is trained, by name: coordinates, new bases, and the bases where they are free."""
     found: dict[str, nn.Parameter] = {}
     for name, layer in layers.items():
         found[f"{name}.coordinates"] = layer.coordinates.value
         found[f"{name}.new_left"] = layer.new_left
         found[f"{name}.new_right"] = layer.new_right
+        if isinstance(layer.left, nn.Parameter) and isinstance(layer.right, nn.Parameter):
+            found[f"{name}.left"] = layer.left
+            found[f"{name}.right"] = layer.right
     return found

@@ -117,6 +117,7 @@ def test_kept_fraction_falls_geometrically_to_the_budget():
         {"events": 0},
         {"steps": -1},
         {"learning_rate": 0.0},
+        {"bases_rate": 0.0},
         {"pruning_share": 1.5},
         {"importance": "none"},
         {"importance_options": {"probes": 3}},
@@ -133,3 +134,4 @@ def test_prunings_come_before_the_pruning_share_ends():
     assert options.event_steps == [0, 5, 10, 15]
     assert SelectionOptions(new_bases=None).bases_for((4096, 11008)) == 32
     assert SelectionOptions(new_bases=None).bases_for((64, 64)) == 1
+    assert SelectionOptions(new_bases=3, steps=0).bases_for((64, 64)) == 0

@@ -97,22 +97,37 @@ class Stop:
             yield item
 
 
+@pytest.mark.parametrize("tuned", ["coordinates", "bases"])
 @pytest.mark.parametrize("steps", [0, 1, 3, 5, 10])
-def test_a_stopped_run_ends_the_same(tmp_path, steps):
+def test_a_stopped_run_ends_the_same(tmp_path, steps, tuned):
     key = {"test": steps}
+    options = replace(OPTIONS, tuned=tuned)
     whole = _problem()
-    expected = run_selection(whole, OPTIONS, Progress(), key)
+    expected = run_selection(whole, options, Progress(), key)
     place = Workspace(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_selection(
-            _problem(), OPTIONS, Progress(place, Stop(steps), seconds_between_saves=0), key
+            _problem(), options, Progress(place, Stop(steps), seconds_between_saves=0), key
         )
     resumed = _problem()
-    state = run_selection(resumed, OPTIONS, Progress(place), key)
+    state = run_selection(resumed, options, Progress(place), key)
     ours, theirs = _state(resumed.model), _state(whole.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert state.losses == expected.losses
     assert [e.kept_after for e in state.events] == [e.kept_after for e in expected.events]
+
+
+def test_bases_are_tuned_where_the_options_say_so():
+    steps = {"steps": 20, "learning_rate": 1e-12, "new_bases": 0}
+    losses = {}
+    for tuned in ("coordinates", "bases"):
+        problem = _problem()
+        options = replace(OPTIONS, **steps, tuned=tuned, bases_rate=1e-2)
+        run_selection(problem, options, Progress(), {})
+        losses[tuned] = problem.training.value(problem.model)
+        moved = {isinstance(layer.left, nn.Parameter) for layer in problem.layers.values()}
+        assert moved == {tuned == "bases"}
+    assert losses["bases"] < losses["coordinates"]
 
 
 def test_a_finished_run_is_not_made_again(tmp_path):

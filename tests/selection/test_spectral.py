@@ -53,6 +53,18 @@ def test_no_dense_weight_is_formed():
     assert max(sizes) < 40 * 30
 
 
+def test_free_bases_compute_the_same_and_stay_free_when_others_leave():
+    _, layer = _layer()
+    x = torch.randn(5, 6)
+    before = layer(x)
+    layer.free()
+    assert torch.equal(layer(x), before)
+    layer.keep(torch.tensor([1, 4]))
+    names = {name for name, _ in layer.named_parameters()}
+    assert {"left", "right"} <= names
+    assert layer.left.shape == (9, 2)
+
+
 def test_keeping_some_bases_is_dropping_the_others():
     _, layer = _layer()
     x = torch.randn(5, 6)
