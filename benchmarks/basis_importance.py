@@ -67,21 +67,36 @@ def rows_for(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> TaskR
     return TaskRows(blocks.ids, mask, scored, blocks.fingerprint, blocks.source)
 
 
-def removals(
+def changes(
     model: Any,
     layers: dict[str, SpectralLinear],
     chosen: list[tuple[str, int]],
     objective: Objective,
+    coordinate: float = 0.0,
 ) -> Tensor:
-    """The measured change of the loss when each of the chosen bases is removed alone."""
-    base, changes = objective.value(model), []
+    """Measured change of the loss when each of the chosen bases alone gets this coordinate."""
+    base, found = objective.value(model), []
     for name, number in chosen:
         value = layers[name].coordinates.value
         with torch.no_grad():
-            value[number] = 0.0
-            changes.append(objective.value(model) - base)
+            value[number] = coordinate
+            found.append(objective.value(model) - base)
             value[number] = 1.0
-    return torch.tensor(changes, dtype=torch.float64)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def second_order(
+    model: Any,
+    layers: dict[str, SpectralLinear],
+    chosen: list[tuple[str, int]],
+    objective: Objective,
+    step: float = 0.2,
+) -> Tensor:
+    """-g + h / 2 from central differences: what the best second-order estimator would say."""
+    up, down = (
+        changes(model, layers, chosen, objective, 1 + sign * step) for sign in (1, -1)
+    )
+    return -(up - down) / (2 * step) + 0.5 * (up + down) / step**2
 
 
 def drawn(layers: dict[str, SpectralLinear], count: int) -> list[tuple[str, int]]:
@@ -111,13 +126,15 @@ def main() -> None:
     spectral, layers = spectral_copy(model, tokenizer, recipe)
     objective = Objective(rows_for(model, tokenizer, arguments), 16)
     chosen = drawn(layers, arguments.bases)
-    measured = removals(spectral, layers, chosen, objective)
+    measured = changes(spectral, layers, chosen, objective)
     total = sum(layer.bases for layer in layers.values())
     scored = int(objective.rows.scored.sum())
     print(f"{arguments.model}, {arguments.method} bases: {len(chosen)} of {total} bases, "
           f"{scored} scored tokens\n")  # fmt: skip
     print("| estimator | rank correlation | gradient passes | seconds |")
     print("|---|---:|---:|---:|")
+    exact = second_order(spectral, layers, chosen, objective)
+    print(f"| exact second order | {rank_correlation(exact, measured):.3f} | - | - |")
     for label, name, options in ESTIMATORS:
         if options.get("probes", 0) > arguments.most_probes:
             continue

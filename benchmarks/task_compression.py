@@ -78,6 +78,18 @@ def selecting(method: str, **selection: Any) -> Callable[[Steps], Recipe]:
     return recipe
 
 
+def all_at_once(method: str, **selection: Any) -> Callable[[Steps], Recipe]:
+    """Scored once, in the model as it was, cut at once; all steps fine-tune factors."""
+
+    def recipe(steps: Steps) -> Recipe:
+        options = SelectionOptions(
+            steps=0, events=1, scoring_rows=512, slope="none", rows_per_step=ROWS, **selection
+        )
+        return Recipe(method=method, selection=options, refinement=steps.fine_tuning())
+
+    return recipe
+
+
 METHODS: dict[str, Callable[[Steps], Recipe]] = {
     "SVD + fine-tuning": at_once("svd", "uniform"),
     "SVD-LLM + fine-tuning": at_once("svd_llm", "uniform"),
@@ -87,8 +99,12 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
     "BSI, slopes with their sign": selecting(
         "svd", importance="hutchinson", importance_options=PROBES, slope="signed"
     ),
-    "ours": selecting("obd", importance_options=DRAWN, tuned="bases", new_bases=0),
-    "ours, coordinates tuned": selecting("obd", importance_options=DRAWN),
+    "ours": all_at_once("obd", importance="fisher"),
+    "ours, Kronecker curvature": all_at_once("obd", importance="kronecker"),
+    "ours, bases tuned in between": selecting(
+        "obd", importance_options=DRAWN, tuned="bases", new_bases=0
+    ),
+    "ours, coordinates tuned in between": selecting("obd", importance_options=DRAWN),
     "ours, coordinates, SVD bases": selecting("svd", importance_options=DRAWN),
 }
 
@@ -134,6 +150,7 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
         "loss": figures["task_loss"],
         "seconds": seconds,
         "steps": arguments.steps,
+        "rate": arguments.rate,
         "passes": sum(event["passes"] for event in events),
         "pruned_loss": events[-1]["loss"] if events else None,
     }
