@@ -45,7 +45,14 @@ PRESETS: dict[str, Recipe] = {
     "bsi": Recipe(
         budget=0.2,
         calibration=CalibrationRecipe(sequences=1024, labels="sampled", temperature=4.0),
-        selection=SelectionOptions(importance_options={"temperature": 1.0}),
+        selection=SelectionOptions(
+            importance="fisher",
+            importance_options={"temperature": 1.0},
+            slope="none",
+            steps=0,
+            events=1,
+            scoring_rows=512,
+        ),
         refinement=(RefinementRecipe("next_token"),),
     ),
     "bsi_published": Recipe(
@@ -74,8 +81,8 @@ SUMMARIES = {
     "model gives it (SAES-SVD); nothing is trained.",
     "best": "The default, then blocks and the whole model trained against the original on "
     "half a million tokens: the least damage.",
-    "bsi": "A model for one task: bases of OBD, removed by gradient and curvature while the "
-    "rest is tuned; needs a task.",
+    "bsi": "A model for one task: bases of OBD, removed at once by the curvature of the task's "
+    "loss, then fine-tuned; needs a task.",
     "bsi_published": "BSI as published: SVD bases, Hutchinson's probes, slopes with their "
     "sign; needs a task.",
     "basel": "Basel as published: SVD bases, kept by the size of their singular values; "

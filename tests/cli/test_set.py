@@ -22,12 +22,12 @@ def test_an_option_inside_a_part_that_was_left_out():
 def test_another_name_comes_without_the_options_of_the_first():
     assert recipe("bsi").selection.importance_options == {"temperature": 1.0}
     assert recipe("bsi", "selection.importance=magnitude").selection.importance_options == {}
-    same = recipe("bsi", "selection.importance=kronecker").selection
+    same = recipe("bsi", "selection.importance=fisher").selection
     assert same.importance_options == {"temperature": 1.0}
 
 
 def test_options_that_are_given_before_the_name_stay():
-    given = ("selection.importance_options.temperature=4", "selection.importance=fisher")
+    given = ("selection.importance_options.temperature=4", "selection.importance=kronecker")
     assert recipe("bsi", *given).selection.importance_options == {"temperature": 4}
 
 
