@@ -93,9 +93,7 @@ def second_order(
     step: float = 0.2,
 ) -> Tensor:
     """-g + h / 2 from central differences: what the best second-order estimator would say."""
-    up, down = (
-        changes(model, layers, chosen, objective, 1 + sign * step) for sign in (1, -1)
-    )
+    up, down = (changes(model, layers, chosen, objective, 1 + sign * step) for sign in (1, -1))
     return -(up - down) / (2 * step) + 0.5 * (up + down) / step**2
 
 
