@@ -22,6 +22,7 @@ from spectrim.linalg.covariance import BlockDiagonal, Covariance, LowRankDiagona
 from spectrim.statistics._tokens import sum_of_outer_products
 
 Kind = Literal["full", "blocks", "low_rank"]
+"""How a covariance is kept: whole, as blocks on the diagonal, or as low rank plus diagonal."""
 _NUMBER = 8
 """Bytes."""
 _SEED = 20
@@ -48,6 +49,7 @@ class Form:
 
 
 FULL = Form()
+"""Every number of a covariance; the others are kept where a budget of bytes asks for them."""
 
 
 def largest_form(width: int, limit: float, kind: Kind) -> Form | None:
