@@ -9,7 +9,7 @@ import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from spectrim.allocation import ALLOCATORS, BY_STORAGE, LatencyRecipe
+from spectrim.allocation import ALLOCATORS, BY_STORAGE, TIMED, TIMED_ONLY, LatencyRecipe
 from spectrim.calibration import Room
 from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
@@ -307,6 +307,8 @@ def _check_latency(recipe: Recipe) -> None:
     names = ("selection", "compensation", "quantisation")
     if found := [name for name in names if getattr(recipe, name) is not None]:
         raise InputError(f"a budget of time knows no {found[0]}; give one of the two")
+    if recipe.layer not in TIMED or recipe.sharing.rule != "none":
+        raise InputError(TIMED_ONLY)
 
 
 def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:

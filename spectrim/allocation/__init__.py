@@ -7,7 +7,15 @@ A module declares `REQUIRES` (statistics beyond the method's), `REFERENCE`, opti
 """
 
 from spectrim.allocation._knapsack import Items, solve_knapsack
-from spectrim.allocation._latency import LatencyRecipe, LatencyTable, LayerTimes, TimedRequest
+from spectrim.allocation._latency import (
+    BY_TIME,
+    TIMED,
+    TIMED_ONLY,
+    LatencyRecipe,
+    LatencyTable,
+    LayerTimes,
+    TimedRequest,
+)
 from spectrim.allocation._request import BY_STORAGE, AllocationRequest, LayerCurve, Storage
 from spectrim.registry import Registry
 
@@ -16,6 +24,9 @@ ALLOCATORS = Registry("allocation", "spectrim.allocation")
 __all__ = [
     "ALLOCATORS",
     "BY_STORAGE",
+    "BY_TIME",
+    "TIMED",
+    "TIMED_ONLY",
     "AllocationRequest",
     "Items",
     "LatencyRecipe",

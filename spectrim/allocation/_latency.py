@@ -23,6 +23,11 @@ from spectrim.layers import layer_class
 NANOSECONDS = 1e9
 BY_TIME = ("loss_optimal",)
 """Allocators that know a choice by what it costs and loses alone."""
+TIMED = ("lowrank", "pivoted")
+"""Layer kinds whose time depends on the rank alone."""
+TIMED_ONLY = (
+    "a budget of time knows layers of kind lowrank and pivoted, none that share a basis"
+)
 Key = tuple[tuple[int, int], str]
 
 
@@ -59,10 +64,7 @@ class LatencyTable:
     def seconds(self, shape: tuple[int, int], kind: str, rank: int | None) -> float:
         """Raises InputError for what was not timed."""
         if (shape, kind) not in self.times:
-            raise InputError(
-                f"no times of {kind} layers of shape {shape}; a budget of time knows layers of "
-                "kind lowrank and pivoted, none that share a basis"
-            )
+            raise InputError(f"no times of {kind} layers of shape {shape}; {TIMED_ONLY}")
         return self.times[shape, kind].at(rank)
 
 
@@ -73,15 +75,8 @@ class TimedRequest(AllocationRequest):
     times: LatencyTable = field(default_factory=lambda: LatencyTable({}, 1))
 
     @classmethod
-    def of(
-        cls, request: AllocationRequest, budget: float, allocation: str, times: LatencyTable
-    ) -> TimedRequest:
-        """Raises InputError for an allocation that counts weights itself."""
-        if allocation not in BY_TIME:
-            raise InputError(
-                f"allocation '{allocation}' counts weights; a budget of time goes with "
-                f"{', '.join(BY_TIME)}"
-            )
+    def of(cls, request: AllocationRequest, budget: float, times: LatencyTable) -> TimedRequest:
+        """Raises InputError for a budget that no ranks meet, and layers without times."""
         return cls(request.curves, budget, request.layer, request.multiple, None, times)
 
     def cost(self, curve: LayerCurve, rank: int | None) -> int:
@@ -101,9 +96,11 @@ class TimedRequest(AllocationRequest):
     def dense_cost(self) -> int:
         return sum(self.cost(curve, None) for curve in self.curves)
 
+    def spent(self, ranks: Mapping[str, int | None]) -> int:
+        return sum(self.cost(curve, ranks[curve.name]) for curve in self.curves)
+
     def facts(self, ranks: Mapping[str, int | None]) -> dict[str, Any]:
-        spent = sum(self.cost(curve, ranks[curve.name]) for curve in self.curves)
-        share = round(spent / self.dense_cost, 4)
+        share = round(self.spent(ranks) / self.dense_cost, 4)
         return {
             "latency": {"budget": self.budget, "tokens": self.times.tokens, "predicted": share}
         }

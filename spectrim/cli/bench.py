@@ -1,4 +1,4 @@
-"""`spectrim bench`: recipes side by side at equal bytes."""
+"""`spectrim bench`: recipes side by side at equal bytes, or at equal time."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ def bench(
     budgets: Annotated[
         str | None, typer.Option(help="Kept fractions, with commas. Default 0.8,0.6,0.4.")
     ] = None,
+    budgets_latency: Annotated[
+        str | None,
+        typer.Option(help="In place of bytes: shares of the dense layers' time, with commas."),
+    ] = None,
     evals: Annotated[
         list[str] | None,
         typer.Option("--eval", help="Text to judge on: the data's own domain first, others."),
@@ -48,17 +52,17 @@ def bench(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Several recipes on one model at equal bytes, with one calibration, in one table.
+    """Several recipes on one model at equal bytes or time, with one calibration, in one table.
 
     Started again with the same output it goes on where it stopped, and with more methods or
     budgets makes the rows that are missing.
     """
+    wanted, given = _asked(budgets, budgets_latency, given)
     base = recipe_of(given)
     specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
     recipes = pipeline.named_recipes(specs, base)
     for recipe in recipes.values():
         check_processes(recipe)
-    wanted = _budgets(budgets, given["budget"])
     for recipe in recipes.values():
         for budget in wanted:
             recipe.with_changes(budget=budget)
@@ -85,21 +89,34 @@ def bench(
     _show(result, output, model, json)
 
 
-def _budgets(text: str | None, single: float | None) -> list[float]:
+def _asked(
+    budgets: str | None, of_time: str | None, given: dict[str, Any]
+) -> tuple[list[float], dict[str, Any]]:
+    """Budgets, and the recipe options, of which those make one of time where that is asked."""
+    single = given["budget_latency"]
+    if of_time is None and single is None:
+        return _budgets("--budgets", budgets, given["budget"]), given
+    if budgets is not None or given["budget"] is not None:
+        raise InputError("rows are at equal bytes or at equal time: give budgets of one kind")
+    wanted = _budgets("--budgets-latency", of_time, single)
+    return wanted, given | {"budget_latency": wanted[0]}
+
+
+def _budgets(option: str, text: str | None, single: float | None) -> list[float]:
     if text is None:
         return list(BUDGETS) if single is None else [single]
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise InputError(
-            f"--budgets {text}: expected fractions with commas between them, like 0.8,0.6"
+            f"{option} {text}: expected fractions with commas between them, like 0.8,0.6"
         ) from error
 
 
 def _write(result: Bench, output: Path, model: str, title: str) -> None:
     write_text(output / "bench.md", markdown(result, title))
     write_text(output / "bench.json", json_text.dumps(values(result, model), indent=1) + "\n")
-    write_text(output / "bench.svg", bench_svg(result.rows, f"{model}: loss against bytes"))
+    write_text(output / "bench.svg", bench_svg(result.rows, f"{model}: loss increase"))
 
 
 def _tell(result: Bench) -> None:

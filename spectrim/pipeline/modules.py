@@ -30,7 +30,8 @@ from spectrim.embeddings import (
 from spectrim.errors import InputError
 from spectrim.pipeline.compressing import compress
 from spectrim.pipeline.decomposing import decompose
-from spectrim.planning import Decomposition, Plan, make_plan
+from spectrim.pipeline.factorising import plan
+from spectrim.planning import Decomposition, Plan
 from spectrim.recipe import EmbeddingRecipe, Recipe
 from spectrim.surgery.rewrite import replace_layer
 from spectrim.surgery.targets import find_targets
@@ -58,19 +59,19 @@ def compress_module(
 
     batches: what can be gone through twice; mask(batch): True on real positions (B, T). With
     `recipe.embeddings` every lookup table is factored too, at that budget. A recipe's
-    calibration, path and measure say nothing here. Raises InputError, ModelError and
-    NumericalError as the steps do.
+    calibration, path and measure say nothing here; for a budget of time the layers are timed.
+    Raises InputError, ModelError and NumericalError as the steps do.
     """
     recipe = recipe or Recipe()
     if recipe.embeddings is not None and isinstance(batches, Iterator):
         raise InputError("tables take a second pass: give a list of batches, not an iterator")
     decomposition = factorise_module(model, batches, loss, recipe, mask)
-    plan = make_plan(decomposition, recipe)
-    smaller = compress(model, decomposition, plan)
+    chosen = plan(decomposition, recipe)
+    smaller = compress(model, decomposition, chosen)
     tables = {}
     if recipe.embeddings is not None:
         tables = compress_tables(model, smaller, batches, loss, recipe.embeddings)
-    return CompressedModule(smaller, plan, tables)
+    return CompressedModule(smaller, chosen, tables)
 
 
 def factorise_module(

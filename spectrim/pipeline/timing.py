@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -44,8 +44,16 @@ def timetable(
     """Times of every shape that the decomposition has, dense and as the recipe's layer kind,
     for the recipe's tokens (one by default). Raises InputError for a kind that is not timed."""
     shapes = [s for n, s in decomposition.shapes.items() if n not in decomposition.groups]
-    setting = _Setting((recipe.latency or LatencyRecipe()).tokens)
-    return _table(shapes, recipe, setting, workspace or Workspace(None), track)
+    place = place_for(recipe)
+    return _table(shapes, recipe.layer, place, workspace or Workspace(None), track)
+
+
+def place_for(recipe: Recipe) -> Place:
+    """Where its layers are timed: on a GPU if there is one, in the dtype that they are stored
+    in (float32 by default), fused, for the recipe's tokens (one by default)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, recipe.save_dtype or "float32")
+    return Place(device, dtype, (recipe.latency or LatencyRecipe()).tokens)
 
 
 def slow_layers(
@@ -58,14 +66,13 @@ def slow_layers(
     ranks = {n: layer.rank for n, layer in single.items() if layer.rank is not None}
     if not ranks or not is_timed(plan.layer):
         return
-    wanted = recipe.with_changes(layer=plan.layer, layer_options={})
+    usual = place_for(recipe)
     shapes = {name: single[name].shape for name in ranks}
-    for tokens in dict.fromkeys(((recipe.latency or LatencyRecipe()).tokens, PROMPT)):
+    for tokens in dict.fromkeys((usual.tokens, PROMPT)):
         for fused in (True, False):
-            setting = _Setting(tokens, fused)
-            table = _table(
-                shapes.values(), wanted, setting, workspace or Workspace(None), track
-            )
+            place = replace(usual, tokens=tokens, fused=fused)
+            kept_in = workspace or Workspace(None)
+            table = _table(shapes.values(), plan.layer, place, kept_in, track)
             if (text := _complaint(table, shapes, ranks, plan.layer, fused)) is not None:
                 yield text
                 break
@@ -97,30 +104,15 @@ def _complaint(
     )
 
 
-@dataclass(frozen=True)
-class _Setting:
-    tokens: int
-    fused: bool = True
-
-
 def _table(
-    shapes: Iterable[Shape],
-    recipe: Recipe,
-    setting: _Setting,
-    workspace: Workspace,
-    track: Track,
+    shapes: Iterable[Shape], kind: str, place: Place, workspace: Workspace, track: Track
 ) -> LatencyTable:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, recipe.save_dtype or "float32")
-    place = Place(device, dtype, setting.tokens, setting.fused)
     distinct = list(dict.fromkeys(shapes))
     times = {
-        (shape, recipe.layer): several.from_first(
-            partial(_times, shape, recipe.layer, place, workspace)
-        )
+        (shape, kind): several.from_first(partial(_times, shape, kind, place, workspace))
         for shape in track(distinct, "timing layers", len(distinct))
     }
-    return LatencyTable(times, setting.tokens)
+    return LatencyTable(times, place.tokens)
 
 
 def _times(shape: Shape, kind: str, place: Place, workspace: Workspace) -> LayerTimes:

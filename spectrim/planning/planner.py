@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spectrim.allocation import (
-    ALLOCATORS,
-    AllocationRequest,
-    LatencyTable,
-    LayerCurve,
-    TimedRequest,
-)
+from spectrim.allocation import AllocationRequest, LatencyTable, LayerCurve
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.multiples import multiple_for
 from spectrim.planning.plan import SHARED, LayerPlan, Plan
+from spectrim.planning.ranks import chosen_ranks
 from spectrim.planning.storage import rounded_for, storage_of
 from spectrim.recipe import Recipe
 
@@ -65,13 +60,7 @@ def make_plan(
         multiple_for(recipe, decomposition.shapes.values()),
         storage_of(recipe),
     )
-    timed = request
-    if recipe.latency is not None:
-        if times is None:
-            raise InputError("a budget of time needs measured times; see `pipeline.timetable`")
-        timed = TimedRequest.of(request, recipe.latency.budget, recipe.allocation, times)
-    options = ALLOCATORS.options(recipe.allocation, recipe.allocation_options)
-    ranks = ALLOCATORS.get(recipe.allocation).allocate(timed, options)
+    ranks, facts = chosen_ranks(request, recipe, times)
     layers = {
         curve.name: LayerPlan(
             curve.shape,
@@ -90,7 +79,7 @@ def make_plan(
         kept=spent / request.dense_cost,
         predicted_loss=_total(decomposition, layers) if _priced(recipe) else None,
         layers=layers,
-        provenance=dict(decomposition.provenance) | timed.facts(ranks),
+        provenance=dict(decomposition.provenance) | facts,
         layer_options=dict(recipe.layer_options),
     )
 

@@ -1,4 +1,4 @@
-"""Loss increase against bytes, a line per recipe, as a small self-contained SVG."""
+"""Loss increase against bytes or time, a line per recipe, as a small self-contained SVG."""
 
 from __future__ import annotations
 
@@ -16,17 +16,31 @@ COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#5
 DASHES = ("", "6 3", "2 3")
 _LEAST = 1e-6
 
-Point = tuple[int, float]
-"""Bytes of the compressed layers, loss increase."""
+Point = tuple[float, float]
+"""Size (bytes of the layers, or their share of the dense ones' time), loss increase."""
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What x counts: its name, the text of a tick and of a point."""
+
+    name: str
+    tick: str
+    point: str
+
+
+_BYTES = _Size("bytes of the compressed layers", "{:,.0f}", "{:,.0f} bytes")
+_TIME = _Size("time of the compressed layers, share of the dense ones'", "{:.2f}", "{:.3f}")
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """Bytes 0..most on x, loss on a logarithmic y from 10^low to 10^high."""
+    """Sizes 0..most on x, loss on a logarithmic y from 10^low to 10^high."""
 
-    most: int
+    most: float
     low: int
     high: int
+    size: _Size
 
     def x(self, size: float) -> float:
         return LEFT + size / self.most * (WIDTH - LEFT - RIGHT)
@@ -39,7 +53,8 @@ class _Axes:
 def bench_svg(rows: Sequence[Row], title: str) -> str:
     """SVG text; losses of zero or below stand on the lower edge."""
     lines = lines_of(rows)
-    axes = _axes([point for points in lines.values() for point in points])
+    counted = _TIME if any(row.time is not None for row in rows) else _BYTES
+    axes = _axes([point for points in lines.values() for point in points], counted)
     drawn = "".join(
         _line(axes, name, points, number) for number, (name, points) in enumerate(lines.items())
     )
@@ -54,21 +69,22 @@ def bench_svg(rows: Sequence[Row], title: str) -> str:
 
 
 def lines_of(rows: Sequence[Row]) -> dict[str, list[Point]]:
-    """By recipe, its points in order of bytes; loss on the first text."""
+    """By recipe, its points in order of size; loss on the first text."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
-        if row.layer_bytes is not None and row.loss_increase:
+        size = row.layer_bytes if row.time is None else row.time
+        if size is not None and row.loss_increase:
             loss = next(iter(row.loss_increase.values()))
-            lines.setdefault(row.name, []).append((row.layer_bytes, loss))
+            lines.setdefault(row.name, []).append((size, loss))
     return {name: sorted(points) for name, points in lines.items()}
 
 
-def _axes(points: Sequence[Point]) -> _Axes:
+def _axes(points: Sequence[Point], size: _Size) -> _Axes:
     losses = [max(loss, _LEAST) for _, loss in points]
     if not losses:
-        return _Axes(1, -3, 1)
+        return _Axes(1, -3, 1, size)
     low, high = floor(log10(min(losses))), ceil(log10(max(losses)))
-    return _Axes(max(size for size, _ in points), low, max(high, low + 1))
+    return _Axes(max(size for size, _ in points), low, max(high, low + 1), size)
 
 
 def _line(axes: _Axes, name: str, points: Sequence[Point], number: int) -> str:
@@ -78,7 +94,8 @@ def _line(axes: _Axes, name: str, points: Sequence[Point], number: int) -> str:
     path = " ".join(f"{axes.x(size):.1f},{axes.y(loss):.1f}" for size, loss in points)
     dots = "".join(
         f'<circle cx="{axes.x(size):.1f}" cy="{axes.y(loss):.1f}" r="3" fill="{colour}">'
-        f"<title>{escape(name)}: {size:,} bytes, {loss:+.4f} nats</title></circle>"
+        f"<title>{escape(name)}: {axes.size.point.format(size)}, {loss:+.4f} nats</title>"
+        "</circle>"
         for size, loss in points
     )
     y = HEIGHT + LEGEND_LINE * number
@@ -97,7 +114,7 @@ def _grid(axes: _Axes) -> str:
         parts.append(
             f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}" stroke="#ddd"/>'
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
-            f"{size:,.0f}</text>"
+            f"{axes.size.tick.format(size)}</text>"
         )
     for power in range(axes.low, axes.high + 1):
         y = axes.y(10.0**power)
@@ -107,7 +124,7 @@ def _grid(axes: _Axes) -> str:
         )
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 18}" text-anchor="middle">'
-        "bytes of the compressed layers</text>"
+        f"{axes.size.name}</text>"
         f'<text transform="translate(18 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
         'text-anchor="middle">loss increase, nats per token</text>'
     )

@@ -10,10 +10,14 @@ from typing import Any
 from spectrim.pipeline.benching import Bench, Row
 
 STAGES = ("calibrate", "decompose", "measure", "compress", "refine", "evaluate")
+_AT_EQUAL_TIME = """\
+budget: share of the dense layers' time, from times of each shape on this machine; time: the \
+row's own layers one after another, fused, over the dense ones, measured when the row was made.
+"""
 _NOTES = """\
 bytes: of the compressed layers as stored (weights, indices, biases) and of the whole file; \
-kept: of the layers' weights in bytes. Rows of one budget have at most the same bytes; `!` \
-marks one that exceeds them.
+kept: of the layers' weights in bytes. Rows of one budget of weights have at most the same \
+bytes; `!` marks one that exceeds them.
 KL: from the original on the first text. predicted: loss increase on the calibration's text, \
 before refinement. measured: on the first text. All in nats per token.
 seconds: of the processor, all threads (wall clock where the model is on an accelerator); \
@@ -30,6 +34,7 @@ def columns(bench: Bench) -> tuple[str, ...]:
     return (
         "recipe",
         "budget",
+        *(("planned time", "time") if at_equal_time(bench) else ()),
         "kept",
         "layer bytes",
         "file bytes",
@@ -44,13 +49,22 @@ def columns(bench: Bench) -> tuple[str, ...]:
 
 def cells(bench: Bench) -> list[tuple[str, ...]]:
     """The original, then a line per row."""
-    return [_dense_cells(bench), *(_cells(row, list(bench.dense.loss)) for row in bench.rows)]
+    lines = [_dense_cells(bench), *(_cells(row, list(bench.dense.loss)) for row in bench.rows)]
+    if not at_equal_time(bench):
+        return lines
+    times = [("1.000", "1.000"), *(_time_cells(row) for row in bench.rows)]
+    return [(*line[:2], *time, *line[2:]) for line, time in zip(lines, times, strict=True)]
+
+
+def at_equal_time(bench: Bench) -> bool:
+    return any(row.recipe.get("latency") for row in bench.rows)
 
 
 def summary(bench: Bench) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and lines of a table that fits a terminal."""
     head = columns(bench)
-    left_out = {"file bytes", "KL", "predicted", "peak MiB", *(f"{s} s" for s in STAGES)}
+    left_out = {"file bytes", "planned time", "KL", "predicted", "peak MiB"}
+    left_out |= {f"{stage} s" for stage in STAGES}
     shown = [number for number, name in enumerate(head) if name not in left_out]
     short = tuple(head[number].removeprefix("perplexity ") for number in shown)
     return short, [tuple(line[number] for number in shown) for line in cells(bench)]
@@ -78,6 +92,8 @@ def values(bench: Bench, model: str) -> dict[str, Any]:
 
 
 def notes(bench: Bench) -> Iterator[str]:
+    if at_equal_time(bench):
+        yield from _AT_EQUAL_TIME.splitlines()
     yield from _NOTES.splitlines()
     if len(bench.rows) < bench.wanted:
         yield f"unfinished: {len(bench.rows)} of {bench.wanted} rows"
@@ -97,6 +113,10 @@ def _dense_cells(bench: Bench) -> tuple[str, ...]:
     perplexities = [f"{value:.3f}" for value in found.perplexity.values()]
     rest = ["-"] * (len(STAGES) + 4)
     return ("original", "-", "1.0000", "-", f"{found.file_bytes:,}", *perplexities, *rest)
+
+
+def _time_cells(row: Row) -> tuple[str, str]:
+    return _number(row.planned_time, ".3f"), _number(row.time, ".3f")
 
 
 def _cells(row: Row, texts: Sequence[str]) -> tuple[str, ...]:

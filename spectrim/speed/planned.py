@@ -57,9 +57,7 @@ def planned_time(
     shapes = dict.fromkeys(target.shape for target in targets)
     times = {(shape, kind): layer_times(shape, kind, place) for shape in shapes}
     request = AllocationRequest(_curves(model, targets), recipe.budget, kind, multiple)
-    timed = TimedRequest.of(
-        request, recipe.budget, "loss_optimal", LatencyTable(times, recipe.tokens)
-    )
+    timed = TimedRequest.of(request, recipe.budget, LatencyTable(times, recipe.tokens))
     options = ALLOCATORS.options("loss_optimal", {})
     ranks = ALLOCATORS.get("loss_optimal").allocate(timed, options)
     smaller = _with_ranks(model, targets, kind, ranks)

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from spectrim.allocation import ALLOCATORS, AllocationRequest, LayerCurve
+from spectrim.allocation import ALLOCATORS, TIMED, AllocationRequest, LayerCurve
 from spectrim.errors import InputError, UnknownNameError
 from spectrim.layers import FactoredLinear, layer_class
-from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.pivoted import PivotedLinear, pack_bits
 from spectrim.storage import is_file, read_mapping
 from spectrim.surgery.adapters import bias_of, shape_of
@@ -138,4 +137,4 @@ def random_layer(
 
 def is_timed(kind: str) -> bool:
     """Whether layers of a kind can stand in for trained ones: their time depends on ranks."""
-    return layer_class(kind) in (LowRankLinear, PivotedLinear)
+    return kind in TIMED

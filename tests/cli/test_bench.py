@@ -108,3 +108,32 @@ def test_an_output_that_is_a_file(bench, tmp_path, monkeypatch):
     (tmp_path / "out").write_text("mine")
     assert "out" in bench("--methods", "obd", "-o", "out").failed_with_one_line()
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_budgets_of_time(bench, tmp_path):
+    """What the tiny layers take is all calls, so any of their times is met by dense ones."""
+    asked = ("--methods", "svd/uniform/lowrank,obd", "--budgets-latency", "1", "-o", "out")
+    done = bench(*asked, "--json")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)["rows"]
+    assert [row["recipe"]["latency"]["budget"] for row in rows] == [1.0, 1.0]
+    assert all(row["error"] is None and row["planned_time"] <= 1.0 for row in rows)
+    assert "planned time" in (tmp_path / "out" / "bench.md").read_text()
+    again = bench(*asked)
+    assert "2 of 2 rows: 0 made, 2 found finished" in again.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--budgets-latency", ".7", "--budgets", ".7"), "give budgets of one kind"),
+        (("--budget-latency", ".7", "--budget", ".7"), "give budgets of one kind"),
+        (("--budgets-latency", "fast"), "--budgets-latency fast: expected fractions"),
+        (("--budgets-latency", ".7,2"), "budget 2.0 is out of range"),
+        (("--budget-latency", ".7", "--layer", "sparse_dictionary"), "none that share a basis"),
+    ],
+)
+def test_budgets_of_time_that_cannot_be_met_fail_at_once(bench, arguments, message):
+    done = bench("--methods", "svd", *arguments, "-o", "out")
+    assert done.code == 2
+    assert message in done.err

@@ -252,7 +252,10 @@ def test_nothing_is_kept_without_places(recipes, settings):
         ({"budgets": (0.5, 0.5)}, "a budget is named twice"),
         ({"budgets": ()}, "at least one recipe and one budget"),
         ({"recipes": {}}, "at least one recipe and one budget"),
-        ({"recipes": {"timed": Recipe(latency=LatencyRecipe())}}, "timed has a budget of time"),
+        (
+            {"recipes": {"timed": Recipe(latency=LatencyRecipe()), "other": Recipe()}},
+            "give all recipes the same latency, or none",
+        ),
     ],
 )
 def test_bad_input_fails_before_any_work(recipes, settings, monkeypatch, changes, message):

@@ -17,9 +17,11 @@ from transformers import (
 )
 
 import spectrim
+from spectrim.allocation import LatencyRecipe, LayerTimes
 from spectrim.calibration.any_module import calibrate_module
 from spectrim.errors import InputError, ModelError
 from spectrim.layers import CompactLinear
+from spectrim.pipeline import timing
 from spectrim.recipe import EmbeddingRecipe, Recipe, SharingRecipe
 from spectrim.surgery.targets import find_targets
 from tests.tolerances import FLOAT32_RELATIVE, SAMPLED_FISHER_RELATIVE
@@ -200,3 +202,19 @@ def test_what_is_refused():
     sharing = SharingRecipe("same_input")
     with pytest.raises(InputError, match="sharing"):
         spectrim.compress_module(model, data, good, Recipe(sharing=sharing))
+
+
+def test_a_budget_of_time(monkeypatch):
+    """Planned by measured times, here a nanosecond a weight."""
+
+    def by_weights(shape, kind, place):
+        ranks = tuple(range(1, min(shape) + 1))
+        times = tuple(1e-9 * rank * sum(shape) for rank in ranks)
+        return LayerTimes(1e-9 * shape[0] * shape[1], ranks, times)
+
+    monkeypatch.setattr(timing, "layer_times", by_weights)
+    recipe = Recipe(layer="lowrank", latency=LatencyRecipe(budget=0.6))
+    model = bert(BertModel)
+    made = spectrim.compress_module(model, token_batches(), spectrim.agreement(pooled), recipe)
+    assert 0.55 < made.plan.provenance["latency"]["predicted"] <= 0.6
+    assert made.plan.kept == pytest.approx(0.6, abs=0.02)

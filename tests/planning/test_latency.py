@@ -9,6 +9,7 @@ from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
 from spectrim.errors import InputError
 from spectrim.planning import make_plan, size_curve
 from spectrim.planning.multiples import auto_multiple, multiple_for
+from spectrim.recipe import SharingRecipe
 from spectrim.selection import SelectionOptions
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
@@ -82,10 +83,24 @@ def test_times_are_interpolated_and_never_fall_with_the_rank():
 def test_what_has_no_times_says_so():
     with pytest.raises(InputError, match="no times of pivoted layers of shape"):
         timed(0.9, table(), layer="pivoted")
-    with pytest.raises(InputError, match="'uniform' counts weights"):
-        timed(0.9, table(), allocation="uniform")
+    with pytest.raises(InputError, match="'uniform' meets no budget of time"):
+        timed(0.9, table(slow="d"), allocation="uniform")
     with pytest.raises(InputError, match="below the smallest possible"):
         timed(0.05, table())
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "effective_rank", "zero_sum"])
+def test_an_allocation_by_weights_gets_as_many_as_the_time_allows(allocation):
+    """No budget of weights that fits in the time keeps more."""
+    times = table()
+    plan = timed(0.8, times, allocation=allocation)
+    assert plan.allocation == allocation
+    assert plan.provenance["latency"]["predicted"] <= 0.8
+    dense = sum(times.seconds(shape, "lowrank", None) for shape in SHAPES.values())
+    for budget in np.arange(0.2, 1.0, 0.01):
+        other = make_plan(decomposition(), recipe(budget=budget, allocation=allocation))
+        if total(other, times) <= 0.8 * dense:
+            assert other.kept <= plan.kept + 1e-9
 
 
 def test_a_budget_of_time_is_never_left_out_silently():
@@ -96,6 +111,9 @@ def test_a_budget_of_time_is_never_left_out_silently():
     )
     with pytest.raises(InputError, match="knows no selection"):
         recipe(latency=LatencyRecipe(), selection=SelectionOptions())
+    for wrong in ({"layer": "sparse_dictionary"}, {"sharing": SharingRecipe("adjacent")}):
+        with pytest.raises(InputError, match="kind lowrank and pivoted, none that share"):
+            recipe(latency=LatencyRecipe(), **wrong)
 
 
 def test_multiples_by_device_and_size():

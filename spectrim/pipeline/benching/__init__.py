@@ -4,6 +4,8 @@
       -> per recipe a decomposition -> per budget a plan that fits in its bytes
       -> layers (-> refinement) -> saved, measured, evaluated -> a row
 
+Where the recipes have a budget of time, rows are at equal time in place of equal bytes.
+
 A finished row is kept on disk under all that it depends on: model, tokens, texts, recipe,
 budget, version. The same call later makes only the rows that are missing.
 """
@@ -36,6 +38,7 @@ from spectrim.pipeline.calibrating import (
     vocabulary_size,
 )
 from spectrim.pipeline.progress import Track, silent
+from spectrim.pipeline.timing import place_for
 from spectrim.recipe import Recipe
 from spectrim.workspace import Workspace
 
@@ -80,6 +83,8 @@ def bench(
 ) -> Bench:
     """A row for every recipe and budget. `model` is in float32; fused experts are split.
 
+    Budgets are shares of the weights, or of the dense layers' measured time where the recipes
+    have a `latency`, which all or none must have.
     A recipe that cannot run gives rows with its error. Raises InputError for texts, budgets or
     recipes that cannot be used, ModelError for a model that cannot be calibrated.
     """
@@ -96,7 +101,7 @@ def bench_steps(
 ) -> Iterator[Bench]:
     """`bench`, yielding the table of the finished rows first, and again after each new row."""
     settings = settings or BenchSettings()
-    wanted = {n: [r.with_changes(budget=b) for b in budgets] for n, r in recipes.items()}
+    wanted = {n: [_at(r, budget) for budget in budgets] for n, r in recipes.items()}
     if not recipes or not budgets:
         raise InputError("a table needs at least one recipe and one budget")
     if quantised := [name for name, r in recipes.items() if r.quantisation is not None]:
@@ -104,10 +109,10 @@ def bench_steps(
             f"{quantised[0]} quantises its factors; this table fits rows that store numbers of "
             "one dtype to their bytes: leave out quantisation"
         )
-    if timed := [name for name, r in recipes.items() if r.latency is not None]:
+    if len({r.latency and r.latency.tokens for r in recipes.values()}) > 1:
         raise InputError(
-            f"{timed[0]} has a budget of time; this table fits rows to equal bytes: leave out "
-            "latency, and see `bench-speed` for what a row's time is"
+            "rows are compared at equal bytes, or at equal time for as many tokens: give all "
+            "recipes the same latency, or none"
         )
     if len(set(budgets)) < len(budgets):
         raise InputError(f"a budget is named twice in {', '.join(map(str, budgets))}")
@@ -121,6 +126,12 @@ def bench_steps(
             settings.track,
         )
         yield from _steps(subject, RowStore(settings.rows), wanted)
+
+
+def _at(recipe: Recipe, budget: float) -> Recipe:
+    if recipe.latency is None:
+        return recipe.with_changes(budget=budget)
+    return recipe.with_changes(budget=budget, latency=replace(recipe.latency, budget=budget))
 
 
 def _steps(
@@ -194,12 +205,15 @@ def _fixed_key(subject: Subject) -> dict[str, Any]:
 def _keys(
     subject: Subject, fixed: dict[str, Any], wanted: Mapping[str, Sequence[Recipe]]
 ) -> dict[tuple[str, float], dict[str, Any]]:
-    """By name and budget. The calibration's tokens are part of the key, the name is not."""
+    """By name and budget. The calibration's tokens are part of the key, the name is not; for
+    rows at equal time so is the machine."""
     keys = {}
     for name, recipes in wanted.items():
         tokens = calibration_blocks(subject.model, subject.tokenizer, recipes[0]).fingerprint
         for recipe in recipes:
             own = {"recipe": recipe.to_dict(), "tokens": tokens}
+            if recipe.latency is not None:
+                own["place"] = place_for(subject.stored(recipe)).key()
             keys[name, recipe.budget] = fixed | own
     return keys
 

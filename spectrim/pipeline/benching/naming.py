@@ -4,8 +4,9 @@
     PRESET[+REFINEMENT...]                          default or fast
     FILE.yaml                                       a recipe, or a mapping: name -> its fields
 
-All stand on one base recipe. The calibration, the task and the budget of a preset or of a whole
-recipe file give way to the base's; a named mapping may set fields of the calibration.
+All stand on one base recipe. The calibration, the task and the budget (of weights or time) of
+a preset or of a whole recipe file give way to the base's; a named mapping may set fields of the
+calibration.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from spectrim.storage import is_file, read_mapping
 _FILES = (".yaml", ".yml", ".json")
 _PARTS = ("method", "allocation", "layer")
 _OPTIONS_OF = {"method": "method_options", "allocation": "allocation_options"}
-_ONES_OWN = ("calibration", "budget", "task")
+_ONES_OWN = ("calibration", "budget", "latency", "task")
 
 
 def named_recipes(specs: Iterable[str], base: Recipe | None = None) -> dict[str, Recipe]:

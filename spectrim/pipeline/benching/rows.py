@@ -34,7 +34,10 @@ class Row:
 
     kept           layer_bytes / bytes of the same layers left dense, original biases in neither
     layer_bytes    of the compressed layers in the file: weights, indices, biases
-    allowed_bytes  of the same layers by the budget: the row exceeds it where `exceeds`
+    allowed_bytes  of the same layers by the budget: the row exceeds it where `exceeds`; None
+                   for a budget of time
+    planned_time, time   share of the dense layers' time as planned and as measured, fused, in
+                   the dtype stored; for a budget of time
     loss_increase, perplexity   by text; kl_divergence from the original on the first text
     seconds        by stage; a stage is missing when its result was in the workspace. The pass
                    for all rows of a call is in each of them
@@ -48,6 +51,8 @@ class Row:
     kept: float | None = None
     layer_bytes: int | None = None
     allowed_bytes: int | None = None
+    planned_time: float | None = None
+    time: float | None = None
     file_bytes: int | None = None
     predicted_loss: float | None = None
     loss_increase: dict[str, float] = field(default_factory=dict)
@@ -59,7 +64,7 @@ class Row:
 
     @property
     def exceeds(self) -> bool:
-        return (self.layer_bytes or 0) > (self.allowed_bytes or 0)
+        return self.allowed_bytes is not None and (self.layer_bytes or 0) > self.allowed_bytes
 
 
 class RowStore:

@@ -20,13 +20,15 @@ from spectrim.evaluation import evaluate_model, size
 from spectrim.pipeline.benching.fitting import allowance, bytes_below, fitted
 from spectrim.pipeline.benching.rows import Dense, Row
 from spectrim.pipeline.benching.stages import Clock, FactoriseClock, PeakMemory, timer_for
-from spectrim.pipeline.compressing import stored_in
+from spectrim.pipeline.benching.times import times_of
+from spectrim.pipeline.compressing import compress, stored_in
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.factorising import factorise
 from spectrim.pipeline.progress import Track
 from spectrim.pipeline.refining import refine
 from spectrim.pipeline.specialising import specialise
-from spectrim.planning import Decomposition, Plan
+from spectrim.pipeline.timing import timetable
+from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.recipe import Recipe
 from spectrim.refinement import Progress
 from spectrim.workspace import Workspace
@@ -50,6 +52,11 @@ class Subject:
 
     def dtype_of(self, recipe: Recipe) -> torch.dtype:
         return getattr(torch, recipe.save_dtype) if recipe.save_dtype else self.dtype
+
+    def stored(self, recipe: Recipe) -> Recipe:
+        """The recipe with the dtype that its results are stored in."""
+        dtype = str(self.dtype_of(recipe)).removeprefix("torch.")
+        return recipe.with_changes(save_dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,7 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
         sizes, file_bytes = several.from_first(partial(_saved_sizes, smaller))
         with clock("evaluate"):
             figures = _evaluated(subject, smaller.float())
+    planned_time, time = _times(subject, smaller, plan, recipe)
     allowed = allowance(subject.model, plan, recipe.budget, dtype)
     layer_bytes = bytes_below(plan.modules, sizes)
     losses = {text: each["loss"] - dense.loss[text] for text, each in figures.items()}
@@ -135,7 +143,9 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
         empty,
         kept=allowed.kept(layer_bytes),
         layer_bytes=layer_bytes,
-        allowed_bytes=allowed.bytes,
+        allowed_bytes=allowed.bytes if recipe.latency is None else None,
+        planned_time=planned_time,
+        time=time,
         file_bytes=file_bytes,
         predicted_loss=plan.predicted_loss,
         loss_increase=losses,
@@ -146,12 +156,27 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
     )
 
 
+def _times(
+    subject: Subject, smaller: PreTrainedModel, plan: Plan, recipe: Recipe
+) -> tuple[float | None, float | None]:
+    """Planned and measured, for a budget of time."""
+    if recipe.latency is None:
+        return None, None
+    timed = subject.stored(recipe)
+    return several.from_first(partial(times_of, subject.model, smaller, plan, timed))
+
+
 def _compressed(
     subject: Subject, recipe: Recipe, found: _Factorised, dtype: torch.dtype
 ) -> tuple[Plan, PreTrainedModel]:
     """In the original's dtype. Bases that a recipe selects are not fitted to their bytes."""
     progress = Progress(subject.workspace, subject.track)
-    if isinstance(found.decomposition, Decomposition):
+    if isinstance(found.decomposition, Decomposition) and recipe.latency is not None:
+        timed = subject.stored(recipe)
+        times = timetable(found.decomposition, timed, subject.workspace, subject.track)
+        plan = make_plan(found.decomposition, timed, times)
+        smaller = compress(subject.model, found.decomposition, plan)
+    elif isinstance(found.decomposition, Decomposition):
         plan, smaller = fitted(subject.model, found.decomposition, recipe, dtype)
     else:
         special = specialise(subject.model, subject.tokenizer, recipe, progress)

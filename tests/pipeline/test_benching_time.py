@@ -1,0 +1,118 @@
+"""A table at equal time: plans within it whatever allocates, measured beside it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from spectrim.allocation import LatencyRecipe, LayerTimes
+from spectrim.data import BlockSettings
+from spectrim.pipeline import BenchSettings, benching, timing
+from spectrim.pipeline.benching import Bench, bench
+from spectrim.pipeline.benching.times import times_of
+from spectrim.planning import LayerPlan, Plan
+from spectrim.recipe import MeasureRecipe, PathRecipe, Recipe
+from spectrim.report import bench_table
+from spectrim.report.bench_plot import bench_svg, lines_of
+from spectrim.speed.random_models import factor_randomly
+from spectrim.surgery.rewrite import factored_layers
+from spectrim.workspace import Workspace
+from tests.runs import small_recipe, text_file
+from tests.tiny_models import tiny_llama, tiny_tokenizer
+
+BUDGETS = (0.4, 0.3)
+NANOSECOND = 1e-9
+
+
+def by_weights(shape, kind, place) -> LayerTimes:
+    """A nanosecond a weight, half of one where they are factored."""
+    ranks = tuple(range(1, min(shape) + 1))
+    seconds = tuple(NANOSECOND / 2 * rank * sum(shape) for rank in ranks)
+    return LayerTimes(NANOSECOND * shape[0] * shape[1], ranks, seconds)
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch) -> BenchSettings:
+    monkeypatch.setattr(timing, "layer_times", by_weights)
+    text = text_file(tmp_path / "text.txt")
+    return BenchSettings(
+        texts=(str(text),),
+        blocks=BlockSettings(length=24, max_tokens=200, keep_tail=True),
+        rows=tmp_path / "rows",
+        workspace=Workspace(tmp_path / "kept"),
+    )
+
+
+@pytest.fixture
+def recipes(settings) -> dict[str, Recipe]:
+    common = {
+        "path": PathRecipe(weight=0),
+        "measure": MeasureRecipe(layers=False, joint=False),
+        "layer": "lowrank",
+        "latency": LatencyRecipe(),
+        "rank_multiple": 1,
+    }
+    base = small_recipe(settings.texts[0], **common)
+    return {
+        "obd": base,
+        "svd": base.with_changes(method="svd", allocation="uniform"),
+    }
+
+
+def made(recipes, settings, budgets=BUDGETS) -> Bench:
+    return bench(tiny_llama(), tiny_tokenizer(), recipes, budgets, settings)
+
+
+def test_rows_of_one_budget_take_equal_time(recipes, settings):
+    found = made(recipes, settings)
+    assert [row.error for row in found.rows] == [None] * 4
+    for row in found.rows:
+        assert 0.9 * row.budget < row.planned_time <= row.budget + 1e-4
+        assert row.time > 0
+        assert Recipe(**row.recipe).latency.budget == row.budget
+        assert row.allowed_bytes is None
+        assert not row.exceeds
+    head, lines = bench_table.columns(found), bench_table.cells(found)
+    assert [len(line) for line in lines] == [len(head)] * 5
+    assert lines[1][head.index("time")] == f"{found.rows[0].time:.3f}"
+    assert "share of the dense layers' time" in bench_table.markdown(found, "t")
+    assert {x for x, _ in lines_of(found.rows)["svd"]} == {r.time for r in found.rows[2:]}
+    assert "time of the compressed layers" in bench_svg(found.rows, "t")
+
+
+def test_rows_are_those_of_one_machine(recipes, settings, monkeypatch):
+    given = {"svd": recipes["svd"]}
+    first = made(given, settings, BUDGETS[:1])
+    [file] = settings.rows.glob("row-*")
+    assert json.loads(file.read_text())["time"] == first.rows[0].time
+    assert made(given, settings, BUDGETS[:1]).made == 0
+    here = timing.place_for(given["svd"])
+    elsewhere = type(here)(here.device, torch.float64, here.tokens)
+    monkeypatch.setattr(benching, "place_for", lambda recipe: elsewhere)
+    assert made(given, settings, BUDGETS[:1]).made == 1
+
+
+def test_a_time_that_no_ranks_meet_is_the_rows_error(recipes, settings):
+    found = made(recipes, settings, (0.0001,))
+    assert [row.time for row in found.rows] == [None, None]
+    assert all("below the smallest possible" in row.error for row in found.rows)
+
+
+def test_the_layers_that_were_planned_are_timed_fused():
+    model = tiny_llama()
+    smaller = factor_randomly(tiny_llama(), 0.5, "lowrank")
+    layers = {
+        name: LayerPlan((layer.out_features, layer.in_features), layer.rank, 0.0, {})
+        for name, layer in factored_layers(smaller)
+    }
+    facts = {"latency": {"predicted": 0.25}}
+    plan = Plan("svd", "uniform", "lowrank", 0.5, 0.5, None, layers, facts, {})
+    recipe = Recipe(layer="lowrank", latency=LatencyRecipe(tokens=3), save_dtype="bfloat16")
+    found = times_of(model, smaller, plan, recipe)
+    assert found[0] == 0.25
+    assert found[1] > 0
+    assert all(layer.execution is not None for _, layer in factored_layers(smaller))
+    assert {p.dtype for p in smaller.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
