@@ -28,6 +28,7 @@ TIMED = ("lowrank", "pivoted")
 TIMED_ONLY = (
     "a budget of time knows layers of kind lowrank and pivoted, none that share a basis"
 )
+"""What is said where another one is to be timed."""
 Key = tuple[tuple[int, int], str]
 
 
