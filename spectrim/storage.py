@@ -96,7 +96,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        remove_abandoned(path)
         # a directory: save_file writes beside its target first, under a name of its own
         start = f"{path.name}.{this_process().replace(' ', '~')}."
         directory = Path(tempfile.mkdtemp(prefix=start, suffix=_PARTIAL, dir=path.parent))
@@ -109,9 +109,13 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
         raise InputError(f"cannot write {path}: {_reason(error)}") from error
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
     """What processes left of this file that were killed while they wrote it."""
-    for found in os.listdir(path.parent):
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return
+    for found in beside:
         if found.startswith(f"{path.name}.") and found.endswith(_PARTIAL):
             writer = found[len(path.name) + 1 : -len(_PARTIAL)].rpartition(".")[0]
             if is_dead(writer.replace("~", " ")):

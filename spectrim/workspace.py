@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import spectrim
 from spectrim import several
 from spectrim.errors import CheckpointError
+from spectrim.storage import remove_abandoned
 
 Entry = TypeVar("Entry")
 SECONDS_BETWEEN_SAVES = 20.0
@@ -53,9 +54,16 @@ def kept(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
     return entry if several.agreed(entry is not None) else None
 
 
+def present(path: Path) -> bool:
+    """Whether a file of the workspace is there. What killed writers left of it goes: where the
+    work is done, nobody writes it again."""
+    remove_abandoned(path)
+    return path.exists()
+
+
 def found(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
     """`kept` as one process sees it."""
-    if path is None or not path.exists():
+    if path is None or not present(path):
         return None
     try:
         return load(path)

@@ -12,6 +12,7 @@ import pytest
 
 from spectrim.processes import is_dead, this_process
 from spectrim.storage import write_text
+from spectrim.workspace import found
 
 HOST = socket.gethostname()
 
@@ -48,14 +49,24 @@ def test_of_the_unknown_nothing_is_said(holder):
     assert not is_dead(holder)
 
 
-def test_what_a_killed_process_was_writing_goes_with_the_next_write(tmp_path, dead):
+@pytest.mark.parametrize(
+    "act", [lambda path: write_text(path, "whole"), lambda path: found(path, Path.read_text)]
+)
+def test_what_a_killed_process_was_writing_goes_with_the_next_write_or_look(
+    tmp_path, dead, act
+):
     path = tmp_path / "entry.json"
+    path.write_text("whole")  # its writer was killed between the rename and the tidying up
     for writer in (dead, this_process(), "99 elsewhere"):
         left = tmp_path / f"entry.json.{writer.replace(' ', '~')}.abc.tmp"
         left.mkdir()
         (left / ".tmpXYZ").write_text("half")
-    write_text(path, "whole")
+    act(path)
     assert path.read_text() == "whole"
     remaining = [p.name for p in tmp_path.iterdir()]
     assert len(remaining) == 3
     assert not any(dead.split()[0] in name.split("~")[0] for name in remaining)
+
+
+def test_a_look_where_nothing_is(tmp_path):
+    assert found(tmp_path / "nowhere" / "entry.json", Path.read_text) is None

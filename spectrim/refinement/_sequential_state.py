@@ -18,6 +18,7 @@ from spectrim.layers import FactoredLinear
 from spectrim.refinement._progress import Progress
 from spectrim.storage import read_tensors, write_tensors
 from spectrim.surgery.rewrite import factored_layers, replace_layer, shared_bases
+from spectrim.workspace import present
 
 Layers = dict[str, FactoredLinear]
 
@@ -124,7 +125,7 @@ class Keeper:
         return None if self.path is None else self.path.with_suffix(".partial")
 
     def _taken_up(self, path: Path | None) -> bool:
-        if path is None or not path.exists():
+        if path is None or not present(path):
             return False
         try:
             self.state = State.load(path)

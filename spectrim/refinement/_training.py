@@ -22,6 +22,7 @@ from spectrim.refinement._bases import Rotations
 from spectrim.refinement._factors import Parameters
 from spectrim.refinement._progress import Progress
 from spectrim.storage import read_tensors, write_tensors
+from spectrim.workspace import present
 
 _LOG = logging.getLogger("spectrim.refinement")
 _LINES = 10
@@ -155,7 +156,7 @@ class Run:
             self._taken_up(_partial(self.path))
 
     def _taken_up(self, path: Path) -> bool:
-        if not several.agreed(path.exists()):
+        if not several.agreed(present(path)):
             return False
         try:
             self.state.load(path)

@@ -28,6 +28,7 @@ from spectrim.selection.options import SelectionOptions, kept_after
 from spectrim.selection.rules import LayerCost, select, stored
 from spectrim.selection.spectral import SpectralLinear
 from spectrim.selection.state import Event, SelectionState, parameters_of
+from spectrim.workspace import present
 
 _BETAS = (0.9, 0.95)
 _BY_BASIS = {"coordinates": 0, "left": 1, "right": 0}
@@ -97,7 +98,7 @@ class _Run:
         return self.state
 
     def _taken_up(self) -> SelectionState | None:
-        if self.path is None or not self.path.exists():
+        if self.path is None or not present(self.path):
             return None
         try:
             return SelectionState.load(self.path, self.problem.layers)

@@ -174,9 +174,7 @@ def contents(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def names(directory: Path) -> list[str]:
-    """Files. An empty directory may stay of a writer killed just after its last rename."""
-    files = (path for path in directory.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(directory)) for path in files)
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
 
 
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
