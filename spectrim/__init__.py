@@ -21,9 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from spectrim import hub as _hub  # registers the plug-in
-from spectrim.errors import NumericalWarning, SpectrimError
-from spectrim.hub import load
+from spectrim.noise import leave_out_known_lines
+
+leave_out_known_lines()  # transformers imports torchao where it is installed
+
+from spectrim import hub as _hub  # noqa: E402  registers the plug-in
+from spectrim.errors import NumericalWarning, SpectrimError  # noqa: E402
+from spectrim.hub import load  # noqa: E402
 
 if TYPE_CHECKING:
     from spectrim.evaluation import HarnessSettings, evaluate_harness

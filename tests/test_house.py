@@ -11,7 +11,7 @@ import spectrim
 
 ROOT = Path(spectrim.__file__).parent
 LEVELS = (
-    {"errors", "processes"},
+    {"errors", "noise", "processes"},
     {"registry", "several", "storage", "workspace"},
     {"trackers"},
     {"linalg"},

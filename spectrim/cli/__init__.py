@@ -15,9 +15,6 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = _one_line
     try:
-        from spectrim.cli.noise import leave_out_known_lines
-
-        leave_out_known_lines()
         import spectrim.cli.bench
         import spectrim.cli.bench_speed
         import spectrim.cli.compensate

@@ -14,6 +14,7 @@ import spectrim
 from spectrim import hub, pipeline, several
 from spectrim.cli import show
 from spectrim.cli.group import Commands
+from spectrim.cli.levels import command_logged
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
 from spectrim.cli.several import check_shared
 from spectrim.cli.streaming import Wanted, within_memory
@@ -70,7 +71,7 @@ def _common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Tell the losses of training too.")
+        bool, typer.Option("-v", "--verbose", help="Versions, losses, seconds and memory too.")
     ] = False,
     quiet: Annotated[
         bool, typer.Option("-q", "--quiet", help="Results, warnings and errors only.")
@@ -82,6 +83,7 @@ def _common(
     show.set_level(verbose, quiet)
     logging.disable_progress_bar()
     leave_busy_cores()
+    context.obj.enter_context(command_logged())
 
 
 def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:

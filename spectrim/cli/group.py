@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from spectrim.cli.levels import in_front
 from spectrim.errors import InputError, SpectrimError
 
 _UsageError: Any = typer.BadParameter.__base__
@@ -15,6 +16,9 @@ _UsageError: Any = typer.BadParameter.__base__
 
 
 class Commands(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, in_front(args))
+
     def invoke(self, ctx: Any) -> Any:
         try:
             with ExitStack() as ctx.obj:  # what a command opens for as long as it runs

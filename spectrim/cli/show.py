@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from spectrim.cli.levels import log_from, stage_logged
 from spectrim.planning import CurvePoint, Plan
 
 OUTPUT = Console(highlight=False, soft_wrap=True)
@@ -26,12 +27,7 @@ NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
 def set_level(verbose: bool, quiet: bool) -> None:
     """quiet: neither notes nor progress; verbose: what the library logs, on standard error."""
     NOTES.quiet = quiet
-    logger = logging.getLogger("spectrim")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-    logger.setLevel(logging.INFO if verbose else logging.WARNING)
-    if verbose:
-        logger.addHandler(logging.StreamHandler())
+    log_from(logging.INFO if verbose else logging.WARNING)
 
 
 def made(plan: Plan, json: bool) -> None:
@@ -43,16 +39,18 @@ def made(plan: Plan, json: bool) -> None:
 
 
 def track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-    """A progress bar with the time left, on a terminal; silent elsewhere."""
+    """A progress bar with the time left, on a terminal; silent elsewhere, but for the log."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(
-        *columns, console=NOTES, disable=NOTES.quiet or not NOTES.is_terminal
-    ) as progress:
+    hidden = NOTES.quiet or not NOTES.is_terminal
+    with (
+        stage_logged(what, total),
+        Progress(*columns, console=NOTES, disable=hidden) as progress,
+    ):
         yield from progress.track(items, total=total, description=what)
 
 

@@ -32,16 +32,6 @@ def found(cli) -> dict[tuple[str, ...], Any]:
     return dict(commands(typer.main.get_command(app)))
 
 
-def test_every_command_prints_json_if_asked(found):
-    assert len(found) >= 13
-    without = [
-        " ".join(path)
-        for path, command in found.items()
-        if not any("--json" in parameter.opts for parameter in command.params)
-    ]
-    assert without == []
-
-
 def test_every_command_and_option_says_what_it_is(found):
     for path, command in found.items():
         assert command.help, path

@@ -18,7 +18,7 @@ _ENUMERATION = re.compile(r"is an Enum subclass and is now natively supported")
 
 
 def leave_out_known_lines() -> None:
-    """For this process, before torchao is imported."""
+    """For this process, from before torchao is imported."""
     for name, known in (("torchao", without_gpu_libraries), (_PYTREE, without_enumerations)):
         logger = logging.getLogger(name)
         if known not in logger.filters:

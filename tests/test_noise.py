@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from spectrim.cli.noise import without_enumerations, without_gpu_libraries
+from spectrim.noise import without_enumerations, without_gpu_libraries
 
 
 def record(text: str) -> logging.LogRecord:
@@ -33,3 +36,16 @@ def test_gpu_libraries(name, monkeypatch):
 def test_other_lines_stay(text):
     assert without_gpu_libraries(record(text))
     assert without_enumerations(record(text))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the lines are real errors")
+def test_an_import_says_nothing():
+    pytest.importorskip("torchao", reason="without torchao nothing is logged")
+    done = subprocess.run(
+        [sys.executable, "-c", "import spectrim.cli.commands, torchao"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert (done.stdout, done.stderr) == ("", "")
