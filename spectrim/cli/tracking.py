@@ -16,7 +16,11 @@ from spectrim.workspace import Workspace
 
 Tracker = Annotated[
     str | None,
-    typer.Option("--track", help="Keep the figures in trackio, wandb or mlflow as well."),
+    typer.Option(
+        "--track",
+        envvar="SPECTRIM_TRACK",
+        help="Keep the figures in trackio, wandb or mlflow as well.",
+    ),
 ]
 
 

@@ -6,8 +6,10 @@ import json
 import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import yaml
 
 from spectrim.errors import InputError, UnknownNameError
 from spectrim.trackers import TRACKERS, TrackedRun, telling, timed, untold
@@ -134,6 +136,16 @@ class Memory:
 
     def finish(self, failed: bool) -> None:
         self.ends.append(failed)
+
+
+def test_a_tracker_of_the_environment(compress, monkeypatch):
+    memory = Memory()
+    monkeypatch.setattr(TRACKERS.get("trackio"), "start", lambda run: memory)
+    monkeypatch.setenv("SPECTRIM_TRACK", "trackio")
+    assert compress("-o", "out", "--recipe", "fast", "--no-report").code == 0
+    assert memory.ends == [False]
+    recipe = yaml.safe_load(Path("out/spectrim_recipe.yaml").read_text())
+    assert "track" not in recipe, "it is of the run, not of the result"
 
 
 def test_commands_tell(cli, compress, shelf, monkeypatch):
