@@ -4,9 +4,10 @@
 
 Every row stores the layers of the blocks in the bytes of its group, as a share of bfloat16
 (codes, scales, zeros and factors; no biases), or is left out. The groups are the bytes of
-plain 8, 4, 3 and 2 bits. A low-rank row has plain or pivoted factors, whichever is predicted to
-lose less, rounding counted. Prints Markdown with the predicted loss in nats; evaluated in
-float32.
+plain 8, 4, 3 and 2 bits rounded to nearest; with --torchao, which stores other bytes, also
+those of its own 8 and 4 bits, and rows of low rank in its bits in every group. A low-rank row
+has plain or pivoted factors, whichever is predicted to lose less, rounding counted. Prints
+Markdown with the predicted loss in nats; evaluated in float32.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ PLAIN = (8, 4, 3, 2)
 """Bits of the groups."""
 PATHS = {8: (4,), 4: (3, 2), 3: (2,)}
 """By group, the bits that leave room for low-rank paths in its bytes."""
-TORCHAO = {8: (), 4: (8,), 3: (4,), 2: (4,)}
-"""By group, the bits of low-rank factors that torchao's kernels multiply with."""
+TORCHAO = (8, 4)
+"""The bits that torchao's kernels multiply with."""
 Made = tuple[Any, int, str, float | None]
 """A model, the bytes that it holds, what it is, its predicted loss."""
 
@@ -152,30 +153,27 @@ def _bits(given: QuantisationRecipe | None) -> str:
     return "bfloat16" if given is None else f"int{given.bits} ({given.base})"
 
 
-def fill(table: Table, bits: int) -> None:
+def fill(table: Table, bits: int, base: str) -> None:
     """The rows of one group, the plain one first: it sets the bytes."""
-    group = f"int{bits}"
-    plain = table.compensated(bits, "rtn")
+    group = f"int{bits} ({base})"
+    plain = table.compensated(bits, base)
     table.row(group, plain)
     share = plain[1] / table.dense
-    rows = [lambda b=b: table.compensated(b, "rtn", share) for b in PATHS.get(bits, ())]
-    for given in (
-        None,
-        QuantisationRecipe(8, "rtn", GROUP),
-        QuantisationRecipe(4, "rtn", GROUP),
-    ):
-        rows.append(lambda g=given: table.factored(share, g))
-    if table.given.torchao:
-        if bits in (8, 4):
-            rows.append(lambda: table.compensated(bits, "torchao"))
-        for b in TORCHAO[bits]:
-            given = QuantisationRecipe(b, "torchao", GROUP)
-            rows.append(lambda g=given: table.factored(share, g))
+    fewer = [b for b in PATHS.get(bits, ()) if base == "rtn" or b in TORCHAO]
+    rows = [lambda b=b: table.compensated(b, base, share) for b in fewer]
+    given = [None, *_quantised(base)]
+    if base == "rtn" and table.given.torchao:
+        given += _quantised("torchao")
+    rows += [lambda g=g: table.factored(share, g) for g in given]
     for make in rows:
         try:
             table.row(group, make())
         except SpectrimError as error:
             print(f"{group}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def _quantised(base: str) -> list[QuantisationRecipe]:
+    return [QuantisationRecipe(bits, base, GROUP) for bits in TORCHAO]
 
 
 def main() -> None:
@@ -192,7 +190,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="pivoted layers lose most to 4 bits")
     table = Table(parser.parse_args())
     for bits in PLAIN:
-        fill(table, bits)
+        fill(table, bits, "rtn")
+    for bits in TORCHAO if table.given.torchao else ():
+        fill(table, bits, "torchao")
 
 
 if __name__ == "__main__":
