@@ -231,7 +231,7 @@ def streamed(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _settings() -> CalibrationSettings:
-    return CalibrationSettings(STATISTICS_OF_OBD, tokens_per_batch=BATCH)
+    return CalibrationSettings(STATISTICS_OF_OBD, tokens_per_batch=BATCH, wide=Recipe().wide)
 
 
 def _cut(factors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

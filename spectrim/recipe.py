@@ -10,15 +10,17 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.allocation import ALLOCATORS, BY_STORAGE, TIMED, TIMED_ONLY, LatencyRecipe
-from spectrim.calibration import Room
+from spectrim.calibration import Room, Wide
 from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
-from spectrim.refinement import REFINEMENTS
+from spectrim.refinement import REFINEMENTS, required_statistics
 from spectrim.selection import SelectionOptions
 
+PRICING = ("input_covariance", "gradient_covariance")
+"""Statistics that predict what a cut costs in nats."""
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -250,9 +252,25 @@ class Recipe:
         """What the method and the allocation need, and what prices every method in nats."""
         method = DECOMPOSITIONS.get(self.method).REQUIRES
         allocation = ALLOCATORS.get(self.allocation).REQUIRES
-        pricing = ("input_covariance", "gradient_covariance")
         base = COMPRESSORS.get(self.compensation.base).REQUIRES if self.compensation else ()
-        return tuple(sorted({*method, *allocation, *pricing, *base}))
+        return tuple(sorted({*method, *allocation, *PRICING, *base}))
+
+    @property
+    def wide(self) -> Wide:
+        """ "through" the layers' weights where nothing reads the covariance of a wider side but
+        to decompose the layer itself, and to price that."""
+        method = DECOMPOSITIONS.get(self.method)
+        reads = set(PRICING) & set(method.REQUIRES)
+        whole = (
+            not hasattr(method, "metric"),
+            bool(reads) and not getattr(method, "THROUGH_WEIGHT", False),
+            self.calibration.room is not None,
+            self.sharing.rule != "none",
+            self.compensation is not None,
+            self.quantisation is not None,
+            any(required_statistics(step.name, step.options) for step in self.refinement),
+        )
+        return "full" if any(whole) else "through"
 
     @property
     def sharing_key(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Calibration: drive a model over tokens and sum what decompositions need."""
 
-from spectrim.calibration.forms import Room
+from spectrim.calibration.forms import Room, Wide
 from spectrim.calibration.result import Calibration, LayerStatistics, PooledStatistics
 from spectrim.calibration.whole_model import CalibrationSettings, calibrate
 
@@ -10,5 +10,6 @@ __all__ = [
     "LayerStatistics",
     "PooledStatistics",
     "Room",
+    "Wide",
     "calibrate",
 ]

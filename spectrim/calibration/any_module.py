@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.hooks import BatchIndex, observed, shared_inputs
+from spectrim.calibration.hooks import BatchIndex, Watch, observed, shared_inputs
 from spectrim.calibration.result import Calibration
 from spectrim.calibration.whole_model import accumulator, frozen
 from spectrim.errors import InputError, ModelError
@@ -75,9 +75,9 @@ def calibrate_module(
             if result is None:
                 result = _begin(model, targets, batch, loss, statistics)
             index = AnyRows.masked(None if mask is None else mask(batch))
-            sink = accumulator(result)
+            watch = Watch(index, accumulator(result), backward)
             with (
-                observed(model, targets, index, sink, backward),
+                observed(model, targets, watch),
                 torch.set_grad_enabled(backward),
             ):
                 values = checked(loss(model, batch), number)

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.hooks import BatchIndex, observed, shared_inputs
+from spectrim.calibration.hooks import BatchIndex, Watch, observed, shared_inputs
 from spectrim.calibration.result import Calibration
 from spectrim.calibration.stored import Parts
 from spectrim.calibration.whole_model import (
@@ -246,7 +246,8 @@ class BlockwiseWalk:
             if with_gradient == backward:
                 add(layer, tokens, with_gradient)
 
-        return observed(self.streamed.model, targets, index, sink, backward)
+        watch = Watch(index, sink, backward, self.settings.gradient_only)
+        return observed(self.streamed.model, targets, watch)
 
     def _groups(self, number: int, block: nn.Module) -> dict[str, str]:
         hidden = self.places.activations.get((INPUT, number, 0))

@@ -1,4 +1,7 @@
-"""Which covariances are kept in full, and which in fewer numbers, to fit a number of bytes.
+"""Which covariances are kept in full, and which in fewer numbers.
+
+Of a layer's wider side by what its weight makes of it, which loses nothing that decomposing the
+layer asks for; or to fit a number of bytes:
 
     each takes min(8 n^2, t) bytes at most, n its width, and t the largest for which all fit
 
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -18,6 +22,8 @@ from spectrim.errors import InputError
 from spectrim.statistics import FULL, STATISTICS, Form, Kind, largest_form
 
 Shapes = Mapping[str, tuple[int, int]]
+Wide = Literal["full", "through"]
+"""How the covariance of a layer's wider side is kept."""
 _STEPS = 60
 """Halvings of the interval that the limit is in."""
 
@@ -71,6 +77,15 @@ class Room:
 
     def _too_small(self, widths: Mapping[tuple[str, str], int], limit: float) -> bool:
         return any(largest_form(w, limit, self.kind) is None for w in widths.values())
+
+
+def through_weights(shapes: Shapes, names: Sequence[str]) -> dict[tuple[str, str], Form]:
+    """By statistic and layer, of the covariances that are wider than the layer's other side."""
+    return {
+        (name, layer): Form("through", min(shapes[layer]))
+        for (name, layer), width in _widths(shapes, names).items()
+        if width > min(shapes[layer])
+    }
 
 
 def state_bytes(name: str, shape: tuple[int, int], form: Form = FULL) -> int:

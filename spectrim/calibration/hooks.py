@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spectrim.calibration.images import Products
 from spectrim.statistics import LayerTokens
 from spectrim.surgery.targets import Target
 
@@ -47,37 +49,86 @@ class BatchIndex:
         return self.sequence if self.mask is None else self.sequence[self.mask]
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What is seen of the batch run inside `observed`, and who is told.
+
+    gradient_only: sink reads nothing but the gradient in the backward pass, so inputs and
+    outputs are not kept for it. originals: weights of layers that now hold others, which the
+    images of tokens are to be those of.
+    """
+
+    index: BatchIndex
+    sink: Sink
+    backward: bool = False
+    gradient_only: bool = False
+    originals: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 @contextmanager
-def observed(
-    model: nn.Module, targets: Sequence[Target], index: BatchIndex, sink: Sink, backward: bool
-) -> Iterator[None]:
-    """Call `sink` at every target for the batch run inside the context.
+def observed(model: nn.Module, targets: Sequence[Target], watch: Watch) -> Iterator[None]:
+    """Call the sink at every target for the batch run inside the context.
 
     Once in the forward pass without a gradient, and, with `backward`, once more in the
     backward pass with it. All hooks are removed on exit.
     """
-
-    def hook_for(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            here = index.select(getattr(module, "token_rows", None))
-            x, y, sequence = here.real(inputs[0]), here.real(output), here.real_sequence
-            sink(name, LayerTokens(x, y, None, sequence), False)
-            if backward and output.requires_grad:
-                output.register_hook(
-                    lambda g: sink(name, LayerTokens(x, y, here.real(g), sequence), True)
-                )
-
-        return hook
-
-    handles = [
-        model.get_submodule(target.name).register_forward_hook(hook_for(target.name))
-        for target in targets
-    ]
+    handles = []
+    for target in targets:
+        module, seen = model.get_submodule(target.name), _Seen(target.name, watch)
+        handles.append(module.register_forward_hook(seen.forward))
+        if watch.backward:
+            handles.append(module.register_forward_pre_hook(_own_input))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _own_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """A view for this layer alone, whose gradient is this layer's W^T g."""
+    first, *others = inputs
+    if not (torch.is_grad_enabled() and first.requires_grad):
+        return None
+    return (first.view_as(first), *others)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One layer's hooks."""
+
+    name: str
+    watch: Watch
+
+    def forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        watch, products = self.watch, Products(module, self.watch.originals.get(self.name))
+        here = watch.index.select(getattr(module, "token_rows", None))
+        x, y, sequence = here.real(inputs[0]), here.real(output), here.real_sequence
+        images = partial(products.outputs, x, y)
+        watch.sink(self.name, LayerTokens(x, y, None, sequence, images), False)
+        if not (watch.backward and output.requires_grad):
+            return
+        if watch.gradient_only:
+            x, y = x.new_empty(0, x.shape[1]), y.new_empty(0, y.shape[1])
+        self._later(inputs[0], output, LayerTokens(x, y, None, sequence), (here, products))
+
+    def _later(
+        self, given: Tensor, output: Tensor, tokens: LayerTokens, rest: tuple[Any, Any]
+    ) -> None:
+        """Tell the sink in the backward pass: once the gradient is at the layer's own input,
+        where that has one."""
+        here, products = rest
+        held: list[Tensor] = []
+
+        def tell(g: Tensor, back: Tensor | None) -> None:
+            images = partial(products.gradients, g, None if back is None else here.real(back))
+            self.watch.sink(self.name, replace(tokens, g=g, images=images), True)
+
+        if given.requires_grad:
+            output.register_hook(lambda g: held.append(here.real(g)))
+            given.register_hook(lambda back: tell(held.pop(), back))
+        else:
+            output.register_hook(lambda g: tell(here.real(g), None))
 
 
 def shared_inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,7 +41,9 @@ class Calibration:
         names: Iterable[str],
         forms: Mapping[tuple[str, str], Form] | None = None,
     ) -> Calibration:
-        """forms: by statistic and layer, of those that are not kept in full."""
+        """forms: by statistic and layer, of those that are not kept in full. An input that
+        several layers read is not kept through the weight of one of them."""
+        readers = Counter(groups.values())
         states: dict[str, dict[str, State]] = {}
         for name in names:
             module = STATISTICS.get(name)
@@ -48,6 +51,8 @@ class Calibration:
             states[name] = {}
             for key in keys:
                 form = (forms or {}).get((name, key), FULL)
+                if form.kind == "through" and module.SIDE == "input" and readers[key] > 1:
+                    form = FULL
                 given = () if form == FULL else (form,)
                 states[name][key] = module.empty(shapes[key], *given)
         return cls(groups, dict.fromkeys(shapes, 0), states)

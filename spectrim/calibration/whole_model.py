@@ -8,16 +8,16 @@ gradients would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.forms import Room
-from spectrim.calibration.hooks import BatchIndex, observed, shared_inputs
+from spectrim.calibration.forms import Room, Wide, through_weights
+from spectrim.calibration.hooks import BatchIndex, Watch, observed, shared_inputs
 from spectrim.calibration.result import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
@@ -36,6 +36,11 @@ class CalibrationSettings:
     room: for the sums; None keeps all covariances in full.
 
     every: only each n-th batch is run, as one of n processes does.
+
+    wide: covariances of the wider sides of layers in "full", or as they are "through" the
+    layer's weight, in the numbers of its smaller side; a wide input that several layers read
+    stays in full. originals: weights by layer, where the model holds others than those that
+    are to be decomposed.
     """
 
     statistics: tuple[str, ...]
@@ -45,8 +50,12 @@ class CalibrationSettings:
     temperature: float = 1.0
     every: int = 1
     room: Room | None = None
+    wide: Wide = "full"
+    originals: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.wide != "full" and self.room is not None:
+            raise InputError("room and wide='through' are two forms of a covariance; give one")
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}, expected above 0")
         if self.temperature != 1.0 and self.labels != "sampled":
@@ -62,16 +71,27 @@ class CalibrationSettings:
         return [self.labels, self.seed, self.temperature]
 
     @property
-    def room_key(self) -> dict[str, Any]:
+    def form_key(self) -> dict[str, Any]:
         """Empty where all is kept in full."""
+        if self.wide == "through":
+            return {"wide": self.wide}
         return {} if self.room is None else {"room": asdict(self.room)}
 
     def forms(self, shapes: dict[str, tuple[int, int]]) -> dict[tuple[str, str], Form]:
+        """By statistic and layer, of covariances that are not in full."""
+        if self.wide == "through":
+            return through_weights(shapes, self.statistics)
         return {} if self.room is None else self.room.forms(shapes, self.statistics)
 
     @property
     def backward(self) -> bool:
         return any(STATISTICS.get(name).NEEDS_GRADIENT for name in self.statistics)
+
+    @property
+    def gradient_only(self) -> bool:
+        """No statistic reads inputs or outputs in the backward pass."""
+        modules = map(STATISTICS.get, self.statistics)
+        return all(getattr(m, "GRADIENT_ONLY", False) for m in modules if m.NEEDS_GRADIENT)
 
 
 @dataclass
@@ -184,8 +204,8 @@ def _run_batch(
 ) -> None:
     first = batch.first_sequence
     index = BatchIndex.of(batch.mask, first)
-    sink = accumulator(result)
-    with observed(model, targets, index, sink, settings.backward):
+    given = settings.backward, settings.gradient_only, settings.originals or {}
+    with observed(model, targets, Watch(index, accumulator(result), *given)):
         if not settings.backward:
             with torch.no_grad():
                 logits = _forward(model, batch)

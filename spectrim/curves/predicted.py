@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectrim.calibration import LayerStatistics
-from spectrim.linalg.covariance import Covariance
+from spectrim.linalg.covariance import Covariance, ThroughWeight
 from spectrim.linalg.spectrum import tail_energy, trailing_block_sums
 from spectrim.linalg.truncated import Factors
 
@@ -37,15 +37,24 @@ def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Ten
         if factors.offset is not None:
             inputs = inputs - factors.offset[:, None] * factors.offset
     else:
-        inputs = _inputs(factors, statistics)
-        outputs = factors.left.T @ statistics["gradient_covariance"] @ factors.left
+        inputs, outputs = _inputs(factors, statistics), _outputs(factors, statistics)
     curve = 0.5 * statistics.share * trailing_block_sums(outputs * inputs)
     return torch.where(curve > ROUNDING * curve[0].clamp_min(0), curve, 0.0)
+
+
+def _outputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
+    """left^T C_g left; of a tall layer also where C_g is known through W = left right alone."""
+    covariance = statistics["gradient_covariance"]
+    if isinstance(covariance, ThroughWeight):
+        return covariance.beside(factors.right.T)
+    return factors.left.T @ covariance @ factors.left
 
 
 def _inputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
     """right C_x right^T, less what a bias takes over of it."""
     right, covariance = factors.right, statistics["input_covariance"]
+    if isinstance(covariance, ThroughWeight):
+        return covariance.beside(factors.left)
     if factors.offset is None:
         return right @ covariance @ right.T
     if isinstance(covariance, Covariance) and "input_mean" in statistics:

@@ -19,6 +19,7 @@ from spectrim.linalg.metric import Metric
 
 REQUIRES = ("input_covariance", "gradient_covariance")
 REFERENCE = "Li et al., 2026, arXiv:2604.00821"
+THROUGH_WEIGHT = True
 
 
 @dataclass(frozen=True)

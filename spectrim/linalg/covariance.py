@@ -4,7 +4,10 @@
     C = F F^T + diag(d)                n (s + 1) numbers, F (n, s)
 
 Both are exact on the diagonal of what they stand for. Products, the diagonal and a metric are
-made from the parts; asked anything else, torch sees the dense matrix.
+made from the parts; asked anything else, torch sees the dense matrix. And one whose matrix is
+not there, but all that a decomposition of one weight V (n, k) asks of it:
+
+    V^T C V and diag(C)                k^2 + n numbers
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.linalg.metric import CovarianceMetric, Metric, StackedMetric
+from spectrim.errors import InputError
+from spectrim.linalg.metric import CovarianceMetric, Metric, StackedMetric, ThroughMetric
 from spectrim.linalg.psd import SMALLEST_DAMPING, check_finite, check_signal
 
 _PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
@@ -34,7 +38,7 @@ class Covariance(ABC):
     def dense(self) -> Tensor: ...
 
     @abstractmethod
-    def metric(self, damping: float, name: str) -> Metric:
+    def metric(self, damping: float, name: str, statistic: str = "") -> Metric:
         """Of `C + damping * mean(diag) * I`. Raises NumericalError as `CovarianceMetric`."""
 
     @abstractmethod
@@ -83,7 +87,7 @@ def metric_of(
     Raises NumericalError for a covariance that is zero or not finite.
     """
     if isinstance(covariance, Covariance):
-        return covariance.metric(damping, name)
+        return covariance.metric(damping, name, statistic)
     return CovarianceMetric(covariance, damping, name, statistic)
 
 
@@ -106,7 +110,7 @@ class BlockDiagonal(Covariance):
         rows = matrix.split(self.sizes)
         return torch.cat([b @ r for b, r in zip(self.blocks, rows, strict=True)])
 
-    def metric(self, damping: float, name: str) -> Metric:
+    def metric(self, damping: float, name: str, statistic: str = "") -> Metric:
         """Every block damped by the mean of the whole diagonal, so that a silent one is not
         singular."""
         added = damping * _mean(self, name)
@@ -166,7 +170,7 @@ class LowRankDiagonal(Covariance):
     def __matmul__(self, matrix: Tensor) -> Tensor:
         return self.factor @ (self.factor.T @ matrix) + self.rest[:, None] * matrix
 
-    def metric(self, damping: float, name: str) -> Metric:
+    def metric(self, damping: float, name: str, statistic: str = "") -> Metric:
         floor = max(damping, SMALLEST_DAMPING) * _mean(self, name)
         check_finite(self.factor, name)
         return LowRankMetric(self.factor, self.rest + floor)
@@ -193,6 +197,9 @@ class LowRankMetric(Metric):
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return self._root(matrix, 1 / self.stretch) / self.scale
 
+    def colour(self, matrix: Tensor) -> Tensor:
+        return self._root(matrix, self.stretch) * self.scale
+
     def gram(self, matrix: Tensor) -> Tensor:
         inner, outer = self.factor.T @ matrix, self.scale * matrix
         return inner.T @ inner + outer.T @ outer
@@ -200,6 +207,44 @@ class LowRankMetric(Metric):
     def _root(self, matrix: Tensor, stretch: Tensor) -> Tensor:
         """(I + P (stretch - 1) P^T) matrix."""
         return matrix + self.basis @ ((stretch - 1) * (self.basis.T @ matrix))
+
+
+class ThroughWeight(Covariance):
+    """product `V^T C V` (k, k), diagonal of C (n,), V (n, k) a layer's weight or its transpose."""
+
+    def __init__(self, product: Tensor, diagonal: Tensor):
+        self.product = product.double()
+        self._diagonal = diagonal.double()
+
+    def diagonal(self) -> Tensor:
+        return self._diagonal
+
+    def metric(self, damping: float, name: str, statistic: str = "") -> Metric:
+        check_finite(self.product, name)
+        return ThroughMetric(self.product, damping * _mean(self, name), statistic)
+
+    def beside(self, square: Tensor) -> Tensor:
+        """B C B^T (k, k) where V^T = A B, A = `square` (k, k) invertible: of one factor of a
+        weight, by the other."""
+        half = torch.linalg.solve(square.double(), self.product)
+        return torch.linalg.solve(square.double(), half.T)
+
+    def dense(self) -> Tensor:
+        raise self._missing()
+
+    def centred(self, mean: Tensor) -> Covariance:
+        raise self._missing()
+
+    def __matmul__(self, matrix: Tensor) -> Tensor:
+        raise self._missing()
+
+    def _missing(self) -> InputError:
+        width, size = len(self._diagonal), len(self.product)
+        return InputError(
+            f"a covariance of shape {(width, width)} was summed only through the layer's weight, "
+            f"as {(size, size)}; calibrate with a recipe that names what reads it whole, or "
+            'with CalibrationSettings(wide="full")'
+        )
 
 
 def _mean(covariance: Covariance, name: str) -> float:

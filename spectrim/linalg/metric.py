@@ -6,6 +6,7 @@ A metric knows three products with its factor L, so the solver never asks which 
 
     whiten(M)   = L^T M
     unwhiten(M) = L^{-T} M
+    colour(M)   = L M
     gram(M)     = M^T C M
 """
 
@@ -18,8 +19,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from spectrim.errors import NumericalError
-from spectrim.linalg.products import gram, symmetric_product
+from spectrim.errors import InputError, NumericalError
+from spectrim.linalg.products import gram, symmetric_product, triangular_product
 from spectrim.linalg.psd import check_covariance, cholesky, damped, mean_diagonal
 
 ROUNDING = 1e-13
@@ -27,6 +28,10 @@ ROUNDING = 1e-13
 
 
 class Metric(ABC):
+    """statistic: the name of the layer's statistic whose C + ridge I this is, or ""."""
+
+    statistic: str = ""
+
     @abstractmethod
     def whiten(self, matrix: Tensor) -> Tensor: ...
 
@@ -34,7 +39,14 @@ class Metric(ABC):
     def unwhiten(self, matrix: Tensor) -> Tensor: ...
 
     @abstractmethod
+    def colour(self, matrix: Tensor) -> Tensor: ...
+
+    @abstractmethod
     def gram(self, matrix: Tensor) -> Tensor: ...
+
+    @property
+    def ridge(self) -> float:
+        return 0.0
 
 
 class IdentityMetric(Metric):
@@ -42,6 +54,9 @@ class IdentityMetric(Metric):
         return matrix
 
     def unwhiten(self, matrix: Tensor) -> Tensor:
+        return matrix
+
+    def colour(self, matrix: Tensor) -> Tensor:
         return matrix
 
     def gram(self, matrix: Tensor) -> Tensor:
@@ -64,6 +79,9 @@ class DiagonalMetric(Metric):
 
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return matrix / self.scale[:, None]
+
+    def colour(self, matrix: Tensor) -> Tensor:
+        return self.scale[:, None] * matrix
 
     def gram(self, matrix: Tensor) -> Tensor:
         return gram(self.whiten(matrix))
@@ -93,10 +111,13 @@ class CovarianceMetric(Metric):
         return cholesky(self.covariance, 0.0, self.name)
 
     def whiten(self, matrix: Tensor) -> Tensor:
-        return self.factor.T @ matrix
+        return triangular_product(self.factor, matrix, transposed=True)
 
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor.T, matrix, upper=True)
+
+    def colour(self, matrix: Tensor) -> Tensor:
+        return triangular_product(self.factor, matrix)
 
     def gram(self, matrix: Tensor) -> Tensor:
         return symmetric_product(matrix, self.covariance @ matrix)
@@ -112,6 +133,45 @@ class CovarianceMetric(Metric):
         return self._ridge + (more if more > ROUNDING * mean_diagonal(self.covariance) else 0.0)
 
 
+class ThroughMetric(Metric):
+    """`C + ridge I` of which only `product = V^T C V` (k, k) is known, V (n, k).
+
+    It is the far side of a problem whose weight is V or its transpose: asked for the Gram
+    matrix of V and nothing else.
+    """
+
+    def __init__(self, product: Tensor, ridge: float, statistic: str = ""):
+        self.product = product
+        self.statistic = statistic
+        self._ridge = ridge
+
+    def gram(self, matrix: Tensor) -> Tensor:
+        """V^T (C + r I) V; `matrix` has to be V."""
+        if matrix.shape[1] != len(self.product):
+            raise self._misused()
+        return gram(matrix).mul_(self._ridge).add_(self.product)
+
+    @property
+    def ridge(self) -> float:
+        return self._ridge
+
+    def whiten(self, matrix: Tensor) -> Tensor:
+        raise self._misused()
+
+    def unwhiten(self, matrix: Tensor) -> Tensor:
+        raise self._misused()
+
+    def colour(self, matrix: Tensor) -> Tensor:
+        raise self._misused()
+
+    def _misused(self) -> InputError:
+        return InputError(
+            f"a covariance seen through a weight of smaller side {len(self.product)} answers "
+            "for that weight alone, as the metric of its wider side; calibrate with "
+            'CalibrationSettings(wide="full")'
+        )
+
+
 class StackedMetric(Metric):
     """`L = diag(L_1, ..., L_n)` for matrices of stacked rows, `sizes` rows of each part."""
 
@@ -124,6 +184,9 @@ class StackedMetric(Metric):
 
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return torch.cat([part.unwhiten(rows) for part, rows in self._pairs(matrix)])
+
+    def colour(self, matrix: Tensor) -> Tensor:
+        return torch.cat([part.colour(rows) for part, rows in self._pairs(matrix)])
 
     def gram(self, matrix: Tensor) -> Tensor:
         first, *others = (part.gram(rows) for part, rows in self._pairs(matrix))

@@ -1,11 +1,12 @@
 """The one solver behind every method that is a pair of metrics.
 
-    M = L_out^T W,   M C_in M^T = U diag(s^2) U^T,   left = L_out^{-T} U,   right = U^T M
+    L_out^T (W C_in W^T) L_out = U diag(s^2) U^T,   left = L_out^{-T} U,   right = (L_out U)^T W
 
 `left[:, :r] @ right[:r]` is the optimum of rank r for every r (Eckart-Young on the
 whitened weight `L_out^T W L_in`), and its weighted error is exactly `sum_{i>r} s_i^2`.
-No inverse and no square root of C_in appears. When W is wide the same is done on W^T,
-so the eigenproblem always has the size of the smaller side.
+No inverse and no square root of C_in appears, and of C_in itself only what it is through W.
+When W is tall the same is done on W^T, so all but two products with W has the size of its
+smaller side.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectrim.linalg.metric import CovarianceMetric, Metric
+from spectrim.linalg.metric import Metric
 from spectrim.linalg.products import gram
 from spectrim.linalg.psd import check_finite, descending_eigh
 
@@ -41,10 +42,6 @@ class Orthogonality:
         cls, out_metric: Metric, in_metric: Metric, outer: Tensor, inner: Tensor
     ) -> Orthogonality | None:
         """None unless both metrics are statistics of the layer."""
-        if not isinstance(out_metric, CovarianceMetric):
-            return None
-        if not isinstance(in_metric, CovarianceMetric):
-            return None
         names = out_metric.statistic, in_metric.statistic
         return (
             cls(names, (out_metric.ridge, in_metric.ridge), outer, inner)
@@ -136,6 +133,6 @@ def solve(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
 
 def _one_sided(weight: Tensor, near: Metric, far: Metric) -> tuple[Tensor, Tensor, Tensor]:
     """Basis (rows, k) of the small side, coefficients (k, columns), singular values (k,)."""
-    whitened = near.whiten(weight)
-    values, vectors = descending_eigh(far.gram(whitened.T))
-    return near.unwhiten(vectors), vectors.T @ whitened, values.sqrt()
+    whitened = near.whiten(near.whiten(far.gram(weight.T)).T)
+    values, vectors = descending_eigh(whitened)
+    return near.unwhiten(vectors), near.colour(vectors).T @ weight, values.sqrt()

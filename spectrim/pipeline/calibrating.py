@@ -37,6 +37,7 @@ from spectrim.pipeline.progress import Track, silent
 from spectrim.pipeline.tasks import rows_of, task_blocks
 from spectrim.planning import make_plan
 from spectrim.recipe import Recipe
+from spectrim.surgery.adapters import weight_of
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.targets import Target, find_targets
 from spectrim.workspace import SECONDS_BETWEEN_SAVES, Workspace, found, kept
@@ -95,7 +96,7 @@ def calibrate(
     workspace. Raises InputError for unusable data, ModelError for unusable weights.
     """
     recipe = recipe or Recipe()
-    run = _run_for(model, tokenizer, recipe, workspace or Workspace(None), track)
+    run = _run_for(model, tokenizer, recipe, workspace or Workspace(None), track).as_kept()
     first = run.gathered("calibrating", run.key())
     if not recipe.averages_path:
         return first
@@ -114,7 +115,8 @@ def gather(
 ) -> None:
     """One pass over the tokens for the statistics of all `recipes`, kept in the workspace.
 
-    `calibrate` with any of them then finds its own, the same to the last bit. Recipes of other
+    `calibrate` with any of them then finds its own. Covariances are in full for all where one
+    of them needs that. Recipes of other
     tokens or layers need a pass of their own, and so do averages along a path. Raises
     InputError for a workspace that keeps nothing, and what `calibrate` raises.
     """
@@ -123,12 +125,13 @@ def gather(
     alike: dict[str, list[_Run]] = {}
     for recipe in recipes:
         run = _run_for(model, tokenizer, recipe, workspace, track)
-        text = json.dumps(run.key() | {"statistics": None}, sort_keys=True)
+        text = json.dumps(run.key() | {"statistics": None, "wide": None}, sort_keys=True)
         alike.setdefault(text, []).append(run)
     for runs in alike.values():
         statistics = {name for run in runs for name in run.settings.statistics}
-        settings = replace(runs[0].settings, statistics=tuple(sorted(statistics)))
-        run = replace(runs[0], settings=settings)
+        wide = min(run.settings.wide for run in runs)  # "full" before "through"
+        settings = replace(runs[0].settings, statistics=tuple(sorted(statistics)), wide=wide)
+        run = replace(runs[0], settings=settings).as_kept()
         run.gathered("calibrating", run.key())
 
 
@@ -143,6 +146,7 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         room=recipe.calibration.room,
+        wide=recipe.wide,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
     return _Run(model, targets, blocks, settings, workspace, track)
@@ -170,6 +174,16 @@ class _Run:
     settings: CalibrationSettings
     workspace: Workspace
     track: Track
+
+    def as_kept(self) -> _Run:
+        """With covariances in full where the workspace has those and not the ones asked for."""
+        full = replace(self, settings=replace(self.settings, wide="full"))
+        use = self.settings.wide != "full" and not self._is_kept() and full._is_kept()
+        return full if several.agreed(use) else self
+
+    def _is_kept(self) -> bool:
+        paths = [self._path(self.key(), (name,)) for name in self.settings.statistics]
+        return all(path is not None and path.exists() for path in paths)
 
     def gathered(
         self,
@@ -229,7 +243,7 @@ class _Run:
             "data": self.blocks.fingerprint,
             "statistics": list(self.settings.statistics),
             "labels": self.settings.label_key,
-            **self.settings.room_key,
+            **self.settings.form_key,
             "layers": [target.name for target in self.targets],
         }
 
@@ -268,7 +282,9 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
         **recipe.sharing_key,
     }
     step = max(1, round(1 / recipe.path.share))
-    fewer = replace(run, blocks=run.blocks.every(step))
+    originals = {t.name: weight_of(run.model.get_submodule(t.name)) for t in run.targets}
+    settings = replace(run.settings, originals=originals)
+    fewer = replace(run, blocks=run.blocks.every(step), settings=settings)
     what = "calibrating along the path"
     pieces = Pieces(run.workspace.path("path", key))
     second = fewer.gathered(what, key, lambda: _cut(run, first, recipe, pieces))

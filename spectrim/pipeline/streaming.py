@@ -103,13 +103,14 @@ def streamed_decomposition(
         given.seed or 0,
         given.temperature,
         room=given.room,
+        wide=recipe.wide,
     )
     key = {
         "files": files_fingerprint(opened.files),
         "data": blocks.fingerprint,
         "statistics": list(settings.statistics),
         "labels": settings.label_key,
-        **settings.room_key,
+        **settings.form_key,
         "layers": [target.name for target in targets],
         "method": [recipe.method, recipe.method_options],
         "rows": sizes.batch_rows,

@@ -8,6 +8,10 @@ One file each. A statistic module declares
     update(state, tokens)   adds one batch, in place
     finish(state, count)    what a method reads, per token, from the summed state
 
+and, where it needs the gradient and nothing else of a token,
+
+    GRADIENT_ONLY = True    so that inputs and outputs are not kept until the backward pass
+
 and, where the state is a covariance that may be kept in fewer numbers (`Form`),
 
     width(shape)            its width; `empty(shape, form)` then takes a form
@@ -19,8 +23,16 @@ from __future__ import annotations
 
 from spectrim.registry import Registry
 from spectrim.statistics._covariance import FULL, Form, Kind, largest_form
-from spectrim.statistics._tokens import LayerTokens
+from spectrim.statistics._tokens import LayerTokens, at_least_float32
 
 STATISTICS = Registry("statistic", "spectrim.statistics")
 
-__all__ = ["FULL", "STATISTICS", "Form", "Kind", "LayerTokens", "largest_form"]
+__all__ = [
+    "FULL",
+    "STATISTICS",
+    "Form",
+    "Kind",
+    "LayerTokens",
+    "at_least_float32",
+    "largest_form",
+]

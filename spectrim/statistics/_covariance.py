@@ -4,13 +4,20 @@
     blocks      its k diagonal blocks of neighbouring channels     n^2 / k
     low_rank    sum_t r_t (r_t^T T), T (n, s) random but fixed,
                 and the diagonal sum_t r_t^2                       n (s + 1)
+    through     sum_t z_t z_t^T, z_t (k,) the image of r_t under
+                the layer's weight, and the diagonal               k^2 + n
 
 So every form merges by addition and does not depend on the batches. `finish` makes of them a
 matrix, or a `Covariance` by its parts.
+
+`through` loses nothing that a decomposition of that weight asks for: of a wide layer z = W x is
+its output, so the sums are W C_x W^T, and of a tall one z = W^T g is the gradient for its input
+and they are W^T C_g W.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -18,11 +25,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spectrim.linalg.covariance import BlockDiagonal, Covariance, LowRankDiagonal
-from spectrim.statistics._tokens import sum_of_outer_products
+from spectrim.linalg.covariance import (
+    BlockDiagonal,
+    Covariance,
+    LowRankDiagonal,
+    ThroughWeight,
+)
+from spectrim.statistics._tokens import at_least_float32, sum_of_outer_products
 
-Kind = Literal["full", "blocks", "low_rank"]
-"""How a covariance is kept: whole, as blocks on the diagonal, or as low rank plus diagonal."""
+Kind = Literal["full", "blocks", "low_rank", "through"]
+"""How a covariance is kept: whole, as blocks on the diagonal, as low rank plus diagonal, or as
+what a decomposition of the layer's weight sees of it."""
 _NUMBER = 8
 """Bytes."""
 _SEED = 20
@@ -30,7 +43,7 @@ _SEED = 20
 
 @dataclass(frozen=True)
 class Form:
-    """number: how many blocks, or the width s of the sketch."""
+    """number: how many blocks, the width s of the sketch, or the weight's smaller side k."""
 
     kind: Kind = "full"
     number: int = 1
@@ -39,6 +52,8 @@ class Form:
         """Of a covariance of this width."""
         if self.kind == "low_rank":
             return _NUMBER * width * (self.number + 1)
+        if self.kind == "through":
+            return _NUMBER * (self.number**2 + width)
         return _NUMBER * sum(size**2 for size in self.sizes(width))
 
     def sizes(self, width: int) -> list[int]:
@@ -72,16 +87,24 @@ def empty(width: int, form: Form = FULL) -> dict[str, Tensor]:
             "sketch": torch.zeros(width, form.number, dtype=torch.float64),
             "diagonal": torch.zeros(width, dtype=torch.float64),
         }
+    if form.kind == "through":
+        return {
+            "through": torch.zeros(form.number, form.number, dtype=torch.float64),
+            "diagonal": torch.zeros(width, dtype=torch.float64),
+        }
     return {
         f"block{number:05d}": torch.zeros(size, size, dtype=torch.float64)
         for number, size in enumerate(form.sizes(width))
     }
 
 
-def update(state: dict[str, Tensor], rows: Tensor) -> None:
-    """Adds rows (t, n) to a state of any form."""
+def update(state: dict[str, Tensor], rows: Tensor, images: Callable[[], Tensor]) -> None:
+    """Adds rows (t, n) to a state of any form; their `images` (t, k) where it asks for them."""
     if "sum" in state:
         state["sum"] += sum_of_outer_products(rows)
+    elif "through" in state:
+        state["through"] += sum_of_outer_products(images())
+        state["diagonal"] += at_least_float32(rows).square().sum(0)
     elif "sketch" in state:
         rows = rows.double()
         state["sketch"] += rows.T @ (rows @ _test_matrix(*state["sketch"].shape))
@@ -102,6 +125,8 @@ def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
         sketch = state["sketch"] / tokens
         test = _test_matrix(*sketch.shape)
         return LowRankDiagonal.from_sketch(sketch, test, state["diagonal"] / tokens)
+    if "through" in state:
+        return ThroughWeight(state["through"] / tokens, state["diagonal"] / tokens)
     return BlockDiagonal([state[name] / tokens for name in sorted(state)])
 
 

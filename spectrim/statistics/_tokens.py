@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,12 +18,16 @@ class LayerTokens:
 
     x (n, in) inputs, y (n, out) outputs, g (n, out) gradients of the summed token loss at
     the output or None, sequence (n,) the index of each token's sequence in the data set.
+    images() what the layer's weight W makes of them: W x (n, out), and where g is there
+    W^T g (n, in). Where g is there and all that read it declare GRADIENT_ONLY, x and y are
+    empty, so that nothing has to be kept for them.
     """
 
     x: Tensor
     y: Tensor
     g: Tensor | None
     sequence: Tensor
+    images: Callable[[], Tensor] | None = None
 
     @property
     def count(self) -> int:
@@ -33,7 +38,15 @@ class LayerTokens:
         assert self.g is not None, "this statistic declares NEEDS_GRADIENT"
         return self.g
 
+    def through_weight(self) -> Tensor:
+        assert self.images is not None, "whoever keeps sums in this form gives images"
+        return self.images()
+
 
 def sum_of_outer_products(rows: Tensor) -> Tensor:
     """`sum_t r_t r_t^T`, (d, d), in float32 or better; states add it up in float64."""
-    return gram(rows if rows.dtype == torch.float64 else rows.float())
+    return gram(at_least_float32(rows))
+
+
+def at_least_float32(rows: Tensor) -> Tensor:
+    return rows if rows.dtype == torch.float64 else rows.float()

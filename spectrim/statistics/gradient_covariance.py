@@ -15,6 +15,7 @@ from spectrim.statistics._tokens import LayerTokens
 
 SIDE = "layer"
 NEEDS_GRADIENT = True
+GRADIENT_ONLY = True
 REFERENCE = "Li et al., 2026, arXiv:2604.00821"
 
 
@@ -27,7 +28,7 @@ def empty(shape: tuple[int, int], form: Form = FULL) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    _covariance.update(state, tokens.gradient)
+    _covariance.update(state, tokens.gradient, tokens.through_weight)
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:

@@ -27,7 +27,7 @@ def empty(shape: tuple[int, int], form: Form = FULL) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    _covariance.update(state, tokens.x)
+    _covariance.update(state, tokens.x, tokens.through_weight)
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:

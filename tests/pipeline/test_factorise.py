@@ -143,8 +143,9 @@ def test_a_path_of_full_weight_is_the_cut_models_statistics(text):
     last = "model.layers.1.mlp.down_proj"
     covariance = averaged.layer(first)["input_covariance"]
     assert torch.allclose(covariance, original.layer(first)["input_covariance"])
-    changed = averaged.layer(last)["input_covariance"]
-    assert not torch.allclose(changed, original.layer(last)["input_covariance"], rtol=1e-2)
+    changed = averaged.layer(last)["input_covariance"].diagonal()
+    before = original.layer(last)["input_covariance"].diagonal()
+    assert not torch.allclose(changed, before, rtol=1e-2)
     assert averaged.tokens == original.tokens == 8 * 24
 
 

@@ -8,13 +8,17 @@ import torch
 from spectrim.calibration import Calibration, whole_model
 from spectrim.calibration.parts import joined, only
 from spectrim.errors import CheckpointError, InputError
-from spectrim.pipeline import calibrate, gather
+from spectrim.pipeline import calibrate, decompose, gather
 from spectrim.recipe import PathRecipe
 from spectrim.workspace import Workspace
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
+from tests.tolerances import FLOAT32_RELATIVE
 
-METHODS = ("svd", "asvd", "fwsvd", "afm", "gfwsvd", "obd")
+THROUGH = ("svd", "asvd", "fwsvd", "gfwsvd", "obd")
+"""Methods that read the covariance of a layer's wider side only as the layer's weight sees it."""
+WHOLE = ("afm", "obd_bias")
+METHODS = (*THROUGH, *WHOLE)
 
 
 @pytest.fixture
@@ -55,10 +59,12 @@ def same(one: Calibration, two: Calibration) -> bool:
     )
 
 
+@pytest.mark.parametrize("methods", [THROUGH, WHOLE])
 @pytest.mark.parametrize("name", ["llama", "moe"])
 def test_one_pass_equals_passes_of_their_own_to_the_last_bit(
-    recipes, tmp_path, monkeypatch, name
+    recipes, tmp_path, monkeypatch, name, methods
 ):
+    recipes = {method: recipes[method] for method in methods}
     workspace = Workspace(tmp_path / "kept")
     model = TINY_MODELS[name]()
     passes = Passes(monkeypatch)
@@ -69,6 +75,24 @@ def test_one_pass_equals_passes_of_their_own_to_the_last_bit(
     for method, recipe in recipes.items():
         alone = calibrate(TINY_MODELS[name](), tiny_tokenizer(), recipe)
         assert same(shared[method], alone), method
+
+
+def test_all_use_what_one_of_them_needs_in_full(recipes, tmp_path, monkeypatch):
+    """Two passes would be four batches; what is predicted does not depend on the form."""
+    workspace, model = Workspace(tmp_path / "kept"), tiny_llama()
+    passes = Passes(monkeypatch)
+    gather(model, tiny_tokenizer(), list(recipes.values()), workspace)
+    for method, recipe in recipes.items():
+        shared = calibrate(model, tiny_tokenizer(), recipe, workspace)
+        assert "wide" not in shared.provenance["key"]
+        assert passes.count == 2
+        expected = decompose(model, shared, recipe)
+        alone = calibrate(model, tiny_tokenizer(), recipe)
+        passes.count = 2
+        assert ("wide" in alone.provenance["key"]) == (method in THROUGH)
+        for layer, curve in decompose(model, alone, recipe).curves.items():
+            error = (curve - expected.curves[layer]).abs().max()
+            assert error <= FLOAT32_RELATIVE * expected.curves[layer][0], (method, layer)
 
 
 def test_only_what_is_missing_is_gathered(recipes, tmp_path, monkeypatch):
