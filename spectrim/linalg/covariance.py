@@ -210,7 +210,7 @@ class LowRankMetric(Metric):
 
 
 class ThroughWeight(Covariance):
-    """product `V^T C V` (k, k), diagonal of C (n,), V (n, k) a layer's weight or its transpose."""
+    """product `V^T C V` (k, k), diagonal of C (n,), V (n, k) a weight or its transpose."""
 
     def __init__(self, product: Tensor, diagonal: Tensor):
         self.product = product.double()
@@ -241,9 +241,9 @@ class ThroughWeight(Covariance):
     def _missing(self) -> InputError:
         width, size = len(self._diagonal), len(self.product)
         return InputError(
-            f"a covariance of shape {(width, width)} was summed only through the layer's weight, "
-            f"as {(size, size)}; calibrate with a recipe that names what reads it whole, or "
-            'with CalibrationSettings(wide="full")'
+            f"a covariance of shape {(width, width)} was summed only through the layer's "
+            f"weight, as {(size, size)}; calibrate with a recipe that names what reads it "
+            'whole, or with CalibrationSettings(wide="full")'
         )
 
 

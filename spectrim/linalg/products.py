@@ -4,7 +4,7 @@
     L M and L^T M of a lower triangle L (n, n)
 
 n k^2 operations instead of 2 n k^2, by halving: two diagonal blocks of half the size and one
-plain product between them. n^2 k instead of 2 n^2 k, by panels of L that leave out what is zero.
+plain product between them. n^2 k instead of 2 n^2 k, by panels of L without what is zero.
 """
 
 from __future__ import annotations

@@ -9,13 +9,14 @@ the widths of the layers. The counts are upper bounds, so the peak stays below t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from spectrim.allocation._knapsack import MOST_BINS
-from spectrim.calibration.forms import state_bytes
+from spectrim.calibration.forms import state_bytes, through_weights
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.hub.stream import Opened
@@ -168,7 +169,26 @@ class Needs:
         """Raises InputError for too few bytes."""
         room = self.recipe.calibration.room
         shapes = {target.name: target.shape for target in self.targets}
-        return {} if room is None else room.forms(shapes, self.recipe.statistics)
+        if room is not None:
+            return room.forms(shapes, self.recipe.statistics)
+        if self.recipe.wide == "full":
+            return {}
+        found = through_weights(shapes, self.recipe.statistics)
+        return {
+            (name, layer): form
+            for (name, layer), form in found.items()
+            if STATISTICS.get(name).SIDE != "input" or layer not in self._alike
+        }
+
+    @cached_property
+    def _alike(self) -> set[str]:
+        """Layers whose block has others of their input's width: where these read one input, it
+        is in full."""
+        places = {
+            t.name: (self.opened.streamed.part_of(t.name), t.shape[1]) for t in self.targets
+        }
+        count = Counter(places.values())
+        return {name for name, place in places.items() if count[place] > 1}
 
     def whole(self) -> int:
         """Without activations: model, statistics (of two passes and their mean), factors."""

@@ -16,7 +16,7 @@ from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE
 
 THROUGH = ("svd", "asvd", "fwsvd", "gfwsvd", "obd")
-"""Methods that read the covariance of a layer's wider side only as the layer's weight sees it."""
+"""Methods that read the covariance of a layer's wider side as its weight sees it."""
 WHOLE = ("afm", "obd_bias")
 METHODS = (*THROUGH, *WHOLE)
 
