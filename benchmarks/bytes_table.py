@@ -58,7 +58,7 @@ class Table:
         self.model, self.tokenizer = hub.load(given.model, dtype=torch.float32)
         self.workspace = Workspace(given.cache)
         calibration = CalibrationRecipe(
-            data=given.data, sequences=given.sequences, length=given.length
+            data=given.data, sequences=given.sequences, length=given.length, wide="full"
         )
         self.recipe = Recipe(
             calibration=calibration, path=PathRecipe(below=2.0), save_dtype="bfloat16"

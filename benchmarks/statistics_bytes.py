@@ -69,7 +69,9 @@ def _arguments() -> argparse.Namespace:
 def _recipe(given: argparse.Namespace) -> Recipe:
     return Recipe(
         method=given.method,
-        calibration=CalibrationRecipe(data=given.data, sequences=given.sequences, length=256),
+        calibration=CalibrationRecipe(
+            data=given.data, sequences=given.sequences, length=256, wide="full"
+        ),
         measure=MeasureRecipe(layers=False, joint=False),
         path=PathRecipe(weight=0),
     )

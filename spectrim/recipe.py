@@ -33,7 +33,9 @@ class CalibrationRecipe:
     a model that is sure of its answers). tokens_per_batch None: as
     many as keep the activations below the model's own size (or 256 MiB), at most 4096.
     statistics_bytes: for all sums; covariances that do not fit are kept as statistics_form says
-    (docs/scaling.md). None keeps them in full.
+    (docs/scaling.md). None keeps them in full. wide: a covariance of a layer's wider side is
+    summed as the layer's weight sees it where the recipe asks no more of it; "full" keeps it
+    whole, for other recipes on the same statistics.
     """
 
     data: str = "python"
@@ -46,6 +48,7 @@ class CalibrationRecipe:
     tokens_per_batch: int | None = Field(default=None, ge=1)
     statistics_bytes: int | None = Field(default=None, ge=1)
     statistics_form: Literal["low_rank", "blocks"] = "low_rank"
+    wide: Literal["as_needed", "full"] = "as_needed"
 
     @property
     def room(self) -> Room | None:
@@ -264,7 +267,7 @@ class Recipe:
         whole = (
             not hasattr(method, "metric"),
             bool(reads) and not getattr(method, "THROUGH_WEIGHT", False),
-            self.calibration.room is not None,
+            self.calibration.wide == "full" or self.calibration.room is not None,
             self.sharing.rule != "none",
             self.compensation is not None,
             self.quantisation is not None,

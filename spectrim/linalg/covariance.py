@@ -242,8 +242,8 @@ class ThroughWeight(Covariance):
         width, size = len(self._diagonal), len(self.product)
         return InputError(
             f"a covariance of shape {(width, width)} was summed only through the layer's "
-            f"weight, as {(size, size)}; calibrate with a recipe that names what reads it "
-            'whole, or with CalibrationSettings(wide="full")'
+            f"weight, as {(size, size)}; calibrate with calibration.wide=full in the recipe, "
+            'or with CalibrationSettings(wide="full")'
         )
 
 

@@ -168,7 +168,7 @@ class ThroughMetric(Metric):
         return InputError(
             f"a covariance seen through a weight of smaller side {len(self.product)} answers "
             "for that weight alone, as the metric of its wider side; calibrate with "
-            'CalibrationSettings(wide="full")'
+            'calibration.wide=full in the recipe, or with CalibrationSettings(wide="full")'
         )
 
 

@@ -49,4 +49,5 @@ def sum_of_outer_products(rows: Tensor) -> Tensor:
 
 
 def at_least_float32(rows: Tensor) -> Tensor:
+    """In the precision that sums over a batch are made in."""
     return rows if rows.dtype == torch.float64 else rows.float()

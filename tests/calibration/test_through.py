@@ -20,6 +20,7 @@ from spectrim.hub.stream import open_streamed
 from spectrim.linalg.covariance import ThroughWeight, dense
 from spectrim.linalg.truncated import Factors
 from spectrim.recipe import (
+    CalibrationRecipe,
     CompensationRecipe,
     MeasureRecipe,
     PathRecipe,
@@ -222,7 +223,7 @@ def test_the_whole_trip_with_an_average_along_the_path(tmp_path):
     unmeasured = MeasureRecipe(layers=False, joint=False)
     path = PathRecipe(share=1, budget=0.5)
     recipe = small_recipe(text, path=path, budget=0.5, measure=unmeasured)
-    given = replace(recipe.calibration, statistics_bytes=10**9)  # in full
+    given = replace(recipe.calibration, wide="full")
     assert (recipe.wide, recipe.with_changes(calibration=given).wide) == ("through", "full")
     found, expected = (
         pipeline.factorise(tiny_llama(), tiny_tokenizer(), r)
@@ -238,6 +239,7 @@ def test_the_whole_trip_with_an_average_along_the_path(tmp_path):
 
 def test_what_reads_them_whole_gets_them_in_full():
     changes = {
+        "calibration": CalibrationRecipe(statistics_bytes=10**6),
         "sharing": SharingRecipe(rule="same_input"),
         "compensation": CompensationRecipe(),
         "quantisation": QuantisationRecipe(base="rtn"),
