@@ -13,7 +13,8 @@ import argparse
 import resource
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from llama_shape import llama_config
+from transformers import LlamaForCausalLM
 
 from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.data import TokenBlocks
@@ -32,15 +33,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     given = parser.parse_args()
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=given.hidden,
-        intermediate_size=given.hidden * 11 // 4,
-        num_hidden_layers=given.layers,
-        num_attention_heads=given.hidden // 64,
-        num_key_value_heads=given.hidden // 256,
-        max_position_embeddings=512,
-    )
+    config = llama_config(given.hidden, given.layers)
     model = LlamaForCausalLM(config).eval()
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MIB
     targets = find_targets(model)

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM
+from llama_shape import llama_config
+from transformers import LlamaForCausalLM
 
 from spectrim import hub, several
 from spectrim.calibration import Calibration, CalibrationSettings, calibrate
@@ -86,14 +87,9 @@ def _subject(given: argparse.Namespace) -> tuple[Any, TokenBlocks]:
         model, tokenizer = hub.load(given.model, dtype=torch.float32)
         wanted = BlockSettings(sequences=given.sequences, length=given.length)
         return model, token_blocks(given.data, tokenizer, wanted)
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=given.hidden,
-        intermediate_size=given.hidden * 11 // 4,
-        num_hidden_layers=given.layers,
-        num_attention_heads=given.hidden // 64,
-        num_key_value_heads=given.hidden // 64,
-        max_position_embeddings=given.length,
+    heads = {"num_key_value_heads": given.hidden // 64}
+    config = llama_config(
+        given.hidden, given.layers, max_position_embeddings=given.length, **heads
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()

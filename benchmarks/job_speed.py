@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from llama_shape import llama_config
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
@@ -108,16 +109,8 @@ def _model(given: argparse.Namespace) -> Any:
     if given.model:
         return AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32).eval()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=given.vocabulary,
-        hidden_size=given.width,
-        intermediate_size=given.width * 11 // 4,
-        num_hidden_layers=given.blocks,
-        num_attention_heads=given.width // 64,
-        num_key_value_heads=given.width // 256,
-        tie_word_embeddings=False,
-    )
-    config.architectures = ["LlamaForCausalLM"]
+    changes = {"vocab_size": given.vocabulary, "tie_word_embeddings": False}
+    config = llama_config(given.width, given.blocks, **changes)
     return AutoModelForCausalLM.from_config(config).eval()
 
 

@@ -95,21 +95,14 @@ def _metered() -> StageMeter:
 def _write_checkpoint(given: argparse.Namespace, directory: Path) -> None:
     """Random weights of the usual sizes, one shard per module, never all in memory."""
     import torch
+    from llama_shape import llama_config
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=given.vocabulary,
-        hidden_size=given.hidden,
-        intermediate_size=given.inner or given.hidden * 11 // 4,
-        num_hidden_layers=given.layers,
-        num_attention_heads=max(1, given.hidden // 64),
-        num_key_value_heads=max(1, given.hidden // 256),
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        dtype=given.dtype,
-    )
-    config.architectures = ["LlamaForCausalLM"]
+    changes = {"vocab_size": given.vocabulary, "tie_word_embeddings": False}
+    if given.inner:
+        changes["intermediate_size"] = given.inner
+    config = llama_config(given.hidden, given.layers, dtype=given.dtype, **changes)
     with torch.device("meta"):
         tensors = AutoModelForCausalLM.from_config(config).state_dict()
     directory.mkdir(parents=True)

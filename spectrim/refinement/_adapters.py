@@ -67,11 +67,9 @@ def train_adapters(
     with _adapted(model, options) as adapted:
         loss = partial(next_token_loss, adapted, rows, "float32")
         trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
-        run = Run(trained, progress)
-        if not run.begin(key):
-            stage = Stage("adapters", trained, loss)
-            run.stage(0, stage, options.schedule(len(rows)), len(rows))
-            run.finish()
+        stage = Stage("adapters", trained, loss)
+        schedule = options.schedule(len(rows))
+        Run(trained, progress).complete(key, [stage], schedule, len(rows))
         adapted.merge_and_unload()
     return model
 

@@ -42,11 +42,9 @@ def train_beside(
     rows = task_rows(blocks)
     loss = partial(next_token_loss, model, rows, "float32")
     with _adapted(model, options) as trained:
-        run = Run(trained, progress)
-        if not run.begin(key):
-            stage = Stage("adapters", trained, loss)
-            run.stage(0, stage, options.schedule(len(rows)), len(rows))
-            run.finish()
+        stage = Stage("adapters", trained, loss)
+        schedule = options.schedule(len(rows))
+        Run(trained, progress).complete(key, [stage], schedule, len(rows))
     return model
 
 

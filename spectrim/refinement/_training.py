@@ -165,6 +165,16 @@ class Run:
             return False
         return True
 
+    def complete(
+        self, key: dict[str, Any], stages: Sequence[Stage], schedule: Schedule, available: int
+    ) -> None:
+        """All stages in order, each with `schedule`, or what the workspace has of them."""
+        if self.begin(key):
+            return
+        for number, stage in enumerate(stages):
+            self.stage(number, stage, schedule, available)
+        self.finish()
+
     def stage(self, number: int, stage: Stage, schedule: Schedule, available: int) -> None:
         """Train one stage from where it stands. Raises NumericalError naming a bad step."""
         if number < self.state.stage:

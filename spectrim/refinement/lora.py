@@ -105,11 +105,8 @@ def refine(
     loss = partial(next_token_loss, compressed, rows, options.precision)
     with training_form(compressed) as inside, updated(compressed, inside, options) as stages:
         run = Run({n: p for stage in stages.values() for n, p in stage.items()}, progress)
-        if not run.begin(key):
-            schedule = options.schedule(len(rows))
-            for number, (factor, own) in enumerate(stages.items()):
-                run.stage(number, Stage(factor, own, loss), schedule, len(rows))
-            run.finish()
+        ordered = [Stage(factor, own, loss) for factor, own in stages.items()]
+        run.complete(key, ordered, options.schedule(len(rows)), len(rows))
     return compressed
 
 

@@ -72,11 +72,9 @@ def refine(
     rows = task_rows(blocks)
     loss = partial(next_token_loss, compressed, rows, options.precision)
     with training_form(compressed) as parameters:
-        run = Run(parameters, progress)
-        if not run.begin(key):
-            stage = Stage("next token", parameters, loss)
-            run.stage(0, stage, options.schedule(len(rows)), len(rows))
-            run.finish()
+        stage = Stage("next token", parameters, loss)
+        schedule = options.schedule(len(rows))
+        Run(parameters, progress).complete(key, [stage], schedule, len(rows))
     return compressed
 
 

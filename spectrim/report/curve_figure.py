@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from spectrim.report import numbers
 from spectrim.report.facts import Facts, Point
+from spectrim.report.kept_grid import kept_tick, kept_ticks, loss_grid
 from spectrim.report.svg import Axes, Box, decades, element, line, polyline, text
 
 WIDTH, HEIGHT = 400, 310
@@ -31,7 +32,8 @@ def curve_figure(facts: Facts) -> Markup:
     name = "predicted loss increase at every size, with what was measured"
     return element(
         "svg",
-        *_grid(axes, facts),
+        *loss_grid(axes, "loss increase, nats per token"),
+        *(part for kept in kept_ticks(axes) for part in _tick(axes, facts, kept)),
         polyline([(axes.x(p.kept), axes.y(p.loss)) for p in drawn], "curve"),
         *_probes(axes, facts.probes),
         *_marks(axes, facts),
@@ -43,31 +45,12 @@ def curve_figure(facts: Facts) -> Markup:
     )
 
 
-def _grid(axes: Axes, facts: Facts) -> list[Markup]:
-    parts = [text(2, 14, "loss increase, nats per token", "title")]
-    for power in axes.powers():
-        y = axes.y(10.0**power)
-        parts += [
-            line(BOX.left, y, BOX.right, y, "grid"),
-            text(BOX.left - 6, y + 4, numbers.tick(power), "tick", "end"),
-        ]
-    count = round((axes.last - axes.first) * 10)
-    step = 2 if count > 5 else 1
-    for tenth in range(round(axes.last * 10), round(axes.first * 10) - 1, -step):
-        parts += _tick(axes, facts, tenth / 10)
-    return parts
-
-
 def _tick(axes: Axes, facts: Facts, kept: float) -> list[Markup]:
     """The share of the weights, and under it what the file then takes."""
-    x = axes.x(kept)
-    parts = [
-        line(x, BOX.bottom, x, BOX.bottom + 4, "axis"),
-        text(x, BOX.bottom + 18, numbers.percent(kept), "tick", "middle"),
-    ]
+    parts = kept_tick(axes, kept)
     if facts.parts:
         words = numbers.size(bytes_at(facts, kept))
-        parts.append(text(x, BOX.bottom + 34, words, "tick faint", "middle"))
+        parts.append(text(axes.x(kept), BOX.bottom + 34, words, "tick faint", "middle"))
     return parts
 
 

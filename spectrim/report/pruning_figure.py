@@ -11,7 +11,8 @@ from markupsafe import Markup
 from spectrim.errors import CheckpointError
 from spectrim.report import numbers
 from spectrim.report.facts import Facts, Point
-from spectrim.report.svg import Axes, Box, decades, element, line, polyline, text
+from spectrim.report.kept_grid import kept_tick, kept_ticks, loss_grid
+from spectrim.report.svg import Axes, Box, decades, element, polyline
 
 WIDTH, HEIGHT = 400, 290
 BOX = Box(46, 32, 374, 250)
@@ -43,7 +44,8 @@ def pruning_figure(facts: Facts) -> Markup:
     drawn = [(axes.x(point.kept), axes.y(point.loss)) for point in points]
     return element(
         "svg",
-        *_grid(axes),
+        *loss_grid(axes, "loss of the task, nats per token"),
+        *(part for kept in kept_ticks(axes) for part in kept_tick(axes, kept)),
         polyline(drawn, "curve"),
         *(_after(axes, point) for point in points[1::2]),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -57,21 +59,3 @@ def _after(axes: Axes, point: Point) -> Markup:
     words = f"{numbers.percent(point.kept)} kept: loss {numbers.loss(point.loss)}"
     place = {"cx": axes.x(point.kept), "cy": axes.y(point.loss)}
     return element("circle", element("title", words), **place, r=4, class_="probe")
-
-
-def _grid(axes: Axes) -> list[Markup]:
-    parts = [text(2, 14, "loss of the task, nats per token", "title")]
-    for power in axes.powers():
-        y = axes.y(10.0**power)
-        parts += [
-            line(BOX.left, y, BOX.right, y, "grid"),
-            text(BOX.left - 6, y + 4, numbers.tick(power), "tick", "end"),
-        ]
-    step = 2 if axes.last - axes.first > 0.5 else 1
-    for tenth in range(10, round(axes.first * 10) - 1, -step):
-        x = axes.x(tenth / 10)
-        parts += [
-            line(x, BOX.bottom, x, BOX.bottom + 4, "axis"),
-            text(x, BOX.bottom + 18, numbers.percent(tenth / 10), "tick", "middle"),
-        ]
-    return parts
