@@ -15,29 +15,22 @@ from spectrim import hub, pipeline, several
 from spectrim.cli import show
 from spectrim.cli.group import Commands
 from spectrim.cli.levels import command_logged
+from spectrim.cli.making import Loaded, Wanted, in_bytes, make, planned
 from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
 from spectrim.cli.several import check_shared
-from spectrim.cli.streaming import Wanted, within_memory
+from spectrim.cli.streaming import within_memory
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.cli.tracking import Tracker, final_figures, progress_for, told
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
 from spectrim.evaluation import HarnessSettings, evaluate_harness, size
-from spectrim.planning import (
-    Decomposition,
-    Plan,
-    load_plan,
-    plan_for_loss,
-    save_plan,
-    size_curve,
-)
+from spectrim.planning import load_plan, save_plan, size_curve
 from spectrim.recipe import Recipe, TaskRecipe
 from spectrim.refinement import Progress
-from spectrim.report.card import card_for
 from spectrim.report.curve_plot import curve_svg
-from spectrim.report.facts import EVENTS_FILE, PAGE_FILE
-from spectrim.report.making import Made, Pair, compared, facts_of, report_extras
-from spectrim.report.pruning_figure import with_prunings
+from spectrim.report.facts import PAGE_FILE
+from spectrim.report.making import Pair
+from spectrim.report.writing import Place, write_result
 from spectrim.storage import write_text
 
 app = typer.Typer(
@@ -104,39 +97,6 @@ def check_processes(recipe: Recipe, memory: str | None = None) -> None:
         raise InputError("a recipe that selects bases runs in one process, without torchrun")
 
 
-def _in_bytes(recipe: Recipe, stored: torch.dtype) -> Recipe:
-    """With the dtype that bytes are counted in, where the budget counts them."""
-    if recipe.quantisation is None or recipe.save_dtype is not None:
-        return recipe
-    return recipe.with_changes(save_dtype=str(stored).removeprefix("torch."))
-
-
-def _planned(
-    decomposition: Decomposition,
-    recipe: Recipe,
-    target_loss: float | None,
-    progress: Progress,
-) -> Plan:
-    if target_loss is not None:
-        if recipe.latency is not None:
-            raise InputError("choose one of --target-loss and --budget-latency")
-        return plan_for_loss(decomposition, recipe, target_loss)
-    times = None
-    if recipe.latency is not None:
-        times = pipeline.timetable(decomposition, recipe, progress.workspace, progress.track)
-    return pipeline.plan(decomposition, recipe, times)
-
-
-def _factorised(
-    model: Any, tokenizer: Any, recipe: Recipe, followed: Plan | None, progress: Progress
-) -> Decomposition:
-    """What a plan is cut from; a plan that is to be followed is checked before the work."""
-    if followed:
-        pipeline.prepare(model, recipe)
-        pipeline.check_plan(model, followed)
-    return pipeline.factorise(model, tokenizer, recipe, progress.workspace, progress.track)
-
-
 @app.command()
 @with_recipe_options
 def compress(
@@ -161,54 +121,20 @@ def compress(
         raise InputError("a recipe that selects bases takes a --budget, no plan or target loss")
     check_processes(recipe, memory)
     followed = load_plan(plan) if plan else None
-    if followed:
-        recipe = recipe.with_changes(
-            method=followed.method, layer=followed.layer, budget=followed.budget
-        )
-    pipeline.check_quantisation(recipe)
-    hub.check_output(output, overwrite)
+    wanted = Wanted(model, output, followed, target_loss, overwrite, json, report)
+    recipe = wanted.checked(recipe)
     tell = told(context, track, f"compress {model}", recipe.to_dict())
     progress = progress_for(workspace_of(given), tell)
     if memory is not None:
-        wanted = Wanted(model, output, followed, target_loss, overwrite, json)
         if (sized := within_memory(wanted, recipe, memory, progress)) is None:
             return
         recipe = sized
-    original, tokenizer, stored = _load(model, trust_remote_code)
-    recipe = _in_bytes(recipe, stored)
-    dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
-    extras, decomposition = {}, None
-    if recipe.selection is not None:
-        special = pipeline.specialise(original, tokenizer, recipe, progress)
-        smaller, chosen = special.model, special.plan
-        extras[EVENTS_FILE] = special.events()
-    else:
-        decomposition = _factorised(original, tokenizer, recipe, followed, progress)
-        chosen = followed or _planned(decomposition, recipe, target_loss, progress)
-        recipe = recipe.at_budget(chosen.budget)
-        smaller = pipeline.compress(
-            original, decomposition, chosen, None if recipe.refinement else dtype
-        )
-    smaller = pipeline.compress_embeddings(original, smaller, tokenizer, recipe, progress)
-    if recipe.refinement:
-        smaller = pipeline.refine(original, smaller, tokenizer, recipe, progress)
-    smaller = pipeline.quantise(pipeline.stored_in(smaller, dtype), chosen, recipe)
-    extras |= {"spectrim_recipe.yaml": recipe.to_yaml(), "spectrim_plan.yaml": chosen.to_yaml()}
-    pair = Pair(original, smaller, tokenizer, stored)
-    facts = facts_of(Made(model, chosen, recipe, decomposition), pair)
-    facts = with_prunings(facts, extras.get(EVENTS_FILE, ""))
-    extras |= report_extras(compared(facts, pair, recipe) if report else facts, report)
-    hub.save_together(
-        smaller,
-        tokenizer,
-        output,
-        smaller.config.quantization_config,
-        hub.SaveOptions(
-            card=card_for(model, chosen, recipe), extras=extras, overwrite=overwrite
-        ),
-    )
-    tell(final_figures(chosen) | _disk_bytes(str(output)), None)
-    show.made(chosen, json)
+    loaded = Loaded(*_load(model, trust_remote_code))
+    result = make(loaded, wanted, recipe, progress)
+    pair = Pair(loaded.model, result.model, loaded.tokenizer, loaded.stored)
+    write_result(result.made, pair, Place(output, overwrite, report), result.events)
+    tell(final_figures(result.made.plan, output), None)
+    show.made(result.made.plan, json)
     show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
     if report:
         show.note(f"report in {output / PAGE_FILE}")
@@ -235,13 +161,13 @@ def plan(
     """The size/quality curve before anything is compressed, and a plan to edit."""
     recipe = recipe_of(given)
     original, tokenizer, stored = _load(model, trust_remote_code)
-    recipe = _in_bytes(recipe, stored)
+    recipe = in_bytes(recipe, stored)
     progress = Progress(workspace_of(given), show.track)
     decomposition = pipeline.factorise(
         original, tokenizer, recipe, progress.workspace, progress.track
     )
     points = size_curve(decomposition, recipe)
-    chosen = _planned(decomposition, recipe, target_loss, progress)
+    chosen = planned(decomposition, recipe, target_loss, progress)
     if check_speed:
         for text in pipeline.slow_layers(chosen, recipe, progress.workspace, progress.track):
             show.note(f"warning: {text}")

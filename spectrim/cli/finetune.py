@@ -11,11 +11,11 @@ import typer
 from spectrim import hub, pipeline
 from spectrim.cli import show
 from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
+from spectrim.cli.options import workspace_of
 from spectrim.cli.tracking import Tracker, progress_for, told
 from spectrim.evaluation import size
 from spectrim.hub import SpectrimConfig
 from spectrim.report.finetuning_card import finetuning_card
-from spectrim.workspace import Workspace
 
 
 @app.command()
@@ -70,22 +70,19 @@ def finetune(
     hub.check_output(output, overwrite)
     tell = told(context, track, f"finetune {model}", asdict(settings))
     loaded, tokenizer, stored = _load(model, trust_remote_code)
-    kept = Workspace(cache) if cache else Workspace.default()
-    progress = progress_for(Workspace(None) if no_cache else kept, tell)
-    tuned = pipeline.finetune(loaded, tokenizer, settings, progress)
+    kept = workspace_of({"cache": cache, "no_cache": no_cache})
+    tuned = pipeline.finetune(loaded, tokenizer, settings, progress_for(kept, tell))
     tuned = pipeline.stored_in(tuned, stored)
     config: SpectrimConfig = tuned.config.quantization_config
     entry = config.provenance["refinement"][-1]
-    card = finetuning_card(model, entry)
-    hub.save_compressed(
-        tuned, tokenizer, output, config, hub.SaveOptions(card=card, overwrite=overwrite)
-    )
+    options = hub.SaveOptions(card=finetuning_card(model, entry), overwrite=overwrite)
+    hub.save_compressed(tuned, tokenizer, output, config, options)
     ends = {f"loss at the end/{what}": last for what, (_, last) in entry["losses"].items()}
     tell(ends | {"disk_bytes": size.disk_bytes(output)}, None)
-    if json:
-        show.as_json(entry)
-    else:
-        losses = entry["losses"].items()
-        rows_ = [(what, f"{first:.4f}", f"{last:.4f}") for what, (first, last) in losses]
-        show.table("training loss", ("trained", "first tenth", "last tenth"), rows_)
+    show.as_json(entry) if json else _table(entry["losses"])
     show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+
+
+def _table(losses: dict[str, tuple[float, float]]) -> None:
+    rows = [(what, f"{first:.4f}", f"{last:.4f}") for what, (first, last) in losses.items()]
+    show.table("training loss", ("trained", "first tenth", "last tenth"), rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
-from spectrim import hub, pipeline
+from spectrim import hub
 from spectrim.cli import show
+from spectrim.cli.making import Wanted, dtype_of
+from spectrim.cli.tracking import final_figures
 from spectrim.errors import InputError
 from spectrim.hub.stream import open_streamed, save_streamed
 from spectrim.pipeline.memory import MemoryPlan, bytes_of, plan_memory
@@ -18,32 +19,11 @@ from spectrim.pipeline.streaming import (
     streamable,
     streamed_decomposition,
 )
-from spectrim.planning import Decomposition, Plan, plan_for_loss
+from spectrim.planning import Plan
 from spectrim.recipe import Recipe
 from spectrim.refinement import Progress
 from spectrim.report.card import card_for
 from spectrim.streaming.memory import peak_bytes, return_large_blocks
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the command line asks for besides a recipe."""
-
-    model: str
-    output: Path
-    followed: Plan | None
-    target_loss: float | None
-    overwrite: bool
-    json: bool = False
-
-    def plan(self, decomposition: Decomposition, recipe: Recipe) -> Plan:
-        return self.followed or planned(decomposition, recipe, self.target_loss)
-
-
-def planned(decomposition: Decomposition, recipe: Recipe, target_loss: float | None) -> Plan:
-    if target_loss is not None:
-        return plan_for_loss(decomposition, recipe, target_loss)
-    return pipeline.plan(decomposition, recipe)
 
 
 def within_memory(
@@ -64,23 +44,18 @@ def within_memory(
         return recipe.with_changes(calibration=sized)
     recipe = streamable(chosen.fitted(recipe))
     with streamed_decomposition(opened, recipe, chosen.sizes, progress) as decomposition:
-        plan = wanted.plan(decomposition, recipe)
+        plan = wanted.plan(decomposition, recipe, progress)
         recipe = recipe.at_budget(plan.budget)
-        dtype = _dtype(wanted.model, recipe)
+        dtype = dtype_of(recipe, hub.stored_dtype(wanted.model) or torch.float32)
         parts = CompressedParts(opened, decomposition, plan, dtype)
         texts = {"recipe": recipe.to_yaml(), "plan": plan.to_yaml()}
         extras = {f"spectrim_{name}.yaml": text for name, text in texts.items()}
         card = card_for(wanted.model, plan, recipe)
         options = hub.SaveOptions(card=card, extras=extras, overwrite=wanted.overwrite)
         save_streamed(opened, parts, wanted.output, parts.config(), options)
+    progress.tell(final_figures(plan, wanted.output), None)
     _told(wanted, plan, chosen)
     return None
-
-
-def _dtype(model: str, recipe: Recipe) -> torch.dtype:
-    if recipe.save_dtype:
-        return getattr(torch, recipe.save_dtype)
-    return hub.stored_dtype(model) or torch.float32
 
 
 def _told(wanted: Wanted, plan: Plan, chosen: MemoryPlan) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from spectrim import several
 from spectrim.cli import show
+from spectrim.evaluation import size
 from spectrim.planning import Plan
 from spectrim.refinement import Progress
 from spectrim.trackers import Tell, TrackedRun, telling, timed, untold
@@ -39,8 +41,9 @@ def progress_for(workspace: Workspace, tell: Tell) -> Progress:
     return Progress(workspace, timed(show.track, tell), tell=tell)
 
 
-def final_figures(plan: Plan) -> dict[str, float]:
+def final_figures(plan: Plan, output: Path) -> dict[str, float]:
     found = {"kept": plan.kept, "layers/factored": float(len(plan.ranks))}
+    found["disk_bytes"] = size.disk_bytes(output)
     if plan.predicted_loss is not None:
         found["predicted_loss"] = plan.predicted_loss
     return found

@@ -18,11 +18,11 @@ from spectrim.pipeline.progress import Track
 from spectrim.planning import Decomposition, Plan, make_plan, save_plan
 from spectrim.recipe import Recipe
 from spectrim.refinement import Progress
-from spectrim.report.card import card_for
 from spectrim.report.facts import PAGE_FILE, Facts
 from spectrim.report.gathering import plan_facts, with_curves, with_planned_bytes
-from spectrim.report.making import Made, Pair, compared, facts_of, report_extras
+from spectrim.report.making import Made, Pair
 from spectrim.report.rank_map import rank_map
+from spectrim.report.writing import Place, write_result
 from spectrim.workspace import Workspace
 
 
@@ -137,26 +137,10 @@ class Session:
         next(steps)
         smaller = pipeline.stored_in(smaller, self._dtype)
         pair = Pair(source.model, smaller, source.tokenizer, source.stored)
-        facts = facts_of(Made(source.name, plan, recipe, self.decomposition), pair)
-        facts = compared(facts, pair, recipe)
+        made = Made(source.name, plan, recipe, self.decomposition)
         next(steps)
-        self._write(facts, pair, plan, output)
+        write_result(made, pair, Place(output, self.places.overwrite))
         return f"saved to {output}"
-
-    def _write(self, facts: Facts, pair: Pair, plan: Plan, output: Path) -> None:
-        recipe = self.recipe.at_budget(plan.budget)
-        extras = report_extras(facts)
-        extras |= {
-            "spectrim_recipe.yaml": recipe.to_yaml(),
-            "spectrim_plan.yaml": plan.to_yaml(),
-        }
-        options = hub.SaveOptions(
-            card=card_for(self.source.name, plan, recipe),
-            extras=extras,
-            overwrite=self.places.overwrite,
-        )
-        config = pair.smaller.config.quantization_config
-        hub.save_compressed(pair.smaller, pair.tokenizer, output, config, options)
 
     def report(self) -> str:
         """The page of the finished result. Raises InputError before there is one."""

@@ -1,0 +1,119 @@
+"""What `spectrim compress` does once its words are read, with the whole model in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim import hub, pipeline
+from spectrim.errors import InputError
+from spectrim.planning import Decomposition, Plan, plan_for_loss
+from spectrim.recipe import Recipe
+from spectrim.refinement import Progress
+from spectrim.report.making import Made
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the command line asks for besides a recipe."""
+
+    model: str
+    output: Path
+    followed: Plan | None = None
+    target_loss: float | None = None
+    overwrite: bool = False
+    json: bool = False
+    page: bool = True
+
+    def checked(self, recipe: Recipe) -> Recipe:
+        """As a plan that is followed changes it. Raises InputError for what cannot be done."""
+        if (plan := self.followed) is not None:
+            recipe = recipe.with_changes(
+                method=plan.method, layer=plan.layer, budget=plan.budget
+            )
+        pipeline.check_quantisation(recipe)
+        hub.check_output(self.output, self.overwrite)
+        return recipe
+
+    def plan(self, decomposition: Decomposition, recipe: Recipe, progress: Progress) -> Plan:
+        return self.followed or planned(decomposition, recipe, self.target_loss, progress)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Model in float32, tokenizer, and the dtype its checkpoint is stored in."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    stored: torch.dtype
+
+
+@dataclass(frozen=True)
+class Result:
+    """events: of the prunings, where bases were selected."""
+
+    model: PreTrainedModel
+    made: Made
+    events: str | None = None
+
+
+def in_bytes(recipe: Recipe, stored: torch.dtype) -> Recipe:
+    """With the dtype that bytes are counted in, where the budget counts them."""
+    if recipe.quantisation is None or recipe.save_dtype is not None:
+        return recipe
+    return recipe.with_changes(save_dtype=str(stored).removeprefix("torch."))
+
+
+def planned(
+    decomposition: Decomposition, recipe: Recipe, target_loss: float | None, progress: Progress
+) -> Plan:
+    if target_loss is not None:
+        if recipe.latency is not None:
+            raise InputError("choose one of --target-loss and --budget-latency")
+        return plan_for_loss(decomposition, recipe, target_loss)
+    times = None
+    if recipe.latency is not None:
+        times = pipeline.timetable(decomposition, recipe, progress.workspace, progress.track)
+    return pipeline.plan(decomposition, recipe, times)
+
+
+def dtype_of(recipe: Recipe, stored: torch.dtype) -> torch.dtype:
+    return getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
+
+
+def make(loaded: Loaded, wanted: Wanted, recipe: Recipe, progress: Progress) -> Result:
+    """Cut, trained and in few bits, as the recipe says; in the dtype that is saved."""
+    recipe = in_bytes(recipe, loaded.stored)
+    cut = _cut if recipe.selection is None else _specialised
+    result = cut(loaded, wanted, recipe, progress)
+    original, tokenizer, recipe = loaded.model, loaded.tokenizer, result.made.recipe
+    smaller = pipeline.compress_embeddings(original, result.model, tokenizer, recipe, progress)
+    if recipe.refinement:
+        smaller = pipeline.refine(original, smaller, tokenizer, recipe, progress)
+    smaller = pipeline.stored_in(smaller, dtype_of(recipe, loaded.stored))
+    return replace(result, model=pipeline.quantise(smaller, result.made.plan, recipe))
+
+
+def _specialised(loaded: Loaded, wanted: Wanted, recipe: Recipe, progress: Progress) -> Result:
+    special = pipeline.specialise(loaded.model, loaded.tokenizer, recipe, progress)
+    return Result(special.model, Made(wanted.model, special.plan, recipe), special.events())
+
+
+def _cut(loaded: Loaded, wanted: Wanted, recipe: Recipe, progress: Progress) -> Result:
+    """A plan that is followed is checked before the work."""
+    model = loaded.model
+    if wanted.followed:
+        pipeline.prepare(model, recipe)
+        pipeline.check_plan(model, wanted.followed)
+    decomposition = pipeline.factorise(
+        model, loaded.tokenizer, recipe, progress.workspace, progress.track
+    )
+    plan = wanted.plan(decomposition, recipe, progress)
+    recipe = recipe.at_budget(plan.budget)
+    dtype = None if recipe.refinement else dtype_of(recipe, loaded.stored)
+    smaller = pipeline.compress(model, decomposition, plan, dtype)
+    return Result(smaller, Made(wanted.model, plan, recipe, decomposition))

@@ -1,0 +1,41 @@
+"""A compressed model, with all that stands beside its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectrim import hub
+from spectrim.report.card import card_for
+from spectrim.report.facts import EVENTS_FILE
+from spectrim.report.making import Made, Pair, compared, facts_of, report_extras
+from spectrim.report.pruning_figure import with_prunings
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to, and whether over an earlier result and with a page."""
+
+    output: Path
+    overwrite: bool = False
+    page: bool = True
+
+
+def write_result(made: Made, pair: Pair, place: Place, events: str | None = None) -> None:
+    """Card, recipe, plan, facts, the page, and where bases were selected the prunings.
+
+    Raises InputError where it cannot be written.
+    """
+    facts = with_prunings(facts_of(made, pair), events or "")
+    if place.page:
+        facts = compared(facts, pair, made.recipe)
+    extras = report_extras(facts, place.page) | {
+        "spectrim_recipe.yaml": made.recipe.to_yaml(),
+        "spectrim_plan.yaml": made.plan.to_yaml(),
+    }
+    if events is not None:
+        extras[EVENTS_FILE] = events
+    card = card_for(made.model, made.plan, made.recipe)
+    options = hub.SaveOptions(card=card, extras=extras, overwrite=place.overwrite)
+    config = pair.smaller.config.quantization_config
+    hub.save_together(pair.smaller, pair.tokenizer, place.output, config, options)
