@@ -26,6 +26,7 @@ from spectrim.calibration.hooks import BatchIndex, Watch, observed, shared_input
 from spectrim.calibration.result import Calibration
 from spectrim.calibration.stored import Parts
 from spectrim.calibration.whole_model import (
+    PROBED,
     Batch,
     CalibrationSettings,
     accumulator,
@@ -90,6 +91,7 @@ class BlockwiseWalk:
     settings: CalibrationSettings
     places: Places
     calls: list[list[Call]] = field(default_factory=list)
+    probes: list[Call] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.passage = Passage(self.streamed)
@@ -155,6 +157,7 @@ class BlockwiseWalk:
         first = self.batches[0]
         self.passage.learn(first.ids[:1], first.mask[:1])
         with self.streamed.outside_when_used():
+            self.probes = self._probe_calls(first)
             for number, batch in enumerate(self.batches):
                 hidden, calls = self.passage.before(batch.ids, batch.mask)
                 self.calls.append(calls)
@@ -249,9 +252,12 @@ class BlockwiseWalk:
         watch = Watch(index, sink, backward, self.settings.gradient_only)
         return observed(self.streamed.model, targets, watch)
 
+    def _probe_calls(self, first: Batch) -> list[Call]:
+        return self.passage.before(first.ids[:1, :PROBED], first.mask[:1, :PROBED])[1]
+
     def _groups(self, number: int, block: nn.Module) -> dict[str, str]:
-        hidden = self.places.activations.get((INPUT, number, 0))
-        call = self.calls[0][number]
+        hidden = self.places.activations.get((INPUT, number, 0))[:1, :PROBED]
+        call = self.probes[number]
         return shared_inputs(
             self.streamed.model,
             self.targets_of(number),

@@ -18,13 +18,16 @@ from torch import Tensor, nn
 
 from spectrim.calibration.forms import Room, Wide, through_weights
 from spectrim.calibration.hooks import BatchIndex, Watch, observed, shared_inputs
+from spectrim.calibration.loss import IGNORED, summed_cross_entropy
 from spectrim.calibration.result import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
-from spectrim.statistics import STATISTICS, Form, LayerTokens
+from spectrim.statistics import STATISTICS, Form, LayerTokens, at_least_float32
 from spectrim.surgery.targets import Target
 
 LABEL_KINDS = ("data", "sampled")
+PROBED = 64
+"""Tokens of one sequence on which it is seen who shares an input."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def begin(
 ) -> Calibration:
     """Sums over no tokens; the model is run on one sequence to see who shares an input."""
     device = next(model.parameters()).device
-    probe = blocks.ids[:1].to(device)
+    probe = blocks.ids[:1, :PROBED].to(device)
 
     @torch.no_grad()
     def run() -> None:
@@ -249,18 +252,20 @@ def summed_loss(logits: Tensor, batch: Batch, settings: CalibrationSettings) -> 
     Where the batch says what is `scored`, only over those tokens: gradients then tell what
     the answers need, while every real token still counts in the sums (and as a divisor).
     """
-    predicting = logits[:, :-1].float() / settings.temperature
+    predicting = at_least_float32(logits)
+    if settings.temperature != 1:
+        predicting = predicting / settings.temperature
     if settings.labels == "sampled":
-        labels = _sample(predicting.detach(), batch.first_sequence, settings.seed)
+        given = predicting.detach()[:, :-1]
+        drawn = _sample(given, batch.first_sequence, settings.seed)
     else:
-        labels = batch.ids[:, 1:]
+        drawn = batch.ids[:, 1:]
     counted = batch.mask[:, 1:] & batch.mask[:, :-1]
     if batch.scored is not None:
         counted &= batch.scored[:, 1:]
-    labels = labels.masked_fill(~counted, -100)
-    summed = nn.functional.cross_entropy(
-        predicting.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=-100
-    )
+    labels = torch.full_like(batch.ids, IGNORED)  # of every position, so that none is copied
+    labels[:, :-1] = drawn.masked_fill(~counted, IGNORED)
+    summed = summed_cross_entropy(predicting.flatten(0, 1), labels.flatten())
     return settings.temperature * summed
 
 

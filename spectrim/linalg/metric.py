@@ -146,10 +146,11 @@ class ThroughMetric(Metric):
         self._ridge = ridge
 
     def gram(self, matrix: Tensor) -> Tensor:
-        """V^T (C + r I) V; `matrix` has to be V."""
+        """V^T (C + r I) V; `matrix` has to be V. V^T V, which the ridge makes small, is in
+        float32."""
         if matrix.shape[1] != len(self.product):
             raise self._misused()
-        return gram(matrix).mul_(self._ridge).add_(self.product)
+        return gram(matrix.float()).double().mul_(self._ridge).add_(self.product)
 
     @property
     def ridge(self) -> float:

@@ -17,8 +17,8 @@ def tail_energy(spectrum: Tensor) -> Tensor:
 
 def trailing_block_sums(matrix: Tensor) -> Tensor:
     """`sum_{i>r, j>r} H_ij` for r = 0 .. k of a symmetric (k, k) matrix, shape (k + 1,)."""
-    reversed_rows = matrix.flip(0, 1)
-    sums = reversed_rows.cumsum(0).cumsum(1).diagonal().flip(0)
+    rows = matrix.diagonal() + 2 * matrix.triu(1).sum(1)
+    sums = rows.flip(0).cumsum(0).flip(0)
     return torch.cat([sums, sums.new_zeros(1)])
 
 

@@ -51,11 +51,18 @@ class Orthogonality:
 
     def grams(self, factors: Factors) -> tuple[Tensor, Tensor]:
         """`left^T C_out left` and `right C_in right^T` (k, k), without the covariances."""
-        outer = gram(factors.left).mul_(-self.ridges[0])
-        inner = gram(factors.right.T).mul_(-self.ridges[1])
-        outer.diagonal().add_(self.outer)
-        inner.diagonal().add_(self.inner)
-        return outer, inner
+        return (
+            _less_ridge(factors.left, self.ridges[0], self.outer),
+            _less_ridge(factors.right.T, self.ridges[1], self.inner),
+        )
+
+
+def _less_ridge(columns: Tensor, ridge: float, diagonal: Tensor) -> Tensor:
+    """`diag(diagonal) - ridge A^T A` (k, k) of columns A (n, k): its own diagonal in float64,
+    the rest, which is the ridge's alone, in float32."""
+    result = gram(columns.float()).double().mul_(-ridge)
+    result.diagonal().copy_(diagonal - ridge * columns.square().sum(0))
+    return result
 
 
 @dataclass(frozen=True)
