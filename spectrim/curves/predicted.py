@@ -47,12 +47,13 @@ def _outputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
     covariance = statistics["gradient_covariance"]
     if isinstance(covariance, ThroughWeight):
         return covariance.beside(factors.right.T)
-    return factors.left.T @ covariance @ factors.left
+    left = factors.left.double()
+    return left.T @ covariance @ left
 
 
 def _inputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
     """right C_x right^T, less what a bias takes over of it."""
-    right, covariance = factors.right, statistics["input_covariance"]
+    right, covariance = factors.right.double(), statistics["input_covariance"]
     if isinstance(covariance, ThroughWeight):
         return covariance.beside(factors.left)
     if factors.offset is None:
@@ -69,5 +70,6 @@ def signed_effects(factors: Factors, statistics: LayerStatistics) -> Tensor:
 
     Nats per token of the text; what a bias takes over is left out.
     """
-    effects = torch.linalg.vecdot(factors.left.T @ statistics["mean_gradient"], factors.right)
+    seen = factors.left.double().T @ statistics["mean_gradient"]
+    effects = torch.linalg.vecdot(seen, factors.right.double())
     return -statistics.share * effects

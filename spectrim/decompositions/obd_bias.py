@@ -34,4 +34,4 @@ def decompose(problem: LayerProblem, options: Options) -> Factors:
         metric_of(gradients, options.damping, f"gradient covariance of {problem.name}"),
         metric_of(inputs, options.damping, f"centred covariance of {problem.name}"),
     )
-    return replace(factors, offset=factors.right @ mean)
+    return replace(factors, offset=factors.right.double() @ mean)

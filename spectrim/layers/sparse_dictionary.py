@@ -87,13 +87,14 @@ class SparseDictionaryLinear(FactoredLinear):
     def from_full(
         cls, factors: Factors, rank: int, bias: Tensor | None, options: Any
     ) -> SparseDictionaryLinear:
-        norms = factors.left.norm(dim=0)
+        left, right = factors.left.double(), factors.right.double()
+        norms = left.norm(dim=0)
         scale = torch.where(norms > 0, factors.spectrum / norms, 0.0)
-        code = _learnt(factors.left * scale, rank, options)
-        coefficients, dictionary = _solved(code, factors.left, factors.right)
+        code = _learnt(left * scale, rank, options)
+        coefficients, dictionary = _solved(code, left, right)
         if factors.offset is not None:
-            atoms = torch.linalg.lstsq(code.coefficients, factors.left, driver="gelsd").solution
-            shift = (factors.left - coefficients @ atoms) @ factors.offset
+            atoms = torch.linalg.lstsq(code.coefficients, left, driver="gelsd").solution
+            shift = (left - coefficients @ atoms) @ factors.offset
             bias = shift if bias is None else shift + bias.double()
         return cls._of(coefficients, dictionary, bias)
 

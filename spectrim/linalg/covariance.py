@@ -201,6 +201,7 @@ class LowRankMetric(Metric):
         return self._root(matrix, self.stretch) * self.scale
 
     def gram(self, matrix: Tensor) -> Tensor:
+        matrix = matrix.double()
         inner, outer = self.factor.T @ matrix, self.scale * matrix
         return inner.T @ inner + outer.T @ outer
 

@@ -7,7 +7,7 @@ A metric knows three products with its factor L, so the solver never asks which 
     whiten(M)   = L^T M
     unwhiten(M) = L^{-T} M
     colour(M)   = L M
-    gram(M)     = M^T C M
+    gram(M)     = M^T C M, of M in float64 or float32, in float64
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class IdentityMetric(Metric):
         return matrix
 
     def gram(self, matrix: Tensor) -> Tensor:
-        return gram(matrix)
+        return gram(matrix.double())
 
 
 class DiagonalMetric(Metric):
@@ -120,6 +120,7 @@ class CovarianceMetric(Metric):
         return triangular_product(self.factor, matrix)
 
     def gram(self, matrix: Tensor) -> Tensor:
+        matrix = matrix.double()
         return symmetric_product(matrix, self.covariance @ matrix)
 
     @property

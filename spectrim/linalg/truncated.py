@@ -61,7 +61,8 @@ def _less_ridge(columns: Tensor, ridge: float, diagonal: Tensor) -> Tensor:
     """`diag(diagonal) - ridge A^T A` (k, k) of columns A (n, k): its own diagonal in float64,
     the rest, which is the ridge's alone, in float32."""
     result = gram(columns.float()).double().mul_(-ridge)
-    result.diagonal().copy_(diagonal - ridge * columns.square().sum(0))
+    sizes = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
+    result.diagonal().copy_(diagonal - ridge * sizes**2)
     return result
 
 
@@ -69,7 +70,8 @@ def _less_ridge(columns: Tensor, ridge: float, diagonal: Tensor) -> Tensor:
 class Factors:
     """A weight as a sum of rank-one terms, most important first.
 
-    left (out, k), right (k, in), spectrum (k,) the singular values of the whitened weight.
+    left (out, k), right (k, in), spectrum (k,) the singular values of the whitened weight,
+    always in float64; left and right in float64, or float32 where the weight was.
     offset (k,), or None: what a bias takes over of the cut terms, `sum_{i>r} left_i offset_i`.
     solved: of factors fresh from two covariances, by whose damped values they are orthogonal.
     """
@@ -95,7 +97,7 @@ class Factors:
         """The bias (out,) of the layer truncated at `rank`."""
         if self.offset is None:
             return dense_bias
-        shift = self.left[:, rank:] @ self.offset[rank:]
+        shift = self.left[:, rank:].double() @ self.offset[rank:]
         return shift if dense_bias is None else shift + dense_bias.double()
 
     def split(self, rows: Mapping[str, int]) -> dict[str, Factors]:
@@ -108,24 +110,27 @@ class Factors:
 
     def balanced(self) -> Factors:
         """The same terms with each pair (left column, right row) scaled to equal norms."""
-        column, row = self.left.norm(dim=0), self.right.norm(dim=1)
+        column = torch.linalg.vector_norm(self.left, dim=0, dtype=torch.float64)
+        row = torch.linalg.vector_norm(self.right, dim=1, dtype=torch.float64)
         scale = torch.where((column > 0) & (row > 0), (row / column).sqrt(), 1.0)
         offset = None if self.offset is None else self.offset / scale
         solved = self.solved
         if solved is not None:
             outer, inner = solved.outer * scale**2, solved.inner / scale**2
             solved = replace(solved, outer=outer, inner=inner)
-        left, right = self.left * scale, self.right / scale[:, None]
+        left = self.left * scale.to(self.left)
+        right = self.right * (1 / scale).to(self.right)[:, None]
         return Factors(left, right, self.spectrum, offset, solved)
 
 
 def solve(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
-    """Factors of `weight` (out, in) that are optimal in the metric pair at every rank.
+    """Factors of `weight` (out, in) that are optimal in the metric pair at every rank, in
+    float64 where the weight is and else in float32.
 
     Raises NumericalError for non-finite weights and singular metrics.
     """
     check_finite(weight, "weight")
-    weight = weight.double()
+    weight = weight if weight.dtype == torch.float64 else weight.float()
     if weight.shape[0] <= weight.shape[1]:
         basis, rest, spectrum = _one_sided(weight, out_metric, in_metric)
         sizes = torch.ones_like(spectrum), spectrum**2
@@ -139,7 +144,9 @@ def solve(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
 
 
 def _one_sided(weight: Tensor, near: Metric, far: Metric) -> tuple[Tensor, Tensor, Tensor]:
-    """Basis (rows, k) of the small side, coefficients (k, columns), singular values (k,)."""
+    """Basis (rows, k) of the small side, coefficients (k, columns), both in the weight's dtype,
+    and singular values (k,), float64."""
     whitened = near.whiten(near.whiten(far.gram(weight.T)).T)
     values, vectors = descending_eigh(whitened)
-    return near.unwhiten(vectors), near.colour(vectors).T @ weight, values.sqrt()
+    basis, mixing = near.unwhiten(vectors).to(weight), near.colour(vectors).to(weight)
+    return basis, mixing.T @ weight, values.sqrt()
