@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,6 @@ KEPT = 0.6
 """Of a layer's weights, as factors of the rank that both arms end with."""
 
 
-BATCH = 2048
 STATISTICS_OF_OBD = ("input_covariance", "gradient_covariance")
 Ranked = dict[str, tuple[Tensor, Tensor]]
 
@@ -91,6 +90,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=1024, help="tokens, of all arms")
     parser.add_argument("--svd32", action="store_true")
     parser.add_argument("--arms", default="plain,ours,streamed")
     parser.add_argument("--arm")
@@ -130,7 +130,8 @@ def plain(given: argparse.Namespace) -> dict[str, Any]:
     model = _model(given)
     targets, blocks = find_targets(model), _tokens(given, model)
     meter = Meter()
-    inputs, gradients = _plain_sums(model, targets, blocks.ids)
+    rows = blocks.ids.split(max(1, given.batch // given.length))
+    inputs, gradients = _plain_sums(model, targets, rows)
     meter.next("calibration")
     result: Ranked = {}
     for target in targets:
@@ -143,7 +144,7 @@ def plain(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plain_sums(
-    model: nn.Module, targets: list[Target], ids: Tensor
+    model: nn.Module, targets: list[Target], batches: Sequence[Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     inputs: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
@@ -161,7 +162,7 @@ def _plain_sums(
 
     for target in targets:
         model.get_submodule(target.name).register_forward_hook(watch(target.name))
-    for rows in ids.split(max(1, BATCH // ids.shape[1])):
+    for rows in batches:
         logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
         labels = rows[:, 1:].flatten()
         nn.functional.cross_entropy(logits.flatten(0, 1), labels, reduction="sum").backward()
@@ -191,7 +192,7 @@ def ours(given: argparse.Namespace) -> dict[str, Any]:
     model = _model(given)
     targets, blocks = find_targets(model), _tokens(given, model)
     meter = Meter()
-    calibration = calibrate(model, targets, blocks, _settings())
+    calibration = calibrate(model, targets, blocks, _settings(given))
     meter.next("calibration")
     found = decompose(model, calibration, Recipe())
     result = {t.name: _cut(found.factors[t.name].truncated(_rank(t))) for t in targets}
@@ -213,7 +214,7 @@ def streamed(given: argparse.Namespace) -> dict[str, Any]:
         Activations(given.directory / "activations", 0), given.directory / "statistics", 1
     )
     meter = Meter()
-    walk = BlockwiseWalk(model, targets, blocks, _settings(), places)
+    walk = BlockwiseWalk(model, targets, blocks, _settings(given), places)
     run = _Run(Opened(model, None, folder, files), Recipe(), walk, given.directory)
     run._calibrated({})
     meter.next("calibration")
@@ -223,8 +224,10 @@ def streamed(given: argparse.Namespace) -> dict[str, Any]:
     return meter.finished(given, result)
 
 
-def _settings() -> CalibrationSettings:
-    return CalibrationSettings(STATISTICS_OF_OBD, tokens_per_batch=BATCH, wide=Recipe().wide)
+def _settings(given: argparse.Namespace) -> CalibrationSettings:
+    return CalibrationSettings(
+        STATISTICS_OF_OBD, tokens_per_batch=given.batch, wide=Recipe().wide
+    )
 
 
 def _cut(factors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class CalibrationRecipe:
     length None: half the model's context, at least 256 and at most 2048 tokens (never more
     than the context). labels: "data" or "sampled" from the model, at `temperature` (above 1 for
     a model that is sure of its answers). tokens_per_batch None: as
-    many as keep the activations below the model's own size (or 256 MiB), at most 4096.
+    many as keep the activations below the model's own size (or 256 MiB), at most 1024.
     statistics_bytes: for all sums; covariances that do not fit are kept as statistics_form says
     (docs/scaling.md). None keeps them in full. wide: a covariance of a layer's wider side is
     summed as the layer's weight sees it where the recipe asks no more of it; "full" keeps it

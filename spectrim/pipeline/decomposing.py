@@ -28,6 +28,7 @@ from spectrim.pipeline.progress import Track, silent
 from spectrim.pipeline.sharing import grouped, pooled_problems
 from spectrim.planning import Decomposition, make_plan
 from spectrim.recipe import Recipe
+from spectrim.streaming.memory import give_back
 from spectrim.surgery.adapters import bias_of, weight_of
 
 _SHOWN = 5
@@ -61,6 +62,7 @@ def decompose(
     )
     groups = grouped(model, calibration, names, recipe)
     source = _Source(model, calibration, recipe, options)
+    give_back()  # what the passes of the calibration held
     pieces = pieces or Pieces(None)
     owners = several.packed([source.cost(group) for group in groups], several.count())
     own = [g for g, owner in zip(groups, owners, strict=True) if owner == several.number()]

@@ -133,7 +133,7 @@ def test_the_largest_form_is_within_its_limit(kind, width):
 @pytest.mark.parametrize("method", DECOMPOSITIONS.names())
 def test_every_method_works_from_them(kind, method, tmp_path):
     """As from the dense matrices that they stand for, where it reads nothing besides."""
-    model, text = tiny_llama(), text_file(tmp_path / "text.txt")
+    model, text = tiny_llama().double(), text_file(tmp_path / "text.txt")
     recipe = small_recipe(text, method=method, budget=0.8)
     if not set(recipe.statistics) <= set(NAMES):
         pytest.skip("reads other statistics than covariances of inputs and gradients")
