@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoModel
 
 import spectrim
+from spectrim.trackers import TRACKERS, TrackedRun, telling
 from tests.hub.compressing import compress
 from tests.runs import text_file
 from tests.shared_assets import shared_data
@@ -121,3 +123,37 @@ def test_sentence_embeddings(tmp_path, monkeypatch):
     again, info = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
     assert again.config.quantization_config.layers
+
+
+def test_live_page(shelf, monkeypatch):
+    monkeypatch.chdir(shelf)
+    given = [str(shelf / "model"), "--data", str(shelf / "text.txt"), "--sequences", "8"]
+    found = example("live_page").main([*given, "--output", "out", "--budgets", "0.8,0.6"])
+    assert 0.5 < found["kept"] <= 0.6
+    assert found["page_bytes"] > 10_000
+    plan = spectrim.load("out")[0].config.quantization_config.provenance["plan"]
+    assert plan["budget"] == 0.6, "the last size is what was compressed to"
+
+
+def test_diagnostics(shelf):
+    models = [str(shelf / "model"), str(shelf / "smaller")]
+    given = ["--data", str(shelf / "text.txt"), "--tokens", "512"]
+    dense, smaller = example("diagnostics").main([*models, *given]).values()
+    assert smaller["effective_rank"] < dense["effective_rank"]
+    assert all(value > 0 for value in (*dense.values(), *smaller.values()))
+
+
+def test_own_tracker(shelf, monkeypatch):
+    module, table = example("own_tracker"), shelf / "figures.csv"
+    options = ["--data", str(shelf / "text.txt"), "--output", str(shelf / "tuned")]
+    small = ["--csv", str(table), "--steps", "3", "--length", "16"]
+    [losses] = module.main([str(shelf / "smaller"), *options, *small]).values()
+    lines = list(csv.DictReader(table.open()))
+    told = [float(line["value"]) for line in lines if line["figure"] == "loss/next token"]
+    assert told == losses
+    assert lines[-1] == {"figure": "failed", "step": "", "value": "False"}
+    monkeypatch.setenv("FIGURES_CSV", str(table))
+    monkeypatch.setitem(TRACKERS._entries, "csv", module)
+    with telling("csv", TrackedRun("again")) as tell:
+        tell({"kept": 0.5}, None)
+    assert "kept,,0.5" in table.read_text()

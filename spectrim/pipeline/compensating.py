@@ -101,7 +101,8 @@ def residual_of(
     workspace: Workspace | None = None,
     track: Track = silent,
 ) -> Residual:
-    """Every layer compressed, and its loss decomposed at full rank: ranks are cut from it."""
+    """Every layer compressed in the recipe's dtype, in which torchao also stores scales and
+    zeros, and its loss decomposed at full rank: ranks are cut from it."""
     given = _given(recipe)
     options = COMPRESSORS.options(given.base, given.base_options)
     calibration = None
@@ -114,7 +115,8 @@ def residual_of(
     bases: dict[str, CompressedLinear] = {}
     lost: dict[str, LayerProblem] = {}
     for problem in track(problems, f"compressing by {given.base}", len(names)):
-        base = bases[problem.name] = compress(problem, options)
+        stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
+        base = bases[problem.name] = compress(stored, options)
         weight = problem.weight.double() - base.dense()[0]
         lost[problem.name] = replace(problem, weight=weight, bias=None)
     decomposed = None if calibration is None else _decomposed(calibration, lost, recipe, track)

@@ -7,12 +7,14 @@ import torch
 
 from spectrim.compressors import CompensatedLinear
 from spectrim.errors import CheckpointError, InputError
+from spectrim.evaluation.size import tensor_bytes
 from spectrim.hub import SpectrimConfig, export_dense, export_self_contained, load
 from spectrim.hub import save_compressed as save
 from spectrim.pipeline import compensate, for_compensation
 from spectrim.pipeline.compensating import path_figures, ranks_of, residual_of, with_paths
 from spectrim.recipe import CompensationRecipe, Recipe
 from spectrim.surgery.rewrite import compact_layers
+from spectrim.surgery.targets import find_targets
 from tests.hub.compressing import logits
 from tests.hub.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.runs import small_recipe, text_file
@@ -139,3 +141,18 @@ def test_config_entries_that_cannot_be(wrong):
     SpectrimConfig({"a.b": entry})
     with pytest.raises(CheckpointError):
         SpectrimConfig({"a.b": entry | wrong})
+
+
+def test_scales_take_the_bytes_of_the_dtype_that_is_saved(tmp_path):
+    pytest.importorskip("torchao", reason="torchao is not installed (extra spectrim[torchao])")
+    model, _ = load("reference", dtype=torch.float32)
+    given = CompensationRecipe("torchao", {"bits": 4}, rank=0)
+    small = small_recipe(tmp_path, compensation=given, save_dtype="bfloat16")
+    smaller = compensate(model, None, small)
+    save(smaller, None, tmp_path / "out", smaller.config.quantization_config)
+    weights = sum(target.weights for target in find_targets(model))
+    sizes = tensor_bytes(tmp_path / "out")
+    held = sum(size for name, size in sizes.items() if ".base." in name)
+    assert held == weights * (1 / 2 + 2 * 2 / 32), "codes, a scale and a zero for each 32"
+    again, _ = load(tmp_path / "out")
+    assert torch.equal(logits(again), logits(smaller))
