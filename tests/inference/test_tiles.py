@@ -14,6 +14,7 @@ from transformers import AutoModel, BertConfig
 from spectrim import fuse, unfuse
 from spectrim.inference.tiles import Deferred, tile
 from spectrim.inference.tiles.attention import Attention
+from spectrim.inference.tiles.results import result
 from spectrim.speed.memory import peak_bytes
 from spectrim.surgery.rewrite import factored_layers
 from spectrim.surgery.targets import blocks
@@ -210,3 +211,48 @@ def test_attention_of_a_llama_is_made_from_factors(monkeypatch):
     outputs(model, use_cache=False)
     assert len(made) >= 2 * ROWS
     assert sum(1 for _ in factored_layers(model)) == 14
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "sparse_dictionary"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_tiles_of_several_short_rows(name, kind):
+    model, tokens = factored(MODELS[name](), kind), tiny_tokens(40, 10)
+    with torch.no_grad():
+        expected = model(tokens)[0]
+        fuse(model, tiles=True)
+        assert (model(tokens)[0] - expected).abs().max() <= PRODUCT_ABSOLUTE
+
+
+def test_queries_are_turned_some_at_a_time(monkeypatch):
+    """In place of four tensors of their size."""
+    model, device = factored(tiny_gqa()), torch.device("cpu")
+    parts = [block for _, block in blocks(model)]
+    monkeypatch.setattr("spectrim.inference.tiles.attention.BYTES", 2**22)
+    fuse(model, tiles=True)
+
+    def run():
+        with torch.inference_mode():
+            return model(tiny_tokens(1, 320), logits_to_keep=1)[0]
+
+    expected, few = run(), peak_bytes(run, device, parts).transient
+    monkeypatch.setitem(tile.ROWS, "cpu", 320)
+    assert (run() - expected).abs().max() <= PRODUCT_ABSOLUTE
+    assert few < 0.9 * peak_bytes(run, device, parts).transient
+
+
+def test_a_compiled_model_goes_the_usual_way(monkeypatch):
+    model = factored(tiny_gqa())
+    expected = outputs(model)
+    fuse(model, tiles=True)
+    monkeypatch.setattr(Deferred, "__new__", lambda *_: pytest.fail("something waits"))
+    compiled = torch.compile(model, backend="eager")
+    assert (outputs(compiled) - expected).abs().max() <= PRODUCT_ABSOLUTE
+
+
+def test_results_are_told_apart_by_the_types_of_constants():
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    assert result(torch.mul, (ids, 2), {}).dtype == torch.long
+    assert result(torch.mul, (ids, 2.0), {}).dtype == torch.float32
+    assert result(torch.mul, (ids, 2), {}).dtype == torch.long
+    assert result(torch.Tensor.__getitem__, (ids, (..., slice(1, 3))), {}).shape == (2, 2)
+    assert result(torch.cat, ([ids, ids], 1), {}).shape == (2, 6)

@@ -11,6 +11,7 @@ which works on each head. The layer's output waits as an expression of z, of ran
     embedding   rows of a table
     attention   softmax(q k^T) v by rows and heads
     operations  which calls can wait
+    results     the shapes of what they give
     kernels     those that Triton's kernels make
     tensor      the stand-in that models work with
     wiring      who makes one, and who makes the whole

@@ -5,15 +5,15 @@ q, k and v of those heads are made from their factors when it is their turn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spectrim.inference.tiles.nodes import Node, Values
-from spectrim.inference.tiles.tile import Role, Roles, Tile
+from spectrim.inference.tiles.nodes import Node, Pointwise, Values
+from spectrim.inference.tiles.tile import ROWS, Role, Roles, Tile
 
 ROLES: Roles = ("batch", "head", "token", None)
 _MASK: Roles = ("batch", "head", None, None)
@@ -71,7 +71,7 @@ class Attention(Node):
         q, k, v = self.given
         mask = settings.mask
         return functional.scaled_dot_product_attention(
-            values.of(q, own, ROLES),
+            _queries(q, values, own),
             values.of(k, theirs, ROLES),
             values.of(v, theirs, ROLES),
             None if mask is None else values.of(mask, own, _MASK),
@@ -82,6 +82,24 @@ class Attention(Node):
 
     def forget(self) -> None:
         self.given, self.settings = (), None
+
+
+def _queries(q: Node | Tensor, values: Values, own: Tile) -> Tensor:
+    """Some tokens at a time where several tensors of its size stand on the way to q, as where
+    it is turned by its place."""
+    first, last = own.token
+    rows = ROWS.get(q.device.type, ROWS["cpu"])
+    if not isinstance(q, Pointwise) or q.known is not None or last - first <= rows:
+        return values.of(q, own, ROLES)
+    spans = [(start, min(last, start + rows)) for start in range(first, last, rows)]
+    made: Tensor | None = None
+    for start, end in spans:
+        found = Values(values.uses).of(q, replace(own, token=(start, end)))
+        if made is None:
+            made = found.new_empty(*found.shape[:2], last - first, found.shape[3])
+        made[:, :, start - first : end - first] = found
+    assert made is not None
+    return made
 
 
 def swapped(roles: Roles, first: int, second: int) -> Roles:

@@ -68,6 +68,7 @@ class Values:
     """What was made for one tile and will be used again. uses: how often, by node."""
 
     def __init__(self, uses: Counter[int]):
+        self.uses = uses
         self._left = uses.copy()
         self._made: dict[tuple[int, Tile], Tensor] = {}
 
@@ -78,7 +79,8 @@ class Values:
         if given.known is not None:
             return part(given.known, given.roles, tile)
         if tile.feature is not None and not given.PARTIAL:
-            return part(self.of(given, replace(tile, feature=None)), given.roles, tile)
+            first, last = tile.feature
+            return self.of(given, replace(tile, feature=None))[..., first:last]
         key = (id(given), tile)
         found = self._made.pop(key, None)
         found = given.make(self, tile) if found is None else found

@@ -27,6 +27,7 @@ from spectrim.inference.tiles.nodes import (
     Split,
     nodes_in,
 )
+from spectrim.inference.tiles.results import result
 from spectrim.inference.tiles.second import Second
 from spectrim.inference.tiles.tile import FEATURES, HEADS, Roles
 
@@ -56,7 +57,7 @@ def waiting(
 def _pointwise(function: Any, arguments: Given, options: dict[str, Any]) -> Node | None:
     if options.get("inplace") or "out" in options or any(nodes_in(list(options.values()))):
         return None
-    meta = _meta(function, arguments, options)
+    meta = result(function, arguments, options)
     roles = _common_roles([*nodes_in(arguments)], meta)
     if roles is None:
         return None
@@ -99,7 +100,7 @@ def _per_token(function: Any, arguments: Given, options: dict[str, Any]) -> Node
     x = arguments[0]
     if not isinstance(x, Node) or len(shape) != 1 or x.roles[-1] not in (None, "feature"):
         return None
-    meta = _meta(function, arguments, options)
+    meta = result(function, arguments, options)
     return Applied(_with(function, options), arguments, meta, x.roles)
 
 
@@ -111,7 +112,7 @@ def _mean(function: Any, arguments: Given, options: dict[str, Any]) -> Node | No
     keeps = options.get("keepdim", len(arguments) > 2 and arguments[2])
     if not last or not keeps or x.roles[-1] not in (None, "feature"):
         return None
-    meta = _meta(function, arguments, options)
+    meta = result(function, arguments, options)
     return Applied(_with(function, options), arguments, meta, (*x.roles[:-1], None))
 
 
@@ -144,7 +145,7 @@ def _view(function: Any, arguments: Given, options: dict[str, Any]) -> Node | No
     x = arguments[0]
     if options or any(isinstance(a, torch.dtype) for a in arguments[1:]):
         return None
-    meta = _meta(torch.reshape, (x, _sizes(arguments[1:])), {})
+    meta = result(torch.reshape, (x, _sizes(arguments[1:])), {})
     if meta.shape == x.meta.shape:
         return x if isinstance(x, Node) else None
     same = meta.shape[:2] == x.meta.shape[:2]
@@ -185,7 +186,7 @@ def _cat(function: Any, arguments: Given, options: dict[str, Any]) -> Node | Non
     roles = {piece.roles for piece in pieces}
     if len(roles) > 1 or axis not in (-1, len(pieces[0].roles) - 1) or pieces[0].roles[-1]:
         return None
-    meta = _meta(function, (list(pieces), axis), {})
+    meta = result(function, (list(pieces), axis), {})
     return Applied(torch.cat, (list(pieces), axis), meta, pieces[0].roles)
 
 
@@ -263,20 +264,3 @@ def _with(function: Any, options: Mapping[str, Any]) -> Callable[..., Tensor]:
 
 def _sizes(given: Given) -> tuple[int, ...]:
     return tuple(given[0]) if len(given) == 1 and not isinstance(given[0], int) else given
-
-
-def _meta(function: Any, arguments: Any, options: Mapping[str, Any]) -> Tensor:
-    """The result's shape and dtype."""
-    made = function(*_as_meta(arguments), **{n: _as_meta(o) for n, o in options.items()})
-    assert isinstance(made, Tensor)
-    return made
-
-
-def _as_meta(given: Any) -> Any:
-    if isinstance(given, Node):
-        return given.meta
-    if isinstance(given, Tensor):
-        return torch.empty(given.shape, dtype=given.dtype, device="meta")
-    if isinstance(given, (tuple, list)) and not isinstance(given, torch.Size):
-        return type(given)(_as_meta(g) for g in given)
-    return given

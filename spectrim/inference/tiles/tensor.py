@@ -67,7 +67,13 @@ def made(values: Any) -> Any:
 
 
 def _nodes(values: Any) -> Any:
-    return tree_map(lambda v: _node(v) if isinstance(v, Deferred) else v, values)
+    """Of arguments: tensors stand in them, in a list, or in an option (`tree_map` knows more,
+    and takes longer)."""
+    if isinstance(values, Deferred):
+        return _node(values)
+    if isinstance(values, dict):
+        return {name: _nodes(value) for name, value in values.items()}
+    return type(values)(map(_nodes, values)) if type(values) in (tuple, list) else values
 
 
 def _node(tensor: Deferred) -> Node | Tensor:
