@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json as json_text
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,43 +22,59 @@ from spectrim.surgery.rewrite import factored_layers
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
+Named = Annotated[str | None, typer.Argument(help="Compressed model; or give a --shape.")]
+Original = Annotated[str | None, typer.Option(help="Dense model to compare with.")]
+ShapeName = Annotated[
+    str | None,
+    typer.Option(help=f"Random weights: {', '.join(speed.SHAPES)}, or a config.json."),
+]
+Keep = Annotated[float, typer.Option(help="Of a shape's weights, in the factors.")]
+Layer = Annotated[str, typer.Option(help="Of a shape: lowrank or pivoted.")]
+Multiple = Annotated[int, typer.Option(help="Of a shape: rounds ranks.")]
+Blocks = Annotated[int | None, typer.Option(help="Of a shape: how many, where not all.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda; by default a GPU if there is one.")
+]
+Dtype = Annotated[str | None, typer.Option(help=f"{', '.join(_DTYPES)}.")]
+Threads = Annotated[int | None, typer.Option(help="Of the processor.")]
+Batches = Annotated[str, typer.Option(help="Rows at once, with commas.")]
+Lengths = Annotated[str, typer.Option(help="Tokens of a row, with commas.")]
+Rounds = Annotated[int, typer.Option(help="Repetitions of each measurement.")]
+Steps = Annotated[int, typer.Option(help="Tokens of a timed decode.")]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Also with torch.compile (minutes to prepare).")
+]
+Kernels = Annotated[
+    bool, typer.Option("--kernels", help="Also with Triton's kernels, on a GPU.")
+]
+Tiles = Annotated[
+    bool, typer.Option("--tiles", help="Also in tiles: least memory for long prompts.")
+]
+Results = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Directory of speed.md, speed.json.")
+]
+
+
 @app.command()
 def bench_speed(
-    model: Annotated[
-        str | None, typer.Argument(help="Compressed model; or give a --shape.")
-    ] = None,
-    original: Annotated[str | None, typer.Option(help="Dense model to compare with.")] = None,
-    shape: Annotated[
-        str | None,
-        typer.Option(help=f"Random weights: {', '.join(speed.SHAPES)}, or a config.json."),
-    ] = None,
-    keep: Annotated[float, typer.Option(help="Of a shape's weights, in the factors.")] = 0.5,
-    layer: Annotated[str, typer.Option(help="Of a shape: lowrank or pivoted.")] = "lowrank",
-    rank_multiple: Annotated[int, typer.Option(help="Of a shape: rounds ranks.")] = 1,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda; by default a GPU if there is one.")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(_DTYPES)}.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Of the processor.")] = None,
-    batches: Annotated[str, typer.Option(help="Rows at once, with commas.")] = "1,4",
-    lengths: Annotated[str, typer.Option(help="Tokens of a row, with commas.")] = "128,512",
-    rounds: Annotated[int, typer.Option(help="Repetitions of each measurement.")] = 9,
-    steps: Annotated[int, typer.Option(help="Tokens of a timed decode.")] = 8,
-    blocks: Annotated[
-        int | None, typer.Option(help="Of a shape: how many, where not all.")
-    ] = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Also with torch.compile (minutes to prepare).")
-    ] = False,
-    kernels: Annotated[
-        bool, typer.Option("--kernels", help="Also with Triton's kernels, on a GPU.")
-    ] = False,
-    tiles: Annotated[
-        bool, typer.Option("--tiles", help="Also in tiles: least memory for long prompts.")
-    ] = False,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Directory of speed.md, speed.json.")
-    ] = None,
+    model: Named = None,
+    original: Original = None,
+    shape: ShapeName = None,
+    keep: Keep = 0.5,
+    layer: Layer = "lowrank",
+    rank_multiple: Multiple = 1,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    batches: Batches = "1,4",
+    lengths: Lengths = "128,512",
+    rounds: Rounds = 9,
+    steps: Steps = 8,
+    blocks: Blocks = None,
+    compiled: Compiled = False,
+    kernels: Kernels = False,
+    tiles: Tiles = False,
+    output: Results = None,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -75,19 +92,38 @@ def bench_speed(
     if (model is None) == (shape is None):
         raise InputError("give a MODEL to load, or a --shape with random weights; not both")
     if shape is not None:
-        usual = torch.float32 if place.type == "cpu" else torch.bfloat16
-        dense = speed.random_model(shape, kind or usual, place, blocks=blocks)
-        smaller = speed.factor_randomly(copy.deepcopy(dense), keep, layer, rank_multiple)
-        fewer = "" if blocks is None else f", {blocks} blocks"
-        what = f"{shape}, keep {keep:g}, {layer}{fewer}"
+        wanted = _Shape(shape, keep, layer, rank_multiple, blocks)
+        what, dense, smaller = wanted.title, *wanted.models(kind, place)
     else:
-        assert model is not None
-        dense, smaller = _loaded(model, original, kind, place, trust_remote_code)
-        what = model
+        what = model or ""
+        dense, smaller = _loaded(what, original, kind, place, trust_remote_code)
     if kernels and place.type != "cuda":
         raise InputError("--kernels needs a GPU; on a processor they only run interpreted")
     contestants = speed.line_up(dense, smaller, compiled, kernels, tiles)
     _print(speed.bench_speed(contestants, settings, show.track), what, output, json)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Random weights, and `keep` of them in layers of a kind."""
+
+    name: str
+    keep: float
+    layer: str
+    rank_multiple: int
+    blocks: int | None
+
+    @property
+    def title(self) -> str:
+        fewer = "" if self.blocks is None else f", {self.blocks} blocks"
+        return f"{self.name}, keep {self.keep:g}, {self.layer}{fewer}"
+
+    def models(self, dtype: torch.dtype | None, place: torch.device) -> tuple[Any, Any]:
+        """Dense and compressed; by default in the dtype that the device works in."""
+        usual = torch.float32 if place.type == "cpu" else torch.bfloat16
+        dense = speed.random_model(self.name, dtype or usual, place, blocks=self.blocks)
+        copied = copy.deepcopy(dense)
+        return dense, speed.factor_randomly(copied, self.keep, self.layer, self.rank_multiple)
 
 
 def _loaded(
