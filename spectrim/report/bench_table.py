@@ -12,12 +12,13 @@ from spectrim.pipeline.benching import Bench, Row
 STAGES = ("calibrate", "decompose", "measure", "compress", "refine", "evaluate")
 _AT_EQUAL_TIME = """\
 budget: share of the dense layers' time, from times of each shape on this machine; time: the \
-row's own layers one after another, fused, over the dense ones, measured when the row was made.
+row's own layers one after another, fused, over the dense ones, measured when the row was \
+made; where it was above the budget the row was planned again with less.
 """
 _NOTES = """\
 bytes: of the compressed layers as stored (weights, indices, biases) and of the whole file; \
 kept: of the layers' weights in bytes. Rows of one budget of weights have at most the same \
-bytes; `!` marks one that exceeds them.
+bytes; `!` marks one that exceeds its budget.
 KL: from the original on the first text. predicted: loss increase on the calibration's text, \
 before refinement. measured: on the first text. All in nats per token.
 seconds: of the processor, all threads (wall clock where the model is on an accelerator); \
@@ -52,7 +53,7 @@ def cells(bench: Bench) -> list[tuple[str, ...]]:
     lines = [_dense_cells(bench), *(_cells(row, list(bench.dense.loss)) for row in bench.rows)]
     if not at_equal_time(bench):
         return lines
-    times = [("1.000", "1.000"), *(_time_cells(row) for row in bench.rows)]
+    times = [("-", "1.000"), *(_time_cells(row) for row in bench.rows)]
     return [(*line[:2], *time, *line[2:]) for line, time in zip(lines, times, strict=True)]
 
 
@@ -116,11 +117,12 @@ def _dense_cells(bench: Bench) -> tuple[str, ...]:
 
 
 def _time_cells(row: Row) -> tuple[str, str]:
-    return _number(row.planned_time, ".3f"), _number(row.time, ".3f")
+    mark = "!" if row.exceeds else ""
+    return _number(row.planned_time, ".3f"), _number(row.time, ".3f") + mark
 
 
 def _cells(row: Row, texts: Sequence[str]) -> tuple[str, ...]:
-    mark = "!" if row.exceeds else ""
+    mark = "!" if row.exceeds and row.time is None else ""
     loss = row.loss_increase.get(texts[0])
     return (
         row.name,

@@ -60,7 +60,9 @@ def layer_times(shape: tuple[int, int], kind: str, place: Place) -> LayerTimes:
     x = torch.zeros(1, place.tokens, shape[1], dtype=place.dtype, device=place.device)
     runs = {"dense": _run([_dense(shape, place) for _ in range(copies)], x)}
     for rank in ranks:
-        runs[str(rank)] = _run([_factored(shape, kind, rank, place) for _ in range(copies)], x)
+        runs[str(rank)] = _run(
+            [timed_layer(shape, kind, rank, place) for _ in range(copies)], x
+        )
     times = race(runs, ROUNDS, place.device)
     dense = times.median("dense") / copies
     seconds = tuple(dense / times.speedup(str(rank), "dense") for rank in ranks)
@@ -85,8 +87,11 @@ def _dense(shape: tuple[int, int], place: Place) -> nn.Module:
     return nn.Linear(shape[1], shape[0], False, place.device, place.dtype)
 
 
-def _factored(shape: tuple[int, int], kind: str, rank: int, place: Place) -> nn.Module:
-    layer = random_layer(shape, kind, rank).to(place.device, place.dtype)
+def timed_layer(
+    shape: tuple[int, int], kind: str, rank: int, place: Place, bias: bool = False
+) -> nn.Module:
+    """A random layer as it is timed."""
+    layer = random_layer(shape, kind, rank, bias).to(place.device, place.dtype)
     if place.fused:
         layer.execution = Execution()
         put_in_best_order(layer)

@@ -10,17 +10,16 @@ import torch
 from spectrim.allocation import LatencyRecipe, LayerTimes
 from spectrim.data import BlockSettings
 from spectrim.pipeline import BenchSettings, benching, timing
-from spectrim.pipeline.benching import Bench, bench
-from spectrim.pipeline.benching.times import times_of
+from spectrim.pipeline.benching import Bench, bench, times
 from spectrim.planning import LayerPlan, Plan
 from spectrim.recipe import MeasureRecipe, PathRecipe, Recipe
 from spectrim.report import bench_table
 from spectrim.report.bench_plot import bench_svg, lines_of
-from spectrim.speed.random_models import factor_randomly
-from spectrim.surgery.rewrite import factored_layers
+from spectrim.speed.layer_times import Place
+from spectrim.surgery.targets import find_targets
 from spectrim.workspace import Workspace
 from tests.runs import small_recipe, text_file
-from tests.tiny_models import tiny_llama, tiny_tokenizer
+from tests.tiny_models import tiny_llama, tiny_qwen2_bias, tiny_tokenizer
 
 BUDGETS = (0.4, 0.3)
 NANOSECOND = 1e-9
@@ -33,9 +32,14 @@ def by_weights(shape, kind, place) -> LayerTimes:
     return LayerTimes(NANOSECOND * shape[0] * shape[1], ranks, seconds)
 
 
+def as_planned(model, plan, place) -> float:
+    return plan.provenance["latency"]["predicted"]
+
+
 @pytest.fixture
 def settings(tmp_path, monkeypatch) -> BenchSettings:
     monkeypatch.setattr(timing, "layer_times", by_weights)
+    monkeypatch.setattr(times, "measured_time", as_planned)
     text = text_file(tmp_path / "text.txt")
     return BenchSettings(
         texts=(str(text),),
@@ -70,7 +74,7 @@ def test_rows_of_one_budget_take_equal_time(recipes, settings):
     assert [row.error for row in found.rows] == [None] * 4
     for row in found.rows:
         assert 0.9 * row.budget < row.planned_time <= row.budget + 1e-4
-        assert row.time > 0
+        assert row.time == row.planned_time
         assert Recipe(**row.recipe).latency.budget == row.budget
         assert row.allowed_bytes is None
         assert not row.exceeds
@@ -100,19 +104,40 @@ def test_a_time_that_no_ranks_meet_is_the_rows_error(recipes, settings):
     assert all("below the smallest possible" in row.error for row in found.rows)
 
 
-def test_the_layers_that_were_planned_are_timed_fused():
-    model = tiny_llama()
-    smaller = factor_randomly(tiny_llama(), 0.5, "lowrank")
-    layers = {
-        name: LayerPlan((layer.out_features, layer.in_features), layer.rank, 0.0, {})
-        for name, layer in factored_layers(smaller)
-    }
-    facts = {"latency": {"predicted": 0.25}}
-    plan = Plan("svd", "uniform", "lowrank", 0.5, 0.5, None, layers, facts, {})
-    recipe = Recipe(layer="lowrank", latency=LatencyRecipe(tokens=3), save_dtype="bfloat16")
-    found = times_of(model, smaller, plan, recipe)
-    assert found[0] == 0.25
-    assert found[1] > 0
-    assert all(layer.execution is not None for _, layer in factored_layers(smaller))
-    assert {p.dtype for p in smaller.parameters()} == {torch.bfloat16}
+def test_a_plan_that_takes_longer_is_made_again(recipes, settings, monkeypatch):
+    """Here everything takes a fifth longer than planned."""
+    seen = []
+
+    def slower(model, plan, place):
+        seen.append(1.2 * plan.provenance["latency"]["predicted"])
+        return seen[-1]
+
+    monkeypatch.setattr(times, "measured_time", slower)
+    row, other = made(recipes, settings, BUDGETS[:1]).rows
+    assert row.time <= 1.02 * row.budget
+    assert row.time == pytest.approx(1.2 * row.planned_time)
+    assert not row.exceeds
+    assert seen[0] > 1.02 * row.budget
+    assert len(seen) >= 4
+    monkeypatch.setattr(times, "measured_time", lambda *_: 0.5)
+    other = made({"again": recipes["obd"].with_changes(method="svd")}, settings, BUDGETS[:1])
+    assert other.rows[0].exceeds
+    assert "| 0.500! |" in bench_table.markdown(other, "t")
+
+
+def test_the_layers_that_were_planned_are_timed():
+    model = tiny_qwen2_bias()
+    shapes = {t.name: t.shape for t in find_targets(model)}
+    ranks = dict.fromkeys(shapes, 4) | {next(iter(shapes)): None}
+    layers = {name: LayerPlan(shapes[name], rank, 0.0, {}) for name, rank in ranks.items()}
+    plan = Plan("svd", "uniform", "pivoted", 0.5, 0.5, None, layers, {}, {})
+    place = Place(torch.device("cpu"), torch.float64, 3)
+    assert times.measured_time(model, plan, place) > 0
+    found = {name: (dense, layer) for name, dense, layer in times._layers(model, plan, place)}
+    assert found.keys() == shapes.keys()
+    for name, (dense, layer) in found.items():
+        x = torch.zeros(1, shapes[name][1], dtype=torch.float64)
+        assert layer(x).shape == dense(x).shape
+        assert (layer is dense) == (ranks[name] is None)
+        assert getattr(layer, "rank", None) == ranks[name]
     assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -20,7 +20,7 @@ from spectrim.evaluation import evaluate_model, size
 from spectrim.pipeline.benching.fitting import allowance, bytes_below, fitted
 from spectrim.pipeline.benching.rows import Dense, Row
 from spectrim.pipeline.benching.stages import Clock, FactoriseClock, PeakMemory, timer_for
-from spectrim.pipeline.benching.times import times_of
+from spectrim.pipeline.benching.times import fitted_in_time
 from spectrim.pipeline.compressing import compress, stored_in
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.factorising import factorise
@@ -28,7 +28,7 @@ from spectrim.pipeline.progress import Track
 from spectrim.pipeline.refining import refine
 from spectrim.pipeline.specialising import specialise
 from spectrim.pipeline.timing import timetable
-from spectrim.planning import Decomposition, Plan, make_plan
+from spectrim.planning import Decomposition, Plan
 from spectrim.recipe import Recipe
 from spectrim.refinement import Progress
 from spectrim.workspace import Workspace
@@ -127,7 +127,7 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
     clock, dtype = Clock(subject.timer), subject.dtype_of(recipe)
     with PeakMemory() as memory:
         with clock("compress"):
-            plan, smaller = _compressed(subject, recipe, found, dtype)
+            plan, smaller, time = _compressed(subject, recipe, found)
         if recipe.refinement:
             with clock("refine"):
                 smaller = _refined(subject, smaller, recipe)
@@ -135,7 +135,6 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
         sizes, file_bytes = several.from_first(partial(_saved_sizes, smaller))
         with clock("evaluate"):
             figures = _evaluated(subject, smaller.float())
-    planned_time, time = _times(subject, smaller, plan, recipe)
     allowed = allowance(subject.model, plan, recipe.budget, dtype)
     layer_bytes = bytes_below(plan.modules, sizes)
     losses = {text: each["loss"] - dense.loss[text] for text, each in figures.items()}
@@ -144,7 +143,7 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
         kept=allowed.kept(layer_bytes),
         layer_bytes=layer_bytes,
         allowed_bytes=allowed.bytes if recipe.latency is None else None,
-        planned_time=planned_time,
+        planned_time=plan.provenance.get("latency", {}).get("predicted"),
         time=time,
         file_bytes=file_bytes,
         predicted_loss=plan.predicted_loss,
@@ -156,33 +155,25 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
     )
 
 
-def _times(
-    subject: Subject, smaller: PreTrainedModel, plan: Plan, recipe: Recipe
-) -> tuple[float | None, float | None]:
-    """Planned and measured, for a budget of time."""
-    if recipe.latency is None:
-        return None, None
-    timed = subject.stored(recipe)
-    return several.from_first(partial(times_of, subject.model, smaller, plan, timed))
-
-
 def _compressed(
-    subject: Subject, recipe: Recipe, found: _Factorised, dtype: torch.dtype
-) -> tuple[Plan, PreTrainedModel]:
-    """In the original's dtype. Bases that a recipe selects are not fitted to their bytes."""
-    progress = Progress(subject.workspace, subject.track)
-    if isinstance(found.decomposition, Decomposition) and recipe.latency is not None:
-        timed = subject.stored(recipe)
-        times = timetable(found.decomposition, timed, subject.workspace, subject.track)
-        plan = make_plan(found.decomposition, timed, times)
-        smaller = compress(subject.model, found.decomposition, plan)
-    elif isinstance(found.decomposition, Decomposition):
-        plan, smaller = fitted(subject.model, found.decomposition, recipe, dtype)
+    subject: Subject, recipe: Recipe, found: _Factorised
+) -> tuple[Plan, PreTrainedModel, float | None]:
+    """In the original's dtype, with the measured time where the budget is one. Bases that a
+    recipe selects are not fitted to their bytes."""
+    progress, time = Progress(subject.workspace, subject.track), None
+    model, decomposition = subject.model, found.decomposition
+    if isinstance(decomposition, Decomposition) and recipe.latency is not None:
+        stored = subject.stored(recipe)
+        times = timetable(decomposition, stored, subject.workspace, subject.track)
+        plan, time = fitted_in_time(model, decomposition, stored, times)
+        smaller = compress(model, decomposition, plan)
+    elif isinstance(decomposition, Decomposition):
+        plan, smaller = fitted(model, decomposition, recipe, subject.dtype_of(recipe))
     else:
         special = specialise(subject.model, subject.tokenizer, recipe, progress)
         plan, smaller = special.plan, special.model
     smaller = compress_embeddings(subject.model, smaller, subject.tokenizer, recipe, progress)
-    return plan, smaller
+    return plan, smaller, time
 
 
 def _refined(subject: Subject, smaller: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:

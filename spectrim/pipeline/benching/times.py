@@ -1,51 +1,94 @@
-"""Equal time: what the layers of a row take on this machine, beside what was planned."""
+"""Equal time: the largest model of a recipe whose layers are measured to take their share.
+
+    time(plan) = seconds of all planned layers, one after another / those of the dense ones
+
+A plan adds up times of single shapes; in a model they come out up to a tenth longer, more so
+where an allocation picks what looks fast. Where they take more than was asked for, the plan
+is made again with that much less.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim.inference import fuse
+from spectrim import several
+from spectrim.allocation import LatencyTable
+from spectrim.errors import InputError
+from spectrim.pipeline.benching.rows import TOLERATED
 from spectrim.pipeline.timing import place_for
-from spectrim.planning import Plan
+from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.recipe import Recipe
+from spectrim.speed.layer_times import Place, timed_layer
 from spectrim.speed.planned import measured_share
-from spectrim.surgery.rewrite import factored_layers
+from spectrim.surgery.adapters import bias_of
 from spectrim.surgery.targets import Target
 
+_ATTEMPTS = 4
 
-def times_of(
-    model: PreTrainedModel, smaller: PreTrainedModel, plan: Plan, recipe: Recipe
-) -> tuple[float, float]:
-    """Planned and measured, shares of what the planned layers of the original `model` take.
 
-    Measured with the layers of both, one after another, those of `smaller` fused, in the
-    recipe's stored dtype; `smaller` is then no longer of use for anything else.
+def fitted_in_time(
+    model: PreTrainedModel, decomposition: Decomposition, recipe: Recipe, times: LatencyTable
+) -> tuple[Plan, float]:
+    """The plan, and the measured share of the dense layers' time that it takes.
+
+    Raises InputError when no ranks meet the recipe's budget by the table.
     """
-    place = place_for(recipe)
-    fused: nn.Module = smaller
-    fused.to(place.device, place.dtype)
-    if any(True for _ in factored_layers(fused)):
-        fuse(fused)
+    assert recipe.latency is not None
+    asked, place = recipe.latency.budget, place_for(recipe)
+    plan = make_plan(decomposition, recipe, times)
+    budget, time = asked, _measured(model, plan, place)
+    for _ in range(_ATTEMPTS):
+        if time <= TOLERATED * asked:
+            break
+        budget *= asked / time
+        less = recipe.with_changes(latency=replace(recipe.latency, budget=budget))
+        try:
+            plan = make_plan(decomposition, less, times)
+        except InputError:  # there is no smaller one; the row shows that it exceeds
+            break
+        time = _measured(model, plan, place)
+    return plan, time
+
+
+def _measured(model: PreTrainedModel, plan: Plan, place: Place) -> float:
+    """Of several processes the first one's, so that all go on with one plan."""
+    return several.from_first(partial(measured_time, model, plan, place))
+
+
+def measured_time(model: PreTrainedModel, plan: Plan, place: Place) -> float:
+    """With random factors: a layer's time depends on its kind, shape and rank alone."""
     targets = [Target(name, layer.shape) for name, layer in plan.layers.items()]
-    dense = _layers(model, targets).to(place.device, place.dtype)
-    with torch.inference_mode():
-        measured = measured_share(dense, fused, targets, place)
-    return plan.provenance["latency"]["predicted"], measured
+    dense, planned = nn.Module(), nn.Module()
+    for name, dense_layer, layer in _layers(model, plan, place):
+        _put(dense, name, dense_layer)
+        _put(planned, name, layer)
+    return measured_share(dense, planned, targets, place)
 
 
-def _layers(model: nn.Module, targets: list[Target]) -> nn.Module:
-    """Copies under the same names, and nothing else of the model."""
-    found = nn.Module()
-    for target in targets:
-        *parents, last = target.name.split(".")
-        place = found
-        for name in parents:
-            if name not in place._modules:
-                place.add_module(name, nn.Module())
-            place = place.get_submodule(name)
-        place.add_module(last, copy.deepcopy(model.get_submodule(target.name)))
-    return found
+def _layers(
+    model: PreTrainedModel, plan: Plan, place: Place
+) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    for name, layer in plan.layers.items():
+        found = model.get_submodule(name)
+        dense = copy.deepcopy(found).to(place.device, place.dtype)
+        if layer.rank is None:
+            yield name, dense, dense
+        else:
+            biased = bias_of(found) is not None
+            yield name, dense, timed_layer(layer.shape, plan.layer, layer.rank, place, biased)
+
+
+def _put(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Under a dotted name, beside whatever else is there."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        if parent not in root._modules:
+            root.add_module(parent, nn.Module())
+        root = root.get_submodule(parent)
+    root.add_module(last, module)
