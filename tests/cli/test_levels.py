@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from spectrim import hub
 from spectrim.cli.commands import app
 from spectrim.cli.levels import in_front
 from tests.cli.conftest import SMALL
+from tests.cli.test_habits import commands
 
 TEXT = ("--data", "TEXT")
 FAST = (*TEXT, *SMALL, "--recipe", "fast")
@@ -42,14 +42,6 @@ WARNINGS = ("warning: ", "[W")
 """Ours, and torch's from C++ (its profiler, of a cache that was there before)."""
 
 
-def paths(group: Any, before: tuple[str, ...] = ()) -> Iterator[str]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from paths(command, (*before, name))
-        else:
-            yield " ".join((*before, name))
-
-
 @pytest.fixture(scope="module")
 def smaller(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("smaller") / "model"
@@ -76,7 +68,8 @@ def ended(server: Any, *given: Any) -> None:
 
 def test_there_is_a_call_of_every_command(cli):
     assert cli("--version").code == 0
-    assert set(paths(typer.main.get_command(app))) == set(CALLS)
+    found = commands(typer.main.get_command(app))
+    assert {" ".join(path) for path, _ in found} == set(CALLS)
 
 
 @pytest.mark.parametrize("name", CALLS)
