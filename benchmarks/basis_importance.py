@@ -35,6 +35,14 @@ ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
         (f"the same, {n} labels drawn at T = 1", "fisher", {"temperature": 1.0, "draws": n})
         for n in (1, 4)
     ],
+    *[
+        (f"token Fisher, size from probes on {m} rows (ours)", "calibrated", {"rows": m})
+        for m in (8, 16, 32)
+    ],
+    *[
+        (f"BSI, {k} probes on a row each", "hutchinson", {"probes": k, "rows_per_probe": 1})
+        for k in (32, 64, 128)
+    ],
     *[(f"BSI, K = {k}", "hutchinson", {"probes": k}) for k in (1, 2, 4, 8, 16, 32, 64)],
     *[
         (
@@ -134,7 +142,7 @@ def main() -> None:
     exact = second_order(spectral, layers, chosen, objective)
     print(f"| exact second order | {rank_correlation(exact, measured):.3f} | - | - |")
     for label, name, options in ESTIMATORS:
-        if options.get("probes", 0) > arguments.most_probes:
+        if options.get("probes", 0) > arguments.most_probes and "rows_per_probe" not in options:
             continue
         start = time.monotonic()
         found = IMPORTANCE.get(name).estimate(
@@ -143,7 +151,7 @@ def main() -> None:
         seconds = time.monotonic() - start
         scores = torch.stack([found.scores[layer][number] for layer, number in chosen])
         print(
-            f"| {label} | {rank_correlation(scores, measured):.3f} | {found.passes} | "
+            f"| {label} | {rank_correlation(scores, measured):.3f} | {found.passes:g} | "
             f"{seconds:.1f} |",
             flush=True,
         )

@@ -31,7 +31,9 @@ ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
     ("Kronecker", "kronecker", {}),
     ("Kronecker, labels drawn at T = 1", "kronecker", {"temperature": 1.0}),
     ("token Fisher", "fisher", {}),
+    ("token Fisher, its size from probes", "calibrated", {"rows": 64}),
     ("BSI, K = 16", "hutchinson", {"probes": 16}),
+    ("BSI, 512 probes on a row each", "hutchinson", {"probes": 512, "rows_per_probe": 1}),
 ]
 
 

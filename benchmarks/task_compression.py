@@ -41,7 +41,8 @@ ROWS = 16
 SHARE = 0.25
 """Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
 SCORING = {"scoring_rows": 64, "events": 6}
-PROBES: dict[str, Any] = {"probes": 16, "batches_per_probe": 1, "negative": "magnitude"}
+PROBES: dict[str, Any] = {"probes": 16, "rows_per_probe": 16, "negative": "magnitude"}
+ROW_PROBES: dict[str, Any] = {"probes": 256, "rows_per_probe": 1, "negative": "magnitude"}
 DRAWN: dict[str, Any] = {"temperature": 1.0}
 
 
@@ -99,7 +100,16 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
     "BSI, slopes with their sign": selecting(
         "svd", importance="hutchinson", importance_options=PROBES, slope="signed"
     ),
+    "BSI, probes on a row each": selecting(
+        "svd", importance="hutchinson", importance_options=ROW_PROBES
+    ),
     "ours": all_at_once("obd", importance="fisher"),
+    "ours, calibrated": all_at_once(
+        "obd", importance="calibrated", importance_options={"rows": 64}
+    ),
+    "ours, calibrated, SVD bases": all_at_once(
+        "svd", importance="calibrated", importance_options={"rows": 64}
+    ),
     "ours, Kronecker curvature": all_at_once("obd", importance="kronecker"),
     "ours, bases tuned in between": selecting(
         "obd", importance_options=DRAWN, tuned="bases", new_bases=0

@@ -32,7 +32,7 @@ class Event:
     measured: float
     loss: float
     standard_error: float | None
-    passes: int
+    passes: float
     seconds: float
 
 

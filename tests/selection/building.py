@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -63,3 +65,43 @@ class Quadratic(nn.Module):
         ids = torch.arange(7)[:, None]
         mask = torch.ones_like(ids, dtype=torch.bool)
         return Objective(TaskRows(ids, mask, mask, "quadratic", "quadratic"), 3, self.loss)
+
+
+def coordinate_hessian(
+    model: nn.Module, layers: dict[str, SpectralLinear], objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """Gradient (N,) and Hessian (N, N) of the mean loss in all coordinates."""
+    values = [layer.coordinates.value for layer in layers.values()]
+    total, count = 0.0, 0
+    for batch in objective.batches():
+        summed, tokens = objective.loss(model, batch)
+        total, count = total + summed, count + tokens
+    flat = torch.autograd.grad(total / count, values, create_graph=True)
+    gradient = torch.cat([g.reshape(-1) for g in flat])
+    lines = [
+        torch.cat(torch.autograd.grad(g, values, retain_graph=True, materialize_grads=True))
+        for g in gradient
+    ]
+    return gradient.detach(), torch.stack(lines)
+
+
+def removals(
+    model: nn.Module,
+    layers: dict[str, SpectralLinear],
+    objective: Objective,
+    names: Iterable[str] | None = None,
+    every: int = 1,
+) -> dict[str, Tensor]:
+    """The measured change of the loss when each basis, or `every` n-th, is removed alone."""
+    base = objective.value(model)
+    found = {}
+    for name in names or layers:
+        value, changes = layers[name].coordinates.value, []
+        for i in range(0, layers[name].bases, every):
+            before = value[i].item()
+            with torch.no_grad():
+                value[i] = 0.0
+                changes.append(objective.value(model) - base)
+                value[i] = before
+        found[name] = torch.tensor(changes, dtype=torch.float64)
+    return found

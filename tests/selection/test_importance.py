@@ -8,9 +8,16 @@ from torch import Tensor, nn
 
 from spectrim.errors import InputError
 from spectrim.selection import IMPORTANCE, Importance, Objective, SpectralLinear, moments
-from spectrim.selection.importance import hutchinson
+from spectrim.selection.importance import _probing, hutchinson
 from spectrim.selection.importance._importance import taylor
-from tests.selection.building import Quadratic, rows, spectral, spectral_llama
+from tests.selection.building import (
+    Quadratic,
+    coordinate_hessian,
+    removals,
+    rows,
+    spectral,
+    spectral_llama,
+)
 from tests.tolerances import (
     DIFFERENCE_RELATIVE,
     FLOAT64_RELATIVE,
@@ -25,42 +32,6 @@ QUICK = {"hutchinson": {"probes": 2}}
 def _estimate(name: str, model: nn.Module, layers: dict[str, SpectralLinear], objective, **o):
     options = IMPORTANCE.options(name, o)
     return IMPORTANCE.get(name).estimate(model, layers, objective, options)
-
-
-def _hessian(
-    model: nn.Module, layers: dict[str, SpectralLinear], objective: Objective
-) -> tuple[Tensor, Tensor]:
-    """Gradient (N,) and Hessian (N, N) of the mean loss in all coordinates."""
-    values = [layer.coordinates.value for layer in layers.values()]
-    total, count = 0.0, 0
-    for batch in objective.batches():
-        summed, tokens = objective.loss(model, batch)
-        total, count = total + summed, count + tokens
-    flat = torch.autograd.grad(total / count, values, create_graph=True)
-    gradient = torch.cat([g.reshape(-1) for g in flat])
-    lines = [
-        torch.cat(torch.autograd.grad(g, values, retain_graph=True, materialize_grads=True))
-        for g in gradient
-    ]
-    return gradient.detach(), torch.stack(lines)
-
-
-def _removals(
-    model: nn.Module, layers: dict[str, SpectralLinear], objective: Objective
-) -> dict[str, Tensor]:
-    """The measured change of the loss when each basis is removed alone."""
-    base = objective.value(model)
-    found = {}
-    for name, layer in layers.items():
-        value, changes = layer.coordinates.value, []
-        for i in range(layer.bases):
-            before = value[i].item()
-            with torch.no_grad():
-                value[i] = 0.0
-                changes.append(objective.value(model) - base)
-                value[i] = before
-        found[name] = torch.tensor(changes, dtype=torch.float64)
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,15 +63,17 @@ def test_scores_do_not_depend_on_the_batch_split(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_passes_are_counted(name):
     model, layers = spectral_llama()
-    calls = 0
+    seen = 0
 
     def loss(given: nn.Module, batch) -> tuple[Tensor, int]:
-        nonlocal calls
-        calls += torch.is_grad_enabled()
+        nonlocal seen
+        seen += torch.is_grad_enabled() * len(batch.ids)
         return Objective(rows()).loss(given, batch)
 
-    found = _estimate(name, model, layers, Objective(rows(), 100, loss), **QUICK.get(name, {}))
-    assert calls == found.passes <= 2 * 2 + 1
+    objective = Objective(rows(), 100, loss)
+    found = _estimate(name, model, layers, objective, **QUICK.get(name, {}))
+    assert seen / len(objective.rows) == pytest.approx(found.passes)
+    assert found.passes <= 2 * 2 + 1
 
 
 def test_second_order_is_exact_on_a_quadratic_loss():
@@ -110,8 +83,8 @@ def test_second_order_is_exact_on_a_quadratic_loss():
     for layer in layers.values():
         layer.double()
     objective = model.objective()
-    gradient, hessian = _hessian(model, layers, objective)
-    measured = _removals(model, layers, objective)["layer"]
+    gradient, hessian = coordinate_hessian(model, layers, objective)
+    measured = removals(model, layers, objective)["layer"]
     coordinates = torch.ones(4, dtype=torch.float64)
     exact = taylor(coordinates, gradient, hessian.diagonal())
     torch.testing.assert_close(exact, measured, rtol=QUADRATIC_RELATIVE, atol=1e-9)
@@ -149,7 +122,7 @@ def test_the_order_of_removal_takes_slopes_by_their_size_or_not_at_all():
 def _with_signs(sign: Tensor, model, layers, objective, options):
     """One probe along a given sign vector."""
     given = pytest.MonkeyPatch()
-    given.setattr(hutchinson, "_rademacher", lambda like, generator: sign.to(like))
+    given.setattr(_probing, "_rademacher", lambda like, generator: sign.to(like))
     try:
         return hutchinson.estimate(model, layers, objective, options)
     finally:
@@ -201,7 +174,7 @@ def test_kronecker_curvature_is_that_of_the_covariances():
 def test_hutchinson_approaches_the_exact_diagonal_with_the_stated_error(control):
     model, layers = spectral_llama()
     objective = Objective(rows(), 100)
-    gradient, hessian = _hessian(model, layers, objective)
+    gradient, hessian = coordinate_hessian(model, layers, objective)
     exact = -gradient + 0.5 * hessian.diagonal()
     options = {"probes": 32, "negative": "keep", "control": control}
     found = _estimate("hutchinson", model, layers, objective, **options)
@@ -217,7 +190,7 @@ def test_variance_of_a_probe_is_the_off_diagonal_energy():
     """Var(z_i (H z)_i) = sum_{j != i} H_ij^2 for one Rademacher probe."""
     model, layers = spectral_llama()
     objective = Objective(rows(), 100)
-    _, hessian = _hessian(model, layers, objective)
+    _, hessian = coordinate_hessian(model, layers, objective)
     expected = hessian.square().sum(1) - hessian.diagonal().square()
     options = hutchinson.Options(probes=200)
     products, signs = hutchinson._probed(model, layers, objective, options)

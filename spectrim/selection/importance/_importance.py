@@ -25,12 +25,12 @@ class Importance:
     """scores[name] (k,): nats per scored token unless `units` says otherwise.
 
     errors: standard errors of the scores, where the estimate is random. passes: gradient
-    passes over the objective's rows that it took. slopes: the first-order part -c g of each
-    score, where it has one.
+    passes over the objective's rows that it took, one over half of them half a pass. slopes:
+    the first-order part -c g of each score, where it has one.
     """
 
     scores: dict[str, Tensor]
-    passes: int
+    passes: float
     errors: dict[str, Tensor] | None = None
     units: str = "nats per token"
     slopes: dict[str, Tensor] | None = None

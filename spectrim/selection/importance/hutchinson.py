@@ -14,7 +14,6 @@ beta in [0, 1] by least squares for each layer: the variance is then that of H -
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -31,31 +30,30 @@ from spectrim.selection.importance._importance import (
     taylor,
     treated,
 )
+from spectrim.selection.importance._probing import probed, rounding_step
 from spectrim.selection.moments import gradient_pass, moments
 from spectrim.selection.objective import Objective
 from spectrim.selection.softened import Use, check_temperature, softened
 from spectrim.selection.spectral import SpectralLinear
+from spectrim.tasks import TaskBatch
 
 REFERENCE = "BSI, 2026, arXiv:2605.01627"
 Samples = Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
-_ROUNDING = 3.0
-"""A difference of gradients g with relative rounding u has error u |g| / eps + O(eps^2); the
-sum is smallest near eps = (3 u)^(1/3)."""
 
 
 @dataclass(frozen=True)
 class Options:
     """probes K; step eps (None: the smallest total error for the model's dtype).
 
-    batches_per_probe: each pair sees so many of the objective's batches, in turn; None: all.
-    The noise is that of the probes, not of the data: many probes on little data each cost the
-    same as few on much, and tell more. temperature: of labels drawn for the curvature (see
+    rows_per_probe: each pair sees so many of the objective's rows, in turn; None: all. Most of
+    the noise is that of the probes, not of the data: many probes on a row each cost the same
+    as few on many, and tell more. temperature: of labels drawn for the curvature (see
     `spectrim.selection.softened`), None for the data's.
     """
 
     probes: int = 16
     step: float | None = None
-    batches_per_probe: int | None = None
+    rows_per_probe: int | None = None
     negative: Negative = "zero"
     control: Literal["none", "kronecker"] = "none"
     temperature: float | None = None
@@ -63,8 +61,12 @@ class Options:
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
-        if self.probes < 1 or (self.step is not None and self.step <= 0):
-            raise InputError(f"probes {self.probes} and step {self.step} have to be above zero")
+        least = min(self.probes, self.rows_per_probe or 1)
+        if least < 1 or (self.step is not None and self.step <= 0):
+            raise InputError(
+                f"probes {self.probes}, rows_per_probe {self.rows_per_probe} and step "
+                f"{self.step} have to be above zero"
+            )
 
 
 def estimate(
@@ -75,7 +77,6 @@ def estimate(
 ) -> Importance:
     """At most 2 K + 1 gradient passes. Raises InputError for a 16-bit model."""
     probing = _softened(model, objective, options, "hessian")
-    batches = list(probing.batches())
     products, signs = _probed(model, layers, probing, options)
     gradients, curvature_of = _exact_part(model, layers, objective, options)
     scores, errors, slopes = {}, {}, {}
@@ -86,66 +87,35 @@ def estimate(
         scores[name] = taylor(torch.ones_like(curvature), relative, curvature)
         slopes[name] = -relative
         errors[name] = 0.5 * standard_error(samples)
-    seen = min(options.batches_per_probe or len(batches), len(batches))
-    passes = 1 + math.ceil(2 * options.probes * seen / len(batches))
+    share = min(1.0, (options.rows_per_probe or len(objective.rows)) / len(objective.rows))
+    passes = 1 + 2 * options.probes * share
     extra = options.control != "none" and options.temperature is not None
     return Importance(scores, passes + extra, errors, slopes=slopes)
-
-
-def rounding_step(dtype: torch.dtype) -> float:
-    """eps for a gradient computed in `dtype`, of which norms and rotations are in float32
-    whatever the model's dtype. Raises InputError for 16 bits."""
-    unit = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
-    if unit > 1e-4:
-        raise InputError(
-            f"differences of {dtype} gradients drown in rounding; load the model in float32"
-        )
-    return float((_ROUNDING * unit) ** (1 / 3))
 
 
 def _probed(
     model: nn.Module, layers: dict[str, SpectralLinear], objective: Objective, options: Options
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """H z_k and z_k in relative coordinates, each (K, k) by layer."""
-    values = [layer.coordinates.value for layer in layers.values()]
-    before = [value.detach().clone() for value in values]
-    step = options.step or rounding_step(values[0].dtype)
-    products: dict[str, list[Tensor]] = {name: [] for name in layers}
-    signs: dict[str, list[Tensor]] = {name: [] for name in layers}
-    generator = torch.Generator().manual_seed(options.seed)
-    batches = list(objective.batches())
-    seen = min(options.batches_per_probe or len(batches), len(batches))
-    try:
-        for probe in range(options.probes):
-            some = [batches[(probe * seen + i) % len(batches)] for i in range(seen)]
-            z = [_rademacher(value, generator) for value in values]
-            ends = []
-            for direction in (step, -step):
-                _place(
-                    values, [c * (1 + direction * s) for c, s in zip(before, z, strict=True)]
-                )
-                ends.append(objective.gradients(model, values, some)[0])
-            for name, c, s, up, down in zip(layers, before, z, *ends, strict=True):
-                slope = c.double() * (up - down) / (2 * step)
-                products[name].append(slope.cpu())
-                signs[name].append(s.double().cpu())
-    finally:
-        _place(values, before)
-    return _stacked(products), _stacked(signs)
+    dtype = next(iter(layers.values())).coordinates.value.dtype
+    step = options.step or rounding_step(dtype)
+    steps = {name: torch.full((layer.bases,), step) for name, layer in layers.items()}
+    seen = _seen(objective, options)
+    found = probed(model, layers, objective, steps, seen, options.seed)
+    return {name: one / step for name, one in found.products.items()}, found.signs
 
 
-def _rademacher(like: Tensor, generator: torch.Generator) -> Tensor:
-    return (torch.randint(2, like.shape, generator=generator) * 2 - 1).to(like)
-
-
-@torch.no_grad()
-def _place(values: list[nn.Parameter], tensors: list[Tensor]) -> None:
-    for value, tensor in zip(values, tensors, strict=True):
-        value.copy_(tensor)
-
-
-def _stacked(lists: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack(entries) for name, entries in lists.items()}
+def _seen(objective: Objective, options: Options) -> list[list[TaskBatch]]:
+    """The batches of each probe: all of the objective's, or its rows in turn."""
+    count = options.rows_per_probe
+    if count is None or count >= len(objective.rows):
+        return [list(objective.batches())] * options.probes
+    starts = (probe * count for probe in range(options.probes))
+    turns = (torch.arange(start, start + count) % len(objective.rows) for start in starts)
+    return [
+        [objective.rows.batch(rows) for rows in turn.split(objective.batch_size)]
+        for turn in turns
+    ]
 
 
 def _softened(model: nn.Module, objective: Objective, options: Options, use: Use) -> Objective:
