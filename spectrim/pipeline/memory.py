@@ -194,7 +194,7 @@ class Needs:
         """Without activations: model, statistics (of two passes and their mean), factors."""
         statistics = self._statistics(self.targets)
         passes = 3 if self.recipe.averages_path else 1
-        factors = sum(_factors(target) for target in self.targets) * _DOUBLE
+        factors = sum(_factors(target) for target in self.targets) * _FLOAT
         weights = self.opened.streamed.total_bytes
         rest = max(map(self._decomposing, self.targets)) + self._test_matrices
         rest = max(rest, self._measuring(), self._allocating())
@@ -278,11 +278,12 @@ class Needs:
         )
 
     def _decomposing(self, target: Target) -> int:
-        """One layer: its weight and factors, both covariances, and the eigenproblem."""
+        """One layer: its weight, its factors in float32 and once more balanced, both
+        covariances, and the eigenproblem."""
         out, inner = target.shape
         sides = (("gradient_covariance", out), ("input_covariance", inner))
         matrices = sum(self._side(name, target.name, width) for name, width in sides)
-        numbers = 4 * min(out, inner) ** 2 + 3 * out * inner + 2 * _factors(target)
+        numbers = 6 * min(out, inner) ** 2 + 3 * out * inner + _factors(target)
         return matrices + _DOUBLE * numbers
 
     def _side(self, statistic: str, layer: str, width: int) -> int:
