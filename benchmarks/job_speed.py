@@ -64,12 +64,15 @@ def main() -> None:
         print(json.dumps(ARMS[given.arm](given)))
         return
     with tempfile.TemporaryDirectory() as directory:
-        found = {arm: _in_a_process(arm, directory) for arm in given.arms.split(",")}
+        found: dict[str, dict[str, Any]] = {}
+        for arm in given.arms.split(",") * given.repeat:
+            row = _in_a_process(arm, directory)
+            found[arm] = min(row, found.get(arm, row), key=_both)
         first, *others = (torch.load(Path(directory) / f"{arm}.pt") for arm in found)
     print("| arm | calibration | decomposition | both | of it | peak beyond the model |")
     print("|---|---|---|---|---|---|")
     for arm, row in found.items():
-        both = row["calibration"] + row["decomposition"]
+        both = _both(row)
         parts = ", ".join(f"{name} {value:.1f}" for name, value in row["parts"].items())
         print(
             f"| {arm} | {row['calibration']:.1f} s | {row['decomposition']:.1f} s "
@@ -82,6 +85,10 @@ def main() -> None:
     )
 
 
+def _both(row: dict[str, Any]) -> float:
+    return row["calibration"] + row["decomposition"]
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?")
@@ -92,6 +99,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=1024, help="tokens, of all arms")
     parser.add_argument("--svd32", action="store_true")
+    parser.add_argument("--repeat", type=int, default=1, help="the least time of so many")
     parser.add_argument("--arms", default="plain,ours,streamed")
     parser.add_argument("--arm")
     parser.add_argument("--directory", type=Path)

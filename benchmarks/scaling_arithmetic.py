@@ -37,9 +37,15 @@ class Shape:
         return sum(out * inner for out, inner in self.layers)
 
     @property
-    def inputs(self) -> list[int]:
-        """Widths of a block's different inputs: q/k/v, o, gate/up, down."""
-        return [self.width, self.width, self.width, self.inner]
+    def inputs(self) -> list[tuple[int, int]]:
+        """Of a block's different inputs, q/k/v, o, gate/up, down: width of what is summed, and
+        of the diagonal beside it where that is through the weight."""
+        return [(self.width, 0), (self.width, 0), (self.width, 0), (self.width, self.inner)]
+
+    @property
+    def gradients(self) -> list[tuple[int, int]]:
+        """The same of the layers' gradients."""
+        return [(min(out, inner), out * (out > inner)) for out, inner in self.layers]
 
 
 SHAPES = (
@@ -76,8 +82,8 @@ def main() -> None:
 def _room(shape: Shape, tokens: int, length: int) -> str:
     block = 4 * shape.block
     weights = shape.blocks * block + 8 * shape.width * shape.words
-    inputs = 8 * sum(n**2 for n in shape.inputs)
-    gradients = 8 * sum(out**2 for out, _ in shape.layers)
+    inputs = 8 * sum(n**2 + more for n, more in shape.inputs)
+    gradients = 8 * sum(n**2 + more for n, more in shape.gradients)
     statistics = shape.blocks * (inputs + gradients)
     numbers = sum(min(out, inner) * (out + inner) for out, inner in shape.layers)
     factors = 4 * shape.blocks * numbers
@@ -86,7 +92,7 @@ def _room(shape: Shape, tokens: int, length: int) -> str:
     whole = 2 * weights + statistics + 2 * factors
     ends = 2 * 8 * shape.width * shape.words + 6 * 4 * length * shape.words
     row = 3 * 4 * length * (sum(map(sum, shape.layers)) + 8 * shape.width)
-    summing = 2 * block + max(inputs, gradients) + row + 8 * max(shape.inputs) ** 2
+    summing = 2 * block + max(inputs, gradients) + row + 8 * shape.inner**2
     solving = 3 * block + max(map(_decomposing, shape.layers))
     peak = max(ends, summing, solving)
     traffic = 4 * weights // 2 + 4 * activations + 3 * statistics + 2 * factors
@@ -98,17 +104,17 @@ def _decomposing(layer: tuple[int, int]) -> int:
     """As `spectrim.pipeline.memory` counts it."""
     out, inner = layer
     small = min(layer)
-    matrices = 4 * out**2 + 4 * inner**2 + 4 * small**2
-    return 8 * (matrices + 3 * out * inner + 2 * small * (out + inner))
+    matrices = 4 * small**2 + 6 * (small**2 + max(layer)) + 6 * small**2
+    return 8 * (matrices + 3 * out * inner + small * (out + inner))
 
 
 def _operations(shape: Shape, tokens: int) -> tuple[float, float, float]:
     """Of passes, sums and decompositions."""
     head = shape.width * shape.words
     passes = 6 * tokens * shape.blocks * shape.block + 4 * tokens * head
-    squares = sum(n**2 for n in shape.inputs) + sum(out**2 for out, _ in shape.layers)
+    squares = sum(n**2 for n, _ in shape.inputs + shape.gradients)
     sums = tokens * shape.blocks * squares
-    solving = shape.blocks * sum(map(_solving, shape.layers))
+    solving = shape.blocks * sum(_solving(shape, layer) for layer in shape.layers)
     return passes, sums, solving
 
 
@@ -130,13 +136,15 @@ def _hours(shape: Shape, tokens: int, rates: tuple[float, float]) -> str:
     return f"| {shape.name} | " + " | ".join(f"{hours:,.2f}" for hours in figures) + " |"
 
 
-def _solving(layer: tuple[int, int]) -> float:
+def _solving(shape: Shape, layer: tuple[int, int]) -> float:
     """Cholesky factor and whitening, Gram matrix and eigenvectors of the smaller side, both
-    factors, and the price of the cuts."""
+    factors, and the price of the cuts. The Gram matrix is W C W^T, and W W^T alone of a layer
+    whose wider side was summed through W."""
     large, small = max(layer), min(layer)
-    whitening = small**3 / 3 + 2 * small**2 * large
-    gram = 2 * small * large**2 + small**2 * large
-    factors = small**3 + 2 * small**2 * large
+    through = large == shape.inner
+    whitening = small**3 / 3 + 2 * small**3
+    gram = small**2 * large + (0 if through else 2 * small * large**2)
+    factors = 2 * small**3 + 2 * small**2 * large
     pricing = small**2 * (large + small)
     return whitening + gram + 9 * small**3 + factors + pricing
 
