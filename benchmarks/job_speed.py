@@ -7,9 +7,10 @@ gradients included; in hooks one float32 product x^T x and one g^T g for every l
 each layer two Cholesky factors in float64, `torch.linalg.svd` of the whitened weight, and an
 inverse of either factor (`--svd32`: the SVD in float32). Both arms end in factors of the same
 ranks. Random weights in the shapes of Llama unless a model is given; each arm runs in a process
-of its own on one thread. `streamed` reads shards and has no model in memory: its peak is of
-all that it holds. The last lines say how far the arms' results are from each other, and what
-a large matrix product reaches on this machine.
+of its own on one thread. `ours` keeps its statistics in a file between the two steps, as the
+commands do in their workspace. `streamed` reads shards and has no model in memory: its peak is
+of all that it holds. The last lines say how far the arms' results are from each other, and
+what a large matrix product reaches on this machine.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from llama_shape import llama_config
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spectrim.calibration import CalibrationSettings, calibrate
+from spectrim.calibration import Calibration, CalibrationSettings, calibrate
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
+from spectrim.calibration.store import save_calibration
+from spectrim.calibration.stored import stored_calibration
 from spectrim.data import TokenBlocks
 from spectrim.hub.checks import weight_files
 from spectrim.hub.stream import Opened
@@ -200,12 +203,19 @@ def ours(given: argparse.Namespace) -> dict[str, Any]:
     model = _model(given)
     targets, blocks = find_targets(model), _tokens(given, model)
     meter = Meter()
-    calibration = calibrate(model, targets, blocks, _settings(given))
+    calibration = _kept(calibrate(model, targets, blocks, _settings(given)), given)
     meter.next("calibration")
     found = decompose(model, calibration, Recipe())
     result = {t.name: _cut(found.factors[t.name].truncated(_rank(t))) for t in targets}
     meter.next("decomposition")
     return meter.finished(given, result)
+
+
+def _kept(calibration: Calibration, given: argparse.Namespace) -> Calibration:
+    """In a file, out of which a layer's statistics are read when it is decomposed."""
+    path = given.directory / "calibration.safetensors"
+    save_calibration(calibration, path)
+    return stored_calibration([path], calibration.provenance)
 
 
 def streamed(given: argparse.Namespace) -> dict[str, Any]:

@@ -75,6 +75,13 @@ def stored_calibration(paths: Iterable[Path], provenance: dict[str, Any]) -> Cal
     return _union([_lazy(path) for path in paths], provenance)
 
 
+def opened(path: Path) -> Calibration:
+    """The calibration in a file, its states read when they are asked for. Raises
+    CheckpointError for a damaged file, which is read whole to see that."""
+    load_calibration(path)
+    return _lazy(path)
+
+
 def _lazy(path: Path) -> Calibration:
     names, metadata = read_header(path)
     files: dict[str, dict[str, tuple[Path, tuple[str, ...]]]] = {}

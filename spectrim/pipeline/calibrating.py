@@ -26,6 +26,7 @@ from spectrim.calibration import Calibration, CalibrationSettings
 from spectrim.calibration.distributed import added_up, begin_part, own_settings
 from spectrim.calibration.parts import joined, only
 from spectrim.calibration.store import load_calibration, model_fingerprint, save_calibration
+from spectrim.calibration.stored import opened, stored_calibration
 from spectrim.calibration.whole_model import calibrate_steps
 from spectrim.curves.probe import exchanged
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
@@ -207,10 +208,11 @@ class _Run:
         return result
 
     def _kept(self, key: dict[str, Any], statistic: str) -> Calibration | None:
-        return kept(self._path(key, (statistic,)), load_calibration)
+        return kept(self._path(key, (statistic,)), opened)
 
     def _once(self, what: str, key: dict[str, Any], missing: tuple[str, ...]) -> Calibration:
-        """One pass for what is missing, its statistics kept in the workspace under `key`.
+        """One pass for what is missing, its statistics kept in the workspace under `key`, and
+        no longer in memory where they are.
 
         A run that was stopped between storing one statistic and the next misses fewer than it
         had summed: its sums are taken up whole.
@@ -224,7 +226,9 @@ class _Run:
             for name in missing if several.is_first() else ():
                 if (path := self._path(key, (name,))) is not None:
                     save_calibration(only(result, name), path)
-        return result
+        paths = [self._path(key, (name,)) for name in missing]
+        stored = [path for path in paths if path is not None and path.exists()]
+        return stored_calibration(stored, result.provenance) if stored == paths else result
 
     def _partial(self, key: dict[str, Any]) -> Path | None:
         """Where the running sums of this run are: of several processes, this one's, of

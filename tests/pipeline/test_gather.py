@@ -7,6 +7,7 @@ import torch
 
 from spectrim.calibration import Calibration, whole_model
 from spectrim.calibration.parts import joined, only
+from spectrim.calibration.stored import StoredStates
 from spectrim.errors import CheckpointError, InputError
 from spectrim.pipeline import calibrate, decompose, gather
 from spectrim.recipe import PathRecipe
@@ -107,6 +108,16 @@ def test_only_what_is_missing_is_gathered(recipes, tmp_path, monkeypatch):
     assert len(list(workspace.root.iterdir())) == len(before) + 1
     monkeypatch.undo()
     assert same(found, calibrate(tiny_llama(), tiny_tokenizer(), recipes["asvd"]))
+
+
+def test_what_is_kept_is_not_held_in_memory(recipes, tmp_path):
+    workspace, recipe = Workspace(tmp_path / "kept"), recipes["obd"]
+    made = calibrate(tiny_llama(), tiny_tokenizer(), recipe, workspace)
+    found = calibrate(tiny_llama(), tiny_tokenizer(), recipe, workspace)
+    for calibration in (made, found):
+        assert all(isinstance(s, StoredStates) for s in calibration.states.values())
+    assert same(made, calibrate(tiny_llama(), tiny_tokenizer(), recipe))
+    assert same(made, found)
 
 
 def test_other_tokens_need_another_pass(recipes, text, tmp_path, monkeypatch):
