@@ -34,6 +34,7 @@ from spectrim.recipe import (
 )
 from spectrim.refinement import Progress
 from spectrim.selection import SelectionOptions
+from spectrim.selection.importance import Slope
 from spectrim.storage import write_text
 from spectrim.workspace import Workspace
 
@@ -79,12 +80,14 @@ def selecting(method: str, **selection: Any) -> Callable[[Steps], Recipe]:
     return recipe
 
 
-def all_at_once(method: str, **selection: Any) -> Callable[[Steps], Recipe]:
+def all_at_once(
+    method: str, slope: Slope = "none", **selection: Any
+) -> Callable[[Steps], Recipe]:
     """Scored once, in the model as it was, cut at once; all steps fine-tune factors."""
 
     def recipe(steps: Steps) -> Recipe:
         options = SelectionOptions(
-            steps=0, events=1, scoring_rows=512, slope="none", rows_per_step=ROWS, **selection
+            steps=0, events=1, scoring_rows=512, slope=slope, rows_per_step=ROWS, **selection
         )
         return Recipe(method=method, selection=options, refinement=steps.fine_tuning())
 
@@ -105,10 +108,10 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
     ),
     "ours": all_at_once("obd", importance="fisher"),
     "ours, calibrated": all_at_once(
-        "obd", importance="calibrated", importance_options={"rows": 64}
+        "obd", importance="calibrated", importance_options={"rows": 64}, slope="size"
     ),
     "ours, calibrated, SVD bases": all_at_once(
-        "svd", importance="calibrated", importance_options={"rows": 64}
+        "svd", importance="calibrated", importance_options={"rows": 64}, slope="size"
     ),
     "ours, Kronecker curvature": all_at_once("obd", importance="kronecker"),
     "ours, bases tuned in between": selecting(
