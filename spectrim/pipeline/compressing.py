@@ -115,7 +115,7 @@ def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> N
                 "order; make the plan from the same decomposition with `spectrim plan`"
             )
     if not plan.ranks:
-        warnings.warn("the plan leaves every layer dense; nothing is compressed", stacklevel=3)
+        warnings.warn("the plan leaves every layer dense; no weight is removed", stacklevel=3)
 
 
 def _foreign(name: str) -> CheckpointError:
