@@ -9,6 +9,7 @@ trains one side after the other. Source: Hu et al., 2021, arXiv:2106.09685.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,9 @@ def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Any]:
     )
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # of what PEFT itself asks transformers for
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(options.seed)
         adapted: Any = get_peft_model(model, config)
     try:

@@ -28,6 +28,7 @@ def test_a_tuned_checkpoint(cli, shelf, smaller, tmp_path, lora):
     data = ("--data", shelf / "text.txt")
     done = cli("finetune", smaller, "-o", "tuned", *data, *size, *rate, *adapters, "--json")
     assert done.code == 0, done.err
+    assert "deprecated" not in done.err
     entry = json.loads(done.out)
     [(first, last)] = entry["losses"].values()
     assert last < first
