@@ -59,7 +59,7 @@ def evaluate_harness(
     cannot be had.
     """
     evaluate, wrapper, manager = _library()
-    with _quiet():
+    with _quiet(), _without_git():
         known = _manager(manager, tasks, settings.path)
         wrapped = wrapper(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch)
         try:
@@ -136,6 +136,20 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_git() -> Iterator[None]:
+    """The harness asks git for the commit of the working directory, wherever that is, and git
+    complains on standard error where there is none."""
+    from lm_eval import evaluator
+
+    asked = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asked
 
 
 def _unseen() -> contextlib.AbstractContextManager[Any]:

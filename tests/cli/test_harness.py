@@ -93,6 +93,7 @@ def test_dense_and_compressed_in_one_table(cli, models, task_files, tmp_path, mo
             assert shown[f"{name} acc"] == accuracy(directory, name)
             assert shown[f"{name} acc stderr"] > 0
     assert "it/s" not in done.err, "no progress bar where nobody sees it"
+    assert "fatal" not in done.err, "git is not asked about a directory that is none of its"
 
 
 @needs_harness
