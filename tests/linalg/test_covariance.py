@@ -64,6 +64,7 @@ def test_the_metric_is_that_of_the_matrix(covariance, damping):
     root = found.whiten(torch.eye(WIDTH, dtype=torch.float64)).T
     assert close(root @ root.T, matrix)
     assert close(found.unwhiten(found.whiten(wide)), wide)
+    assert close(found.colour(wide), root @ wide)
     assert close(found.gram(wide), wide.T @ matrix @ wide)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from spectrim.linalg.products import gram, symmetric_product
+from spectrim.linalg.products import gram, symmetric_product, triangular_product
 from tests.tolerances import FLOAT64_RELATIVE
 
 
@@ -25,6 +25,21 @@ def test_equal_plain_products(width):
     ):
         scale = float(expected.abs().max())
         assert torch.allclose(found, expected, rtol=0, atol=FLOAT64_RELATIVE * scale)
+
+
+@pytest.mark.parametrize("width", [1, 129, 517])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_with_a_triangle(width, transposed):
+    lower, matrix = rows(width, width).tril(), rows(width, 5)
+    expected = (lower.T if transposed else lower) @ matrix
+    found = triangular_product(lower, matrix, transposed)
+    assert float((found - expected).norm()) <= FLOAT64_RELATIVE * float(expected.norm())
+
+
+def test_a_triangle_leaves_out_what_is_zero():
+    with FlopCounterMode(display=False) as counter:
+        triangular_product(rows(2048, 2048).tril(), rows(2048, 16))
+    assert counter.get_total_flops() < 0.6 * 2 * 2048**2 * 16
 
 
 def test_take_about_half_the_operations():
