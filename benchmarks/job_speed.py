@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -69,6 +70,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         found: dict[str, dict[str, Any]] = {}
         for arm in given.arms.split(",") * given.repeat:
+            for place in ("activations", "statistics", "factors", "calibrated.json"):
+                _remove(Path(directory) / place)
             row = _in_a_process(arm, directory)
             found[arm] = min(row, found.get(arm, row), key=_both)
         first, *others = (torch.load(Path(directory) / f"{arm}.pt") for arm in found)
@@ -86,6 +89,14 @@ def main() -> None:
     print(
         "GFLOP/s of a product, float32, float64:", *map(_rate, (torch.float32, torch.float64))
     )
+
+
+def _remove(path: Path) -> None:
+    """What an earlier run of `streamed` would go on from."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _both(row: dict[str, Any]) -> float:

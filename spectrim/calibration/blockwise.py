@@ -184,12 +184,14 @@ class BlockwiseWalk:
             for index, batch in enumerate(self.batches):
                 hidden = self.places.activations.get((INPUT, number, index)).clone()
                 gradient = self.places.activations.get((GRADIENT, number + 1, index))
-                hidden.requires_grad_(True)
+                hidden.requires_grad_(number > 0)
                 with self._watched(targets, batch, part, backward=True):
                     call = self.calls[index][number]
-                    self.passage.through(block, hidden, call).backward(gradient)
-                assert hidden.grad is not None
+                    output = self.passage.through(block, hidden, call)
+                    if output.requires_grad:
+                        output.backward(gradient)
                 if number > 0:
+                    assert hidden.grad is not None
                     self.places.activations.put((GRADIENT, number, index), hidden.grad)
         self.parts.put(f"{GRADIENT}-{number:05d}", part)
 

@@ -100,7 +100,18 @@ class _Seen:
     name: str
     watch: Watch
 
-    def forward(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def forward(
+        self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
+    ) -> Tensor | None:
+        """The output, where the graph begins with it: nothing before it has to be gone back
+        through. A copy, since a leaf of the graph may not be changed in place."""
+        begins = self.watch.backward and torch.is_grad_enabled() and not output.requires_grad
+        if begins:
+            output = output.detach().requires_grad_(True).clone()
+        self._tell(module, inputs, output)
+        return output if begins else None
+
+    def _tell(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         watch, products = self.watch, Products(module, self.watch.originals.get(self.name))
         here = watch.index.select(getattr(module, "token_rows", None))
         x, y, sequence = here.real(inputs[0]), here.real(output), here.real_sequence

@@ -157,7 +157,7 @@ def calibrate_steps(
     start, size = int(result.provenance.get("sequences_done", 0)), settings.tokens_per_batch
     step = rows_per_batch(blocks, size) * settings.every
     yield result
-    with freezing(model, settings.backward):
+    with frozen(model):
         for batch in batches(blocks, size, start, device, settings.every):
             _run_batch(model, targets, batch, settings, result)
             result.tokens += int(batch.mask.sum())
@@ -216,7 +216,8 @@ def _run_batch(
             return
         loss = summed_loss(_forward(model, batch), batch, settings)
         check_finite(loss, first)
-        loss.backward()
+        if loss.requires_grad:  # some target was reached
+            loss.backward()
 
 
 def check_finite(value: Tensor, first_sequence: int) -> None:
