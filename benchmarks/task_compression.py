@@ -106,6 +106,13 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
     "BSI, probes on a row each": selecting(
         "svd", importance="hutchinson", importance_options=ROW_PROBES
     ),
+    "Basel, cut at once": all_at_once("svd", importance="magnitude", rule="mass"),
+    "BSI, cut at once": all_at_once(
+        "svd",
+        slope="size",
+        importance="hutchinson",
+        importance_options={"probes": 16, "rows_per_probe": 32, "negative": "magnitude"},
+    ),
     "ours": all_at_once("obd", importance="fisher"),
     "ours, calibrated": all_at_once(
         "obd", importance="calibrated", importance_options={"rows": 64}, slope="size"
