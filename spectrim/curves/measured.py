@@ -28,6 +28,8 @@ LAYER_BUDGETS = (0.75, 0.35)
 JOINT_BUDGETS = (0.95, 0.8, 0.6, 0.35)
 DENSE_STAND_IN = 0.85
 """Fraction of full rank at which a layer is measured that a plan leaves dense."""
+_NONE = 1e-30
+"""Below it a predicted loss has no ratio to a measured one."""
 _FLOOR = 1e-6
 
 Track = Callable[[Sequence[str]], Iterable[str]]
@@ -71,12 +73,12 @@ def measured_jointly(
 
 def rescaled(curve: Tensor, measured: dict[int, float]) -> Tensor:
     """`curve` (k + 1,) through the measured {rank: loss}; stays non-increasing in rank."""
-    ranks = sorted((r for r in measured if curve[r] > 0), reverse=True)
+    ranks = sorted((r for r in measured if curve[r] > _NONE), reverse=True)
     if not ranks:
         return curve
     x = np.log([float(curve[r]) for r in ranks])
     y = np.log([max(measured[r], _FLOOR) / float(curve[r]) for r in ranks])
-    at = np.log(np.maximum(curve.numpy(), 1e-30))
+    at = np.log(np.maximum(curve.numpy(), _NONE))
     values = curve.numpy() * np.exp(np.interp(at, x, y))
     return torch.from_numpy(np.maximum.accumulate(values[::-1])[::-1].copy())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spectrim.curves.measured import _FLOOR, _ascending, measured_layers, rescaled
@@ -24,6 +24,7 @@ def curve_from(rises: list[float]) -> torch.Tensor:
 
 
 @given(RISES, MEASURED)
+@example([0.0, 0.0, 5e-324], {2: 1.0})
 @settings(max_examples=150, deadline=None)
 def test_a_corrected_curve_never_rises(rises, measured):
     curve = curve_from(rises)
