@@ -100,11 +100,14 @@ def test_curves_without_effects_are_an_error():
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "moe"])
 def test_all_effects_together_are_the_gradients_product_with_the_weight(name, tmp_path):
-    """-sum_i left_i^T G right_i = -<G, W>, and the effects come back from a file."""
+    """-sum_i left_i^T G right_i = -<G, W>, and the effects come back from a file.
+
+    Of float64 weights, whose factors are kept in float64.
+    """
     recipe = small_recipe(
         text_file(tmp_path / "text.txt"), method="svd_llm", allocation="zero_sum"
     )
-    model = TINY_MODELS[name]()
+    model = TINY_MODELS[name]().double()
     calibration = calibrate(model, tiny_tokenizer(), recipe)
     decomposition = decompose(model, calibration, recipe)
     assert set(decomposition.signed) == set(decomposition.shapes)
