@@ -97,6 +97,19 @@ def test_layers_that_are_uncertain_are_drawn_to_the_others():
     same = calibrated._pooled(torch.ones(3).double() * 2, torch.ones(3).double())
     torch.testing.assert_close(same, torch.ones(3).double() * 2)
     torch.testing.assert_close(calibrated._pooled(means[:1], sure[:1]), means[:1])
+    alike, certain = torch.ones(3).double(), torch.zeros(3).double()
+    torch.testing.assert_close(calibrated._pooled(alike, certain), alike)
+
+
+def test_a_loss_without_a_gradient_scores_nothing():
+    model, layers = spectral_llama()
+
+    def flat(given: nn.Module, batch) -> tuple[Tensor, int]:
+        summed, count = task_loss(given, batch)
+        return 0 * summed, count
+
+    found = _estimate("calibrated", model, layers, Objective(rows(), 6, flat))
+    assert all(not scores.any() for scores in found.scores.values())
 
 
 def test_removals_of_a_model_that_is_sure_are_ranked():

@@ -124,7 +124,8 @@ def _ratios(
 
 def _pooled(means: Tensor, variances: Tensor) -> Tensor:
     """Each mean drawn to that of all by how uncertain it is beside how they differ."""
-    weights = 1 / variances.clamp_min(float(variances.median()) * _FLOOR + 1e-30)
+    variances = variances.clamp_min(float(variances.median()) * _FLOOR + 1e-30)
+    weights = 1 / variances
     centre = (weights * means).sum() / weights.sum()
     excess = (weights * (means - centre).square()).sum() - (len(means) - 1)
     between = excess / (weights.sum() - weights.square().sum() / weights.sum())
