@@ -43,7 +43,8 @@ SHARE = 0.25
 """Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
 SCORING = {"scoring_rows": 64, "events": 6}
 PROBES: dict[str, Any] = {"probes": 16, "rows_per_probe": 16, "negative": "magnitude"}
-ROW_PROBES: dict[str, Any] = {"probes": 256, "rows_per_probe": 1, "negative": "magnitude"}
+ROW_PROBES = PROBES | {"probes": 256, "rows_per_probe": 1}
+CALIBRATED: dict[str, Any] = {"rows": 64}
 DRAWN: dict[str, Any] = {"temperature": 1.0}
 
 
@@ -111,14 +112,14 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
         "svd",
         slope="size",
         importance="hutchinson",
-        importance_options={"probes": 16, "rows_per_probe": 32, "negative": "magnitude"},
+        importance_options=PROBES | {"rows_per_probe": 32},
     ),
     "ours": all_at_once("obd", importance="fisher"),
     "ours, calibrated": all_at_once(
-        "obd", importance="calibrated", importance_options={"rows": 64}, slope="size"
+        "obd", importance="calibrated", importance_options=CALIBRATED, slope="size"
     ),
     "ours, calibrated, SVD bases": all_at_once(
-        "svd", importance="calibrated", importance_options={"rows": 64}, slope="size"
+        "svd", importance="calibrated", importance_options=CALIBRATED, slope="size"
     ),
     "ours, Kronecker curvature": all_at_once("obd", importance="kronecker"),
     "ours, bases tuned in between": selecting(

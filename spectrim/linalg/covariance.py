@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import InputError
-from spectrim.linalg.metric import CovarianceMetric, Metric, StackedMetric, ThroughMetric
+from spectrim.linalg.metric import (
+    WHOLE,
+    CovarianceMetric,
+    Metric,
+    StackedMetric,
+    ThroughMetric,
+)
 from spectrim.linalg.psd import SMALLEST_DAMPING, check_finite, check_signal
 
 _PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
@@ -243,8 +249,7 @@ class ThroughWeight(Covariance):
         width, size = len(self._diagonal), len(self.product)
         return InputError(
             f"a covariance of shape {(width, width)} was summed only through the layer's "
-            f"weight, as {(size, size)}; calibrate with calibration.wide=full in the recipe, "
-            'or with CalibrationSettings(wide="full")'
+            f"weight, as {(size, size)}; {WHOLE}"
         )
 
 

@@ -27,6 +27,13 @@ ROUNDING = 1e-13
 """Of the mean diagonal: less, and the factor's own error is larger."""
 
 
+WHOLE = (
+    "calibrate with calibration.wide=full in the recipe, or with "
+    'CalibrationSettings(wide="full")'
+)
+"""What to do where a covariance was summed only through a weight."""
+
+
 class Metric(ABC):
     """statistic: the name of the layer's statistic whose C + ridge I this is, or ""."""
 
@@ -169,8 +176,7 @@ class ThroughMetric(Metric):
     def _misused(self) -> InputError:
         return InputError(
             f"a covariance seen through a weight of smaller side {len(self.product)} answers "
-            "for that weight alone, as the metric of its wider side; calibrate with "
-            'calibration.wide=full in the recipe, or with CalibrationSettings(wide="full")'
+            f"for that weight alone, as the metric of its wider side; {WHOLE}"
         )
 
 

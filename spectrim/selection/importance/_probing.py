@@ -33,14 +33,19 @@ class Probes:
 
 
 def rounding_step(dtype: torch.dtype) -> float:
-    """eps for a gradient computed in `dtype`, of which norms and rotations are in float32
-    whatever the model's dtype. Raises InputError for 16 bits."""
+    """eps for a gradient computed in `dtype`. Raises InputError for 16 bits."""
+    return float((_ROUNDING * rounding_of(dtype)) ** (1 / 3))
+
+
+def rounding_of(dtype: torch.dtype) -> float:
+    """Relative, of gradients in `dtype`, of which norms and rotations are in float32 whatever
+    the model's dtype. Raises InputError for 16 bits, whose differences say nothing."""
     unit = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
     if unit > 1e-4:
         raise InputError(
             f"differences of {dtype} gradients drown in rounding; load the model in float32"
         )
-    return float((_ROUNDING * unit) ** (1 / 3))
+    return unit
 
 
 def probed(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spectrim.errors import InputError
 from spectrim.selection.importance._importance import Importance, coordinates_of, taylor
-from spectrim.selection.importance._probing import Probes, probed, rounding_step
+from spectrim.selection.importance._probing import Probes, probed, rounding_of
 from spectrim.selection.moments import moments
 from spectrim.selection.objective import Objective
 from spectrim.selection.spectral import SpectralLinear
@@ -61,7 +61,7 @@ def estimate(
     Raises InputError for a 16-bit model.
     """
     for layer in layers.values():
-        rounding_step(layer.coordinates.value.dtype)
+        rounding_of(layer.coordinates.value.dtype)  # refuses 16 bits before any pass
     found = moments(model, layers, objective)
     relative = {
         n: coordinates_of(layer).square() * found[n].fisher for n, layer in layers.items()
