@@ -97,3 +97,6 @@ OUTPUT_METRIC_RELATIVE = 0.15
 
 LATENCY_RELATIVE = 0.25
 """Time of a whole model's layers against that of its shapes alone, on a machine in use."""
+
+FROZEN_ABSOLUTE = 2e-6
+"""Logits of size one from stored float32 weights, by another processor or version of torch."""
