@@ -29,7 +29,7 @@ def _step(name: str) -> dict[str, Any]:
 _BLOCK, _END_TO_END = _step("block"), _step("end_to_end")
 _TRAINED = {"refinement": [_BLOCK, _END_TO_END]}
 _PLAIN_STEPS = [
-    step | {"options": step["options"] | {"basis": "parameters"}}
+    step | {"options": step["options"] | {"optimizer_basis": "parameters"}}
     for step in (_BLOCK, _END_TO_END)
 ]
 _SQUARES = _BLOCK | {"options": _BLOCK["options"] | {"out_metric": "identity"}}
@@ -37,15 +37,15 @@ _FOUNDATION: dict[str, Any] = {
     "method": "svd_llm",
     "allocation": "uniform",
     "layer": "lowrank",
-    "path": NO_PATH,
-    "measure": PLAIN,
+    "hessian_averaging": NO_PATH,
+    "probe": PLAIN,
 }
 _RANKS = {"allocation": "loss_optimal"}
 ALONE: Rows = {
     "SVD-LLM": {},
     "gradient covariance": {"method": "obd"},
     "loss-optimal ranks": _RANKS,
-    "loss-optimal ranks, measured curves": _RANKS | {"measure": _BEST["measure"]},
+    "loss-optimal ranks, measured curves": _RANKS | {"probe": _BEST["probe"]},
     "pivoted storage": {"layer": "pivoted"},
     "block training": {"refinement": [_BLOCK]},
     "end-to-end training": {"refinement": [_END_TO_END]},
@@ -53,8 +53,8 @@ ALONE: Rows = {
 WITHOUT: Rows = {
     "gradient covariance": {"method": "svd_llm"},
     "loss-optimal ranks": {"allocation": "uniform"},
-    "measured curves": {"measure": PLAIN},
-    "path average": {"path": NO_PATH},
+    "measured curves": {"probe": PLAIN},
+    "path average": {"hessian_averaging": NO_PATH},
     "pivoted storage": {"layer": "lowrank"},
     "covariances' bases": {"refinement": _PLAIN_STEPS},
     "the blocks' output metric": {"refinement": [_SQUARES, _END_TO_END]},

@@ -21,7 +21,7 @@ import spectrim
 from spectrim.data import BlockSettings, token_blocks
 from spectrim.pipeline.calibrating import prepare
 from spectrim.pipeline.specialising import spectral_copy
-from spectrim.pipeline.tasks import rows_of, some_rows
+from spectrim.pipeline.tasks import load_task_rows, sample_rows
 from spectrim.recipe import CalibrationRecipe, Recipe, TaskRecipe
 from spectrim.selection import IMPORTANCE, Objective, SpectralLinear
 from spectrim.tasks import TaskRows
@@ -63,10 +63,10 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 def rows_for(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> TaskRows:
     if arguments.task:
-        rows = rows_of(
+        rows = load_task_rows(
             model, tokenizer, TaskRecipe(data=arguments.task, labels=arguments.labels)
         )
-        return some_rows(rows, arguments.sequences, 0)
+        return sample_rows(rows, arguments.sequences, 0)
     settings = BlockSettings(sequences=arguments.sequences, length=arguments.length, seed=0)
     blocks = token_blocks(arguments.text, tokenizer, settings)
     mask = torch.ones_like(blocks.ids, dtype=torch.bool)

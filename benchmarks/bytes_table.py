@@ -26,17 +26,22 @@ from spectrim import hub, pipeline
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, SpectrimError
 from spectrim.evaluation.size import tensor_bytes
-from spectrim.pipeline.compensating import path_figures, ranks_of, residual_of, with_paths
-from spectrim.pipeline.factorising import rounded
+from spectrim.pipeline.compensating import (
+    add_corrections,
+    choose_correction_ranks,
+    compute_residual,
+    correction_figures,
+)
+from spectrim.pipeline.factorising import price_rounding
 from spectrim.recipe import (
     CalibrationRecipe,
-    CompensationRecipe,
-    PathRecipe,
-    QuantisationRecipe,
+    CorrectionRecipe,
+    HessianAveragingRecipe,
+    QuantizationRecipe,
     Recipe,
 )
 from spectrim.surgery.targets import find_targets
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 DTYPE = torch.bfloat16
 GROUP = 32
@@ -56,24 +61,29 @@ class Table:
     def __init__(self, given: argparse.Namespace):
         self.given = given
         self.model, self.tokenizer = hub.load(given.model, dtype=torch.float32)
-        self.workspace = Workspace(given.cache)
+        self.cache = Cache(given.cache)
         calibration = CalibrationRecipe(
-            data=given.data, sequences=given.sequences, length=given.length, wide="full"
+            data=given.data,
+            sequences=given.sequences,
+            length=given.length,
+            wide_covariances="full",
         )
         self.recipe = Recipe(
-            calibration=calibration, path=PathRecipe(below=2.0), save_dtype="bfloat16"
+            calibration=calibration,
+            hessian_averaging=HessianAveragingRecipe(below_budget=2.0),
+            save_dtype="bfloat16",
         )
-        self.decomposition = pipeline.factorise(
-            self.model, self.tokenizer, self.recipe, self.workspace
+        self.decomposition = pipeline.factorize(
+            self.model, self.tokenizer, self.recipe, self.cache
         )
         self.calibration = pipeline.calibrate(
-            self.model, self.tokenizer, self.recipe, self.workspace
+            self.model, self.tokenizer, self.recipe, self.cache
         )
         self.names = [target.name for target in find_targets(self.model)]
         self.dense = DTYPE.itemsize * sum(t.weights for t in find_targets(self.model))
         print("| bytes | stored as | share | predicted | " + " | ".join(given.eval) + " |")
         print("|---|---|---|---|" + "---|" * len(given.eval), flush=True)
-        dense = pipeline.stored_in(self.model, DTYPE)
+        dense = pipeline.cast_for_saving(self.model, DTYPE)
         self.row("all", (dense, self.dense, "bfloat16", None))
 
     def row(self, group: str, made: Made) -> None:
@@ -91,7 +101,7 @@ class Table:
         figures = pipeline.evaluate(model.float(), self.tokenizer, text, settings)
         return figures["perplexity"]
 
-    def factored(self, share: float, given: QuantisationRecipe | None) -> Made:
+    def factored(self, share: float, given: QuantizationRecipe | None) -> Made:
         """Low rank at `share` of the bytes, in the kind of layer that promises more."""
         found = [self._planned(share, layer, given) for layer in ("lowrank", "pivoted")]
         fitting = [each for each in found if not isinstance(each, SpectrimError)]
@@ -100,20 +110,20 @@ class Table:
         plan, recipe = min(fitting, key=lambda each: each[0].predicted_loss or 0.0)
         if not plan.ranks:
             raise InputError("every layer stays dense: the plain row over again")
-        smaller = pipeline.compress(self.model, self.decomposition, plan, DTYPE)
-        smaller = pipeline.quantise(smaller, plan, recipe)
+        smaller = pipeline.replace_layers(self.model, self.decomposition, plan, DTYPE)
+        smaller = pipeline.quantize_factors(smaller, plan, recipe)
         label = f"low rank, {recipe.layer}, {_bits(given)}"
         return smaller, self.held(smaller), label, plan.predicted_loss
 
-    def _planned(self, share: float, layer: str, given: QuantisationRecipe | None) -> Any:
+    def _planned(self, share: float, layer: str, given: QuantizationRecipe | None) -> Any:
         recipe = self.recipe.with_changes(
             budget=share,
             layer=layer,
             rank_multiple=1 if given is None else given.multiple,
-            quantisation=given,
+            quantization=given,
         )
         try:
-            known = rounded(self.calibration, self.decomposition, recipe)
+            known = price_rounding(self.calibration, self.decomposition, recipe)
             return pipeline.plan(known, recipe), recipe
         except SpectrimError as error:
             return error
@@ -131,26 +141,26 @@ class Table:
         """Plain `bits`, with a share also low-rank paths that fill up to it."""
         options = {"bits": bits, "group": GROUP}
         recipe = self._with_paths(base, options, 0)
-        residual = residual_of(self.model, self.tokenizer, recipe)
-        ranks = ranks_of(residual, recipe, DTYPE.itemsize)
+        residual = compute_residual(self.model, self.tokenizer, recipe)
+        ranks = choose_correction_ranks(residual, recipe, DTYPE.itemsize)
         if share is not None:
-            taken = path_figures(residual, ranks, DTYPE.itemsize)["base_bytes"]
+            taken = correction_figures(residual, ranks, DTYPE.itemsize)["base_bytes"]
             room = int(share * self.dense) - taken
             recipe = self._with_paths(base, options, max(room, 0))
-            residual = residual_of(self.model, self.tokenizer, recipe, self.workspace)
-            ranks = ranks_of(residual, recipe, DTYPE.itemsize)
-        figures = path_figures(residual, ranks, DTYPE.itemsize)
-        smaller = with_paths(self.model, residual, ranks, recipe)
+            residual = compute_residual(self.model, self.tokenizer, recipe, self.cache)
+            ranks = choose_correction_ranks(residual, recipe, DTYPE.itemsize)
+        figures = correction_figures(residual, ranks, DTYPE.itemsize)
+        smaller = add_corrections(self.model, residual, ranks, recipe)
         label = f"int{bits}, {base}" + ("" if share is None else " + low-rank paths")
         return smaller, self.held(smaller), label, figures.get("predicted_loss")
 
     def _with_paths(self, base: str, options: dict[str, int], room: int) -> Recipe:
-        wanted = CompensationRecipe(base, options, rank=0, path_bytes=room)
-        return pipeline.for_compensation(self.recipe.with_changes(compensation=wanted))
+        wanted = CorrectionRecipe(base, options, rank=0, bytes=room)
+        return pipeline.with_correction(self.recipe.with_changes(correction=wanted))
 
 
-def _bits(given: QuantisationRecipe | None) -> str:
-    return "bfloat16" if given is None else f"int{given.bits} ({given.base})"
+def _bits(given: QuantizationRecipe | None) -> str:
+    return "bfloat16" if given is None else f"int{given.bits} ({given.backend})"
 
 
 def fill(table: Table, bits: int, base: str) -> None:
@@ -161,9 +171,9 @@ def fill(table: Table, bits: int, base: str) -> None:
     share = plain[1] / table.dense
     fewer = [b for b in PATHS.get(bits, ()) if base == "rtn" or b in TORCHAO]
     rows = [lambda b=b: table.compensated(b, base, share) for b in fewer]
-    given = [None, *_quantised(base)]
+    given = [None, *_quantized(base)]
     if base == "rtn" and table.given.torchao:
-        given += _quantised("torchao")
+        given += _quantized("torchao")
     rows += [lambda g=g: table.factored(share, g) for g in given]
     for make in rows:
         try:
@@ -172,8 +182,8 @@ def fill(table: Table, bits: int, base: str) -> None:
             print(f"{group}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
-def _quantised(base: str) -> list[QuantisationRecipe]:
-    return [QuantisationRecipe(bits, base, GROUP) for bits in TORCHAO]
+def _quantized(base: str) -> list[QuantizationRecipe]:
+    return [QuantizationRecipe(bits, base, GROUP) for bits in TORCHAO]
 
 
 def main() -> None:

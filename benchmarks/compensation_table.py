@@ -21,9 +21,14 @@ from transformers.utils import logging
 
 from spectrim import hub, pipeline
 from spectrim.data import BlockSettings
-from spectrim.pipeline.compensating import path_figures, ranks_of, residual_of, with_paths
-from spectrim.recipe import CalibrationRecipe, CompensationRecipe, Recipe
-from spectrim.workspace import Workspace
+from spectrim.pipeline.compensating import (
+    add_corrections,
+    choose_correction_ranks,
+    compute_residual,
+    correction_figures,
+)
+from spectrim.recipe import CalibrationRecipe, CorrectionRecipe, Recipe
+from spectrim.workspace import Cache
 
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn int4 g32": ("rtn", {"bits": 4}),
@@ -40,7 +45,7 @@ BYTES = 2
 
 def paths(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
     """Label and recipe of each row of one compressor and method; no path comes with eora."""
-    given = recipe.compensation or CompensationRecipe()
+    given = recipe.correction or CorrectionRecipe()
     if recipe.method == METHODS[0]:
         yield "none", _with(recipe, given, 0, "uniform")
     for rank in RANKS:
@@ -49,9 +54,9 @@ def paths(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
         yield f"{recipe.method} loss_optimal, bytes of {rank}", loss_optimal
 
 
-def _with(recipe: Recipe, given: CompensationRecipe, rank: int, allocation: str) -> Recipe:
+def _with(recipe: Recipe, given: CorrectionRecipe, rank: int, allocation: str) -> Recipe:
     compensation = replace(given, rank=rank)
-    return recipe.with_changes(compensation=compensation, allocation=allocation)
+    return recipe.with_changes(correction=compensation, allocation=allocation)
 
 
 def main() -> None:
@@ -82,15 +87,15 @@ def main() -> None:
             recipe = Recipe(
                 method=method,
                 calibration=calibration,
-                compensation=CompensationRecipe(base, options),
+                correction=CorrectionRecipe(base, options),
                 save_dtype="bfloat16",
             )
-            recipe = pipeline.for_compensation(recipe)
-            residual = residual_of(model, tokenizer, recipe, Workspace(given.cache))
+            recipe = pipeline.with_correction(recipe)
+            residual = compute_residual(model, tokenizer, recipe, Cache(given.cache))
             for path, chosen in paths(recipe):
-                ranks = ranks_of(residual, chosen, BYTES)
-                facts = path_figures(residual, ranks, BYTES)
-                smaller = with_paths(model, residual, ranks, chosen).float()
+                ranks = choose_correction_ranks(residual, chosen, BYTES)
+                facts = correction_figures(residual, ranks, BYTES)
+                smaller = add_corrections(model, residual, ranks, chosen).float()
                 found = pipeline.evaluate(smaller, tokenizer, given.eval, settings)
                 spent = facts["base_bytes"] + facts["path_bytes"]
                 print(

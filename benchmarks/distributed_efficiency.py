@@ -56,7 +56,7 @@ def main() -> None:
     held: dict[str, Calibration] = {}
 
     def statistics() -> None:
-        work = calibrate if several.count() == 1 else calibrate_distributed
+        work = calibrate if several.num_processes() == 1 else calibrate_distributed
         held["sums"] = work(model, targets, blocks, settings)
 
     def decompositions() -> None:
@@ -65,8 +65,8 @@ def main() -> None:
     statistics()
     steps = {"statistics": statistics, "decompositions": decompositions}
     figures = {name: _compared(step, given.repeats) for name, step in steps.items()}
-    if several.is_first():
-        print(json.dumps({"processes": several.count()} | figures, indent=1))
+    if several.is_main_process():
+        print(json.dumps({"processes": several.num_processes()} | figures, indent=1))
     dist.destroy_process_group()
 
 
@@ -100,9 +100,9 @@ def _subject(given: argparse.Namespace) -> tuple[Any, TokenBlocks]:
 def _compared(step: Callable[[], None], repeats: int) -> dict[str, Any]:
     one, every = [], []
     for _ in range(repeats):
-        one.append(several.from_first(lambda: _timed(step)))
+        one.append(several.run_on_main(lambda: _timed(step)))
         own = _timed(step)
-        parts = several.exchanged(own)
+        parts = several.all_gather(own)
         every.append(Seconds(max(p.wall for p in parts), max(p.cpu for p in parts)))
     wall, cpu = (
         {
@@ -120,7 +120,7 @@ def _compared(step: Callable[[], None], repeats: int) -> dict[str, Any]:
 
 
 def _timed(step: Callable[[], None]) -> Seconds:
-    several.exchanged(None)
+    several.all_gather(None)
     wall, cpu = time.perf_counter(), time.process_time()
     step()
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)

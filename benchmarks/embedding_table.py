@@ -23,7 +23,7 @@ from spectrim.evaluation import size
 from spectrim.pipeline import evaluate
 from spectrim.pipeline.embedding import PlannedTable, plan_table
 from spectrim.recipe import CalibrationRecipe, EmbeddingRecipe, Recipe
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 COLUMNS = ("metric", "kept of the table", "rank", "lost", "parameters", "perplexity")
 
@@ -66,7 +66,7 @@ def main() -> None:
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for budget in map(float, given.budgets.split(",")):
         for name, recipe in recipes(calibration, budget):
-            planned = plan_table(model, tokenizer, recipe, Workspace(given.cache))
+            planned = plan_table(model, tokenizer, recipe, Cache(given.cache))
             assert planned is not None
             smaller = with_table(model, planned)
             figures = evaluate(smaller, tokenizer, given.eval, settings)

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from spectrim import hub, pipeline
 from spectrim.data import BlockSettings
 from spectrim.recipe import CalibrationRecipe, Recipe
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 
 def main() -> None:
@@ -29,13 +29,13 @@ def main() -> None:
     recipe = Recipe(
         budget=given.budget, calibration=CalibrationRecipe(data=given.data, length=256)
     )
-    decomposition = pipeline.factorise(model, tokenizer, recipe, Workspace.default())
+    decomposition = pipeline.factorize(model, tokenizer, recipe, Cache.default())
     print("| layer | weights in | perplexity |")
     print("|---|---|---|")
     for layer in ("lowrank", "pivoted"):
         plan = pipeline.plan(decomposition, recipe.with_changes(layer=layer))
         for dtype in (torch.float32, torch.bfloat16):
-            smaller = pipeline.compress(model, decomposition, plan, dtype)
+            smaller = pipeline.replace_layers(model, decomposition, plan, dtype)
             figures = pipeline.evaluate(smaller.float(), tokenizer, given.eval, settings)
             print(f"| {layer} | {str(dtype)[6:]} | {figures['perplexity']:.4f} |", flush=True)
 

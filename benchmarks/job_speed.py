@@ -37,17 +37,17 @@ from spectrim.calibration.store import save_calibration
 from spectrim.calibration.stored import stored_calibration
 from spectrim.data import TokenBlocks
 from spectrim.hub.checks import weight_files
-from spectrim.hub.stream import Opened
+from spectrim.hub.stream import OffloadedCheckpoint
 from spectrim.pipeline import decompose
 from spectrim.pipeline.streaming import _Run
 from spectrim.recipe import Recipe
 from spectrim.statistics import STATISTICS
 from spectrim.streaming import Activations, StreamedModel
 from spectrim.streaming.memory import (
-    give_back,
     peak_bytes,
     resident_bytes,
     return_large_blocks,
+    trim_memory,
 )
 from spectrim.surgery.targets import Target, find_targets
 
@@ -235,7 +235,7 @@ def streamed(given: argparse.Namespace) -> dict[str, Any]:
     folder = Path(given.model or given.directory / "model")
     if not given.model:
         _model(given).save_pretrained(folder, max_shard_size="40MB")
-    give_back()
+    trim_memory()
     files = weight_files(folder)
     model = StreamedModel(AutoConfig.from_pretrained(folder), files, torch.float32)
     targets, blocks = find_targets(model.model), _tokens(given, model.model)
@@ -244,7 +244,7 @@ def streamed(given: argparse.Namespace) -> dict[str, Any]:
     )
     meter = Meter()
     walk = BlockwiseWalk(model, targets, blocks, _settings(given), places)
-    run = _Run(Opened(model, None, folder, files), Recipe(), walk, given.directory)
+    run = _Run(OffloadedCheckpoint(model, None, folder, files), Recipe(), walk, given.directory)
     run._calibrated({})
     meter.next("calibration")
     found = run.decomposition({})

@@ -20,10 +20,10 @@ from torch import Tensor
 import spectrim
 from spectrim.pipeline.calibrating import prepare
 from spectrim.pipeline.specialising import layer_costs, spectral_copy
-from spectrim.pipeline.tasks import rows_of, some_rows
-from spectrim.recipe import CalibrationRecipe, PathRecipe, Recipe, TaskRecipe
-from spectrim.selection import IMPORTANCE, Objective, SelectionOptions, SpectralLinear, select
-from spectrim.selection.importance import Slope
+from spectrim.pipeline.tasks import load_task_rows, sample_rows
+from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, Recipe, TaskRecipe
+from spectrim.selection import IMPORTANCE, Objective, PruningOptions, SpectralLinear, select
+from spectrim.selection.importance import GradientTerm
 from spectrim.selection.rules import Rule
 
 KEPT = (1.4, 1.0, 0.8, 0.6, 0.4, 0.25)
@@ -66,13 +66,13 @@ def main() -> None:
         layer="lowrank",
         task=TaskRecipe(data=arguments.task),
         calibration=CalibrationRecipe(sequences=256),
-        path=PathRecipe(weight=0.0),
-        selection=SelectionOptions(new_bases=0),
+        hessian_averaging=HessianAveragingRecipe(weight=0.0),
+        pruning=PruningOptions(extra_rank=0),
     )
     assert recipe.task is not None
     prepare(model, recipe)
-    rows = rows_of(model, tokenizer, recipe.task)
-    scoring, judging = (Objective(some_rows(rows, arguments.rows, s), 16) for s in (0, 1))
+    rows = load_task_rows(model, tokenizer, recipe.task)
+    scoring, judging = (Objective(sample_rows(rows, arguments.rows, s), 16) for s in (0, 1))
     spectral, layers = spectral_copy(model, tokenizer, recipe)
     costs = layer_costs(layers, recipe)
     dense = sum(cost.dense for cost in costs.values())
@@ -87,12 +87,12 @@ def main() -> None:
     print(f"{arguments.method} bases, loss before {judging.value(spectral):.4f}\n")
     print(f"| ordered by, kept | {' | '.join(map(str, KEPT))} |\n|---|{'---:|' * len(KEPT)}")
     magnitude = {name: layer.singular_values() for name, layer in layers.items()}
-    show("magnitude (Basel)", magnitude, "mass")
+    show("magnitude (Basel)", magnitude, "energy")
     for label, name, options in ESTIMATORS:
         found = IMPORTANCE.get(name).estimate(
             spectral, layers, scoring, IMPORTANCE.options(name, options)
         )
-        for slope in get_args(Slope):
+        for slope in get_args(GradientTerm):
             show(f"{label}, slopes {slope}", found.order(slope), "global")
 
 

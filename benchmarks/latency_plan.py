@@ -11,7 +11,7 @@ import torch
 
 from spectrim.allocation import LatencyRecipe
 from spectrim.speed import random_model
-from spectrim.speed.planned import planned_time
+from spectrim.speed.planned import time_plan
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for tokens in map(int, given.tokens.split(",")):
         for budget in map(float, given.budgets.split(",")):
-            found = planned_time(model, LatencyRecipe(budget, tokens), given.layer)
+            found = time_plan(model, LatencyRecipe(budget, tokens), given.layer)
             print(
                 f"| {tokens} | {budget:.2f} | {found.predicted:.3f} | {found.measured:.3f} "
                 f"| {found.dense_layers} of {found.layers} |",

@@ -24,7 +24,7 @@ IDENTITY = {"out_metric": "identity"}
 SEQUENTIAL: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("SVD-LLM, shifted inputs", "shifted", IDENTITY),
     ("SAES-SVD", "saes", IDENTITY),
-    ("AA-SVD, anchored", "anchored", IDENTITY | {"mix": 1.0}),
+    ("AA-SVD, anchored", "anchored", IDENTITY | {"original_input_weight": 1.0}),
     ("SVD-LLM + LoRA", "lora", {}),
 )
 NO_PATH = {"weight": 0.0}
@@ -42,7 +42,7 @@ def recipes() -> Rows:
 
 def published() -> Rows:
     """The family with its own factors, ranks and storage."""
-    plain = {"path": NO_PATH, "measure": PLAIN}
+    plain = {"hessian_averaging": NO_PATH, "probe": PLAIN}
     uniform = {"allocation": "uniform", "layer": "lowrank", **plain}
     llm = {"method": "svd_llm", **uniform}
     table: Rows = {
@@ -61,20 +61,20 @@ def published() -> Rows:
     for name, refinement, options in SEQUENTIAL:
         step = {"name": refinement, "options": options}
         table[name] = llm | {"refinement": [step]}
-    anchored = {"name": "anchored", "options": IDENTITY | {"mix": 1.0}}
+    anchored = {"name": "anchored", "options": IDENTITY | {"original_input_weight": 1.0}}
     table["AA-SVD, anchored + block"] = llm | {"refinement": [anchored, {"name": "block"}]}
     return table
 
 
 def steps() -> Rows:
     """OBD with what is added to it, one by one."""
-    plain = {"path": NO_PATH, "measure": PLAIN}
+    plain = {"hessian_averaging": NO_PATH, "probe": PLAIN}
     table: Rows = {}
     for layer in ("lowrank", "pivoted"):
         kind = {"layer": layer}
         table[f"obd, loss_optimal, {layer}"] = {**kind, **plain}
-        table[f"+ measured curves, {layer}"] = {**kind, "path": NO_PATH}
-        table[f"+ path average, {layer}"] = {**kind, "measure": PLAIN}
+        table[f"+ measured curves, {layer}"] = {**kind, "hessian_averaging": NO_PATH}
+        table[f"+ path average, {layer}"] = {**kind, "probe": PLAIN}
         table[f"+ both (default), {layer}"] = kind
     table["default + saes, pivoted"] = {"refinement": [{"name": "saes"}]}
     table["default + anchored, pivoted"] = {"refinement": [{"name": "anchored"}]}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+ProgressBar = Callable[[Iterable[Any], str, int], Iterable[Any]]
 SECONDS_BETWEEN_LOOKS = 2.0
 
 

@@ -4,7 +4,7 @@
 
 One calibration in full; its sums are reduced, decomposed, and planned from predicted curves
 alone. The first rows have the same number of blocks, or of columns of the sketch, in every
-layer; the last a number of bytes for all (`calibration.statistics_bytes`), a share of full.
+layer; the last a number of bytes for all (`calibration.covariance_bytes`), a share of full.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from transformers.utils import logging
 
 from spectrim import hub, pipeline
-from spectrim.calibration import Calibration, Room
+from spectrim.calibration import Calibration, MemoryBudget
 from spectrim.data import BlockSettings
-from spectrim.recipe import CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
-from spectrim.statistics import STATISTICS, Form
-from spectrim.statistics._covariance import reduced
+from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.statistics import STATISTICS, CovarianceFormat
+from spectrim.statistics._covariance import convert_format
 from spectrim.surgery.targets import find_targets
 
-Choice = Callable[[str, str], Form]
+Choice = Callable[[str, str], CovarianceFormat]
 """The form of a statistic's covariance at a layer."""
 COUNTS = (2, 4, 8, 16, 64)
 COLUMNS = (8, 16, 32, 64, 128)
@@ -47,7 +47,7 @@ def main() -> None:
         row = []
         for budget in given.budget:
             plan = pipeline.plan(decomposition, recipe.with_changes(budget=budget))
-            smaller = pipeline.compress(model, decomposition, plan)
+            smaller = pipeline.replace_layers(model, decomposition, plan)
             row.append(_perplexity(smaller, tokenizer, given))
         share = calibration.bytes / full.bytes
         shown = " | ".join(f"{value:.3f}" for value in row)
@@ -70,29 +70,29 @@ def _recipe(given: argparse.Namespace) -> Recipe:
     return Recipe(
         method=given.method,
         calibration=CalibrationRecipe(
-            data=given.data, sequences=given.sequences, length=256, wide="full"
+            data=given.data, sequences=given.sequences, length=256, wide_covariances="full"
         ),
-        measure=MeasureRecipe(layers=False, joint=False),
-        path=PathRecipe(weight=0),
+        probe=ProbeRecipe(per_layer=False, joint=False),
+        hessian_averaging=HessianAveragingRecipe(weight=0),
     )
 
 
 def _choices(
     shapes: dict[str, tuple[int, int]], recipe: Recipe, most: int
 ) -> Iterator[tuple[str, Choice]]:
-    yield "full", lambda statistic, layer: Form()
+    yield "full", lambda statistic, layer: CovarianceFormat()
     for count in COUNTS:
-        yield f"{count} blocks", _constant(Form("blocks", count))
+        yield f"{count} blocks", _constant(CovarianceFormat("block_diagonal", count))
     for columns in COLUMNS:
-        yield f"low rank {columns} + diagonal", _constant(Form("low_rank", columns))
-    for kind in ("blocks", "low_rank"):
+        yield f"low rank {columns} + diagonal", _constant(CovarianceFormat("low_rank", columns))
+    for kind in ("block_diagonal", "low_rank"):
         for share in SHARES:
-            room = Room(int(share * most), kind)
-            forms = room.forms(shapes, recipe.statistics)
+            room = MemoryBudget(int(share * most), kind)
+            forms = room.formats(shapes, recipe.statistics)
             yield f"{share:g} of the bytes, {kind}", lambda s, n, f=forms: f[s, n]
 
 
-def _constant(form: Form) -> Choice:
+def _constant(form: CovarianceFormat) -> Choice:
     return lambda statistic, layer: form
 
 
@@ -106,8 +106,8 @@ def _in_form(
         states[statistic] = {}
         for name, state in by_layer.items():
             form, size = choice(statistic, name), width(shapes[name])
-            smaller = form.kind != "full" and form.bytes(size) < Form().bytes(size)
-            states[statistic][name] = reduced(state, form) if smaller else state
+            smaller = form.kind != "full" and form.bytes(size) < CovarianceFormat().bytes(size)
+            states[statistic][name] = convert_format(state, form) if smaller else state
     return replace(full, states=states)
 
 

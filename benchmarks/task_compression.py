@@ -26,22 +26,22 @@ import spectrim
 from spectrim import pipeline
 from spectrim.recipe import (
     CalibrationRecipe,
-    MeasureRecipe,
-    PathRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
     Recipe,
     RefinementRecipe,
     TaskRecipe,
 )
-from spectrim.refinement import Progress
-from spectrim.selection import SelectionOptions
-from spectrim.selection.importance import Slope
+from spectrim.refinement import RunContext
+from spectrim.selection import PruningOptions
+from spectrim.selection.importance import GradientTerm
 from spectrim.storage import write_text
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 ROWS = 16
 SHARE = 0.25
 """Of the steps of a selecting method that tune coordinates; the rest fine-tunes factors."""
-SCORING = {"scoring_rows": 64, "events": 6}
+SCORING = {"scoring_examples": 64, "prune_steps": 6}
 PROBES: dict[str, Any] = {"probes": 16, "rows_per_probe": 16, "negative": "magnitude"}
 ROW_PROBES = PROBES | {"probes": 256, "rows_per_probe": 1}
 CALIBRATED: dict[str, Any] = {"rows": 64}
@@ -58,7 +58,7 @@ class Steps:
     def fine_tuning(self) -> tuple[RefinementRecipe, ...]:
         options = {
             "steps": self.count,
-            "sequences_per_step": ROWS,
+            "batch_size": ROWS,
             "learning_rate": self.rate,
         }
         return (RefinementRecipe("next_token", options),)
@@ -74,23 +74,28 @@ def at_once(method: str, allocation: str) -> Callable[[Steps], Recipe]:
 def selecting(method: str, **selection: Any) -> Callable[[Steps], Recipe]:
     def recipe(steps: Steps) -> Recipe:
         tuning = round(SHARE * steps.count)
-        options = SelectionOptions(steps=tuning, rows_per_step=ROWS, **SCORING, **selection)
+        options = PruningOptions(steps=tuning, batch_size=ROWS, **SCORING, **selection)
         rest = Steps(steps.count - tuning, steps.rate)
-        return Recipe(method=method, selection=options, refinement=rest.fine_tuning())
+        return Recipe(method=method, pruning=options, refinement=rest.fine_tuning())
 
     return recipe
 
 
 def all_at_once(
-    method: str, slope: Slope = "none", **selection: Any
+    method: str, slope: GradientTerm = "none", **selection: Any
 ) -> Callable[[Steps], Recipe]:
     """Scored once, in the model as it was, cut at once; all steps fine-tune factors."""
 
     def recipe(steps: Steps) -> Recipe:
-        options = SelectionOptions(
-            steps=0, events=1, scoring_rows=512, slope=slope, rows_per_step=ROWS, **selection
+        options = PruningOptions(
+            steps=0,
+            prune_steps=1,
+            scoring_examples=512,
+            gradient_term=slope,
+            batch_size=ROWS,
+            **selection,
         )
-        return Recipe(method=method, selection=options, refinement=steps.fine_tuning())
+        return Recipe(method=method, pruning=options, refinement=steps.fine_tuning())
 
     return recipe
 
@@ -99,31 +104,31 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
     "SVD + fine-tuning": at_once("svd", "uniform"),
     "SVD-LLM + fine-tuning": at_once("svd_llm", "uniform"),
     "OBD + fine-tuning": at_once("obd", "loss_optimal"),
-    "Basel": selecting("svd", importance="magnitude", rule="mass"),
+    "Basel": selecting("svd", importance="magnitude", rule="energy"),
     "BSI": selecting("svd", importance="hutchinson", importance_options=PROBES),
     "BSI, slopes with their sign": selecting(
-        "svd", importance="hutchinson", importance_options=PROBES, slope="signed"
+        "svd", importance="hutchinson", importance_options=PROBES, gradient_term="signed"
     ),
     "BSI, probes on a row each": selecting(
         "svd", importance="hutchinson", importance_options=ROW_PROBES
     ),
-    "Basel, cut at once": all_at_once("svd", importance="magnitude", rule="mass"),
+    "Basel, cut at once": all_at_once("svd", importance="magnitude", rule="energy"),
     "BSI, cut at once": all_at_once(
         "svd",
-        slope="size",
+        gradient_term="absolute",
         importance="hutchinson",
         importance_options=PROBES | {"rows_per_probe": 32},
     ),
     "ours": all_at_once("obd", importance="fisher"),
     "ours, calibrated": all_at_once(
-        "obd", importance="calibrated", importance_options=CALIBRATED, slope="size"
+        "obd", importance="calibrated", importance_options=CALIBRATED, gradient_term="absolute"
     ),
     "ours, calibrated, SVD bases": all_at_once(
-        "svd", importance="calibrated", importance_options=CALIBRATED, slope="size"
+        "svd", importance="calibrated", importance_options=CALIBRATED, gradient_term="absolute"
     ),
     "ours, Kronecker curvature": all_at_once("obd", importance="kronecker"),
     "ours, bases tuned in between": selecting(
-        "obd", importance_options=DRAWN, tuned="bases", new_bases=0
+        "obd", importance_options=DRAWN, trainable="factors", extra_rank=0
     ),
     "ours, coordinates tuned in between": selecting("obd", importance_options=DRAWN),
     "ours, coordinates, SVD bases": selecting("svd", importance_options=DRAWN),
@@ -134,7 +139,7 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
     """One compressed and tuned model, judged on problems it has not seen."""
     model, tokenizer = spectrim.load(arguments.model, dtype=torch.float32)
     recipe = METHODS[name](Steps(arguments.steps, arguments.rate))
-    selection = recipe.selection and replace(recipe.selection, seed=seed)
+    selection = recipe.pruning and replace(recipe.pruning, seed=seed)
     refinement = tuple(
         replace(step, options=step.options | {"seed": seed}) for step in recipe.refinement
     )
@@ -142,22 +147,22 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
         layer="lowrank",
         budget=1 / ratio,
         calibration=CalibrationRecipe(sequences=256, seed=seed),
-        path=PathRecipe(weight=0.0),
-        measure=MeasureRecipe(layers=False, joint=False),
+        hessian_averaging=HessianAveragingRecipe(weight=0.0),
+        probe=ProbeRecipe(per_layer=False, joint=False),
         task=TaskRecipe(data=arguments.task),
         selection=selection,
         refinement=refinement,
     )
     start = time.process_time()
-    progress = Progress(Workspace(arguments.out.with_suffix(".cache")))
-    if recipe.selection is not None:
-        special = pipeline.specialise(model, tokenizer, recipe, progress)
+    progress = RunContext(Cache(arguments.out.with_suffix(".cache")))
+    if recipe.pruning is not None:
+        special = pipeline.prune_for_task(model, tokenizer, recipe, progress)
         smaller, kept = special.model, special.plan.kept
-        events = [vars(event) for event in special.state.events]
+        events = [vars(event) for event in special.state.prune_steps]
     else:
-        decomposition = pipeline.factorise(model, tokenizer, recipe, progress.workspace)
+        decomposition = pipeline.factorize(model, tokenizer, recipe, progress.cache)
         chosen = pipeline.plan(decomposition, recipe)
-        smaller, kept = pipeline.compress(model, decomposition, chosen), chosen.kept
+        smaller, kept = pipeline.replace_layers(model, decomposition, chosen), chosen.kept
         events = []
     smaller = pipeline.refine(model, smaller, tokenizer, recipe, progress)
     seconds = time.process_time() - start

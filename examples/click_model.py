@@ -74,13 +74,13 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def train(model: nn.Module, data: Batch, epochs: int) -> None:
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3, weight_decay=1e-6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3, weight_decay=1e-6)
     order = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         for rows in torch.randperm(len(data[0]), generator=order).split(512):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss(model, (data[0][rows], data[1][rows])).mean().backward()
-            optimiser.step()
+            optimizer.step()
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float]]:
                 include=(r"deep\.(0|2)",),
                 embeddings=EmbeddingRecipe(budget=budget, method=table),
             )
-            smaller = spectrim.compress_module(model, batches, loss, recipe).model
+            smaller = spectrim.compress_any(model, batches, loss, recipe).model
             rows.append((name, size(smaller) / size(model), area(smaller, fresh)))
             print("| {} | {:.3f} | {:.4f} |".format(*rows[-1]), flush=True)
     return rows

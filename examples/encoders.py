@@ -102,12 +102,12 @@ CASES = {
 
 
 def train(model: nn.Module, case: Case, steps: int) -> None:
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     model.train()
     for step in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         case.loss(model, case.batch(step, 64)).mean().backward()
-        optimiser.step()
+        optimizer.step()
     model.eval()
 
 
@@ -135,10 +135,10 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, str, float, floa
         seen = [case.batch(10_000 + number, 64) for number in range(8)]
         for method, allocation in METHODS.items():
             recipe = spectrim.Recipe(method=method, allocation=allocation)
-            found = spectrim.factorise_module(model, seen, case.loss, recipe)
+            found = spectrim.factorize_any(model, seen, case.loss, recipe)
             for budget in map(float, given.budgets.split(",")):
                 plan = spectrim.plan(found, recipe.with_changes(budget=budget))
-                smaller = spectrim.compress(model, found, plan)
+                smaller = spectrim.replace_layers(model, found, plan)
                 rows.append((name, method, plan.kept, right(smaller, case)))
                 print("| {} | {} | {:.2f} | {:.3f} |".format(*rows[-1]), flush=True)
     return rows

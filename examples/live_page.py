@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         calibration={"data": given.data, "sequences": given.sequences}
     )
     model, tokenizer = spectrim.load(given.model, dtype=torch.float32)
-    decomposition = spectrim.factorise(model, tokenizer, recipe)
+    decomposition = spectrim.factorize(model, tokenizer, recipe)
     source = Source(given.model, model, tokenizer, torch.bfloat16)
     session = Session(source, decomposition, recipe, Places(Path("plan.yaml"), given.output))
     seconds = []

@@ -4,7 +4,7 @@
     python examples/own_task.py questions.jsonl reference smaller
 
 One JSON object a line: {"query": "...", "choices": ["...", "..."], "gold": 0}. From the command
-line: `spectrim evaluate reference smaller --tasks own --task-path DIRECTORY`.
+line: `spectrim evaluate reference smaller --lm-eval own --task-path DIRECTORY`.
 """
 
 from __future__ import annotations

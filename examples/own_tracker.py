@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 
 import spectrim
-from spectrim.refinement import Progress
+from spectrim.refinement import RunContext
 from spectrim.trackers import TrackedRun
 
 REFERENCE = "FIGURES_CSV names the file"
@@ -60,10 +60,10 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     given = parser.parse_args(arguments)
     model, tokenizer = spectrim.load(given.model, dtype=torch.float32)
     settings = spectrim.FinetuneSettings(
-        data=given.data, steps=given.steps, length=given.length, sequences_per_step=8
+        data=given.data, steps=given.steps, length=given.length, batch_size=8
     )
     run = CsvRun(TrackedRun(f"finetune {given.model}", vars(settings)), given.csv)
-    progress = Progress(tell=run.log)
+    progress = RunContext(log_metrics=run.log)
     try:
         tuned = spectrim.finetune(model, tokenizer, settings, progress)
     except BaseException:

@@ -15,7 +15,7 @@ import torch
 
 import spectrim
 from spectrim.evaluation.size import disk_bytes
-from spectrim.recipe import QuantisationRecipe
+from spectrim.recipe import QuantizationRecipe
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
@@ -29,20 +29,20 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--base", default="rtn", help="rtn (any rank) or torchao")
     parser.add_argument("--sequences", type=int, default=64)
     given = parser.parse_args(arguments)
-    quantisation = QuantisationRecipe(given.bits, given.base)
+    quantization = QuantizationRecipe(given.bits, given.base)
     recipe = spectrim.Recipe(
         budget=given.budget,
-        quantisation=quantisation,
-        rank_multiple=quantisation.multiple,
+        quantization=quantization,
+        rank_multiple=quantization.multiple,
         save_dtype="bfloat16",
     )
     data = {"data": given.data, "sequences": given.sequences}
     recipe = recipe.with_changes(calibration=data)
     model, tokenizer = spectrim.load(given.model, dtype=torch.float32)
-    decomposition = spectrim.factorise(model, tokenizer, recipe)
+    decomposition = spectrim.factorize(model, tokenizer, recipe)
     plan = spectrim.plan(decomposition, recipe)
-    smaller = spectrim.compress(model, decomposition, plan, torch.bfloat16)
-    smaller = spectrim.quantise(smaller, plan, recipe)
+    smaller = spectrim.replace_layers(model, decomposition, plan, torch.bfloat16)
+    smaller = spectrim.quantize_factors(smaller, plan, recipe)
     spectrim.save(smaller, tokenizer, given.output)
     again, _ = spectrim.load(given.output, dtype=torch.float32)
     figures = {

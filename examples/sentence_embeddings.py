@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 import spectrim
 
 METHODS = {"obd": "loss_optimal", "svd_llm": "uniform", "svd": "uniform"}
-NEIGHBOURS, ROWS = 10, 32
+NEIGHBORS, ROWS = 10, 32
 
 
 def embed(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -44,14 +44,14 @@ def embeddings(model: nn.Module, tokenizer: Any, sentences: list[str]) -> Tensor
     return torch.cat([embed(model, batch) for batch in batches(tokenizer, sentences)])
 
 
-def neighbours(found: Tensor) -> Tensor:
-    return (found @ found.T).fill_diagonal_(-2).topk(NEIGHBOURS, dim=1).indices
+def neighbors(found: Tensor) -> Tensor:
+    return (found @ found.T).fill_diagonal_(-2).topk(NEIGHBORS, dim=1).indices
 
 
 def overlap(first: Tensor, second: Tensor) -> float:
     """Share of each sentence's nearest neighbours that are the same in both."""
-    pairs = zip(neighbours(first).tolist(), neighbours(second).tolist(), strict=True)
-    return sum(len(set(a) & set(b)) for a, b in pairs) / (NEIGHBOURS * len(first))
+    pairs = zip(neighbors(first).tolist(), neighbors(second).tolist(), strict=True)
+    return sum(len(set(a) & set(b)) for a, b in pairs) / (NEIGHBORS * len(first))
 
 
 def main(arguments: list[str] | None = None) -> list[tuple[str, float, float, float]]:
@@ -76,18 +76,18 @@ def main(arguments: list[str] | None = None) -> list[tuple[str, float, float, fl
     seen = list(batches(tokenizer, given.data.read_text().splitlines()))
     judged = given.eval.read_text().splitlines()
     before = embeddings(model, tokenizer, judged)
-    loss = spectrim.agreement(embed)
+    loss = spectrim.agreement_loss(embed)
     rows = []
     print("| method | kept | cosine | same neighbours |\n|---|---|---|---|")
     for method in given.methods.split(","):
         include = () if given.include is None else (given.include,)
         recipe = spectrim.Recipe(method=method, allocation=METHODS[method], include=include)
-        found = spectrim.factorise_module(
+        found = spectrim.factorize_any(
             model, seen, loss, recipe, mask=lambda batch: batch["attention_mask"]
         )
         for budget in map(float, given.budgets.split(",")):
             plan = spectrim.plan(found, recipe.with_changes(budget=budget))
-            smaller = spectrim.compress(model, found, plan)
+            smaller = spectrim.replace_layers(model, found, plan)
             after = embeddings(smaller, tokenizer, judged)
             cosine = float((before * after).sum(1).mean())
             rows.append((method, plan.kept, cosine, overlap(before, after)))

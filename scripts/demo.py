@@ -24,9 +24,9 @@ from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
 from spectrim.pipeline import Bench, BenchSettings
 from spectrim.presets import PRESETS
-from spectrim.recipe import MeasureRecipe
+from spectrim.recipe import ProbeRecipe
 from spectrim.report.card import card_for
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 BUDGET = 0.7
 PROMPT = "def read(self, path):\n    "
@@ -46,27 +46,25 @@ def main(out: Path) -> None:
     model, tokenizer = hub.load("reference", dtype=torch.float32)
     stored = hub.stored_dtype("reference") or torch.float32
     settings = BlockSettings(length=256, max_tokens=20_000, seed=0, keep_tail=True)
-    workspace = Workspace(out.parent / "cache")
-    bench = BenchSettings(
-        ("python:held_out",), settings, stored, workspace=workspace, track=track
-    )
+    cache = Cache(out.parent / "cache")
+    bench = BenchSettings(("python:held_out",), settings, stored, cache=cache, track=track)
     default = PRESETS["default"].with_changes(budget=BUDGET)
     baseline = {"allocation": "uniform", "layer": "lowrank", "budget": BUDGET}
-    plain = MeasureRecipe(layers=False, joint=False)
+    plain = ProbeRecipe(per_layer=False, joint=False)
     recipes = {
         "svd (uniform, plain factors)": default.with_changes(
-            method="svd", measure=plain, **baseline
+            method="svd", probe=plain, **baseline
         ),
         "svd_llm (uniform, plain factors)": default.with_changes(
-            method="svd_llm", measure=plain, **baseline
+            method="svd_llm", probe=plain, **baseline
         ),
         "default: obd (loss-optimal, pivoted)": default,
     }
     _print_table(pipeline.bench(model, tokenizer, recipes, [BUDGET], bench))
 
-    decomposition = pipeline.factorise(model, tokenizer, default, workspace)
+    decomposition = pipeline.factorize(model, tokenizer, default, cache)
     plan = pipeline.plan(decomposition, default)
-    smaller = pipeline.compress(model, decomposition, plan, stored)
+    smaller = pipeline.replace_layers(model, decomposition, plan, stored)
     card = card_for("reference", plan, default)
     extras = {"spectrim_recipe.yaml": default.to_yaml(), "spectrim_plan.yaml": plan.to_yaml()}
     options = hub.SaveOptions(card=card, extras=extras, overwrite=True)

@@ -6,12 +6,12 @@ Importing it lets `transformers` load compressed checkpoints with plain `from_pr
     calibration = spectrim.calibrate(model, tokenizer, recipe)
     decomposition = spectrim.decompose(model, calibration, recipe)
     plan = spectrim.plan(decomposition, recipe)
-    smaller = spectrim.compress(model, decomposition, plan)
+    smaller = spectrim.replace_layers(model, decomposition, plan)
     smaller = spectrim.refine(model, smaller, tokenizer, recipe)
     spectrim.save(smaller, tokenizer, "directory")
     spectrim.evaluate(smaller, tokenizer, "text.txt")
     spectrim.fuse(smaller)  # faster inference in place; spectrim.unfuse puts it back
-    spectrim.specialise(model, tokenizer, recipe_with_a_task).model
+    spectrim.prune_for_task(model, tokenizer, recipe_with_a_task).model
     spectrim.bench(model, tokenizer, {"mine": recipe, "theirs": other}, (0.8, 0.6))
 """
 
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from spectrim.noise import leave_out_known_lines
+from spectrim.noise import install_log_filters
 
-leave_out_known_lines()  # transformers imports torchao where it is installed
+install_log_filters()  # transformers imports torchao where it is installed
 
 from spectrim import hub as _hub  # noqa: E402  registers the plug-in
 from spectrim.errors import NumericalWarning, SpectrimError  # noqa: E402
@@ -35,22 +35,22 @@ if TYPE_CHECKING:
     from spectrim.pipeline import (
         BenchSettings,
         FinetuneSettings,
-        agreement,
+        agreement_loss,
         bench,
         calibrate,
-        compensate,
-        compress,
-        compress_module,
+        compress_any,
         decompose,
         evaluate,
-        factorise,
-        factorise_module,
+        factorize,
+        factorize_any,
         finetune,
-        measure,
         plan,
-        quantise,
+        probe_curves,
+        prune_for_task,
+        quantize,
+        quantize_factors,
         refine,
-        specialise,
+        replace_layers,
     )
     from spectrim.recipe import Recipe
     from spectrim.surgery.lora_targets import lora_targets
@@ -62,22 +62,22 @@ _LAZY = {
         (
             "BenchSettings",
             "FinetuneSettings",
-            "agreement",
+            "agreement_loss",
             "bench",
             "calibrate",
-            "compensate",
-            "compress",
-            "compress_module",
+            "compress_any",
             "decompose",
             "evaluate",
-            "factorise",
-            "factorise_module",
+            "factorize",
+            "factorize_any",
             "finetune",
-            "measure",
+            "probe_curves",
             "plan",
-            "quantise",
+            "quantize",
+            "quantize_factors",
             "refine",
-            "specialise",
+            "prune_for_task",
+            "replace_layers",
         ),
         "spectrim.pipeline",
     ),
@@ -107,26 +107,26 @@ __all__ = [
     "NumericalWarning",
     "Recipe",
     "SpectrimError",
-    "agreement",
+    "agreement_loss",
     "bench",
     "calibrate",
-    "compensate",
-    "compress",
-    "compress_module",
+    "compress_any",
     "decompose",
     "evaluate",
     "evaluate_harness",
-    "factorise",
-    "factorise_module",
+    "factorize",
+    "factorize_any",
     "finetune",
     "fuse",
     "load",
     "lora_targets",
-    "measure",
     "plan",
-    "quantise",
+    "probe_curves",
+    "prune_for_task",
+    "quantize",
+    "quantize_factors",
     "refine",
+    "replace_layers",
     "save",
-    "specialise",
     "unfuse",
 ]

@@ -17,7 +17,7 @@ _PYTREE = "torch.utils._pytree"
 _ENUMERATION = re.compile(r"is an Enum subclass and is now natively supported")
 
 
-def leave_out_known_lines() -> None:
+def install_log_filters() -> None:
     """For this process, from before torchao is imported."""
     for name, known in (("torchao", without_gpu_libraries), (_PYTREE, without_enumerations)):
         logger = logging.getLogger(name)

@@ -8,19 +8,19 @@ from typing import Any
 from spectrim.errors import InputError
 from spectrim.recipe import (
     CalibrationRecipe,
-    MeasureRecipe,
-    PathRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
     Recipe,
     RefinementRecipe,
     recipe_from,
 )
-from spectrim.selection import SelectionOptions
+from spectrim.selection import PruningOptions
 from spectrim.storage import is_file, read_mapping
 
 _TRAINED: dict[str, Any] = {
     "precision": "bfloat16",
-    "basis": "covariances",
-    "scaling": "divergence",
+    "optimizer_basis": "kfac_eigen",
+    "lr_scaling": "kl",
 }
 _TOKENS = 500_000
 """Of text that the trained recipes read, in each of their stages once."""
@@ -37,21 +37,21 @@ PRESETS: dict[str, Recipe] = {
     "default": Recipe(),
     "fast": Recipe(
         calibration=CalibrationRecipe(sequences=64),
-        path=PathRecipe(weight=0.0),
-        measure=MeasureRecipe(layers=False, joint=False),
+        hessian_averaging=HessianAveragingRecipe(weight=0.0),
+        probe=ProbeRecipe(per_layer=False, joint=False),
     ),
     "closed_form": Recipe(refinement=(RefinementRecipe("saes"),)),
     "best": Recipe(refinement=(_BLOCK, _END_TO_END)),
     "bsi": Recipe(
         budget=0.2,
         calibration=CalibrationRecipe(sequences=1024, labels="sampled", temperature=4.0),
-        selection=SelectionOptions(
+        pruning=PruningOptions(
             importance="fisher",
             importance_options={"temperature": 1.0},
-            slope="none",
+            gradient_term="none",
             steps=0,
-            events=1,
-            scoring_rows=512,
+            prune_steps=1,
+            scoring_examples=512,
         ),
         refinement=(RefinementRecipe("next_token"),),
     ),
@@ -59,14 +59,14 @@ PRESETS: dict[str, Recipe] = {
         method="svd",
         layer="lowrank",
         budget=0.2,
-        selection=SelectionOptions(importance="hutchinson", slope="signed"),
+        pruning=PruningOptions(importance="hutchinson", gradient_term="signed"),
         refinement=(RefinementRecipe("next_token"),),
     ),
     "basel": Recipe(
         method="svd",
         layer="lowrank",
         budget=0.2,
-        selection=SelectionOptions(importance="magnitude", rule="mass"),
+        pruning=PruningOptions(importance="magnitude", rule="energy"),
         refinement=(RefinementRecipe("next_token"),),
     ),
 }

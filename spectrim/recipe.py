@@ -10,14 +10,15 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.allocation import ALLOCATORS, BY_STORAGE, TIMED, TIMED_ONLY, LatencyRecipe
-from spectrim.calibration import Room, Wide
+from spectrim.calibration import MemoryBudget, Wide
 from spectrim.compressors import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
 from spectrim.refinement import REFINEMENTS, required_statistics
-from spectrim.selection import SelectionOptions
+from spectrim.renamed import check_fields
+from spectrim.selection import PruningOptions
 
 PRICING = ("input_covariance", "gradient_covariance")
 """Statistics that predict what a cut costs in nats."""
@@ -28,14 +29,14 @@ _STRICT = ConfigDict(extra="forbid")
 class CalibrationRecipe:
     """Which tokens the statistics come from.
 
-    length None: half the model's context, at least 256 and at most 2048 tokens (never more
-    than the context). labels: "data" or "sampled" from the model, at `temperature` (above 1 for
-    a model that is sure of its answers). tokens_per_batch None: as
-    many as keep the activations below the model's own size (or 256 MiB), at most 1024.
-    statistics_bytes: for all sums; covariances that do not fit are kept as statistics_form says
-    (docs/scaling.md). None keeps them in full. wide: a covariance of a layer's wider side is
-    summed as the layer's weight sees it where the recipe asks no more of it; "full" keeps it
-    whole, for other recipes on the same statistics.
+    length None: half the model's context, at least 256 and at most 2048 tokens (never more than
+    the context). labels: "data" or "sampled" from the model, at `temperature` (above 1 for a
+    model that is sure of its answers). tokens_per_batch None: as many as keep the activations
+    below the model's own size (or 256 MiB), at most 1024. covariance_bytes: for all sums;
+    covariances that do not fit are kept as covariance_format says (docs/scaling.md). None keeps
+    them in full. wide_covariances: a covariance of a layer's wider side is summed as the
+    layer's weight sees it where the recipe asks no more of it; "full" keeps it whole, for other
+    recipes on the same statistics.
     """
 
     data: str = "python"
@@ -46,106 +47,107 @@ class CalibrationRecipe:
     labels: Literal["data", "sampled"] = "data"
     temperature: float = Field(default=1.0, gt=0)
     tokens_per_batch: int | None = Field(default=None, ge=1)
-    statistics_bytes: int | None = Field(default=None, ge=1)
-    statistics_form: Literal["low_rank", "blocks"] = "low_rank"
-    wide: Literal["as_needed", "full"] = "as_needed"
+    covariance_bytes: int | None = Field(default=None, ge=1)
+    covariance_format: Literal["low_rank", "block_diagonal"] = "low_rank"
+    wide_covariances: Literal["as_needed", "full"] = "as_needed"
 
     @property
-    def room(self) -> Room | None:
-        given = self.statistics_bytes
-        return None if given is None else Room(given, self.statistics_form)
+    def memory_budget(self) -> MemoryBudget | None:
+        given = self.covariance_bytes
+        return None if given is None else MemoryBudget(given, self.covariance_format)
 
 
 @dataclass(frozen=True, config=_STRICT)
-class MeasureRecipe:
+class ProbeRecipe:
     """Forward passes that correct the predicted curves, on calibration tokens.
 
-    layers: each layer alone, on `tokens`; joint: whole plans, on `joint_tokens`.
+    per_layer: each layer alone, on `tokens`; joint: whole plans, on `joint_tokens`.
     """
 
-    layers: bool = True
+    per_layer: bool = True
     joint: bool = True
     tokens: int = Field(default=2048, ge=2)
     joint_tokens: int = Field(default=16384, ge=2)
 
 
 @dataclass(frozen=True, config=_STRICT)
-class PathRecipe:
-    """Statistics averaged between the original and the model cut to `budget`.
+class HessianAveragingRecipe:
+    """Statistics averaged between the original and the model cut to `at_budget`.
 
-    weight: of the second pass (0 leaves it out); share: of the sequences it uses. Only for
-    recipes whose own budget is less than `below`: a small change stays near the original.
+    weight: of the second pass (0 leaves it out); data_fraction: of the sequences it uses. Only
+    for recipes whose own budget is less than `below_budget`: a small change stays near the
+    original.
     """
 
-    budget: float = Field(default=0.7, gt=0, le=1)
+    at_budget: float = Field(default=0.7, gt=0, le=1)
     weight: float = Field(default=0.5, ge=0, le=1)
-    share: float = Field(default=0.25, gt=0, le=1)
-    below: float = Field(default=0.75, ge=0)
+    data_fraction: float = Field(default=0.25, gt=0, le=1)
+    below_budget: float = Field(default=0.75, ge=0)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class SharingRecipe:
     """Which layers of equal input width get one basis together (`shared_basis` layers).
 
-    rule: "adjacent" blocks' layers of one name inside the block, in groups of `window`;
-    "same_input", layers that read the same tensor; "clustered", layers of one name inside
-    their blocks, at most `window`, whose joint error at `budget` is at most `error` by the
-    `estimate`. types: expressions on names inside a block that may share; () leaves it to the
-    rule: for "adjacent" all that read a normalised hidden state, else all.
-    keep: "all" groups of the rule, or those "cheaper" than apart in predicted loss at `budget`.
+    rule: "adjacent" blocks' layers of one name inside the block, in groups of `group_size`;
+    "same_input", layers that read the same tensor; "clustered", layers of one name inside their
+    blocks, at most `group_size`, whose joint error at `budget` is at most `max_error` by the
+    `error_estimate`. patterns: expressions on names inside a block that may share; () leaves it
+    to the rule: for "adjacent" all that read a normalized hidden state, else all. accept: "all"
+    groups of the rule, or those "cheaper" than apart in predicted loss at `budget`.
     """
 
     rule: Literal["none", "adjacent", "same_input", "clustered"] = "none"
-    types: tuple[str, ...] = ()
-    window: int = Field(default=2, ge=2)
-    error: float = Field(default=0.5, ge=0)
-    estimate: Literal["weyl", "residual", "incremental"] = "incremental"
-    keep: Literal["all", "cheaper"] = "cheaper"
+    patterns: tuple[str, ...] = ()
+    group_size: int = Field(default=2, ge=2)
+    max_error: float = Field(default=0.5, ge=0)
+    error_estimate: Literal["weyl", "residual", "incremental"] = "incremental"
+    accept: Literal["all", "cheaper"] = "cheaper"
     budget: float = Field(default=0.6, gt=0, le=1)
 
 
 @dataclass(frozen=True, config=_STRICT)
-class CompensationRecipe:
+class CorrectionRecipe:
     """A compressor for every layer, and low-rank paths for what it loses.
 
-    base: the compressor, with its options. rank: of every path; 0 for none; with another
-    allocation than uniform, the paths together take what this rank would take. path_bytes:
+    quantizer: the compressor, with its options. rank: of every path; 0 for none; with another
+    allocation than uniform, the paths together take what this rank would take. bytes:
     all paths together, in place of a rank.
     """
 
-    base: str = "rtn"
-    base_options: dict[str, Any] = Field(default_factory=dict)
+    quantizer: str = "rtn"
+    quantizer_options: dict[str, Any] = Field(default_factory=dict)
     rank: int = Field(default=16, ge=0)
-    path_bytes: int | None = Field(default=None, ge=0)
+    bytes: int | None = Field(default=None, ge=0)
 
     def __post_init__(self) -> None:
-        COMPRESSORS.options(self.base, self.base_options)
+        COMPRESSORS.options(self.quantizer, self.quantizer_options)
 
 
 @dataclass(frozen=True, config=_STRICT)
-class QuantisationRecipe:
+class QuantizationRecipe:
     """Factors, and the layers that stay dense, in fewer bits. A budget counts the bytes then:
     fraction of what the layers take dense in `save_dtype`.
 
-    base: the compressor (torchao; rtn for any rank); group: columns per scale, at 8 bits of
-    torchao a whole row.
+    backend: the compressor (torchao; rtn for any rank); group_size: columns per scale, at 8
+    bits of torchao a whole row.
     """
 
     bits: Literal[8, 4] = 8
-    base: str = "torchao"
-    group: int = 32
+    backend: str = "torchao"
+    group_size: int = 32
 
     def __post_init__(self) -> None:
-        COMPRESSORS.options(self.base, self.options)
+        COMPRESSORS.options(self.backend, self.options)
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"bits": self.bits, "group": self.group}
+        return {"bits": self.bits, "group": self.group_size}
 
     @property
     def multiple(self) -> int:
         """What ranks have to be multiples of."""
-        return self.group if self.base == "torchao" and self.bits == 4 else 1
+        return self.group_size if self.backend == "torchao" and self.bits == 4 else 1
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -169,7 +171,7 @@ class RefinementRecipe:
 
 @dataclass(frozen=True, config=_STRICT)
 class TaskRecipe:
-    """Prompts with answers to specialise for; see `spectrim.tasks.TaskSettings` for the rest.
+    """Prompts with answers to specialize for; see `spectrim.tasks.TaskSettings` for the rest.
 
     data: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:COUNT, or plain text. labels: the
     loss counts the answers' tokens, or all. length: tokens of the longest row, None for the
@@ -208,7 +210,7 @@ class Recipe:
     include / exclude: regular expressions on layer names; by default every linear layer of
     the decoder blocks. rank_multiple: ranks are multiples of it; "auto" is the device's (see
     `spectrim.planning.multiples`). latency: a budget of measured time in place of `budget`.
-    task: what to specialise for. selection: choose the method's bases one
+    task: what to specialize for. pruning: choose the method's bases one
     by one, by what each is worth to the task, in place of an allocation. refinement: what to
     train after compressing, in this order. save_dtype None: the dtype of the original.
     """
@@ -224,14 +226,14 @@ class Recipe:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     calibration: CalibrationRecipe = Field(default_factory=CalibrationRecipe)
-    path: PathRecipe = Field(default_factory=PathRecipe)
-    measure: MeasureRecipe = Field(default_factory=MeasureRecipe)
+    hessian_averaging: HessianAveragingRecipe = Field(default_factory=HessianAveragingRecipe)
+    probe: ProbeRecipe = Field(default_factory=ProbeRecipe)
     sharing: SharingRecipe = Field(default_factory=SharingRecipe)
     task: TaskRecipe | None = None
-    selection: SelectionOptions | None = None
-    compensation: CompensationRecipe | None = None
+    pruning: PruningOptions | None = None
+    correction: CorrectionRecipe | None = None
     embeddings: EmbeddingRecipe | None = None
-    quantisation: QuantisationRecipe | None = None
+    quantization: QuantizationRecipe | None = None
     latency: LatencyRecipe | None = None
     refinement: tuple[RefinementRecipe, ...] = ()
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -247,33 +249,34 @@ class Recipe:
         DECOMPOSITIONS.options(self.method, self.method_options)
         ALLOCATORS.options(self.allocation, self.allocation_options)
         LAYERS.options(self.layer, self.layer_options)
-        if self.quantisation is not None:
-            _check_quantisation(self, self.quantisation)
+        if self.quantization is not None:
+            _check_quantization(self, self.quantization)
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """What the method and the allocation need, and what prices every method in nats."""
         method = DECOMPOSITIONS.get(self.method).REQUIRES
         allocation = ALLOCATORS.get(self.allocation).REQUIRES
-        base = COMPRESSORS.get(self.compensation.base).REQUIRES if self.compensation else ()
+        base = COMPRESSORS.get(self.correction.quantizer).REQUIRES if self.correction else ()
         return tuple(sorted({*method, *allocation, *PRICING, *base}))
 
     @property
     def wide(self) -> Wide:
-        """ "through" the layers' weights where nothing reads the covariance of a wider side but
-        to decompose the layer itself, and to price that."""
+        """How covariances of wider sides are kept: "projected" by the layers' weights where
+        nothing reads them but to decompose the layer itself, and to price that."""
         method = DECOMPOSITIONS.get(self.method)
         reads = set(PRICING) & set(method.REQUIRES)
         whole = (
             not hasattr(method, "metric"),
             bool(reads) and not getattr(method, "THROUGH_WEIGHT", False),
-            self.calibration.wide == "full" or self.calibration.room is not None,
+            self.calibration.wide_covariances == "full"
+            or self.calibration.memory_budget is not None,
             self.sharing.rule != "none",
-            self.compensation is not None,
-            self.quantisation is not None,
+            self.correction is not None,
+            self.quantization is not None,
             any(required_statistics(step.name, step.options) for step in self.refinement),
         )
-        return "full" if any(whole) else "through"
+        return "full" if any(whole) else "projected"
 
     @property
     def sharing_key(self) -> dict[str, Any]:
@@ -283,21 +286,27 @@ class Recipe:
         return {"sharing": [asdict(self.sharing), self.layer, self.rank_multiple]}
 
     @property
-    def averages_path(self) -> bool:
+    def averages_hessian(self) -> bool:
         """Only methods whose metric is the loss's curvature have a path to average it along."""
         curved = "gradient_covariance" in DECOMPOSITIONS.get(self.method).REQUIRES
-        return curved and self.path.weight > 0 and self.budget < self.path.below
+        return (
+            curved
+            and self.hessian_averaging.weight > 0
+            and self.budget < self.hessian_averaging.below_budget
+        )
 
     def at_budget(self, budget: float) -> Recipe:
         """For a plan of another budget that was made from this recipe's own statistics."""
         other = self.with_changes(budget=budget)
-        if other.averages_path == self.averages_path:
+        if other.averages_hessian == self.averages_hessian:
             return other
         always, never = 2.0, 0.0
-        below = always if self.averages_path else never
-        return other.with_changes(path=replace(self.path, below=below))
+        below = always if self.averages_hessian else never
+        return other.with_changes(
+            hessian_averaging=replace(self.hessian_averaging, below_budget=below)
+        )
 
-    def for_measuring(self, budget: float) -> Recipe:
+    def for_probing(self, budget: float) -> Recipe:
         """Loss-optimal plain factors: the same plans whatever the recipe's own choices."""
         return self.with_changes(
             budget=budget,
@@ -307,7 +316,7 @@ class Recipe:
             layer_options={},
             rank_multiple=1,
             latency=None,
-            quantisation=None,
+            quantization=None,
         )
 
     def with_changes(self, **changes: Any) -> Recipe:
@@ -325,33 +334,34 @@ class Recipe:
 
 
 def _check_latency(recipe: Recipe) -> None:
-    names = ("selection", "compensation", "quantisation")
+    names = ("pruning", "correction", "quantization")
     if found := [name for name in names if getattr(recipe, name) is not None]:
         raise InputError(f"a budget of time knows no {found[0]}; give one of the two")
     if recipe.layer not in TIMED or recipe.sharing.rule != "none":
         raise InputError(TIMED_ONLY)
 
 
-def _check_quantisation(recipe: Recipe, given: QuantisationRecipe) -> None:
+def _check_quantization(recipe: Recipe, given: QuantizationRecipe) -> None:
     multiple = 1 if recipe.rank_multiple == "auto" else recipe.rank_multiple
     if multiple % given.multiple:
         raise InputError(
-            f"torchao's int4 reads groups of {given.group} columns, so ranks have to be "
-            f"multiples of it: set rank_multiple={given.multiple}, or quantisation.base=rtn"
+            f"torchao's int4 reads groups of {given.group_size} columns, so ranks have to be "
+            f"multiples of it: set rank_multiple={given.multiple}, or quantization.backend=rtn"
         )
     if recipe.allocation not in BY_STORAGE:
         raise InputError(
-            f"allocation '{recipe.allocation}' does not count bytes; with quantised factors "
+            f"allocation '{recipe.allocation}' does not count bytes; with quantized factors "
             f"choose one of {', '.join(BY_STORAGE)}"
         )
-    if recipe.selection is not None:
-        raise InputError("bases are selected by weights, not bytes; leave out quantisation")
+    if recipe.pruning is not None:
+        raise InputError("bases are selected by weights, not bytes; leave out quantization")
 
 
 def recipe_from(values: Any, source: str) -> Recipe:
     """A recipe from plain values. Raises InputError that names each wrong field."""
     if not isinstance(values, dict):
         raise InputError(f"{source} must hold a mapping of recipe fields")
+    check_fields(values, source)
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
@@ -374,11 +384,11 @@ def _explain(source: str, error: ValidationError) -> str:
 
 __all__ = [
     "CalibrationRecipe",
-    "CompensationRecipe",
+    "CorrectionRecipe",
     "EmbeddingRecipe",
-    "MeasureRecipe",
-    "PathRecipe",
-    "QuantisationRecipe",
+    "HessianAveragingRecipe",
+    "ProbeRecipe",
+    "QuantizationRecipe",
     "Recipe",
     "RefinementRecipe",
     "SharingRecipe",

@@ -1,7 +1,7 @@
 """Several processes at one job: who does what, how results come together, how errors end all.
 
-Every process runs the same program on the same values and does its own part of the long
-steps. It is one of `count()` in the default group of `torch.distributed`; without a group it
+Every process runs the same program on the same values and does its own part of the long steps.
+It is one of `num_processes()` in the default group of `torch.distributed`; without a group it
 is the only one, and everything here leaves it alone. All processes have to call the functions
 that exchange something, in the same order.
 """
@@ -27,26 +27,26 @@ _SMALL = 2**17
 """Numbers; tensors below it are added up together, since each sum costs a round trip."""
 
 
-def count() -> int:
+def num_processes() -> int:
     grouped = dist.is_available() and dist.is_initialized() and not _ALONE.get()
     return dist.get_world_size() if grouped else 1
 
 
-def number() -> int:
-    return dist.get_rank() if count() > 1 else 0
+def process_index() -> int:
+    return dist.get_rank() if num_processes() > 1 else 0
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """The process that writes what all of them have, and prints."""
-    return number() == 0
+    return process_index() == 0
 
 
-def own(items: Iterable[T]) -> Iterator[T]:
-    """Every `count()`-th, beginning with this process's number."""
-    return islice(items, number(), None, count())
+def shard(items: Iterable[T]) -> Iterator[T]:
+    """Every `num_processes()`-th, beginning with this process's number."""
+    return islice(items, process_index(), None, num_processes())
 
 
-def packed(costs: Sequence[float], bins: int) -> list[int]:
+def balanced_bins(costs: Sequence[float], bins: int) -> list[int]:
     """For each cost its bin: the largest first, each into the bin that holds least."""
     filled = [0.0] * bins
     owners = [0] * len(costs)
@@ -56,28 +56,28 @@ def packed(costs: Sequence[float], bins: int) -> list[int]:
     return owners
 
 
-def exchanged(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """Every process's value, in their order; small ones that can be pickled."""
-    if count() == 1:
+    if num_processes() == 1:
         return [value]
-    values: list[Any] = [None] * count()
+    values: list[Any] = [None] * num_processes()
     dist.all_gather_object(values, value)
     return values
 
 
-def merged(mine: Mapping[str, T]) -> dict[str, T]:
+def gather_dict(mine: Mapping[str, T]) -> dict[str, T]:
     """The entries of every process's mapping, whose keys differ."""
-    return {key: value for part in exchanged(mine) for key, value in part.items()}
+    return {key: value for part in all_gather(mine) for key, value in part.items()}
 
 
-def agreed(condition: bool) -> bool:
+def all_true(condition: bool) -> bool:
     """True where it holds in every process."""
-    return all(exchanged(condition))
+    return all(all_gather(condition))
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
+def all_reduce_sum_(tensors: Iterable[Tensor]) -> None:
     """Sums over the processes, in place; the same bits in each of them."""
-    if count() == 1:
+    if num_processes() == 1:
         return
     small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
@@ -93,25 +93,25 @@ def add_up(tensors: Iterable[Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def tensors_of_all(mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_tensors(mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of every process, whose names differ, on the CPU and contiguous."""
-    if count() == 1:
+    if num_processes() == 1:
         return dict(mine)
-    headers = exchanged({name: (tensor.shape, tensor.dtype) for name, tensor in mine.items()})
+    headers = all_gather({name: (tensor.shape, tensor.dtype) for name, tensor in mine.items()})
     result: dict[str, Tensor] = {}
     for source, header in enumerate(headers):
         for name, (shape, dtype) in header.items():
-            given = mine[name].contiguous() if source == number() else None
+            given = mine[name].contiguous() if source == process_index() else None
             result[name] = torch.empty(shape, dtype=dtype) if given is None else given
             dist.broadcast(result[name], source)
     return result
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_together() -> Iterator[None]:
     """Work without exchanges, each process its own: an error of ours in one of them is raised
     in all at the end of the block, and so are the warnings given."""
-    if count() == 1:
+    if num_processes() == 1:
         yield
         return
     error: SpectrimError | None = None
@@ -121,7 +121,7 @@ def together() -> Iterator[None]:
         except SpectrimError as caught:
             error = caught
     told = [(str(each.message), each.category) for each in given]
-    outcomes = exchanged((None if error is None else (type(error), str(error)), told))
+    outcomes = all_gather((None if error is None else (type(error), str(error)), told))
     for text, category in dict.fromkeys(each for _, texts in outcomes for each in texts):
         warnings.warn(text, category, stacklevel=3)
     for failed, _ in outcomes:
@@ -135,16 +135,16 @@ def _again(kind: type[SpectrimError], text: str) -> SpectrimError:
     return error
 
 
-def from_first(make: Callable[[], T]) -> T:
+def run_on_main(make: Callable[[], T]) -> T:
     """What `make` returns, a small value, in the first process; the others wait for it.
 
     Inside, the first is on its own. Its errors are raised in all.
     """
-    if count() == 1:
+    if num_processes() == 1:
         return make()
     made: list[Any] = [None]
-    with together():
-        if is_first():
+    with raise_together():
+        if is_main_process():
             token = _ALONE.set(True)
             try:
                 made = [make()]

@@ -25,14 +25,14 @@ SECONDS_BETWEEN_SAVES = 20.0
 """Of what a long step has made so far: as much as a stopped run does again."""
 
 
-class Workspace:
+class Cache:
     """A directory of entries; `None` keeps nothing."""
 
     def __init__(self, root: Path | None):
         self.root = root
 
     @classmethod
-    def default(cls) -> Workspace:
+    def default(cls) -> Cache:
         place = os.environ.get("SPECTRIM_CACHE")
         return cls(Path(place) if place else Path.home() / ".cache" / "spectrim")
 
@@ -45,25 +45,25 @@ class Workspace:
         )
 
 
-def kept(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
+def load_if_valid(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
     """The entry at `path`; None where it is absent or, with a warning, damaged.
 
     Of several processes, all of which have to ask: None where one of them has it not.
     """
-    entry = found(path, load)
-    return entry if several.agreed(entry is not None) else None
+    entry = load_if_valid_locally(path, load)
+    return entry if several.all_true(entry is not None) else None
 
 
-def present(path: Path) -> bool:
+def exists(path: Path) -> bool:
     """Whether a file of the workspace is there. What killed writers left of it goes: where the
     work is done, nobody writes it again."""
     remove_abandoned(path)
     return path.exists()
 
 
-def found(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
-    """`kept` as one process sees it."""
-    if path is None or not present(path):
+def load_if_valid_locally(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
+    """`load_if_valid` as one process sees it."""
+    if path is None or not exists(path):
         return None
     try:
         return load(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.recipe import CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
+from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe
 
 _WORDS = 900
 
@@ -31,8 +31,8 @@ def small_recipe(data: Path, **changes: Any) -> Recipe:
         calibration=CalibrationRecipe(
             data=str(data), sequences=8, length=24, tokens_per_batch=96
         ),
-        path=PathRecipe(share=0.5),
-        measure=MeasureRecipe(tokens=48),
+        hessian_averaging=HessianAveragingRecipe(data_fraction=0.5),
+        probe=ProbeRecipe(tokens=48),
     )
     return recipe.with_changes(**changes)
 

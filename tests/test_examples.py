@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModel
 
 import spectrim
-from spectrim.trackers import TRACKERS, TrackedRun, telling
+from spectrim.trackers import TRACKERS, TrackedRun, open_tracker
 from tests.hub.compressing import compress
 from tests.runs import text_file
 from tests.shared_assets import shared_data
@@ -154,6 +154,6 @@ def test_own_tracker(shelf, monkeypatch):
     assert lines[-1] == {"figure": "failed", "step": "", "value": "False"}
     monkeypatch.setenv("FIGURES_CSV", str(table))
     monkeypatch.setitem(TRACKERS._entries, "csv", module)
-    with telling("csv", TrackedRun("again")) as tell:
-        tell({"kept": 0.5}, None)
+    with open_tracker("csv", TrackedRun("again")) as log_metrics:
+        log_metrics({"kept": 0.5}, None)
     assert "kept,,0.5" in table.read_text()

@@ -11,7 +11,7 @@ import spectrim
 
 ROOT = Path(spectrim.__file__).parent
 LEVELS = (
-    {"errors", "noise", "processes"},
+    {"errors", "noise", "processes", "renamed"},
     {"registry", "several", "storage", "workspace"},
     {"trackers"},
     {"linalg"},

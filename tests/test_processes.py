@@ -12,7 +12,7 @@ import pytest
 
 from spectrim.processes import is_dead, this_process
 from spectrim.storage import write_text
-from spectrim.workspace import found
+from spectrim.workspace import load_if_valid_locally
 
 HOST = socket.gethostname()
 
@@ -50,7 +50,11 @@ def test_of_the_unknown_nothing_is_said(holder):
 
 
 @pytest.mark.parametrize(
-    "act", [lambda path: write_text(path, "whole"), lambda path: found(path, Path.read_text)]
+    "act",
+    [
+        lambda path: write_text(path, "whole"),
+        lambda path: load_if_valid_locally(path, Path.read_text),
+    ],
 )
 def test_what_a_killed_process_was_writing_goes_with_the_next_write_or_look(
     tmp_path, dead, act
@@ -69,4 +73,4 @@ def test_what_a_killed_process_was_writing_goes_with_the_next_write_or_look(
 
 
 def test_a_look_where_nothing_is(tmp_path):
-    assert found(tmp_path / "nowhere" / "entry.json", Path.read_text) is None
+    assert load_if_valid_locally(tmp_path / "nowhere" / "entry.json", Path.read_text) is None

@@ -13,21 +13,25 @@ from tests.forks import in_processes, needs_fork
 
 
 def test_alone_everything_is_ones_own():
-    assert (several.count(), several.number(), several.is_first()) == (1, 0, True)
-    assert list(several.own("abc")) == list("abc")
-    assert several.from_first(lambda: 3) == 3
+    assert (several.num_processes(), several.process_index(), several.is_main_process()) == (
+        1,
+        0,
+        True,
+    )
+    assert list(several.shard("abc")) == list("abc")
+    assert several.run_on_main(lambda: 3) == 3
     tensor = torch.ones(2)
-    several.add_up([tensor])
+    several.all_reduce_sum_([tensor])
     assert tensor.tolist() == [1, 1]
 
 
 def test_packed_by_cost():
-    owners = several.packed([1, 5, 2, 3, 3], 2)
+    owners = several.balanced_bins([1, 5, 2, 3, 3], 2)
     loads = [
         sum(c for c, o in zip([1, 5, 2, 3, 3], owners, strict=True) if o == b) for b in (0, 1)
     ]
     assert sorted(loads) == [7, 7]
-    assert several.packed([4.0], 3) == [0]
+    assert several.balanced_bins([4.0], 3) == [0]
 
 
 @needs_fork
@@ -35,16 +39,16 @@ def test_three_processes(tmp_path):
     large = 2**17 + 3
 
     def work():
-        me = several.number()
+        me = several.process_index()
         sums = [torch.full((2, 3), me + 1.0).T, torch.tensor(me), torch.full((large,), 0.5)]
-        several.add_up(sums)
+        several.all_reduce_sum_(sums)
         return {
-            "own": list(several.own("abcdefg")),
+            "own": list(several.shard("abcdefg")),
             "sums": [sums[0][0, 0].item(), sums[1].item(), sums[2].sum().item()],
-            "tensors": several.tensors_of_all({f"of {me}": torch.full((me,), float(me)).T}),
-            "merged": several.merged({me: "x" * me}),
-            "first": several.from_first(lambda: (me, several.count())),
-            "agreed": (several.agreed(True), several.agreed(me != 1)),
+            "tensors": several.gather_tensors({f"of {me}": torch.full((me,), float(me)).T}),
+            "merged": several.gather_dict({me: "x" * me}),
+            "first": several.run_on_main(lambda: (me, several.num_processes())),
+            "agreed": (several.all_true(True), several.all_true(me != 1)),
         }
 
     found = in_processes(tmp_path / "three", work, 3)
@@ -66,13 +70,13 @@ def test_errors_and_warnings_of_one_are_those_of_all(tmp_path):
     def work():
         told = []
         with warnings.catch_warnings(record=True) as given:
-            with several.together():
-                if several.number() == 1:
+            with several.raise_together():
+                if several.process_index() == 1:
                     warnings.warn("damped", NumericalWarning, stacklevel=1)
             for raised in (InputError("no space"), UnknownNameError("method", "x", "ab")):
                 try:
-                    with several.together():
-                        if several.number() == 1:
+                    with several.raise_together():
+                        if several.process_index() == 1:
                             raise raised
                 except InputError as error:
                     told.append((type(error), str(error)))
@@ -92,7 +96,7 @@ def test_an_error_of_the_first_alone_is_raised_in_all(tmp_path):
 
     def work():
         with pytest.raises(InputError, match="only the first knows"):
-            several.from_first(fails)
-        return several.count()
+            several.run_on_main(fails)
+        return several.num_processes()
 
     assert in_processes(tmp_path / "two", work) == [2, 2]

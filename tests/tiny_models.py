@@ -55,7 +55,7 @@ def tiny_tied(seed: int = 0) -> PreTrainedModel:
 def tiny_qwen2_bias(seed: int = 0) -> PreTrainedModel:
     """Biases on q, k and v."""
     model = _build(Qwen2Config(**_SIZES, num_key_value_heads=2), seed)
-    randomise_biases(model, seed)
+    randomize_biases(model, seed)
     return model
 
 
@@ -71,7 +71,7 @@ def tiny_gpt2(seed: int = 0) -> PreTrainedModel:
         eos_token_id=1,
     )
     model = _build(config, seed)
-    randomise_biases(model, seed)
+    randomize_biases(model, seed)
     return model
 
 
@@ -153,7 +153,7 @@ def _build(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def randomise_biases(model: PreTrainedModel, seed: int) -> None:
+def randomize_biases(model: PreTrainedModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

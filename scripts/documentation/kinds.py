@@ -49,8 +49,8 @@ KINDS = {
     ),
     "compressors": Kind(
         "Compressors",
-        "spectrim compensate MODEL -o OUT --base {name} --rank 16",
-        "--base-set {option}={value}",
+        "spectrim quantize MODEL -o OUT --quantizer {name} --rank 16",
+        "--quantizer-option {option}={value}",
         True,
     ),
     "refinements": Kind(
@@ -62,8 +62,8 @@ KINDS = {
     "importance": Kind(
         "Importance of bases",
         "spectrim compress MODEL -o OUT --recipe bsi --task TASK.jsonl "
-        "--set selection.importance={name}",
-        "--set selection.importance_options.{option}={value}",
+        "--set pruning.importance={name}",
+        "--set pruning.importance_options.{option}={value}",
         True,
     ),
     "tasks": Kind(

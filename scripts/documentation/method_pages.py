@@ -135,7 +135,7 @@ def _used(entry: Entry) -> Iterator[str]:
 
 
 def _chosen(recipe: Any, kind: str) -> list[str]:
-    selection = recipe.selection
+    selection = recipe.pruning
     return {
         "methods": [recipe.method],
         "allocations": [] if selection else [recipe.allocation],
@@ -202,7 +202,7 @@ def _preset_page(name: str) -> str:
         key: value for key, value in plain.items() if value not in (None, [], {})
     }
     lead = "What differs from `default`:" if changed else "All of it:"
-    task = " --task TASK.jsonl" if PRESETS[name].selection else ""
+    task = " --task TASK.jsonl" if PRESETS[name].pruning else ""
     lines = [
         f"spectrim compress MODEL -o OUT --recipe {name}{task}",
         f"spectrim recipes copy {name} -o mine.yaml",

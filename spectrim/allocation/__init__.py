@@ -6,7 +6,7 @@ A module declares `REQUIRES` (statistics beyond the method's), `REFERENCE`, opti
     allocate(request, options) -> {layer name: rank, or None to leave it dense}
 """
 
-from spectrim.allocation._knapsack import Items, solve_knapsack
+from spectrim.allocation._knapsack import KnapsackGroup, solve_knapsack
 from spectrim.allocation._latency import (
     BY_TIME,
     TIMED,
@@ -28,7 +28,7 @@ __all__ = [
     "TIMED",
     "TIMED_ONLY",
     "AllocationRequest",
-    "Items",
+    "KnapsackGroup",
     "LatencyRecipe",
     "LatencyTable",
     "LayerCurve",

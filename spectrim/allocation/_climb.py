@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from spectrim.allocation._request import AllocationRequest, Choices, LayerCurve
+from spectrim.allocation._request import AllocationRequest, LayerCurve, RankChoices
 
 Floats = NDArray[np.float64]
 
 
 def climb(
-    request: AllocationRequest, choices: Sequence[Choices], keys: Sequence[Floats]
+    request: AllocationRequest, choices: Sequence[RankChoices], keys: Sequence[Floats]
 ) -> dict[str, int | None]:
     """keys[l][j]: of the step of layer l from choice j to choice j + 1.
 
@@ -33,7 +33,7 @@ def climb(
 
 
 def proportional(
-    request: AllocationRequest, choices: Sequence[Choices], wanted: Floats
+    request: AllocationRequest, choices: Sequence[RankChoices], wanted: Floats
 ) -> dict[str, int | None]:
     """Costs as near to `wanted` (weights per layer) as the choices allow.
 
@@ -60,7 +60,7 @@ def types_of(curves: Sequence[LayerCurve]) -> list[list[int]]:
     return list(types.values())
 
 
-def _climbed(budget: int, choices: Sequence[Choices], keys: Sequence[Floats]) -> list[int]:
+def _climbed(budget: int, choices: Sequence[RankChoices], keys: Sequence[Floats]) -> list[int]:
     layers = np.repeat(np.arange(len(choices)), [len(key) for key in keys])
     extra = np.concatenate([np.diff(choice.costs) for choice in choices])
     order = np.argsort(np.concatenate([np.maximum.accumulate(k) for k in keys]), kind="stable")

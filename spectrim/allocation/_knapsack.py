@@ -26,14 +26,14 @@ NEGLIGIBLE = 1e-5
 
 
 @dataclass(frozen=True)
-class Items:
+class KnapsackGroup:
     """One group: costs ascending, losses."""
 
     costs: NDArray[np.int64]
     losses: NDArray[np.float64]
 
 
-def solve_knapsack(groups: list[Items], budget: int) -> list[int]:
+def solve_knapsack(groups: list[KnapsackGroup], budget: int) -> list[int]:
     """Index of the chosen item per group. The cheapest items must fit the budget."""
     multiplier, plan = _relaxed(groups, budget)
     plan = _spend_rest(groups, plan, budget)
@@ -49,15 +49,15 @@ def solve_knapsack(groups: list[Items], budget: int) -> list[int]:
     return min(found, plan, key=lambda p: _loss(groups, p))
 
 
-def _loss(groups: list[Items], plan: list[int]) -> float:
+def _loss(groups: list[KnapsackGroup], plan: list[int]) -> float:
     return float(sum(g.losses[i] for g, i in zip(groups, plan, strict=True)))
 
 
-def _cost(groups: list[Items], plan: list[int]) -> int:
+def _cost(groups: list[KnapsackGroup], plan: list[int]) -> int:
     return int(sum(g.costs[i] for g, i in zip(groups, plan, strict=True)))
 
 
-def _hull(group: Items) -> NDArray[np.int64]:
+def _hull(group: KnapsackGroup) -> NDArray[np.int64]:
     """Indices on the lower convex hull of (cost, loss) that lower the loss, ascending cost."""
     return _hull_of(group.costs.tobytes(), group.losses.tobytes())
 
@@ -66,7 +66,7 @@ def _hull(group: Items) -> NDArray[np.int64]:
 def _hull_of(costs: bytes, losses: bytes) -> NDArray[np.int64]:
     """Kept by content, for other budgets. Items above the line between their neighbours go,
     all at once, until there are none."""
-    group = Items(np.frombuffer(costs, np.int64), np.frombuffer(losses, np.float64))
+    group = KnapsackGroup(np.frombuffer(costs, np.int64), np.frombuffer(losses, np.float64))
     before = np.minimum.accumulate(np.append(np.inf, group.losses[:-1]))
     hull = np.flatnonzero(group.losses < before)
     later = np.minimum.accumulate(group.costs[hull][::-1])[::-1]
@@ -80,12 +80,12 @@ def _hull_of(costs: bytes, losses: bytes) -> NDArray[np.int64]:
     return hull
 
 
-def _slopes(group: Items, hull: NDArray[np.int64]) -> NDArray[np.float64]:
+def _slopes(group: KnapsackGroup, hull: NDArray[np.int64]) -> NDArray[np.float64]:
     """Loss per weight, negative, of each step from one item to the next dearer one."""
     return np.diff(group.losses[hull]) / np.diff(group.costs[hull])
 
 
-def _relaxed(groups: list[Items], budget: int) -> tuple[float, list[int]]:
+def _relaxed(groups: list[KnapsackGroup], budget: int) -> tuple[float, list[int]]:
     """The multiplier of the linear relaxation and the plan before its critical step."""
     hulls = [_hull(group) for group in groups]
     plan = np.array([hull[0] for hull in hulls])
@@ -102,12 +102,12 @@ def _relaxed(groups: list[Items], budget: int) -> tuple[float, list[int]]:
     return -float(slopes[order[critical]]), plan.tolist()
 
 
-def _lower_bound(groups: list[Items], multiplier: float, budget: int) -> float:
+def _lower_bound(groups: list[KnapsackGroup], multiplier: float, budget: int) -> float:
     best = sum(float((g.losses + multiplier * g.costs).min()) for g in groups)
     return best - multiplier * budget
 
 
-def _undecided(group: Items, multiplier: float, gap: float) -> NDArray[np.int64]:
+def _undecided(group: KnapsackGroup, multiplier: float, gap: float) -> NDArray[np.int64]:
     reduced = group.losses + multiplier * group.costs
     return np.flatnonzero(reduced - reduced.min() <= gap * (1 + 1e-9))
 
@@ -124,7 +124,7 @@ class _Core:
 
     @classmethod
     def of(
-        cls, groups: list[Items], kept: list[NDArray[np.int64]], budget: int
+        cls, groups: list[KnapsackGroup], kept: list[NDArray[np.int64]], budget: int
     ) -> _Core | None:
         """None when the cheapest kept items do not fit."""
         cheapest = [int(g.costs[k].min()) for g, k in zip(groups, kept, strict=True)]
@@ -137,7 +137,7 @@ class _Core:
         widths = [-(-extra // unit) for extra in extras]
         return cls(kept, widths, slack // unit, unit > divisor)
 
-    def solved(self, groups: list[Items]) -> list[int]:
+    def solved(self, groups: list[KnapsackGroup]) -> list[int]:
         """The best plan over the kept items."""
         best = np.zeros(self.bins + 1)
         choices = []
@@ -176,7 +176,7 @@ def _trace(
     return plan[::-1]
 
 
-def _spend_rest(groups: list[Items], plan: list[int], budget: int) -> list[int]:
+def _spend_rest(groups: list[KnapsackGroup], plan: list[int], budget: int) -> list[int]:
     """Greedy: the best affordable improvement per weight, until none is left.
 
     A group's best stays its best while it is affordable, as what is left only shrinks.
@@ -197,7 +197,7 @@ def _spend_rest(groups: list[Items], plan: list[int], budget: int) -> list[int]:
         best[g] = _improvement(groups[g], item, left)
 
 
-def _improvement(group: Items, at: int, left: int) -> tuple[float, int, int]:
+def _improvement(group: KnapsackGroup, at: int, left: int) -> tuple[float, int, int]:
     """Gain per weight, extra weights and item of the best step that `left` pays for; all
     zero where there is none."""
     extra = group.costs - group.costs[at]

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from spectrim.allocation._request import AllocationRequest, Choices, LayerCurve
+from spectrim.allocation._request import AllocationRequest, LayerCurve, RankChoices
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
 
@@ -84,14 +84,14 @@ class TimedRequest(AllocationRequest):
         kind = curve.layer or self.layer
         return max(1, round(self.times.seconds(curve.shape, kind, rank) * NANOSECONDS))
 
-    def choices(self, curve: LayerCurve) -> Choices:
+    def choices(self, curve: LayerCurve) -> RankChoices:
         """Those of any request that also store less than the dense layer."""
         found = super().choices(curve)
         kind = layer_class(curve.layer or self.layer)
         fits = np.array(
             [r == 0 or kind.cost(*curve.shape, int(r)) < curve.dense_cost for r in found.ranks]
         )
-        return Choices(found.ranks[fits], found.costs[fits], found.losses[fits])
+        return RankChoices(found.ranks[fits], found.costs[fits], found.losses[fits])
 
     @property
     def dense_cost(self) -> int:

@@ -15,7 +15,7 @@ from spectrim.layers import layer_class
 
 Storage = Callable[[int, int], int]
 """(elements, columns of a row) -> what they take, in the unit of the budget."""
-Ladder = tuple[NDArray[np.int64], NDArray[np.int64]]
+RanksAndCosts = tuple[NDArray[np.int64], NDArray[np.int64]]
 BY_STORAGE = ("loss_optimal", "uniform")
 """Allocators that ask only what a choice costs."""
 
@@ -33,7 +33,7 @@ class LayerCurve:
     shape: tuple[int, int]
     loss: NDArray[np.float64]
     spectrum: NDArray[np.float64]
-    signed: NDArray[np.float64] | None = None
+    first_order_effects: NDArray[np.float64] | None = None
     layer: str | None = None
     dense_loss: float = 0.0
 
@@ -43,7 +43,7 @@ class LayerCurve:
 
 
 @dataclass(frozen=True)
-class Choices:
+class RankChoices:
     """What one layer may become, by ascending cost. Rank 0 stands for "left dense"."""
 
     ranks: NDArray[np.int64]
@@ -105,13 +105,13 @@ class AllocationRequest:
         """What a plan of these ranks is to remember of the request."""
         return {}
 
-    def choices(self, curve: LayerCurve) -> Choices:
+    def choices(self, curve: LayerCurve) -> RankChoices:
         """Every allowed rank that is cheaper than the dense layer, and the dense layer."""
         ranks, costs = self._cheaper(curve)
         losses = np.append(curve.loss[ranks[:-1]], curve.dense_loss)
-        return Choices(ranks, costs, losses)
+        return RankChoices(ranks, costs, losses)
 
-    def _cheaper(self, curve: LayerCurve) -> Ladder:
+    def _cheaper(self, curve: LayerCurve) -> RanksAndCosts:
         """Ranks with their costs, priced once for all layers of a shape and kind."""
         key = (curve.shape, curve.layer, len(curve.loss))
         if key not in self._ladders:
@@ -124,5 +124,5 @@ class AllocationRequest:
         return self._ladders[key]
 
     @cached_property
-    def _ladders(self) -> dict[Any, Ladder]:
+    def _ladders(self) -> dict[Any, RanksAndCosts]:
         return {}

@@ -8,7 +8,7 @@ themselves; what the grid leaves of the budget stays unspent, as in the paper. W
 smallest ratios do not meet the budget, the smallest rank joins the grid.
 
 The paper measures a perplexity for every matrix and ratio. Here the losses are the layers'
-curves: with `measure.layers` they go through measured divergences, at two ranks of each layer
+curves: with `probe.per_layer` they go through measured divergences, at two ranks of each layer
 and interpolated between and beyond; without, they are predicted and nothing is measured.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from spectrim.allocation._request import AllocationRequest, Choices
+from spectrim.allocation._request import AllocationRequest, RankChoices
 
 REQUIRES = ("input_covariance", "gradient_covariance")
 REFERENCE = "Yuan et al., 2023, arXiv:2312.05821"
@@ -69,7 +69,7 @@ def _on_grid(request: AllocationRequest, ratios: tuple[float, ...]) -> list[_Run
     ]
 
 
-def _rungs(choices: Choices, allowed: list[float]) -> _Rungs:
+def _rungs(choices: RankChoices, allowed: list[float]) -> _Rungs:
     """Per allowed cost the dearest choice within it (or else the cheapest), and dense."""
     places = np.searchsorted(choices.costs, np.array(allowed) + 1e-9, side="right") - 1
     picked = np.unique(np.append(np.maximum(places, 0), len(choices.costs) - 1))

@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from spectrim.allocation._climb import Floats
-from spectrim.allocation._knapsack import Items, solve_knapsack
-from spectrim.allocation._request import AllocationRequest, Choices, LayerCurve
+from spectrim.allocation._knapsack import KnapsackGroup, solve_knapsack
+from spectrim.allocation._request import AllocationRequest, LayerCurve, RankChoices
 from spectrim.errors import InputError
 from spectrim.registry import NoOptions
 
@@ -29,7 +29,7 @@ def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | 
     """Raises InputError where the signed effects were not gathered."""
     choices = [request.choices(curve) for curve in request.curves]
     items = [
-        Items(choice.costs, _importance(curve, choice))
+        KnapsackGroup(choice.costs, _importance(curve, choice))
         for curve, choice in zip(request.curves, choices, strict=True)
     ]
     picked = solve_knapsack(items, request.weights)
@@ -39,13 +39,13 @@ def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | 
     }
 
 
-def _importance(curve: LayerCurve, choice: Choices) -> Floats:
+def _importance(curve: LayerCurve, choice: RankChoices) -> Floats:
     """I of every choice; 0 for the dense layer, which stands last."""
-    if curve.signed is None:
+    if curve.first_order_effects is None:
         raise InputError(
             f"'basis_importance' needs the signed effects of {curve.name}, which this "
             "decomposition has not; calibrate with the statistic mean_gradient"
         )
-    cut = np.append(np.cumsum(curve.signed[::-1])[::-1], 0.0)
+    cut = np.append(np.cumsum(curve.first_order_effects[::-1])[::-1], 0.0)
     losses = choice.losses[:-1]
     return np.append(np.maximum(losses + cut[choice.ranks[:-1]], LEAST * losses), 0.0)

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from spectrim.allocation._climb import Floats, climb
-from spectrim.allocation._request import AllocationRequest, Choices, LayerCurve
+from spectrim.allocation._request import AllocationRequest, LayerCurve, RankChoices
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "Jaiswal et al., 2024, arXiv:2407.11239"
@@ -37,7 +37,7 @@ def allocate(request: AllocationRequest, options: Options) -> dict[str, int | No
     return climb(request, choices, keys)
 
 
-def _reduced(choices: Choices, curve: LayerCurve, minimum: float) -> Choices:
+def _reduced(choices: RankChoices, curve: LayerCurve, minimum: float) -> RankChoices:
     """Without the ranks that reduce too little; the cheapest choice always stays."""
     kept = choices.ranks <= (1 - minimum) * min(curve.shape)
     kept[0] = True
@@ -49,18 +49,18 @@ def _reduced(choices: Choices, curve: LayerCurve, minimum: float) -> Choices:
     )
 
 
-def _thresholds(choices: Choices, curve: LayerCurve) -> Floats:
+def _thresholds(choices: RankChoices, curve: LayerCurve) -> Floats:
     """Per step, the threshold below which it is taken: the last value that it would keep.
 
     The step to dense: the first value that the layer's largest rank would drop.
     """
-    values = normalised(curve.spectrum)
+    values = min_max_scale(curve.spectrum)
     steps = choices.ranks[1:]
     last = np.where(steps > 0, steps - 1, choices.ranks[max(len(steps) - 1, 0)])
     return values[np.minimum(last, len(values) - 1)]
 
 
-def normalised(spectrum: Floats) -> Floats:
+def min_max_scale(spectrum: Floats) -> Floats:
     """Between 0 and 1, descending."""
     least, most = spectrum.min(), spectrum.max()
     if most > least:

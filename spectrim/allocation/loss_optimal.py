@@ -9,7 +9,7 @@ exactly on what the multiplier leaves undecided.
 
 from __future__ import annotations
 
-from spectrim.allocation._knapsack import Items, solve_knapsack
+from spectrim.allocation._knapsack import KnapsackGroup, solve_knapsack
 from spectrim.allocation._request import AllocationRequest
 from spectrim.registry import NoOptions
 
@@ -19,7 +19,9 @@ REFERENCE = "methods of Lagrange, Everett, 1963; spectra of Li et al., 2026, arX
 
 def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | None]:
     choices = [request.choices(curve) for curve in request.curves]
-    picked = solve_knapsack([Items(c.costs, c.losses) for c in choices], request.weights)
+    picked = solve_knapsack(
+        [KnapsackGroup(c.costs, c.losses) for c in choices], request.weights
+    )
     return {
         curve.name: int(choice.ranks[index]) or None
         for curve, choice, index in zip(request.curves, choices, picked, strict=True)

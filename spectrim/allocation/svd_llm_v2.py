@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import Field
 
 from spectrim.allocation._climb import Floats, proportional, types_of
-from spectrim.allocation._request import AllocationRequest, Choices, LayerCurve
+from spectrim.allocation._request import AllocationRequest, LayerCurve, RankChoices
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "Wang et al., 2025, arXiv:2503.12340"
@@ -58,7 +58,7 @@ def removed_fractions(losses: Floats, removed: float) -> Floats:
     return np.minimum(len(losses) * removed * shares / shares.sum(), 1.0)
 
 
-def _truncation_loss(curve: LayerCurve, choices: Choices, budget: float) -> float:
+def _truncation_loss(curve: LayerCurve, choices: RankChoices, budget: float) -> float:
     """At the dearest choice within the budget's share of the layer, 0 when that is dense."""
     within = np.searchsorted(choices.costs, budget * curve.dense_cost + 1e-9, side="right")
     rank = int(choices.ranks[max(int(within) - 1, 0)])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from spectrim.allocation._request import AllocationRequest, Choices
+from spectrim.allocation._request import AllocationRequest, RankChoices
 from spectrim.registry import NoOptions
 
 REQUIRES: tuple[str, ...] = ()
@@ -38,7 +38,9 @@ def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | 
     }
 
 
-def _fitting(choices: list[Choices], dense: NDArray[np.int64], fraction: float) -> list[int]:
+def _fitting(
+    choices: list[RankChoices], dense: NDArray[np.int64], fraction: float
+) -> list[int]:
     """Per layer the dearest choice within the fraction, or else its cheapest."""
     allowed = (fraction * dense + 1e-9).astype(np.int64)
     return [
@@ -47,5 +49,5 @@ def _fitting(choices: list[Choices], dense: NDArray[np.int64], fraction: float) 
     ]
 
 
-def _cost(choices: list[Choices], picked: list[int]) -> int:
+def _cost(choices: list[RankChoices], picked: list[int]) -> int:
     return sum(int(c.costs[i]) for c, i in zip(choices, picked, strict=True))

@@ -106,9 +106,9 @@ class _Offered:
 
 
 def _signed(curve: LayerCurve) -> Floats:
-    if curve.signed is None:
+    if curve.first_order_effects is None:
         raise InputError(
             f"zero_sum needs the signed effects of components, which {curve.name} lacks: they "
             "come from the statistic mean_gradient; calibrate and decompose with zero_sum"
         )
-    return curve.signed
+    return curve.first_order_effects

@@ -1,6 +1,6 @@
 """Calibration: drive a model over tokens and sum what decompositions need."""
 
-from spectrim.calibration.forms import Room, Wide
+from spectrim.calibration.forms import MemoryBudget, Wide
 from spectrim.calibration.result import Calibration, LayerStatistics, PooledStatistics
 from spectrim.calibration.whole_model import CalibrationSettings, calibrate
 
@@ -8,8 +8,8 @@ __all__ = [
     "Calibration",
     "CalibrationSettings",
     "LayerStatistics",
+    "MemoryBudget",
     "PooledStatistics",
-    "Room",
     "Wide",
     "calibrate",
 ]

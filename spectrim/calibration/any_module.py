@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.hooks import BatchIndex, Watch, observed, shared_inputs
+from spectrim.calibration.hooks import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.calibration.result import Calibration
-from spectrim.calibration.whole_model import accumulator, frozen
+from spectrim.calibration.whole_model import accumulator, frozen_eval
 from spectrim.errors import InputError, ModelError
 from spectrim.statistics import STATISTICS
 from spectrim.surgery.targets import Target
@@ -70,17 +70,17 @@ def calibrate_module(
         raise InputError(f"{', '.join(needy)} is summed by sequence, which a module has not")
     backward = any(STATISTICS.get(name).NEEDS_GRADIENT for name in statistics)
     result: Calibration | None = None
-    with frozen(model), _graph_from(model, targets, backward):
+    with frozen_eval(model), _graph_from(model, targets, backward):
         for number, batch in enumerate(batches):
             if result is None:
                 result = _begin(model, targets, batch, loss, statistics)
             index = AnyRows.masked(None if mask is None else mask(batch))
-            watch = Watch(index, accumulator(result), backward)
+            watch = CaptureSpec(index, accumulator(result), backward)
             with (
-                observed(model, targets, watch),
+                capture(model, targets, watch),
                 torch.set_grad_enabled(backward),
             ):
-                values = checked(loss(model, batch), number)
+                values = check_losses(loss(model, batch), number)
                 if backward:
                     values.sum().backward()
             result.tokens += len(values)
@@ -90,7 +90,7 @@ def calibrate_module(
     return result
 
 
-def checked(values: Tensor, number: int) -> Tensor:
+def check_losses(values: Tensor, number: int) -> Tensor:
     """(n,) finite losses. Raises InputError and ModelError naming the batch."""
     if values.dim() != 1:
         raise InputError(
@@ -109,7 +109,7 @@ def _begin(
     def run() -> None:
         loss(model, batch)
 
-    groups = shared_inputs(model, targets, run)
+    groups = group_by_input(model, targets, run)
     result = Calibration.empty({t.name: t.shape for t in targets}, groups, names)
     result.provenance = {"labels": "given by the loss", "key": {}}
     return result

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.hooks import BatchIndex, Watch, observed, shared_inputs
+from spectrim.calibration.hooks import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.calibration.result import Calibration
 from spectrim.calibration.stored import Parts
 from spectrim.calibration.whole_model import (
@@ -41,7 +41,7 @@ from spectrim.statistics import STATISTICS, LayerTokens
 from spectrim.storage import write_text
 from spectrim.streaming.activations import Activations
 from spectrim.streaming.model import StreamedModel
-from spectrim.streaming.passing import Call, Passage, rows_of
+from spectrim.streaming.passing import BlockCall, StreamedBlockRunner, rows_of
 from spectrim.surgery.targets import Target
 
 INPUT, GRADIENT = "input", "gradient"
@@ -90,16 +90,16 @@ class BlockwiseWalk:
     blocks: TokenBlocks
     settings: CalibrationSettings
     places: Places
-    calls: list[list[Call]] = field(default_factory=list)
-    probes: list[Call] = field(default_factory=list)
+    calls: list[list[BlockCall]] = field(default_factory=list)
+    probes: list[BlockCall] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.passage = Passage(self.streamed)
+        self.passage = StreamedBlockRunner(self.streamed)
         self.parts = Parts(self.places.statistics)
         self.batches = list(
             batches(self.blocks, self.settings.tokens_per_batch, 0, torch.device("cpu"))
         )
-        self.forms = self.settings.forms({t.name: t.shape for t in self.targets})
+        self.forms = self.settings.formats({t.name: t.shape for t in self.targets})
         self.tokens = sum(int(batch.mask.sum()) for batch in self.batches)
         gradient = {n: STATISTICS.get(n).NEEDS_GRADIENT for n in self.settings.statistics}
         self.names = {
@@ -134,7 +134,7 @@ class BlockwiseWalk:
         numbers = range(self.count + 1)
         names = [name for number in numbers for name in self.part_names(number)]
         shutil.rmtree(self.places.activations.directory, ignore_errors=True)
-        return self.parts.together(names, provenance)
+        return self.parts.union(names, provenance)
 
     def part_names(self, number: int) -> list[str]:
         """What `parts` has of a block; of the number after the last: of the layers outside."""
@@ -251,16 +251,16 @@ class BlockwiseWalk:
             if with_gradient == backward:
                 add(layer, tokens, with_gradient)
 
-        watch = Watch(index, sink, backward, self.settings.gradient_only)
-        return observed(self.streamed.model, targets, watch)
+        watch = CaptureSpec(index, sink, backward, self.settings.gradient_only)
+        return capture(self.streamed.model, targets, watch)
 
-    def _probe_calls(self, first: Batch) -> list[Call]:
+    def _probe_calls(self, first: Batch) -> list[BlockCall]:
         return self.passage.before(first.ids[:1, :PROBED], first.mask[:1, :PROBED])[1]
 
     def _groups(self, number: int, block: nn.Module) -> dict[str, str]:
         hidden = self.places.activations.get((INPUT, number, 0))[:1, :PROBED]
         call = self.probes[number]
-        return shared_inputs(
+        return group_by_input(
             self.streamed.model,
             self.targets_of(number),
             lambda: self.passage.through(block, hidden, call),
@@ -273,7 +273,7 @@ class BlockwiseWalk:
         first, hidden = self.batches[0], self.places.activations.get((INPUT, self.count, 0))
         ids, mask = first.ids[:1], first.mask[:1]
         run = lambda: self.passage.after(ids, mask, hidden[:1])  # noqa: E731
-        return shared_inputs(self.streamed.model, targets, run)
+        return group_by_input(self.streamed.model, targets, run)
 
     def _empty(
         self, kind: str, targets: Sequence[Target], groups: dict[str, str]

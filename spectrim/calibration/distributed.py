@@ -26,13 +26,13 @@ from spectrim.calibration.whole_model import (
     CalibrationSettings,
     begin,
     calibrate,
-    freezing,
+    frozen_eval_with_graph,
     rows_per_batch,
 )
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.surgery.targets import Target
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 
 def calibrate_distributed(
@@ -43,28 +43,28 @@ def calibrate_distributed(
 ) -> Calibration:
     """What `calibrate` gives, to rounding, in every process of the default group.
 
-    Each process holds the whole model, or its shard of one that `sharded` has split, and calls
-    this with the same arguments. Raises InputError where there is no group; what `calibrate`
-    raises in one process is raised in all, unless the model is sharded: then that process
-    alone raises it, and has to end.
+    Each process holds the whole model, or its shard of one that `shard_model` has split, and
+    calls this with the same arguments. Raises InputError where there is no group; what
+    `calibrate` raises in one process is raised in all, unless the model is sharded: then that
+    process alone raises it, and has to end.
     """
     if not dist.is_initialized():
         raise InputError("no process group; start with torchrun and init_process_group")
-    own = own_settings(blocks, settings)
+    own = shard_settings(blocks, settings)
     in_shards = _in_shards(model)
-    with nullcontext() if in_shards else several.together():
-        part = begin_part(model, targets, blocks, own)
+    with nullcontext() if in_shards else several.raise_together():
+        part = start_shard(model, targets, blocks, own)
         missing = _rounds(blocks, own) - _passes(part, blocks, own)
         part = calibrate(model, targets, blocks, own, resume=part)
         if in_shards:
             _keep_company(model, blocks, own, missing)
-    return added_up(part, len(blocks))
+    return all_reduce(part, len(blocks))
 
 
-def own_settings(blocks: TokenBlocks, settings: CalibrationSettings) -> CalibrationSettings:
+def shard_settings(blocks: TokenBlocks, settings: CalibrationSettings) -> CalibrationSettings:
     """For one of several processes: batches of a size that all of them have as many of, or
     one more. In a single process the settings themselves."""
-    if (count := several.count()) == 1:
+    if (count := several.num_processes()) == 1:
         return settings
     rows = rows_per_batch(blocks, settings.tokens_per_batch)
     rounds = -(-len(blocks) // (rows * count))
@@ -72,7 +72,7 @@ def own_settings(blocks: TokenBlocks, settings: CalibrationSettings) -> Calibrat
     return replace(settings, tokens_per_batch=rows * blocks.ids.shape[1], every=count)
 
 
-def begin_part(
+def start_shard(
     model: nn.Module,
     targets: Sequence[Target],
     blocks: TokenBlocks,
@@ -80,26 +80,26 @@ def begin_part(
 ) -> Calibration:
     """`begin`, at this process's first batch."""
     part = begin(model, targets, blocks, settings)
-    first = several.number() * rows_per_batch(blocks, settings.tokens_per_batch)
+    first = several.process_index() * rows_per_batch(blocks, settings.tokens_per_batch)
     part.provenance["sequences_done"] = min(first, len(blocks))
     return part
 
 
-def added_up(part: Calibration, sequences: int) -> Calibration:
+def all_reduce(part: Calibration, sequences: int) -> Calibration:
     """The sums of all processes, in place and the same bits in each of them."""
-    if several.count() == 1:
+    if several.num_processes() == 1:
         return part
     states = [state for by_layer in part.states.values() for state in by_layer.values()]
-    several.add_up(tensor for state in states for tensor in state.values())
+    several.all_reduce_sum_(tensor for state in states for tensor in state.values())
     numbers = torch.tensor([part.tokens, *part.counts.values()], dtype=torch.int64)
-    several.add_up([numbers])
+    several.all_reduce_sum_([numbers])
     part.tokens = int(numbers[0])
     part.counts = dict(zip(part.counts, numbers[1:].tolist(), strict=True))
     part.provenance["sequences_done"] = sequences
     return part
 
 
-def sharded(model: nn.Module) -> nn.Module:
+def shard_model(model: nn.Module) -> nn.Module:
     """`model` with each process keeping its share of the weights (FSDP2): a decoder block's
     are gathered for its own passes and let go after them. In place, parameters frozen.
 
@@ -140,7 +140,10 @@ def _keep_company(
     """Passes that nothing is summed over."""
     ids = blocks.ids[:1].to(next(model.parameters()).device)
     for _ in range(passes):
-        with freezing(model, settings.backward), torch.set_grad_enabled(settings.backward):
+        with (
+            frozen_eval_with_graph(model, settings.backward),
+            torch.set_grad_enabled(settings.backward),
+        ):
             logits = model(input_ids=ids, use_cache=False).logits
             if settings.backward:
                 logits.sum().backward()

@@ -19,23 +19,25 @@ from typing import Literal
 import torch
 
 from spectrim.errors import InputError
-from spectrim.statistics import FULL, STATISTICS, Form, Kind, largest_form
+from spectrim.statistics import FULL, STATISTICS, CovarianceFormat, Kind, largest_format
 
 Shapes = Mapping[str, tuple[int, int]]
-Wide = Literal["full", "through"]
+Wide = Literal["full", "projected"]
 """How the covariance of a layer's wider side is kept."""
 _STEPS = 60
 """Halvings of the interval that the limit is in."""
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryBudget:
     """bytes: for all sums together; kind: of those that do not fit in full."""
 
     bytes: int
     kind: Kind = "low_rank"
 
-    def forms(self, shapes: Shapes, names: Sequence[str]) -> dict[tuple[str, str], Form]:
+    def formats(
+        self, shapes: Shapes, names: Sequence[str]
+    ) -> dict[tuple[str, str], CovarianceFormat]:
         """By statistic and layer, of covariances. Raises InputError for too little room."""
         widths = _widths(shapes, names)
         other = sum(
@@ -58,37 +60,39 @@ class Room:
                 low, found = middle, forms
         if found is None:
             raise InputError(
-                f"statistics_bytes {self.bytes} is too little for {', '.join(names)} of "
+                f"covariance_bytes {self.bytes} is too little for {', '.join(names)} of "
                 f"{len(shapes)} layers; allow more, or compress fewer layers (--include)"
             )
         return found
 
     def _within(
         self, widths: Mapping[tuple[str, str], int], limit: float, other: int
-    ) -> dict[tuple[str, str], Form] | None:
+    ) -> dict[tuple[str, str], CovarianceFormat] | None:
         """Each in at most `limit` bytes; None when that is not possible, or too much."""
         forms = {}
         for key, width in widths.items():
-            if (form := largest_form(width, limit, self.kind)) is None:
+            if (form := largest_format(width, limit, self.kind)) is None:
                 return None
             forms[key] = form
         total = other + sum(forms[key].bytes(width) for key, width in widths.items())
         return forms if total <= self.bytes else None
 
     def _too_small(self, widths: Mapping[tuple[str, str], int], limit: float) -> bool:
-        return any(largest_form(w, limit, self.kind) is None for w in widths.values())
+        return any(largest_format(w, limit, self.kind) is None for w in widths.values())
 
 
-def through_weights(shapes: Shapes, names: Sequence[str]) -> dict[tuple[str, str], Form]:
+def projected_formats(
+    shapes: Shapes, names: Sequence[str]
+) -> dict[tuple[str, str], CovarianceFormat]:
     """By statistic and layer, of the covariances that are wider than the layer's other side."""
     return {
-        (name, layer): Form("through", min(shapes[layer]))
+        (name, layer): CovarianceFormat("projected", min(shapes[layer]))
         for (name, layer), width in _widths(shapes, names).items()
         if width > min(shapes[layer])
     }
 
 
-def state_bytes(name: str, shape: tuple[int, int], form: Form = FULL) -> int:
+def state_bytes(name: str, shape: tuple[int, int], form: CovarianceFormat = FULL) -> int:
     module = STATISTICS.get(name)
     if form != FULL:
         return form.bytes(module.width(shape))

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.images import Products
+from spectrim.calibration.images import LayerProducts
 from spectrim.statistics import LayerTokens
 from spectrim.surgery.targets import Target
 
-Sink = Callable[[str, LayerTokens, bool], None]
+Consumer = Callable[[str, LayerTokens, bool], None]
 """Called with layer name, its tokens, and whether the gradient is in them."""
 
 
@@ -50,7 +50,7 @@ class BatchIndex:
 
 
 @dataclass(frozen=True)
-class Watch:
+class CaptureSpec:
     """What is seen of the batch run inside `observed`, and who is told.
 
     gradient_only: sink reads nothing but the gradient in the backward pass, so inputs and
@@ -59,14 +59,14 @@ class Watch:
     """
 
     index: BatchIndex
-    sink: Sink
+    sink: Consumer
     backward: bool = False
     gradient_only: bool = False
     originals: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @contextmanager
-def observed(model: nn.Module, targets: Sequence[Target], watch: Watch) -> Iterator[None]:
+def capture(model: nn.Module, targets: Sequence[Target], watch: CaptureSpec) -> Iterator[None]:
     """Call the sink at every target for the batch run inside the context.
 
     Once in the forward pass without a gradient, and, with `backward`, once more in the
@@ -74,7 +74,7 @@ def observed(model: nn.Module, targets: Sequence[Target], watch: Watch) -> Itera
     """
     handles = []
     for target in targets:
-        module, seen = model.get_submodule(target.name), _Seen(target.name, watch)
+        module, seen = model.get_submodule(target.name), _LayerHook(target.name, watch)
         handles.append(module.register_forward_hook(seen.forward))
         if watch.backward:
             handles.append(module.register_forward_pre_hook(_own_input))
@@ -94,11 +94,11 @@ def _own_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | 
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _LayerHook:
     """One layer's hooks."""
 
     name: str
-    watch: Watch
+    watch: CaptureSpec
 
     def forward(
         self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
@@ -112,7 +112,7 @@ class _Seen:
         return output if begins else None
 
     def _tell(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        watch, products = self.watch, Products(module, self.watch.originals.get(self.name))
+        watch, products = self.watch, LayerProducts(module, self.watch.originals.get(self.name))
         here = watch.index.select(getattr(module, "token_rows", None))
         x, y, sequence = here.real(inputs[0]), here.real(output), here.real_sequence
         images = partial(products.outputs, x, y)
@@ -131,18 +131,18 @@ class _Seen:
         here, products = rest
         held: list[Tensor] = []
 
-        def tell(g: Tensor, back: Tensor | None) -> None:
+        def log_metrics(g: Tensor, back: Tensor | None) -> None:
             images = partial(products.gradients, g, None if back is None else here.real(back))
-            self.watch.sink(self.name, replace(tokens, g=g, images=images), True)
+            self.watch.sink(self.name, replace(tokens, g=g, projections=images), True)
 
         if given.requires_grad:
             output.register_hook(lambda g: held.append(here.real(g)))
-            given.register_hook(lambda back: tell(held.pop(), back))
+            given.register_hook(lambda back: log_metrics(held.pop(), back))
         else:
-            output.register_hook(lambda g: tell(here.real(g), None))
+            output.register_hook(lambda g: log_metrics(here.real(g), None))
 
 
-def shared_inputs(
+def group_by_input(
     model: nn.Module, targets: Sequence[Target], run: Callable[[], object]
 ) -> dict[str, str]:
     """Layer name -> first layer that was given the very same input tensor in `run()`."""

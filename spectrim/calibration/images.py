@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.statistics import at_least_float32
-from spectrim.surgery.adapters import DENSE_TYPES, bias_of, weight_of
+from spectrim.surgery.adapters import DENSE_TYPES, get_bias, get_weight
 
 _PRECISE = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
-class Products:
+class LayerProducts:
     """original: the weight (out, in) that is asked about, where the module holds another."""
 
     module: nn.Module
@@ -32,7 +32,7 @@ class Products:
         """W x for each row of x (n, in), (n, out); y what the layer gave."""
         if not self._as_computed(y):
             return at_least_float32(x) @ at_least_float32(self._weight).T
-        bias = bias_of(self.module)
+        bias = get_bias(self.module)
         return y if bias is None else y - bias
 
     def gradients(self, g: Tensor, back: Tensor | None) -> Tensor:
@@ -43,9 +43,9 @@ class Products:
 
     @property
     def _weight(self) -> Tensor:
-        given = weight_of(self.module) if self.original is None else self.original
+        given = get_weight(self.module) if self.original is None else self.original
         return given.detach()
 
     def _as_computed(self, rows: Tensor) -> bool:
         own = self.original is None and type(self.module) in DENSE_TYPES
-        return own and rows.dtype == weight_of(self.module).dtype and rows.dtype in _PRECISE
+        return own and rows.dtype == get_weight(self.module).dtype and rows.dtype in _PRECISE

@@ -9,13 +9,13 @@ from spectrim.calibration.result import Calibration
 from spectrim.errors import CheckpointError
 
 
-def only(calibration: Calibration, statistic: str) -> Calibration:
+def select(calibration: Calibration, statistic: str) -> Calibration:
     """The part with one statistic, around the same tensors."""
     states = {statistic: calibration.states[statistic]}
     return replace(calibration, states=states, provenance=dict(calibration.provenance))
 
 
-def joined(parts: Sequence[Calibration]) -> Calibration:
+def concat(parts: Sequence[Calibration]) -> Calibration:
     """Different statistics of the same tokens and layers as one, around the same tensors.
 
     Raises CheckpointError for parts of other layers or another number of tokens.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import CheckpointError, InputError
-from spectrim.statistics import FULL, STATISTICS, Form
+from spectrim.statistics import FULL, STATISTICS, CovarianceFormat
 
 State = dict[str, Tensor]
 
@@ -39,7 +39,7 @@ class Calibration:
         shapes: dict[str, tuple[int, int]],
         groups: dict[str, str],
         names: Iterable[str],
-        forms: Mapping[tuple[str, str], Form] | None = None,
+        forms: Mapping[tuple[str, str], CovarianceFormat] | None = None,
     ) -> Calibration:
         """forms: by statistic and layer, of those that are not kept in full. An input that
         several layers read is not kept through the weight of one of them."""
@@ -51,7 +51,7 @@ class Calibration:
             states[name] = {}
             for key in keys:
                 form = (forms or {}).get((name, key), FULL)
-                if form.kind == "through" and module.SIDE == "input" and readers[key] > 1:
+                if form.kind == "projected" and module.SIDE == "input" and readers[key] > 1:
                     form = FULL
                 given = () if form == FULL else (form,)
                 states[name][key] = module.empty(shapes[key], *given)
@@ -79,7 +79,7 @@ class Calibration:
                 for entry, tensor in state.items():
                     self.states[statistic][key][entry] += tensor
 
-    def mixed(self, other: Calibration, weight: float) -> Calibration:
+    def interpolate(self, other: Calibration, weight: float) -> Calibration:
         """`(1 - weight) * self + weight * other` per token, counted as `self` is."""
         states = {
             statistic: {

@@ -59,7 +59,7 @@ class Parts:
         else:
             self._path(name).unlink(missing_ok=True)
 
-    def together(self, names: Iterable[str], provenance: dict[str, Any]) -> Calibration:
+    def union(self, names: Iterable[str], provenance: dict[str, Any]) -> Calibration:
         """All of them as one value. Raises CheckpointError for a damaged file."""
         if self.directory is None:
             return _union([self.held[name] for name in names], provenance)
@@ -75,7 +75,7 @@ def stored_calibration(paths: Iterable[Path], provenance: dict[str, Any]) -> Cal
     return _union([_lazy(path) for path in paths], provenance)
 
 
-def opened(path: Path) -> Calibration:
+def open_calibration(path: Path) -> Calibration:
     """The calibration in a file, its states read when they are asked for. Raises
     CheckpointError for a damaged file, which is read whole to see that."""
     load_calibration(path)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.forms import Room, Wide, through_weights
-from spectrim.calibration.hooks import BatchIndex, Watch, observed, shared_inputs
+from spectrim.calibration.forms import MemoryBudget, Wide, projected_formats
+from spectrim.calibration.hooks import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.calibration.loss import IGNORED, summed_cross_entropy
 from spectrim.calibration.result import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
-from spectrim.statistics import STATISTICS, Form, LayerTokens, at_least_float32
+from spectrim.statistics import STATISTICS, CovarianceFormat, LayerTokens, at_least_float32
 from spectrim.surgery.targets import Target
 
 LABEL_KINDS = ("data", "sampled")
@@ -40,7 +40,7 @@ class CalibrationSettings:
 
     every: only each n-th batch is run, as one of n processes does.
 
-    wide: covariances of the wider sides of layers in "full", or as they are "through" the
+    wide: covariances of the wider sides of layers in "full", or as they are "projected" the
     layer's weight, in the numbers of its smaller side; a wide input that several layers read
     stays in full. originals: weights by layer, where the model holds others than those that
     are to be decomposed.
@@ -52,13 +52,15 @@ class CalibrationSettings:
     seed: int = 0
     temperature: float = 1.0
     every: int = 1
-    room: Room | None = None
+    memory_budget: MemoryBudget | None = None
     wide: Wide = "full"
     originals: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.wide != "full" and self.room is not None:
-            raise InputError("room and wide='through' are two forms of a covariance; give one")
+        if self.wide != "full" and self.memory_budget is not None:
+            raise InputError(
+                "room and wide='projected' are two forms of a covariance; give one"
+            )
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}, expected above 0")
         if self.temperature != 1.0 and self.labels != "sampled":
@@ -74,17 +76,23 @@ class CalibrationSettings:
         return [self.labels, self.seed, self.temperature]
 
     @property
-    def form_key(self) -> dict[str, Any]:
+    def format_key(self) -> dict[str, Any]:
         """Empty where all is kept in full."""
-        if self.wide == "through":
+        if self.wide == "projected":
             return {"wide": self.wide}
-        return {} if self.room is None else {"room": asdict(self.room)}
+        return {} if self.memory_budget is None else {"room": asdict(self.memory_budget)}
 
-    def forms(self, shapes: dict[str, tuple[int, int]]) -> dict[tuple[str, str], Form]:
+    def formats(
+        self, shapes: dict[str, tuple[int, int]]
+    ) -> dict[tuple[str, str], CovarianceFormat]:
         """By statistic and layer, of covariances that are not in full."""
-        if self.wide == "through":
-            return through_weights(shapes, self.statistics)
-        return {} if self.room is None else self.room.forms(shapes, self.statistics)
+        if self.wide == "projected":
+            return projected_formats(shapes, self.statistics)
+        return (
+            {}
+            if self.memory_budget is None
+            else self.memory_budget.formats(shapes, self.statistics)
+        )
 
     @property
     def backward(self) -> bool:
@@ -157,7 +165,7 @@ def calibrate_steps(
     start, size = int(result.provenance.get("sequences_done", 0)), settings.tokens_per_batch
     step = rows_per_batch(blocks, size) * settings.every
     yield result
-    with frozen(model):
+    with frozen_eval(model):
         for batch in batches(blocks, size, start, device, settings.every):
             _run_batch(model, targets, batch, settings, result)
             result.tokens += int(batch.mask.sum())
@@ -180,8 +188,8 @@ def begin(
         model(input_ids=probe, use_cache=False)
 
     shapes = {target.name: target.shape for target in targets}
-    groups = shared_inputs(model, targets, run)
-    forms = settings.forms(shapes)
+    groups = group_by_input(model, targets, run)
+    forms = settings.formats(shapes)
     result = Calibration.empty(shapes, groups, settings.statistics, forms)
     result.provenance = provenance_of(blocks, settings)
     return result
@@ -208,7 +216,7 @@ def _run_batch(
     first = batch.first_sequence
     index = BatchIndex.of(batch.mask, first)
     given = settings.backward, settings.gradient_only, settings.originals or {}
-    with observed(model, targets, Watch(index, accumulator(result), *given)):
+    with capture(model, targets, CaptureSpec(index, accumulator(result), *given)):
         if not settings.backward:
             with torch.no_grad():
                 logits = _forward(model, batch)
@@ -281,8 +289,8 @@ def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
 
 
 @contextmanager
-def freezing(model: nn.Module, backward: bool) -> Iterator[None]:
-    """`frozen`; the embedding's output starts the graph."""
+def frozen_eval_with_graph(model: nn.Module, backward: bool) -> Iterator[None]:
+    """`frozen_eval`; the embedding's output starts the graph."""
     handles = []
     if backward:
         embedding = model.get_input_embeddings()  # type: ignore[operator]
@@ -290,7 +298,7 @@ def freezing(model: nn.Module, backward: bool) -> Iterator[None]:
             embedding.register_forward_hook(lambda m, i, output: output.requires_grad_(True))
         )
     try:
-        with frozen(model):
+        with frozen_eval(model):
             yield
     finally:
         for handle in handles:
@@ -298,7 +306,7 @@ def freezing(model: nn.Module, backward: bool) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen_eval(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no parameter gradients; both as before on leaving."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]

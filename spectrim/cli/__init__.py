@@ -52,9 +52,9 @@ def _fail(message: str) -> None:
 
 def _failed_first() -> bool:
     """Of several processes, each of which says once that it failed."""
-    from spectrim.cli.several import failed_first
+    from spectrim.cli.several import is_first_failure
 
-    return failed_first()
+    return is_first_failure()
 
 
 def _one_line(

@@ -12,15 +12,15 @@ from rich.markup import escape
 from spectrim import pipeline, several
 from spectrim.cli import show
 from spectrim.cli.commands import Json, Model, RemoteCode, _load, app, check_processes
-from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
-from spectrim.cli.tracking import Tracker, progress_for, told
+from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
+from spectrim.cli.tracking import Tracker, progress_for, start_tracking
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
-from spectrim.pipeline.benching import BUDGETS, MOST_TOKENS, Bench, Row, bench_steps
+from spectrim.pipeline.benching import BUDGETS, MOST_TOKENS, Bench, BenchRow, bench_steps
 from spectrim.report.bench_plot import bench_svg
 from spectrim.report.bench_table import markdown, summary, values
 from spectrim.storage import write_text
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 _METHODS = escape(
     "METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], a preset, or a YAML file of recipes by name; "
@@ -39,7 +39,7 @@ def bench(
     budgets: Annotated[
         str | None, typer.Option(help="Kept fractions, with commas. Default 0.8,0.6,0.4.")
     ] = None,
-    budgets_latency: Annotated[
+    latency_budgets: Annotated[
         str | None,
         typer.Option(help="In place of bytes: shares of the dense layers' time, with commas."),
     ] = None,
@@ -57,7 +57,7 @@ def bench(
     Started again with the same output it goes on where it stopped, and with more methods or
     budgets makes the rows that are missing.
     """
-    wanted, given = _asked(budgets, budgets_latency, given)
+    wanted, given = _asked(budgets, latency_budgets, given)
     base = recipe_of(given)
     specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
     recipes = pipeline.named_recipes(specs, base)
@@ -67,7 +67,7 @@ def bench(
         for budget in wanted:
             recipe.with_changes(budget=budget)
     asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
-    tell = told(context, track, f"bench {model}", asked)
+    log_metrics = start_tracking(context, track, f"bench {model}", asked)
     original, tokenizer, stored = _load(model, trust_remote_code)
     length = base.calibration.length or pipeline.default_length(original)
     settings = pipeline.BenchSettings(
@@ -75,17 +75,17 @@ def bench(
         blocks=BlockSettings(length=length, max_tokens=tokens, keep_tail=True),
         dtype=stored,
         rows=output / "rows",
-        workspace=workspace_of(given),
-        track=progress_for(Workspace(None), tell).track,
+        cache=cache_from(given),
+        track=progress_for(Cache(None), log_metrics).track,
     )
     title = f"{model}: {', '.join(recipes)}"
     for result in bench_steps(original, tokenizer, recipes, wanted, settings):
-        with several.together():
-            if several.is_first():
+        with several.raise_together():
+            if several.is_main_process():
                 _write(result, output, model, title)
         _tell(result)
     for row in result.rows:
-        tell(_figures(row), None)
+        log_metrics(_figures(row), None)
     _show(result, output, model, json)
 
 
@@ -93,13 +93,13 @@ def _asked(
     budgets: str | None, of_time: str | None, given: dict[str, Any]
 ) -> tuple[list[float], dict[str, Any]]:
     """Budgets, and the recipe options, of which those make one of time where that is asked."""
-    single = given["budget_latency"]
+    single = given["latency_budget"]
     if of_time is None and single is None:
         return _budgets("--budgets", budgets, given["budget"]), given
     if budgets is not None or given["budget"] is not None:
         raise InputError("rows are at equal bytes or at equal time: give budgets of one kind")
-    wanted = _budgets("--budgets-latency", of_time, single)
-    return wanted, given | {"budget_latency": wanted[0]}
+    wanted = _budgets("--latency-budgets", of_time, single)
+    return wanted, given | {"latency_budget": wanted[0]}
 
 
 def _budgets(option: str, text: str | None, single: float | None) -> list[float]:
@@ -125,7 +125,7 @@ def _tell(result: Bench) -> None:
     show.note(f"{place}: {result.made} made, {len(result.rows) - result.made} found finished")
 
 
-def _figures(row: Row) -> dict[str, float]:
+def _figures(row: BenchRow) -> dict[str, float]:
     """For a tracker, under the row's name and budget."""
     found = {f"perplexity/{text}": value for text, value in row.perplexity.items()}
     found |= {f"loss increase/{text}": value for text, value in row.loss_increase.items()}

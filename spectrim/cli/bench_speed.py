@@ -99,7 +99,7 @@ def bench_speed(
         dense, smaller = _loaded(what, original, kind, place, trust_remote_code)
     if kernels and place.type != "cuda":
         raise InputError("--kernels needs a GPU; on a processor they only run interpreted")
-    contestants = speed.line_up(dense, smaller, compiled, kernels, tiles)
+    contestants = speed.make_variants(dense, smaller, compiled, kernels, tiles)
     _print(speed.bench_speed(contestants, settings, show.track), what, output, json)
 
 
@@ -123,7 +123,9 @@ class _Shape:
         usual = torch.float32 if place.type == "cpu" else torch.bfloat16
         dense = speed.random_model(self.name, dtype or usual, place, blocks=self.blocks)
         copied = copy.deepcopy(dense)
-        return dense, speed.factor_randomly(copied, self.keep, self.layer, self.rank_multiple)
+        return dense, speed.factorize_randomly(
+            copied, self.keep, self.layer, self.rank_multiple
+        )
 
 
 def _loaded(

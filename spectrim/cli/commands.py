@@ -14,23 +14,23 @@ import spectrim
 from spectrim import hub, pipeline, several
 from spectrim.cli import show
 from spectrim.cli.group import Commands
-from spectrim.cli.levels import command_logged
-from spectrim.cli.making import Loaded, Wanted, in_bytes, make, planned
-from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.cli.levels import log_command
+from spectrim.cli.making import CompressArgs, LoadedModel, choose_plan, make, with_save_dtype
+from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.cli.several import check_shared
 from spectrim.cli.streaming import within_memory
 from spectrim.cli.threads import leave_busy_cores
-from spectrim.cli.tracking import Tracker, final_figures, progress_for, told
+from spectrim.cli.tracking import Tracker, final_figures, progress_for, start_tracking
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
 from spectrim.evaluation import HarnessSettings, evaluate_harness, size
 from spectrim.planning import load_plan, save_plan, size_curve
 from spectrim.recipe import Recipe, TaskRecipe
-from spectrim.refinement import Progress
+from spectrim.refinement import RunContext
 from spectrim.report.curve_plot import curve_svg
 from spectrim.report.facts import PAGE_FILE
 from spectrim.report.making import Pair
-from spectrim.report.writing import Place, write_result
+from spectrim.report.writing import OutputSpec, write_result
 from spectrim.storage import write_text
 
 app = typer.Typer(
@@ -76,7 +76,7 @@ def _common(
     show.set_level(verbose, quiet)
     logging.disable_progress_bar()
     leave_busy_cores()
-    context.obj.enter_context(command_logged())
+    context.obj.enter_context(log_command())
 
 
 def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
@@ -89,11 +89,11 @@ def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
 
 def check_processes(recipe: Recipe, memory: str | None = None) -> None:
     """Raises InputError for what several processes do not share."""
-    if several.count() == 1:
+    if several.num_processes() == 1:
         return
     if memory is not None:
         raise InputError("--memory is for one process: start without torchrun, or leave it out")
-    if recipe.selection is not None:
+    if recipe.pruning is not None:
         raise InputError("a recipe that selects bases runs in one process, without torchrun")
 
 
@@ -117,24 +117,24 @@ def compress(
 ) -> None:
     """Calibrate, decompose, plan, replace the layers, and save."""
     recipe = recipe_of(given)
-    if recipe.selection is not None and (plan or target_loss is not None):
+    if recipe.pruning is not None and (plan or target_loss is not None):
         raise InputError("a recipe that selects bases takes a --budget, no plan or target loss")
     check_processes(recipe, memory)
     followed = load_plan(plan) if plan else None
-    wanted = Wanted(model, output, followed, target_loss, overwrite, json, report)
+    wanted = CompressArgs(model, output, followed, target_loss, overwrite, json, report)
     recipe = wanted.checked(recipe)
-    tell = told(context, track, f"compress {model}", recipe.to_dict())
-    progress = progress_for(workspace_of(given), tell)
+    log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
+    progress = progress_for(cache_from(given), log_metrics)
     if memory is not None:
         if (sized := within_memory(wanted, recipe, memory, progress)) is None:
             return
         recipe = sized
-    loaded = Loaded(*_load(model, trust_remote_code))
+    loaded = LoadedModel(*_load(model, trust_remote_code))
     result = make(loaded, wanted, recipe, progress)
     pair = Pair(loaded.model, result.model, loaded.tokenizer, loaded.stored)
-    write_result(result.made, pair, Place(output, overwrite, report), result.events)
-    tell(final_figures(result.made.plan, output), None)
-    show.made(result.made.plan, json)
+    write_result(result.made, pair, OutputSpec(output, overwrite, report), result.prune_steps)
+    log_metrics(final_figures(result.made.plan, output), None)
+    show.print_result(result.made.plan, json)
     show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
     if report:
         show.note(f"report in {output / PAGE_FILE}")
@@ -161,18 +161,18 @@ def plan(
     """The size/quality curve before anything is compressed, and a plan to edit."""
     recipe = recipe_of(given)
     original, tokenizer, stored = _load(model, trust_remote_code)
-    recipe = in_bytes(recipe, stored)
-    progress = Progress(workspace_of(given), show.track)
-    decomposition = pipeline.factorise(
-        original, tokenizer, recipe, progress.workspace, progress.track
+    recipe = with_save_dtype(recipe, stored)
+    progress = RunContext(cache_from(given), show.track)
+    decomposition = pipeline.factorize(
+        original, tokenizer, recipe, progress.cache, progress.track
     )
     points = size_curve(decomposition, recipe)
-    chosen = planned(decomposition, recipe, target_loss, progress)
+    chosen = choose_plan(decomposition, recipe, target_loss, progress)
     if check_speed:
-        for text in pipeline.slow_layers(chosen, recipe, progress.workspace, progress.track):
+        for text in pipeline.slow_layers(chosen, recipe, progress.cache, progress.track):
             show.note(f"warning: {text}")
-    with several.together():
-        if several.is_first():
+    with several.raise_together():
+        if several.is_main_process():
             title = f"{model}: {recipe.method}, {recipe.layer}"
             write_text(plot, curve_svg(points, title, chosen.kept))
             if output:
@@ -200,7 +200,7 @@ def evaluate(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 20_000,
     length: Annotated[int | None, typer.Option(help="Tokens per chunk.")] = None,
-    tasks: Annotated[
+    lm_eval: Annotated[
         str | None,
         typer.Option(help="Tasks of lm-evaluation-harness, with commas (extra 'eval')."),
     ] = None,
@@ -213,7 +213,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Perplexity on chunks and per document, divergence, task accuracy, sizes."""
-    wanted = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    wanted = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
     harness = HarnessSettings(task_path, shots, limit)
     reference = _load(original, trust_remote_code)[0] if original else None
     results = {}
@@ -226,7 +226,7 @@ def evaluate(
         if task:
             results[name] |= pipeline.evaluate_task(model, tokenizer, TaskRecipe(data=task))
         if wanted:
-            results[name] |= several.from_first(
+            results[name] |= several.run_on_main(
                 partial(evaluate_harness, model, tokenizer, wanted, harness)
             )
         if data or not (task or wanted):
@@ -247,7 +247,7 @@ def _disk_bytes(name: str) -> dict[str, float]:
 @app.command()
 def ls(json: Json = False) -> None:
     """Methods, allocations, layers, statistics and evaluators: what each needs, its source."""
-    rows = pipeline.catalogue()
+    rows = pipeline.list_methods()
     if json:
         show.as_json(rows)
         return

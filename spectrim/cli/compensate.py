@@ -1,4 +1,4 @@
-"""`spectrim compensate`: compress by other means than rank, and give back what that lost."""
+"""`spectrim quantize`: compress by other means than rank, and give back what that lost."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import yaml
 from spectrim import hub, pipeline
 from spectrim.cli import show
 from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
-from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.errors import InputError
 from spectrim.recipe import Recipe, recipe_from
 from spectrim.report.compensation_card import compensation_card
 
-_FOREIGN = ("budget", "layer", "refine", "measure")
+_FOREIGN = ("budget", "layer", "refine", "probe")
 """Recipe options that say nothing about a path."""
 _ROWS = {
     "dense_bytes": "layers, dense, bytes",
@@ -28,43 +28,44 @@ _ROWS = {
 
 @app.command()
 @with_recipe_options
-def compensate(
+def quantize(
     model: Model,
     output: Output,
     given: dict[str, Any],
-    base: Annotated[
+    quantizer: Annotated[
         str | None, typer.Option(help="Compressor, see `spectrim ls`. Default rtn.")
     ] = None,
     bits: Annotated[int | None, typer.Option(help="The compressor's bits.")] = None,
-    group: Annotated[int | None, typer.Option(help="Its columns per scale.")] = None,
-    base_set: Annotated[
+    group_size: Annotated[int | None, typer.Option(help="Its columns per scale.")] = None,
+    quantizer_option: Annotated[
         list[str] | None, typer.Option(help="Any other of its options, as name=value.")
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Of each path, or on average by bytes. 0: no path.")
     ] = None,
-    path_bytes: Annotated[
+    correction_bytes: Annotated[
         int | None, typer.Option(help="Of all paths together, in place of a rank.")
     ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Quantise or sparsify every layer, with a low-rank path for what that lost."""
+    """Quantize or sparsify every layer, with a low-rank path for what that lost."""
     if foreign := [name for name in _FOREIGN if given[name] not in (None, [])]:
         raise InputError(
-            f"--{foreign[0]} says nothing about a path; use --rank or --path-bytes"
+            f"--{foreign[0]} says nothing about a path; use --rank or --correction-bytes"
         )
-    if rank is not None and path_bytes is not None:
-        raise InputError("choose one of --rank and --path-bytes")
-    options = {"bits": bits, "group": group, **dict(map(_assigned, base_set or []))}
-    wanted = {"base": base, "rank": rank, "path_bytes": path_bytes}
-    recipe = pipeline.for_compensation(_with(recipe_of(given), wanted, options))
+    if rank is not None and correction_bytes is not None:
+        raise InputError("choose one of --rank and --correction-bytes")
+    options = {"bits": bits, "group": group_size}
+    options |= dict(map(_assigned, quantizer_option or []))
+    wanted = {"quantizer": quantizer, "rank": rank, "bytes": correction_bytes}
+    recipe = pipeline.with_correction(_with(recipe_of(given), wanted, options))
     hub.check_output(output, overwrite)
     original, tokenizer, stored = _load(model, trust_remote_code)
     if recipe.save_dtype is None:
         recipe = recipe.with_changes(save_dtype=str(stored).removeprefix("torch."))
-    smaller = pipeline.compensate(original, tokenizer, recipe, workspace_of(given), show.track)
+    smaller = pipeline.quantize(original, tokenizer, recipe, cache_from(given), show.track)
     config = smaller.config.quantization_config
     extras = {"spectrim_recipe.yaml": recipe.to_yaml()}
     card = compensation_card(model, config, recipe)
@@ -77,25 +78,25 @@ def compensate(
 def _assigned(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise InputError(f"--base-set {text}: expected name=value")
+        raise InputError(f"--quantizer-option {text}: expected name=value")
     try:
         return name, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise InputError(f"--base-set {name}: '{value}' is not a value") from error
+        raise InputError(f"--quantizer-option {name}: '{value}' is not a value") from error
 
 
 def _with(recipe: Recipe, wanted: dict[str, Any], options: dict[str, Any]) -> Recipe:
-    """The recipe's compensation with what the command line gives over it."""
+    """The recipe's correction with what the command line gives over it."""
     values = recipe.to_dict()
-    chosen = values["compensation"] or {}
-    if wanted["base"] not in (None, chosen.get("base")):
-        chosen["base_options"] = {}
+    chosen = values["correction"] or {}
+    if wanted["quantizer"] not in (None, chosen.get("quantizer")):
+        chosen["quantizer_options"] = {}
     if wanted["rank"] is not None:
-        chosen["path_bytes"] = None
+        chosen["bytes"] = None
     chosen |= {name: value for name, value in wanted.items() if value is not None}
     stated = {name: value for name, value in options.items() if value is not None}
-    chosen["base_options"] = chosen.get("base_options", {}) | stated
-    return recipe_from(values | {"compensation": chosen}, "options")
+    chosen["quantizer_options"] = chosen.get("quantizer_options", {}) | stated
+    return recipe_from(values | {"correction": chosen}, "options")
 
 
 def _print(config: hub.SpectrimConfig, json: bool) -> None:

@@ -14,7 +14,7 @@ import typer
 from spectrim import hub, pipeline
 from spectrim.cli import show
 from spectrim.cli.commands import Json, Model, Overwrite, RemoteCode, _load, app
-from spectrim.cli.options import recipe_of, with_recipe_options, workspace_of
+from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.errors import InputError
 from spectrim.explore import Access, Places, Session, make_server
 from spectrim.explore.session import Source
@@ -40,27 +40,27 @@ def explore(
 ) -> None:
     """Calibrate, then try any size in a page: loss, bytes and ranks at once."""
     recipe = recipe_of(given)
-    if recipe.selection is not None:
+    if recipe.pruning is not None:
         raise InputError("a recipe that selects bases has no curve to explore")
-    if recipe.quantisation is not None:
+    if recipe.quantization is not None:
         raise InputError("explore plans factors in full precision; use compress --quantize")
     if recipe.latency is not None:
         raise InputError(
             "the page's slider is a share of the weights; plan by time with `spectrim plan "
-            "--budget-latency`"
+            "--latency-budget`"
         )
     if host in ("", "0.0.0.0", "::"):
         raise InputError(f"--host '{host}': name the one address that browsers will ask for")
     if output is not None:
         hub.check_output(output, overwrite)
     source = Source(model, *_load(model, trust_remote_code))
-    decomposition = pipeline.factorise(
-        source.model, source.tokenizer, recipe, workspace_of(given), show.track
+    decomposition = pipeline.factorize(
+        source.model, source.tokenizer, recipe, cache_from(given), show.track
     )
-    places = Places(plan, output, overwrite, workspace_of(given))
+    places = Places(plan, output, overwrite, cache_from(given))
     session = Session(source, decomposition, recipe, places)
-    tell = _as_json if json else _as_note
-    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_, tell)
+    log_metrics = _as_json if json else _as_note
+    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_, log_metrics)
 
 
 def _as_json(address: str) -> None:
@@ -72,14 +72,18 @@ def _as_note(address: str) -> None:
 
 
 def _serve(
-    session: Session, access: Access, port: int, opened: bool, tell: Callable[[str], None]
+    session: Session,
+    access: Access,
+    port: int,
+    opened: bool,
+    log_metrics: Callable[[str], None],
 ) -> None:
     try:
         server = make_server(session, access, port)
     except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {access.host}:{port}: {error}") from error
     address = f"http://{access.host}:{server.server_port}/?token={access.token}"
-    tell(address)
+    log_metrics(address)
     if opened:
         webbrowser.open(address)
     try:

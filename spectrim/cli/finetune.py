@@ -11,8 +11,8 @@ import typer
 from spectrim import hub, pipeline
 from spectrim.cli import show
 from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
-from spectrim.cli.options import workspace_of
-from spectrim.cli.tracking import Tracker, progress_for, told
+from spectrim.cli.options import cache_from
+from spectrim.cli.tracking import Tracker, progress_for, start_tracking
 from spectrim.evaluation import size
 from spectrim.hub import SpectrimConfig
 from spectrim.report.finetuning_card import finetuning_card
@@ -40,7 +40,7 @@ def finetune(
     length: Annotated[int | None, typer.Option(help="Tokens of the longest row.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the rows.")] = 3,
     steps: Annotated[int | None, typer.Option(help="In place of epochs.")] = None,
-    rows: Annotated[int, typer.Option(help="Rows per step.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Rows per step.")] = 32,
     learning_rate: Annotated[
         float | None, typer.Option(help="5e-4 for factors, 2e-3 for adapters.")
     ] = None,
@@ -63,22 +63,22 @@ def finetune(
         quantize_base=quantize_base,
         epochs=epochs,
         steps=steps,
-        sequences_per_step=rows,
+        batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
     )
     hub.check_output(output, overwrite)
-    tell = told(context, track, f"finetune {model}", asdict(settings))
+    log_metrics = start_tracking(context, track, f"finetune {model}", asdict(settings))
     loaded, tokenizer, stored = _load(model, trust_remote_code)
-    kept = workspace_of({"cache": cache, "no_cache": no_cache})
-    tuned = pipeline.finetune(loaded, tokenizer, settings, progress_for(kept, tell))
-    tuned = pipeline.stored_in(tuned, stored)
+    kept = cache_from({"cache": cache, "no_cache": no_cache})
+    tuned = pipeline.finetune(loaded, tokenizer, settings, progress_for(kept, log_metrics))
+    tuned = pipeline.cast_for_saving(tuned, stored)
     config: SpectrimConfig = tuned.config.quantization_config
     entry = config.provenance["refinement"][-1]
     options = hub.SaveOptions(card=finetuning_card(model, entry), overwrite=overwrite)
     hub.save_compressed(tuned, tokenizer, output, config, options)
     ends = {f"loss at the end/{what}": last for what, (_, last) in entry["losses"].items()}
-    tell(ends | {"disk_bytes": size.disk_bytes(output)}, None)
+    log_metrics(ends | {"disk_bytes": size.disk_bytes(output)}, None)
     show.as_json(entry) if json else _table(entry["losses"])
     show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
 

@@ -8,8 +8,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from spectrim.cli.levels import in_front
+from spectrim.cli.levels import move_levels_first
 from spectrim.errors import InputError, SpectrimError
+from spectrim.renamed import renamed_option
 
 _UsageError: Any = typer.BadParameter.__base__
 """click's, wherever this version of typer keeps click."""
@@ -17,7 +18,7 @@ _UsageError: Any = typer.BadParameter.__base__
 
 class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, in_front(args))
+        return super().parse_args(ctx, move_levels_first(args))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -25,7 +26,8 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
         except _UsageError as error:
             place = error.ctx.command_path if error.ctx else ctx.command_path
-            message = error.format_message().rstrip(".")
+            message = renamed_option(error.format_message()) or error.format_message()
+            message = message.rstrip(".")
             raise InputError(f"{message}; see `{place} --help`") from error
         except KeyboardInterrupt as error:
             raise SpectrimError(

@@ -22,7 +22,7 @@ LOG = logging.getLogger("spectrim.cli")
 _LEVELS = ("-q", "--quiet", "-v", "--verbose")
 
 
-def in_front(words: Sequence[str]) -> list[str]:
+def move_levels_first(words: Sequence[str]) -> list[str]:
     """The levels first, where the program reads them; what follows `--` stays as it is."""
     end = words.index("--") if "--" in words else len(words)
     levels = [word for word in words[:end] if word in _LEVELS]
@@ -30,7 +30,7 @@ def in_front(words: Sequence[str]) -> list[str]:
     return [*levels, *others, *words[end:]]
 
 
-def log_from(level: int) -> None:
+def set_log_level(level: int) -> None:
     """What the library says from this level on, to standard error; warnings always go there."""
     logger = logging.getLogger("spectrim")
     for handler in list(logger.handlers):
@@ -41,7 +41,7 @@ def log_from(level: int) -> None:
 
 
 @contextmanager
-def command_logged() -> Iterator[None]:
+def log_command() -> Iterator[None]:
     begun = time.monotonic()
     LOG.info(
         "spectrim %s, torch %s, transformers %s, Python %s, threads: %d",
@@ -59,7 +59,7 @@ def command_logged() -> Iterator[None]:
 
 
 @contextmanager
-def stage_logged(what: str, count: int) -> Iterator[None]:
+def log_stage(what: str, count: int) -> Iterator[None]:
     begun = time.monotonic()
     yield
     LOG.info("%s: %d in %.1f seconds", what, count, time.monotonic() - begun)

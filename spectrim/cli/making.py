@@ -13,12 +13,12 @@ from spectrim import hub, pipeline
 from spectrim.errors import InputError
 from spectrim.planning import Decomposition, Plan, plan_for_loss
 from spectrim.recipe import Recipe
-from spectrim.refinement import Progress
-from spectrim.report.making import Made
+from spectrim.refinement import RunContext
+from spectrim.report.making import CompressionResult
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CompressArgs:
     """What the command line asks for besides a recipe."""
 
     model: str
@@ -35,16 +35,16 @@ class Wanted:
             recipe = recipe.with_changes(
                 method=plan.method, layer=plan.layer, budget=plan.budget
             )
-        pipeline.check_quantisation(recipe)
+        pipeline.check_quantization(recipe)
         hub.check_output(self.output, self.overwrite)
         return recipe
 
-    def plan(self, decomposition: Decomposition, recipe: Recipe, progress: Progress) -> Plan:
-        return self.followed or planned(decomposition, recipe, self.target_loss, progress)
+    def plan(self, decomposition: Decomposition, recipe: Recipe, progress: RunContext) -> Plan:
+        return self.followed or choose_plan(decomposition, recipe, self.target_loss, progress)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """Model in float32, tokenizer, and the dtype its checkpoint is stored in."""
 
     model: PreTrainedModel
@@ -57,27 +57,30 @@ class Result:
     """events: of the prunings, where bases were selected."""
 
     model: PreTrainedModel
-    made: Made
-    events: str | None = None
+    made: CompressionResult
+    prune_steps: str | None = None
 
 
-def in_bytes(recipe: Recipe, stored: torch.dtype) -> Recipe:
+def with_save_dtype(recipe: Recipe, stored: torch.dtype) -> Recipe:
     """With the dtype that bytes are counted in, where the budget counts them."""
-    if recipe.quantisation is None or recipe.save_dtype is not None:
+    if recipe.quantization is None or recipe.save_dtype is not None:
         return recipe
     return recipe.with_changes(save_dtype=str(stored).removeprefix("torch."))
 
 
-def planned(
-    decomposition: Decomposition, recipe: Recipe, target_loss: float | None, progress: Progress
+def choose_plan(
+    decomposition: Decomposition,
+    recipe: Recipe,
+    target_loss: float | None,
+    progress: RunContext,
 ) -> Plan:
     if target_loss is not None:
         if recipe.latency is not None:
-            raise InputError("choose one of --target-loss and --budget-latency")
+            raise InputError("choose one of --target-loss and --latency-budget")
         return plan_for_loss(decomposition, recipe, target_loss)
     times = None
     if recipe.latency is not None:
-        times = pipeline.timetable(decomposition, recipe, progress.workspace, progress.track)
+        times = pipeline.latency_table(decomposition, recipe, progress.cache, progress.track)
     return pipeline.plan(decomposition, recipe, times)
 
 
@@ -85,35 +88,45 @@ def dtype_of(recipe: Recipe, stored: torch.dtype) -> torch.dtype:
     return getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
 
 
-def make(loaded: Loaded, wanted: Wanted, recipe: Recipe, progress: Progress) -> Result:
+def make(
+    loaded: LoadedModel, wanted: CompressArgs, recipe: Recipe, progress: RunContext
+) -> Result:
     """Cut, trained and in few bits, as the recipe says; in the dtype that is saved."""
-    recipe = in_bytes(recipe, loaded.stored)
-    cut = _cut if recipe.selection is None else _specialised
+    recipe = with_save_dtype(recipe, loaded.stored)
+    cut = _cut if recipe.pruning is None else _prune
     result = cut(loaded, wanted, recipe, progress)
     original, tokenizer, recipe = loaded.model, loaded.tokenizer, result.made.recipe
     smaller = pipeline.compress_embeddings(original, result.model, tokenizer, recipe, progress)
     if recipe.refinement:
         smaller = pipeline.refine(original, smaller, tokenizer, recipe, progress)
-    smaller = pipeline.stored_in(smaller, dtype_of(recipe, loaded.stored))
-    return replace(result, model=pipeline.quantise(smaller, result.made.plan, recipe))
+    smaller = pipeline.cast_for_saving(smaller, dtype_of(recipe, loaded.stored))
+    return replace(result, model=pipeline.quantize_factors(smaller, result.made.plan, recipe))
 
 
-def _specialised(loaded: Loaded, wanted: Wanted, recipe: Recipe, progress: Progress) -> Result:
-    special = pipeline.specialise(loaded.model, loaded.tokenizer, recipe, progress)
-    return Result(special.model, Made(wanted.model, special.plan, recipe), special.events())
+def _prune(
+    loaded: LoadedModel, wanted: CompressArgs, recipe: Recipe, progress: RunContext
+) -> Result:
+    special = pipeline.prune_for_task(loaded.model, loaded.tokenizer, recipe, progress)
+    return Result(
+        special.model,
+        CompressionResult(wanted.model, special.plan, recipe),
+        special.prune_steps(),
+    )
 
 
-def _cut(loaded: Loaded, wanted: Wanted, recipe: Recipe, progress: Progress) -> Result:
+def _cut(
+    loaded: LoadedModel, wanted: CompressArgs, recipe: Recipe, progress: RunContext
+) -> Result:
     """A plan that is followed is checked before the work."""
     model = loaded.model
     if wanted.followed:
         pipeline.prepare(model, recipe)
         pipeline.check_plan(model, wanted.followed)
-    decomposition = pipeline.factorise(
-        model, loaded.tokenizer, recipe, progress.workspace, progress.track
+    decomposition = pipeline.factorize(
+        model, loaded.tokenizer, recipe, progress.cache, progress.track
     )
     plan = wanted.plan(decomposition, recipe, progress)
     recipe = recipe.at_budget(plan.budget)
     dtype = None if recipe.refinement else dtype_of(recipe, loaded.stored)
-    smaller = pipeline.compress(model, decomposition, plan, dtype)
-    return Result(smaller, Made(wanted.model, plan, recipe, decomposition))
+    smaller = pipeline.replace_layers(model, decomposition, plan, dtype)
+    return Result(smaller, CompressionResult(wanted.model, plan, recipe, decomposition))

@@ -11,8 +11,9 @@ import typer
 
 from spectrim.errors import InputError
 from spectrim.presets import PRESETS, load_recipe
-from spectrim.recipe import QuantisationRecipe, Recipe, recipe_from
-from spectrim.workspace import Workspace
+from spectrim.recipe import QuantizationRecipe, Recipe, recipe_from
+from spectrim.renamed import check_field
+from spectrim.workspace import Cache
 
 _RECIPE = "Recipe (each overrides the recipe file or preset)"
 _CALIBRATION = "Calibration"
@@ -23,7 +24,7 @@ OPTIONS: dict[str, Any] = {
         float | None,
         typer.Option(help="Fraction of the layers' weights kept.", rich_help_panel=_RECIPE),
     ],
-    "budget_latency": Annotated[
+    "latency_budget": Annotated[
         float | None,
         typer.Option(
             help="In place of bytes: share of the layers' time for one token, measured here.",
@@ -63,14 +64,14 @@ OPTIONS: dict[str, Any] = {
     "task": Annotated[
         str | None,
         typer.Option(
-            help="Specialise for it: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:2000.",
+            help="Prune for it: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:2000.",
             rich_help_panel=_RECIPE,
         ),
     ],
-    "measure": Annotated[
+    "probe": Annotated[
         bool | None,
         typer.Option(
-            "--measure/--no-measure",
+            "--probe/--no-probe",
             help="Correct the curves by forward passes.",
             rich_help_panel=_RECIPE,
         ),
@@ -106,7 +107,8 @@ OPTIONS: dict[str, Any] = {
         typer.Option(help="Where calibrations are kept.", rich_help_panel=_CALIBRATION),
     ],
     "no_cache": Annotated[
-        bool, typer.Option(help="Keep no calibration.", rich_help_panel=_CALIBRATION)
+        bool,
+        typer.Option("--no-cache", help="Keep no calibration.", rich_help_panel=_CALIBRATION),
     ],
 }
 _DEFAULTS = {"recipe": "default", "no_cache": False}
@@ -168,12 +170,12 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["refinement"] = [{"name": name} for name in given["refine"]]
     if given["task"] is not None:
         values["task"] = (values["task"] or {}) | {"data": given["task"]}
-    if given["budget_latency"] is not None:
-        values["latency"] = (values["latency"] or {}) | {"budget": given["budget_latency"]}
-    if given["measure"] is not None:
-        values["measure"] |= {"layers": given["measure"], "joint": given["measure"]}
+    if given["latency_budget"] is not None:
+        values["latency"] = (values["latency"] or {}) | {"budget": given["latency_budget"]}
+    if given["probe"] is not None:
+        values["probe"] |= {"per_layer": given["probe"], "joint": given["probe"]}
     if given["quantize"] is not None:
-        values["quantisation"] = (values["quantisation"] or {}) | _bits(given["quantize"])
+        values["quantization"] = (values["quantization"] or {}) | _bits(given["quantize"])
     for assignment in sorted(given["set"] or [], key=_sets_options):
         _assign(values, assignment)
     _fit_ranks(values)
@@ -189,7 +191,7 @@ def _bits(name: str) -> dict[str, Any]:
     known: dict[str, dict[str, Any]] = {
         "int8": {"bits": 8},
         "int4": {"bits": 4},
-        "nf4": {"bits": 4, "base": "nf4", "group": 64},
+        "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
     }
     if name not in known:
         raise InputError(f"--quantize {name}: expected int8, int4 or nf4")
@@ -197,10 +199,10 @@ def _bits(name: str) -> dict[str, Any]:
 
 
 def _fit_ranks(values: dict[str, Any]) -> None:
-    """Ranks that the quantisation's kernel reads, where nobody said which."""
-    if values["quantisation"] and values["rank_multiple"] == 1:
+    """Ranks that the quantization's kernel reads, where nobody said which."""
+    if values["quantization"] and values["rank_multiple"] == 1:
         try:
-            values["rank_multiple"] = QuantisationRecipe(**values["quantisation"]).multiple
+            values["rank_multiple"] = QuantizationRecipe(**values["quantization"]).multiple
         except (TypeError, ValueError):
             return  # the recipe says what is wrong with it
 
@@ -211,6 +213,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals:
         raise InputError(f"--set {assignment}: expected field=value")
+    check_field(path, f"--set {path}")
     *parents, last = path.split(".")
     place: Any = values
     for name in parents:
@@ -229,7 +232,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     place[last] = value
 
 
-def workspace_of(given: dict[str, Any]) -> Workspace:
+def cache_from(given: dict[str, Any]) -> Cache:
     if given["no_cache"]:
-        return Workspace(None)
-    return Workspace(given["cache"]) if given["cache"] else Workspace.default()
+        return Cache(None)
+    return Cache(given["cache"]) if given["cache"] else Cache.default()

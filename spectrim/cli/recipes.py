@@ -26,7 +26,7 @@ def list_(json: Json = False) -> None:
     rows = [
         (
             name,
-            f"{recipe.method}, {'selection' if recipe.selection else recipe.allocation}",
+            f"{recipe.method}, {'pruning' if recipe.pruning else recipe.allocation}",
             recipe.layer,
             f"{recipe.budget:g}",
             f"{recipe.calibration.sequences}",

@@ -14,7 +14,7 @@ from spectrim.cli.commands import Json, RemoteCode, _load, app
 from spectrim.data import BlockSettings, token_blocks
 from spectrim.errors import InputError
 from spectrim.report.comparing import with_divergence, with_texts
-from spectrim.report.facts import PAGE_FILE, Facts
+from spectrim.report.facts import PAGE_FILE, ReportData
 from spectrim.report.making import Pair, facts_in, report_extras
 from spectrim.report.page import report_page
 from spectrim.storage import write_text
@@ -49,13 +49,15 @@ def report(
         write_text(output, report_page(facts))
     else:
         for name, text in report_extras(facts).items():
-            hub.write_extra(checkpoint, name, text)
+            hub.add_text_file(checkpoint, name, text)
     if json:
-        show.as_json({"report": str(output or checkpoint / PAGE_FILE), **found_in(facts)})
+        show.as_json(
+            {"report": str(output or checkpoint / PAGE_FILE), **headline_figures(facts)}
+        )
     show.note(f"report in {output or checkpoint / PAGE_FILE}")
 
 
-def found_in(facts: Facts) -> dict[str, float | None]:
+def headline_figures(facts: ReportData) -> dict[str, float | None]:
     """The figures that the page opens with."""
     return {
         "kept": facts.kept,
@@ -71,7 +73,9 @@ def _pair(original: str, checkpoint: Path, trust_remote_code: bool) -> Pair:
     return Pair(dense, smaller, tokenizer, stored)
 
 
-def _compared(facts: Facts, pair: Pair, data: str | None, prompts: list[str]) -> Facts:
+def _compared(
+    facts: ReportData, pair: Pair, data: str | None, prompts: list[str]
+) -> ReportData:
     if data is not None:
         length = pipeline.default_length(pair.original)
         settings = BlockSettings(length=length, keep_tail=True, max_tokens=20_000)

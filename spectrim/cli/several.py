@@ -21,7 +21,7 @@ _WAIT = timedelta(days=7)
 """Longer than any step that one process does alone: a process that ends is noticed at once."""
 
 
-def started_as_several() -> bool:
+def launched_by_torchrun() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "MASTER_ADDR" in os.environ
 
 
@@ -29,7 +29,7 @@ def started_as_several() -> bool:
 def group() -> Iterator[None]:
     """The process group that torchrun's environment describes, until the context ends; without
     one nothing. Gloo on CPUs, and NCCL for what is on GPUs. Only the first process prints."""
-    if not started_as_several():
+    if not launched_by_torchrun():
         yield
         return
     store, rank, size = next(dist.rendezvous("env://", timeout=_WAIT))
@@ -50,14 +50,14 @@ def group() -> Iterator[None]:
 
 def check_shared(command: str | None) -> None:
     """Raises InputError for a command that one process has to do."""
-    if several.count() > 1 and command not in SHARING:
+    if several.num_processes() > 1 and command not in SHARING:
         raise InputError(
             f"`spectrim {command}` is done by one process: start it without torchrun "
             f"(several share {', '.join(SHARING)})"
         )
 
 
-def failed_first() -> bool:
+def is_first_failure() -> bool:
     """True in the first process that fails: it tells why, and the others end without a word."""
     if not (dist.is_available() and dist.is_initialized()):
         return True

@@ -17,8 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from spectrim.cli.levels import log_from, stage_logged
-from spectrim.planning import CurvePoint, Plan
+from spectrim.cli.levels import log_stage, set_log_level
+from spectrim.planning import Plan, SizeLossPoint
 
 OUTPUT = Console(highlight=False, soft_wrap=True)
 NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -27,10 +27,10 @@ NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
 def set_level(verbose: bool, quiet: bool) -> None:
     """quiet: neither notes nor progress; verbose: what the library logs, on standard error."""
     NOTES.quiet = quiet
-    log_from(logging.INFO if verbose else logging.WARNING)
+    set_log_level(logging.INFO if verbose else logging.WARNING)
 
 
-def made(plan: Plan, json: bool) -> None:
+def print_result(plan: Plan, json: bool) -> None:
     """What a model was compressed to."""
     if json:
         as_json({"plan": plan.to_dict()})
@@ -48,7 +48,7 @@ def track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
     )
     hidden = NOTES.quiet or not NOTES.is_terminal
     with (
-        stage_logged(what, total),
+        log_stage(what, total),
         Progress(*columns, console=NOTES, disable=hidden) as progress,
     ):
         yield from progress.track(items, total=total, description=what)
@@ -93,7 +93,7 @@ def plan_table(plan: Plan) -> None:
     )
 
 
-def curve_table(points: Sequence[CurvePoint]) -> None:
+def curve_table(points: Sequence[SizeLossPoint]) -> None:
     table(
         "predicted loss increase, nats per token",
         ("budget", "kept", "predicted loss"),

@@ -8,7 +8,7 @@ import torch
 
 from spectrim import hub
 from spectrim.cli import show
-from spectrim.cli.making import Wanted, dtype_of
+from spectrim.cli.making import CompressArgs, dtype_of
 from spectrim.cli.tracking import final_figures
 from spectrim.errors import InputError
 from spectrim.hub.stream import open_streamed, save_streamed
@@ -16,18 +16,18 @@ from spectrim.pipeline.memory import MemoryPlan, bytes_of, plan_memory
 from spectrim.pipeline.streaming import (
     CompressedParts,
     check_streamable,
-    streamable,
-    streamed_decomposition,
+    decompose_streamed,
+    for_streaming,
 )
 from spectrim.planning import Plan
 from spectrim.recipe import Recipe
-from spectrim.refinement import Progress
+from spectrim.refinement import RunContext
 from spectrim.report.card import card_for
 from spectrim.streaming.memory import peak_bytes, return_large_blocks
 
 
 def within_memory(
-    wanted: Wanted, recipe: Recipe, memory: str, progress: Progress
+    wanted: CompressArgs, recipe: Recipe, memory: str, progress: RunContext
 ) -> Recipe | None:
     """The recipe with batches that fit, for the whole model in memory; None when the model
     was too large for that, and has been streamed and saved."""
@@ -42,8 +42,8 @@ def within_memory(
     if chosen.sizes is None:
         sized = replace(recipe.calibration, tokens_per_batch=chosen.tokens_per_batch)
         return recipe.with_changes(calibration=sized)
-    recipe = streamable(chosen.fitted(recipe))
-    with streamed_decomposition(opened, recipe, chosen.sizes, progress) as decomposition:
+    recipe = for_streaming(chosen.fitted(recipe))
+    with decompose_streamed(opened, recipe, chosen.sizes, progress) as decomposition:
         plan = wanted.plan(decomposition, recipe, progress)
         recipe = recipe.at_budget(plan.budget)
         dtype = dtype_of(recipe, hub.stored_dtype(wanted.model) or torch.float32)
@@ -53,13 +53,13 @@ def within_memory(
         card = card_for(wanted.model, plan, recipe)
         options = hub.SaveOptions(card=card, extras=extras, overwrite=wanted.overwrite)
         save_streamed(opened, parts, wanted.output, parts.config(), options)
-    progress.tell(final_figures(plan, wanted.output), None)
+    progress.log_metrics(final_figures(plan, wanted.output), None)
     _told(wanted, plan, chosen)
     return None
 
 
-def _told(wanted: Wanted, plan: Plan, chosen: MemoryPlan) -> None:
-    show.made(plan, wanted.json)
+def _told(wanted: CompressArgs, plan: Plan, chosen: MemoryPlan) -> None:
+    show.print_result(plan, wanted.json)
     peak = peak_bytes() / 2**20
     show.note(f"peak memory of this process {peak:,.0f} MiB, limit {chosen.limit / 2**20:,.0f}")
     show.note(f"saved to {wanted.output}: `import spectrim`, then from_pretrained")

@@ -12,9 +12,15 @@ from spectrim import several
 from spectrim.cli import show
 from spectrim.evaluation import size
 from spectrim.planning import Plan
-from spectrim.refinement import Progress
-from spectrim.trackers import Tell, TrackedRun, telling, timed, untold
-from spectrim.workspace import Workspace
+from spectrim.refinement import RunContext
+from spectrim.trackers import (
+    MetricLogger,
+    TrackedRun,
+    null_logger,
+    open_tracker,
+    with_stage_times,
+)
+from spectrim.workspace import Cache
 
 Tracker = Annotated[
     str | None,
@@ -26,19 +32,19 @@ Tracker = Annotated[
 ]
 
 
-def told(
+def start_tracking(
     context: typer.Context, tracker: str | None, name: str, settings: Mapping[str, Any]
-) -> Tell:
+) -> MetricLogger:
     """Opens a run that ends with the command, as failed if that failed; of several processes
     the first one's."""
-    tracker = tracker if several.is_first() else None
-    return context.obj.enter_context(telling(tracker, TrackedRun(name, settings)))
+    tracker = tracker if several.is_main_process() else None
+    return context.obj.enter_context(open_tracker(tracker, TrackedRun(name, settings)))
 
 
-def progress_for(workspace: Workspace, tell: Tell) -> Progress:
-    if tell is untold:
-        return Progress(workspace, show.track)
-    return Progress(workspace, timed(show.track, tell), tell=tell)
+def progress_for(cache: Cache, log_metrics: MetricLogger) -> RunContext:
+    if log_metrics is null_logger:
+        return RunContext(cache, show.track)
+    return RunContext(cache, with_stage_times(show.track, log_metrics), log_metrics=log_metrics)
 
 
 def final_figures(plan: Plan, output: Path) -> dict[str, float]:

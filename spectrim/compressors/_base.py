@@ -98,7 +98,7 @@ class CompressedLinear(nn.Module, ABC):
         alone = self.matrix(dtype)
         return alone if self.adapter is None else alone + self.adapter.matrix(dtype)
 
-    def fault(self) -> str | None:
+    def validate(self) -> str | None:
         """The name of a tensor that no compressor writes, and what is wrong with it."""
         return None
 

@@ -50,8 +50,8 @@ class CompensatedLinear(CompactLinear):
             return y
         return y + self.left(self.right(x))
 
-    def fault(self) -> str | None:
-        fault = self.base.fault()
+    def validate(self) -> str | None:
+        fault = self.base.validate()
         return fault and f"base.{fault}"
 
     def dense(self) -> tuple[Tensor, Tensor | None]:

@@ -79,7 +79,7 @@ class Nf4Linear(CompressedLinear):
         scales = self.scales.view(torch.float32).repeat_interleave(group)[:count]
         return (steps * scales).view(self.out_features, self.in_features).to(dtype)
 
-    def fault(self) -> str | None:
+    def validate(self) -> str | None:
         if self.scales.is_meta or torch.isfinite(self.scales.view(torch.float32)).all():
             return None
         return "scales hold values that are NaN or infinite"

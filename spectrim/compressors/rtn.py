@@ -85,7 +85,7 @@ class RtnLinear(CompressedLinear):
         steps = codes.to(scales.dtype) - self._spread(self._zeros(scales))
         return (steps * self._spread(scales)).to(dtype)
 
-    def fault(self) -> str | None:
+    def validate(self) -> str | None:
         if self.scales.is_meta or torch.isfinite(self.scales.view(torch.float16)).all():
             return None
         return "scales hold values that are NaN or infinite"

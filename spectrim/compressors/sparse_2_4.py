@@ -63,7 +63,7 @@ class Sparse24Linear(CompressedLinear):
         kept = shape[0] * shape[1] // 2
         return kept * itemsize + packed_bytes(kept, _BITS)
 
-    def fault(self) -> str | None:
+    def validate(self) -> str | None:
         if self.places.is_meta:
             return None
         places = self._places()

@@ -103,7 +103,7 @@ def compress(problem: LayerProblem, options: Options) -> TorchaoLinear:
         weight = weight.float()
     dtype = str(weight.dtype).removeprefix("torch.")
     options = replace(options, dtype=dtype, layout=_layout(options.bits))
-    tensors, _ = _flat(_quantised(weight, options, problem.name))
+    tensors, _ = _flat(_quantize(weight, options, problem.name))
     buffers = {name: _bytes(tensor) for name, tensor in tensors.items()}
     shape = (weight.shape[0], weight.shape[1])
     return TorchaoLinear(shape, problem.bias, options, buffers)
@@ -128,14 +128,14 @@ def _structure(shape: tuple[int, int], options: Options) -> _Structure:
     """Found by quantising zeros."""
     with torch.device("cpu"):
         zeros = torch.zeros(shape, dtype=_DTYPES[options.dtype])
-        quantised = _quantised(zeros, options, "a layer")
-    tensors, context = _flat(quantised)
+        quantized = _quantize(zeros, options, "a layer")
+    tensors, context = _flat(quantized)
     sizes = {name: _bytes(tensor).shape for name, tensor in tensors.items()}
     dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-    return _Structure(type(quantised), sizes, dtypes, context)
+    return _Structure(type(quantized), sizes, dtypes, context)
 
 
-def _quantised(weight: Tensor, options: Options, name: str) -> Tensor:
+def _quantize(weight: Tensor, options: Options, name: str) -> Tensor:
     quantize, config = _library(options)
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     module.weight = nn.Parameter(weight.clone(), requires_grad=False)
@@ -151,7 +151,7 @@ def _quantised(weight: Tensor, options: Options, name: str) -> Tensor:
 def _refused(name: str, weight: Tensor, options: Options, why: str) -> ModelError:
     return ModelError(
         f"torchao cannot compress {name} {tuple(weight.shape)} to {options.bits} bits: {why}; "
-        "leave it out with --exclude, or use --base rtn"
+        "leave it out with --exclude, or use --quantizer rtn"
     )
 
 

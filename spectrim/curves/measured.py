@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spectrim import several
-from spectrim.curves.probe import Diverging
+from spectrim.curves.probe import DivergenceProbe
 from spectrim.planning.decomposition import Decomposition, JointCorrection
 from spectrim.planning.planner import make_plan
 from spectrim.recipe import Recipe
@@ -32,46 +32,49 @@ _NONE = 1e-30
 """Below it a predicted loss has no ratio to a measured one."""
 _FLOOR = 1e-6
 
-Track = Callable[[Sequence[str]], Iterable[str]]
+ProgressBar = Callable[[Sequence[str]], Iterable[str]]
 
 
-def measured_layers(
-    decomposition: Decomposition, probe: Diverging, recipe: Recipe, track: Track = iter
+def probe_layers(
+    decomposition: Decomposition,
+    probe: DivergenceProbe,
+    recipe: Recipe,
+    track: ProgressBar = iter,
 ) -> Decomposition:
     """The decomposition with each layer's curve rescaled by its own measurements, which
     several processes share among them."""
     ranks = _probe_ranks(decomposition, recipe)
     own = {}
-    with several.together():
-        for name in track(list(several.own(decomposition.shapes))):
+    with several.raise_together():
+        for name in track(list(several.shard(decomposition.shapes))):
             own[name] = {
-                rank: probe.divergence(*decomposition.by_module({name: rank}))
+                rank: probe.divergence(*decomposition.expand_groups({name: rank}))
                 for rank in ranks[name]
             }
-    measured = several.merged(own)
+    measured = several.gather_dict(own)
     curves = {
-        name: rescaled(curve, measured[name]) for name, curve in decomposition.curves.items()
+        name: rescale(curve, measured[name]) for name, curve in decomposition.curves.items()
     }
     return replace(decomposition, curves=curves)
 
 
-def measured_jointly(
-    decomposition: Decomposition, probe: Diverging, recipe: Recipe
+def probe_jointly(
+    decomposition: Decomposition, probe: DivergenceProbe, recipe: Recipe
 ) -> Decomposition:
     """The decomposition with the map from summed to joint divergence."""
     own = []
-    with several.together():
-        for budget in several.own(JOINT_BUDGETS):
-            plan = make_plan(decomposition, recipe.for_measuring(budget))
+    with several.raise_together():
+        for budget in several.shard(JOINT_BUDGETS):
+            plan = make_plan(decomposition, recipe.for_probing(budget))
             summed = sum(layer.predicted_loss for layer in plan.layers.values())
             if summed > 0 and plan.ranks:
-                measured = probe.divergence(*decomposition.by_module(plan.ranks))
+                measured = probe.divergence(*decomposition.expand_groups(plan.ranks))
                 own.append((summed, max(measured, _FLOOR)))
-    pairs = [pair for part in several.exchanged(own) for pair in part]
+    pairs = [pair for part in several.all_gather(own) for pair in part]
     return replace(decomposition, correction=JointCorrection(_ascending(pairs)))
 
 
-def rescaled(curve: Tensor, measured: dict[int, float]) -> Tensor:
+def rescale(curve: Tensor, measured: dict[int, float]) -> Tensor:
     """`curve` (k + 1,) through the measured {rank: loss}; stays non-increasing in rank."""
     ranks = sorted((r for r in measured if curve[r] > _NONE), reverse=True)
     if not ranks:
@@ -84,7 +87,7 @@ def rescaled(curve: Tensor, measured: dict[int, float]) -> Tensor:
 
 
 def _probe_ranks(decomposition: Decomposition, recipe: Recipe) -> dict[str, list[int]]:
-    plans = [make_plan(decomposition, recipe.for_measuring(b)) for b in LAYER_BUDGETS]
+    plans = [make_plan(decomposition, recipe.for_probing(b)) for b in LAYER_BUDGETS]
     ranks: dict[str, list[int]] = {}
     for name, factors in decomposition.factors.items():
         stand_in = max(1, int(DENSE_STAND_IN * factors.max_rank))

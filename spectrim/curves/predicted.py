@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectrim.calibration import LayerStatistics
-from spectrim.linalg.covariance import Covariance, ThroughWeight
+from spectrim.linalg.covariance import Covariance, ProjectedCovariance
 from spectrim.linalg.spectrum import tail_energy, trailing_block_sums
 from spectrim.linalg.truncated import Factors
 
@@ -34,8 +34,8 @@ def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Ten
         return tail_energy(factors.spectrum)
     if factors.solved is not None and factors.solved.statistics == NEEDED[::-1]:
         outputs, inputs = factors.solved.grams(factors)
-        if factors.offset is not None:
-            inputs = inputs - factors.offset[:, None] * factors.offset
+        if factors.bias_shift is not None:
+            inputs = inputs - factors.bias_shift[:, None] * factors.bias_shift
     else:
         inputs, outputs = _inputs(factors, statistics), _outputs(factors, statistics)
     curve = 0.5 * statistics.share * trailing_block_sums(outputs * inputs)
@@ -45,7 +45,7 @@ def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Ten
 def _outputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
     """left^T C_g left; of a tall layer also where C_g is known through W = left right alone."""
     covariance = statistics["gradient_covariance"]
-    if isinstance(covariance, ThroughWeight):
+    if isinstance(covariance, ProjectedCovariance):
         return covariance.beside(factors.right.T)
     left = factors.left.double()
     return left.T @ covariance @ left
@@ -54,16 +54,16 @@ def _outputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
 def _inputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
     """right C_x right^T, less what a bias takes over of it."""
     right, covariance = factors.right.double(), statistics["input_covariance"]
-    if isinstance(covariance, ThroughWeight):
+    if isinstance(covariance, ProjectedCovariance):
         return covariance.beside(factors.left)
-    if factors.offset is None:
+    if factors.bias_shift is None:
         return right @ covariance @ right.T
     if isinstance(covariance, Covariance) and "input_mean" in statistics:
-        return right @ covariance.centred(statistics["input_mean"]) @ right.T
-    return right @ covariance @ right.T - factors.offset[:, None] * factors.offset
+        return right @ covariance.centered(statistics["input_mean"]) @ right.T
+    return right @ covariance @ right.T - factors.bias_shift[:, None] * factors.bias_shift
 
 
-def signed_effects(factors: Factors, statistics: LayerStatistics) -> Tensor:
+def first_order_effects(factors: Factors, statistics: LayerStatistics) -> Tensor:
     """First-order change of the loss when component i alone is dropped, shape (k,).
 
         -left_i^T G right_i^T,   G = E[g x^T]

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
-from spectrim.surgery.adapters import bias_of, set_weight, weight_of
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.adapters import get_bias, get_weight, set_weight
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 
-class Diverging(Protocol):
+class DivergenceProbe(Protocol):
     def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float: ...
 
 
@@ -51,9 +51,9 @@ class Probe:
         with ExitStack() as stack:
             for name, rank in ranks.items():
                 module = self.model.get_submodule(name)
-                stack.enter_context(exchanged(module, factors[name], rank))
+                stack.enter_context(swap_weights(module, factors[name], rank))
             for name, block in self.blocks[:first]:
-                stack.enter_context(_answering(block, self.outputs[name]))
+                stack.enter_context(_override_forward(block, self.outputs[name]))
             changed = self._logits()
         cross = changed.logsumexp(-1) - torch.linalg.vecdot(self.probabilities, changed)
         per_token = self.negative_entropy + cross
@@ -87,7 +87,7 @@ class Probe:
 
 
 @contextmanager
-def exchanged(module: nn.Module, factors: Factors, rank: int) -> Iterator[None]:
+def swap_weights(module: nn.Module, factors: Factors, rank: int) -> Iterator[None]:
     """The module with the weight and bias of `factors` at `rank`, until the context ends.
 
     With other parameters, not other values in the same ones: a tied embedding keeps its own.
@@ -96,9 +96,9 @@ def exchanged(module: nn.Module, factors: Factors, rank: int) -> Iterator[None]:
     assert isinstance(weight, nn.Parameter)
     module.weight = nn.Parameter(torch.empty_like(weight), weight.requires_grad)
     try:
-        set_weight(module, factors.weight(rank).to(weight_of(module)))
-        if factors.offset is not None:
-            shifted = factors.bias(rank, bias_of(module))
+        set_weight(module, factors.weight(rank).to(get_weight(module)))
+        if factors.bias_shift is not None:
+            shifted = factors.bias(rank, get_bias(module))
             assert shifted is not None
             module.bias = nn.Parameter(shifted.to(weight), requires_grad=False)
         yield
@@ -108,7 +108,7 @@ def exchanged(module: nn.Module, factors: Factors, rank: int) -> Iterator[None]:
 
 
 @contextmanager
-def _answering(block: nn.Module, output: Any) -> Iterator[None]:
+def _override_forward(block: nn.Module, output: Any) -> Iterator[None]:
     """The block returns `output` without computing, until the context ends."""
     block.forward = lambda *args, **kwargs: output
     try:

@@ -41,12 +41,12 @@ def with_rounding(
     A rank whose matrices the compressor does not take is passed over here. Raises InputError
     where the compressor is missing.
     """
-    if recipe.quantisation is None or decomposition.units == "own":
+    if recipe.quantization is None or decomposition.units == "own":
         return decomposition
     multiple = multiple_for(recipe, decomposition.shapes.values())
     found = {}
     for name in track(list(decomposition.shapes)):
-        parts = decomposition.by_module({name: 1})[0]
+        parts = decomposition.expand_groups({name: 1})[0]
         kind = SHARED if name in decomposition.groups else recipe.layer
         most = len(decomposition.curves[name]) - 1
         losses = {}
@@ -120,13 +120,13 @@ def _stored(weight: Tensor, recipe: Recipe) -> Tensor:
 
 
 def _rounder(recipe: Recipe) -> Rounded:
-    given = recipe.quantisation
+    given = recipe.quantization
     assert given is not None
-    options = COMPRESSORS.options(given.base, given.options)
+    options = COMPRESSORS.options(given.backend, given.options)
     dtype = getattr(torch, recipe.save_dtype or "float32")
 
     def rounded(weight: Tensor) -> Tensor:
         problem = LayerProblem("a layer", weight.to(dtype), None, None)
-        return COMPRESSORS.get(given.base).compress(problem, options).dense()[0]
+        return COMPRESSORS.get(given.backend).compress(problem, options).dense()[0]
 
     return rounded

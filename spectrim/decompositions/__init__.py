@@ -6,7 +6,7 @@ A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen data
     metric(problem, options) -> (out_metric, in_metric)     the shared solver does the rest
     decompose(problem, options) -> Factors                  for methods that are no metric pair
 
-A metric pair that makes its covariances by `metric_of` and reads nothing else of them may
+A metric pair that makes its covariances by `make_metric` and reads nothing else of them may
 declare `THROUGH_WEIGHT = True`: of the covariance of a layer's wider side the solver asks only
 what the weight makes of it, so that calibration sums just that.
 """

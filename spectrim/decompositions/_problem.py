@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from spectrim.calibration import LayerStatistics
-from spectrim.linalg.truncated import Factors, solve
+from spectrim.linalg.truncated import Factors, weighted_svd
 from spectrim.registry import Registry
 
 DECOMPOSITIONS = Registry("method", "spectrim.decompositions")
@@ -33,4 +33,4 @@ def decompose_layer(method: str, problem: LayerProblem, options: Any) -> Factors
     module = DECOMPOSITIONS.get(method)
     if hasattr(module, "decompose"):
         return module.decompose(problem, options)
-    return solve(problem.weight, *module.metric(problem, options))
+    return weighted_svd(problem.weight, *module.metric(problem, options))

@@ -17,14 +17,14 @@ from torch import Tensor
 from spectrim.decompositions._problem import DECOMPOSITIONS, LayerProblem
 from spectrim.errors import InputError
 from spectrim.linalg.metric import Metric, StackedMetric
-from spectrim.linalg.truncated import Factors, solve
+from spectrim.linalg.truncated import Factors, weighted_svd
 
 
 def decompose_group(method: str, problems: Sequence[LayerProblem], options: Any) -> Factors:
     """Factors of the stacked weights, in the order of `problems`, whose statistics have the
     same pooled inputs. Raises InputError for a method that cannot share, NumericalError."""
     weight = torch.cat([problem.weight for problem in problems])
-    return solve(weight, *group_metrics(method, problems, options))
+    return weighted_svd(weight, *group_metrics(method, problems, options))
 
 
 def whitened(method: str, problems: Sequence[LayerProblem], options: Any) -> list[Tensor]:

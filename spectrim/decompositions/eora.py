@@ -1,6 +1,6 @@
 """EoRA: `min ||(R - R_hat) L_in||_F`, R what a compressor lost of W, C_x = L_in L_in^T.
 
-Made for the residual of a compressed weight (`spectrim compensate --method eora`). Its L_in is
+Made for the residual of a compressed weight (`spectrim quantize --method eora`). Its L_in is
 the eigenvalue root of C_x; the optimum depends on C_x alone, so this is `svd_llm` on R.
 """
 
@@ -9,6 +9,6 @@ from __future__ import annotations
 from spectrim.decompositions.svd_llm import REQUIRES, Options, metric
 
 REFERENCE = "Liu et al., 2024, arXiv:2410.21271"
-COMMAND = "spectrim compensate MODEL -o OUT --method eora"
+COMMAND = "spectrim quantize MODEL -o OUT --method eora"
 
 __all__ = ["COMMAND", "REFERENCE", "REQUIRES", "Options", "metric"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spectrim.decompositions._problem import LayerProblem
-from spectrim.linalg.covariance import metric_of
+from spectrim.linalg.covariance import make_metric
 from spectrim.linalg.metric import Metric
 
 REQUIRES = ("input_covariance", "gradient_covariance")
@@ -38,4 +38,4 @@ def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
 
 def _damped(problem: LayerProblem, statistic: str, options: Options) -> Metric:
     name = f"{statistic.replace('_', ' ')} of {problem.name}"
-    return metric_of(problem.statistic(statistic), options.damping, name, statistic)
+    return make_metric(problem.statistic(statistic), options.damping, name, statistic)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from spectrim.decompositions._problem import LayerProblem
-from spectrim.linalg.covariance import centred, metric_of
-from spectrim.linalg.truncated import Factors, solve
+from spectrim.linalg.covariance import centered, make_metric
+from spectrim.linalg.truncated import Factors, weighted_svd
 
 REQUIRES = ("input_covariance", "gradient_covariance", "input_mean")
 REFERENCE = "Li et al., 2026, arXiv:2604.00821, with the bias of Yu and Wu, arXiv:2405.18146"
@@ -27,11 +27,11 @@ class Options:
 
 def decompose(problem: LayerProblem, options: Options) -> Factors:
     mean = problem.statistic("input_mean")
-    inputs = centred(problem.statistic("input_covariance"), mean)
+    inputs = centered(problem.statistic("input_covariance"), mean)
     gradients = problem.statistic("gradient_covariance")
-    factors = solve(
+    factors = weighted_svd(
         problem.weight,
-        metric_of(gradients, options.damping, f"gradient covariance of {problem.name}"),
-        metric_of(inputs, options.damping, f"centred covariance of {problem.name}"),
+        make_metric(gradients, options.damping, f"gradient covariance of {problem.name}"),
+        make_metric(inputs, options.damping, f"centred covariance of {problem.name}"),
     )
-    return replace(factors, offset=factors.right.double() @ mean)
+    return replace(factors, bias_shift=factors.right.double() @ mean)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spectrim.decompositions._problem import LayerProblem
-from spectrim.linalg.covariance import metric_of
+from spectrim.linalg.covariance import make_metric
 from spectrim.linalg.metric import IdentityMetric, Metric
 
 REQUIRES = ("input_covariance",)
@@ -25,4 +25,4 @@ class Options:
 def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
     covariance = problem.statistic("input_covariance")
     name = f"input covariance of {problem.name}"
-    return IdentityMetric(), metric_of(covariance, options.damping, name)
+    return IdentityMetric(), make_metric(covariance, options.damping, name)

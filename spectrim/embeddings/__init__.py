@@ -15,8 +15,8 @@ the last is gathered for tied tables only), optionally `Options`, and
 
 from spectrim.embeddings._modules import FactoredEmbedding, FactoredHead
 from spectrim.embeddings._problem import TableMetric, TableProblem, TableStatistics
-from spectrim.embeddings._table import Table, factorise_table, table_rank
-from spectrim.embeddings._tree import Place, find_table, replace_table
+from spectrim.embeddings._table import Table, factorize_table, table_rank
+from spectrim.embeddings._tree import TableLocation, find_table, replace_table
 from spectrim.registry import Registry
 
 EMBEDDINGS = Registry("embedding method", "spectrim.embeddings")
@@ -25,12 +25,12 @@ __all__ = [
     "EMBEDDINGS",
     "FactoredEmbedding",
     "FactoredHead",
-    "Place",
     "Table",
+    "TableLocation",
     "TableMetric",
     "TableProblem",
     "TableStatistics",
-    "factorise_table",
+    "factorize_table",
     "find_table",
     "replace_table",
     "table_rank",

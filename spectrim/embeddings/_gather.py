@@ -15,7 +15,7 @@ from spectrim.embeddings._problem import TableStatistics
 from spectrim.errors import ModelError
 
 Sums = dict[str, Tensor]
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+ProgressBar = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 def gather(
@@ -23,7 +23,7 @@ def gather(
     blocks: TokenBlocks,
     wanted: frozenset[str],
     settings: CalibrationSettings,
-    track: Track,
+    track: ProgressBar,
 ) -> Sums:
     """Sums over real tokens: `counts` (V,), and as wanted `gradients` (d, d), `head_inputs`
     (d, d) and `head_fisher` (V,). The model is left as it was. Raises ModelError."""
@@ -43,7 +43,7 @@ def gather(
     return sums
 
 
-def finished(sums: Sums) -> TableStatistics:
+def finish(sums: Sums) -> TableStatistics:
     """Per token."""
     tokens = sums["counts"].sum().clamp_min(1)
     rest = {name: value / tokens for name, value in sums.items() if name != "counts"}

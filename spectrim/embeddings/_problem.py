@@ -75,7 +75,7 @@ class TableMetric:
 
     rows: Tensor
     width: Metric
-    centred: bool
+    centered: bool
 
     def __post_init__(self) -> None:
         if not bool((self.rows > 0).all()):
@@ -87,8 +87,8 @@ class TableMetric:
 def energy(term: Term, table: Tensor) -> float:
     """sum_v w_v (e_v - mean)^T M (e_v - mean), mean the row weighted by w."""
     weights, covariance = term
-    centred = table - weighted_mean(weights, table)
-    return float((weights[:, None] * centred * (centred @ covariance)).sum())
+    centered = table - weighted_mean(weights, table)
+    return float((weights[:, None] * centered * (centered @ covariance)).sum())
 
 
 def weighted_mean(weights: Tensor, table: Tensor) -> Tensor:

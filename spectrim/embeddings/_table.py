@@ -11,7 +11,7 @@ from spectrim.embeddings._modules import FactoredEmbedding
 from spectrim.embeddings._problem import TableMetric, weighted_mean
 from spectrim.errors import InputError
 from spectrim.linalg.metric import DiagonalMetric
-from spectrim.linalg.truncated import Factors, solve
+from spectrim.linalg.truncated import Factors, weighted_svd
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Table:
         return float(energies[rank:].sum() / energies.sum())
 
 
-def factorise_table(table: Tensor, metric: TableMetric) -> Table:
+def factorize_table(table: Tensor, metric: TableMetric) -> Table:
     """Optimal at every rank in the metric; the weighted error is `sum_{i>r} s_i^2`.
 
     The optimal mean is the weighted mean of the rows, whatever M is. Raises NumericalError for
     values that are not finite.
     """
     table = table.double()
-    mean = weighted_mean(metric.rows, table) if metric.centred else None
-    centred = table if mean is None else table - mean
-    return Table(solve(centred, DiagonalMetric(metric.rows.sqrt()), metric.width), mean)
+    mean = weighted_mean(metric.rows, table) if metric.centered else None
+    centered = table if mean is None else table - mean
+    return Table(weighted_svd(centered, DiagonalMetric(metric.rows.sqrt()), metric.width), mean)
 
 
 def table_rank(shape: tuple[int, int], budget: float, multiple: int = 1) -> int:

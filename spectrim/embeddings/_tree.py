@@ -13,7 +13,7 @@ from spectrim.surgery.rewrite import replace_layer
 
 
 @dataclass(frozen=True)
-class Place:
+class TableLocation:
     """Names of the input embedding and, where it is tied to it, of the output embedding."""
 
     name: str
@@ -21,7 +21,7 @@ class Place:
     shape: tuple[int, int]
 
 
-def find_table(model: Any) -> Place:
+def find_table(model: Any) -> TableLocation:
     """Raises ModelError for a table that is more than a plain lookup."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     name = _name_of(model, table)
@@ -37,10 +37,10 @@ def find_table(model: Any) -> Place:
             "bias or arithmetic of its own; leave `embeddings` out of the recipe"
         )
     shape = (table.num_embeddings, table.embedding_dim)
-    return Place(name, _name_of(model, head) if tied else None, shape)
+    return TableLocation(name, _name_of(model, head) if tied else None, shape)
 
 
-def replace_table(model: Any, place: Place, table: FactoredEmbedding) -> None:
+def replace_table(model: Any, place: TableLocation, table: FactoredEmbedding) -> None:
     """Put `table` there, for a tied output embedding too, in the old one's dtype and mode.
 
     The tie is then a matter of modules, so the model's config says there is none of tensors.

@@ -38,7 +38,7 @@ class Options:
 def metric(problem: TableProblem, options: Options) -> TableMetric:
     frequencies = problem.frequencies(options.smoothing)
     if not problem.tied or options.output == 0:
-        return TableMetric(frequencies, IdentityMetric(), centred=True)
+        return TableMetric(frequencies, IdentityMetric(), centered=True)
     table = problem.table
     lookup = frequencies, torch.eye(table.shape[1], dtype=torch.float64)
     fisher, inputs = problem.output
@@ -48,4 +48,4 @@ def metric(problem: TableProblem, options: Options) -> TableMetric:
             (options.output * fisher / energy((fisher, inputs), table), inputs),
         ]
     )
-    return TableMetric(rows, CovarianceMetric(matrix, options.damping, "table"), centred=True)
+    return TableMetric(rows, CovarianceMetric(matrix, options.damping, "table"), centered=True)

@@ -32,4 +32,4 @@ def metric(problem: TableProblem, options: Options) -> TableMetric:
     if problem.tied:
         terms.append(problem.output)
     rows, matrix = product_of_traces(terms)
-    return TableMetric(rows, CovarianceMetric(matrix, options.damping, "table"), centred=True)
+    return TableMetric(rows, CovarianceMetric(matrix, options.damping, "table"), centered=True)

@@ -14,4 +14,4 @@ REFERENCE = "Eckart and Young, 1936"
 
 def metric(problem: TableProblem, options: NoOptions) -> TableMetric:
     rows = torch.ones(len(problem.table), dtype=torch.float64)
-    return TableMetric(rows, IdentityMetric(), centred=False)
+    return TableMetric(rows, IdentityMetric(), centered=False)

@@ -57,10 +57,10 @@ def evaluate(
     check_readable(model, blocks)
     check_readable(reference, blocks)
     totals = torch.zeros(len(blocks), 3, dtype=torch.float64)
-    with several.together(), inference(model, reference):
-        for batch in several.own(batches(blocks, options.batch_size)):
+    with several.raise_together(), inference(model, reference):
+        for batch in several.shard(batches(blocks, options.batch_size)):
             totals[batch.rows] = _batch_totals(model, reference, batch)
-    several.add_up([totals])
+    several.all_reduce_sum_([totals])
     divergence, agreed, tokens = totals.sum(0).tolist()
     return {"kl_divergence": divergence / tokens, "top1_agreement": agreed / tokens}
 

@@ -85,13 +85,13 @@ def row_losses(
     check_readable(model, blocks)
     losses = torch.zeros(len(blocks), dtype=torch.float64)
     counts = torch.zeros(len(blocks), dtype=torch.int64)
-    with several.together(), inference(model):
-        for batch in several.own(batches(blocks, options.batch_size)):
+    with several.raise_together(), inference(model):
+        for batch in several.shard(batches(blocks, options.batch_size)):
             batch_losses = _batch_losses(model, batch)
             _check_finite(batch_losses, batch)
             losses[batch.rows] = batch_losses
             counts[batch.rows] = batch.predicted.sum(1)
-    several.add_up([losses, counts])
+    several.all_reduce_sum_([losses, counts])
     return losses, counts
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spectrim.errors import InputError, SpectrimError
-from spectrim.pipeline.progress import Track
+from spectrim.pipeline.progress import ProgressBar
 
 Status = Literal["idle", "running", "done", "failed", "stopped"]
 
@@ -42,7 +42,7 @@ class Job:
     def state(self) -> JobState:
         return self._state
 
-    def start(self, work: Callable[[Track], str]) -> None:
+    def start(self, work: Callable[[ProgressBar], str]) -> None:
         """`work` returns its closing message. Raises InputError while another one runs."""
         with self._lock:
             if self._state.status == "running":
@@ -60,7 +60,7 @@ class Job:
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def _run(self, work: Callable[[Track], str]) -> None:
+    def _run(self, work: Callable[[ProgressBar], str]) -> None:
         try:
             self._state = JobState("done", message=work(self._track))
         except Stopped:

@@ -14,16 +14,16 @@ from transformers import PreTrainedModel
 from spectrim import hub, pipeline
 from spectrim.errors import InputError
 from spectrim.explore.job import Job
-from spectrim.pipeline.progress import Track
+from spectrim.pipeline.progress import ProgressBar
 from spectrim.planning import Decomposition, Plan, make_plan, save_plan
 from spectrim.recipe import Recipe
-from spectrim.refinement import Progress
-from spectrim.report.facts import PAGE_FILE, Facts
+from spectrim.refinement import RunContext
+from spectrim.report.facts import PAGE_FILE, ReportData
 from spectrim.report.gathering import plan_facts, with_curves, with_planned_bytes
-from spectrim.report.making import Made, Pair
+from spectrim.report.making import CompressionResult, Pair
 from spectrim.report.rank_map import rank_map
-from spectrim.report.writing import Place, write_result
-from spectrim.workspace import Workspace
+from spectrim.report.writing import OutputSpec, write_result
+from spectrim.workspace import Cache
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Places:
     plan: Path
     output: Path | None
     overwrite: bool = False
-    workspace: Workspace = field(default_factory=lambda: Workspace(None))
+    cache: Cache = field(default_factory=lambda: Cache(None))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Session:
             )
 
     @cached_property
-    def facts(self) -> Facts:
+    def facts(self) -> ReportData:
         """Of the recipe's own budget, with the curve and the spectra."""
         facts = self._facts(self.plan(self.recipe.budget))
         return with_curves(facts, self.decomposition, self.recipe)
@@ -114,7 +114,7 @@ class Session:
         plan = self.plan(budget)
         self.job.start(lambda track: self._compress(plan, output, track))
 
-    def _facts(self, plan: Plan) -> Facts:
+    def _facts(self, plan: Plan) -> ReportData:
         facts = plan_facts(self.source.name, plan, self.recipe.at_budget(plan.budget))
         return with_planned_bytes(facts, self.source.model, self.source.stored, self._dtype)
 
@@ -123,23 +123,23 @@ class Session:
         given = self.recipe.save_dtype
         return getattr(torch, given) if given else self.source.stored
 
-    def _compress(self, plan: Plan, output: Path, track: Track) -> str:
+    def _compress(self, plan: Plan, output: Path, track: ProgressBar) -> str:
         recipe, source = self.recipe.at_budget(plan.budget), self.source
-        progress = Progress(self.places.workspace, track)
+        progress = RunContext(self.places.cache, track)
         steps = iter(track(range(3), "compressing", 3))
         next(steps)
-        smaller = pipeline.compress(source.model, self.decomposition, plan)
+        smaller = pipeline.replace_layers(source.model, self.decomposition, plan)
         smaller = pipeline.compress_embeddings(
             source.model, smaller, source.tokenizer, recipe, progress
         )
         if recipe.refinement:
             smaller = pipeline.refine(source.model, smaller, source.tokenizer, recipe, progress)
         next(steps)
-        smaller = pipeline.stored_in(smaller, self._dtype)
+        smaller = pipeline.cast_for_saving(smaller, self._dtype)
         pair = Pair(source.model, smaller, source.tokenizer, source.stored)
-        made = Made(source.name, plan, recipe, self.decomposition)
+        made = CompressionResult(source.name, plan, recipe, self.decomposition)
         next(steps)
-        write_result(made, pair, Place(output, self.places.overwrite))
+        write_result(made, pair, OutputSpec(output, self.places.overwrite))
         return f"saved to {output}"
 
     def report(self) -> str:

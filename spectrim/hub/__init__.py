@@ -12,7 +12,7 @@ from spectrim.hub.load import load, resolve, stored_dtype
 from spectrim.hub.output import check_output
 from spectrim.hub.quantizer import SpectrimQuantizer
 from spectrim.hub.register import register
-from spectrim.hub.save import SaveOptions, mark_compressed, save_compressed, write_extra
+from spectrim.hub.save import SaveOptions, add_text_file, attach_config, save_compressed
 from spectrim.hub.together import save_together
 
 register()
@@ -23,6 +23,8 @@ __all__ = [
     "SpectrimConfig",
     "SpectrimQuantizer",
     "activate",
+    "add_text_file",
+    "attach_config",
     "check_output",
     "check_weights",
     "deactivate",
@@ -31,12 +33,10 @@ __all__ = [
     "export_self_contained",
     "is_active",
     "load",
-    "mark_compressed",
     "model_card",
     "register",
     "resolve",
     "save_compressed",
     "save_together",
     "stored_dtype",
-    "write_extra",
 ]

@@ -24,7 +24,7 @@ from spectrim.hub.output import MARKER, is_spectrim_output, output_directory, wr
 from spectrim.hub.remote_code import MODULE, remote_code
 from spectrim.hub.tables import fill_table
 from spectrim.layers import CompactLinear
-from spectrim.surgery.adapters import bias_of, set_weight, weight_of
+from spectrim.surgery.adapters import get_bias, get_weight, set_weight
 from spectrim.surgery.experts import SplitExperts
 
 
@@ -124,7 +124,7 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 def _fill_linear(module: nn.Module, layer: CompactLinear) -> None:
     weight, bias = layer.dense()
-    dtype = weight_of(module).dtype
+    dtype = get_weight(module).dtype
     module.to_empty(device=weight.device).to(dtype)
     set_weight(module, weight)
     if bias is not None:
@@ -148,7 +148,7 @@ def _fuse_experts(fused: nn.Module, split: SplitExperts) -> None:
 def _dense_of(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
     if isinstance(linear, CompactLinear):
         return linear.dense()
-    return weight_of(linear).detach(), bias_of(linear)
+    return get_weight(linear).detach(), get_bias(linear)
 
 
 def _present(bias: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from spectrim.hub.load import resolve
 _CARD = "README.md"
 
 
-def licence_of(name: str) -> str | None:
+def license_of(name: str) -> str | None:
     """From the front matter of the model's card, in its directory or on the Hub; None where
     there is no card (any more), or it states none: a long run must not end on this."""
     try:
@@ -23,10 +23,10 @@ def licence_of(name: str) -> str | None:
         text = path.read_text(encoding="utf-8")
     except (InputError, OSError, ValueError, HfHubHTTPError):
         return None
-    return stated_licence(text)
+    return stated_license(text)
 
 
-def stated_licence(card: str) -> str | None:
+def stated_license(card: str) -> str | None:
     start, matter, _ = [*card.split("---", 2), "", ""][:3]
     if start.strip():
         return None

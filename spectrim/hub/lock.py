@@ -12,7 +12,7 @@ from spectrim.processes import is_dead, this_process
 
 
 @contextmanager
-def locked(lock: Path) -> Iterator[None]:
+def lock(lock: Path) -> Iterator[None]:
     """Hold `lock`, or take over a dead process's. Raises InputError if a live one holds it."""
     if not _create(lock):
         holder = _read(lock)

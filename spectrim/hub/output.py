@@ -15,7 +15,7 @@ from pathlib import Path
 
 from spectrim.errors import InputError
 from spectrim.hub.config import QUANT_METHOD
-from spectrim.hub.lock import locked
+from spectrim.hub.lock import lock
 from spectrim.storage import is_full_disk
 
 MARKER = "spectrim_provenance.json"
@@ -32,7 +32,7 @@ def output_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
     target = Path(os.path.abspath(Path(directory).expanduser()))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(_sibling(target, "lock")):
+        with lock(_sibling(target, "lock")):
             _recover(target)
             _check_target(target, overwrite)
             with _fresh(_sibling(target, "partial")) as partial:

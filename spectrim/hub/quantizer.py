@@ -16,8 +16,8 @@ from transformers.quantizers.base import HfQuantizer
 from spectrim.compressors import CompressedLinear
 from spectrim.errors import CheckpointError
 from spectrim.hub.config import SpectrimConfig
-from spectrim.hub.stand_ins import add_stand_ins, remove_stand_ins
-from spectrim.hub.swap import swap_modules
+from spectrim.hub.stand_ins import add_placeholders, remove_placeholders
+from spectrim.hub.swap import install_empty_layers
 from spectrim.layers import CompactLinear
 
 
@@ -28,14 +28,14 @@ class SpectrimQuantizer(HfQuantizer):
     quantization_config: SpectrimConfig
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        swap_modules(model, self.quantization_config)
-        add_stand_ins(model)
+        install_empty_layers(model, self.quantization_config)
+        add_placeholders(model)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        remove_stand_ins(model)
+        remove_placeholders(model)
         check_layers(model)
-        forget_plug_in(model)
+        detach_quantizer(model)
         keep_names(model)
         return model
 
@@ -55,7 +55,7 @@ class SpectrimQuantizer(HfQuantizer):
         return True
 
 
-def forget_plug_in(model: Any) -> None:
+def detach_quantizer(model: Any) -> None:
     """Remove the marks of a quantised model; `config.quantization_config` stays."""
     model.is_quantized = False
     for name in ("hf_quantizer", "quantization_method"):
@@ -74,5 +74,7 @@ def keep_names(model: Any) -> None:
 def check_layers(model: nn.Module) -> None:
     """Raises CheckpointError for tensors that a layer of ours cannot work with."""
     for name, module in model.named_modules():
-        if isinstance(module, CompactLinear | CompressedLinear) and (fault := module.fault()):
+        if isinstance(module, CompactLinear | CompressedLinear) and (
+            fault := module.validate()
+        ):
             raise CheckpointError(f"{name}.{fault}")

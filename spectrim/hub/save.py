@@ -14,7 +14,7 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.output import is_spectrim_output, output_directory, write_text
 from spectrim.hub.quantised import check_children
-from spectrim.hub.quantizer import forget_plug_in, keep_names
+from spectrim.hub.quantizer import detach_quantizer, keep_names
 from spectrim.hub.tables import check_table
 from spectrim.layers import CompactLinear
 from spectrim.storage import is_full_disk
@@ -53,7 +53,7 @@ def save_compressed(
     """
     for name in options.extras:
         check_extra_name(name)
-    mark_compressed(model, config)
+    attach_config(model, config)
     with output_directory(directory, options.overwrite) as partial:
         model.save_pretrained(partial, max_shard_size=options.max_shard_size)
         write_texts(tokenizer, partial, options)
@@ -70,17 +70,17 @@ def write_texts(tokenizer: Any, directory: Path, options: SaveOptions) -> None:
         write_text(directory / name, text)
 
 
-def mark_compressed(model: PreTrainedModel, config: SpectrimConfig) -> None:
+def attach_config(model: PreTrainedModel, config: SpectrimConfig) -> None:
     """Attach `config` to a model compressed in memory. Raises CheckpointError if it misfits."""
     _check_describes(model, config)
     if config.untied:
         model.config.tie_word_embeddings = False
     model.config.quantization_config = config
-    forget_plug_in(model)
+    detach_quantizer(model)
     keep_names(model)
 
 
-def write_extra(directory: str | Path, name: str, text: str) -> Path:
+def add_text_file(directory: str | Path, name: str, text: str) -> Path:
     """Add a text file to a finished output, atomically. Raises InputError."""
     check_extra_name(name)
     directory = Path(directory)

@@ -20,13 +20,13 @@ _LINEAR_NAMES = ("weight", "bias")
 _EXPERT_NAMES = ("gate_up_proj", "up_proj", "down_proj")
 
 
-def add_stand_ins(model: nn.Module) -> None:
+def add_placeholders(model: nn.Module) -> None:
     for module, name in _places(model):
         if not hasattr(module, name):
             setattr(module, name, _stand_in(module))
 
 
-def remove_stand_ins(model: nn.Module) -> None:
+def remove_placeholders(model: nn.Module) -> None:
     for module, name in _places(model):
         vars(module).pop(name, None)
 

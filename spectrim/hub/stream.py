@@ -19,8 +19,8 @@ from spectrim.hub.checks import INDEX, check_directory, weight_files
 from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.load import load_tokenizer, resolve
 from spectrim.hub.output import output_directory, write_text
-from spectrim.hub.save import SaveOptions, check_extra_name, mark_compressed
-from spectrim.hub.swap import swap_modules
+from spectrim.hub.save import SaveOptions, attach_config, check_extra_name
+from spectrim.hub.swap import install_empty_layers
 from spectrim.streaming import StreamedModel
 
 PartTensors = Callable[[str], dict[str, Tensor]]
@@ -29,14 +29,14 @@ _WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True)
-class Opened:
+class OffloadedCheckpoint:
     streamed: StreamedModel
     tokenizer: Any
     directory: Path
     files: list[Path]
 
 
-def open_streamed(name: str | Path, dtype: torch.dtype = torch.float32) -> Opened:
+def open_streamed(name: str | Path, dtype: torch.dtype = torch.float32) -> OffloadedCheckpoint:
     """A dense checkpoint without its weights in memory; nothing that comes with it is run.
 
     Raises InputError for what cannot be found, CheckpointError for a damaged checkpoint,
@@ -54,11 +54,11 @@ def open_streamed(name: str | Path, dtype: torch.dtype = torch.float32) -> Opene
     streamed = StreamedModel(config, files, dtype)
     if (directory / "generation_config.json").is_file():
         streamed.model.generation_config = GenerationConfig.from_pretrained(directory)
-    return Opened(streamed, load_tokenizer(directory, {}), directory, files)
+    return OffloadedCheckpoint(streamed, load_tokenizer(directory, {}), directory, files)
 
 
 def save_streamed(
-    opened: Opened,
+    opened: OffloadedCheckpoint,
     part_tensors: PartTensors,
     directory: str | Path,
     config: SpectrimConfig,
@@ -73,10 +73,10 @@ def save_streamed(
         check_extra_name(name)
     model = opened.streamed.structure()
     with torch.device("meta"):
-        swap_modules(model, config)
+        install_empty_layers(model, config)
     if config.untied:
         model.config.tie_word_embeddings = False
-    mark_compressed(model, config)
+    attach_config(model, config)
     expected = {name: t.dtype for name, t in model.state_dict().items()}
     with output_directory(directory, options.overwrite) as partial:
         written, model.config.dtype = _write_shards(opened.streamed, part_tensors, partial)

@@ -13,11 +13,11 @@ from spectrim.hub.quantised import swap_children
 from spectrim.hub.tables import swap_table
 from spectrim.layers import layer_class
 from spectrim.layers.shared_basis import SharedBasisLinear
-from spectrim.surgery.adapters import bias_of, is_dense, shape_of
+from spectrim.surgery.adapters import get_bias, get_shape, is_linear
 from spectrim.surgery.experts import split_experts
 
 
-def swap_modules(model: nn.Module, config: SpectrimConfig) -> None:
+def install_empty_layers(model: nn.Module, config: SpectrimConfig) -> None:
     """Split the experts and put an empty factored layer at each named module, in place.
 
     Raises CheckpointError when the config does not fit the model.
@@ -49,14 +49,14 @@ def _swap_layers(model: nn.Module, config: SpectrimConfig) -> None:
     for name, entry in entries.items():
         if "basis" not in entry:
             old = _module(model, name)
-            bias = bias_of(old) is not None
-            layer = _empty(entry, shape_of(old), bias)
+            bias = get_bias(old) is not None
+            layer = _empty(entry, get_shape(old), bias)
             model.set_submodule(name, layer)
     for name, entry in entries.items():
         if "basis" in entry:
             old, owner = _module(model, name), _module(model, entry["basis"])
             assert isinstance(owner, SharedBasisLinear)
-            layer = owner.empty_member(shape_of(old)[0], bias_of(old) is not None)
+            layer = owner.empty_member(get_shape(old)[0], get_bias(old) is not None)
             model.set_submodule(name, layer)
 
 
@@ -110,15 +110,15 @@ def _check_count(field: str, count: int, model: nn.Module) -> None:
 
 
 def _check_dense(name: str, module: nn.Module) -> None:
-    if not is_dense(module):
+    if not is_linear(module):
         raise CheckpointError(
             f"layer {name} is a {type(module).__name__}, expected a dense linear layer"
         )
 
 
 def _check_fit(model: nn.Module, name: str, entry: dict[str, Any], users: list[str]) -> None:
-    shapes = [shape_of(_module(model, user)) for user in users]
-    in_features = shape_of(_module(model, name))[1]
+    shapes = [get_shape(_module(model, user)) for user in users]
+    in_features = get_shape(_module(model, name))[1]
     if any(width != in_features for _, width in shapes):
         raise CheckpointError(
             f"layer {name} is {in_features} wide, another layer on its basis is not; "

@@ -21,12 +21,12 @@ from spectrim.hub.config import SpectrimConfig
 from spectrim.hub.output import output_directory, write_text
 from spectrim.hub.save import (
     SaveOptions,
+    attach_config,
     check_extra_name,
-    mark_compressed,
     save_compressed,
     write_texts,
 )
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 _LENGTH = 8
 """Bytes at the start of a safetensors file that say how long its header is."""
@@ -46,25 +46,25 @@ def save_together(
     see one directory.
     """
     given = (model, tokenizer, directory, config, options)
-    quantised = any(isinstance(module, CompressedLinear) for module in model.modules())
-    if several.count() == 1 or quantised:
-        return several.from_first(lambda: save_compressed(*given))
+    quantized = any(isinstance(module, CompressedLinear) for module in model.modules())
+    if several.num_processes() == 1 or quantized:
+        return several.run_on_main(lambda: save_compressed(*given))
     for name in options.extras:
         check_extra_name(name)
-    mark_compressed(model, config)
+    attach_config(model, config)
     with ExitStack() as stack:
         opened = None
-        with several.together():
-            if several.is_first():
+        with several.raise_together():
+            if several.is_main_process():
                 opened = stack.enter_context(output_directory(directory, options.overwrite))
-        [partial, *_] = several.exchanged(opened)
+        [partial, *_] = several.all_gather(opened)
         assert partial is not None
         files: list[str] = []
-        with several.together():
+        with several.raise_together():
             files = _write_own(model, partial, options)
-        files = [file for own in several.exchanged(files) for file in own]
-        with several.together():
-            if several.is_first():
+        files = [file for own in several.all_gather(files) for file in own]
+        with several.raise_together():
+            if several.is_main_process():
                 _assemble(model, partial, files)
                 write_texts(tokenizer, partial, options)
             stack.close()
@@ -75,9 +75,11 @@ def _write_own(model: PreTrainedModel, directory: Path, options: SaveOptions) ->
     """This process's tensors as a checkpoint of their own inside; the files with tensors."""
     state = model.state_dict()
     owners = _owners(model, state)
-    own = {name: state[name] for name, owner in owners.items() if owner == several.number()}
-    place = _part(directory, several.number())
-    if own or several.is_first():
+    own = {
+        name: state[name] for name, owner in owners.items() if owner == several.process_index()
+    }
+    place = _part(directory, several.process_index())
+    if own or several.is_main_process():
         with _writing_here(model):
             model.save_pretrained(place, state_dict=own, max_shard_size=options.max_shard_size)
     return [str(file.relative_to(directory)) for file in sorted(place.glob("*.safetensors"))]
@@ -92,7 +94,7 @@ def _owners(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, int]:
         block = next((prefix for prefix in blocks if name.startswith(prefix)), None)
         units.setdefault(block or tensor.untyped_storage().data_ptr(), []).append(name)
     sizes = [float(sum(state[name].nbytes for name in names)) for names in units.values()]
-    owners = several.packed(sizes, several.count())
+    owners = several.balanced_bins(sizes, several.num_processes())
     return {
         name: owner
         for owner, names in zip(owners, units.values(), strict=True)
@@ -126,7 +128,7 @@ def _assemble(model: PreTrainedModel, directory: Path, files: list[str]) -> None
         weight_map |= dict.fromkeys(tensors, name)
         size += data
         (directory / file).rename(directory / name)
-    parts = [_part(directory, number) for number in range(several.count())]
+    parts = [_part(directory, number) for number in range(several.num_processes())]
     for text in parts[0].iterdir():
         if text.name != INDEX:
             text.rename(directory / text.name)

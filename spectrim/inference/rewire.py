@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.hooks import shared_inputs
+from spectrim.calibration.hooks import group_by_input
 from spectrim.errors import ModelError
 from spectrim.inference import buffered
 from spectrim.inference.columns import put_in_best_order, store_by_rows
@@ -32,7 +32,7 @@ _HALF = 0.1
 
 
 @dataclass(frozen=True)
-class Fused:
+class FuseReport:
     """What `fuse` found: the names of the layers of each packed product, and of all."""
 
     groups: tuple[tuple[str, ...], ...]
@@ -65,7 +65,7 @@ def fuse(
     run: Callable[[], Any] | None = None,
     kernels: bool = False,
     tiles: bool = False,
-) -> Fused:
+) -> FuseReport:
     """Rewire the factored layers of `model` in place for inference; `unfuse` undoes it.
 
     The first factors of layers that read the same tensor become one product, pivoted layers
@@ -99,7 +99,7 @@ def fuse(
         except BaseException:
             unfuse(model)
             raise
-    return Fused(tuple(map(tuple, groups)), tuple(layers))
+    return FuseReport(tuple(map(tuple, groups)), tuple(layers))
 
 
 def unfuse(model: nn.Module) -> None:
@@ -145,7 +145,7 @@ def _groups(
     ]
     found: dict[tuple[str, torch.dtype, torch.device], list[str]] = {}
     group_of: dict[int, str] = {}
-    for name, group in shared_inputs(model, targets, run).items():
+    for name, group in group_by_input(model, targets, run).items():
         first = layers[name].first
         if group_of.setdefault(id(first), group) == group:
             key = (group, first.weight.dtype, first.weight.device)

@@ -30,7 +30,7 @@ class CompactLinear(nn.Module, ABC):
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) and bias (out,) that this layer multiplies with, float64."""
 
-    def fault(self) -> str | None:
+    def validate(self) -> str | None:
         """What is wrong with tensors that were loaded, beginning with a tensor's name."""
         return None
 

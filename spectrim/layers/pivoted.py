@@ -96,7 +96,7 @@ class PivotedLinear(FactoredLinear):
         self._position = None
         super()._load_from_state_dict(*args, **kwargs)
 
-    def fault(self) -> str | None:
+    def validate(self) -> str | None:
         if self.pivot_mask.is_meta:
             return None
         marked = int(unpack_bits(self.pivot_mask, self.out_features).sum())

@@ -92,9 +92,9 @@ class SparseDictionaryLinear(FactoredLinear):
         scale = torch.where(norms > 0, factors.spectrum / norms, 0.0)
         code = _learnt(left * scale, rank, options)
         coefficients, dictionary = _solved(code, left, right)
-        if factors.offset is not None:
+        if factors.bias_shift is not None:
             atoms = torch.linalg.lstsq(code.coefficients, left, driver="gelsd").solution
-            shift = (left - coefficients @ atoms) @ factors.offset
+            shift = (left - coefficients @ atoms) @ factors.bias_shift
             bias = shift if bias is None else shift + bias.double()
         return cls._of(coefficients, dictionary, bias)
 
@@ -143,7 +143,7 @@ class SparseDictionaryLinear(FactoredLinear):
         count = self.out_features * self.rank
         return unpack_bits(self.mask, count).view(self.out_features, self.rank)
 
-    def fault(self) -> str | None:
+    def validate(self) -> str | None:
         if self.mask.is_meta:
             return None
         wanted = nonzeros_of(self.rank)

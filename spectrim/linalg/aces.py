@@ -26,14 +26,14 @@ _SMALLEST_SQUARE = 1e-24
 
 
 @dataclass(frozen=True)
-class TailShare:
+class AcesObjective:
     """f(beta) by its coefficients: `tail` (a, b, c) over `whole` (A, B, C)."""
 
     tail: tuple[float, float, float]
     whole: tuple[float, float, float]
 
     @classmethod
-    def of(cls, target: Tensor, change: Tensor, rank: int) -> TailShare:
+    def of(cls, target: Tensor, change: Tensor, rank: int) -> AcesObjective:
         """From S and D, both (out, in) and whitened."""
         left, right = _top_subspaces(target, rank)
         tails = _outside(target, left, right), _outside(change, left, right)

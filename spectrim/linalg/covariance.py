@@ -24,8 +24,8 @@ from spectrim.linalg.metric import (
     WHOLE,
     CovarianceMetric,
     Metric,
+    ProjectedMetric,
     StackedMetric,
-    ThroughMetric,
 )
 from spectrim.linalg.psd import SMALLEST_DAMPING, check_finite, check_signal
 
@@ -48,7 +48,7 @@ class Covariance(ABC):
         """Of `C + damping * mean(diag) * I`. Raises NumericalError as `CovarianceMetric`."""
 
     @abstractmethod
-    def centred(self, mean: Tensor) -> Covariance:
+    def centered(self, mean: Tensor) -> Covariance:
         """What is kept of `C - mean mean^T`, C the matrix that this one stands for.
 
         Not the difference to this one, which is not positive semi-definite.
@@ -78,14 +78,14 @@ def dense(covariance: Any) -> Any:
     return covariance.dense() if isinstance(covariance, Covariance) else covariance
 
 
-def centred(covariance: Tensor | Covariance, mean: Tensor) -> Tensor | Covariance:
+def centered(covariance: Tensor | Covariance, mean: Tensor) -> Tensor | Covariance:
     """`C - mean mean^T`, mean (n,) of the vectors whose covariance about zero C is."""
     if isinstance(covariance, Covariance):
-        return covariance.centred(mean)
+        return covariance.centered(mean)
     return covariance - mean[:, None] * mean
 
 
-def metric_of(
+def make_metric(
     covariance: Tensor | Covariance, damping: float, name: str, statistic: str = ""
 ) -> Metric:
     """statistic: its name, where it is a matrix and one of the layer's own.
@@ -108,7 +108,7 @@ class BlockDiagonal(Covariance):
     def dense(self) -> Tensor:
         return torch.block_diag(*self.blocks)
 
-    def centred(self, mean: Tensor) -> BlockDiagonal:
+    def centered(self, mean: Tensor) -> BlockDiagonal:
         parts = zip(self.blocks, mean.split(self.sizes), strict=True)
         return BlockDiagonal([block - part[:, None] * part for block, part in parts])
 
@@ -158,7 +158,7 @@ class LowRankDiagonal(Covariance):
         rest = (diagonal - factor.square().sum(1)).clamp_min(0)
         return cls(factor, rest, (sketch, test, diagonal))
 
-    def centred(self, mean: Tensor) -> LowRankDiagonal:
+    def centered(self, mean: Tensor) -> LowRankDiagonal:
         assert self.sketched is not None, "only what was sketched can be centred"
         sketch, test, diagonal = self.sketched
         return LowRankDiagonal.from_sketch(
@@ -203,7 +203,7 @@ class LowRankMetric(Metric):
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return self._root(matrix, 1 / self.stretch) / self.scale
 
-    def colour(self, matrix: Tensor) -> Tensor:
+    def color(self, matrix: Tensor) -> Tensor:
         return self._root(matrix, self.stretch) * self.scale
 
     def gram(self, matrix: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class LowRankMetric(Metric):
         return matrix + self.basis @ ((stretch - 1) * (self.basis.T @ matrix))
 
 
-class ThroughWeight(Covariance):
+class ProjectedCovariance(Covariance):
     """product `V^T C V` (k, k), diagonal of C (n,), V (n, k) a weight or its transpose."""
 
     def __init__(self, product: Tensor, diagonal: Tensor):
@@ -228,7 +228,7 @@ class ThroughWeight(Covariance):
 
     def metric(self, damping: float, name: str, statistic: str = "") -> Metric:
         check_finite(self.product, name)
-        return ThroughMetric(self.product, damping * _mean(self, name), statistic)
+        return ProjectedMetric(self.product, damping * _mean(self, name), statistic)
 
     def beside(self, square: Tensor) -> Tensor:
         """B C B^T (k, k) where V^T = A B, A = `square` (k, k) invertible: of one factor of a
@@ -239,7 +239,7 @@ class ThroughWeight(Covariance):
     def dense(self) -> Tensor:
         raise self._missing()
 
-    def centred(self, mean: Tensor) -> Covariance:
+    def centered(self, mean: Tensor) -> Covariance:
         raise self._missing()
 
     def __matmul__(self, matrix: Tensor) -> Tensor:

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from spectrim.errors import InputError, NumericalError
 from spectrim.linalg.products import gram, symmetric_product, triangular_product
-from spectrim.linalg.psd import check_covariance, cholesky, damped, mean_diagonal
+from spectrim.linalg.psd import add_damping, check_covariance, cholesky, mean_diagonal
 
 ROUNDING = 1e-13
 """Of the mean diagonal: less, and the factor's own error is larger."""
 
 
 WHOLE = (
-    "calibrate with calibration.wide=full in the recipe, or with "
+    "calibrate with calibration.wide_covariances=full in the recipe, or with "
     'CalibrationSettings(wide="full")'
 )
 """What to do where a covariance was summed only through a weight."""
@@ -46,7 +46,7 @@ class Metric(ABC):
     def unwhiten(self, matrix: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def colour(self, matrix: Tensor) -> Tensor: ...
+    def color(self, matrix: Tensor) -> Tensor: ...
 
     @abstractmethod
     def gram(self, matrix: Tensor) -> Tensor: ...
@@ -63,7 +63,7 @@ class IdentityMetric(Metric):
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return matrix
 
-    def colour(self, matrix: Tensor) -> Tensor:
+    def color(self, matrix: Tensor) -> Tensor:
         return matrix
 
     def gram(self, matrix: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class DiagonalMetric(Metric):
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return matrix / self.scale[:, None]
 
-    def colour(self, matrix: Tensor) -> Tensor:
+    def color(self, matrix: Tensor) -> Tensor:
         return self.scale[:, None] * matrix
 
     def gram(self, matrix: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class CovarianceMetric(Metric):
         self.damping = damping
         self.name = name
         check_covariance(covariance, name)
-        self.covariance = damped(covariance.double(), damping)
+        self.covariance = add_damping(covariance.double(), damping)
         self._ridge = damping * mean_diagonal(covariance)
 
     @cached_property
@@ -123,7 +123,7 @@ class CovarianceMetric(Metric):
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor.T, matrix, upper=True)
 
-    def colour(self, matrix: Tensor) -> Tensor:
+    def color(self, matrix: Tensor) -> Tensor:
         return triangular_product(self.factor, matrix)
 
     def gram(self, matrix: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class CovarianceMetric(Metric):
         return self._ridge + (more if more > ROUNDING * mean_diagonal(self.covariance) else 0.0)
 
 
-class ThroughMetric(Metric):
+class ProjectedMetric(Metric):
     """`C + ridge I` of which only `product = V^T C V` (k, k) is known, V (n, k).
 
     It is the far side of a problem whose weight is V or its transpose: asked for the Gram
@@ -170,7 +170,7 @@ class ThroughMetric(Metric):
     def unwhiten(self, matrix: Tensor) -> Tensor:
         raise self._misused()
 
-    def colour(self, matrix: Tensor) -> Tensor:
+    def color(self, matrix: Tensor) -> Tensor:
         raise self._misused()
 
     def _misused(self) -> InputError:
@@ -193,8 +193,8 @@ class StackedMetric(Metric):
     def unwhiten(self, matrix: Tensor) -> Tensor:
         return torch.cat([part.unwhiten(rows) for part, rows in self._pairs(matrix)])
 
-    def colour(self, matrix: Tensor) -> Tensor:
-        return torch.cat([part.colour(rows) for part, rows in self._pairs(matrix)])
+    def color(self, matrix: Tensor) -> Tensor:
+        return torch.cat([part.color(rows) for part, rows in self._pairs(matrix)])
 
     def gram(self, matrix: Tensor) -> Tensor:
         first, *others = (part.gram(rows) for part, rows in self._pairs(matrix))

@@ -52,7 +52,7 @@ def mean_diagonal(matrix: Tensor) -> float:
     return float(matrix.diagonal().mean())
 
 
-def damped(matrix: Tensor, damping: float) -> Tensor:
+def add_damping(matrix: Tensor, damping: float) -> Tensor:
     """`matrix + damping * mean(diag) * I`, shape (n, n)."""
     if damping == 0:
         return matrix
@@ -72,7 +72,7 @@ def cholesky(matrix: Tensor, damping: float, name: str = "covariance") -> Tensor
     check_covariance(matrix, name)
     attempt = damping
     while attempt <= LARGEST_DAMPING:
-        factor, info = torch.linalg.cholesky_ex(damped(matrix, attempt))
+        factor, info = torch.linalg.cholesky_ex(add_damping(matrix, attempt))
         if info.item() == 0:
             if attempt != damping:
                 warnings.warn(

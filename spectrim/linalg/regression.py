@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spectrim.linalg.metric import CovarianceMetric, Metric
 from spectrim.linalg.psd import check_finite
-from spectrim.linalg.truncated import Factors, solve
+from spectrim.linalg.truncated import Factors, weighted_svd
 
 
 def regression(product: Tensor, in_metric: CovarianceMetric) -> Tensor:
@@ -31,7 +31,7 @@ def solve_target(product: Tensor, out_metric: Metric, in_metric: CovarianceMetri
 
     Raises NumericalError for a product that is not finite and for singular metrics.
     """
-    return solve(regression(product, in_metric), out_metric, in_metric)
+    return weighted_svd(regression(product, in_metric), out_metric, in_metric)
 
 
 def weighted_square(matrix: Tensor, out_metric: Metric, in_metric: Metric) -> float:

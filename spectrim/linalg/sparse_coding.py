@@ -29,13 +29,13 @@ class SparseCode:
     errors: tuple[float, ...]
 
 
-def largest(matrix: Tensor, nonzeros: int) -> Tensor:
+def keep_largest(matrix: Tensor, nonzeros: int) -> Tensor:
     """The matrix (n, k) with all but the `nonzeros` largest entries of each row set to 0."""
     kept = matrix.abs().topk(nonzeros, dim=1).indices
     return torch.zeros_like(matrix).scatter_(1, kept, matrix.gather(1, kept))
 
 
-def pursue(data: Tensor, dictionary: Tensor, nonzeros: int) -> Tensor:
+def omp(data: Tensor, dictionary: Tensor, nonzeros: int) -> Tensor:
     """Orthogonal matching pursuit: coefficients (n, k) with at most `nonzeros` a row.
 
     Takes the atom that correlates most with what is left, then solves for all taken ones.
@@ -94,7 +94,7 @@ def ksvd(
     _check(data, atoms, nonzeros, rounds)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
     dictionary = _unit_rows(data[order[:atoms].to(data.device)])
-    coefficients = pursue(data, dictionary, nonzeros)
+    coefficients = omp(data, dictionary, nonzeros)
     errors = []
     for done in range(rounds):
         if done:
@@ -107,7 +107,7 @@ def ksvd(
 
 
 def _better_rows(data: Tensor, dictionary: Tensor, old: Tensor, nonzeros: int) -> Tensor:
-    new = pursue(data, dictionary, nonzeros)
+    new = omp(data, dictionary, nonzeros)
     before = (data - old @ dictionary).square().sum(1)
     after = (data - new @ dictionary).square().sum(1)
     return torch.where((after < before)[:, None], new, old)
@@ -149,11 +149,11 @@ def orthogonal(data: Tensor, atoms: int, nonzeros: int, rounds: int = 60) -> Spa
     _, _, directions = torch.linalg.svd(data, full_matrices=False)
     dictionary = directions[:atoms]
     errors = []
-    coefficients = largest(data @ dictionary.T, nonzeros)
+    coefficients = keep_largest(data @ dictionary.T, nonzeros)
     for _ in range(rounds):
         u, _, v = torch.linalg.svd(coefficients.T @ data, full_matrices=False)
         dictionary = u @ v
-        coefficients = largest(data @ dictionary.T, nonzeros)
+        coefficients = keep_largest(data @ dictionary.T, nonzeros)
         errors.append(float((data - coefficients @ dictionary).square().sum()))
     return SparseCode(coefficients, dictionary, tuple(errors))
 

@@ -64,8 +64,8 @@ def tail_exponent(spectrum: Tensor) -> float:
 def token_directions(hidden: Tensor) -> Tensor:
     """Tokens (L, d) centred by the mean token and scaled to length one; a token that is the
     mean stays zero."""
-    centred = hidden.double() - hidden.double().mean(0)
-    return torch.nn.functional.normalize(centred, dim=1)
+    centered = hidden.double() - hidden.double().mean(0)
+    return torch.nn.functional.normalize(centered, dim=1)
 
 
 def matrix_nuclear_norm(directions: Tensor) -> float:

@@ -23,7 +23,7 @@ from spectrim.linalg.psd import check_finite, descending_eigh
 
 
 @dataclass(frozen=True)
-class Orthogonality:
+class GramDiagonals:
     """What factors satisfy in the damped metrics C + r I that they were solved in:
 
         left^T (C_out + r_out I) left = diag(outer)
@@ -40,7 +40,7 @@ class Orthogonality:
     @classmethod
     def of(
         cls, out_metric: Metric, in_metric: Metric, outer: Tensor, inner: Tensor
-    ) -> Orthogonality | None:
+    ) -> GramDiagonals | None:
         """None unless both metrics are statistics of the layer."""
         names = out_metric.statistic, in_metric.statistic
         return (
@@ -79,8 +79,8 @@ class Factors:
     left: Tensor
     right: Tensor
     spectrum: Tensor
-    offset: Tensor | None = None
-    solved: Orthogonality | None = None
+    bias_shift: Tensor | None = None
+    solved: GramDiagonals | None = None
 
     @property
     def max_rank(self) -> int:
@@ -95,16 +95,16 @@ class Factors:
 
     def bias(self, rank: int, dense_bias: Tensor | None) -> Tensor | None:
         """The bias (out,) of the layer truncated at `rank`."""
-        if self.offset is None:
+        if self.bias_shift is None:
             return dense_bias
-        shift = self.left[:, rank:].double() @ self.offset[rank:]
+        shift = self.left[:, rank:].double() @ self.bias_shift[rank:]
         return shift if dense_bias is None else shift + dense_bias.double()
 
     def split(self, rows: Mapping[str, int]) -> dict[str, Factors]:
         """By name, the factors of so many rows of the weight each; `right` is the same."""
         parts = self.left.split(list(rows.values()))
         return {
-            name: Factors(left, self.right, self.spectrum, self.offset)
+            name: Factors(left, self.right, self.spectrum, self.bias_shift)
             for name, left in zip(rows, parts, strict=True)
         }
 
@@ -113,7 +113,7 @@ class Factors:
         column = torch.linalg.vector_norm(self.left, dim=0, dtype=torch.float64)
         row = torch.linalg.vector_norm(self.right, dim=1, dtype=torch.float64)
         scale = torch.where((column > 0) & (row > 0), (row / column).sqrt(), 1.0)
-        offset = None if self.offset is None else self.offset / scale
+        offset = None if self.bias_shift is None else self.bias_shift / scale
         solved = self.solved
         if solved is not None:
             outer, inner = solved.outer * scale**2, solved.inner / scale**2
@@ -123,7 +123,7 @@ class Factors:
         return Factors(left, right, self.spectrum, offset, solved)
 
 
-def solve(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
+def weighted_svd(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
     """Factors of `weight` (out, in) that are optimal in the metric pair at every rank, in
     float64 where the weight is and else in float32.
 
@@ -139,7 +139,7 @@ def solve(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
         basis, rest, spectrum = _one_sided(weight.T, in_metric, out_metric)
         sizes = spectrum**2, torch.ones_like(spectrum)
         left, right = rest.T, basis.T
-    solved = Orthogonality.of(out_metric, in_metric, *sizes)
+    solved = GramDiagonals.of(out_metric, in_metric, *sizes)
     return Factors(left, right, spectrum, solved=solved).balanced()
 
 
@@ -148,5 +148,5 @@ def _one_sided(weight: Tensor, near: Metric, far: Metric) -> tuple[Tensor, Tenso
     and singular values (k,), float64."""
     whitened = near.whiten(near.whiten(far.gram(weight.T)).T)
     values, vectors = descending_eigh(whitened)
-    basis, mixing = near.unwhiten(vectors).to(weight), near.colour(vectors).to(weight)
+    basis, mixing = near.unwhiten(vectors).to(weight), near.color(vectors).to(weight)
     return basis, mixing.T @ weight, values.sqrt()

@@ -1,6 +1,6 @@
 """The conductor: tokens -> calibration -> decomposition -> plan -> layers -> figures.
 
-Each verb takes values and returns a value; a `Workspace` keeps the long ones between runs.
+Each verb takes values and returns a value; a `Cache` keeps the long ones between runs.
 """
 
 from spectrim.pipeline.benching import Bench, BenchSettings, bench, named_recipes
@@ -11,59 +11,59 @@ from spectrim.pipeline.calibrating import (
     gather,
     prepare,
 )
-from spectrim.pipeline.catalogue import catalogue
-from spectrim.pipeline.compensating import compensate, for_compensation
-from spectrim.pipeline.compressing import check_plan, compress, stored_in
+from spectrim.pipeline.catalogue import list_methods
+from spectrim.pipeline.compensating import quantize, with_correction
+from spectrim.pipeline.compressing import cast_for_saving, check_plan, replace_layers
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.evaluating import evaluate, evaluate_documents, evaluate_task
-from spectrim.pipeline.factorising import decompose, factorise, measure, plan
+from spectrim.pipeline.factorising import decompose, factorize, plan, probe_curves
 from spectrim.pipeline.finetuning import FinetuneSettings, finetune
 from spectrim.pipeline.modules import (
     CompressedModule,
-    agreement,
-    compress_module,
-    factorise_module,
+    agreement_loss,
+    compress_any,
+    factorize_any,
 )
-from spectrim.pipeline.quantising import check_quantisation, quantise
+from spectrim.pipeline.quantising import check_quantization, quantize_factors
 from spectrim.pipeline.refining import refine
-from spectrim.pipeline.specialising import Specialised, specialise
-from spectrim.pipeline.timing import slow_layers, timetable
+from spectrim.pipeline.specialising import PrunedModel, prune_for_task
+from spectrim.pipeline.timing import latency_table, slow_layers
 
 __all__ = [
     "Bench",
     "BenchSettings",
     "CompressedModule",
     "FinetuneSettings",
-    "Specialised",
-    "agreement",
+    "PrunedModel",
+    "agreement_loss",
     "bench",
     "calibrate",
     "calibration_blocks",
-    "catalogue",
+    "cast_for_saving",
     "check_plan",
-    "check_quantisation",
-    "compensate",
-    "compress",
+    "check_quantization",
+    "compress_any",
     "compress_embeddings",
-    "compress_module",
     "decompose",
     "default_length",
     "evaluate",
     "evaluate_documents",
     "evaluate_task",
-    "factorise",
-    "factorise_module",
+    "factorize",
+    "factorize_any",
     "finetune",
-    "for_compensation",
     "gather",
-    "measure",
+    "latency_table",
+    "list_methods",
     "named_recipes",
     "plan",
     "prepare",
-    "quantise",
+    "probe_curves",
+    "prune_for_task",
+    "quantize",
+    "quantize_factors",
     "refine",
+    "replace_layers",
     "slow_layers",
-    "specialise",
-    "stored_in",
-    "timetable",
+    "with_correction",
 ]

@@ -5,8 +5,8 @@ between the original and the changed model,
 
     L(W + D) - L(W) - <grad, D> = 1/2 D^T ( 2 * integral_0^1 (1 - t) H(W + t D) dt ) D,
 
-not in the Hessian at the original alone. `PathRecipe` adds a second, shorter pass on the
-model cut to a given budget and mixes the two.
+not in the Hessian at the original alone. `HessianAveragingRecipe` adds a second, shorter pass
+on the model cut to a given budget and mixes the two.
 """
 
 from __future__ import annotations
@@ -23,25 +23,30 @@ from transformers import PreTrainedModel
 
 from spectrim import several
 from spectrim.calibration import Calibration, CalibrationSettings
-from spectrim.calibration.distributed import added_up, begin_part, own_settings
-from spectrim.calibration.parts import joined, only
+from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
+from spectrim.calibration.parts import concat, select
 from spectrim.calibration.store import load_calibration, model_fingerprint, save_calibration
-from spectrim.calibration.stored import opened, stored_calibration
+from spectrim.calibration.stored import open_calibration, stored_calibration
 from spectrim.calibration.whole_model import calibrate_steps
-from spectrim.curves.probe import exchanged
+from spectrim.curves.probe import swap_weights
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
 from spectrim.pipeline.decomposing import decompose
-from spectrim.pipeline.pieces import Pieces
-from spectrim.pipeline.progress import Track, silent
-from spectrim.pipeline.tasks import rows_of, task_blocks
+from spectrim.pipeline.pieces import Snapshots
+from spectrim.pipeline.progress import ProgressBar, silent
+from spectrim.pipeline.tasks import load_task_rows, task_blocks
 from spectrim.planning import make_plan
 from spectrim.recipe import Recipe
-from spectrim.surgery.adapters import weight_of
+from spectrim.surgery.adapters import get_weight
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.targets import Target, find_targets
-from spectrim.workspace import SECONDS_BETWEEN_SAVES, Workspace, found, kept
+from spectrim.workspace import (
+    SECONDS_BETWEEN_SAVES,
+    Cache,
+    load_if_valid,
+    load_if_valid_locally,
+)
 
 MOST_TOKENS_PER_BATCH = 1024
 """Larger batches are no faster on a processor, and hold more activations."""
@@ -63,7 +68,7 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
     """
     given = recipe.calibration
     if recipe.task is not None:
-        rows = rows_of(model, tokenizer, recipe.task)
+        rows = load_task_rows(model, tokenizer, recipe.task)
         return task_blocks(rows, given.sequences, given.seed)
     documents = open_documents(given.data, given.field)
     settings = BlockSettings(
@@ -89,8 +94,8 @@ def calibrate(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe | None = None,
-    workspace: Workspace | None = None,
-    track: Track = silent,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
 ) -> Calibration:
     """Run the model over the recipe's tokens and sum the statistics it needs.
 
@@ -98,13 +103,16 @@ def calibrate(
     workspace. Raises InputError for unusable data, ModelError for unusable weights.
     """
     recipe = recipe or Recipe()
-    run = _run_for(model, tokenizer, recipe, workspace or Workspace(None), track).as_kept()
+    run = _run_for(model, tokenizer, recipe, cache or Cache(None), track).as_kept()
     first = run.gathered("calibrating", run.key())
-    if not recipe.averages_path:
+    if not recipe.averages_hessian:
         return first
     second = _at_path_budget(run, first, recipe)
-    result = first.mixed(second, recipe.path.weight)
-    result.provenance |= {"path": asdict(recipe.path), "key": second.provenance["key"]}
+    result = first.interpolate(second, recipe.hessian_averaging.weight)
+    result.provenance |= {
+        "path": asdict(recipe.hessian_averaging),
+        "key": second.provenance["key"],
+    }
     return result
 
 
@@ -112,8 +120,8 @@ def gather(
     model: PreTrainedModel,
     tokenizer: Any,
     recipes: Sequence[Recipe],
-    workspace: Workspace,
-    track: Track = silent,
+    cache: Cache,
+    track: ProgressBar = silent,
 ) -> None:
     """One pass over the tokens for the statistics of all `recipes`, kept in the workspace.
 
@@ -122,23 +130,23 @@ def gather(
     tokens or layers need a pass of their own, and so do averages along a path. Raises
     InputError for a workspace that keeps nothing, and what `calibrate` raises.
     """
-    if workspace.root is None:
+    if cache.root is None:
         raise InputError("statistics for several recipes need a workspace that keeps them")
     alike: dict[str, list[_Run]] = {}
     for recipe in recipes:
-        run = _run_for(model, tokenizer, recipe, workspace, track)
+        run = _run_for(model, tokenizer, recipe, cache, track)
         text = json.dumps(run.key() | {"statistics": None, "wide": None}, sort_keys=True)
         alike.setdefault(text, []).append(run)
     for runs in alike.values():
         statistics = {name for run in runs for name in run.settings.statistics}
-        wide = min(run.settings.wide for run in runs)  # "full" before "through"
+        wide = min(run.settings.wide for run in runs)  # "full" before "projected"
         settings = replace(runs[0].settings, statistics=tuple(sorted(statistics)), wide=wide)
         run = replace(runs[0], settings=settings).as_kept()
         run.gathered("calibrating", run.key())
 
 
 def _run_for(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, workspace: Workspace, track: Track
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache, track: ProgressBar
 ) -> _Run:
     targets = prepare(model, recipe)
     settings = CalibrationSettings(
@@ -147,11 +155,11 @@ def _run_for(
         recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
-        room=recipe.calibration.room,
+        memory_budget=recipe.calibration.memory_budget,
         wide=recipe.wide,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
-    return _Run(model, targets, blocks, settings, workspace, track)
+    return _Run(model, targets, blocks, settings, cache, track)
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
@@ -174,14 +182,14 @@ class _Run:
     targets: list[Target]
     blocks: TokenBlocks
     settings: CalibrationSettings
-    workspace: Workspace
-    track: Track
+    cache: Cache
+    track: ProgressBar
 
     def as_kept(self) -> _Run:
         """With covariances in full where the workspace has those and not the ones asked for."""
         full = replace(self, settings=replace(self.settings, wide="full"))
         use = self.settings.wide != "full" and not self._is_kept() and full._is_kept()
-        return full if several.agreed(use) else self
+        return full if several.all_true(use) else self
 
     def _is_kept(self) -> bool:
         paths = [self._path(self.key(), (name,)) for name in self.settings.statistics]
@@ -201,14 +209,14 @@ class _Run:
         if missing:
             with changed():
                 parts.append(self._once(what, key, missing))
-        result = joined(parts)
+        result = concat(parts)
         result.provenance["key"] = key
         if (partial := self._partial(key)) is not None:
             partial.unlink(missing_ok=True)
         return result
 
     def _kept(self, key: dict[str, Any], statistic: str) -> Calibration | None:
-        return kept(self._path(key, (statistic,)), opened)
+        return load_if_valid(self._path(key, (statistic,)), open_calibration)
 
     def _once(self, what: str, key: dict[str, Any], missing: tuple[str, ...]) -> Calibration:
         """One pass for what is missing, its statistics kept in the workspace under `key`, and
@@ -222,10 +230,10 @@ class _Run:
         names = missing if resume is None else tuple(resume.states)
         settings = replace(self.settings, statistics=names)
         result = replace(self, settings=settings)._stored_steps(partial, what, resume)
-        with several.together():
-            for name in missing if several.is_first() else ():
+        with several.raise_together():
+            for name in missing if several.is_main_process() else ():
                 if (path := self._path(key, (name,))) is not None:
-                    save_calibration(only(result, name), path)
+                    save_calibration(select(result, name), path)
         paths = [self._path(key, (name,)) for name in missing]
         stored = [path for path in paths if path is not None and path.exists()]
         return stored_calibration(stored, result.provenance) if stored == paths else result
@@ -234,13 +242,13 @@ class _Run:
         """Where the running sums of this run are: of several processes, this one's, of
         batches of this size."""
         path = self._path(key, self.settings.statistics)
-        if path is None or (count := several.count()) == 1:
+        if path is None or (count := several.num_processes()) == 1:
             return None if path is None else path.with_suffix(".partial")
-        size = own_settings(self.blocks, self.settings).tokens_per_batch
-        return path.with_suffix(f".{several.number()}-of-{count}-by-{size}.partial")
+        size = shard_settings(self.blocks, self.settings).tokens_per_batch
+        return path.with_suffix(f".{several.process_index()}-of-{count}-by-{size}.partial")
 
     def _path(self, key: dict[str, Any], statistics: tuple[str, ...]) -> Path | None:
-        return self.workspace.path("calibration", key | {"statistics": list(statistics)})
+        return self.cache.path("calibration", key | {"statistics": list(statistics)})
 
     def key(self) -> dict[str, Any]:
         return {
@@ -248,7 +256,7 @@ class _Run:
             "data": self.blocks.fingerprint,
             "statistics": list(self.settings.statistics),
             "labels": self.settings.label_key,
-            **self.settings.form_key,
+            **self.settings.format_key,
             "layers": [target.name for target in self.targets],
         }
 
@@ -257,56 +265,56 @@ class _Run:
     ) -> Calibration:
         """All batches, the running sums stored now and then; by several processes, each its
         own batches and sums, which are added up at the end."""
-        settings = own_settings(self.blocks, self.settings)
+        settings = shard_settings(self.blocks, self.settings)
         given = self.model, self.targets, self.blocks, settings
-        with several.together():
-            result = resume or begin_part(*given)
+        with several.raise_together():
+            result = resume or start_shard(*given)
             steps = calibrate_steps(*given, result)
             saved = time.monotonic()
             for result in self.track(_per_sequence(steps), what, len(self.blocks)):
                 if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     save_calibration(result, partial)
                     saved = time.monotonic()
-        return added_up(result, len(self.blocks))
+        return all_reduce(result, len(self.blocks))
 
 
 def _stopped_at(partial: Path | None, missing: tuple[str, ...]) -> Calibration | None:
     """Sums to go on from, which have all that is missing; in every process or in none."""
-    resume = found(partial, load_calibration)
+    resume = load_if_valid_locally(partial, load_calibration)
     if resume is not None and not set(missing) <= set(resume.states):
         resume = None
     states = None if resume is None else sorted(resume.states)
-    return resume if all(each == states for each in several.exchanged(states)) else None
+    return resume if all(each == states for each in several.all_gather(states)) else None
 
 
 def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
     """Statistics of the model cut to the path's budget, on every n-th sequence."""
     key = first.provenance["key"] | {
-        "path": asdict(recipe.path),
+        "path": asdict(recipe.hessian_averaging),
         "method": [recipe.method, recipe.method_options],
         **recipe.sharing_key,
     }
-    step = max(1, round(1 / recipe.path.share))
-    originals = {t.name: weight_of(run.model.get_submodule(t.name)) for t in run.targets}
+    step = max(1, round(1 / recipe.hessian_averaging.data_fraction))
+    originals = {t.name: get_weight(run.model.get_submodule(t.name)) for t in run.targets}
     settings = replace(run.settings, originals=originals)
     fewer = replace(run, blocks=run.blocks.every(step), settings=settings)
     what = "calibrating along the path"
-    pieces = Pieces(run.workspace.path("path", key))
+    pieces = Snapshots(run.cache.path("path", key))
     second = fewer.gathered(what, key, lambda: _cut(run, first, recipe, pieces))
     pieces.remove()
     return second
 
 
 @contextmanager
-def _cut(run: _Run, first: Calibration, recipe: Recipe, pieces: Pieces) -> Iterator[None]:
+def _cut(run: _Run, first: Calibration, recipe: Recipe, pieces: Snapshots) -> Iterator[None]:
     """The model at the path's budget."""
     model = run.model
     decomposition = decompose(model, first, recipe, run.track, pieces)
-    plan = make_plan(decomposition, recipe.for_measuring(recipe.path.budget))
+    plan = make_plan(decomposition, recipe.for_probing(recipe.hessian_averaging.at_budget))
     with ExitStack() as stack:
-        factors, ranks = decomposition.by_module(plan.ranks)
+        factors, ranks = decomposition.expand_groups(plan.ranks)
         for name, rank in ranks.items():
-            stack.enter_context(exchanged(model.get_submodule(name), factors[name], rank))
+            stack.enter_context(swap_weights(model.get_submodule(name), factors[name], rank))
         yield
 
 

@@ -34,7 +34,7 @@ REGISTRIES: dict[str, Registry] = {
 }
 
 
-def catalogue() -> dict[str, list[dict[str, Any]]]:
+def list_methods() -> dict[str, list[dict[str, Any]]]:
     """By kind, each entry's name, summary, needs and reference."""
     return {
         kind: [_entry(registry, name) for name in registry.names()]

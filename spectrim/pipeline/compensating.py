@@ -20,19 +20,19 @@ from spectrim.compressors import COMPRESSORS, CompensatedLinear, CompressedLinea
 from spectrim.curves.predicted import NEEDED, predicted_curve
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
 from spectrim.errors import InputError
-from spectrim.hub import SpectrimConfig, mark_compressed
+from spectrim.hub import SpectrimConfig, attach_config
 from spectrim.hub.compensated import compensated_entry
 from spectrim.pipeline.calibrating import calibrate, prepare
-from spectrim.pipeline.compressing import shared_copy, stored_in, untie_head
+from spectrim.pipeline.compressing import cast_for_saving, shared_copy, untie_head
 from spectrim.pipeline.decomposing import layers_with_signal, versions
-from spectrim.pipeline.progress import Track, silent
+from spectrim.pipeline.progress import ProgressBar, silent
 from spectrim.planning import Decomposition
-from spectrim.planning.paths import PATH_ALLOCATIONS, path_ranks
-from spectrim.recipe import CompensationRecipe, Recipe
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.planning.paths import CORRECTION_ALLOCATIONS, correction_ranks
+from spectrim.recipe import CorrectionRecipe, Recipe
+from spectrim.surgery.adapters import get_bias, get_weight
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.rewrite import replace_layer
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,27 @@ class Residual:
         return {n: (base.out_features, base.in_features) for n, base in self.bases.items()}
 
 
-def compensate(
+def quantize(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe | None = None,
-    workspace: Workspace | None = None,
-    track: Track = silent,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
 ) -> PreTrainedModel:
-    """A copy of `model` with every layer compressed by `recipe.compensation` and a low-rank
+    """A copy of `model` with every layer compressed by `recipe.correction` and a low-rank
     path beside it, in the recipe's dtype.
 
     The ranks follow the recipe's allocation, uniform or loss_optimal. Rank 0 is the compressor
     alone, and needs no text unless the compressor asks for statistics. Raises InputError for
     options that do not fit together, ModelError for layers that cannot be compressed.
     """
-    recipe = for_compensation(recipe or Recipe())
-    residual = residual_of(model, tokenizer, recipe, workspace, track)
-    ranks = ranks_of(residual, recipe, dtype_of(model, recipe).itemsize)
-    return with_paths(model, residual, ranks, recipe)
+    recipe = with_correction(recipe or Recipe())
+    residual = compute_residual(model, tokenizer, recipe, cache, track)
+    ranks = choose_correction_ranks(residual, recipe, dtype_of(model, recipe).itemsize)
+    return add_corrections(model, residual, ranks, recipe)
 
 
-def for_compensation(recipe: Recipe) -> Recipe:
+def with_correction(recipe: Recipe) -> Recipe:
     """With the default compensation where it has none, and statistics of the original only.
 
     Raises InputError for a method that is no metric, or another allocation.
@@ -79,14 +79,14 @@ def for_compensation(recipe: Recipe) -> Recipe:
             f"method '{recipe.method}' is not a pair of metrics, so it has no optimum for the "
             f"residual of a compressed weight; choose one of {', '.join(metric)}"
         )
-    if recipe.allocation not in PATH_ALLOCATIONS:
+    if recipe.allocation not in CORRECTION_ALLOCATIONS:
         raise InputError(
             f"allocation '{recipe.allocation}' does not allocate paths; "
-            f"choose one of {', '.join(PATH_ALLOCATIONS)}"
+            f"choose one of {', '.join(CORRECTION_ALLOCATIONS)}"
         )
     return recipe.with_changes(
-        compensation=recipe.compensation or CompensationRecipe(),
-        path=replace(recipe.path, weight=0.0),
+        correction=recipe.correction or CorrectionRecipe(),
+        hessian_averaging=replace(recipe.hessian_averaging, weight=0.0),
     )
 
 
@@ -94,27 +94,27 @@ def dtype_of(model: PreTrainedModel, recipe: Recipe) -> torch.dtype:
     return getattr(torch, recipe.save_dtype) if recipe.save_dtype else model.dtype
 
 
-def residual_of(
+def compute_residual(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    workspace: Workspace | None = None,
-    track: Track = silent,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
 ) -> Residual:
     """Every layer compressed in the recipe's dtype, in which torchao also stores scales and
     zeros, and its loss decomposed at full rank: ranks are cut from it."""
     given = _given(recipe)
-    options = COMPRESSORS.options(given.base, given.base_options)
+    options = COMPRESSORS.options(given.quantizer, given.quantizer_options)
     calibration = None
     names = [target.name for target in prepare(model, recipe)]
     if _needs_text(given):
-        calibration = calibrate(model, tokenizer, recipe, workspace, track)
+        calibration = calibrate(model, tokenizer, recipe, cache, track)
         names = layers_with_signal(calibration)
     problems = (_problem(model, calibration, name) for name in names)
-    compress = COMPRESSORS.get(given.base).compress
+    compress = COMPRESSORS.get(given.quantizer).compress
     bases: dict[str, CompressedLinear] = {}
     lost: dict[str, LayerProblem] = {}
-    for problem in track(problems, f"compressing by {given.base}", len(names)):
+    for problem in track(problems, f"compressing by {given.quantizer}", len(names)):
         stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
         base = bases[problem.name] = compress(stored, options)
         weight = problem.weight.double() - base.dense()[0]
@@ -123,14 +123,16 @@ def residual_of(
     return Residual(bases, decomposed)
 
 
-def ranks_of(residual: Residual, recipe: Recipe, itemsize: int) -> dict[str, int]:
+def choose_correction_ranks(
+    residual: Residual, recipe: Recipe, itemsize: int
+) -> dict[str, int]:
     """By layer, the rank of its path, for numbers of `itemsize` bytes."""
     if residual.decomposition is None:
         return dict.fromkeys(residual.bases, 0)
-    return path_ranks(residual.decomposition, recipe, itemsize)
+    return correction_ranks(residual.decomposition, recipe, itemsize)
 
 
-def with_paths(
+def add_corrections(
     model: PreTrainedModel, residual: Residual, ranks: dict[str, int], recipe: Recipe
 ) -> PreTrainedModel:
     """A copy of `model` with the compressed layers and paths of the given ranks."""
@@ -139,20 +141,22 @@ def with_paths(
     layers = {name: _layer(residual, name, rank) for name, rank in ranks.items()}
     for name, layer in layers.items():
         replace_layer(result, name, layer)
-    result = stored_in(result, dtype_of(model, recipe))
+    result = cast_for_saving(result, dtype_of(model, recipe))
     result.config.dtype = next(result.parameters()).dtype
-    base = _given(recipe).base
+    base = _given(recipe).quantizer
     config = SpectrimConfig(
         layers={name: compensated_entry(base, layer) for name, layer in layers.items()},
         split_experts=split_expert_names(result),
         untied=untied,
         provenance=_provenance(residual, ranks, recipe, dtype_of(model, recipe).itemsize),
     )
-    mark_compressed(result, config)
+    attach_config(result, config)
     return result
 
 
-def path_figures(residual: Residual, ranks: dict[str, int], itemsize: int) -> dict[str, Any]:
+def correction_figures(
+    residual: Residual, ranks: dict[str, int], itemsize: int
+) -> dict[str, Any]:
     """Bytes of the layers, biases left out, and predicted losses in nats per token."""
     shapes = residual.shapes
     figures: dict[str, Any] = {
@@ -171,13 +175,13 @@ def path_figures(residual: Residual, ranks: dict[str, int], itemsize: int) -> di
     return figures
 
 
-def _given(recipe: Recipe) -> CompensationRecipe:
-    return recipe.compensation or CompensationRecipe()
+def _given(recipe: Recipe) -> CorrectionRecipe:
+    return recipe.correction or CorrectionRecipe()
 
 
-def _needs_text(given: CompensationRecipe) -> bool:
-    has_path = given.rank > 0 if given.path_bytes is None else given.path_bytes > 0
-    return has_path or bool(COMPRESSORS.get(given.base).REQUIRES)
+def _needs_text(given: CorrectionRecipe) -> bool:
+    has_path = given.rank > 0 if given.bytes is None else given.bytes > 0
+    return has_path or bool(COMPRESSORS.get(given.quantizer).REQUIRES)
 
 
 def _problem(
@@ -185,11 +189,11 @@ def _problem(
 ) -> LayerProblem:
     layer = model.get_submodule(name)
     statistics = None if calibration is None else calibration.layer(name)
-    return LayerProblem(name, weight_of(layer).detach(), bias_of(layer), statistics)
+    return LayerProblem(name, get_weight(layer).detach(), get_bias(layer), statistics)
 
 
 def _decomposed(
-    calibration: Calibration, lost: dict[str, LayerProblem], recipe: Recipe, track: Track
+    calibration: Calibration, lost: dict[str, LayerProblem], recipe: Recipe, track: ProgressBar
 ) -> Decomposition:
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
     priced = set(NEEDED) <= set(calibration.states)
@@ -225,10 +229,10 @@ def _provenance(
     given = _given(recipe)
     return {
         "compensation": {
-            "base": given.base,
+            "base": given.quantizer,
             "method": None if found is None else recipe.method,
             "allocation": None if found is None else recipe.allocation,
-            **path_figures(residual, ranks, itemsize),
+            **correction_figures(residual, ranks, itemsize),
         },
         **calibration,
         "versions": versions(),

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim.errors import CheckpointError
-from spectrim.hub import SpectrimConfig, mark_compressed
+from spectrim.hub import SpectrimConfig, attach_config
 from spectrim.layers import LAYERS, layer_class
 from spectrim.pipeline.decomposing import versions
 from spectrim.planning import SHARED, Decomposition, Plan
-from spectrim.surgery.adapters import bias_of, is_dense, shape_of
+from spectrim.surgery.adapters import get_bias, get_shape, is_linear
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.rewrite import replace_layer, share_basis
 
@@ -25,7 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P", bound=PreTrainedModel)
 
 
-def compress(
+def replace_layers(
     model: M,
     decomposition: Decomposition,
     plan: Plan,
@@ -45,14 +45,14 @@ def compress(
         if plan.layers[name].members:
             _share(result, decomposition, {name: rank})
             continue
-        factors, bias = decomposition.factors[name], bias_of(result.get_submodule(name))
+        factors, bias = decomposition.factors[name], get_bias(result.get_submodule(name))
         replace_layer(result, name, kind.from_full(factors, rank, bias, options))
     if not isinstance(result, PreTrainedModel):
         return result if dtype is None else result.to(dtype)
     if dtype is not None:
-        result = stored_in(result, dtype)
+        result = cast_for_saving(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
-    mark_compressed(result, config_for(plan, split_expert_names(result), untied))
+    attach_config(result, config_for(plan, split_expert_names(result), untied))
     return result
 
 
@@ -68,10 +68,10 @@ def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimCo
 
 def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:
     """Layers on one basis in place of each group's members."""
-    factors, by_module = decomposition.by_module(ranks)
+    factors, by_module = decomposition.expand_groups(ranks)
     parts = {name: factors[name].truncated(rank) for name, rank in by_module.items()}
     biases = {
-        name: factors[name].bias(rank, bias_of(model.get_submodule(name)))
+        name: factors[name].bias(rank, get_bias(model.get_submodule(name)))
         for name, rank in by_module.items()
     }
     right = next(right for _, right in parts.values())
@@ -93,12 +93,12 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     modules = dict(model.named_modules())
     for name, layer in plan.layers.items():
         for module, rows in (layer.members or {name: layer.shape[0]}).items():
-            if module not in modules or not is_dense(modules[module]):
+            if module not in modules or not is_linear(modules[module]):
                 raise _foreign(module)
-            if shape_of(modules[module]) != (rows, layer.shape[1]):
+            if get_shape(modules[module]) != (rows, layer.shape[1]):
                 raise CheckpointError(
                     f"the plan gives '{module}' the shape {(rows, layer.shape[1])}, "
-                    f"the model has {shape_of(modules[module])}"
+                    f"the model has {get_shape(modules[module])}"
                 )
 
 
@@ -144,7 +144,7 @@ def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
     return True
 
 
-def stored_in(model: P, dtype: torch.dtype) -> P:
+def cast_for_saving(model: P, dtype: torch.dtype) -> P:
     """`model`, or unless it is in `dtype` a copy with the tensors that a checkpoint holds in
     it. Others, like the rotary frequencies, stay: a loader computes them in float32."""
     if next(model.parameters()).dtype == dtype:

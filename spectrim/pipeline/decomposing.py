@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import spectrim
 from spectrim import several
 from spectrim.calibration import Calibration
-from spectrim.curves.predicted import NEEDED, predicted_curve, signed_effects
+from spectrim.curves.predicted import NEEDED, first_order_effects, predicted_curve
 from spectrim.decompositions import (
     DECOMPOSITIONS,
     LayerProblem,
@@ -23,13 +23,13 @@ from spectrim.decompositions import (
 )
 from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.pieces import Pieces
-from spectrim.pipeline.progress import Track, silent
-from spectrim.pipeline.sharing import grouped, pooled_problems
+from spectrim.pipeline.pieces import Snapshots
+from spectrim.pipeline.progress import ProgressBar, silent
+from spectrim.pipeline.sharing import group_layers, pooled_problems
 from spectrim.planning import Decomposition, make_plan
 from spectrim.recipe import Recipe
-from spectrim.streaming.memory import give_back
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.streaming.memory import trim_memory
+from spectrim.surgery.adapters import get_bias, get_weight
 
 _SHOWN = 5
 
@@ -38,8 +38,8 @@ def decompose(
     model: nn.Module,
     calibration: Calibration,
     recipe: Recipe | None = None,
-    track: Track = silent,
-    pieces: Pieces | None = None,
+    track: ProgressBar = silent,
+    pieces: Snapshots | None = None,
 ) -> Decomposition:
     """Factors of every calibrated layer with their predicted loss curves; by the recipe's
     sharing, of groups of layers on one basis.
@@ -60,17 +60,21 @@ def decompose(
         units="nats per token" if set(NEEDED) <= set(calibration.states) else "own",
         provenance={**calibration.provenance, "versions": versions()},
     )
-    groups = grouped(model, calibration, names, recipe)
+    groups = group_layers(model, calibration, names, recipe)
     source = _Source(model, calibration, recipe, options)
-    give_back()  # what the passes of the calibration held
-    pieces = pieces or Pieces(None)
-    owners = several.packed([source.cost(group) for group in groups], several.count())
-    own = [g for g, owner in zip(groups, owners, strict=True) if owner == several.number()]
-    with several.together():
-        earlier = pieces.decomposed() or result.only(())
+    trim_memory()  # what the passes of the calibration held
+    pieces = pieces or Snapshots(None)
+    owners = several.balanced_bins(
+        [source.cost(group) for group in groups], several.num_processes()
+    )
+    own = [
+        g for g, owner in zip(groups, owners, strict=True) if owner == several.process_index()
+    ]
+    with several.raise_together():
+        earlier = pieces.decomposed() or result.select(())
         for group in track(own, "decomposing", len(own)):
             if stored := _stored(earlier, group):
-                result.take(earlier.only(stored))
+                result.update(earlier.select(stored))
                 continue
             for entry in source.chosen(group):
                 entry.put_into(result)
@@ -80,11 +84,11 @@ def decompose(
 
 def _of_all(own: Decomposition, groups: Sequence[tuple[str, ...]]) -> Decomposition:
     """What each process has decomposed, together and in the order of the groups."""
-    if several.count() == 1:
+    if several.num_processes() == 1:
         return own
-    shapes, members = several.merged(own.shapes), several.merged(own.groups)
-    whole = own.holding(shapes, several.tensors_of_all(own.tensors()), members)
-    return whole.only(name for group in groups for name in _stored(whole, group))
+    shapes, members = several.gather_dict(own.shapes), several.gather_dict(own.groups)
+    whole = own.from_tensors(shapes, several.gather_tensors(own.tensors()), members)
+    return whole.select(name for group in groups for name in _stored(whole, group))
 
 
 def _stored(earlier: Decomposition, group: tuple[str, ...]) -> tuple[str, ...]:
@@ -101,7 +105,7 @@ class _Entry:
     name: str
     factors: Factors
     curve: Tensor
-    signed: Tensor | None
+    first_order_effects: Tensor | None
     members: dict[str, int]
 
     def put_into(self, result: Decomposition) -> None:
@@ -109,8 +113,8 @@ class _Entry:
         result.shapes[name] = (factors.left.shape[0], factors.right.shape[1])
         result.factors[name] = factors
         result.curves[name] = self.curve
-        if self.signed is not None:
-            result.signed[name] = self.signed
+        if self.first_order_effects is not None:
+            result.first_order_effects[name] = self.first_order_effects
         if self.members:
             result.groups[name] = self.members
 
@@ -124,7 +128,7 @@ class _Source:
 
     def cost(self, names: tuple[str, ...]) -> float:
         """Operations up to a factor: out * in * min(out, in) of every layer."""
-        weights = [weight_of(self.model.get_submodule(name)) for name in names]
+        weights = [get_weight(self.model.get_submodule(name)) for name in names]
         return float(sum(w.numel() * min(w.shape) for w in weights))
 
     def chosen(self, names: tuple[str, ...]) -> list[_Entry]:
@@ -132,7 +136,7 @@ class _Source:
         if len(names) == 1:
             return [self.single(names[0])]
         together = [self.group(names)]
-        if self.recipe.sharing.keep == "all":
+        if self.recipe.sharing.accept == "all":
             return together
         apart = [self.single(name) for name in names]
         return together if self.price(together) < self.price(apart) else apart
@@ -140,7 +144,7 @@ class _Source:
     def single(self, name: str) -> _Entry:
         layer = self.model.get_submodule(name)
         statistics = self.calibration.layer(name)
-        problem = LayerProblem(name, weight_of(layer).detach(), bias_of(layer), statistics)
+        problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), statistics)
         factors = decompose_layer(self.recipe.method, problem, self.options)
         curve = predicted_curve(factors, statistics)
         return _Entry(name, factors, curve, _signed({name: factors}, self.calibration), {})
@@ -172,7 +176,7 @@ def _signed(parts: Mapping[str, Factors], calibration: Calibration) -> Tensor | 
     """First-order effects, of a group the sum over its members."""
     if "mean_gradient" not in calibration.states:
         return None
-    effects = [signed_effects(f, calibration.layer(name)) for name, f in parts.items()]
+    effects = [first_order_effects(f, calibration.layer(name)) for name, f in parts.items()]
     return torch.stack(effects).sum(0)
 
 

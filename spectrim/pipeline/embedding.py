@@ -14,34 +14,34 @@ from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.store import model_fingerprint
 from spectrim.embeddings import (
     EMBEDDINGS,
-    Place,
     Table,
+    TableLocation,
     TableProblem,
     TableStatistics,
-    factorise_table,
+    factorize_table,
     find_table,
     replace_table,
     table_rank,
 )
-from spectrim.embeddings._gather import Sums, finished, gather
+from spectrim.embeddings._gather import Sums, finish, gather
 from spectrim.errors import CheckpointError, InputError
-from spectrim.hub import mark_compressed
+from spectrim.hub import attach_config
 from spectrim.hub.tables import table_entry
 from spectrim.pipeline.calibrating import batch_tokens, calibration_blocks
-from spectrim.pipeline.progress import Track, silent
+from spectrim.pipeline.progress import ProgressBar, silent
 from spectrim.planning.multiples import multiple_for
 from spectrim.recipe import EmbeddingRecipe, Recipe
-from spectrim.refinement import Progress
+from spectrim.refinement import RunContext
 from spectrim.storage import read_tensors, write_tensors
 from spectrim.surgery.targets import find_targets
-from spectrim.workspace import Workspace, kept
+from spectrim.workspace import Cache, load_if_valid
 
 
 @dataclass(frozen=True)
 class PlannedTable:
     """Where the table is, its factors, the rank that meets the budget, and how it was made."""
 
-    place: Place
+    place: TableLocation
     table: Table
     rank: int
     given: EmbeddingRecipe
@@ -63,7 +63,7 @@ def compress_embeddings(
     compressed: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    progress: Progress | None = None,
+    progress: RunContext | None = None,
 ) -> PreTrainedModel:
     """`compressed`, what `compress` gave, with the table in two factors where the recipe's
     `embeddings` asks for it; its config tells of it.
@@ -72,8 +72,8 @@ def compress_embeddings(
     Raises what `plan_table` raises, and InputError when the plan has compressed the tied output
     embedding already.
     """
-    given = progress or Progress()
-    planned = plan_table(original, tokenizer, recipe, given.workspace, given.track)
+    given = progress or RunContext()
+    planned = plan_table(original, tokenizer, recipe, given.cache, given.track)
     if planned is None:
         return compressed
     _check_still_tied(compressed, planned.place)
@@ -81,11 +81,11 @@ def compress_embeddings(
     config: Any = compressed.config.quantization_config
     config.embeddings = table_entry(compressed)
     config.provenance["embeddings"] = planned.provenance
-    mark_compressed(compressed, config)
+    attach_config(compressed, config)
     return compressed
 
 
-def _check_still_tied(compressed: PreTrainedModel, place: Place) -> None:
+def _check_still_tied(compressed: PreTrainedModel, place: TableLocation) -> None:
     """The plan has left a tied output embedding alone."""
     if place.head is None:
         return
@@ -101,8 +101,8 @@ def plan_table(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    workspace: Workspace | None = None,
-    track: Track = silent,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
 ) -> PlannedTable | None:
     """The table as the recipe's `embeddings` asks for it, None where it does not.
 
@@ -118,22 +118,20 @@ def plan_table(
     wanted = frozenset(module.REQUIRES) - (frozenset() if place.head else {"head"})
     statistics = None
     if wanted:
-        sums = _gathered(
-            model, tokenizer, recipe, wanted, (workspace or Workspace(None), track)
-        )
-        statistics = finished(sums)
-    table = factorised(model, place, given, statistics)
+        sums = _gathered(model, tokenizer, recipe, wanted, (cache or Cache(None), track))
+        statistics = finish(sums)
+    table = solve_table(model, place, given, statistics)
     return PlannedTable(place, table, rank, given)
 
 
-def factorised(
-    model: Any, place: Place, given: EmbeddingRecipe, statistics: TableStatistics | None
+def solve_table(
+    model: Any, place: TableLocation, given: EmbeddingRecipe, statistics: TableStatistics | None
 ) -> Table:
     """The table's factors at every rank in the metric of the recipe's method."""
     weight = model.get_submodule(place.name).weight.detach().double().cpu()
     problem = TableProblem(weight, place.head is not None, statistics)
     options = EMBEDDINGS.options(given.method, given.options)
-    return factorise_table(weight, EMBEDDINGS.get(given.method).metric(problem, options))
+    return factorize_table(weight, EMBEDDINGS.get(given.method).metric(problem, options))
 
 
 def _gathered(
@@ -141,10 +139,10 @@ def _gathered(
     tokenizer: Any,
     recipe: Recipe,
     wanted: frozenset[str],
-    run: tuple[Workspace, Track],
+    run: tuple[Cache, ProgressBar],
 ) -> Sums:
     """One pass over the recipe's tokens, kept in the workspace."""
-    workspace, track = run
+    cache, track = run
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
     targets = find_targets(model, recipe.include, recipe.exclude)
@@ -161,12 +159,12 @@ def _gathered(
         "wanted": sorted(wanted),
         "labels": settings.label_key,
     }
-    path = workspace.path("embedding", key)
-    if (earlier := kept(path, _load)) is not None:
+    path = cache.path("embedding", key)
+    if (earlier := load_if_valid(path, _load)) is not None:
         return earlier
     sums = gather(model, blocks, wanted, settings, track)
-    with several.together():
-        if path is not None and several.is_first():
+    with several.raise_together():
+        if path is not None and several.is_main_process():
             write_tensors(path, sums, {"kind": "embedding"})
     return sums
 

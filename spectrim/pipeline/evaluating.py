@@ -11,7 +11,7 @@ from spectrim.data import BlockSettings, check_vocabulary, document_blocks, toke
 from spectrim.evaluation import evaluate_model, perplexity
 from spectrim.evaluation._forward import inference
 from spectrim.pipeline.calibrating import default_length, vocabulary_size
-from spectrim.pipeline.tasks import encoded, examples_of
+from spectrim.pipeline.tasks import encode_examples, load_task_examples
 from spectrim.recipe import TaskRecipe
 from spectrim.selection import Objective
 from spectrim.tasks import exact_match
@@ -42,15 +42,15 @@ def evaluate_task(
 
     Raises InputError for a task that cannot be read.
     """
-    examples = examples_of(recipe)
-    rows = encoded(model, tokenizer, recipe, examples)
+    examples = load_task_examples(recipe)
+    rows = encode_examples(model, tokenizer, recipe, examples)
 
     def figures() -> tuple[float, dict[str, Any]]:
         with inference(model):
             loss = Objective(rows).value(model)
         return loss, dict(exact_match(model, tokenizer, examples))
 
-    loss, found = several.from_first(figures)
+    loss, found = several.run_on_main(figures)
     names = ("accuracy", "count", "answered")
     return {"task_loss": loss} | {name: float(found[name]) for name in names}
 

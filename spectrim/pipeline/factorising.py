@@ -10,29 +10,29 @@ from transformers import PreTrainedModel
 from spectrim import several
 from spectrim.allocation import LatencyTable
 from spectrim.calibration import Calibration
-from spectrim.curves.measured import measured_jointly, measured_layers
+from spectrim.curves.measured import probe_jointly, probe_layers
 from spectrim.curves.probe import Probe
 from spectrim.curves.rounding import with_rounding
 from spectrim.pipeline.calibrating import calibrate, calibration_blocks
 from spectrim.pipeline.decomposing import decompose
-from spectrim.pipeline.pieces import Pieces, RememberingProbe
-from spectrim.pipeline.progress import Track, silent
-from spectrim.pipeline.timing import timetable
+from spectrim.pipeline.pieces import ResumableProbe, Snapshots
+from spectrim.pipeline.progress import ProgressBar, silent
+from spectrim.pipeline.timing import latency_table
 from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.recipe import Recipe
-from spectrim.workspace import Workspace, kept
+from spectrim.workspace import Cache, load_if_valid
 
 
-def measure(
+def probe_curves(
     model: PreTrainedModel,
     tokenizer: Any,
     decomposition: Decomposition,
     recipe: Recipe | None = None,
-    track: Track = silent,
+    track: ProgressBar = silent,
 ) -> Decomposition:
     """The decomposition with curves corrected by forward passes, as the recipe asks."""
     recipe = recipe or Recipe()
-    measuring = _Measuring(model, tokenizer, recipe, track, Pieces(None))
+    measuring = _Measuring(model, tokenizer, recipe, track, Snapshots(None))
     return measuring.corrected(decomposition)
 
 
@@ -41,32 +41,30 @@ class _Measuring:
     model: PreTrainedModel
     tokenizer: Any
     recipe: Recipe
-    track: Track
-    pieces: Pieces
+    track: ProgressBar
+    pieces: Snapshots
 
     def corrected(self, decomposition: Decomposition) -> Decomposition:
-        wanted = self.recipe.measure
-        if decomposition.units == "own" or not (wanted.layers or wanted.joint):
+        wanted = self.recipe.probe
+        if decomposition.units == "own" or not (wanted.per_layer or wanted.joint):
             return decomposition
         blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
-        if wanted.layers:
-            probe = RememberingProbe(Probe(self.model, blocks, wanted.tokens), self.pieces)
+        if wanted.per_layer:
+            probe = ResumableProbe(Probe(self.model, blocks, wanted.tokens), self.pieces)
             track = lambda names: self.track(names, "measuring curves", len(names))  # noqa: E731
-            decomposition = measured_layers(decomposition, probe, self.recipe, track)
+            decomposition = probe_layers(decomposition, probe, self.recipe, track)
         if wanted.joint:
-            probe = RememberingProbe(
-                Probe(self.model, blocks, wanted.joint_tokens), self.pieces
-            )
-            decomposition = measured_jointly(decomposition, probe, self.recipe)
+            probe = ResumableProbe(Probe(self.model, blocks, wanted.joint_tokens), self.pieces)
+            decomposition = probe_jointly(decomposition, probe, self.recipe)
         return decomposition
 
 
-def factorise(
+def factorize(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe | None = None,
-    workspace: Workspace | None = None,
-    track: Track = silent,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
 ) -> Decomposition:
     """calibrate, decompose and measure in one, kept in the workspace as one entry.
 
@@ -74,33 +72,33 @@ def factorise(
     that it was in.
     """
     recipe = recipe or Recipe()
-    calibration = calibrate(model, tokenizer, recipe, workspace, track)
+    calibration = calibrate(model, tokenizer, recipe, cache, track)
     key = {
         "calibration": calibration.provenance["key"],
-        "path": asdict(recipe.path) if recipe.averages_path else None,
+        "path": asdict(recipe.hessian_averaging) if recipe.averages_hessian else None,
         "method": [recipe.method, recipe.method_options],
-        "measure": asdict(recipe.measure),
+        "measure": asdict(recipe.probe),
         **recipe.sharing_key,
     }
-    path = (workspace or Workspace(None)).path("decomposition", key)
-    pieces = Pieces(path)
-    if (earlier := kept(path, Decomposition.load)) is not None:
+    path = (cache or Cache(None)).path("decomposition", key)
+    pieces = Snapshots(path)
+    if (earlier := load_if_valid(path, Decomposition.load)) is not None:
         pieces.remove()  # of a run that was killed when only this was left to do
-        return rounded(calibration, earlier, recipe, track)
+        return price_rounding(calibration, earlier, recipe, track)
     result = decompose(model, calibration, recipe, track, pieces)
     result = _Measuring(model, tokenizer, recipe, track, pieces).corrected(result)
-    with several.together():
-        if path is not None and several.is_first():
+    with several.raise_together():
+        if path is not None and several.is_main_process():
             result.save(path)
     pieces.remove()
-    return rounded(calibration, result, recipe, track)
+    return price_rounding(calibration, result, recipe, track)
 
 
-def rounded(
+def price_rounding(
     calibration: Calibration,
     decomposition: Decomposition,
     recipe: Recipe,
-    track: Track = silent,
+    track: ProgressBar = silent,
 ) -> Decomposition:
     """The decomposition, which for a recipe of fewer bits knows what rounding adds."""
     total = len(decomposition.shapes)
@@ -117,9 +115,10 @@ def plan(
     recipe: Recipe | None = None,
     times: LatencyTable | None = None,
 ) -> Plan:
-    """The recipe's allocation at the recipe's budget; times: `timetable`'s, measured now where
-    the recipe's budget is one of time and none are given. Raises InputError when it misfits."""
+    """The recipe's allocation at the recipe's budget; times: `latency_table`'s, measured now
+    where the recipe's budget is one of time and none are given. Raises InputError when it
+    misfits."""
     recipe = recipe or Recipe()
     if recipe.latency is not None and times is None:
-        times = timetable(decomposition, recipe)
+        times = latency_table(decomposition, recipe)
     return make_plan(decomposition, recipe, times)

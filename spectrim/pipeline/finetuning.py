@@ -12,16 +12,16 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
 from spectrim.hub import SpectrimConfig
 from spectrim.pipeline.calibrating import calibration_blocks
-from spectrim.pipeline.quantising import quantise_all, restate
+from spectrim.pipeline.quantising import quantize_all, update_config_ranks
 from spectrim.pipeline.refining import record
-from spectrim.recipe import CalibrationRecipe, QuantisationRecipe, Recipe, TaskRecipe
-from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, TaskRecipe
+from spectrim.refinement import REFINEMENTS, RunContext
 from spectrim.refinement._adapters import AdapterOptions, train_adapters
-from spectrim.refinement._beside import is_quantised, train_beside
+from spectrim.refinement._beside import is_quantized, train_qlora
 
-QUANTISED_BASES = {
-    "int4": QuantisationRecipe(4, "rtn", 32),
-    "nf4": QuantisationRecipe(4, "nf4", 64),
+QUANTIZED_BASES = {
+    "int4": QuantizationRecipe(4, "rtn", 32),
+    "nf4": QuantizationRecipe(4, "nf4", 64),
 }
 """By kernels through which gradients pass to the input; torchao's int4 has no such."""
 
@@ -45,16 +45,16 @@ class FinetuneSettings:
     quantize_base: str | None = None
     epochs: int = 3
     steps: int | None = None
-    sequences_per_step: int = 32
+    batch_size: int = 32
     learning_rate: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.task is None):
             raise InputError("give one of data (text) and task (examples with answers)")
-        if self.quantize_base not in (None, *QUANTISED_BASES):
+        if self.quantize_base not in (None, *QUANTIZED_BASES):
             raise InputError(
-                f"a base is quantised to {' or '.join(QUANTISED_BASES)}, not to "
+                f"a base is quantised to {' or '.join(QUANTIZED_BASES)}, not to "
                 f"'{self.quantize_base}'"
             )
         if self.quantize_base is not None and self.lora is None:
@@ -67,7 +67,7 @@ class FinetuneSettings:
         given = {
             "epochs": self.epochs,
             "steps": self.steps,
-            "sequences_per_step": self.sequences_per_step,
+            "batch_size": self.batch_size,
             "seed": self.seed,
         }
         rate = self.learning_rate
@@ -81,7 +81,7 @@ def finetune(
     model: PreTrainedModel,
     tokenizer: Any,
     settings: FinetuneSettings,
-    progress: Progress | None = None,
+    progress: RunContext | None = None,
 ) -> PreTrainedModel:
     """`model` (compressed, float32) trained in place; it keeps its ranks, and says in its
     config what it was trained on.
@@ -97,15 +97,15 @@ def finetune(
             "with transformers' Trainer"
         )
     if settings.quantize_base is not None:
-        if is_quantised(model):
+        if is_quantized(model):
             raise ModelError("the model is quantised already; leave out --quantize-base")
-        quantise_all(model, QUANTISED_BASES[settings.quantize_base])
+        quantize_all(model, QUANTIZED_BASES[settings.quantize_base])
     elif config.inner is not None and settings.lora is None:
         raise ModelError(
             "the factors are quantised; train adapters beside them (--lora 8), or train before "
             "they are (--quantize)"
         )
-    progress = progress or Progress()
+    progress = progress or RunContext()
     blocks = _blocks(model, tokenizer, settings)
     options: Any
     if settings.lora is None:
@@ -114,10 +114,10 @@ def finetune(
         module.refine(model, model, blocks, options, progress)
     else:
         options = AdapterOptions(rank=settings.lora, **settings.training)
-        if is_quantised(model):
+        if is_quantized(model):
             name = "adapters beside"
-            train_beside(model, blocks, options, progress)
-            restate(model)
+            train_qlora(model, blocks, options, progress)
+            update_config_ranks(model)
         else:
             name = "adapters"
             train_adapters(model, blocks, options, progress)

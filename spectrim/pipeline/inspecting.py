@@ -17,11 +17,11 @@ from spectrim.evaluation import evaluate_model
 from spectrim.evaluation._hidden import hidden_states
 from spectrim.layers import CompactLinear, layer_class
 from spectrim.linalg import spectrum as spectra
-from spectrim.pipeline.progress import Track, silent
-from spectrim.surgery.adapters import is_dense, weight_of
+from spectrim.pipeline.progress import ProgressBar, silent
+from spectrim.surgery.adapters import get_weight, is_linear
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.rewrite import compact_layers
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 _ROUNDING = 1e-6
 """Relative to the largest singular value; below it is no direction of a stored weight."""
@@ -55,7 +55,7 @@ class Timing:
     entropy_ms: float
 
 
-def inspect_layers(model: PreTrainedModel, track: Track = silent) -> list[LayerReport]:
+def inspect_layers(model: PreTrainedModel, track: ProgressBar = silent) -> list[LayerReport]:
     """The linear layers of the decoder blocks, dense or compressed. Fused experts are split in
     place. Raises ModelError for a model without any."""
     split_experts(model, fused_expert_names(model))
@@ -71,7 +71,7 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     inside = tuple(name + "." for name, _ in decoder_blocks(model))
     inner = tuple(name + "." for name in compact)
     for name, module in model.named_modules():
-        dense = is_dense(module) and name.startswith(inside) and not name.startswith(inner)
+        dense = is_linear(module) and name.startswith(inside) and not name.startswith(inner)
         if name in compact or dense:
             yield name, module
 
@@ -81,7 +81,7 @@ def _layer(name: str, module: nn.Module) -> LayerReport:
     if isinstance(module, CompactLinear):
         rank, weight = module.rank, module.dense()[0]
     else:
-        weight = weight_of(module).detach()
+        weight = get_weight(module).detach()
     values = spectra.singular_values(weight)
     values = values[values > _ROUNDING * values.max()]
     out_features, in_features = weight.shape

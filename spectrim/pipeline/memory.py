@@ -16,14 +16,14 @@ from functools import cached_property
 from typing import Any
 
 from spectrim.allocation._knapsack import MOST_BINS
-from spectrim.calibration.forms import state_bytes, through_weights
+from spectrim.calibration.forms import projected_formats, state_bytes
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
-from spectrim.hub.stream import Opened
+from spectrim.hub.stream import OffloadedCheckpoint
 from spectrim.pipeline.calibrating import MOST_TOKENS_PER_BATCH, default_length
 from spectrim.pipeline.streaming import StreamSizes
 from spectrim.recipe import Recipe
-from spectrim.statistics import FULL, STATISTICS, Form
+from spectrim.statistics import FULL, STATISTICS, CovarianceFormat
 from spectrim.streaming.memory import resident_bytes
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.targets import Target, find_targets
@@ -52,17 +52,17 @@ def bytes_of(text: str) -> int:
 @dataclass(frozen=True)
 class MemoryPlan:
     """sizes: how to stream, None for the whole model in memory. needed: estimated peak.
-    statistics_bytes: where even one block's covariances in full are too large."""
+    covariance_bytes: where even one block's covariances in full are too large."""
 
     limit: int
     needed: int
     tokens_per_batch: int
     sizes: StreamSizes | None
     disk: int = 0
-    statistics_bytes: int | None = None
+    covariance_bytes: int | None = None
 
     def fitted(self, recipe: Recipe) -> Recipe:
-        return recipe if self.statistics_bytes is None else _reduced(recipe, self)
+        return recipe if self.covariance_bytes is None else _reduced(recipe, self)
 
     def __str__(self) -> str:
         limit = f"of {_shown(self.limit)}, at most {_shown(self.needed)} by the estimate"
@@ -78,17 +78,17 @@ class MemoryPlan:
 
     @property
     def _given_up(self) -> str:
-        if self.statistics_bytes is None:
+        if self.covariance_bytes is None:
             return ""
         return (
-            f"; covariances not in full but in {_shown(self.statistics_bytes)} "
-            "(calibration.statistics_bytes), at some cost in quality"
+            f"; covariances not in full but in {_shown(self.covariance_bytes)} "
+            "(calibration.covariance_bytes), at some cost in quality"
         )
 
 
-def plan_memory(opened: Opened, recipe: Recipe, limit: int) -> MemoryPlan:
+def plan_memory(opened: OffloadedCheckpoint, recipe: Recipe, limit: int) -> MemoryPlan:
     """The fastest way that fits. Raises InputError when none does, with what is needed."""
-    needs = Needs.of(opened, recipe)
+    needs = MemoryEstimate.of(opened, recipe)
     whole = needs.whole()
     length = needs.length
     if whole + needs.whole_row() <= limit:
@@ -102,25 +102,25 @@ def plan_memory(opened: Opened, recipe: Recipe, limit: int) -> MemoryPlan:
     return _streaming(needs, limit)
 
 
-def _with_fewer_numbers(needs: Needs, limit: int) -> MemoryPlan:
+def _with_fewer_numbers(needs: MemoryEstimate, limit: int) -> MemoryPlan:
     """Streaming with the largest of a few sizes of the covariances that fits."""
     least = needs.streamed(1)
-    for share in _SHARES if needs.recipe.calibration.room is None else ():
+    for share in _SHARES if needs.recipe.calibration.memory_budget is None else ():
         try:
             smaller = needs.with_statistics(int(share * needs.statistics()))
             least = min(least, smaller.streamed(1))
         except InputError:
             break  # too few bytes for the sums of this recipe
         if smaller.streamed(1) <= limit:
-            given = smaller.recipe.calibration.statistics_bytes
-            return replace(_streaming(smaller, limit), statistics_bytes=given)
+            given = smaller.recipe.calibration.covariance_bytes
+            return replace(_streaming(smaller, limit), covariance_bytes=given)
     raise InputError(
         f"memory of {_shown(limit)} is too little: streaming this model takes about "
         f"{_shown(least)}; allow that, or give a smaller --length"
     )
 
 
-def _streaming(needs: Needs, limit: int) -> MemoryPlan:
+def _streaming(needs: MemoryEstimate, limit: int) -> MemoryPlan:
     recipe, length = needs.recipe, needs.length
     most = max(1, min(MOST_TOKENS_PER_BATCH, recipe_tokens(recipe)) // length)
     rows = max(n for n in range(1, most + 1) if needs.streamed(n) <= limit)
@@ -132,7 +132,7 @@ def _streaming(needs: Needs, limit: int) -> MemoryPlan:
 
 
 def _reduced(recipe: Recipe, plan: MemoryPlan) -> Recipe:
-    given = replace(recipe.calibration, statistics_bytes=plan.statistics_bytes)
+    given = replace(recipe.calibration, covariance_bytes=plan.covariance_bytes)
     return recipe.with_changes(calibration=given)
 
 
@@ -141,39 +141,39 @@ def recipe_tokens(recipe: Recipe) -> int:
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryEstimate:
     """Bytes that the steps take, from the shapes of a model that is not in memory."""
 
-    opened: Opened
+    opened: OffloadedCheckpoint
     recipe: Recipe
     targets: Sequence[Target]
     length: int
     base: int
 
     @classmethod
-    def of(cls, opened: Opened, recipe: Recipe) -> Needs:
+    def of(cls, opened: OffloadedCheckpoint, recipe: Recipe) -> MemoryEstimate:
         model = opened.streamed.model
         targets = find_targets(model, recipe.include, recipe.exclude)
         length = recipe.calibration.length or default_length(model)
         return cls(opened, recipe, targets, length, resident_bytes() + LATER)
 
-    def with_statistics(self, count: int) -> Needs:
-        given = replace(self.recipe.calibration, statistics_bytes=count)
+    def with_statistics(self, count: int) -> MemoryEstimate:
+        given = replace(self.recipe.calibration, covariance_bytes=count)
         return replace(self, recipe=self.recipe.with_changes(calibration=given))
 
     def statistics(self) -> int:
         return self._statistics(self.targets)
 
     @cached_property
-    def forms(self) -> Mapping[tuple[str, str], Form]:
+    def forms(self) -> Mapping[tuple[str, str], CovarianceFormat]:
         """Raises InputError for too few bytes."""
-        room = self.recipe.calibration.room
+        room = self.recipe.calibration.memory_budget
         shapes = {target.name: target.shape for target in self.targets}
         if room is not None:
-            return room.forms(shapes, self.recipe.statistics)
+            return room.formats(shapes, self.recipe.statistics)
         if self.recipe.wide == "full":
             return {}
-        found = through_weights(shapes, self.recipe.statistics)
+        found = projected_formats(shapes, self.recipe.statistics)
         return {
             (name, layer): form
             for (name, layer), form in found.items()
@@ -193,7 +193,7 @@ class Needs:
     def whole(self) -> int:
         """Without activations: model, statistics (of two passes and their mean), factors."""
         statistics = self._statistics(self.targets)
-        passes = 3 if self.recipe.averages_path else 1
+        passes = 3 if self.recipe.averages_hessian else 1
         factors = sum(_factors(target) for target in self.targets) * _FLOAT
         weights = self.opened.streamed.total_bytes
         rest = max(map(self._decomposing, self.targets)) + self._test_matrices
@@ -202,8 +202,8 @@ class Needs:
 
     def _measuring(self) -> int:
         """Probabilities and logits of the tokens that curves are measured on."""
-        wanted = self.recipe.measure
-        tokens = max(wanted.layers * wanted.tokens, wanted.joint * wanted.joint_tokens)
+        wanted = self.recipe.probe
+        tokens = max(wanted.per_layer * wanted.tokens, wanted.joint * wanted.joint_tokens)
         tokens = min(tokens, self.recipe.calibration.sequences * self.length)
         return tokens * _FLOAT * (6 * self._vocabulary + 8 * self._width * len(self._blocks))
 

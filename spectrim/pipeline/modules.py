@@ -4,7 +4,8 @@
 
 Encoders, classifiers, rankers: what the model is for stands in the loss alone. A loss that is
 least at the model itself, like agreement with its own outputs, has no gradient there;
-`agreement` draws labels around the outputs instead, whose gradients have the right covariance.
+`agreement_loss` draws labels around the outputs instead, whose gradients have the right
+covariance.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.any_module import Loss, Mask, calibrate_module, checked
-from spectrim.calibration.whole_model import frozen
+from spectrim.calibration.any_module import Loss, Mask, calibrate_module, check_losses
+from spectrim.calibration.whole_model import frozen_eval
 from spectrim.embeddings import (
     EMBEDDINGS,
     FactoredEmbedding,
     TableProblem,
     TableStatistics,
-    factorise_table,
+    factorize_table,
     table_rank,
 )
 from spectrim.errors import InputError
-from spectrim.pipeline.compressing import compress
+from spectrim.pipeline.compressing import replace_layers
 from spectrim.pipeline.decomposing import decompose
 from spectrim.pipeline.factorising import plan
 from spectrim.planning import Decomposition, Plan
@@ -48,7 +49,7 @@ class CompressedModule(Generic[M]):
     tables: dict[str, int]
 
 
-def compress_module(
+def compress_any(
     model: M,
     batches: Iterable[Any],
     loss: Loss,
@@ -65,16 +66,16 @@ def compress_module(
     recipe = recipe or Recipe()
     if recipe.embeddings is not None and isinstance(batches, Iterator):
         raise InputError("tables take a second pass: give a list of batches, not an iterator")
-    decomposition = factorise_module(model, batches, loss, recipe, mask)
+    decomposition = factorize_any(model, batches, loss, recipe, mask)
     chosen = plan(decomposition, recipe)
-    smaller = compress(model, decomposition, chosen)
+    smaller = replace_layers(model, decomposition, chosen)
     tables = {}
     if recipe.embeddings is not None:
         tables = compress_tables(model, smaller, batches, loss, recipe.embeddings)
     return CompressedModule(smaller, chosen, tables)
 
 
-def factorise_module(
+def factorize_any(
     model: nn.Module,
     batches: Iterable[Any],
     loss: Loss,
@@ -87,14 +88,14 @@ def factorise_module(
     cannot follow.
     """
     recipe = recipe or Recipe()
-    if recipe.selection is not None or recipe.sharing.rule != "none" or recipe.refinement:
+    if recipe.pruning is not None or recipe.sharing.rule != "none" or recipe.refinement:
         raise InputError("selection, sharing and refinement are for language models")
     targets = find_targets(model, recipe.include, recipe.exclude)
     calibration = calibrate_module(model, targets, batches, loss, recipe.statistics, mask)
     return decompose(model, calibration, recipe)
 
 
-def agreement(outputs: Callable[[nn.Module, Any], Tensor], seed: int = 0) -> Loss:
+def agreement_loss(outputs: Callable[[nn.Module, Any], Tensor], seed: int = 0) -> Loss:
     """The loss "as the original": 1/2 ||f(x) - y||^2, y ~ N(f(x), 1) drawn anew.
 
     outputs(model, batch) -> (n, d), embeddings of unit length, say: then the change of
@@ -136,7 +137,7 @@ def compress_tables(
         counts, gradients = sums[name]
         statistics = TableStatistics(counts, gradients / counts.sum().clamp_min(1))
         metric = method.metric(TableProblem(table, False, statistics), options)
-        replace_layer(smaller, name, factorise_table(table, metric).module(rank))
+        replace_layer(smaller, name, factorize_table(table, metric).module(rank))
     return ranks
 
 
@@ -177,9 +178,9 @@ def _looked_up(
         )
         for name, table in tables.items()
     }
-    with frozen(model), _watched(tables, sums):
+    with frozen_eval(model), _watched(tables, sums):
         for number, batch in enumerate(batches):
-            checked(loss(model, batch), number).sum().backward()
+            check_losses(loss(model, batch), number).sum().backward()
     return sums
 
 

@@ -22,15 +22,19 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.linalg.truncated import Factors
 from spectrim.planning import Decomposition
 from spectrim.storage import read_mapping, write_text
-from spectrim.workspace import SECONDS_BETWEEN_SAVES, found
+from spectrim.workspace import SECONDS_BETWEEN_SAVES, load_if_valid_locally
 
 
-class Pieces:
+class Snapshots:
     """In a directory beside `entry`; without one nothing is kept. Of several processes each
     has its own."""
 
     def __init__(self, entry: Path | None, seconds: float | None = None):
-        own = f".{several.number()}-of-{several.count()}" if several.count() > 1 else ""
+        own = (
+            f".{several.process_index()}-of-{several.num_processes()}"
+            if several.num_processes() > 1
+            else ""
+        )
         self.directory = None if entry is None else entry.with_suffix(f"{own}.parts")
         self._seconds = SECONDS_BETWEEN_SAVES if seconds is None else seconds
         self._saved = time.monotonic()
@@ -41,13 +45,13 @@ class Pieces:
         """The layers that are stored; a damaged file is as good as none, with a warning."""
         result: Decomposition | None = None
         for path in self._files():
-            if (part := found(path, Decomposition.load)) is None:
+            if (part := load_if_valid_locally(path, Decomposition.load)) is None:
                 continue
             self._stored |= set(part.shapes)
             if result is None:
                 result = part
             else:
-                result.take(part)
+                result.update(part)
         return result
 
     def keep_layers(self, result: Decomposition) -> None:
@@ -55,7 +59,7 @@ class Pieces:
         if self.directory is None or not self._due():
             return
         new = [name for name in result.shapes if name not in self._stored]
-        result.only(new).save(self.directory / f"{len(self._files()):05d}.safetensors")
+        result.select(new).save(self.directory / f"{len(self._files()):05d}.safetensors")
         self._stored |= set(new)
         self._saved = time.monotonic()
 
@@ -82,7 +86,7 @@ class Pieces:
 
     def _read_figures(self) -> dict[str, float]:
         path = None if self.directory is None else self.directory / "measured.json"
-        return found(path, _figures_in) or {}
+        return load_if_valid_locally(path, _figures_in) or {}
 
 
 def _figures_in(path: Path) -> dict[str, float]:
@@ -93,11 +97,11 @@ def _figures_in(path: Path) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class RememberingProbe:
+class ResumableProbe:
     """A probe whose divergences are kept in `pieces`."""
 
     probe: Probe
-    pieces: Pieces
+    pieces: Snapshots
 
     def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
         text = json.dumps([list(self.probe.ids.shape), dict(ranks)], sort_keys=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+ProgressBar = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Passes items on and shows progress: items, what is being done, how many."""
 
 

@@ -17,28 +17,28 @@ from transformers import PreTrainedModel
 from spectrim.compressors import COMPRESSORS, CompensatedLinear, CompressedLinear
 from spectrim.decompositions import LayerProblem
 from spectrim.errors import InputError, ModelError, NumericalWarning
-from spectrim.hub import SpectrimConfig, mark_compressed
+from spectrim.hub import SpectrimConfig, attach_config
 from spectrim.hub.compensated import COMPENSATED, compensated_entry
 from spectrim.hub.quantised import inner_of
 from spectrim.layers.pivoted import PivotedLinear
 from spectrim.planning import Plan
-from spectrim.recipe import QuantisationRecipe, Recipe
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.recipe import QuantizationRecipe, Recipe
+from spectrim.surgery.adapters import get_bias, get_weight
 from spectrim.surgery.rewrite import factored_layers, replace_layer
 from spectrim.surgery.targets import find_targets
 
 
-def quantise(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedModel:
+def quantize_factors(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedModel:
     """The planned layers of `model`, which is compressed and in its final dtype, in place.
 
     A recipe without quantisation changes nothing. Raises InputError where the compressor is
     missing or needs text, ModelError for shapes it does not take.
     """
-    given = recipe.quantisation
+    given = recipe.quantization
     if given is None:
         return model
-    if COMPRESSORS.get(given.base).REQUIRES:
-        raise InputError(f"'{given.base}' needs calibration; quantise by torchao or rtn")
+    if COMPRESSORS.get(given.backend).REQUIRES:
+        raise InputError(f"'{given.backend}' needs calibration; quantise by torchao or rtn")
     if given.bits == 4 and any(isinstance(f, PivotedLinear) for _, f in factored_layers(model)):
         warnings.warn(
             "pivoted layers lose most to 4 bits, since their coefficients multiply what was "
@@ -46,10 +46,10 @@ def quantise(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedMo
             NumericalWarning,
             stacklevel=2,
         )
-    return _quantised(model, _dense(plan), given)
+    return _quantize(model, _dense(plan), given)
 
 
-def quantise_all(model: PreTrainedModel, given: QuantisationRecipe) -> PreTrainedModel:
+def quantize_all(model: PreTrainedModel, given: QuantizationRecipe) -> PreTrainedModel:
     """The factors of a compressed `model`, and the dense layers of its blocks, in place.
 
     Raises InputError where the compressor is missing, ModelError for shapes it does not take.
@@ -58,10 +58,10 @@ def quantise_all(model: PreTrainedModel, given: QuantisationRecipe) -> PreTraine
         dense = [target.name for target in find_targets(model)]
     except ModelError:  # every layer is factored
         dense = []
-    return _quantised(model, dense, given)
+    return _quantize(model, dense, given)
 
 
-def restate(model: PreTrainedModel) -> None:
+def update_config_ranks(model: PreTrainedModel) -> None:
     """In the config of a quantised model, the ranks of what was trained beside its weights."""
     config: SpectrimConfig = model.config.quantization_config
     if config.inner is not None:
@@ -70,11 +70,11 @@ def restate(model: PreTrainedModel) -> None:
         if entry["kind"] == COMPENSATED:
             layer: Any = model.get_submodule(name)
             config.layers[name] = compensated_entry(entry["base"], layer)
-    mark_compressed(model, config)
+    attach_config(model, config)
 
 
-def _quantised(
-    model: PreTrainedModel, dense: list[str], given: QuantisationRecipe
+def _quantize(
+    model: PreTrainedModel, dense: list[str], given: QuantizationRecipe
 ) -> PreTrainedModel:
     for name, layer in factored_layers(model):
         for own, child in list(layer.named_children()):
@@ -85,18 +85,18 @@ def _quantised(
         base = _compressed(name, model.get_submodule(name), given)
         layer_ = CompensatedLinear(base, None, None)
         replace_layer(model, name, layer_)
-        config.layers[name] = compensated_entry(given.base, layer_)
-    config.inner = inner_of(model, given.base)
-    config.provenance["quantisation"] = {"base": given.base, **given.options}
-    mark_compressed(model, config)
+        config.layers[name] = compensated_entry(given.backend, layer_)
+    config.inner = inner_of(model, given.backend)
+    config.provenance["quantisation"] = {"base": given.backend, **given.options}
+    attach_config(model, config)
     return model
 
 
-def check_quantisation(recipe: Recipe) -> None:
+def check_quantization(recipe: Recipe) -> None:
     """Before the work: raises InputError where the recipe's compressor cannot be used here."""
-    if recipe.quantisation is not None:
-        side = recipe.quantisation.group
-        _compressed("a layer", nn.Linear(side, side, bias=False), recipe.quantisation)
+    if recipe.quantization is not None:
+        side = recipe.quantization.group_size
+        _compressed("a layer", nn.Linear(side, side, bias=False), recipe.quantization)
 
 
 def _dense(plan: Plan) -> list[str]:
@@ -109,8 +109,8 @@ def _dense(plan: Plan) -> list[str]:
     ]
 
 
-def _compressed(name: str, layer: nn.Module, given: QuantisationRecipe) -> CompressedLinear:
-    problem = LayerProblem(name, weight_of(layer).detach(), bias_of(layer), None)
-    options: Any = COMPRESSORS.options(given.base, given.options)
-    made = COMPRESSORS.get(given.base).compress(problem, options)
+def _compressed(name: str, layer: nn.Module, given: QuantizationRecipe) -> CompressedLinear:
+    problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), None)
+    options: Any = COMPRESSORS.options(given.backend, given.options)
+    made = COMPRESSORS.get(given.backend).compress(problem, options)
     return made.train(layer.training)

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from spectrim.calibration import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.pipeline.calibrating import calibrate, calibration_blocks, default_length
-from spectrim.pipeline.compressing import stored_in
+from spectrim.pipeline.compressing import cast_for_saving
 from spectrim.recipe import Recipe, RefinementRecipe
-from spectrim.refinement import REFINEMENTS, Progress, required_statistics
+from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
 
 _SHARE = 10
 """Of a stage's steps, the first and the last tenth are recorded."""
@@ -26,16 +26,16 @@ def refine(
     compressed: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    progress: Progress | None = None,
+    progress: RunContext | None = None,
 ) -> PreTrainedModel:
     """`compressed` after the recipe's refinements, in float32, trained on calibration text.
 
     A model in float32 is trained in place, another dtype in a copy; cast the result with
-    `stored_in`. The original is not changed. Judge the result on other text. Raises
+    `cast_for_saving`. The original is not changed. Judge the result on other text. Raises
     NumericalError naming the step whose loss is not finite, InputError for unusable text.
     """
-    compressed = stored_in(compressed, torch.float32)
-    given = progress or Progress()
+    compressed = cast_for_saving(compressed, torch.float32)
+    given = progress or RunContext()
     given = replace(given, calibration=_statistics(original, tokenizer, recipe, given))
     for step in recipe.refinement:
         options = REFINEMENTS.options(step.name, step.options)
@@ -51,7 +51,7 @@ def refine(
 
 
 def _statistics(
-    original: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: Progress
+    original: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: RunContext
 ) -> Calibration | None:
     """What a refinement of the recipe requires: the recipe's own calibration of the original,
     out of the workspace where it has it; None where none requires any."""
@@ -60,7 +60,7 @@ def _statistics(
     held = progress.calibration
     if not wanted or (held is not None and wanted <= set(held.states)):
         return held
-    return calibrate(original, tokenizer, recipe, progress.workspace, progress.track)
+    return calibrate(original, tokenizer, recipe, progress.cache, progress.track)
 
 
 def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementRecipe) -> Recipe:
@@ -81,7 +81,7 @@ def record(
     name: str,
     options: Any,
     blocks: TokenBlocks,
-    progress: Progress,
+    progress: RunContext,
 ) -> None:
     """Name, options, data and losses (first and last tenth of each stage) in the config."""
     config = getattr(model.config, "quantization_config", None)

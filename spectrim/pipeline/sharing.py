@@ -20,13 +20,13 @@ from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, whitened
 from spectrim.errors import InputError
 from spectrim.linalg.concatenation import ESTIMATES, clusters
 from spectrim.recipe import Recipe, SharingRecipe
-from spectrim.surgery.adapters import bias_of, is_dense, shape_of, weight_of
-from spectrim.surgery.targets import blocks
+from spectrim.surgery.adapters import get_bias, get_shape, get_weight, is_linear
+from spectrim.surgery.targets import decoder_blocks
 
 Groups = list[tuple[str, ...]]
 
 
-def grouped(
+def group_layers(
     model: nn.Module, calibration: Calibration, names: Sequence[str], recipe: Recipe
 ) -> Groups:
     """All of `names` in order, alone or in groups at the place of their first member.
@@ -52,8 +52,8 @@ def pooled_problems(
     return [
         LayerProblem(
             name,
-            weight_of(module).detach(),
-            bias_of(module),
+            get_weight(module).detach(),
+            get_bias(module),
             PooledStatistics(calibration, name, tuple(names)),
         )
         for name, module in ((name, model.get_submodule(name)) for name in names)
@@ -68,27 +68,27 @@ def _pools(
 ) -> Groups:
     """Layers of equal input width that the rule may put together, in model order."""
     types = _types(model, names)
-    wanted = [name for name in types if _is_wanted(types[name], sharing.types)]
-    if sharing.rule == "adjacent" and not sharing.types:
-        readers = normalised_readers(model, wanted)
+    wanted = [name for name in types if _is_wanted(types[name], sharing.patterns)]
+    if sharing.rule == "adjacent" and not sharing.patterns:
+        readers = normalized_readers(model, wanted)
         wanted = [name for name in wanted if name in readers]
     same_input = sharing.rule == "same_input"
     pools: dict[Any, list[str]] = {}
     for name in wanted:
         key = calibration.groups[name] if same_input else types[name]
-        pools.setdefault((key, shape_of(model.get_submodule(name))[1]), []).append(name)
+        pools.setdefault((key, get_shape(model.get_submodule(name))[1]), []).append(name)
     found = [tuple(pool) for pool in pools.values() if len(pool) > 1]
     if not found:
         raise InputError(
             f"sharing.rule {sharing.rule} finds no two layers that may share a basis among "
-            f"{len(names)}; name them with sharing.types, or use another rule"
+            f"{len(names)}; name them with sharing.patterns, or use another rule"
         )
     return found
 
 
 def _types(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """By layer name, its name inside its decoder block; without those outside of blocks."""
-    prefixes = [f"{name}." for name, _ in blocks(model)]
+    prefixes = [f"{name}." for name, _ in decoder_blocks(model)]
     found: dict[str, str] = {}
     for name in names:
         inside = [name.removeprefix(p) for p in prefixes if name.startswith(p)]
@@ -100,14 +100,14 @@ def _is_wanted(kind: str, patterns: Sequence[str]) -> bool:
     try:
         return not patterns or any(re.search(pattern, kind) for pattern in patterns)
     except re.error as error:
-        raise InputError(f"sharing.types {list(patterns)}: {error}") from error
+        raise InputError(f"sharing.patterns {list(patterns)}: {error}") from error
 
 
 def _windows(pool: Sequence[str], sharing: SharingRecipe) -> Groups:
     if sharing.rule == "same_input":
         return [tuple(pool)]
-    starts = range(0, len(pool), sharing.window)
-    return [tuple(pool[start : start + sharing.window]) for start in starts]
+    starts = range(0, len(pool), sharing.group_size)
+    return [tuple(pool[start : start + sharing.group_size]) for start in starts]
 
 
 def _clustered(
@@ -118,7 +118,7 @@ def _clustered(
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
     matrices = whitened(recipe.method, pooled_problems(model, calibration, pool), options)
     estimate = partial(_joint_error, matrices, sharing)
-    found = clusters(matrices, estimate, sharing.error, sharing.window)
+    found = clusters(matrices, estimate, sharing.max_error, sharing.group_size)
     return [tuple(pool[index] for index in cluster) for cluster in found]
 
 
@@ -129,10 +129,10 @@ def _joint_error(
     members = [matrices[index] for index in chosen]
     rows, width = sum(len(member) for member in members), members[0].shape[1]
     rank = max(1, int(sharing.budget * rows * width / (rows + width)))
-    return ESTIMATES[sharing.estimate](members, rank)
+    return ESTIMATES[sharing.error_estimate](members, rank)
 
 
-def normalised_readers(model: nn.Module, names: Sequence[str]) -> set[str]:
+def normalized_readers(model: nn.Module, names: Sequence[str]) -> set[str]:
     """Those of `names` whose input is the output of a normalisation, seen in one forward
     pass over two tokens."""
     given: dict[int, Tensor] = {}
@@ -165,4 +165,4 @@ def normalised_readers(model: nn.Module, names: Sequence[str]) -> set[str]:
 def _is_norm(module: nn.Module) -> bool:
     parameters = list(module.parameters(recurse=False))
     leaf = next(module.children(), None) is None
-    return leaf and not is_dense(module) and {p.dim() for p in parameters} == {1}
+    return leaf and not is_linear(module) and {p.dim() for p in parameters} == {1}

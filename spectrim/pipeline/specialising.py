@@ -21,52 +21,52 @@ from spectrim.calibration.store import model_fingerprint
 from spectrim.curves.predicted import predicted_curve
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
 from spectrim.errors import InputError
-from spectrim.hub import SpectrimConfig, mark_compressed
+from spectrim.hub import SpectrimConfig, attach_config
 from spectrim.layers import layer_class
 from spectrim.linalg.truncated import Factors
 from spectrim.pipeline.calibrating import calibrate, prepare
 from spectrim.pipeline.compressing import shared_copy, untie_head, without_layers
 from spectrim.pipeline.decomposing import decompose, versions
-from spectrim.pipeline.pieces import Pieces
-from spectrim.pipeline.tasks import rows_of, some_rows
+from spectrim.pipeline.pieces import Snapshots
+from spectrim.pipeline.tasks import load_task_rows, sample_rows
 from spectrim.planning import Decomposition, LayerPlan, Plan
 from spectrim.recipe import Recipe
-from spectrim.refinement import Progress
+from spectrim.refinement import RunContext
 from spectrim.selection import (
     LayerCost,
     Objective,
     Problem,
-    SelectionOptions,
-    SelectionState,
+    PruningOptions,
+    PruningState,
     SpectralLinear,
-    refactored,
-    run_selection,
+    run_pruning,
+    thin_svd,
 )
-from spectrim.surgery.adapters import bias_of, set_weight, weight_of
+from spectrim.surgery.adapters import get_bias, get_weight, set_weight
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.rewrite import replace_layer
 from spectrim.surgery.targets import Target
 
 
 @dataclass(frozen=True)
-class Specialised:
+class PrunedModel:
     """The smaller model in float32, its ranks, and the log of the prunings."""
 
     model: PreTrainedModel
     plan: Plan
-    state: SelectionState
+    state: PruningState
 
-    def events(self) -> str:
+    def prune_steps(self) -> str:
         """One JSON object per pruning, in order."""
-        return "".join(json.dumps(asdict(event)) + "\n" for event in self.state.events)
+        return "".join(json.dumps(asdict(event)) + "\n" for event in self.state.prune_steps)
 
 
-def specialise(
+def prune_for_task(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    progress: Progress | None = None,
-) -> Specialised:
+    progress: RunContext | None = None,
+) -> PrunedModel:
     """Select bases of `model` (float32) for the recipe's task.
 
     Examples that Python gives become a task by `spectrim.tasks.write_task`. An interrupted run
@@ -75,26 +75,26 @@ def specialise(
     NumericalError for a loss that is not finite.
     """
     _check(recipe)
-    assert recipe.selection is not None
+    assert recipe.pruning is not None
     assert recipe.task is not None
-    progress = progress or Progress()
-    rows = rows_of(model, tokenizer, recipe.task)
+    progress = progress or RunContext()
+    rows = load_task_rows(model, tokenizer, recipe.task)
     spectral, layers = spectral_copy(model, tokenizer, recipe, progress)
-    objectives = _objectives(rows, recipe.selection)
+    objectives = _objectives(rows, recipe.pruning)
     costs = layer_costs(layers, recipe)
     problem = Problem(spectral, layers, *objectives, costs, recipe.budget)
     key = _key(model, recipe, rows.fingerprint, list(layers))
-    state = run_selection(problem, recipe.selection, progress, key)
+    state = run_pruning(problem, recipe.pruning, progress, key)
     _pieces(model, recipe, progress).remove()
     ranks = _merge(model, problem, recipe)
     plan = _plan(problem, recipe, ranks, rows.fingerprint)
     _mark(model, spectral, plan)
-    return Specialised(spectral, plan, state)
+    return PrunedModel(spectral, plan, state)
 
 
 def _check(recipe: Recipe) -> None:
     """Raises InputError for a recipe that cannot select bases."""
-    if recipe.selection is None or recipe.task is None:
+    if recipe.pruning is None or recipe.task is None:
         raise InputError("a task to specialise for is missing: give --task FILE.jsonl")
     if not layer_class(recipe.layer).LOSSLESS:
         raise InputError(
@@ -110,16 +110,16 @@ def _bases(
     tokenizer: Any,
     recipe: Recipe,
     targets: list[Target],
-    progress: Progress,
+    progress: RunContext,
 ) -> dict[str, Factors]:
     """Full-rank factors by the recipe's method, calibrated on the task where it needs that."""
     pieces = _pieces(model, recipe, progress)
     if DECOMPOSITIONS.get(recipe.method).REQUIRES:
-        calibration = calibrate(model, tokenizer, recipe, progress.workspace, progress.track)
+        calibration = calibrate(model, tokenizer, recipe, progress.cache, progress.track)
         factors = decompose(model, calibration, recipe, progress.track, pieces).factors
     else:
         factors = _uncalibrated(model, recipe, targets, (progress, pieces))
-    if any(found.offset is not None for found in factors.values()):
+    if any(found.bias_shift is not None for found in factors.values()):
         raise InputError(
             f"method '{recipe.method}' moves what it cuts into biases; bases cannot be "
             "selected one by one then: choose svd, svd_llm or obd"
@@ -131,21 +131,21 @@ def _uncalibrated(
     model: PreTrainedModel,
     recipe: Recipe,
     targets: list[Target],
-    kept: tuple[Progress, Pieces],
+    kept: tuple[RunContext, Snapshots],
 ) -> dict[str, Factors]:
     progress, pieces = kept
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
     result = Decomposition(recipe.method, {}, {}, {}, units="own")
-    earlier = pieces.decomposed() or result.only(())
+    earlier = pieces.decomposed() or result.select(())
     for target in progress.track(targets, "decomposing", len(targets)):
         name, layer = target.name, model.get_submodule(target.name)
         if name in earlier.shapes:
-            result.take(earlier.only([name]))
+            result.update(earlier.select([name]))
             continue
-        problem = LayerProblem(name, weight_of(layer).detach(), bias_of(layer), None)
+        problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), None)
         factors = decompose_layer(recipe.method, problem, options)
         curve = predicted_curve(factors, None)
-        result.take(
+        result.update(
             Decomposition(
                 recipe.method, {name: target.shape}, {name: factors}, {name: curve}, "own"
             )
@@ -154,7 +154,7 @@ def _uncalibrated(
     return result.factors
 
 
-def _pieces(model: PreTrainedModel, recipe: Recipe, progress: Progress) -> Pieces:
+def _pieces(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> Snapshots:
     """Where bases are until the selection is done that starts from them."""
     key = {
         "model": model_fingerprint(model),
@@ -162,18 +162,18 @@ def _pieces(model: PreTrainedModel, recipe: Recipe, progress: Progress) -> Piece
         "layers": [recipe.include, recipe.exclude],
         "bases": [recipe.method, recipe.method_options, asdict(recipe.calibration)],
     }
-    return Pieces(progress.workspace.path("bases", key))
+    return Snapshots(progress.cache.path("bases", key))
 
 
-def _objectives(rows: Any, options: SelectionOptions) -> tuple[Objective, Objective]:
+def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objective]:
     """What trains the layers, what scores them."""
-    size = options.rows_per_step
-    scoring = some_rows(rows, options.scoring_rows, options.seed)
+    size = options.batch_size
+    scoring = sample_rows(rows, options.scoring_examples, options.seed)
     return Objective(rows, size), Objective(scoring, size)
 
 
 def spectral_copy(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: Progress | None = None
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: RunContext | None = None
 ) -> tuple[PreTrainedModel, dict[str, SpectralLinear]]:
     """A copy of `model` whose targets are spectral layers on the recipe's bases, by name.
 
@@ -181,26 +181,28 @@ def spectral_copy(
     whose terms cannot be dropped one by one.
     """
     targets = prepare(model, recipe)
-    factors = _bases(model, tokenizer, recipe, targets, progress or Progress())
+    factors = _bases(model, tokenizer, recipe, targets, progress or RunContext())
     spectral = shared_copy(model)
     spectral.eval()
     untie_head(spectral, factors)
     layers = {}
     for name, terms in factors.items():
-        layers[name] = SpectralLinear.from_factors(terms, bias_of(spectral.get_submodule(name)))
+        layers[name] = SpectralLinear.from_factors(
+            terms, get_bias(spectral.get_submodule(name))
+        )
         _put(spectral, name, layers[name])
     return spectral, layers
 
 
 def layer_costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
     """What the layers' bases cost in the recipe's kind of layer, which selects bases."""
-    assert recipe.selection is not None
+    assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     return {
         name: LayerCost(
             partial(kind.cost, *layer.shape),
             layer.shape[0] * layer.shape[1],
-            recipe.selection.bases_for(layer.shape),
+            recipe.pruning.extra_rank_for(layer.shape),
         )
         for name, layer in layers.items()
     }
@@ -215,13 +217,13 @@ def _put(model: nn.Module, name: str, layer: SpectralLinear) -> None:
 def _key(
     model: PreTrainedModel, recipe: Recipe, fingerprint: str, layers: list[str]
 ) -> dict[str, Any]:
-    assert recipe.selection is not None
+    assert recipe.pruning is not None
     return {
         "model": model_fingerprint(model),
         "data": fingerprint,
         "layers": layers,
         "bases": [recipe.method, recipe.method_options, asdict(recipe.calibration)],
-        "selection": asdict(recipe.selection),
+        "selection": asdict(recipe.pruning),
         "target": [recipe.layer, recipe.budget],
     }
 
@@ -229,18 +231,18 @@ def _key(
 @torch.no_grad()
 def _merge(model: PreTrainedModel, problem: Problem, recipe: Recipe) -> dict[str, int | None]:
     """Stored layers in place of the spectral ones; the rank of each, None where it is dense."""
-    assert recipe.selection is not None
+    assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     ranks: dict[str, int | None] = {}
     for name, layer in problem.layers.items():
-        left, right = layer.merged()
+        left, right = layer.fold()
         if problem.costs[name].is_dense(layer.bases):
             dense = copy.deepcopy(model.get_submodule(name))
             set_weight(dense, left @ right)
             problem.model.set_submodule(name, dense)
             ranks[name] = None
             continue
-        thin = refactored(left, right, recipe.selection.smallest)
+        thin = thin_svd(left, right, recipe.pruning.svd_cutoff)
         ranks[name] = len(thin.spectrum)
         replace_layer(problem.model, name, kind.from_factors(thin.left, thin.right, layer.bias))
     return ranks
@@ -249,7 +251,7 @@ def _merge(model: PreTrainedModel, problem: Problem, recipe: Recipe) -> dict[str
 def _plan(
     problem: Problem, recipe: Recipe, ranks: dict[str, int | None], fingerprint: str
 ) -> Plan:
-    assert recipe.selection is not None
+    assert recipe.pruning is not None
     layers = {
         name: LayerPlan(layer.shape, ranks[name]) for name, layer in problem.layers.items()
     }
@@ -262,7 +264,7 @@ def _plan(
     )
     return Plan(
         method=recipe.method,
-        allocation=f"selection by {recipe.selection.importance}",
+        allocation=f"selection by {recipe.pruning.importance}",
         layer=recipe.layer,
         budget=recipe.budget,
         kept=spent / problem.dense_weights,
@@ -282,7 +284,7 @@ def _mark(original: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None
         untied=_tied(original) and not _tied(model),
         provenance={"plan": without_layers(plan), "versions": versions()},
     )
-    mark_compressed(model, config)
+    attach_config(model, config)
 
 
 def _tied(model: PreTrainedModel) -> bool:

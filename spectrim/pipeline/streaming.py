@@ -24,24 +24,24 @@ from spectrim.calibration import Calibration, CalibrationSettings
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.errors import InputError
 from spectrim.hub import SpectrimConfig
-from spectrim.hub.stream import Opened
+from spectrim.hub.stream import OffloadedCheckpoint
 from spectrim.layers import LAYERS, layer_class
 from spectrim.pipeline.calibrating import calibration_blocks
 from spectrim.pipeline.compressing import check_plan, config_for
 from spectrim.pipeline.decomposing import decompose, layers_with_signal
-from spectrim.pipeline.progress import Track, silent
+from spectrim.pipeline.progress import ProgressBar, silent
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.stored import save_layer, stored_decomposition
 from spectrim.recipe import Recipe
-from spectrim.refinement import Progress
+from spectrim.refinement import RunContext
 from spectrim.storage import read_mapping, write_text
 from spectrim.streaming import Activations
-from spectrim.streaming.memory import give_back
+from spectrim.streaming.memory import trim_memory
 from spectrim.streaming.tensors import files_fingerprint
-from spectrim.surgery.adapters import bias_of, is_dense
+from spectrim.surgery.adapters import get_bias, is_linear
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.targets import find_targets
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ def check_streamable(recipe: Recipe) -> None:
     """Raises InputError for a recipe with a step that takes the whole model."""
     whole = {
         "refinement": recipe.refinement,
-        "selection": recipe.selection,
-        "compensation": recipe.compensation,
-        "quantisation": recipe.quantisation,
+        "pruning": recipe.pruning,
+        "correction": recipe.correction,
+        "quantization": recipe.quantization,
         "latency": recipe.latency,
         "embeddings": recipe.embeddings,
         "sharing": recipe.sharing.rule != "none",
@@ -72,26 +72,26 @@ def check_streamable(recipe: Recipe) -> None:
         )
 
 
-def streamable(recipe: Recipe) -> Recipe:
+def for_streaming(recipe: Recipe) -> Recipe:
     """The recipe without what takes the whole model: measured curves, and an average along
     the path to the compressed model. Raises InputError as `check_streamable`."""
     check_streamable(recipe)
     return recipe.with_changes(
-        measure=replace(recipe.measure, layers=False, joint=False),
-        path=replace(recipe.path, weight=0.0),
+        probe=replace(recipe.probe, per_layer=False, joint=False),
+        hessian_averaging=replace(recipe.hessian_averaging, weight=0.0),
     )
 
 
 @contextmanager
-def streamed_decomposition(
-    opened: Opened, recipe: Recipe, sizes: StreamSizes, progress: Progress
+def decompose_streamed(
+    opened: OffloadedCheckpoint, recipe: Recipe, sizes: StreamSizes, progress: RunContext
 ) -> Iterator[Decomposition]:
-    """What `factorise` gives, to rounding, its factors in files that are there in the context.
+    """What `factorize` gives, to rounding, its factors in files that are there in the context.
 
     Kept in the workspace for another budget, unless that keeps nothing. Raises InputError for
-    a recipe that cannot be streamed, and what `factorise` raises.
+    a recipe that cannot be streamed, and what `factorize` raises.
     """
-    recipe = streamable(recipe)
+    recipe = for_streaming(recipe)
     model = opened.streamed.model
     targets = find_targets(model, recipe.include, recipe.exclude)
     blocks = calibration_blocks(model, opened.tokenizer, recipe)
@@ -102,7 +102,7 @@ def streamed_decomposition(
         sizes.batch_rows * blocks.ids.shape[1],
         given.seed or 0,
         given.temperature,
-        room=given.room,
+        memory_budget=given.memory_budget,
         wide=recipe.wide,
     )
     key = {
@@ -110,12 +110,12 @@ def streamed_decomposition(
         "data": blocks.fingerprint,
         "statistics": list(settings.statistics),
         "labels": settings.label_key,
-        **settings.form_key,
+        **settings.format_key,
         "layers": [target.name for target in targets],
         "method": [recipe.method, recipe.method_options],
         "rows": sizes.batch_rows,
     }
-    with _directory(progress.workspace, key) as directory:
+    with _directory(progress.cache, key) as directory:
         places = Places(
             Activations(directory / "activations", sizes.activation_bytes),
             directory / "statistics",
@@ -128,18 +128,18 @@ def streamed_decomposition(
 
 @dataclass(frozen=True)
 class _Run:
-    opened: Opened
+    opened: OffloadedCheckpoint
     recipe: Recipe
     walk: BlockwiseWalk
     directory: Path
-    track: Track = silent
+    track: ProgressBar = silent
 
     def decomposition(self, key: dict[str, Any]) -> Decomposition:
         summary = self._calibrated(key)
         numbers = range(self.walk.count + 1)
         for number in self.track(numbers, "decomposing", len(numbers)):
             self._decompose_part(number, summary)
-            give_back()
+            trim_memory()
         shutil.rmtree(self.directory / "statistics", ignore_errors=True)
         return stored_decomposition([self._layer_file(name) for name in summary["layers"]])
 
@@ -149,7 +149,7 @@ class _Run:
         if path.exists():
             return read_mapping(path)
         for _ in self.track(self.walk.steps(), "calibrating", self.walk.units):
-            give_back()
+            trim_memory()
         calibration = self.walk.result()
         summary = {
             "layers": layers_with_signal(calibration),
@@ -165,7 +165,7 @@ class _Run:
         if not names:
             return
         parts = self.walk.part_names(number)
-        calibration = self.walk.parts.together(parts, summary["provenance"])
+        calibration = self.walk.parts.union(parts, summary["provenance"])
         for part in dict.fromkeys(self.opened.streamed.part_of(name) for name in names):
             with self.opened.streamed.resident(part):
                 for name in names:
@@ -188,9 +188,9 @@ class _Run:
 
 
 @contextmanager
-def _directory(workspace: Workspace, key: dict[str, Any]) -> Iterator[Path]:
+def _directory(cache: Cache, key: dict[str, Any]) -> Iterator[Path]:
     """Kept in the workspace, else removed with the context."""
-    path = workspace.path("streamed", key)
+    path = cache.path("streamed", key)
     if path is not None:
         yield path.with_suffix("")
         return
@@ -202,7 +202,7 @@ def _directory(workspace: Workspace, key: dict[str, Any]) -> Iterator[Path]:
 class CompressedParts:
     """Called with a part of the model: its tensors as the compressed checkpoint has them."""
 
-    opened: Opened
+    opened: OffloadedCheckpoint
     decomposition: Decomposition
     plan: Plan
     dtype: torch.dtype
@@ -224,7 +224,7 @@ class CompressedParts:
 
     def __call__(self, name: str) -> dict[str, Tensor]:
         streamed = self.opened.streamed
-        give_back()
+        trim_memory()
         with streamed.resident(name) as module:
             layers = {
                 full: module.get_submodule(full[len(name) + 1 :]) if full != name else module
@@ -244,11 +244,11 @@ class CompressedParts:
         return tensors
 
     def _factored(self, name: str, layer: torch.nn.Module) -> dict[str, Tensor]:
-        assert is_dense(layer)
+        assert is_linear(layer)
         kind = layer_class(self.plan.layer)
         options = LAYERS.options(self.plan.layer, self.plan.layer_options)
         factors = self.decomposition.factors[name]
-        made = kind.from_full(factors, self.plan.ranks[name], bias_of(layer), options)
+        made = kind.from_full(factors, self.plan.ranks[name], get_bias(layer), options)
         made.to(dtype=self.opened.streamed.dtype).to(dtype=self.dtype)
         return {
             f"{name}.{key}": t.detach().contiguous() for key, t in made.state_dict().items()

@@ -25,7 +25,7 @@ LONGEST_ROW = 2048
 """Tokens, for models that read more."""
 
 
-def examples_of(recipe: TaskRecipe) -> list[TaskExample]:
+def load_task_examples(recipe: TaskRecipe) -> list[TaskExample]:
     """Raises InputError for a task that cannot be read."""
     settings = TaskSettings(
         recipe.prompt_field, recipe.answer_field, recipe.template, recipe.shots, recipe.limit
@@ -33,15 +33,15 @@ def examples_of(recipe: TaskRecipe) -> list[TaskExample]:
     return load_task(recipe.data, settings)
 
 
-def rows_of(model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe) -> TaskRows:
+def load_task_rows(model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe) -> TaskRows:
     """Rows of tokens, checked against the model. Raises InputError."""
-    return encoded(model, tokenizer, recipe, examples_of(recipe))
+    return encode_examples(model, tokenizer, recipe, load_task_examples(recipe))
 
 
-def encoded(
+def encode_examples(
     model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, examples: list[TaskExample]
 ) -> TaskRows:
-    """As `rows_of`, of examples that were read already."""
+    """As `load_task_rows`, of examples that were read already."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     length = recipe.length or min(context or LONGEST_ROW, LONGEST_ROW)
     if context and length > context:
@@ -53,7 +53,7 @@ def encoded(
     return rows
 
 
-def some_rows(rows: TaskRows, count: int, seed: int | None) -> TaskRows:
+def sample_rows(rows: TaskRows, count: int, seed: int | None) -> TaskRows:
     """At most `count` rows, drawn by `seed`, or the first ones."""
     if count >= len(rows):
         return rows
@@ -68,5 +68,5 @@ def some_rows(rows: TaskRows, count: int, seed: int | None) -> TaskRows:
 
 def task_blocks(rows: TaskRows, sequences: int, seed: int | None) -> TokenBlocks:
     """Rows of a task in the place of a calibration's text."""
-    chosen = some_rows(rows, sequences, seed)
+    chosen = sample_rows(rows, sequences, seed)
     return replace(calibration_blocks(chosen), source=rows.source)

@@ -11,13 +11,13 @@ import torch
 
 from spectrim import several
 from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
-from spectrim.pipeline.progress import Track, silent
+from spectrim.pipeline.progress import ProgressBar, silent
 from spectrim.planning import Decomposition, Plan
 from spectrim.recipe import Recipe
-from spectrim.speed.layer_times import Place, layer_times
+from spectrim.speed.layer_times import TimingSpec, layer_times
 from spectrim.speed.random_models import is_timed
 from spectrim.storage import read_tensors, write_tensors
-from spectrim.workspace import Workspace, kept
+from spectrim.workspace import Cache, load_if_valid
 
 TOLERATED = 1.05
 """By how much slower than dense a layer may be measured before anyone is told."""
@@ -27,7 +27,7 @@ UNLESS = " unless the model is fused"
 _REASONS = {
     True: "It has fewer numbers, but two products in place of one, each too small to make up "
     "for the second call; lower the budget, leave such layers dense (--exclude), or plan by "
-    "time (--budget-latency)",
+    "time (--latency-budget)",
     False: "Its outputs are written more than once, or its factors lie in an order that is "
     "slow for so few tokens: call spectrim.fuse(model) once it is loaded",
 }
@@ -35,29 +35,29 @@ _REASONS = {
 Shape = tuple[int, int]
 
 
-def timetable(
+def latency_table(
     decomposition: Decomposition,
     recipe: Recipe,
-    workspace: Workspace | None = None,
-    track: Track = silent,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
 ) -> LatencyTable:
     """Times of every shape that the decomposition has, dense and as the recipe's layer kind,
     for the recipe's tokens (one by default). Raises InputError for a kind that is not timed."""
     shapes = [s for n, s in decomposition.shapes.items() if n not in decomposition.groups]
-    place = place_for(recipe)
-    return _table(shapes, recipe.layer, place, workspace or Workspace(None), track)
+    place = timing_spec(recipe)
+    return _table(shapes, recipe.layer, place, cache or Cache(None), track)
 
 
-def place_for(recipe: Recipe) -> Place:
+def timing_spec(recipe: Recipe) -> TimingSpec:
     """Where its layers are timed: on a GPU if there is one, in the dtype that they are stored
     in (float32 by default), fused, for the recipe's tokens (one by default)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, recipe.save_dtype or "float32")
-    return Place(device, dtype, (recipe.latency or LatencyRecipe()).tokens)
+    return TimingSpec(device, dtype, (recipe.latency or LatencyRecipe()).tokens)
 
 
 def slow_layers(
-    plan: Plan, recipe: Recipe, workspace: Workspace | None = None, track: Track = silent
+    plan: Plan, recipe: Recipe, cache: Cache | None = None, track: ProgressBar = silent
 ) -> Iterator[str]:
     """What to say about factored layers that are slower here than the dense ones: a text for
     the recipe's tokens (one by default) and for prompts, where there is something to say.
@@ -66,12 +66,12 @@ def slow_layers(
     ranks = {n: layer.rank for n, layer in single.items() if layer.rank is not None}
     if not ranks or not is_timed(plan.layer):
         return
-    usual = place_for(recipe)
+    usual = timing_spec(recipe)
     shapes = {name: single[name].shape for name in ranks}
     for tokens in dict.fromkeys((usual.tokens, PROMPT)):
         for fused in (True, False):
             place = replace(usual, tokens=tokens, fused=fused)
-            kept_in = workspace or Workspace(None)
+            kept_in = cache or Cache(None)
             table = _table(shapes.values(), plan.layer, place, kept_in, track)
             if (text := _complaint(table, shapes, ranks, plan.layer, fused)) is not None:
                 yield text
@@ -105,19 +105,19 @@ def _complaint(
 
 
 def _table(
-    shapes: Iterable[Shape], kind: str, place: Place, workspace: Workspace, track: Track
+    shapes: Iterable[Shape], kind: str, place: TimingSpec, cache: Cache, track: ProgressBar
 ) -> LatencyTable:
     distinct = list(dict.fromkeys(shapes))
     times = {
-        (shape, kind): several.from_first(partial(_times, shape, kind, place, workspace))
+        (shape, kind): several.run_on_main(partial(_times, shape, kind, place, cache))
         for shape in track(distinct, "timing layers", len(distinct))
     }
     return LatencyTable(times, place.tokens)
 
 
-def _times(shape: Shape, kind: str, place: Place, workspace: Workspace) -> LayerTimes:
-    path = workspace.path("times", place.key() | {"shape": list(shape), "layer": kind})
-    if (earlier := kept(path, _load)) is not None:
+def _times(shape: Shape, kind: str, place: TimingSpec, cache: Cache) -> LayerTimes:
+    path = cache.path("times", place.key() | {"shape": list(shape), "layer": kind})
+    if (earlier := load_if_valid(path, _load)) is not None:
         return earlier
     found = layer_times(shape, kind, place)
     if path is not None:

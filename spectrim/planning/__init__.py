@@ -2,15 +2,15 @@
 
 from spectrim.planning.decomposition import Decomposition, JointCorrection
 from spectrim.planning.plan import SHARED, LayerPlan, Plan, load_plan, save_plan
-from spectrim.planning.planner import CurvePoint, make_plan, plan_for_loss, size_curve
+from spectrim.planning.planner import SizeLossPoint, make_plan, plan_for_loss, size_curve
 
 __all__ = [
     "SHARED",
-    "CurvePoint",
     "Decomposition",
     "JointCorrection",
     "LayerPlan",
     "Plan",
+    "SizeLossPoint",
     "load_plan",
     "make_plan",
     "plan_for_loss",

@@ -14,7 +14,7 @@ from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
 from spectrim.storage import read_tensors, write_tensors
 
-_BY_LAYER = ("shapes", "factors", "curves", "signed", "groups")
+_BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups")
 """Fields of a decomposition that have an entry for each layer or group, or for some."""
 
 
@@ -63,12 +63,14 @@ class Decomposition:
     units: str = "nats per token"
     correction: JointCorrection = field(default_factory=JointCorrection)
     provenance: dict[str, Any] = field(default_factory=dict)
-    signed: dict[str, Tensor] = field(default_factory=dict)
+    first_order_effects: dict[str, Tensor] = field(default_factory=dict)
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
     rounding: dict[str, Tensor] = field(default_factory=dict)
     rounded_for: str = ""
 
-    def by_module(self, ranks: Mapping[str, int]) -> tuple[dict[str, Factors], dict[str, int]]:
+    def expand_groups(
+        self, ranks: Mapping[str, int]
+    ) -> tuple[dict[str, Factors], dict[str, int]]:
         """Factors and ranks of modules, where groups are taken apart into their members."""
         factors: dict[str, Factors] = {}
         by_module: dict[str, int] = {}
@@ -79,7 +81,7 @@ class Decomposition:
             by_module |= dict.fromkeys(parts, rank)
         return factors, by_module
 
-    def only(self, names: Iterable[str]) -> Decomposition:
+    def select(self, names: Iterable[str]) -> Decomposition:
         """With these layers and groups alone, around the same tensors."""
         wanted = list(names)
         parts: dict[str, Any] = {}
@@ -88,7 +90,7 @@ class Decomposition:
             parts[entry] = {name: values[name] for name in wanted if name in values}
         return replace(self, **parts)
 
-    def take(self, other: Decomposition) -> None:
+    def update(self, other: Decomposition) -> None:
         """The layers and groups of another part of the same decomposition, in place."""
         for name in _BY_LAYER:
             getattr(self, name).update(getattr(other, name))
@@ -115,18 +117,20 @@ class Decomposition:
         write_tensors(path, self.tensors(), metadata)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them, under names that `holding` reads."""
+        """All of them, under names that `from_tensors` reads."""
         tensors = {f"{name}|curve": curve for name, curve in self.curves.items()}
-        tensors |= {f"{name}|signed": effects for name, effects in self.signed.items()}
+        tensors |= {
+            f"{name}|signed": effects for name, effects in self.first_order_effects.items()
+        }
         for name, factors in self.factors.items():
             tensors[f"{name}|left"] = factors.left
             tensors[f"{name}|right"] = factors.right
             tensors[f"{name}|spectrum"] = factors.spectrum
-            if factors.offset is not None:
-                tensors[f"{name}|offset"] = factors.offset
+            if factors.bias_shift is not None:
+                tensors[f"{name}|offset"] = factors.bias_shift
         return tensors
 
-    def holding(
+    def from_tensors(
         self,
         shapes: dict[str, tuple[int, int]],
         tensors: Mapping[str, Tensor],
@@ -146,7 +150,12 @@ class Decomposition:
         curves = {name: tensors[f"{name}|curve"] for name in shapes}
         signed = {n: tensors[f"{n}|signed"] for n in shapes if f"{n}|signed" in tensors}
         return replace(
-            self, shapes=shapes, factors=factors, curves=curves, signed=signed, groups=groups
+            self,
+            shapes=shapes,
+            factors=factors,
+            curves=curves,
+            first_order_effects=signed,
+            groups=groups,
         )
 
     @classmethod
@@ -159,7 +168,7 @@ class Decomposition:
             empty = cls(metadata["method"], {}, {}, {}, metadata["units"])
             empty.correction, empty.provenance = JointCorrection(pairs), metadata["provenance"]
             groups = _checked_groups(metadata.get("groups", {}), shapes)
-            return empty.holding(shapes, tensors, groups)
+            return empty.from_tensors(shapes, tensors, groups)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} holds no decomposition: {error}") from error
 

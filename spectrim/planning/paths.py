@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from spectrim.allocation import Items, solve_knapsack
+from spectrim.allocation import KnapsackGroup, solve_knapsack
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.multiples import multiple_for
-from spectrim.recipe import CompensationRecipe, Recipe
+from spectrim.recipe import CorrectionRecipe, Recipe
 
-PATH_ALLOCATIONS = ("loss_optimal", "uniform")
+CORRECTION_ALLOCATIONS = ("loss_optimal", "uniform")
 Shapes = dict[str, tuple[int, int]]
 
 
-def path_ranks(residual: Decomposition, recipe: Recipe, itemsize: int) -> dict[str, int]:
+def correction_ranks(residual: Decomposition, recipe: Recipe, itemsize: int) -> dict[str, int]:
     """By layer, the rank of its path; `itemsize` bytes per number.
 
-    The budget is the recipe's `path_bytes`, or what its rank for every layer takes. Ranks are
+    The budget is the recipe's `bytes`, or what its rank for every layer takes. Ranks are
     multiples of the recipe's, but for layers that have fewer.
     """
-    given, shapes = recipe.compensation or CompensationRecipe(), residual.shapes
+    given, shapes = recipe.correction or CorrectionRecipe(), residual.shapes
     budget = uniform_cost(shapes, given.rank)
-    if given.path_bytes is not None:
-        budget = given.path_bytes // itemsize
+    if given.bytes is not None:
+        budget = given.bytes // itemsize
     multiple = multiple_for(recipe, shapes.values())
     if recipe.allocation == "uniform":
         return _uniform(shapes, budget, multiple)
@@ -50,7 +50,7 @@ def _uniform(shapes: Shapes, budget: int, multiple: int) -> dict[str, int]:
     return {name: min(rank, *shape) for name, shape in shapes.items()}
 
 
-def _items(residual: Decomposition, name: str, multiple: int) -> Items:
+def _items(residual: Decomposition, name: str, multiple: int) -> KnapsackGroup:
     losses = residual.curves[name].numpy()[::multiple]
     steps = np.arange(len(losses), dtype=np.int64)
-    return Items(steps * multiple * sum(residual.shapes[name]), losses)
+    return KnapsackGroup(steps * multiple * sum(residual.shapes[name]), losses)

@@ -11,7 +11,7 @@ from spectrim.layers import layer_class
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.multiples import multiple_for
 from spectrim.planning.plan import SHARED, LayerPlan, Plan
-from spectrim.planning.ranks import chosen_ranks
+from spectrim.planning.ranks import choose_ranks
 from spectrim.planning.storage import rounded_for, storage_of
 from spectrim.recipe import Recipe
 
@@ -20,7 +20,7 @@ _BISECTIONS = 20
 
 
 @dataclass(frozen=True)
-class CurvePoint:
+class SizeLossPoint:
     """kept: stored fraction at this budget; predicted_loss: nats per token."""
 
     budget: float
@@ -33,7 +33,9 @@ def curves_of(decomposition: Decomposition, recipe: Recipe) -> tuple[LayerCurve,
     known = rounded_for(recipe) == decomposition.rounded_for
     rounding = decomposition.rounding if known else {}
     added = {name: losses.numpy() for name, losses in rounding.items()}
-    signed = {name: effects.numpy() for name, effects in decomposition.signed.items()}
+    signed = {
+        name: effects.numpy() for name, effects in decomposition.first_order_effects.items()
+    }
     return tuple(
         LayerCurve(
             name,
@@ -60,7 +62,7 @@ def make_plan(
         multiple_for(recipe, decomposition.shapes.values()),
         storage_of(recipe),
     )
-    ranks, facts = chosen_ranks(request, recipe, times)
+    ranks, facts = choose_ranks(request, recipe, times)
     layers = {
         curve.name: LayerPlan(
             curve.shape,
@@ -97,7 +99,7 @@ def _total(decomposition: Decomposition, layers: dict[str, LayerPlan]) -> float 
 
 def size_curve(
     decomposition: Decomposition, recipe: Recipe, budgets: Sequence[float] = DEFAULT_BUDGETS
-) -> list[CurvePoint]:
+) -> list[SizeLossPoint]:
     """Predicted loss for every budget that the layers can meet."""
     points = []
     for budget in budgets:
@@ -106,7 +108,7 @@ def size_curve(
         except InputError:
             continue
         if plan.predicted_loss is not None:
-            points.append(CurvePoint(budget, plan.kept, plan.predicted_loss))
+            points.append(SizeLossPoint(budget, plan.kept, plan.predicted_loss))
     return points
 
 
@@ -126,7 +128,7 @@ def plan_for_loss(decomposition: Decomposition, recipe: Recipe, target: float) -
         )
     low, high = 0.0, 1.0
     best = make_plan(decomposition, recipe.with_changes(budget=1.0))
-    if recipe.quantisation is not None and (best.predicted_loss or 0.0) > target:
+    if recipe.quantization is not None and (best.predicted_loss or 0.0) > target:
         raise InputError(
             f"rounding alone is predicted to cost {best.predicted_loss:.4f} nats per token, "
             f"more than the target loss {target}; take more bits"

@@ -25,7 +25,7 @@ Ranks = dict[str, int | None]
 _BISECTIONS = 16
 
 
-def chosen_ranks(
+def choose_ranks(
     request: AllocationRequest, recipe: Recipe, times: LatencyTable | None
 ) -> tuple[Ranks, dict[str, Any]]:
     """By layer, None to leave it dense, and what a plan is to remember of the choice.
@@ -36,7 +36,7 @@ def chosen_ranks(
         ranks = _allocated(request, recipe)
         return ranks, request.facts(ranks)
     if times is None:
-        raise InputError("a budget of time needs measured times; see `pipeline.timetable`")
+        raise InputError("a budget of time needs measured times; see `pipeline.latency_table`")
     timed = TimedRequest.of(request, recipe.latency.budget, times)
     if recipe.allocation in BY_TIME:
         ranks = _allocated(timed, recipe)

@@ -49,7 +49,7 @@ def save_layer(decomposition: Decomposition, path: Path) -> None:
     Raises InputError when it cannot be written.
     """
     factors = {
-        name: Factors(f.left.float(), f.right.float(), f.spectrum, f.offset)
+        name: Factors(f.left.float(), f.right.float(), f.spectrum, f.bias_shift)
         for name, f in decomposition.factors.items()
     }
     replace(decomposition, factors=factors).save(path)
@@ -68,7 +68,7 @@ def stored_decomposition(files: Sequence[Path]) -> StoredDecomposition:
     for path, part in zip(files, parts, strict=True):
         result.shapes |= part.shapes
         result.curves |= part.curves
-        result.signed |= part.signed
+        result.first_order_effects |= part.first_order_effects
         result.spectra |= part.spectra
         places |= dict.fromkeys(part.shapes, path)
     factors: Any = StoredFactors(places)
@@ -92,7 +92,7 @@ def _small(path: Path) -> StoredDecomposition:
             found["curve"],
             metadata["units"],
             provenance=metadata["provenance"],
-            signed=found["signed"],
+            first_order_effects=found["signed"],
             spectra=found["spectrum"],
         )
     except (KeyError, TypeError, ValueError) as error:

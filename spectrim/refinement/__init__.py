@@ -6,8 +6,8 @@ depends on its options, `requires(options)`), and
 
     refine(original, compressed, blocks, options, progress) -> compressed
 
-with both models on one device, the compressed one in float32, `blocks` the `TokenBlocks` to
-fit it on and `progress` a `Progress`, which also brings the statistics. It changes `compressed`
+with both models on one device, the compressed one in float32, `blocks` the `TokenBlocks` to fit
+it on and `progress` a `RunContext`, which also brings the statistics. It changes `compressed`
 in place and returns it. The original is not touched, also where the two share tensors; modes
 and `requires_grad` flags are as before. A run that is stopped leaves `compressed` as it was;
 started again with the same workspace, it continues and ends with the same weights to the last
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._training import Schedule
 from spectrim.registry import Registry
 
@@ -33,4 +33,4 @@ def required_statistics(name: str, given: dict[str, Any]) -> tuple[str, ...]:
     return tuple(getattr(module, "REQUIRES", ()))
 
 
-__all__ = ["REFINEMENTS", "Progress", "Schedule", "required_statistics"]
+__all__ = ["REFINEMENTS", "RunContext", "Schedule", "required_statistics"]

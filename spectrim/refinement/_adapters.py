@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 from spectrim.refinement.next_token import next_token_loss, task_rows
 from spectrim.surgery.lora_targets import lora_targets
@@ -36,28 +36,28 @@ class AdapterOptions:
     alpha: int | None = None
     epochs: int = 3
     steps: int | None = None
-    sequences_per_step: int = 32
+    batch_size: int = 32
     learning_rate: float = 2e-3
-    warmup: float = 0.03
-    clip: float = 1.0
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (self.rank, self.epochs, self.steps or 1, self.sequences_per_step)
+        counts = (self.rank, self.epochs, self.steps or 1, self.batch_size)
         if min(counts) < 1 or self.learning_rate <= 0:
             raise InputError(
                 "rank, epochs, steps, sequences per step and learning rate have to be "
                 f"positive, got {self.rank}, {self.epochs}, {self.steps}, "
-                f"{self.sequences_per_step} and {self.learning_rate}"
+                f"{self.batch_size} and {self.learning_rate}"
             )
 
     def schedule(self, sequences: int) -> Schedule:
-        rows = min(self.sequences_per_step, sequences)
+        rows = min(self.batch_size, sequences)
         return Schedule.of(self, self.steps or self.epochs * (sequences // rows), rows)
 
 
 def train_adapters(
-    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: Progress
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: RunContext
 ) -> PreTrainedModel:
     """`model` with its factors trained, in place; after an error it is what it was before.
 

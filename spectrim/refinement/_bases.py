@@ -24,9 +24,9 @@ from spectrim.errors import InputError
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.shared_basis import SharedBasisLinear
 from spectrim.linalg.covariance import dense
-from spectrim.surgery.adapters import is_dense
+from spectrim.surgery.adapters import is_linear
 
-Basis = Literal["parameters", "covariances"]
+Basis = Literal["parameters", "kfac_eigen"]
 REQUIRES = ("gradient_covariance", "input_covariance")
 
 
@@ -50,7 +50,7 @@ Rotations = dict[str, Rotation]
 
 
 def requires(basis: Basis) -> tuple[str, ...]:
-    return REQUIRES if basis == "covariances" else ()
+    return REQUIRES if basis == "kfac_eigen" else ()
 
 
 def rotations(
@@ -86,8 +86,9 @@ def basis_key(basis: Basis, calibration: Calibration | None) -> dict[str, str]:
 def _checked(calibration: Calibration | None) -> Calibration:
     if calibration is None or not set(REQUIRES) <= set(calibration.states):
         raise InputError(
-            "basis 'covariances' needs input and gradient covariances: give "
-            "Progress(calibration=...), as `spectrim.refine` does, or set basis to 'parameters'"
+            "optimizer_basis 'kfac_eigen' needs input and gradient covariances: give "
+            "RunContext(calibration=...), as `spectrim.refine` does, or set optimizer_basis to "
+            "'parameters'"
         )
     return calibration
 
@@ -95,7 +96,7 @@ def _checked(calibration: Calibration | None) -> Calibration:
 def _rotation(model: nn.Module, path: str, source: _Eigenvectors) -> Rotation | None:
     """Of the weight of the module at `path`: a dense layer, or a factor of one."""
     module = model.get_submodule(path)
-    if path in source.calibration.groups and is_dense(module):
+    if path in source.calibration.groups and is_linear(module):
         sides = source.outputs(path), source.inputs(path)
         return Rotation(*(reversed(sides) if isinstance(module, Conv1D) else sides))
     parent, _, factor = path.rpartition(".")

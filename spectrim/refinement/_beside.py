@@ -25,20 +25,20 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.refinement._adapters import AdapterOptions
 from spectrim.refinement._factors import Parameters
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._training import Run, Stage, run_key
 from spectrim.refinement.next_token import next_token_loss, task_rows
 
 
-def train_beside(
-    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: Progress
+def train_qlora(
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: RunContext
 ) -> PreTrainedModel:
     """`model` with adapters, in place; those that it has already are trained on.
 
     After an error it is what it was before. Raises ModelError where nothing is quantised or
     the adapters have another rank, NumericalError naming a step that is not finite.
     """
-    key = run_key("beside", model, model, blocks, options) | {"weights": quantised_key(model)}
+    key = run_key("beside", model, model, blocks, options) | {"weights": quantized_key(model)}
     rows = task_rows(blocks)
     loss = partial(next_token_loss, model, rows, "float32")
     with _adapted(model, options) as trained:
@@ -48,11 +48,11 @@ def train_beside(
     return model
 
 
-def is_quantised(model: nn.Module) -> bool:
+def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(module, CompressedLinear) for module in model.modules())
 
 
-def quantised_key(model: nn.Module) -> str:
+def quantized_key(model: nn.Module) -> str:
     """sha256 over the stored numbers of all quantised weights."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():

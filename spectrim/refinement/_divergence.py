@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from spectrim.refinement._forward import Tokens
 from spectrim.refinement._training import Schedule
 
-Scaling = Literal["none", "divergence"]
+Scaling = Literal["none", "kl"]
 _PROBED = 32
 """Sequences that the distance at the start is measured on."""
 
 
-def scaled(
+def scale_by_divergence(
     schedule: Schedule, original: PreTrainedModel, compressed: PreTrainedModel, tokens: Tokens
 ) -> Schedule:
     """The schedule with the rate for this distance, on the first sequences."""

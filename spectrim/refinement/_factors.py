@@ -25,13 +25,13 @@ from spectrim.layers import FactoredLinear
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.shared_basis import SharedBasisLinear
 from spectrim.surgery.rewrite import factored_layers, replace_layer, share_basis, shared_bases
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 Parameters = dict[str, nn.Parameter]
 
 
 @contextmanager
-def training_form(model: nn.Module) -> Iterator[Parameters]:
+def balanced_parameters(model: nn.Module) -> Iterator[Parameters]:
     """The parameters to train, by name; they are the model's own and in float32.
 
     The model is in evaluation mode inside. On leaving, factors are put back into their own
@@ -109,7 +109,7 @@ def _exchange_shared(
         dense = {name: layers[name].dense() for name in names}
         rows = [len(weight) for weight, _ in dense.values()]
         stacked = torch.cat([weight for weight, _ in dense.values()])
-        left, right = balanced(stacked, layers[owner].rank)
+        left, right = balance(stacked, layers[owner].rank)
         lefts = dict(zip(names, left.split(rows), strict=True))
         share_basis(model, lefts, right, {name: bias for name, (_, bias) in dense.items()})
     return found
@@ -146,10 +146,10 @@ def _trainable_copy(name: str, parameter: nn.Parameter) -> nn.Parameter:
 def balanced_factors(layer: FactoredLinear) -> tuple[Tensor, Tensor, Tensor | None]:
     """left (out, r), right (r, in) with `left^T left = right right^T = S`, and the bias."""
     weight, bias = layer.dense()
-    return *balanced(weight, layer.rank), bias
+    return *balance(weight, layer.rank), bias
 
 
-def balanced(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def balance(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * v[:rank]

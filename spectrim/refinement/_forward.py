@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 Precision = Literal["float32", "bfloat16"]
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; every module's own mode is put back after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -116,7 +116,7 @@ class BlockRunner:
         hooks = [block.register_forward_pre_hook(put), block.register_forward_hook(stop)]
         with ExitStack() as stack:
             for earlier, (_, module) in enumerate(self.blocks[:number]):
-                stack.enter_context(_passing(module, self._tuples.get(earlier)))
+                stack.enter_context(_override_forward(module, self._tuples.get(earlier)))
             return self._run(rows, hooks)
 
     def _run(self, rows: Tensor, hooks: list[Any]) -> Tensor:
@@ -151,7 +151,7 @@ def _hidden(values: tuple[Any, ...], module: nn.Module) -> Tensor:
 
 
 @contextmanager
-def _passing(block: nn.Module, length: int | None) -> Iterator[None]:
+def _override_forward(block: nn.Module, length: int | None) -> Iterator[None]:
     """The block returns its input, alone or as first of `length` values."""
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:

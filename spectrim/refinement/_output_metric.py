@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from spectrim.linalg.psd import cholesky
 from spectrim.refinement._forward import Tokens
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 SEQUENCES = 128
 """That the covariances are taken over."""

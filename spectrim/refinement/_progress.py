@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spectrim.calibration import Calibration
-from spectrim.trackers import Tell, untold
-from spectrim.workspace import Workspace
+from spectrim.trackers import MetricLogger, null_logger
+from spectrim.workspace import Cache
 
 
 def _unseen(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
@@ -16,14 +16,14 @@ def _unseen(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunContext:
     """`losses` is filled by the refinement: the loss of every step, by stage. `calibration`
-    holds the original's statistics, for a refinement that requires some. `tell` is called
-    with the figures of every step of a training, as it goes."""
+    holds the original's statistics, for a refinement that requires some. `log_metrics` is
+    called with the figures of every step of a training, as it goes."""
 
-    workspace: Workspace = field(default_factory=lambda: Workspace(None))
+    cache: Cache = field(default_factory=lambda: Cache(None))
     track: Callable[[Iterable[Any], str, int], Iterable[Any]] = _unseen
     seconds_between_saves: float = 60.0
     losses: dict[str, list[float]] = field(default_factory=dict)
     calibration: Calibration | None = None
-    tell: Tell = untold
+    log_metrics: MetricLogger = null_logger

@@ -10,25 +10,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.errors import NumericalWarning
-from spectrim.refinement._sequential_layers import Mix
+from spectrim.refinement._sequential_layers import TargetMix
 from spectrim.refinement._sequential_state import Keeper, Layers, put_back, restore
-from spectrim.refinement._sequential_task import Task
-from spectrim.refinement._sequential_walk import Walk
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.refinement._sequential_task import SequentialInputs
+from spectrim.refinement._sequential_walk import BlockPass
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 _SHOWN = 5
 
 
-class Walker:
+class SequentialPass:
     """Rewrites the factored layers of `task.compressed`; `given` is how they stood."""
 
-    def __init__(self, task: Task, keeper: Keeper, given: Layers):
+    def __init__(self, task: SequentialInputs, keeper: Keeper, given: Layers):
         self.task = task
         self.keeper = keeper
         self.given = given
 
     @torch.no_grad()
-    def walk(self, label: str, rows: Tensor, mix: Mix | None) -> None:
+    def walk(self, label: str, rows: Tensor, mix: TargetMix | None) -> None:
         """One pass over all layers, on the sequences `rows`; without a mix the original's
         inputs are not looked at. A walk that was stopped under this label goes on."""
         state = self.keeper.state
@@ -38,7 +38,7 @@ class Walker:
         for name, tensors in state.layers.items():
             restore(self.task.compressed, name, tensors)
         left = len(self.given) - len(state.layers)
-        walk = Walk(self.task, self.given, state, rows, mix)
+        walk = BlockPass(self.task, self.given, state, rows, mix)
         for _ in self.task.progress.track(walk.layers(), f"{self.task.name}: {label}", left):
             self.keeper.now_and_then()
         _warn_of(walk.kept, len(self.given))
@@ -55,7 +55,9 @@ def _warn_of(kept: Sequence[str], count: int) -> None:
         )
 
 
-def rewrite(task: Task, choose: Callable[[Walker], Mix | None]) -> PreTrainedModel:
+def rewrite(
+    task: SequentialInputs, choose: Callable[[SequentialPass], TargetMix | None]
+) -> PreTrainedModel:
     """`task.compressed` with every factored layer rewritten in place; `choose` may walk
     before it gives the mix of the last walk."""
     task.check()
@@ -65,7 +67,7 @@ def rewrite(task: Task, choose: Callable[[Walker], Mix | None]) -> PreTrainedMod
             for name, tensors in keeper.state.layers.items():
                 restore(task.compressed, name, tensors)
         else:
-            walker = Walker(task, keeper, given)
+            walker = SequentialPass(task, keeper, given)
             walker.walk("last walk", torch.arange(len(task.blocks)), choose(walker))
         keeper.finish()
         task.progress.losses.update(_losses(task.compressed, keeper))

@@ -73,7 +73,7 @@ class _AllSeen(Exception):
     """Ends a forward pass once nothing more is to be recorded."""
 
 
-def recorded(
+def record_inputs(
     model: nn.Module, names: Sequence[str], run: Callable[[], object]
 ) -> dict[str, Input]:
     """Each layer's input in `run()`, which ends early when all have been given theirs.

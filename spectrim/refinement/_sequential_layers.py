@@ -19,9 +19,9 @@ from spectrim.layers import FactoredLinear
 from spectrim.linalg.covariance import dense
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
 from spectrim.linalg.regression import regression, weighted_square
-from spectrim.linalg.truncated import solve
+from spectrim.linalg.truncated import weighted_svd
 from spectrim.refinement._sequential_inputs import Sums
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.adapters import get_bias, get_weight
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Problem:
         return self.weight @ covariance
 
 
-Mix = Callable[[Problem], float]
+TargetMix = Callable[[Problem], float]
 """How much of the target is the original inputs' output, layer by layer."""
 
 
@@ -61,7 +61,7 @@ def fit(problem: Problem, mix: float, present: Tensor) -> Fit:
     """The optimum of rank `problem.rank`; `present` (out, in) is what stands there now."""
     metrics = problem.out_metric, problem.in_metric
     target = regression(problem.product(mix), problem.in_metric)
-    left, right = solve(target, *metrics).truncated(problem.rank)
+    left, right = weighted_svd(target, *metrics).truncated(problem.rank)
     size = weighted_square(target, *metrics)
     before = weighted_square(target - present, *metrics) / size
     after = weighted_square(target - left @ right, *metrics) / size
@@ -93,11 +93,11 @@ def dense_form(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     if isinstance(layer, FactoredLinear):
         weight, bias = layer.dense()
     else:
-        weight, bias = weight_of(layer).detach().double(), bias_of(layer)
+        weight, bias = get_weight(layer).detach().double(), get_bias(layer)
     return weight.cpu(), None if bias is None else bias.double().cpu()
 
 
-def rebuilt(layer: FactoredLinear, fitted: Fit, bias: Tensor | None) -> FactoredLinear:
+def rebuild(layer: FactoredLinear, fitted: Fit, bias: Tensor | None) -> FactoredLinear:
     """The same kind of layer with the new factors and the original's bias (out,), zero where
     the layer stores one that the original has not."""
     _, present = layer.dense()

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.layers import FactoredLinear
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.storage import read_tensors, write_tensors
 from spectrim.surgery.rewrite import factored_layers, replace_layer, shared_bases
-from spectrim.workspace import present
+from spectrim.workspace import exists
 
 Layers = dict[str, FactoredLinear]
 
 
 @contextmanager
-def rewriting(model: nn.Module) -> Iterator[Layers]:
+def rewritable_layers(model: nn.Module) -> Iterator[Layers]:
     """The layers to rewrite as they stand, by name; the model is in evaluation mode inside.
 
     They are the factored ones that store any factors of their rank without loss, each by
@@ -111,9 +111,9 @@ class State:
 class Keeper:
     """Keeps a `State` in the workspace: now and then on the way, and at the end."""
 
-    def __init__(self, progress: Progress, key: dict[str, Any]):
+    def __init__(self, progress: RunContext, key: dict[str, Any]):
         self.progress = progress
-        self.path = progress.workspace.path("refinement", key)
+        self.path = progress.cache.path("refinement", key)
         self.state = State()
         self.finished = self._taken_up(self.path)
         if not self.finished:
@@ -125,7 +125,7 @@ class Keeper:
         return None if self.path is None else self.path.with_suffix(".partial")
 
     def _taken_up(self, path: Path | None) -> bool:
-        if path is None or not present(path):
+        if path is None or not exists(path):
             return False
         try:
             self.state = State.load(path)

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from spectrim.calibration import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.refinement._forward import Precision, Tokens, evaluating
-from spectrim.refinement._progress import Progress
-from spectrim.refinement._sequential_state import Layers, rewriting
+from spectrim.refinement._forward import Precision, Tokens, evaluation_mode
+from spectrim.refinement._progress import RunContext
+from spectrim.refinement._sequential_state import Layers, rewritable_layers
 from spectrim.refinement._training import run_key
 
 REQUIRES = ("gradient_covariance",)
@@ -29,14 +29,14 @@ class SequentialOptions:
 
     out_metric: Literal["gradient", "identity"] = "gradient"
     damping: float = 1e-3
-    sequences_per_step: int = 4
+    batch_size: int = 4
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.damping <= 1 or self.sequences_per_step < 1:
+        if not 0 <= self.damping <= 1 or self.batch_size < 1:
             raise InputError(
-                "damping has to lie between 0 and 1 and sequences_per_step to be positive, "
-                f"got {self.damping} and {self.sequences_per_step}"
+                "damping has to lie between 0 and 1 and batch_size to be positive, "
+                f"got {self.damping} and {self.batch_size}"
             )
 
 
@@ -46,7 +46,7 @@ def requires(options: SequentialOptions) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Task:
+class SequentialInputs:
     """One refinement by name, with everything its `refine` was given."""
 
     name: str
@@ -54,7 +54,7 @@ class Task:
     compressed: PreTrainedModel
     blocks: TokenBlocks
     options: SequentialOptions
-    progress: Progress
+    progress: RunContext
 
     @property
     def calibration(self) -> Calibration | None:
@@ -69,14 +69,14 @@ class Task:
         if requires(self.options) and self.calibration is None:
             raise InputError(
                 f"{self.name} with out_metric 'gradient' needs gradient covariances: give "
-                "Progress(calibration=...), as `spectrim.refine` does, or set out_metric to "
+                "RunContext(calibration=...), as `spectrim.refine` does, or set out_metric to "
                 "'identity'"
             )
 
     @contextmanager
     def models_ready(self) -> Iterator[Layers]:
         """Both in evaluation mode; the factored layers as they stand."""
-        with evaluating(self.original), rewriting(self.compressed) as given:
+        with evaluation_mode(self.original), rewritable_layers(self.compressed) as given:
             yield given
 
     def key(self, given: Layers) -> dict[str, Any]:

@@ -21,24 +21,24 @@ from transformers import PreTrainedModel
 from spectrim.errors import ModelError
 from spectrim.linalg.metric import Metric
 from spectrim.refinement._forward import BlockRunner, Tokens
-from spectrim.refinement._sequential_inputs import Stage, Sums, recorded, stages
+from spectrim.refinement._sequential_inputs import Stage, Sums, record_inputs, stages
 from spectrim.refinement._sequential_layers import (
-    Mix,
     Problem,
+    TargetMix,
     dense_form,
     fit,
     in_metric,
     out_metric,
-    rebuilt,
+    rebuild,
     shift_of,
 )
 from spectrim.refinement._sequential_state import Layers, State, store
-from spectrim.refinement._sequential_task import Task
+from spectrim.refinement._sequential_task import SequentialInputs
 from spectrim.surgery.rewrite import replace_layer
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 
 
-class Side:
+class ModelState:
     """One model between two of its blocks, on some of the sequences."""
 
     def __init__(self, model: PreTrainedModel, tokens: Tokens, chunks: Sequence[Tensor]):
@@ -67,20 +67,27 @@ Run = Callable[[int], object]
 """Runs a part of a model on one chunk of the sequences."""
 
 
-class Walk:
+class BlockPass:
     """`given` the layers as they stood, `state` those rewritten so far; `kept` are the names
     of layers that keep their factors. Without a mix the original is not run."""
 
-    def __init__(self, task: Task, given: Layers, state: State, rows: Tensor, mix: Mix | None):
+    def __init__(
+        self,
+        task: SequentialInputs,
+        given: Layers,
+        state: State,
+        rows: Tensor,
+        mix: TargetMix | None,
+    ):
         self.task = task
         self.state = state
         self.given = given
         self.kept: list[str] = []
         self.tokens = task.tokens
         self.mix = mix
-        self.chunks = rows.split(task.options.sequences_per_step)
+        self.chunks = rows.split(task.options.batch_size)
         models = [task.compressed, *([] if mix is None else [task.original])]
-        self.sides = [Side(model, self.tokens, self.chunks) for model in models]
+        self.sides = [ModelState(model, self.tokens, self.chunks) for model in models]
 
     def layers(self) -> Iterator[str]:
         """The name of each layer, once it has been rewritten."""
@@ -119,7 +126,7 @@ class Walk:
         for chunk, rows in enumerate(self.chunks):
             real = self.tokens.real(rows).flatten()
             found = [
-                recorded(side.model, leaders, partial(run, chunk))
+                record_inputs(side.model, leaders, partial(run, chunk))
                 for side, run in zip(self.sides, runs, strict=True)
             ]
             for leader, own in found[0].items():
@@ -138,7 +145,7 @@ class Walk:
             mix = 0.0 if self.mix is None else self.mix(problem)
             fitted = fit(problem, mix, dense_form(layer)[0])
             self.state.errors[name] = [fitted.before, fitted.after]
-            replace_layer(self.task.compressed, name, rebuilt(layer, fitted, bias))
+            replace_layer(self.task.compressed, name, rebuild(layer, fitted, bias))
         store(self.state, name, self.task.compressed.get_submodule(name))
 
     def _problem(self, name: str, weight: Tensor, sums: Sums, metric: Metric) -> Problem:

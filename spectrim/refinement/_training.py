@@ -20,9 +20,9 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError, NumericalError
 from spectrim.refinement._bases import Rotations
 from spectrim.refinement._factors import Parameters
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.storage import read_tensors, write_tensors
-from spectrim.workspace import present
+from spectrim.workspace import exists
 
 _LOG = logging.getLogger("spectrim.refinement")
 _LINES = 10
@@ -36,9 +36,9 @@ class TrainingOptions(Protocol):
     @property
     def learning_rate(self) -> float: ...
     @property
-    def warmup(self) -> float: ...
+    def warmup_ratio(self) -> float: ...
     @property
-    def clip(self) -> float: ...
+    def max_grad_norm(self) -> float: ...
     @property
     def seed(self) -> int: ...
 
@@ -53,13 +53,15 @@ class Schedule:
     learning_rate: float
     warmup: int
     seed: int
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
 
     @classmethod
     def of(cls, options: TrainingOptions, steps: int, rows: int) -> Schedule:
-        """With `options.warmup` as a share of the steps."""
-        warmup = int(options.warmup * steps)
-        return cls(steps, rows, options.learning_rate, warmup, options.seed, options.clip)
+        """With `options.warmup_ratio` as a share of the steps."""
+        warmup = int(options.warmup_ratio * steps)
+        return cls(
+            steps, rows, options.learning_rate, warmup, options.seed, options.max_grad_norm
+        )
 
     def rate(self, step: int) -> float:
         if step < self.warmup:
@@ -128,7 +130,7 @@ class State:
 class Run:
     """A refinement under way."""
 
-    def __init__(self, parameters: Parameters, progress: Progress):
+    def __init__(self, parameters: Parameters, progress: RunContext):
         self.progress = progress
         self.state = State(parameters)
         self.path: Path | None = None
@@ -143,7 +145,7 @@ class Run:
 
     def finished(self, key: dict[str, Any]) -> bool:
         """Take up the end of the run under `key` where the workspace has it."""
-        self.path = self.progress.workspace.path("refinement", key)
+        self.path = self.progress.cache.path("refinement", key)
         if self.path is None or not self._taken_up(self.path):
             return False
         _partial(self.path).unlink(missing_ok=True)
@@ -156,7 +158,7 @@ class Run:
             self._taken_up(_partial(self.path))
 
     def _taken_up(self, path: Path) -> bool:
-        if not several.agreed(present(path)):
+        if not several.all_true(exists(path)):
             return False
         try:
             self.state.load(path)
@@ -188,7 +190,7 @@ class Run:
         for step in self.progress.track(steps, what, len(steps)):
             losses.append(trainer.step(step, schedule.chosen(step, available)))
             _log(stage.name, losses, schedule.steps)
-            self.progress.tell({f"loss/{stage.name}": losses[-1]}, len(losses))
+            self.progress.log_metrics({f"loss/{stage.name}": losses[-1]}, len(losses))
             self._save_now_and_then(trainer)
         trainer.clear()
         self.progress.losses[stage.name] = losses
@@ -196,8 +198,8 @@ class Run:
     def finish(self) -> None:
         """Keep the result, without what was only needed to continue."""
         self.state.moments.clear()
-        with several.together():
-            if self.path is not None and several.is_first():
+        with several.raise_together():
+            if self.path is not None and several.is_main_process():
                 self.state.save(self.path)
                 _partial(self.path).unlink(missing_ok=True)
 
@@ -208,7 +210,7 @@ class Run:
 
     def _save_now_and_then(self, trainer: _Trainer) -> None:
         waited = time.monotonic() - self._saved
-        if self.path is None or not several.is_first():
+        if self.path is None or not several.is_main_process():
             return
         if waited >= self.progress.seconds_between_saves:
             self.state.moments = trainer.moments()
@@ -223,15 +225,15 @@ class _Trainer:
         self.stage = stage
         self.schedule = schedule
         self.parameters = list(stage.parameters.values())
-        self.optimiser = torch.optim.AdamW(self.parameters, betas=_BETAS, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(self.parameters, betas=_BETAS, weight_decay=0.0)
         for name, entries in moments.items():
-            self.optimiser.state[stage.parameters[name]] = dict(entries)
+            self.optimizer.state[stage.parameters[name]] = dict(entries)
 
     def step(self, number: int, sequences: Tensor) -> float:
         loss, gradients = self._averaged(sequences)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
         value = float(loss)
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             raise NumericalError(
@@ -239,25 +241,25 @@ class _Trainer:
                 f"{float(norm)} at step {number + 1} of {self.schedule.steps}; check the "
                 "models for NaN, or set a smaller learning_rate"
             )
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(number)
         self._update()
         return value
 
     def _averaged(self, sequences: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Loss and gradients; of several processes, the mean of their parts' by rows."""
-        own = sequences[several.number() :: several.count()]
-        if several.count() == 1:
+        own = sequences[several.process_index() :: several.num_processes()]
+        if several.num_processes() == 1:
             loss = self.stage.loss(own)
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             return loss.detach(), gradients
         total, sums = torch.zeros(()), [torch.zeros_like(p) for p in self.parameters]
-        with several.together():
+        with several.raise_together():
             if len(own):
                 loss = self.stage.loss(own) * (len(own) / len(sequences))
                 sums = list(torch.autograd.grad(loss, self.parameters, materialize_grads=True))
                 total = loss.detach()
-        several.add_up([total, *sums])
+        several.all_reduce_sum_([total, *sums])
         return total, sums
 
     @torch.no_grad()
@@ -268,13 +270,13 @@ class _Trainer:
             assert parameter.grad is not None
             parameter.grad = rotation.into(parameter.grad).contiguous()
             parameter.copy_(rotation.into(parameter))
-        self.optimiser.step()
+        self.optimizer.step()
         for parameter, rotation in turned:
             parameter.copy_(rotation.back(parameter))
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         names = self.stage.parameters.items()
-        return {name: dict(self.optimiser.state[parameter]) for name, parameter in names}
+        return {name: dict(self.optimizer.state[parameter]) for name, parameter in names}
 
     def clear(self) -> None:
         for parameter in self.parameters:
@@ -285,7 +287,7 @@ def run_key(
     name: str, original: nn.Module, compressed: nn.Module, blocks: TokenBlocks, options: Any
 ) -> dict[str, Any]:
     """All that the result of a refinement depends on."""
-    shared = {"processes": several.count()} if several.count() > 1 else {}
+    shared = {"processes": several.num_processes()} if several.num_processes() > 1 else {}
     return shared | {
         "refinement": [name, asdict(options)],
         "original": model_fingerprint(original),

@@ -2,12 +2,12 @@
 
     min_{rank r}  E || L_out^T (W (mix x + (1 - mix) x') - W_hat x') ||^2
 
-x the original's inputs, x' those that the rewritten prefix gives. `mix` 1 is the anchored
-objective of AA-SVD: every layer is asked to undo what the layers before it have lost; where
-much is lost that spends the rank on noise, and 0 (`shifted`) is better. `mix` "search" walks
-through all layers once for each of `candidates` on `search_share` of the sequences, measures
-KL(original || compressed) on an eighth of the sequences that no candidate was fitted on, and
-walks once more, with the best, on all.
+x the original's inputs, x' those that the rewritten prefix gives. `original_input_weight` 1 is
+the anchored objective of AA-SVD: every layer is asked to undo what the layers before it have
+lost; where much is lost that spends the rank on noise, and 0 (`shifted`) is better.
+`original_input_weight` "search" walks through all layers once for each of `candidates` on
+`search_share` of the sequences, measures KL(original || compressed) on an eighth of the
+sequences that no candidate was fitted on, and walks once more, with the best, on all.
 
 Memory: both models, two arrays of hidden states, tokens x width x 4 bytes, and 2 x in x in x 8
 bytes for each tensor that a stage of layers reads. Work: two to three forward passes of each
@@ -28,10 +28,10 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement import _sequential_task
 from spectrim.refinement._divergence import mean_divergence
-from spectrim.refinement._progress import Progress
-from spectrim.refinement._sequential import Walker, rewrite
-from spectrim.refinement._sequential_layers import Mix
-from spectrim.refinement._sequential_task import SequentialOptions, Task
+from spectrim.refinement._progress import RunContext
+from spectrim.refinement._sequential import SequentialPass, rewrite
+from spectrim.refinement._sequential_layers import TargetMix
+from spectrim.refinement._sequential_task import SequentialInputs, SequentialOptions
 
 REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 REQUIRES = _sequential_task.REQUIRES
@@ -42,19 +42,24 @@ _HELD_OUT = 8
 
 @dataclass(frozen=True)
 class Options(SequentialOptions):
-    """mix: between 0 (own inputs) and 1 (original inputs), or "search" over `candidates`."""
+    """original_input_weight: between 0 (own inputs) and 1 (original inputs), or "search" over
+    `candidates`."""
 
-    mix: float | Literal["search"] = "search"
+    original_input_weight: float | Literal["search"] = "search"
     candidates: tuple[float, ...] = (0.0, 0.3, 0.6, 1.0)
     search_share: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        numbers = self.candidates if self.mix == "search" else (self.mix,)
+        numbers = (
+            self.candidates
+            if self.original_input_weight == "search"
+            else (self.original_input_weight,)
+        )
         if not numbers or not all(0 <= number <= 1 for number in numbers):
             raise InputError(
-                "mix has to be a number between 0 and 1, or 'search' with candidates between 0 "
-                f"and 1, got {numbers}"
+                "original_input_weight has to be a number between 0 and 1, or 'search' with "
+                f"candidates between 0 and 1, got {numbers}"
             )
         if not 0 < self.search_share <= 1:
             raise InputError(
@@ -67,27 +72,27 @@ def refine(
     compressed: PreTrainedModel,
     blocks: TokenBlocks,
     options: Options,
-    progress: Progress,
+    progress: RunContext,
 ) -> PreTrainedModel:
     """Rewrites `compressed` in place. Raises InputError without the statistics it needs, or
     for a search with fewer than two sequences."""
-    task = Task("anchored", original, compressed, blocks, options, progress)
-    if options.mix == "search" and len(blocks) < 2:
+    task = SequentialInputs("anchored", original, compressed, blocks, options, progress)
+    if options.original_input_weight == "search" and len(blocks) < 2:
         raise InputError(
             "the search for a mix holds sequences out and needs two or more, got "
-            f"{len(blocks)}; give more sequences or set mix"
+            f"{len(blocks)}; give more sequences or set original_input_weight"
         )
     return rewrite(task, lambda walker: _constant(_chosen(walker, options)))
 
 
-def _constant(mix: float) -> Mix:
+def _constant(mix: float) -> TargetMix:
     return lambda problem: mix
 
 
-def _chosen(walker: Walker, options: Options) -> float:
+def _chosen(walker: SequentialPass, options: Options) -> float:
     """The mix that is set, or the candidate of smallest divergence on what is held out."""
-    if options.mix != "search":
-        return options.mix
+    if options.original_input_weight != "search":
+        return options.original_input_weight
     fitted, held_out = _split(len(walker.task.blocks), options.search_share)
     figures = walker.keeper.state.figures
     for mix in options.candidates:
@@ -111,6 +116,6 @@ def _split(sequences: int, share: float) -> tuple[Tensor, Tensor]:
     return rest[::step], held_out
 
 
-def _measured(task: Task, rows: Tensor) -> float:
-    chunks = rows.split(task.options.sequences_per_step)
+def _measured(task: SequentialInputs, rows: Tensor) -> float:
+    chunks = rows.split(task.options.batch_size)
     return mean_divergence(task.original, task.compressed, task.tokens, chunks)

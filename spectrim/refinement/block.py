@@ -9,7 +9,7 @@ share stays fixed, since the later ones' coefficients are made for it: `end_to_e
 
 Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
 step through one block, and two arrays of hidden states, tokens x width x 4 bytes each; with
-basis "covariances" in^2 + out^2 numbers per layer more.
+optimizer_basis "kfac_eigen" in^2 + out^2 numbers per layer more.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._bases import Basis, Rotations, basis_key, rotations
 from spectrim.refinement._bases import requires as basis_requires
-from spectrim.refinement._divergence import Scaling, scaled
-from spectrim.refinement._factors import Parameters, training_form
-from spectrim.refinement._forward import BlockRunner, Precision, Tokens, evaluating
+from spectrim.refinement._divergence import Scaling, scale_by_divergence
+from spectrim.refinement._factors import Parameters, balanced_parameters
+from spectrim.refinement._forward import BlockRunner, Precision, Tokens, evaluation_mode
 from spectrim.refinement._output_metric import output_roots
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 from spectrim.surgery.rewrite import shared_bases
 
@@ -41,35 +41,35 @@ REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 @dataclass(frozen=True)
 class Options:
     """epochs: passes over the sequences for each block, or tokens: to train each block on,
-    padding included, in their place; `warmup` is a share of the steps; precision is that of
-    the matrix products ("float32" or "bfloat16"); basis: the coordinates of Adam's steps
-    (`spectrim/refinement/_bases.py`), scaling of its rate (`_divergence.py`); out_metric
-    "gradient": errors weighted by what they cost (`_output_metric.py`)."""
+    padding included, in their place; `warmup_ratio` is a share of the steps; precision is that
+    of the matrix products ("float32" or "bfloat16"); optimizer_basis: the coordinates of Adam's
+    steps (`spectrim/refinement/_bases.py`), lr_scaling of its rate (`_divergence.py`);
+    out_metric "gradient": errors weighted by what they cost (`_output_metric.py`)."""
 
     epochs: int = 8
     tokens: int | None = None
-    sequences_per_step: int = 4
+    batch_size: int = 4
     learning_rate: float = 1e-3
-    warmup: float = 0.05
-    clip: float = 1.0
+    warmup_ratio: float = 0.05
+    max_grad_norm: float = 1.0
     seed: int = 0
     precision: Precision = "float32"
-    basis: Basis = "parameters"
-    scaling: Scaling = "none"
+    optimizer_basis: Basis = "parameters"
+    lr_scaling: Scaling = "none"
     out_metric: Literal["identity", "gradient"] = "identity"
 
     def __post_init__(self) -> None:
-        numbers = self.epochs, self.tokens or 1, self.sequences_per_step, self.learning_rate
+        numbers = self.epochs, self.tokens or 1, self.batch_size, self.learning_rate
         if min(numbers) <= 0 or self.tokens == 0:
             raise InputError(
-                "epochs, tokens, sequences_per_step and learning_rate have to be positive, got "
-                f"{self.epochs}, {self.tokens}, {self.sequences_per_step} and "
+                "epochs, tokens, batch_size and learning_rate have to be positive, got "
+                f"{self.epochs}, {self.tokens}, {self.batch_size} and "
                 f"{self.learning_rate}"
             )
 
     def schedule(self, blocks: TokenBlocks) -> Schedule:
         sequences, length = blocks.ids.shape
-        rows = min(self.sequences_per_step, sequences)
+        rows = min(self.batch_size, sequences)
         steps = self.epochs * (sequences // rows)
         if self.tokens is not None:
             steps = max(1, self.tokens // (rows * length))
@@ -78,7 +78,7 @@ class Options:
 
 def requires(options: Options) -> tuple[str, ...]:
     """The statistics of the original that these options make use of."""
-    return basis_requires(options.basis)
+    return basis_requires(options.optimizer_basis)
 
 
 def refine(
@@ -86,24 +86,26 @@ def refine(
     compressed: PreTrainedModel,
     blocks: TokenBlocks,
     options: Options,
-    progress: Progress,
+    progress: RunContext,
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("block", original, compressed, blocks, options)
-    key |= basis_key(options.basis, progress.calibration)
+    key |= basis_key(options.optimizer_basis, progress.calibration)
     schedule = options.schedule(blocks)
     tokens = Tokens(blocks, compressed.device, options.precision)
-    with evaluating(original), training_form(compressed) as parameters:
+    with evaluation_mode(original), balanced_parameters(compressed) as parameters:
         run = Run(parameters, progress)
         if not run.finished(key):
-            if options.scaling == "divergence":
-                schedule = scaled(schedule, original, compressed, tokens)
+            if options.lr_scaling == "kl":
+                schedule = scale_by_divergence(schedule, original, compressed, tokens)
             run.go_on()
             runners = BlockRunner(original, tokens), BlockRunner(compressed, tokens)
             gradient = options.out_metric == "gradient"
             roots = output_roots(original, tokens, schedule.rows) if gradient else []
             pair = _Pair(*runners, schedule.rows, roots)
-            turned = rotations(compressed, parameters, options.basis, progress.calibration)
+            turned = rotations(
+                compressed, parameters, options.optimizer_basis, progress.calibration
+            )
             for number, stage in enumerate(pair.stages(parameters, turned)):
                 run.stage(number, stage, schedule, len(blocks))
             run.finish()

@@ -10,7 +10,8 @@ them out.
 
 Memory: both models, AdamW's two moments and a gradient for each trained parameter, the
 activations of one step, its tokens x width x 4 bytes for every block, and three arrays of its
-tokens x vocabulary x 4 bytes; with basis "covariances" in^2 + out^2 numbers per layer more.
+tokens x vocabulary x 4 bytes; with optimizer_basis "kfac_eigen" in^2 + out^2 numbers per layer
+more.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._bases import Basis, basis_key, rotations
 from spectrim.refinement._bases import requires as basis_requires
-from spectrim.refinement._divergence import Scaling, divergence, scaled
-from spectrim.refinement._factors import training_form
-from spectrim.refinement._forward import Precision, Tokens, evaluating
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._divergence import Scaling, divergence, scale_by_divergence
+from spectrim.refinement._factors import balanced_parameters
+from spectrim.refinement._forward import Precision, Tokens, evaluation_mode
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 
 REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv:2604.02119"
@@ -36,39 +37,40 @@ REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv
 
 @dataclass(frozen=True)
 class Options:
-    """tokens: to train on, padding included; each sequence as often as that takes. `warmup`
-    is a share of the steps; gradients are clipped to the norm `clip`; precision is that of
-    the matrix products, "bfloat16" is faster where the processor multiplies it; basis: the
-    coordinates of Adam's steps (`spectrim/refinement/_bases.py`), scaling of its rate
+    """tokens: to train on, padding included; each sequence as often as that takes.
+    `warmup_ratio` is a share of the steps; gradients are clipped to the norm `max_grad_norm`;
+    precision is that of the matrix products, "bfloat16" is faster where the processor
+    multiplies it; optimizer_basis: the coordinates of Adam's steps
+    (`spectrim/refinement/_bases.py`), lr_scaling of its rate
     (`spectrim/refinement/_divergence.py`)."""
 
     tokens: int = 500_000
-    sequences_per_step: int = 4
+    batch_size: int = 4
     learning_rate: float = 5e-4
     hidden: float = 24.0
-    warmup: float = 0.05
-    clip: float = 1.0
+    warmup_ratio: float = 0.05
+    max_grad_norm: float = 1.0
     seed: int = 0
     precision: Precision = "float32"
-    basis: Basis = "parameters"
-    scaling: Scaling = "none"
+    optimizer_basis: Basis = "parameters"
+    lr_scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
-        if self.tokens < 1 or self.sequences_per_step < 1 or self.learning_rate <= 0:
+        if self.tokens < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise InputError(
-                "tokens, sequences_per_step and learning_rate have to be positive, got "
-                f"{self.tokens}, {self.sequences_per_step} and {self.learning_rate}"
+                "tokens, batch_size and learning_rate have to be positive, got "
+                f"{self.tokens}, {self.batch_size} and {self.learning_rate}"
             )
 
     def schedule(self, blocks: TokenBlocks) -> Schedule:
-        rows = min(self.sequences_per_step, len(blocks))
+        rows = min(self.batch_size, len(blocks))
         steps = max(1, self.tokens // (rows * blocks.ids.shape[1]))
         return Schedule.of(self, steps, rows)
 
 
 def requires(options: Options) -> tuple[str, ...]:
     """The statistics of the original that these options make use of."""
-    return basis_requires(options.basis)
+    return basis_requires(options.optimizer_basis)
 
 
 def refine(
@@ -76,11 +78,11 @@ def refine(
     compressed: PreTrainedModel,
     blocks: TokenBlocks,
     options: Options,
-    progress: Progress,
+    progress: RunContext,
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("end_to_end", original, compressed, blocks, options)
-    key |= basis_key(options.basis, progress.calibration)
+    key |= basis_key(options.optimizer_basis, progress.calibration)
     tokens = Tokens(blocks, compressed.device, options.precision)
 
     def loss(rows: Tensor) -> Tensor:
@@ -92,14 +94,16 @@ def refine(
         hidden = sum(away) / len(away) if away else 0.0
         return divergence(wanted, logits, real) + options.hidden * hidden
 
-    with evaluating(original), training_form(compressed) as parameters:
+    with evaluation_mode(original), balanced_parameters(compressed) as parameters:
         run = Run(parameters, progress)
         if not run.finished(key):
             schedule = options.schedule(blocks)
-            if options.scaling == "divergence":
-                schedule = scaled(schedule, original, compressed, tokens)
+            if options.lr_scaling == "kl":
+                schedule = scale_by_divergence(schedule, original, compressed, tokens)
             run.go_on()
-            turned = rotations(compressed, parameters, options.basis, progress.calibration)
+            turned = rotations(
+                compressed, parameters, options.optimizer_basis, progress.calibration
+            )
             stage = Stage("end to end", parameters, loss, turned)
             run.stage(0, stage, schedule, len(blocks))
             run.finish()

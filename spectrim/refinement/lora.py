@@ -27,9 +27,9 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
 from spectrim.layers.lowrank import LowRankLinear
-from spectrim.refinement._factors import Parameters, training_form
+from spectrim.refinement._factors import Parameters, balanced_parameters
 from spectrim.refinement._forward import Precision
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 from spectrim.refinement.next_token import next_token_loss, task_rows
 
@@ -41,34 +41,34 @@ FACTORS = ("left", "right")
 @dataclass(frozen=True)
 class Options:
     """epochs: passes over the sequences for each of the two stages; rank of the updates, at
-    most that of the factor; `warmup` is a share of the steps; precision is that of the matrix
-    products ("float32" or "bfloat16")."""
+    most that of the factor; `warmup_ratio` is a share of the steps; precision is that of the
+    matrix products ("float32" or "bfloat16")."""
 
     rank: int = 8
     alpha: float = 16.0
     epochs: int = 2
-    sequences_per_step: int = 4
+    batch_size: int = 4
     learning_rate: float = 1e-3
-    warmup: float = 0.05
-    clip: float = 1.0
+    warmup_ratio: float = 0.05
+    max_grad_norm: float = 1.0
     seed: int = 0
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
-        numbers = self.rank, self.epochs, self.sequences_per_step
+        numbers = self.rank, self.epochs, self.batch_size
         if min(numbers) < 1 or self.alpha <= 0 or self.learning_rate <= 0:
             raise InputError(
-                "rank, epochs, sequences_per_step, alpha and learning_rate have to be "
+                "rank, epochs, batch_size, alpha and learning_rate have to be "
                 f"positive, got {numbers}, {self.alpha} and {self.learning_rate}"
             )
 
     def schedule(self, sequences: int) -> Schedule:
-        rows = min(self.sequences_per_step, sequences)
+        rows = min(self.batch_size, sequences)
         steps = self.epochs * (sequences // rows)
         return Schedule.of(self, steps, rows)
 
 
-class Updated(nn.Module):
+class LowRankUpdate(nn.Module):
     """`y = factor(x) + scale up(down(x))`; `up` starts at zero."""
 
     def __init__(self, factor: nn.Linear, options: Options, generator: torch.Generator):
@@ -97,13 +97,16 @@ def refine(
     compressed: PreTrainedModel,
     blocks: TokenBlocks,
     options: Options,
-    progress: Progress,
+    progress: RunContext,
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("lora", original, compressed, blocks, options)
     rows = task_rows(blocks)
     loss = partial(next_token_loss, compressed, rows, options.precision)
-    with training_form(compressed) as inside, updated(compressed, inside, options) as stages:
+    with (
+        balanced_parameters(compressed) as inside,
+        add_updates(compressed, inside, options) as stages,
+    ):
         run = Run({n: p for stage in stages.values() for n, p in stage.items()}, progress)
         ordered = [Stage(factor, own, loss) for factor, own in stages.items()]
         run.complete(key, ordered, options.schedule(len(rows)), len(rows))
@@ -111,7 +114,7 @@ def refine(
 
 
 @contextmanager
-def updated(
+def add_updates(
     model: nn.Module, inside: Parameters, options: Options
 ) -> Iterator[dict[str, Parameters]]:
     """Updates of the factors that are among the parameters `inside`: by factor, then by name.
@@ -130,7 +133,7 @@ def updated(
     stages: dict[str, Parameters] = {factor: {} for factor in FACTORS}
     for factor, found in stages.items():
         for name, layer in layers.items():
-            update = Updated(getattr(layer, factor), options, generator)
+            update = LowRankUpdate(getattr(layer, factor), options, generator)
             setattr(layer, factor, update)
             found |= {f"{name}.{factor}.down": update.down, f"{name}.{factor}.up": update.up}
     try:

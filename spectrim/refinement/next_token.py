@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.refinement._factors import training_form
+from spectrim.refinement._factors import balanced_parameters
 from spectrim.refinement._forward import Precision
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._training import Run, Schedule, Stage, run_key
 from spectrim.tasks import TaskRows, task_loss
 
@@ -31,31 +31,31 @@ REFERENCE = "the fine-tuning of Basel, arXiv:2405.15877; of AA-SVD's third level
 
 @dataclass(frozen=True)
 class Options:
-    """steps of `sequences_per_step` rows each; None: `epochs` over the rows. `warmup` is a
-    share of the steps; gradients are clipped to the norm `clip`; precision is that of the
+    """steps of `batch_size` rows each; None: `epochs` over the rows. `warmup_ratio` is a share
+    of the steps; gradients are clipped to the norm `max_grad_norm`; precision is that of the
     matrix products ("float32" or "bfloat16")."""
 
     epochs: int = 3
     steps: int | None = None
-    sequences_per_step: int = 32
+    batch_size: int = 32
     learning_rate: float = 5e-4
-    warmup: float = 0.03
-    clip: float = 1.0
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
     seed: int = 0
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         steps = 1 if self.steps is None else self.steps
-        counts = (self.epochs, steps, self.sequences_per_step)
+        counts = (self.epochs, steps, self.batch_size)
         if min(counts) < 1 or self.learning_rate <= 0:
             raise InputError(
-                "epochs, steps, sequences_per_step and learning_rate have to be positive, got "
-                f"{self.epochs}, {self.steps}, {self.sequences_per_step} and "
+                "epochs, steps, batch_size and learning_rate have to be positive, got "
+                f"{self.epochs}, {self.steps}, {self.batch_size} and "
                 f"{self.learning_rate}"
             )
 
     def schedule(self, sequences: int) -> Schedule:
-        rows = min(self.sequences_per_step, sequences)
+        rows = min(self.batch_size, sequences)
         steps = self.steps or self.epochs * (sequences // rows)
         return Schedule.of(self, steps, rows)
 
@@ -65,13 +65,13 @@ def refine(
     compressed: PreTrainedModel,
     blocks: TokenBlocks,
     options: Options,
-    progress: Progress,
+    progress: RunContext,
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
     key = run_key("next_token", original, compressed, blocks, options)
     rows = task_rows(blocks)
     loss = partial(next_token_loss, compressed, rows, options.precision)
-    with training_form(compressed) as parameters:
+    with balanced_parameters(compressed) as parameters:
         stage = Stage("next token", parameters, loss)
         schedule = options.schedule(len(rows))
         Run(parameters, progress).complete(key, [stage], schedule, len(rows))

@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.linalg.aces import TailShare
+from spectrim.linalg.aces import AcesObjective
 from spectrim.refinement import _sequential_task
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._sequential import rewrite
 from spectrim.refinement._sequential_layers import Problem
-from spectrim.refinement._sequential_task import SequentialOptions, Task
+from spectrim.refinement._sequential_task import SequentialInputs, SequentialOptions
 
 REFERENCE = "SAES-SVD, 2026, arXiv:2602.03051"
 REQUIRES = _sequential_task.REQUIRES
@@ -59,10 +59,10 @@ def refine(
     compressed: PreTrainedModel,
     blocks: TokenBlocks,
     options: Options,
-    progress: Progress,
+    progress: RunContext,
 ) -> PreTrainedModel:
     """Rewrites `compressed` in place. Raises InputError without the statistics it needs."""
-    task = Task("saes", original, compressed, blocks, options, progress)
+    task = SequentialInputs("saes", original, compressed, blocks, options, progress)
     return rewrite(task, lambda walker: lambda problem: _beta(problem, options.betas))
 
 
@@ -70,7 +70,7 @@ def _beta(problem: Problem, interval: tuple[float, float]) -> float:
     assert problem.shift is not None, "saes walks the original too"
     target = _whitened(problem, problem.in_metric.covariance)
     change = _whitened(problem, problem.shift)
-    return TailShare.of(target, change, problem.rank).best(interval)
+    return AcesObjective.of(target, change, problem.rank).best(interval)
 
 
 def _whitened(problem: Problem, moment: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.refinement import _sequential_task
-from spectrim.refinement._progress import Progress
+from spectrim.refinement._progress import RunContext
 from spectrim.refinement._sequential import rewrite
-from spectrim.refinement._sequential_task import SequentialOptions, Task
+from spectrim.refinement._sequential_task import SequentialInputs, SequentialOptions
 
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378; L_out: Li et al., 2026, arXiv:2604.00821"
 REQUIRES = _sequential_task.REQUIRES
@@ -31,8 +31,8 @@ def refine(
     compressed: PreTrainedModel,
     blocks: TokenBlocks,
     options: Options,
-    progress: Progress,
+    progress: RunContext,
 ) -> PreTrainedModel:
     """Rewrites `compressed` in place. Raises InputError without the statistics it needs."""
-    task = Task("shifted", original, compressed, blocks, options, progress)
+    task = SequentialInputs("shifted", original, compressed, blocks, options, progress)
     return rewrite(task, lambda walker: None)

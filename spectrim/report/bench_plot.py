@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
-from spectrim.pipeline.benching import Row
+from spectrim.pipeline.benching import BenchRow
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50
 LEGEND_LINE = 18
-COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a")
+COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a")
 DASHES = ("", "6 3", "2 3")
 _LEAST = 1e-6
 
@@ -50,7 +50,7 @@ class _Axes:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def bench_svg(rows: Sequence[Row], title: str) -> str:
+def bench_svg(rows: Sequence[BenchRow], title: str) -> str:
     """SVG text; losses of zero or below stand on the lower edge."""
     lines = lines_of(rows)
     counted = _TIME if any(row.time is not None for row in rows) else _BYTES
@@ -68,7 +68,7 @@ def bench_svg(rows: Sequence[Row], title: str) -> str:
     )
 
 
-def lines_of(rows: Sequence[Row]) -> dict[str, list[Point]]:
+def lines_of(rows: Sequence[BenchRow]) -> dict[str, list[Point]]:
     """By recipe, its points in order of size; loss on the first text."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
@@ -88,12 +88,12 @@ def _axes(points: Sequence[Point], size: _Size) -> _Axes:
 
 
 def _line(axes: _Axes, name: str, points: Sequence[Point], number: int) -> str:
-    colour = COLOURS[number % len(COLOURS)]
-    dash = DASHES[number // len(COLOURS) % len(DASHES)]
-    stroke = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
+    color = COLORS[number % len(COLORS)]
+    dash = DASHES[number // len(COLORS) % len(DASHES)]
+    stroke = f'stroke="{color}" stroke-width="2" stroke-dasharray="{dash}"'
     path = " ".join(f"{axes.x(size):.1f},{axes.y(loss):.1f}" for size, loss in points)
     dots = "".join(
-        f'<circle cx="{axes.x(size):.1f}" cy="{axes.y(loss):.1f}" r="3" fill="{colour}">'
+        f'<circle cx="{axes.x(size):.1f}" cy="{axes.y(loss):.1f}" r="3" fill="{color}">'
         f"<title>{escape(name)}: {axes.size.point.format(size)}, {loss:+.4f} nats</title>"
         "</circle>"
         for size, loss in points

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spectrim.pipeline.benching import Bench, Row
+from spectrim.pipeline.benching import Bench, BenchRow
 
 STAGES = ("calibrate", "decompose", "measure", "compress", "refine", "evaluate")
 _AT_EQUAL_TIME = """\
@@ -116,12 +116,12 @@ def _dense_cells(bench: Bench) -> tuple[str, ...]:
     return ("original", "-", "1.0000", "-", f"{found.file_bytes:,}", *perplexities, *rest)
 
 
-def _time_cells(row: Row) -> tuple[str, str]:
+def _time_cells(row: BenchRow) -> tuple[str, str]:
     mark = "!" if row.exceeds else ""
     return _number(row.planned_time, ".3f"), _number(row.time, ".3f") + mark
 
 
-def _cells(row: Row, texts: Sequence[str]) -> tuple[str, ...]:
+def _cells(row: BenchRow, texts: Sequence[str]) -> tuple[str, ...]:
     mark = "!" if row.exceeds and row.time is None else ""
     loss = row.loss_increase.get(texts[0])
     return (

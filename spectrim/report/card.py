@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spectrim.hub import CardFacts, model_card
-from spectrim.hub.licence import licence_of
+from spectrim.hub.licence import license_of
 from spectrim.planning import Plan
 from spectrim.recipe import Recipe
 
@@ -26,7 +26,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
             data=_data(recipe),
             figures=figures,
             ranks=plan.ranks,
-            license=licence_of(base),
+            license=license_of(base),
         )
     )
 

@@ -18,7 +18,7 @@ from spectrim.data import TokenBlocks
 from spectrim.data.reading import leading_tokens
 from spectrim.evaluation import kl_divergence
 from spectrim.evaluation._forward import inference
-from spectrim.report.facts import Continuation, Facts
+from spectrim.report.facts import Continuation, ReportData
 from spectrim.tasks import TaskExample
 from spectrim.tasks.answering import Group, greedy_answers
 
@@ -27,8 +27,8 @@ DIVERGENCE_TOKENS = 4096
 
 
 def with_divergence(
-    facts: Facts, original: PreTrainedModel, smaller: PreTrainedModel, blocks: TokenBlocks
-) -> Facts:
+    facts: ReportData, original: PreTrainedModel, smaller: PreTrainedModel, blocks: TokenBlocks
+) -> ReportData:
     """With KL(original || smaller) on the first tokens of `blocks`: the expected increase of
     the loss under the original's own predictions."""
     rows = max(1, DIVERGENCE_TOKENS // blocks.ids.shape[1])
@@ -44,14 +44,16 @@ def with_divergence(
 
 
 def with_texts(
-    facts: Facts,
+    facts: ReportData,
     original: PreTrainedModel,
     smaller: PreTrainedModel,
     tokenizer: Any,
     prompts: Sequence[str] = (),
-) -> Facts:
+) -> ReportData:
     """With greedy continuations of `prompts`, or of some that the original draws."""
-    examples = [TaskExample(prompt, "-") for prompt in prompts or drawn(original, tokenizer)]
+    examples = [
+        TaskExample(prompt, "-") for prompt in prompts or draw_prompts(original, tokenizer)
+    ]
     groups = [Group([number], NEW_TOKENS) for number in range(len(examples))]
     dense, small = (
         greedy_answers(model, tokenizer, examples, groups, lambda items, *more: items)
@@ -64,7 +66,7 @@ def with_texts(
     return replace(facts, texts=texts)
 
 
-def drawn(model: PreTrainedModel, tokenizer: Any) -> list[str]:
+def draw_prompts(model: PreTrainedModel, tokenizer: Any) -> list[str]:
     """Openings of documents that the model draws; none where no token opens one."""
     start = leading_tokens(tokenizer)
     if not start:

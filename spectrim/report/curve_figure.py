@@ -8,7 +8,7 @@ from math import floor
 from markupsafe import Markup
 
 from spectrim.report import numbers
-from spectrim.report.facts import Facts, Point
+from spectrim.report.facts import Point, ReportData
 from spectrim.report.kept_grid import kept_tick, kept_ticks, loss_grid
 from spectrim.report.svg import Axes, Box, decades, element, line, polyline, text
 
@@ -18,7 +18,7 @@ _LABEL_ROOM = 122
 """Width that a label beside a point takes."""
 
 
-def axes_of(facts: Facts) -> Axes:
+def axes_of(facts: ReportData) -> Axes:
     points = [*facts.curve, *facts.probes]
     shown = [facts.predicted_loss, facts.result, *(point.loss for point in points)]
     low, high = decades([loss for loss in shown if loss])
@@ -26,7 +26,7 @@ def axes_of(facts: Facts) -> Axes:
     return Axes(BOX, floor(first * 10 + 1e-6) / 10, 1.0, low, high)
 
 
-def curve_figure(facts: Facts) -> Markup:
+def curve_figure(facts: ReportData) -> Markup:
     axes = axes_of(facts)
     drawn = [point for point in facts.curve if point.loss >= 10.0**axes.low]
     name = "predicted loss increase at every size, with what was measured"
@@ -45,7 +45,7 @@ def curve_figure(facts: Facts) -> Markup:
     )
 
 
-def _tick(axes: Axes, facts: Facts, kept: float) -> list[Markup]:
+def _tick(axes: Axes, facts: ReportData, kept: float) -> list[Markup]:
     """The share of the weights, and under it what the file then takes."""
     parts = kept_tick(axes, kept)
     if facts.parts:
@@ -54,7 +54,7 @@ def _tick(axes: Axes, facts: Facts, kept: float) -> list[Markup]:
     return parts
 
 
-def bytes_at(facts: Facts, kept: float) -> float:
+def bytes_at(facts: ReportData, kept: float) -> float:
     """Bytes of the whole model with that share of the layers' weights."""
     return facts.other_bytes + kept * facts.dense_weights * facts.itemsize
 
@@ -73,7 +73,7 @@ def _probes(axes: Axes, probes: Sequence[Point]) -> list[Markup]:
     ]
 
 
-def _marks(axes: Axes, facts: Facts) -> list[Markup]:
+def _marks(axes: Axes, facts: ReportData) -> list[Markup]:
     """The plan, and the saved model where it was measured, the higher of them named first."""
     x, found = axes.x(facts.kept), []
     if facts.predicted_loss is not None:

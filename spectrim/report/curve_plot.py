@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
-from spectrim.planning import CurvePoint
+from spectrim.planning import SizeLossPoint
 
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50
@@ -27,7 +27,7 @@ class _Axes:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def curve_svg(points: Sequence[CurvePoint], title: str, chosen: float | None = None) -> str:
+def curve_svg(points: Sequence[SizeLossPoint], title: str, chosen: float | None = None) -> str:
     """SVG text; `chosen` is the kept fraction of a plan to mark."""
     shown = [point for point in points if point.predicted_loss > 0]
     axes = _axes([point.predicted_loss for point in shown])

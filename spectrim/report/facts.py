@@ -69,7 +69,7 @@ class Continuation:
 
 
 @checked(frozen=True, config=_STRICT)
-class Facts:
+class ReportData:
     """curve: predicted, for all budgets; probes: measured on the way to it; result: measured
     of the saved model, None before it was. prunings: the task's loss before and after each, of
     a model whose bases were selected. itemsize: bytes per stored weight."""
@@ -110,14 +110,14 @@ class Facts:
         return sum(part.stored for part in self.parts) - layers
 
     def to_json(self) -> str:
-        values = TypeAdapter(Facts).dump_python(self, mode="json")
+        values = TypeAdapter(ReportData).dump_python(self, mode="json")
         return json.dumps(values, allow_nan=False) + "\n"
 
 
-def load_facts(path: Path) -> Facts:
+def load_facts(path: Path) -> ReportData:
     """Raises InputError for a file that cannot be read, CheckpointError for other values."""
     try:
-        return TypeAdapter(Facts).validate_python(read_mapping(path))
+        return TypeAdapter(ReportData).validate_python(read_mapping(path))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "file"

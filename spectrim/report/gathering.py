@@ -16,7 +16,7 @@ from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.planning import SHARED, Decomposition, LayerPlan, Plan, make_plan, size_curve
 from spectrim.recipe import Recipe
-from spectrim.report.facts import Cell, Facts, LayerFacts, Part, Point, cell_of
+from spectrim.report.facts import Cell, LayerFacts, Part, Point, ReportData, cell_of
 
 CURVE_BUDGETS = tuple(round(0.05 * i, 2) for i in range(1, 21))
 _MOST_NUMBERS = 24_000
@@ -25,7 +25,7 @@ _MOST_PER_LAYER, _FEWEST_PER_LAYER = 96, 12
 _EMBEDDINGS, _REST = "embedding and output head", "norms, biases and the rest"
 
 
-def plan_facts(model: str, plan: Plan, recipe: Recipe) -> Facts:
+def plan_facts(model: str, plan: Plan, recipe: Recipe) -> ReportData:
     """What a plan alone tells. `model` is the name of the original."""
     given = plan.provenance.get("data")
     data = given if isinstance(given, dict) else {"fingerprint": given} if given else {}
@@ -34,7 +34,7 @@ def plan_facts(model: str, plan: Plan, recipe: Recipe) -> Facts:
         for name, layer in plan.layers.items()
         for module, rows in (layer.members or {name: layer.shape[0]}).items()
     ]
-    return Facts(
+    return ReportData(
         model,
         plan.method,
         plan.allocation,
@@ -70,7 +70,7 @@ def _stored(layer: LayerPlan, kind: str) -> int:
     return layer_class(kind).cost(*layer.shape, layer.rank)
 
 
-def with_curves(facts: Facts, decomposition: Decomposition, recipe: Recipe) -> Facts:
+def with_curves(facts: ReportData, decomposition: Decomposition, recipe: Recipe) -> ReportData:
     """With the curve of all sizes, what was measured on the way to it, and the spectra."""
     curve = size_curve(decomposition, recipe, CURVE_BUDGETS)
     return replace(
@@ -88,7 +88,7 @@ def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
     found = []
     for budget in JOINT_BUDGETS if measured else ():
         try:
-            plan = make_plan(decomposition, recipe.for_measuring(budget))
+            plan = make_plan(decomposition, recipe.for_probing(budget))
         except InputError:
             continue
         loss = measured.get(sum(layer.predicted_loss for layer in plan.layers.values()))
@@ -126,7 +126,7 @@ def _with_spectrum(
     layer: LayerFacts, name: str, decomposition: Decomposition, most: int
 ) -> LayerFacts:
     spectrum, curve = decomposition.factors[name].spectrum, decomposition.curves[name]
-    ranks = sampled_ranks(len(spectrum), most, layer.rank)
+    ranks = sample_ranks(len(spectrum), most, layer.rank)
     return replace(
         layer,
         ranks=ranks,
@@ -135,7 +135,7 @@ def _with_spectrum(
     )
 
 
-def sampled_ranks(highest: int, most: int, wanted: int | None) -> list[int]:
+def sample_ranks(highest: int, most: int, wanted: int | None) -> list[int]:
     """At most `most` + 1 of 1 .. highest, denser at low ranks, with both ends and `wanted`."""
     if highest <= most:
         return list(range(1, highest + 1))
@@ -150,8 +150,8 @@ def _short(value: float | Tensor) -> float:
 
 
 def with_bytes(
-    facts: Facts, original: nn.Module, smaller: nn.Module, stored: torch.dtype
-) -> Facts:
+    facts: ReportData, original: nn.Module, smaller: nn.Module, stored: torch.dtype
+) -> ReportData:
     """With where the bytes went; the original's in the dtype its checkpoint has."""
     width = stored.itemsize
     dense = {
@@ -168,8 +168,8 @@ def with_bytes(
 
 
 def with_planned_bytes(
-    facts: Facts, original: nn.Module, stored: torch.dtype, saved: torch.dtype
-) -> Facts:
+    facts: ReportData, original: nn.Module, stored: torch.dtype, saved: torch.dtype
+) -> ReportData:
     """With where the bytes will go, when all else than the plan's layers stays as it is."""
     dense, left = (
         {

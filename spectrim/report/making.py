@@ -26,14 +26,14 @@ from spectrim.report.facts import (
     EVENTS_FILE,
     FACTS_FILE,
     PAGE_FILE,
-    Facts,
     LayerFacts,
+    ReportData,
     load_facts,
 )
 from spectrim.report.gathering import parts_of, plan_facts, with_bytes, with_curves
 from spectrim.report.page import report_page
 from spectrim.report.pruning_figure import with_prunings
-from spectrim.surgery.adapters import shape_of
+from spectrim.surgery.adapters import get_shape
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Made:
+class CompressionResult:
     """What was compressed, by which plan and recipe, and what the plan was cut from."""
 
     model: str
@@ -56,7 +56,7 @@ class Made:
     decomposition: Decomposition | None = None
 
 
-def facts_of(made: Made, pair: Pair) -> Facts:
+def facts_of(made: CompressionResult, pair: Pair) -> ReportData:
     """Without running a model."""
     facts = plan_facts(made.model, made.plan, made.recipe)
     if made.decomposition is not None:
@@ -64,7 +64,7 @@ def facts_of(made: Made, pair: Pair) -> Facts:
     return with_bytes(facts, pair.original, pair.smaller, pair.stored)
 
 
-def compared(facts: Facts, pair: Pair, recipe: Recipe) -> Facts:
+def compare(facts: ReportData, pair: Pair, recipe: Recipe) -> ReportData:
     """With what both models do on the calibration's first tokens and on a few prompts.
 
     A model that cannot be run so is still a result: the page goes without, with a warning.
@@ -79,13 +79,13 @@ def compared(facts: Facts, pair: Pair, recipe: Recipe) -> Facts:
         return facts
 
 
-def report_extras(facts: Facts, page: bool = True) -> dict[str, str]:
+def report_extras(facts: ReportData, page: bool = True) -> dict[str, str]:
     """Files to write beside a checkpoint, by name."""
     pages = {PAGE_FILE: report_page(facts)} if page else {}
     return {FACTS_FILE: facts.to_json(), **pages}
 
 
-def facts_in(directory: Path) -> Facts:
+def facts_in(directory: Path) -> ReportData:
     """Those that were kept, else what the checkpoint itself tells.
 
     Raises InputError for a directory that holds no result.
@@ -103,7 +103,7 @@ def facts_in(directory: Path) -> Facts:
     return facts
 
 
-def _facts_of_checkpoint(directory: Path) -> Facts:
+def _facts_of_checkpoint(directory: Path) -> ReportData:
     model, _ = hub.load(directory)
     config = model.config.quantization_config
     if not config.layers:
@@ -113,7 +113,7 @@ def _facts_of_checkpoint(directory: Path) -> Facts:
     kept = sum(layer.weights for layer in layers) / dense
     plan = config.provenance.get("plan") or {}
     recipe = directory / "spectrim_recipe.yaml"
-    facts = Facts(
+    facts = ReportData(
         directory.resolve().name,
         plan.get("method", "unknown method"),
         plan.get("allocation", "unknown"),
@@ -132,7 +132,7 @@ def _facts_of_checkpoint(directory: Path) -> Facts:
 def _layers_of(model: nn.Module, entries: dict[str, Any]) -> Iterator[LayerFacts]:
     for name, module in linear_layers(model):
         if not isinstance(module, CompactLinear):
-            shape = shape_of(module)
+            shape = get_shape(module)
             yield LayerFacts(name, shape, None, "dense", math.prod(shape))
             continue
         weights = sum(p.numel() for n, p in module.named_parameters() if "bias" not in n)
@@ -140,7 +140,7 @@ def _layers_of(model: nn.Module, entries: dict[str, Any]) -> Iterator[LayerFacts
         yield LayerFacts(name, shape, module.rank or None, entries[name]["kind"], weights)
 
 
-def _with_own_bytes(facts: Facts, model: PreTrainedModel) -> Facts:
+def _with_own_bytes(facts: ReportData, model: PreTrainedModel) -> ReportData:
     """Bytes before as if every layer were dense in the dtype that it is stored in."""
     names = {layer.name for layer in facts.layers}
     state = model.state_dict()

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from spectrim.layers import layer_class
 from spectrim.report import numbers
 from spectrim.report.curve_figure import axes_of, bytes_at, curve_figure
-from spectrim.report.facts import Continuation, Facts, LayerFacts
+from spectrim.report.facts import Continuation, LayerFacts, ReportData
 from spectrim.report.pruning_figure import pruning_figure
 from spectrim.report.rank_map import rank_map, shared_start
 from spectrim.report.spectrum_figure import LOWER, UPPER, spectrum_figure
@@ -29,7 +29,7 @@ from spectrim.report.spectrum_figure import LOWER, UPPER, spectrum_figure
 _FILTERS = {"size": numbers.size, "loss": numbers.loss, "percent": numbers.percent}
 
 
-def report_page(facts: Facts, live: Mapping[str, Any] | None = None) -> str:
+def report_page(facts: ReportData, live: Mapping[str, Any] | None = None) -> str:
     """HTML. live: what the script needs to ask a server for other plans."""
     panels = [layer for layer in facts.layers if layer.ranks]
     worst = max(panels, key=lambda layer: layer.loss or 0.0, default=None)
@@ -54,12 +54,12 @@ def report_page(facts: Facts, live: Mapping[str, Any] | None = None) -> str:
     )
 
 
-def _most_bytes(facts: Facts) -> int:
+def _most_bytes(facts: ReportData) -> int:
     """Of the largest part: the width of the bars."""
     return max((max(part.dense, part.stored) for part in facts.parts), default=1)
 
 
-def headline(facts: Facts) -> list[tuple[str, str, str]]:
+def headline(facts: ReportData) -> list[tuple[str, str, str]]:
     """What, how much, and a word on it."""
     found = [("layer weights kept", numbers.percent(facts.kept), _of_budget(facts))]
     dense, stored = (sum(getattr(p, n) for p in facts.parts) for n in ("dense", "stored"))
@@ -81,7 +81,7 @@ def headline(facts: Facts) -> list[tuple[str, str, str]]:
     return found
 
 
-def _of_budget(facts: Facts) -> str:
+def _of_budget(facts: ReportData) -> str:
     dense = sum(layer.rank is None for layer in facts.layers)
     return f"{dense} of {len(facts.layers)} layers left dense"
 
@@ -100,7 +100,7 @@ def _forked(text: Continuation) -> tuple[str, str, str]:
     return same, text.dense[len(same) :], text.compressed[len(same) :]
 
 
-def script_numbers(facts: Facts, live: Mapping[str, Any] | None) -> Markup:
+def script_numbers(facts: ReportData, live: Mapping[str, Any] | None) -> Markup:
     """What the script reads, as JSON that cannot end the element it stands in."""
     axes = axes_of(facts)
     values = {

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from spectrim.errors import CheckpointError
 from spectrim.report import numbers
-from spectrim.report.facts import Facts, Point
+from spectrim.report.facts import Point, ReportData
 from spectrim.report.kept_grid import kept_tick, kept_ticks, loss_grid
 from spectrim.report.svg import Axes, Box, decades, element, polyline
 
@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 400, 290
 BOX = Box(46, 32, 374, 250)
 
 
-def with_prunings(facts: Facts, events: str, source: str = "events") -> Facts:
+def with_prunings(facts: ReportData, events: str, source: str = "events") -> ReportData:
     """With the kept fraction and loss before and after each pruning, one JSON object a line.
 
     Raises CheckpointError for a line that is no pruning.
@@ -35,7 +35,7 @@ def with_prunings(facts: Facts, events: str, source: str = "events") -> Facts:
     return replace(facts, prunings=points)
 
 
-def pruning_figure(facts: Facts) -> Markup:
+def pruning_figure(facts: ReportData) -> Markup:
     """Two points a pruning, before and after it; between prunings the model is tuned."""
     points = facts.prunings
     low, high = decades([point.loss for point in points])

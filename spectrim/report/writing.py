@@ -8,12 +8,12 @@ from pathlib import Path
 from spectrim import hub
 from spectrim.report.card import card_for
 from spectrim.report.facts import EVENTS_FILE
-from spectrim.report.making import Made, Pair, compared, facts_of, report_extras
+from spectrim.report.making import CompressionResult, Pair, compare, facts_of, report_extras
 from spectrim.report.pruning_figure import with_prunings
 
 
 @dataclass(frozen=True)
-class Place:
+class OutputSpec:
     """Where to, and whether over an earlier result and with a page."""
 
     output: Path
@@ -21,14 +21,16 @@ class Place:
     page: bool = True
 
 
-def write_result(made: Made, pair: Pair, place: Place, events: str | None = None) -> None:
+def write_result(
+    made: CompressionResult, pair: Pair, place: OutputSpec, events: str | None = None
+) -> None:
     """Card, recipe, plan, facts, the page, and where bases were selected the prunings.
 
     Raises InputError where it cannot be written.
     """
     facts = with_prunings(facts_of(made, pair), events or "")
     if place.page:
-        facts = compared(facts, pair, made.recipe)
+        facts = compare(facts, pair, made.recipe)
     extras = report_extras(facts, place.page) | {
         "spectrim_recipe.yaml": made.recipe.to_yaml(),
         "spectrim_plan.yaml": made.plan.to_yaml(),

@@ -3,27 +3,27 @@
 from spectrim.selection.importance import IMPORTANCE, Importance
 from spectrim.selection.moments import Moments, moments
 from spectrim.selection.objective import Objective
-from spectrim.selection.options import SelectionOptions
-from spectrim.selection.rules import LayerCost, select, stored
-from spectrim.selection.run import Problem, run_selection
-from spectrim.selection.spectral import SpectralLinear, Thin, refactored
-from spectrim.selection.state import Event, SelectionState
+from spectrim.selection.options import PruningOptions
+from spectrim.selection.rules import LayerCost, select, stored_weights
+from spectrim.selection.run import Problem, run_pruning
+from spectrim.selection.spectral import SpectralLinear, ThinSVD, thin_svd
+from spectrim.selection.state import PruneStep, PruningState
 
 __all__ = [
     "IMPORTANCE",
-    "Event",
     "Importance",
     "LayerCost",
     "Moments",
     "Objective",
     "Problem",
-    "SelectionOptions",
-    "SelectionState",
+    "PruneStep",
+    "PruningOptions",
+    "PruningState",
     "SpectralLinear",
-    "Thin",
+    "ThinSVD",
     "moments",
-    "refactored",
-    "run_selection",
+    "run_pruning",
     "select",
-    "stored",
+    "stored_weights",
+    "thin_svd",
 ]

@@ -6,72 +6,72 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from spectrim.errors import InputError
-from spectrim.selection.importance import IMPORTANCE, Slope
+from spectrim.selection.importance import IMPORTANCE, GradientTerm
 from spectrim.selection.rules import Rule
 
-Tuned = Literal["coordinates", "bases"]
+Trainable = Literal["singular_values", "factors"]
 _BASEL_WIDTH, _BASEL_BASES = 4096, 32
 
 
 @dataclass(frozen=True)
-class SelectionOptions:
-    """slope: how the first-order part of an importance counts in the order of removal (see
-    `Importance.order`). events: prunings, spread over the first `pruning_share` of `steps`;
-    steps: of tuning.
+class PruningOptions:
+    """gradient_term: how the first-order part of an importance counts in the order of removal
+    (see `Importance.order`). prune_steps: prunings, spread over the first `prune_until` of
+    `steps`; steps: of tuning.
 
-    rows_per_step of the task per step; scoring_rows: how many the importance is estimated on.
-    tuned: "coordinates" alone as the papers do, or the "bases" themselves as well.
-    learning_rate: of the relative coordinates; bases_rate: of bases that are tuned;
-    new_bases_rate: of the new bases. new_bases: per layer, None for Basel's 32 in proportion
-    to a width of 4096 (at least 1); none where nothing would train them. smallest:
+    batch_size: rows of the task per step; scoring_examples: how many the importance is
+    estimated on. trainable: "singular_values" alone as the papers do, or the "factors"
+    themselves as well. learning_rate: of the relative coordinates; factor_lr: of factors that
+    are trained; extra_rank_lr: of the new bases. extra_rank: per layer, None for Basel's 32 in
+    proportion to a width of 4096 (at least 1); none where nothing would train them. svd_cutoff:
     singular values below this share of a layer's mean are dropped in the end.
     """
 
     importance: str = "kronecker"
     importance_options: dict[str, Any] = field(default_factory=dict)
     rule: Rule = "global"
-    slope: Slope = "size"
-    events: int = 20
+    gradient_term: GradientTerm = "absolute"
+    prune_steps: int = 20
     steps: int = 400
-    pruning_share: float = 0.75
-    rows_per_step: int = 32
-    scoring_rows: int = 256
-    tuned: Tuned = "coordinates"
+    prune_until: float = 0.75
+    batch_size: int = 32
+    scoring_examples: int = 256
+    trainable: Trainable = "singular_values"
     learning_rate: float = 1e-2
-    bases_rate: float = 4e-4
-    new_bases_rate: float = 1e-3
-    new_bases: int | None = None
-    warmup: float = 0.03
-    clip: float = 1.0
-    smallest: float = 1e-3
+    factor_lr: float = 4e-4
+    extra_rank_lr: float = 1e-3
+    extra_rank: int | None = None
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    svd_cutoff: float = 1e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
         IMPORTANCE.options(self.importance, self.importance_options)
-        for name in ("events", "rows_per_step", "scoring_rows"):
+        for name in ("prune_steps", "batch_size", "scoring_examples"):
             _at_least_one(name, getattr(self, name))
-        rates = (self.learning_rate, self.bases_rate, self.new_bases_rate)
+        rates = (self.learning_rate, self.factor_lr, self.extra_rank_lr)
         if not (self.steps >= 0 and min(rates) > 0):
             raise InputError(
-                f"steps {self.steps} and learning_rate, bases_rate and new_bases_rate {rates} "
+                f"steps {self.steps} and learning_rate, factor_lr and extra_rank_lr {rates} "
                 "have to be positive (steps may be 0)"
             )
-        if not 0 <= self.pruning_share <= 1:
-            raise InputError(f"pruning_share {self.pruning_share} is not between 0 and 1")
+        if not 0 <= self.prune_until <= 1:
+            raise InputError(f"prune_until {self.prune_until} is not between 0 and 1")
 
-    def bases_for(self, shape: tuple[int, int]) -> int:
+    def extra_rank_for(self, shape: tuple[int, int]) -> int:
         """New bases of a layer of this shape."""
         if self.steps == 0:
             return 0
-        if self.new_bases is not None:
-            return self.new_bases
+        if self.extra_rank is not None:
+            return self.extra_rank
         return max(1, round(_BASEL_BASES * min(shape) / _BASEL_WIDTH))
 
     @property
-    def event_steps(self) -> list[int]:
+    def prune_at(self) -> list[int]:
         """The tuning step before which each pruning happens, ascending."""
-        span = self.pruning_share * self.steps
-        return [round(span * number / self.events) for number in range(self.events)]
+        span = self.prune_until * self.steps
+        return [round(span * number / self.prune_steps) for number in range(self.prune_steps)]
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spectrim.errors import InputError
 
-Rule = Literal["global", "mass"]
+Rule = Literal["global", "energy"]
 _BISECTIONS = 60
 
 
@@ -65,7 +65,7 @@ def select(
     return {name: _best(scores[name], kept[name]) for name in scores}
 
 
-def stored(kept: dict[str, int], costs: dict[str, LayerCost]) -> int:
+def stored_weights(kept: dict[str, int], costs: dict[str, LayerCost]) -> int:
     """Weights of all layers together, each with its number of bases."""
     return sum(costs[name].of(count) for name, count in kept.items())
 
@@ -83,7 +83,7 @@ def _global(
     order = torch.cat(prices).argsort(stable=True).tolist()
     owner = [name for name, price in zip(names, prices, strict=True) for _ in price]
     kept = {name: len(scores[name]) for name in names}
-    total = stored(kept, costs)
+    total = stored_weights(kept, costs)
     for position in order:
         if total <= weights:
             break
@@ -108,11 +108,13 @@ def _mass(
         }
 
     low, high = 0.0, 1.0
-    if stored(at(high), costs) <= weights:
+    if stored_weights(at(high), costs) <= weights:
         return at(high)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        low, high = (middle, high) if stored(at(middle), costs) <= weights else (low, middle)
+        low, high = (
+            (middle, high) if stored_weights(at(middle), costs) <= weights else (low, middle)
+        )
     return at(low)
 
 

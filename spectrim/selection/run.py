@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import CheckpointError, NumericalError
-from spectrim.refinement import Progress, Schedule
+from spectrim.refinement import RunContext, Schedule
 from spectrim.selection.importance import IMPORTANCE, Importance
 from spectrim.selection.objective import Objective
-from spectrim.selection.options import SelectionOptions, kept_after
-from spectrim.selection.rules import LayerCost, select, stored
+from spectrim.selection.options import PruningOptions, kept_after
+from spectrim.selection.rules import LayerCost, select, stored_weights
 from spectrim.selection.spectral import SpectralLinear
-from spectrim.selection.state import Event, SelectionState, parameters_of
-from spectrim.workspace import present
+from spectrim.selection.state import PruneStep, PruningState, parameters_of
+from spectrim.workspace import exists
 
 _BETAS = (0.9, 0.95)
 _BY_BASIS = {"coordinates": 0, "left": 1, "right": 0}
@@ -52,56 +52,54 @@ class Problem:
 
     def kept(self) -> float:
         counts = {name: layer.bases for name, layer in self.layers.items()}
-        return stored(counts, self.costs) / self.dense_weights
+        return stored_weights(counts, self.costs) / self.dense_weights
 
 
-def run_selection(
-    problem: Problem, options: SelectionOptions, progress: Progress, key: dict[str, Any]
-) -> SelectionState:
+def run_pruning(
+    problem: Problem, options: PruningOptions, progress: RunContext, key: dict[str, Any]
+) -> PruningState:
     """Prunes and tunes the layers in place; continues what the workspace has under `key`.
 
     Raises NumericalError for a loss that is not finite, InputError for a budget that one
     basis per layer does not fit.
     """
     for number, layer in enumerate(problem.layers.values()):
-        layer.add_bases(options.bases_for(layer.shape), options.seed * 1_000_003 + number)
-        if options.tuned == "bases":
-            layer.free()
-    return _Run(
-        problem, options, progress, progress.workspace.path("selection", key)
-    ).finished()
+        layer.add_bases(options.extra_rank_for(layer.shape), options.seed * 1_000_003 + number)
+        if options.trainable == "factors":
+            layer.unfreeze()
+    return _Run(problem, options, progress, progress.cache.path("selection", key)).finished()
 
 
 class _Run:
     def __init__(
         self,
         problem: Problem,
-        options: SelectionOptions,
-        progress: Progress,
+        options: PruningOptions,
+        progress: RunContext,
         path: Path | None,
     ):
         self.problem = problem
         self.options = options
         self.progress = progress
         self.path = path
-        self.state = self._taken_up() or SelectionState.start(problem.layers)
+        self.state = self._taken_up() or PruningState.start(problem.layers)
         self._saved = time.monotonic()
 
-    def finished(self) -> SelectionState:
-        due = self.options.event_steps
-        while len(self.state.events) < len(due):
-            self._tune(due[len(self.state.events)])
+    def finished(self) -> PruningState:
+        due = self.options.prune_at
+        while len(self.state.prune_steps) < len(due):
+            self._tune(due[len(self.state.prune_steps)])
             self._prune()
         self._tune(self.options.steps)
         self.state.moments = {}
         self._save()
         return self.state
 
-    def _taken_up(self) -> SelectionState | None:
-        if self.path is None or not present(self.path):
+    def _taken_up(self) -> PruningState | None:
+        if self.path is None or not exists(self.path):
             return None
         try:
-            return SelectionState.load(self.path, self.problem.layers)
+            return PruningState.load(self.path, self.problem.layers)
         except CheckpointError as error:
             warnings.warn(f"starting the selection again: {error}", stacklevel=5)
             return None
@@ -115,32 +113,35 @@ class _Run:
         for step in self.progress.track(steps, self._describe(), len(steps)):
             self.state.losses.append(tuner.step(step))
             self.state.step = step + 1
-            self.progress.tell({"loss/selecting": self.state.losses[-1]}, step + 1)
+            self.progress.log_metrics({"loss/selecting": self.state.losses[-1]}, step + 1)
             self._save_now_and_then(tuner)
         self.state.moments = tuner.moments()
 
     def _describe(self) -> str:
         recent = self.state.losses[-10:]
         loss = f", loss {sum(recent) / len(recent):.4f}" if recent else ""
-        done = f"{len(self.state.events)}/{self.options.events}"
+        done = f"{len(self.state.prune_steps)}/{self.options.prune_steps}"
         return f"selecting {done}, kept {self.problem.kept():.3f}{loss}"
 
     def _prune(self) -> None:
         start = time.monotonic()
-        problem, number = self.problem, len(self.state.events) + 1
+        problem, number = self.problem, len(self.state.prune_steps) + 1
         before = problem.kept()
-        first = self.state.events[0].kept_before if self.state.events else before
-        wanted = kept_after(number, self.options.events, first, min(first, problem.budget))
+        first = self.state.prune_steps[0].kept_before if self.state.prune_steps else before
+        wanted = kept_after(number, self.options.prune_steps, first, min(first, problem.budget))
         importance = self._importance()
         weights = int(wanted * problem.dense_weights + 1e-9)
         chosen = select(
-            importance.order(self.options.slope), problem.costs, weights, self.options.rule
+            importance.order(self.options.gradient_term),
+            problem.costs,
+            weights,
+            self.options.rule,
         )
         loss_before = problem.scoring.value(problem.model)
         removed = self._keep(chosen)
         loss = problem.scoring.value(problem.model)
-        self.state.events.append(
-            Event(
+        self.state.prune_steps.append(
+            PruneStep(
                 number=number,
                 step=self.state.step,
                 kept_before=before,
@@ -156,7 +157,7 @@ class _Run:
             )
         )
         pruned = {"selecting/kept": problem.kept(), "selecting/loss after pruning": loss}
-        self.progress.tell(pruned, self.state.step)
+        self.progress.log_metrics(pruned, self.state.step)
         self._save()
 
     def _importance(self) -> Importance:
@@ -174,7 +175,7 @@ class _Run:
             if not gone:
                 continue
             removed[name] = gone
-            layer.keep(chosen[name])
+            layer.prune(chosen[name])
             self.state.chosen[name] = self.state.chosen[name][chosen[name]]
             for parameter, dimension in _BY_BASIS.items():
                 moments = self.state.moments.get(f"{name}.{parameter}", {})
@@ -219,7 +220,7 @@ class _Tuner:
     """AdamW on coordinates and new bases; the rate of a step depends on its number alone."""
 
     def __init__(
-        self, problem: Problem, options: SelectionOptions, moments: dict[str, dict[str, Tensor]]
+        self, problem: Problem, options: PruningOptions, moments: dict[str, dict[str, Tensor]]
     ):
         self.problem = problem
         self.parameters = {
@@ -227,24 +228,24 @@ class _Tuner:
         }
         self.schedule = Schedule(
             options.steps,
-            options.rows_per_step,
+            options.batch_size,
             1.0,
-            int(options.warmup * options.steps),
+            int(options.warmup_ratio * options.steps),
             options.seed,
-            options.clip,
+            options.max_grad_norm,
         )
         rates = {
             "coordinates": options.learning_rate,
-            "left": options.bases_rate,
-            "right": options.bases_rate,
+            "left": options.factor_lr,
+            "right": options.factor_lr,
         }
         groups = [
-            {"params": [p], "rate": rates.get(name.rpartition(".")[2], options.new_bases_rate)}
+            {"params": [p], "rate": rates.get(name.rpartition(".")[2], options.extra_rank_lr)}
             for name, p in self.parameters.items()
         ]
-        self.optimiser = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
         for name, entries in moments.items():
-            self.optimiser.state[self.parameters[name]] = dict(entries)
+            self.optimizer.state[self.parameters[name]] = dict(entries)
 
     def step(self, number: int) -> float:
         training = self.problem.training
@@ -256,21 +257,21 @@ class _Tuner:
         gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.clip)
+        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.max_grad_norm)
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             raise NumericalError(
                 f"the task's loss is {value} and its gradient's norm {float(norm)} at step "
                 f"{number + 1}; check the model for NaN, or set a smaller learning_rate"
             )
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * self.schedule.rate(number)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return value
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         return {
-            name: dict(self.optimiser.state[parameter])
+            name: dict(self.optimizer.state[parameter])
             for name, parameter in self.parameters.items()
-            if parameter in self.optimiser.state
+            if parameter in self.optimizer.state
         }

@@ -59,7 +59,7 @@ class SoftObjective(Objective):
             yield LabelledBatch(batch.ids, batch.mask, batch.scored, *drawn)
 
 
-def softened(
+def sample_labels(
     model: nn.Module, objective: Objective, temperature: float, seed: int, use: Use
 ) -> SoftObjective:
     """Labels drawn by one forward pass over the rows, at `temperature` T, for one `use`."""

@@ -6,7 +6,7 @@ l_i (out) and r_i (in) are the frozen rank-one terms of a decomposition, the sin
 folded into them; the relative coordinates c_i (1 at the start) are trained, and so are the new
 bases p_j (zero at the start) and q_j. The dense weight is never formed. Memory:
 (k + m) (out + in) + k numbers for k bases and m new ones; the gradient and AdamW's moments only
-for the k coordinates and the new bases, unless `free` lets l_i and r_i be trained as well.
+for the k coordinates and the new bases, unless `unfreeze` lets l_i and r_i be trained as well.
 
 Wang et al., 2024, arXiv:2405.15877 (Basel): frozen bases, trained singular values, new bases.
 """
@@ -35,7 +35,7 @@ class Coordinates(nn.Module):
 
 
 class SpectralLinear(nn.Module):
-    """left (out, k) and right (k, in), frozen until `free`; `new_left` (out, m),
+    """left (out, k) and right (k, in), frozen until `unfreeze`; `new_left` (out, m),
     `new_right` (m, in)."""
 
     left: Tensor
@@ -88,7 +88,7 @@ class SpectralLinear(nn.Module):
         self.new_left = nn.Parameter(self.left.new_zeros(self.left.shape[0], count))
         self.new_right = nn.Parameter((random / math.sqrt(self.right.shape[1])).to(self.left))
 
-    def free(self) -> None:
+    def unfreeze(self) -> None:
         """The bases become parameters: what is selected from is trained as factors are."""
         for name in ("left", "right"):
             values = self._buffers.pop(name)
@@ -96,7 +96,7 @@ class SpectralLinear(nn.Module):
             self.register_parameter(name, nn.Parameter(values.clone()))
 
     @torch.no_grad()
-    def keep(self, chosen: Tensor) -> None:
+    def prune(self, chosen: Tensor) -> None:
         """Only the bases at the ascending indices `chosen`; the others leave memory."""
         left, right = self.left[:, chosen].contiguous(), self.right[chosen].contiguous()
         free = isinstance(self.left, nn.Parameter)
@@ -105,14 +105,14 @@ class SpectralLinear(nn.Module):
         self.coordinates.value = nn.Parameter(self.coordinates.value.detach()[chosen].clone())
 
     @torch.no_grad()
-    def merged(self) -> tuple[Tensor, Tensor]:
+    def fold(self) -> tuple[Tensor, Tensor]:
         """left (out, k + m), right (k + m, in) in float64: coordinates folded in."""
         left = torch.cat([self.left * self.coordinates.value, self.new_left], dim=1)
         return left.double(), torch.cat([self.right, self.new_right]).double()
 
 
 @dataclass(frozen=True)
-class Thin:
+class ThinSVD:
     """left (out, r), right (r, in) with `left right` = W_hat, balanced; spectrum (r,)."""
 
     left: Tensor
@@ -120,13 +120,13 @@ class Thin:
     spectrum: Tensor
 
 
-def refactored(left: Tensor, right: Tensor, smallest: float) -> Thin:
+def thin_svd(left: Tensor, right: Tensor, smallest: float) -> ThinSVD:
     """SVD of `left right` from two thin QRs; singular values <= smallest * mean are dropped."""
     q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right.T)
     u, s, vt = torch.linalg.svd(r_left @ r_right.T)
     count = max(1, int((s > smallest * s.mean()).sum()))
     root = s[:count].sqrt()
-    return Thin(
+    return ThinSVD(
         (q_left @ u[:, :count]) * root, root[:, None] * (vt[:count] @ q_right.T), s[:count]
     )

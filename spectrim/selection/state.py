@@ -15,7 +15,7 @@ from spectrim.storage import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
-class Event:
+class PruneStep:
     """One pruning. Fractions of the dense layers' weights; losses in nats per scored token.
 
     predicted: the removed bases' importance, summed; measured: what the scoring loss did.
@@ -37,7 +37,7 @@ class Event:
 
 
 @dataclass
-class SelectionState:
+class PruningState:
     """step: tuning steps done. chosen[name]: which of the decomposition's bases are left.
 
     moments: AdamW's, by parameter and name of the moment.
@@ -46,11 +46,11 @@ class SelectionState:
     chosen: dict[str, Tensor]
     step: int = 0
     losses: list[float] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
+    prune_steps: list[PruneStep] = field(default_factory=list)
     moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, layers: dict[str, SpectralLinear]) -> SelectionState:
+    def start(cls, layers: dict[str, SpectralLinear]) -> PruningState:
         return cls({name: torch.arange(layer.bases) for name, layer in layers.items()})
 
     def save(self, path: Path, layers: dict[str, SpectralLinear]) -> None:
@@ -60,13 +60,13 @@ class SelectionState:
             tensors[f"parameter|{name}"] = parameter
         for name, entries in self.moments.items():
             tensors |= {f"{entry}|{name}": tensor for entry, tensor in entries.items()}
-        events = [asdict(event) for event in self.events]
+        events = [asdict(event) for event in self.prune_steps]
         metadata = {"step": self.step, "losses": self.losses, "events": events}
         write_tensors(path, tensors, metadata)
 
     @classmethod
     @torch.no_grad()
-    def load(cls, path: Path, layers: dict[str, SpectralLinear]) -> SelectionState:
+    def load(cls, path: Path, layers: dict[str, SpectralLinear]) -> PruningState:
         """Into untouched `layers`, or not at all. Raises CheckpointError if they misfit."""
         tensors, metadata = read_tensors(path)
         try:
@@ -75,7 +75,7 @@ class SelectionState:
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise CheckpointError(f"{path} holds no selection of this model") from error
         for name, layer in layers.items():
-            layer.keep(state.chosen[name])
+            layer.prune(state.chosen[name])
         for name, parameter in parameters_of(layers).items():
             parameter.copy_(values[name])
         return state
@@ -83,7 +83,7 @@ class SelectionState:
     @classmethod
     def _read(
         cls, tensors: dict[str, Tensor], metadata: Any, layers: dict[str, SpectralLinear]
-    ) -> SelectionState:
+    ) -> PruningState:
         moments: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             entry, _, name = key.partition("|")
@@ -95,7 +95,7 @@ class SelectionState:
                 raise ValueError("a base that this layer has not")
             if tensors[f"parameter|{name}.new_left"].shape != layer.new_left.shape:
                 raise ValueError("other new bases")
-        events = [Event(**entry) for entry in metadata["events"]]
+        events = [PruneStep(**entry) for entry in metadata["events"]]
         return cls(chosen, int(metadata["step"]), list(metadata["losses"]), events, moments)
 
 

@@ -1,18 +1,18 @@
 """How fast a model runs and how much memory it takes, dense against compressed in one run."""
 
-from spectrim.speed.contestants import Contestant, line_up
-from spectrim.speed.random_models import SHAPES, factor_randomly, random_model
+from spectrim.speed.contestants import SpeedVariant, make_variants
+from spectrim.speed.random_models import SHAPES, factorize_randomly, random_model
 from spectrim.speed.running import Case, SpeedResult, SpeedRow, SpeedSettings, bench_speed
 
 __all__ = [
     "SHAPES",
     "Case",
-    "Contestant",
     "SpeedResult",
     "SpeedRow",
     "SpeedSettings",
+    "SpeedVariant",
     "bench_speed",
-    "factor_randomly",
-    "line_up",
+    "factorize_randomly",
+    "make_variants",
     "random_model",
 ]

@@ -35,10 +35,10 @@ class Times:
         return median(slow / fast for slow, fast in pairs)
 
 
-def race(runs: Mapping[str, Run], rounds: int, device: torch.device) -> Times:
+def time_interleaved(runs: Mapping[str, Run], rounds: int, device: torch.device) -> Times:
     """Every run once per round, in turn, after a round that is not counted."""
     for run in runs.values():
-        synchronised(device, run)
+        synchronize(device, run)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     started = time.perf_counter()
     order = list(runs)
@@ -56,9 +56,9 @@ def time_once(run: Run, device: torch.device) -> float:
     gc.disable()
     try:
         clock = clock_of(device)
-        synchronised(device)
+        synchronize(device)
         start = clock()
-        synchronised(device, run)
+        synchronize(device, run)
         return clock() - start
     finally:
         if collecting:
@@ -70,7 +70,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return time.process_time if alone else time.perf_counter
 
 
-def synchronised(device: torch.device, run: Run | None = None) -> None:
+def synchronize(device: torch.device, run: Run | None = None) -> None:
     if run is not None:
         run()
     if device.type == "cuda":

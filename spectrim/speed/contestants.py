@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 from spectrim.evaluation.size import stored_bytes
 from spectrim.inference import fuse
 from spectrim.speed.work import decodes
-from spectrim.surgery.adapters import is_dense
+from spectrim.surgery.adapters import is_linear
 
 
 @dataclass(frozen=True)
-class Contestant:
+class SpeedVariant:
     """against: the name of the model in the same race that its speed is compared with."""
 
     name: str
@@ -25,30 +25,30 @@ class Contestant:
     against: str
 
 
-def line_up(
+def make_variants(
     dense: PreTrainedModel | None,
     compressed: PreTrainedModel | None,
     compiled: bool = False,
     kernels: bool = False,
     tiles: bool = False,
-) -> list[Contestant]:
+) -> list[SpeedVariant]:
     """The dense model, the compressed one plain, fused, and fused with `kernels`, `tiles` or
     both; the dense and the fused one again `compiled`."""
-    found: list[Contestant] = []
+    found: list[SpeedVariant] = []
     first = "dense" if dense is not None else "compressed"
     if dense is not None:
-        found.append(Contestant("dense", dense, first))
+        found.append(SpeedVariant("dense", dense, first))
     if compressed is not None:
-        found.append(Contestant("compressed", compressed, first))
-        found.append(Contestant("fused", fused_twin(compressed), first))
-    extra: list[Contestant] = []
+        found.append(SpeedVariant("compressed", compressed, first))
+        found.append(SpeedVariant("fused", fused_twin(compressed), first))
+    extra: list[SpeedVariant] = []
     for name, chosen in _ways(kernels, tiles).items():
         if compressed is not None:
-            extra.append(Contestant(name, fused_twin(compressed, *chosen), first))
+            extra.append(SpeedVariant(name, fused_twin(compressed, *chosen), first))
     if compiled:
         base = f"{first if dense is not None else 'fused'} compiled"
         found += [
-            Contestant(f"{c.name} compiled", _compiled_twin(c.model), base)
+            SpeedVariant(f"{c.name} compiled", _compiled_twin(c.model), base)
             for c in found
             if c.name != "compressed"
         ]
@@ -105,7 +105,7 @@ def cache_bytes(model: PreTrainedModel, batch: int, length: int, item: int) -> i
 
 
 def _linears(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if is_dense(module)]
+    return [module for module in model.modules() if is_linear(module)]
 
 
 def _attention_width(model: PreTrainedModel) -> int:

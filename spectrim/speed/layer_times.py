@@ -17,7 +17,7 @@ from spectrim.allocation import LayerTimes
 from spectrim.inference.columns import put_in_best_order
 from spectrim.inference.rewire import Execution
 from spectrim.layers import layer_class
-from spectrim.speed.clock import race
+from spectrim.speed.clock import time_interleaved
 from spectrim.speed.random_models import random_layer
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -28,7 +28,7 @@ ROUNDS = 7
 
 
 @dataclass(frozen=True)
-class Place:
+class TimingSpec:
     """Where and on how much: `tokens` at once; fused as `spectrim.fuse` does, or plain."""
 
     device: torch.device
@@ -52,7 +52,7 @@ class Place:
 
 
 @torch.no_grad()
-def layer_times(shape: tuple[int, int], kind: str, place: Place) -> LayerTimes:
+def layer_times(shape: tuple[int, int], kind: str, place: TimingSpec) -> LayerTimes:
     """Of weight shape (out, in). Raises InputError for a layer kind
     whose time depends on more than its rank."""
     ranks = _ranks(shape, kind)
@@ -63,7 +63,7 @@ def layer_times(shape: tuple[int, int], kind: str, place: Place) -> LayerTimes:
         runs[str(rank)] = _run(
             [timed_layer(shape, kind, rank, place) for _ in range(copies)], x
         )
-    times = race(runs, ROUNDS, place.device)
+    times = time_interleaved(runs, ROUNDS, place.device)
     dense = times.median("dense") / copies
     seconds = tuple(dense / times.speedup(str(rank), "dense") for rank in ranks)
     return LayerTimes(dense, ranks, seconds)
@@ -83,12 +83,12 @@ def _run(layers: list[nn.Module], x: Tensor) -> Callable[[], None]:
     return run
 
 
-def _dense(shape: tuple[int, int], place: Place) -> nn.Module:
+def _dense(shape: tuple[int, int], place: TimingSpec) -> nn.Module:
     return nn.Linear(shape[1], shape[0], False, place.device, place.dtype)
 
 
 def timed_layer(
-    shape: tuple[int, int], kind: str, rank: int, place: Place, bias: bool = False
+    shape: tuple[int, int], kind: str, rank: int, place: TimingSpec, bias: bool = False
 ) -> nn.Module:
     """A random layer as it is timed."""
     layer = random_layer(shape, kind, rank, bias).to(place.device, place.dtype)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spectrim.speed.clock import synchronised, time_once
+from spectrim.speed.clock import synchronize, time_once
 
 READ_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
 PRODUCT_WIDTH = {"cpu": 1024, "cuda": 8192}
@@ -26,7 +26,7 @@ class Limits:
 
 
 @torch.inference_mode()
-def measured_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     """The best of a few repetitions of each; another process can only make them slower."""
     width = 8192
     rows = READ_BYTES.get(device.type, READ_BYTES["cpu"]) // (width * dtype.itemsize)
@@ -41,5 +41,5 @@ def measured_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 def _best(run: object, device: torch.device) -> float:
     assert callable(run)
-    synchronised(device, run)
+    synchronize(device, run)
     return min(time_once(run, device) for _ in range(REPETITIONS))

@@ -24,10 +24,10 @@ from spectrim.allocation import (
     TimedRequest,
 )
 from spectrim.inference import fuse
-from spectrim.speed.clock import Run, race
-from spectrim.speed.layer_times import Place, layer_times
+from spectrim.speed.clock import Run, time_interleaved
+from spectrim.speed.layer_times import TimingSpec, layer_times
 from spectrim.speed.random_models import random_layer
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.adapters import get_bias, get_weight
 from spectrim.surgery.rewrite import replace_layer
 from spectrim.surgery.targets import Target, find_targets
 
@@ -45,7 +45,7 @@ class PlannedTime:
     dense_layers: int
 
 
-def planned_time(
+def time_plan(
     model: PreTrainedModel, recipe: LatencyRecipe, kind: str = "lowrank", multiple: int = 8
 ) -> PlannedTime:
     """Plan `model` by time, at the losses of plain SVD, and time the result.
@@ -53,7 +53,7 @@ def planned_time(
     Raises InputError for a budget that no ranks meet, and a layer kind that is not timed.
     """
     targets, parameter = find_targets(model), next(model.parameters())
-    place = Place(parameter.device, parameter.dtype, recipe.tokens)
+    place = TimingSpec(parameter.device, parameter.dtype, recipe.tokens)
     shapes = dict.fromkeys(target.shape for target in targets)
     times = {(shape, kind): layer_times(shape, kind, place) for shape in shapes}
     request = AllocationRequest(_curves(model, targets), recipe.budget, kind, multiple)
@@ -65,7 +65,7 @@ def planned_time(
     return PlannedTime(
         recipe.budget,
         timed.facts(ranks)["latency"]["predicted"],
-        measured_share(model, smaller, targets, place),
+        measure_share(model, smaller, targets, place),
         len(targets),
         sum(rank is None for rank in ranks.values()),
     )
@@ -81,14 +81,14 @@ def _with_ranks(
     smaller = copy.deepcopy(model)
     for target in targets:
         if (rank := ranks[target.name]) is not None:
-            bias = bias_of(model.get_submodule(target.name)) is not None
+            bias = get_bias(model.get_submodule(target.name)) is not None
             replace_layer(smaller, target.name, random_layer(target.shape, kind, rank, bias))
     return smaller
 
 
 @torch.inference_mode()
-def measured_share(
-    dense: nn.Module, smaller: nn.Module, targets: Sequence[Target], place: Place
+def measure_share(
+    dense: nn.Module, smaller: nn.Module, targets: Sequence[Target], place: TimingSpec
 ) -> float:
     """Time of the layers `targets` of `smaller` by that of the same layers of `dense`."""
     inputs = [
@@ -106,13 +106,13 @@ def measured_share(
         return run
 
     runs = {"dense": one_after_another(dense), "smaller": one_after_another(smaller)}
-    return 1 / race(runs, ROUNDS, place.device).speedup("smaller", "dense")
+    return 1 / time_interleaved(runs, ROUNDS, place.device).speedup("smaller", "dense")
 
 
 def _curves(model: PreTrainedModel, targets: Sequence[Target]) -> tuple[LayerCurve, ...]:
     found = []
     for target in targets:
-        weight = weight_of(model.get_submodule(target.name)).detach().float()
+        weight = get_weight(model.get_submodule(target.name)).detach().float()
         spectrum = torch.linalg.svdvals(weight).double().cpu().numpy()
         energy = spectrum**2
         tails = np.append(energy[::-1].cumsum()[::-1], 0.0)

@@ -14,7 +14,7 @@ from spectrim.errors import InputError, UnknownNameError
 from spectrim.layers import FactoredLinear, layer_class
 from spectrim.layers.pivoted import PivotedLinear, pack_bits
 from spectrim.storage import is_file, read_mapping
-from spectrim.surgery.adapters import bias_of, shape_of
+from spectrim.surgery.adapters import get_bias, get_shape
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.rewrite import replace_layer
 from spectrim.surgery.targets import Target, find_targets
@@ -73,7 +73,7 @@ def random_model(
     return model.to(device).eval()
 
 
-def factor_randomly(
+def factorize_randomly(
     model: PreTrainedModel, keep: float, kind: str, multiple: int = 1, seed: int = 0
 ) -> PreTrainedModel:
     """The model, its layers replaced in place by random ones that keep `keep` of the weights.
@@ -87,9 +87,9 @@ def factor_randomly(
         for name, rank in _uniform_ranks(targets, keep, kind, multiple).items():
             if rank is not None:
                 module = model.get_submodule(name)
-                bias = bias_of(module) is not None
+                bias = get_bias(module) is not None
                 with next(module.parameters()).device:
-                    layer = random_layer(shape_of(module), kind, rank, bias)
+                    layer = random_layer(get_shape(module), kind, rank, bias)
                 replace_layer(model, name, layer)
     return model
 

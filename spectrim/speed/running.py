@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from spectrim.errors import InputError
 from spectrim.evaluation.size import stored_bytes
-from spectrim.speed.clock import Times, race
-from spectrim.speed.contestants import Contestant, cache_bytes, operations, read_bytes
-from spectrim.speed.limits import Limits, measured_limits
+from spectrim.speed.clock import Times, time_interleaved
+from spectrim.speed.contestants import SpeedVariant, cache_bytes, operations, read_bytes
+from spectrim.speed.limits import Limits, measure_limits
 from spectrim.speed.memory import peak_bytes
 from spectrim.speed.work import Decode, Prefill, decodes
-from spectrim.surgery.targets import blocks
+from spectrim.surgery.targets import decoder_blocks
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class SpeedResult:
 
 
 def bench_speed(
-    contestants: Sequence[Contestant],
+    contestants: Sequence[SpeedVariant],
     settings: SpeedSettings | None = None,
     track: Any = lambda items, what, total: items,
 ) -> SpeedResult:
@@ -89,7 +89,7 @@ def bench_speed(
     parameter = next(contestants[0].model.parameters())
     device, dtype = parameter.device, parameter.dtype
     cases = _cases(contestants, settings)
-    limits = measured_limits(device, dtype)
+    limits = measure_limits(device, dtype)
     rows: list[SpeedRow] = []
     for case in track(cases, "timing", len(cases)):
         rows.extend(_case_rows(contestants, case, settings, limits))
@@ -98,7 +98,7 @@ def bench_speed(
     return SpeedResult(name, str(dtype).removeprefix("torch."), threads, limits, tuple(rows))
 
 
-def _cases(contestants: Sequence[Contestant], settings: SpeedSettings) -> list[Case]:
+def _cases(contestants: Sequence[SpeedVariant], settings: SpeedSettings) -> list[Case]:
     models = [contestant.model for contestant in contestants]
     writes = all(map(decodes, models))
     context = min(
@@ -116,7 +116,7 @@ def _cases(contestants: Sequence[Contestant], settings: SpeedSettings) -> list[C
 
 
 def _case_rows(
-    contestants: Sequence[Contestant], case: Case, settings: SpeedSettings, limits: Limits
+    contestants: Sequence[SpeedVariant], case: Case, settings: SpeedSettings, limits: Limits
 ) -> list[SpeedRow]:
     steps = settings.steps if case.phase == "decode" else 1
     runs: dict[str, Any] = {}
@@ -127,7 +127,7 @@ def _case_rows(
             run = Prefill(contestant.model, case.batch, case.length)
         runs[contestant.name] = run
     device = next(contestants[0].model.parameters()).device
-    times = race(runs, settings.rounds, device)
+    times = time_interleaved(runs, settings.rounds, device)
     place = _Place(case, steps, limits, times)
     return [_row(contestant, place, runs[contestant.name]) for contestant in contestants]
 
@@ -150,12 +150,12 @@ class _Place:
         return operations(model, batch, length) / seconds / self.limits.operations_per_second
 
 
-def _row(contestant: Contestant, place: _Place, run: Any) -> SpeedRow:
+def _row(contestant: SpeedVariant, place: _Place, run: Any) -> SpeedRow:
     case, model = place.case, contestant.model
     seconds = place.times.median(contestant.name) / place.steps
     tokens = case.batch * (1 if case.phase == "decode" else case.length)
     device = next(model.parameters()).device
-    peaks = peak_bytes(run, device, [block for _, block in blocks(model)])
+    peaks = peak_bytes(run, device, [block for _, block in decoder_blocks(model)])
     return SpeedRow(
         case=case,
         model=contestant.name,

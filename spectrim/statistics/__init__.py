@@ -12,7 +12,7 @@ and, where it needs the gradient and nothing else of a token,
 
     GRADIENT_ONLY = True    so that inputs and outputs are not kept until the backward pass
 
-and, where the state is a covariance that may be kept in fewer numbers (`Form`),
+and, where the state is a covariance that may be kept in fewer numbers (`CovarianceFormat`),
 
     width(shape)            its width; `empty(shape, form)` then takes a form
 
@@ -22,7 +22,7 @@ States are dictionaries of float64 tensors that merge by addition.
 from __future__ import annotations
 
 from spectrim.registry import Registry
-from spectrim.statistics._covariance import FULL, Form, Kind, largest_form
+from spectrim.statistics._covariance import FULL, CovarianceFormat, Kind, largest_format
 from spectrim.statistics._tokens import LayerTokens, at_least_float32
 
 STATISTICS = Registry("statistic", "spectrim.statistics")
@@ -30,9 +30,9 @@ STATISTICS = Registry("statistic", "spectrim.statistics")
 __all__ = [
     "FULL",
     "STATISTICS",
-    "Form",
+    "CovarianceFormat",
     "Kind",
     "LayerTokens",
     "at_least_float32",
-    "largest_form",
+    "largest_format",
 ]

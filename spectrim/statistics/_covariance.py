@@ -29,11 +29,11 @@ from spectrim.linalg.covariance import (
     BlockDiagonal,
     Covariance,
     LowRankDiagonal,
-    ThroughWeight,
+    ProjectedCovariance,
 )
 from spectrim.statistics._tokens import at_least_float32, sum_of_outer_products
 
-Kind = Literal["full", "blocks", "low_rank", "through"]
+Kind = Literal["full", "block_diagonal", "low_rank", "projected"]
 """How a covariance is kept: whole, as blocks on the diagonal, as low rank plus diagonal, or as
 what a decomposition of the layer's weight sees of it."""
 _NUMBER = 8
@@ -42,7 +42,7 @@ _SEED = 20
 
 
 @dataclass(frozen=True)
-class Form:
+class CovarianceFormat:
     """number: how many blocks, the width s of the sketch, or the weight's smaller side k."""
 
     kind: Kind = "full"
@@ -52,34 +52,41 @@ class Form:
         """Of a covariance of this width."""
         if self.kind == "low_rank":
             return _NUMBER * width * (self.number + 1)
-        if self.kind == "through":
+        if self.kind == "projected":
             return _NUMBER * (self.number**2 + width)
         return _NUMBER * sum(size**2 for size in self.sizes(width))
 
     def sizes(self, width: int) -> list[int]:
         """Of the diagonal blocks, which differ by one at most."""
-        count = min(self.number, width) if self.kind == "blocks" else 1
+        count = min(self.number, width) if self.kind == "block_diagonal" else 1
         small, more = divmod(width, count)
         return [small + 1] * more + [small] * (count - more)
 
 
-FULL = Form()
+FULL = CovarianceFormat()
 """Every number of a covariance; the others are kept where a budget of bytes asks for them."""
 
 
-def largest_form(width: int, limit: float, kind: Kind) -> Form | None:
+def largest_format(width: int, limit: float, kind: Kind) -> CovarianceFormat | None:
     """The best of this kind within `limit` bytes, in full where that fits; None for none."""
     if FULL.bytes(width) <= limit:
         return FULL
     if kind == "low_rank":
         columns = int(limit) // (_NUMBER * width) - 1
-        return Form(kind, columns) if columns > 0 else None
+        return CovarianceFormat(kind, columns) if columns > 0 else None
     least = max(2, int(FULL.bytes(width) // max(limit, 1)))
     counts = range(least, min(width, 2 * least + 1) + 1)
-    return next((f for c in counts if (f := Form("blocks", c)).bytes(width) <= limit), None)
+    return next(
+        (
+            f
+            for c in counts
+            if (f := CovarianceFormat("block_diagonal", c)).bytes(width) <= limit
+        ),
+        None,
+    )
 
 
-def empty(width: int, form: Form = FULL) -> dict[str, Tensor]:
+def empty(width: int, form: CovarianceFormat = FULL) -> dict[str, Tensor]:
     if form.kind == "full":
         return {"sum": torch.zeros(width, width, dtype=torch.float64)}
     if form.kind == "low_rank":
@@ -87,7 +94,7 @@ def empty(width: int, form: Form = FULL) -> dict[str, Tensor]:
             "sketch": torch.zeros(width, form.number, dtype=torch.float64),
             "diagonal": torch.zeros(width, dtype=torch.float64),
         }
-    if form.kind == "through":
+    if form.kind == "projected":
         return {
             "through": torch.zeros(form.number, form.number, dtype=torch.float64),
             "diagonal": torch.zeros(width, dtype=torch.float64),
@@ -126,11 +133,11 @@ def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
         test = _test_matrix(*sketch.shape)
         return LowRankDiagonal.from_sketch(sketch, test, state["diagonal"] / tokens)
     if "through" in state:
-        return ThroughWeight(state["through"] / tokens, state["diagonal"] / tokens)
+        return ProjectedCovariance(state["through"] / tokens, state["diagonal"] / tokens)
     return BlockDiagonal([state[name] / tokens for name in sorted(state)])
 
 
-def reduced(state: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
+def convert_format(state: dict[str, Tensor], form: CovarianceFormat) -> dict[str, Tensor]:
     """A full state as the same sums in another form."""
     matrix = state["sum"]
     if form.kind == "low_rank":

@@ -27,7 +27,7 @@ class LayerTokens:
     y: Tensor
     g: Tensor | None
     sequence: Tensor
-    images: Callable[[], Tensor] | None = None
+    projections: Callable[[], Tensor] | None = None
 
     @property
     def count(self) -> int:
@@ -38,9 +38,9 @@ class LayerTokens:
         assert self.g is not None, "this statistic declares NEEDS_GRADIENT"
         return self.g
 
-    def through_weight(self) -> Tensor:
-        assert self.images is not None, "whoever keeps sums in this form gives images"
-        return self.images()
+    def projected(self) -> Tensor:
+        assert self.projections is not None, "whoever keeps sums in this form gives images"
+        return self.projections()
 
 
 def sum_of_outer_products(rows: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectrim.linalg.covariance import Covariance
 from spectrim.statistics import _covariance
-from spectrim.statistics._covariance import FULL, Form
+from spectrim.statistics._covariance import FULL, CovarianceFormat
 from spectrim.statistics._tokens import LayerTokens
 
 SIDE = "input"
@@ -22,12 +22,12 @@ def width(shape: tuple[int, int]) -> int:
     return shape[1]
 
 
-def empty(shape: tuple[int, int], form: Form = FULL) -> dict[str, Tensor]:
+def empty(shape: tuple[int, int], form: CovarianceFormat = FULL) -> dict[str, Tensor]:
     return _covariance.empty(width(shape), form)
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    _covariance.update(state, tokens.x, tokens.through_weight)
+    _covariance.update(state, tokens.x, tokens.projected)
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:

@@ -18,7 +18,7 @@ from typing import Any
 _THRESHOLD_OPTION, _THRESHOLD = -3, 2**18
 
 
-def give_back() -> None:
+def trim_memory() -> None:
     """Return freed memory to the system, where the C library can."""
     gc.collect(1)  # what a step left in cycles; a full collection takes a second
     if (library := _library()) is not None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from spectrim.errors import ModelError
 from spectrim.streaming.tensors import StoredTensors, persistent_tensors, to_meta
 from spectrim.surgery.experts import fused_expert_names, split_experts
-from spectrim.surgery.targets import blocks
+from spectrim.surgery.targets import decoder_blocks
 
 
 class StreamedModel:
@@ -35,7 +35,7 @@ class StreamedModel:
         self.model = copy.deepcopy(self._plain)
         split_experts(self.model, fused_expert_names(self.model))
         self.model.requires_grad_(False).eval()
-        self.blocks = [name for name, _ in blocks(self.model)]
+        self.blocks = [name for name, _ in decoder_blocks(self.model)]
         if not self.blocks:
             raise ModelError(
                 f"{type(self.model).__name__} names no blocks, so it cannot be streamed; "

@@ -20,7 +20,7 @@ from spectrim.streaming.model import StreamedModel
 
 
 @dataclass(frozen=True)
-class Call:
+class BlockCall:
     """What a block is given besides the hidden state, which is its first argument or, where
     all are named, the one called `name`."""
 
@@ -29,7 +29,7 @@ class Call:
     name: str | None
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:
         if args:
             return args[0], cls(args[1:], kwargs, None)
         name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
@@ -43,7 +43,7 @@ class Call:
 
 
 @dataclass
-class Passage:
+class StreamedBlockRunner:
     """The three pieces for a streamed model. Raises ModelError for one that computes anything
     between its blocks."""
 
@@ -61,14 +61,14 @@ class Passage:
         self._rest = output[1:] if isinstance(output, tuple) else None
 
     @torch.no_grad()
-    def before(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[Call]]:
+    def before(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[BlockCall]]:
         """The first block's hidden state (rows, length, width), and what each block is given.
 
         For use where the modules outside the blocks are there when they are used.
         """
         return self._recorded(ids, mask, len(self.streamed.blocks))
 
-    def through(self, block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+    def through(self, block: nn.Module, hidden: Tensor, call: BlockCall) -> Tensor:
         output = call.on(block, hidden)
         return output[0] if isinstance(output, tuple) else output
 
@@ -77,7 +77,10 @@ class Passage:
         model: Any = self.streamed.model
         embedding = model.get_input_embeddings()
         answers = dict.fromkeys(self.streamed.blocks, lambda *a, **k: self._returned(hidden))
-        with answering(model, answers), answering(embedding, {"": lambda *a: hidden.detach()}):
+        with (
+            override_forward(model, answers),
+            override_forward(embedding, {"": lambda *a: hidden.detach()}),
+        ):
             return _run(model, ids, mask)
 
     @property
@@ -86,12 +89,14 @@ class Passage:
         table = model.get_input_embeddings()
         return next(name for name, module in model.named_modules() if module is table)
 
-    def _recorded(self, ids: Tensor, mask: Tensor, count: int) -> tuple[Tensor, list[Call]]:
+    def _recorded(
+        self, ids: Tensor, mask: Tensor, count: int
+    ) -> tuple[Tensor, list[BlockCall]]:
         names = self.streamed.blocks[:count]
-        found: list[tuple[Tensor, Call]] = []
+        found: list[tuple[Tensor, BlockCall]] = []
 
         def record(*args: Any, **kwargs: Any) -> Any:
-            hidden, call = Call.of(args, kwargs)
+            hidden, call = BlockCall.of(args, kwargs)
             if found and hidden is not found[0][0]:
                 raise ModelError(
                     "the model changes hidden states between its blocks, so it cannot be "
@@ -102,7 +107,7 @@ class Passage:
                 raise _Enough
             return self._returned(hidden)
 
-        with answering(self.streamed.model, dict.fromkeys(names, record)):
+        with override_forward(self.streamed.model, dict.fromkeys(names, record)):
             try:
                 _run(self.streamed.model, ids, mask)
             except _Enough:
@@ -112,9 +117,9 @@ class Passage:
     def _returned(self, hidden: Tensor) -> Any:
         return hidden if self._rest is None else (hidden, *self._rest)
 
-    def _kept(self, call: Call) -> Call:
+    def _kept(self, call: BlockCall) -> BlockCall:
         """The same around one copy of equal tensors: most batches are given the same."""
-        return Call(self._intern(call.args), self._intern(call.kwargs), call.name)
+        return BlockCall(self._intern(call.args), self._intern(call.kwargs), call.name)
 
     def _intern(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -134,7 +139,7 @@ class _Enough(Exception):
 
 
 @contextmanager
-def answering(root: nn.Module, answers: dict[str, Callable[..., Any]]) -> Iterator[None]:
+def override_forward(root: nn.Module, answers: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """Modules that answer instead of computing, until the context ends."""
     modules = [root.get_submodule(name) for name in answers]
     for module, answer in zip(modules, answers.values(), strict=True):

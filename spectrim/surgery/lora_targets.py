@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from spectrim.errors import ModelError
-from spectrim.surgery.adapters import is_dense
+from spectrim.surgery.adapters import is_linear
 from spectrim.surgery.rewrite import compact_layers
 from spectrim.surgery.targets import find_targets
 
@@ -22,7 +22,7 @@ def lora_targets(model: nn.Module) -> list[str]:
         f"{name}.{own}"
         for name, layer in compact_layers(model)
         for own, child in layer.named_children()
-        if is_dense(child)
+        if is_linear(child)
     ]
     try:
         names += [target.name for target in find_targets(model)]

@@ -15,7 +15,7 @@ from torch import nn
 
 from spectrim.errors import ModelError
 from spectrim.layers import CompactLinear
-from spectrim.surgery.adapters import is_dense, shape_of
+from spectrim.surgery.adapters import get_shape, is_linear
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def block_class_names(model: nn.Module) -> set[str]:
     return names
 
 
-def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def decoder_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The outermost modules that the model asks not to be split, in order."""
     wanted = block_class_names(model)
     found: list[tuple[str, nn.Module]] = []
@@ -67,7 +67,7 @@ def find_targets(
             f"{len(dense)} dense linear layers, none left by the patterns; "
             "loosen --include / --exclude"
         )
-    return [Target(name, shape_of(dense[name])) for name in names]
+    return [Target(name, get_shape(dense[name])) for name in names]
 
 
 def _dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -75,12 +75,12 @@ def _dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, CompactLinear):
             factored.append(name + ".")
-        elif is_dense(module) and not name.startswith(tuple(factored)):
+        elif is_linear(module) and not name.startswith(tuple(factored)):
             yield name, module
 
 
 def _default_names(model: nn.Module, dense: dict[str, nn.Module]) -> list[str]:
-    prefixes = tuple(name + "." for name, _ in blocks(model))
+    prefixes = tuple(name + "." for name, _ in decoder_blocks(model))
     if prefixes:
         return [name for name in dense if name.startswith(prefixes)]
     get_output = getattr(model, "get_output_embeddings", lambda: None)

@@ -5,7 +5,7 @@ from spectrim.tasks.answers import (
     extract_gsm8k,
     extract_math,
     extract_number,
-    normalise_answer,
+    normalize_answer,
     same_answer,
 )
 from spectrim.tasks.example import TaskExample
@@ -38,7 +38,7 @@ __all__ = [
     "extract_math",
     "extract_number",
     "load_task",
-    "normalise_answer",
+    "normalize_answer",
     "same_answer",
     "scored_logits",
     "task_loss",

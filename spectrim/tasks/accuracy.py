@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.errors import InputError, UnknownNameError
-from spectrim.tasks.answering import Track, answer_groups, greedy_answers
+from spectrim.tasks.answering import ProgressBar, answer_groups, greedy_answers
 from spectrim.tasks.answers import extract_gsm8k, extract_math, extract_number, same_answer
 from spectrim.tasks.example import TaskExample
 
@@ -60,7 +60,7 @@ def exact_match(
     tokenizer: Any,
     examples: Sequence[TaskExample],
     settings: AccuracySettings | None = None,
-    track: Track = lambda items, what, total: items,
+    track: ProgressBar = lambda items, what, total: items,
 ) -> dict[str, Any]:
     """`accuracy`, `count`, `answered` (share with a final answer), `seconds`, and, if asked
     for, `predictions` (one text per example, in order).

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from spectrim.tasks.encoding import prompt_tokens, text_tokens
 from spectrim.tasks.example import TaskExample
 
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+ProgressBar = Callable[[Iterable[Any], str, int], Iterable[Any]]
 MARGIN = 16
 """Tokens that an answer may have more than the longest reference."""
 
@@ -35,7 +35,7 @@ def greedy_answers(
     tokenizer: Any,
     examples: Sequence[TaskExample],
     groups: Sequence[Group],
-    track: Track,
+    track: ProgressBar,
 ) -> list[str]:
     """One text per example, up to EOS; empty for those in no group."""
     texts = [""] * len(examples)

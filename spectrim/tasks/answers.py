@@ -63,7 +63,7 @@ def same_answer(a: str | None, b: str | None) -> bool:
     """Whether both are answers, and equal as numbers or as normalised LaTeX."""
     if a is None or b is None:
         return False
-    left, right = normalise_answer(a), normalise_answer(b)
+    left, right = normalize_answer(a), normalize_answer(b)
     if not left or not right:
         return bool(a.strip()) and a.strip() == b.strip()
     if left == right:
@@ -72,7 +72,7 @@ def same_answer(a: str | None, b: str | None) -> bool:
     return numbers[0] is not None and numbers[0] == numbers[1]
 
 
-def normalise_answer(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """One spelling for answers that differ only in LaTeX.
 
     Left out: blanks, `\\left` and `\\right`, `$`, `%`, degrees, units, a closing full stop,

@@ -16,29 +16,29 @@ from typing import Any
 
 from spectrim.registry import Registry
 from spectrim.trackers._run import TrackedRun, Tracker, library
-from spectrim.trackers._stages import timed
+from spectrim.trackers._stages import with_stage_times
 
 TRACKERS = Registry("tracker", "spectrim.trackers")
 """By name, the libraries that can be told; others by the entry-point group of that name."""
-Tell = Callable[[Mapping[str, float], int | None], None]
+MetricLogger = Callable[[Mapping[str, float], int | None], None]
 """Figures by name, and the step of their series; None for what stands at the end of a run."""
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
+ProgressBar = Callable[[Iterable[Any], str, int], Iterable[Any]]
 """Passes items on and shows progress: items, what is being done, how many."""
 
 
-def untold(figures: Mapping[str, float], step: int | None = None) -> None:
+def null_logger(figures: Mapping[str, float], step: int | None = None) -> None:
     """Where nobody keeps them."""
 
 
 @contextmanager
-def telling(name: str | None, run: TrackedRun) -> Iterator[Tell]:
+def open_tracker(name: str | None, run: TrackedRun) -> Iterator[MetricLogger]:
     """What figures of `run` are told to while it lasts; nobody for the name None.
 
     An error or an interruption ends it as failed. Raises UnknownNameError, and InputError where
     the library is missing or cannot start.
     """
     if name is None:
-        yield untold
+        yield null_logger
         return
     tracker: Tracker = TRACKERS.get(name).start(run)
     try:
@@ -51,12 +51,12 @@ def telling(name: str | None, run: TrackedRun) -> Iterator[Tell]:
 
 __all__ = [
     "TRACKERS",
-    "Tell",
-    "Track",
+    "MetricLogger",
+    "ProgressBar",
     "TrackedRun",
     "Tracker",
     "library",
-    "telling",
-    "timed",
-    "untold",
+    "null_logger",
+    "open_tracker",
+    "with_stage_times",
 ]

@@ -10,9 +10,9 @@ from typing import Any
 _COUNT = re.compile(r"\s+\d+(/| of )\d+$")
 
 
-def timed(
+def with_stage_times(
     track: Callable[[Iterable[Any], str, int], Iterable[Any]],
-    tell: Callable[[Mapping[str, float], int | None], None],
+    log_metrics: Callable[[Mapping[str, float], int | None], None],
 ) -> Callable[[Iterable[Any], str, int], Iterable[Any]]:
     """`track`, which also tells how long the stage took, a stage of several parts their sum."""
     seconds: dict[str, float] = {}
@@ -22,6 +22,6 @@ def timed(
         yield from track(items, what, total)
         stage = _COUNT.sub("", what.partition(",")[0])
         seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - started
-        tell({f"seconds/{stage}": seconds[stage]}, None)
+        log_metrics({f"seconds/{stage}": seconds[stage]}, None)
 
     return tracked

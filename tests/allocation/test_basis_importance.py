@@ -35,4 +35,4 @@ def test_a_layer_that_the_gradient_wants_to_keep_gets_more_ranks():
 
 def test_signed_effects_have_to_be_there():
     with pytest.raises(InputError, match="mean_gradient"):
-        _ranks(replace(_curve("a", 0.0), signed=None))
+        _ranks(replace(_curve("a", 0.0), first_order_effects=None))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrim.allocation import ALLOCATORS, AllocationRequest, LayerCurve
-from spectrim.allocation.heavy_tail import Options, allocate, normalised
+from spectrim.allocation.heavy_tail import Options, allocate, min_max_scale
 from spectrim.errors import InputError
 
 SHAPES = ((16, 16), (32, 16), (16, 32), (8, 24))
@@ -53,7 +53,7 @@ def cost(request: AllocationRequest, plan: dict) -> int:
 def scanned(request: AllocationRequest, minimum: float) -> dict:
     """The lowest of all thresholds whose plan fits."""
     thresholds = np.unique(
-        [1.0, *np.concatenate([normalised(c.spectrum) for c in request.curves])]
+        [1.0, *np.concatenate([min_max_scale(c.spectrum) for c in request.curves])]
     )
     plans = [at_threshold(request, float(t), minimum) for t in thresholds]
     return next(plan for plan in plans if cost(request, plan) <= request.weights)
@@ -79,7 +79,7 @@ def test_no_less_than_the_lowest_threshold_that_fits(seed, budget, kind, minimum
 @quick
 def test_equals_the_rule_at_the_budget_of_a_threshold(seed, position, kind):
     curves = random_curves(seed)
-    values = np.unique(np.concatenate([normalised(c.spectrum) for c in curves]))
+    values = np.unique(np.concatenate([min_max_scale(c.spectrum) for c in curves]))
     whole = AllocationRequest(curves, 1.0, kind)
     rule = at_threshold(whole, float(values[position]), 0.5)
     request = AllocationRequest(curves, cost(whole, rule) / whole.dense_cost, kind)
@@ -107,7 +107,7 @@ def test_multiples_round_down():
     """At the cost of a threshold's rounded ranks the plan is those ranks."""
     powers = enumerate((0.9, 1.0, 1.2))
     curves = tuple(layer(f"h.{i}", (32, 32), 0.8 ** np.arange(32) ** p) for i, p in powers)
-    counts = [int((normalised(c.spectrum) > 0.1).sum()) for c in curves]
+    counts = [int((min_max_scale(c.spectrum) > 0.1).sum()) for c in curves]
     rounded = {c.name: n // 4 * 4 for c, n in zip(curves, counts, strict=True)}
     assert len(set(rounded.values())) == 3
     assert max(counts) <= 16
@@ -127,9 +127,9 @@ def test_flat_and_dead_spectra():
     assert plan["dead"] < plan["steep"]
 
 
-def test_normalised_is_min_max():
-    np.testing.assert_allclose(normalised(np.array([5.0, 3.0, 1.0])), [1.0, 0.5, 0.0])
-    assert normalised(np.array([2.0])).tolist() == [1.0]
+def test_normalized_is_min_max():
+    np.testing.assert_allclose(min_max_scale(np.array([5.0, 3.0, 1.0])), [1.0, 0.5, 0.0])
+    assert min_max_scale(np.array([2.0])).tolist() == [1.0]
 
 
 @pytest.mark.parametrize("minimum", [-0.1, 1.0])

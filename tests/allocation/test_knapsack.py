@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrim.allocation import _knapsack
-from spectrim.allocation._knapsack import Items, solve_knapsack
+from spectrim.allocation._knapsack import KnapsackGroup, solve_knapsack
 from tests.tolerances import LOSS_RELATIVE
 
 
-def random_groups(seed: int, unit: int) -> list[Items]:
+def random_groups(seed: int, unit: int) -> list[KnapsackGroup]:
     generator = np.random.default_rng(seed)
     groups = []
     for _ in range(int(generator.integers(2, 6))):
@@ -27,11 +27,11 @@ def random_groups(seed: int, unit: int) -> list[Items]:
             losses = np.round(losses)
         if seed % 3 == 0:
             losses += 1000  # optimum and runner-up within a fraction of a percent
-        groups.append(Items(costs.astype(np.int64), losses))
+        groups.append(KnapsackGroup(costs.astype(np.int64), losses))
     return groups
 
 
-def enumerate_best(groups: list[Items], budget: int) -> float:
+def enumerate_best(groups: list[KnapsackGroup], budget: int) -> float:
     best = np.inf
     for picked in itertools.product(*(range(len(g.costs)) for g in groups)):
         if sum(g.costs[i] for g, i in zip(groups, picked, strict=True)) <= budget:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from spectrim.allocation import _knapsack
-from spectrim.allocation._knapsack import Items, solve_knapsack
+from spectrim.allocation._knapsack import KnapsackGroup, solve_knapsack
 
 SHAPES = ((64, 64), (16, 64), (172, 64), (64, 172))
 
 
-def layers(seed: int, noise: float) -> list[Items]:
+def layers(seed: int, noise: float) -> list[KnapsackGroup]:
     """Rank curves with the costs of pivoted layers, each left dense in the end."""
     random = np.random.default_rng(seed)
     groups = []
@@ -23,11 +23,11 @@ def layers(seed: int, noise: float) -> list[Items]:
         energy *= np.exp(noise * random.standard_normal(len(energy)))
         losses = np.append(np.cumsum(energy[::-1])[::-1][1:], 0.0)
         costs = np.append(ranks * (out + inner - ranks), out * inner)
-        groups.append(Items(costs.astype(np.int64), losses))
+        groups.append(KnapsackGroup(costs.astype(np.int64), losses))
     return groups
 
 
-def chain(group: Items) -> list[int]:
+def chain(group: KnapsackGroup) -> list[int]:
     """The monotone chain, one item after another."""
     hull: list[int] = []
     for i in range(len(group.costs)):
@@ -39,11 +39,11 @@ def chain(group: Items) -> list[int]:
     return hull
 
 
-def slope(group: Items, a: int, b: int) -> float:
+def slope(group: KnapsackGroup, a: int, b: int) -> float:
     return float((group.losses[b] - group.losses[a]) / (group.costs[b] - group.costs[a]))
 
 
-def climbed(groups: list[Items], budget: int) -> tuple[float, list[int]]:
+def climbed(groups: list[KnapsackGroup], budget: int) -> tuple[float, list[int]]:
     """Steps of all hulls, steepest first, until one does not fit."""
     hulls = [chain(group) for group in groups]
     steps = [
@@ -61,7 +61,7 @@ def climbed(groups: list[Items], budget: int) -> tuple[float, list[int]]:
     return 0.0, plan
 
 
-def greedy(groups: list[Items], plan: list[int], budget: int) -> list[int]:
+def greedy(groups: list[KnapsackGroup], plan: list[int], budget: int) -> list[int]:
     """Every group looked at anew for every step."""
     plan = list(plan)
     while True:
@@ -95,7 +95,7 @@ def test_hull_relaxation_and_greedy_rest_equal_their_twins(seed, noise):
 
 def test_an_item_that_is_dearer_and_no_better_is_not_on_the_hull():
     costs, losses = np.array([4, 9, 6, 6, 8]), np.array([9.0, 7.0, 6.0, 5.0, 5.0])
-    assert _knapsack._hull(Items(costs, losses)).tolist() == [0, 3]
+    assert _knapsack._hull(KnapsackGroup(costs, losses)).tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -13,7 +13,7 @@ from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.pipeline import calibrate, decompose, plan
 from spectrim.planning import Decomposition
-from spectrim.surgery.adapters import weight_of
+from spectrim.surgery.adapters import get_weight
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT64_RELATIVE
@@ -32,7 +32,7 @@ def curve_of(name: str, signed: list[float] | np.ndarray, width: int = 0) -> Lay
 def published(request: AllocationRequest) -> dict[str, int | None]:
     """The rule, once more, by looking through all layers for every single component."""
     cost = layer_class(request.layer).cost
-    ranks = {c.name: len(c.signed) for c in request.curves}
+    ranks = {c.name: len(c.first_order_effects) for c in request.curves}
     total = 0.0
 
     def weights() -> int:
@@ -40,7 +40,7 @@ def published(request: AllocationRequest) -> dict[str, int | None]:
 
     while weights() > request.weights:
         last = {
-            c.name: c.signed[ranks[c.name] - 1]
+            c.name: c.first_order_effects[ranks[c.name] - 1]
             for c in request.curves
             if ranks[c.name] > 1 and cost(*c.shape, 1) < c.dense_cost
         }
@@ -110,17 +110,20 @@ def test_all_effects_together_are_the_gradients_product_with_the_weight(name, tm
     model = TINY_MODELS[name]().double()
     calibration = calibrate(model, tiny_tokenizer(), recipe)
     decomposition = decompose(model, calibration, recipe)
-    assert set(decomposition.signed) == set(decomposition.shapes)
-    for layer, effects in decomposition.signed.items():
+    assert set(decomposition.first_order_effects) == set(decomposition.shapes)
+    for layer, effects in decomposition.first_order_effects.items():
         statistics = calibration.layer(layer)
-        weight = weight_of(model.get_submodule(layer)).detach().double()
+        weight = get_weight(model.get_submodule(layer)).detach().double()
         expected = -statistics.share * (statistics["mean_gradient"] * weight).sum()
         scale = float(effects.abs().sum())
         assert abs(float(effects.sum() - expected)) <= FLOAT64_RELATIVE * scale
     decomposition.save(tmp_path / "factors.safetensors")
     again = Decomposition.load(tmp_path / "factors.safetensors")
-    assert again.signed.keys() == decomposition.signed.keys()
-    assert all(torch.equal(again.signed[n], e) for n, e in decomposition.signed.items())
+    assert again.first_order_effects.keys() == decomposition.first_order_effects.keys()
+    assert all(
+        torch.equal(again.first_order_effects[n], e)
+        for n, e in decomposition.first_order_effects.items()
+    )
     assert plan(again, recipe) == plan(decomposition, recipe)
     assert plan(again, recipe).kept <= recipe.budget
 
@@ -129,4 +132,4 @@ def test_other_allocations_do_not_pay_for_it(tmp_path):
     recipe = small_recipe(text_file(tmp_path / "text.txt"), method="svd_llm")
     calibration = calibrate(tiny_llama(), tiny_tokenizer(), recipe)
     assert "mean_gradient" not in calibration.states
-    assert decompose(tiny_llama(), calibration, recipe).signed == {}
+    assert decompose(tiny_llama(), calibration, recipe).first_order_effects == {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectrim.calibration import CalibrationSettings, calibrate
-from spectrim.calibration.distributed import calibrate_distributed, sharded
+from spectrim.calibration.distributed import calibrate_distributed, shard_model
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.statistics import STATISTICS
@@ -73,7 +73,7 @@ def test_a_model_in_shards(tmp_path, name):
     expected = calibrate(model, targets, blocks(), DATA)
 
     def work():
-        half = next(sharded(model).parameters()).to_local().numel()
+        half = next(shard_model(model).parameters()).to_local().numel()
         return half, calibrate_distributed(model, targets, blocks(), DATA)
 
     whole = next(model.parameters()).numel()
@@ -87,4 +87,4 @@ def test_without_a_group():
     with pytest.raises(InputError, match="torchrun"):
         calibrate_distributed(model, find_targets(model), blocks(), DATA)
     with pytest.raises(InputError, match="torchrun"):
-        sharded(model)
+        shard_model(model)

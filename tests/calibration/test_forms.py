@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from spectrim import pipeline
-from spectrim.calibration import Calibration, CalibrationSettings, Room, calibrate
+from spectrim.calibration import Calibration, CalibrationSettings, MemoryBudget, calibrate
 from spectrim.calibration.blockwise import Places, calibrate_blockwise
 from spectrim.data import TokenBlocks
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError, NumericalWarning
 from spectrim.hub.stream import open_streamed
 from spectrim.linalg.covariance import dense
-from spectrim.pipeline.memory import Needs, plan_memory
+from spectrim.pipeline.memory import MemoryEstimate, plan_memory
 from spectrim.recipe import CalibrationRecipe, Recipe
-from spectrim.statistics import STATISTICS, Form, largest_form
-from spectrim.statistics._covariance import reduced
+from spectrim.statistics import STATISTICS, CovarianceFormat, largest_format
+from spectrim.statistics._covariance import convert_format
 from spectrim.streaming import Activations
 from spectrim.surgery.targets import find_targets
 from tests.runs import small_recipe, text_file
@@ -27,7 +27,7 @@ from tests.tiny_models import tiny_llama, tiny_tokenizer, tiny_tokens
 from tests.tolerances import BATCH_SPLIT_RELATIVE, FLOAT64_RELATIVE
 
 NAMES = ("gradient_covariance", "input_covariance", "input_mean")
-KINDS = ("blocks", "low_rank")
+KINDS = ("block_diagonal", "low_rank")
 kinds = pytest.mark.parametrize("kind", KINDS)
 LENGTH = 12
 SHAPES = {target.name: target.shape for target in find_targets(tiny_llama())}
@@ -38,14 +38,14 @@ def full_bytes() -> int:
     return sum(8 * width**2 for shape in SHAPES.values() for width in shape)
 
 
-def room(kind: str, share: float = 0.4) -> Room:
-    return Room(int(share * full_bytes()), kind)
+def room(kind: str, share: float = 0.4) -> MemoryBudget:
+    return MemoryBudget(int(share * full_bytes()), kind)
 
 
-def made(rows: int, given: Room | None, ids=None) -> Calibration:
+def made(rows: int, given: MemoryBudget | None, ids=None) -> Calibration:
     model = tiny_llama()
     ids = tiny_tokens(5, LENGTH) if ids is None else ids
-    settings = CalibrationSettings(NAMES, tokens_per_batch=rows * LENGTH, room=given)
+    settings = CalibrationSettings(NAMES, tokens_per_batch=rows * LENGTH, memory_budget=given)
     return calibrate(model, find_targets(model), blocks_of(ids), settings)
 
 
@@ -66,12 +66,12 @@ def assert_same(one: Calibration, other: Calibration, relative: float) -> None:
 @kinds
 def test_sums_are_those_of_the_full_ones_reduced(kind):
     found, full = made(5, room(kind, 0.7)), made(5, None)
-    forms = room(kind, 0.7).forms(SHAPES, NAMES)
+    forms = room(kind, 0.7).formats(SHAPES, NAMES)
     assert {form.kind for form in forms.values()} == {"full", kind}
     for (statistic, layer), form in forms.items():
         state = full.states[statistic].get(layer)
         if state is not None and form.kind != "full":
-            full.states[statistic][layer] = reduced(state, form)
+            full.states[statistic][layer] = convert_format(state, form)
     assert_same(found, full, BATCH_SPLIT_RELATIVE)
 
 
@@ -90,7 +90,7 @@ def test_block_by_block_they_are_the_same(kind, tmp_path):
     tiny_llama().save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     streamed = open_streamed(tmp_path / "model").streamed
-    settings = CalibrationSettings(NAMES, tokens_per_batch=5 * LENGTH, room=room(kind))
+    settings = CalibrationSettings(NAMES, tokens_per_batch=5 * LENGTH, memory_budget=room(kind))
     places = Places(Activations(tmp_path / "activations", 0), tmp_path / "statistics")
     targets, blocks = find_targets(streamed.model), blocks_of(tiny_tokens(5, LENGTH))
     found = calibrate_blockwise(streamed, targets, blocks, settings, places)
@@ -101,7 +101,7 @@ def test_block_by_block_they_are_the_same(kind, tmp_path):
 @TWO_SHARES
 def test_they_fit_and_use_their_room(kind, share):
     given = room(kind, share)
-    forms = given.forms(SHAPES, NAMES[:2])
+    forms = given.formats(SHAPES, NAMES[:2])
     widths = {key: STATISTICS.get(key[0]).width(SHAPES[key[1]]) for key in forms}
     used = {key: form.bytes(widths[key]) for key, form in forms.items()}
     assert given.bytes * 0.6 < sum(used.values()) <= given.bytes
@@ -113,20 +113,20 @@ def test_they_fit_and_use_their_room(kind, share):
 
 @kinds
 def test_enough_room_is_no_change_and_too_little_is_an_error(kind):
-    forms = room(kind, 1.0).forms(SHAPES, NAMES[:2])
+    forms = room(kind, 1.0).formats(SHAPES, NAMES[:2])
     assert {form.kind for form in forms.values()} == {"full"}
-    with pytest.raises(InputError, match="statistics_bytes 100 is too little"):
-        Room(100, kind).forms(SHAPES, NAMES)
+    with pytest.raises(InputError, match="covariance_bytes 100 is too little"):
+        MemoryBudget(100, kind).formats(SHAPES, NAMES)
 
 
 @kinds
 @pytest.mark.parametrize("width", [1, 2, 7, 64])
 def test_the_largest_form_is_within_its_limit(kind, width):
     for limit in (7, 8, 9, 100, 8 * width, 8 * width**2 - 1, 8 * width**2):
-        form = largest_form(width, limit, kind)
+        form = largest_format(width, limit, kind)
         assert form is None or form.bytes(width) <= limit
-    assert largest_form(width, 8 * width**2, kind) == Form()
-    assert sum(Form("blocks", 5).sizes(width)) == width
+    assert largest_format(width, 8 * width**2, kind) == CovarianceFormat()
+    assert sum(CovarianceFormat("block_diagonal", 5).sizes(width)) == width
 
 
 @kinds
@@ -139,8 +139,8 @@ def test_every_method_works_from_them(kind, method, tmp_path):
         pytest.skip("reads other statistics than covariances of inputs and gradients")
     given = replace(
         recipe.calibration,
-        statistics_bytes=int(0.4 * full_bytes()),
-        statistics_form=kind,
+        covariance_bytes=int(0.4 * full_bytes()),
+        covariance_format=kind,
     )
     recipe = recipe.with_changes(calibration=given)
     calibration = pipeline.calibrate(model, tiny_tokenizer(), recipe)
@@ -166,9 +166,9 @@ def test_every_method_works_from_them(kind, method, tmp_path):
 
 def test_recipes_name_them(tmp_path):
     text = text_file(tmp_path / "text.txt")
-    given = CalibrationRecipe(data=str(text), sequences=8, length=24, statistics_bytes=200_000)
-    assert given.room == Room(200_000, "low_rank")
-    assert CalibrationRecipe().room is None
+    given = CalibrationRecipe(data=str(text), sequences=8, length=24, covariance_bytes=200_000)
+    assert given.memory_budget == MemoryBudget(200_000, "low_rank")
+    assert CalibrationRecipe().memory_budget is None
     calibration = pipeline.calibrate(tiny_llama(), tiny_tokenizer(), Recipe(calibration=given))
     assert calibration.bytes <= 200_000
     assert "room" in calibration.provenance["key"]
@@ -180,15 +180,15 @@ def test_memory_chooses_them_where_a_block_does_not_fit(tmp_path, monkeypatch):
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     recipe = small_recipe(text_file(tmp_path / "text.txt"), allocation="uniform")
     opened = open_streamed(tmp_path / "model")
-    needs = Needs.of(opened, recipe)
+    needs = MemoryEstimate.of(opened, recipe)
     smaller = needs.with_statistics(needs.statistics() // 8)
     assert smaller.statistics() < needs.statistics() // 4
     plan = plan_memory(opened, recipe, needs.streamed(1))
-    assert plan.statistics_bytes is None
+    assert plan.covariance_bytes is None
     if smaller.streamed(1) < needs.streamed(1):
         plan = plan_memory(opened, recipe, smaller.streamed(1))
-        assert plan.statistics_bytes is not None
-        assert plan.fitted(recipe).calibration.statistics_bytes == plan.statistics_bytes
-        assert "calibration.statistics_bytes" in str(plan)
+        assert plan.covariance_bytes is not None
+        assert plan.fitted(recipe).calibration.covariance_bytes == plan.covariance_bytes
+        assert "calibration.covariance_bytes" in str(plan)
     with pytest.raises(InputError, match="is too little: streaming"):
         plan_memory(opened, recipe, 2**20)

@@ -9,29 +9,29 @@ import pytest
 import torch
 
 from spectrim import pipeline
-from spectrim.calibration import Calibration, CalibrationSettings, Room, calibrate
+from spectrim.calibration import Calibration, CalibrationSettings, MemoryBudget, calibrate
 from spectrim.calibration.blockwise import Places, calibrate_blockwise
 from spectrim.calibration.store import load_calibration, save_calibration
 from spectrim.calibration.whole_model import calibrate_steps
-from spectrim.curves.probe import exchanged
+from spectrim.curves.probe import swap_weights
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.hub.stream import open_streamed
-from spectrim.linalg.covariance import ThroughWeight, dense
+from spectrim.linalg.covariance import ProjectedCovariance, dense
 from spectrim.linalg.truncated import Factors
 from spectrim.recipe import (
     CalibrationRecipe,
-    CompensationRecipe,
-    MeasureRecipe,
-    PathRecipe,
-    QuantisationRecipe,
+    CorrectionRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    QuantizationRecipe,
     Recipe,
     RefinementRecipe,
     SharingRecipe,
 )
-from spectrim.statistics import Form
+from spectrim.statistics import CovarianceFormat
 from spectrim.streaming import Activations
-from spectrim.surgery.adapters import weight_of
+from spectrim.surgery.adapters import get_weight
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.targets import find_targets
 from tests.runs import small_recipe, text_file
@@ -52,7 +52,7 @@ models = pytest.mark.parametrize("name", sorted(TINY_MODELS))
 
 
 def settings_for(rows: int = 5, **changes) -> CalibrationSettings:
-    given = {"wide": "through"} | changes
+    given = {"wide": "projected"} | changes
     return CalibrationSettings(NAMES, tokens_per_batch=rows * LENGTH, **given)
 
 
@@ -99,10 +99,10 @@ def test_they_are_the_full_ones_through_the_weights(name, dtype):
     found, full = made(model, settings_for()), made(model, settings_for(wide="full"))
     through = 0
     for layer in full.groups:
-        weight = weight_of(model.get_submodule(layer)).detach().double()
+        weight = get_weight(model.get_submodule(layer)).detach().double()
         for statistic, image in (NAMES[0], weight.T), (NAMES[1], weight):
             known, whole = found.layer(layer)[statistic], full.layer(layer)[statistic]
-            if not isinstance(known, ThroughWeight):
+            if not isinstance(known, ProjectedCovariance):
                 assert torch.equal(known, whole)
                 continue
             through += 1
@@ -119,11 +119,11 @@ def test_an_input_that_several_layers_read_stays_in_full():
     model = built("gqa")
     found = made(model, settings_for())
     q, k = (f"model.layers.0.self_attn.{name}_proj" for name in "qk")
-    rows, columns = weight_of(model.get_submodule(k)).shape
+    rows, columns = get_weight(model.get_submodule(k)).shape
     assert rows < columns
     assert found.groups[k] == q
     assert isinstance(found.layer(k)["input_covariance"], torch.Tensor)
-    assert isinstance(found.layer(DOWN)["input_covariance"], ThroughWeight)
+    assert isinstance(found.layer(DOWN)["input_covariance"], ProjectedCovariance)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "moe"])
@@ -158,10 +158,10 @@ def test_block_by_block_they_are_the_same(name, tmp_path):
 def test_where_a_layer_holds_another_weight_the_original_is_asked_about():
     model = tiny_llama().double()
     targets = find_targets(model)
-    originals = {t.name: weight_of(model.get_submodule(t.name)) for t in targets}
+    originals = {t.name: get_weight(model.get_submodule(t.name)) for t in targets}
     module = model.get_submodule(DOWN)
     u, s, v = torch.linalg.svd(originals[DOWN].detach(), full_matrices=False)
-    with exchanged(module, Factors(u, s[:, None] * v, s), 3):
+    with swap_weights(module, Factors(u, s[:, None] * v, s), 3):
         found = made(model, settings_for(originals=originals))
         full = made(model, settings_for(wide="full"))
     weight = originals[DOWN].detach()
@@ -174,7 +174,7 @@ def test_where_a_layer_holds_another_weight_the_original_is_asked_about():
 def test_decompositions_are_those_of_full_covariances(name, method, tmp_path):
     model = built(name).double()
     recipe = Recipe(method=method)
-    assert recipe.wide == "through"
+    assert recipe.wide == "projected"
     settings = replace(settings_for(), statistics=recipe.statistics)
     found = pipeline.decompose(model, made(model, settings), recipe)
     settings = replace(settings, wide="full")
@@ -186,7 +186,7 @@ def test_decompositions_are_those_of_full_covariances(name, method, tmp_path):
         error = (found.spectrum(layer) - factors.spectrum).abs().max()
         assert error <= SPECTRUM_RELATIVE * factors.spectrum[0], layer
         exact = found.factors[layer].weight(factors.max_rank)
-        assert close(exact, weight_of(model.get_submodule(layer)), FLOAT64_RELATIVE)
+        assert close(exact, get_weight(model.get_submodule(layer)), FLOAT64_RELATIVE)
         assert close(found.factors[layer].weight(rank), factors.weight(rank), FLOAT32_RELATIVE)
 
 
@@ -205,7 +205,7 @@ def test_they_are_the_optimum_of_the_dense_problem(name, method):
     full = made(model, settings_for(wide="full"))
     found = pipeline.decompose(model, made(model, settings_for()), recipe)
     for layer, factors in found.factors.items():
-        weight = weight_of(model.get_submodule(layer)).detach()
+        weight = get_weight(model.get_submodule(layer)).detach()
         inner = root(full.layer(layer)["input_covariance"], damping)
         outer = torch.eye(len(weight), dtype=torch.float64)
         if method == "obd":
@@ -220,13 +220,13 @@ def test_they_are_the_optimum_of_the_dense_problem(name, method):
 
 def test_the_whole_trip_with_an_average_along_the_path(tmp_path):
     text = text_file(tmp_path / "text.txt")
-    unmeasured = MeasureRecipe(layers=False, joint=False)
-    path = PathRecipe(share=1, budget=0.5)
-    recipe = small_recipe(text, path=path, budget=0.5, measure=unmeasured)
+    unmeasured = ProbeRecipe(per_layer=False, joint=False)
+    path = HessianAveragingRecipe(data_fraction=1, at_budget=0.5)
+    recipe = small_recipe(text, path=path, budget=0.5, probe=unmeasured)
     given = replace(recipe.calibration, wide="full")
-    assert (recipe.wide, recipe.with_changes(calibration=given).wide) == ("through", "full")
+    assert (recipe.wide, recipe.with_changes(calibration=given).wide) == ("projected", "full")
     found, expected = (
-        pipeline.factorise(tiny_llama(), tiny_tokenizer(), r)
+        pipeline.factorize(tiny_llama(), tiny_tokenizer(), r)
         for r in (recipe, recipe.with_changes(calibration=given))
     )
     for layer, curve in expected.curves.items():
@@ -239,14 +239,14 @@ def test_the_whole_trip_with_an_average_along_the_path(tmp_path):
 
 def test_what_reads_them_whole_gets_them_in_full():
     changes = {
-        "calibration": CalibrationRecipe(statistics_bytes=10**6),
+        "calibration": CalibrationRecipe(covariance_bytes=10**6),
         "sharing": SharingRecipe(rule="same_input"),
-        "compensation": CompensationRecipe(),
-        "quantisation": QuantisationRecipe(base="rtn"),
+        "correction": CorrectionRecipe(),
+        "quantization": QuantizationRecipe(backend="rtn"),
         "refinement": (RefinementRecipe("saes"),),
     }
-    assert Recipe().wide == "through"
-    assert Recipe(refinement=(RefinementRecipe("next_token"),)).wide == "through"
+    assert Recipe().wide == "projected"
+    assert Recipe(refinement=(RefinementRecipe("next_token"),)).wide == "projected"
     for name, value in changes.items():
         assert Recipe(**{name: value}).wide == "full", name
     for method in ("obd_bias", "eora", "afm"):
@@ -258,23 +258,23 @@ def test_asked_for_more_than_was_summed_they_say_so():
     for ask in (
         lambda: dense(known),
         lambda: known @ torch.eye(*known.shape, dtype=torch.float64),
-        lambda: known.centred(torch.zeros(known.shape[0])),
+        lambda: known.centered(torch.zeros(known.shape[0])),
         lambda: known.metric(0.1, "C").whiten(torch.eye(known.shape[0])),
         lambda: known.metric(0.1, "C").gram(torch.eye(known.shape[0])),
     ):
-        with pytest.raises(InputError, match="through"):
+        with pytest.raises(InputError, match="projected"):
             ask()
     with pytest.raises(InputError, match="give one"):
-        settings_for(room=Room(10**6))
+        settings_for(room=MemoryBudget(10**6))
 
 
 def test_their_bytes():
-    assert Form("through", 3).bytes(10) == 8 * (9 + 10)
+    assert CovarianceFormat("projected", 3).bytes(10) == 8 * (9 + 10)
     model = tiny_llama()
     states = made(model, settings_for()).states["input_covariance"][DOWN]
-    small, wide = weight_of(model.get_submodule(DOWN)).shape
+    small, wide = get_weight(model.get_submodule(DOWN)).shape
     numbers = sum(tensor.numel() for tensor in states.values())
-    assert Form("through", small).bytes(wide) == 8 * numbers
+    assert CovarianceFormat("projected", small).bytes(wide) == 8 * numbers
 
 
 def test_passes_leave_the_model_and_its_inputs_alone():

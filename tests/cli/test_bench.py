@@ -10,7 +10,7 @@ import pytest
 from spectrim.pipeline import benching
 from tests.cli.conftest import SMALL
 
-OPTIONS = (*SMALL, "--no-measure", "--tokens", "200")
+OPTIONS = (*SMALL, "--no-probe", "--tokens", "200")
 TWO = "svd/uniform/lowrank,obd/uniform"
 
 
@@ -112,7 +112,7 @@ def test_an_output_that_is_a_file(bench, tmp_path, monkeypatch):
 
 def test_budgets_of_time(bench, tmp_path):
     """What the tiny layers take is all calls, so any of their times is met by dense ones."""
-    asked = ("--methods", "svd/uniform/lowrank,obd", "--budgets-latency", "1", "-o", "out")
+    asked = ("--methods", "svd/uniform/lowrank,obd", "--latency-budgets", "1", "-o", "out")
     done = bench(*asked, "--json")
     assert done.code == 0, done.err
     rows = json.loads(done.out)["rows"]
@@ -126,11 +126,11 @@ def test_budgets_of_time(bench, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--budgets-latency", ".7", "--budgets", ".7"), "give budgets of one kind"),
-        (("--budget-latency", ".7", "--budget", ".7"), "give budgets of one kind"),
-        (("--budgets-latency", "fast"), "--budgets-latency fast: expected fractions"),
-        (("--budgets-latency", ".7,2"), "budget 2.0 is out of range"),
-        (("--budget-latency", ".7", "--layer", "sparse_dictionary"), "none that share a basis"),
+        (("--latency-budgets", ".7", "--budgets", ".7"), "give budgets of one kind"),
+        (("--latency-budget", ".7", "--budget", ".7"), "give budgets of one kind"),
+        (("--latency-budgets", "fast"), "--latency-budgets fast: expected fractions"),
+        (("--latency-budgets", ".7,2"), "budget 2.0 is out of range"),
+        (("--latency-budget", ".7", "--layer", "sparse_dictionary"), "none that share a basis"),
     ],
 )
 def test_budgets_of_time_that_cannot_be_met_fail_at_once(bench, arguments, message):

@@ -62,7 +62,7 @@ def test_a_wrong_option_is_one_line(cli, shape, arguments, message):
 
 def test_a_budget_of_time_is_planned_and_followed(cli, shelf, plan, compress, tmp_path):
     given = ("--layer", "lowrank", "--rank-multiple", "auto", "--cache", tmp_path / "times")
-    monkey = ("--budget-latency", "1.0")
+    monkey = ("--latency-budget", "1.0")
     done = plan("-o", tmp_path / "plan.yaml", "--json", *given, *monkey)
     assert done.code == 0, done.err
     latency = json.loads(done.out)["plan"]["provenance"]["latency"]
@@ -73,5 +73,5 @@ def test_a_budget_of_time_is_planned_and_followed(cli, shelf, plan, compress, tm
 
 
 def test_time_and_loss_are_not_both_a_budget(plan):
-    done = plan("--budget-latency", "0.9", "--target-loss", "0.1")
+    done = plan("--latency-budget", "0.9", "--target-loss", "0.1")
     assert "choose one of" in done.failed_with_one_line()

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import spectrim
 from spectrim.hub import load
-from spectrim.pipeline import catalogue
+from spectrim.pipeline import list_methods
 from spectrim.planning import load_plan
 from spectrim.presets import PRESETS, load_recipe
 from tests.tiny_models import tiny_tokens
@@ -117,7 +117,14 @@ def test_outputs_beside_the_weights(compress, tmp_path):
 @pytest.mark.parametrize("kind", ["pivoted", "lowrank"])
 def test_the_stored_recipe_gives_the_same_result_again(cli, compress, shelf, tmp_path, kind):
     first = compress(
-        "-o", "first", "--layer", kind, "--budget", 0.55, "--set", "path.share=0.5"
+        "-o",
+        "first",
+        "--layer",
+        kind,
+        "--budget",
+        0.55,
+        "--set",
+        "hessian_averaging.data_fraction=0.5",
     )
     assert first.code == 0, first.err
     again = cli(
@@ -146,7 +153,7 @@ def test_the_recipe_of_a_target_loss_gives_the_same_result_again(
     assert same_tensors(tmp_path / "first", tmp_path / "second")
 
 
-@pytest.mark.parametrize("preset", [n for n, r in PRESETS.items() if r.selection is None])
+@pytest.mark.parametrize("preset", [n for n, r in PRESETS.items() if r.pruning is None])
 def test_presets(compress, tmp_path, preset):
     """With less training than the preset asks for."""
     steps = PRESETS[preset].to_dict()["refinement"]
@@ -157,39 +164,39 @@ def test_presets(compress, tmp_path, preset):
     done = compress("-o", "out", "--recipe", preset, "--budget", 0.7, "--set", less)
     assert done.code == 0, done.err
     recipe = load_recipe(str(tmp_path / "out" / "spectrim_recipe.yaml"))
-    assert recipe.measure == PRESETS[preset].measure
-    assert recipe.path == PRESETS[preset].path
+    assert recipe.probe == PRESETS[preset].probe
+    assert recipe.hessian_averaging == PRESETS[preset].hessian_averaging
     assert (recipe.budget, recipe.calibration.sequences) == (0.7, 8)
 
 
 def test_the_command_line_wins_over_the_recipe_file(compress, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "method: svd_llm\nmethod_options: {damping: 0.5}\nallocation: uniform\nbudget: 0.9\n"
-        "calibration: {sequences: 3}\nmeasure: {joint: false}\n"
+        "calibration: {sequences: 3}\nprobe: {joint: false}\n"
     )
     done = compress(
-        "-o", "out", "--recipe", "mine.yaml", "--budget", 0.5, "--set", "measure.tokens=48",
+        "-o", "out", "--recipe", "mine.yaml", "--budget", 0.5, "--set", "probe.tokens=48",
         "--exclude", "down_proj",
     )  # fmt: skip
     assert done.code == 0, done.err
     recipe = load_recipe(str(tmp_path / "out" / "spectrim_recipe.yaml"))
     assert (recipe.method, recipe.method_options) == ("svd_llm", {"damping": 0.5})
     assert (recipe.allocation, recipe.budget) == ("uniform", 0.5)
-    assert (recipe.calibration.sequences, recipe.measure.tokens) == (8, 48)
-    assert recipe.measure.joint is False
+    assert (recipe.calibration.sequences, recipe.probe.tokens) == (8, 48)
+    assert recipe.probe.joint is False
     assert not any("down_proj" in name for name in ranks_in(tmp_path / "out"))
 
 
 def test_set_and_no_measure(compress, tmp_path):
     done = compress(
-        "-o", "out", "--no-measure", "--set", "method_options.damping=0.01",
-        "--set", "save_dtype=bfloat16", "--set", "path.weight=0", "--budget", 0.7,
+        "-o", "out", "--no-probe", "--set", "method_options.damping=0.01",
+        "--set", "save_dtype=bfloat16", "--set", "hessian_averaging.weight=0", "--budget", 0.7,
     )  # fmt: skip
     assert done.code == 0, done.err
     recipe = load_recipe(str(tmp_path / "out" / "spectrim_recipe.yaml"))
     assert recipe.method_options == {"damping": 0.01}
-    assert (recipe.measure.layers, recipe.measure.joint) == (False, False)
-    assert not recipe.averages_path
+    assert (recipe.probe.per_layer, recipe.probe.joint) == (False, False)
+    assert not recipe.averages_hessian
     dtypes = {t.dtype for n, t in tensors_in(tmp_path / "out").items() if "mask" not in n}
     assert dtypes == {torch.bfloat16}
 
@@ -288,7 +295,7 @@ def test_ls_names_every_entry(cli):
     shown, machine = cli("ls"), cli("ls", "--json")
     assert shown.code == machine.code == 0
     listed = json.loads(machine.out)
-    assert listed == catalogue()
+    assert listed == list_methods()
     for kind, entries in listed.items():
         assert kind in shown.out
         assert entries
@@ -325,7 +332,7 @@ def test_help_names_every_command(cli):
     assert shown.code == 0
     commands = (
         "compress",
-        "compensate",
+        "quantize",
         "plan",
         "evaluate",
         "bench",
@@ -338,8 +345,8 @@ def test_help_names_every_command(cli):
         assert cli(command, "--help").code == 0
 
 
-def test_quantised_factors_in_one_checkpoint(cli, compress, tmp_path):
-    chosen = ("--quantize", "int8", "--set", "quantisation.base=rtn", "--budget", 0.25)
+def test_quantized_factors_in_one_checkpoint(cli, compress, tmp_path):
+    chosen = ("--quantize", "int8", "--set", "quantization.backend=rtn", "--budget", 0.25)
     done = compress("-o", "out", *chosen)
     assert done.code == 0, done.err
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]

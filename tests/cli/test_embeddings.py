@@ -12,7 +12,7 @@ from tests.cli.conftest import SMALL
 def test_set_turns_it_on(cli, shelf, tmp_path):
     done = cli(
         "compress", shelf / "model", "-o", tmp_path / "out", "--data", shelf / "text.txt",
-        *SMALL, "--no-measure", "--set", "embeddings.budget=0.5",
+        *SMALL, "--no-probe", "--set", "embeddings.budget=0.5",
         "--set", "embeddings.method=svd",
     )  # fmt: skip
     assert done.code == 0, done.err

@@ -48,7 +48,10 @@ BAD_OPTIONS = {
     "rank multiple": (["--rank-multiple", "0"], "rank_multiple: "),
     "set without value": (["--set", "budget"], "--set budget: expected field=value"),
     "set unknown": (["--set", "colour=red"], "colour: "),
-    "set unknown inside": (["--set", "path.colour=red"], "path.colour: "),
+    "set unknown inside": (
+        ["--set", "hessian_averaging.color=red"],
+        "hessian_averaging.color: ",
+    ),
     "set too deep": (["--set", "a.b.c=1"], "--set a.b.c: a recipe has no such field"),
     "set broken": (["--set", "budget=[1"], "'[1' is not a value"),
     "method option": (["--set", "method_options.dumping=1"], "dumping"),
@@ -295,7 +298,7 @@ class Batches:
         monkeypatch.setattr(whole_model, "_run_batch", run)
 
 
-ONE_PASS = ("-o", "out", "--cache", "kept", "--set", "path.weight=0", "--no-measure")
+ONE_PASS = ("-o", "out", "--cache", "kept", "--set", "hessian_averaging.weight=0", "--no-probe")
 
 
 def test_an_interrupted_calibration_is_continued(compress, tmp_path, monkeypatch):

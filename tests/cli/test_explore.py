@@ -50,7 +50,7 @@ def test_it_serves_until_interrupted(shelf, tmp_path):
         (("--port", "99999"), "cannot listen"),
         (("--recipe", "bsi", "--task", "arithmetic:train:20"), "no curve to explore"),
         (("--quantize", "int8"), "full precision"),
-        (("--budget-latency", "0.9"), "slider is a share of the weights"),
+        (("--latency-budget", "0.9"), "slider is a share of the weights"),
         (("--layer", "sparse_dictionary"), "predicts no loss"),
     ],
 )

@@ -23,7 +23,7 @@ def test_a_tuned_checkpoint(cli, shelf, smaller, tmp_path, lora):
     if lora and find_spec("peft") is None:
         pytest.skip("PEFT is not installed (extra spectrim[peft])")
     adapters = ("--lora", 4) if lora else ()
-    size = ("--sequences", 16, "--length", 16, "--rows", 8, "--epochs", 5)
+    size = ("--sequences", 16, "--length", 16, "--batch-size", 8, "--epochs", 5)
     rate = ("--learning-rate", 1e-2)
     data = ("--data", shelf / "text.txt")
     done = cli("finetune", smaller, "-o", "tuned", *data, *size, *rate, *adapters, "--json")

@@ -13,7 +13,7 @@ import typer
 from spectrim import hub
 from spectrim.cli.commands import app
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7])[0-9;]*m")
+COLOR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7])[0-9;]*m")
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -62,9 +62,9 @@ def test_no_color(cli, monkeypatch):
     monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert COLOUR.search(cli("compress", "--help").out)
+    assert COLOR.search(cli("compress", "--help").out)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not COLOUR.search(cli("compress", "--help").out)
+    assert not COLOR.search(cli("compress", "--help").out)
 
 
 def test_completion(cli, monkeypatch):
@@ -74,7 +74,7 @@ def test_completion(cli, monkeypatch):
         assert "_SPECTRIM_COMPLETE" in script, shell
     monkeypatch.setenv("_SPECTRIM_COMPLETE", "complete_bash")
     for typed, place, expected in (
-        ("spectrim comp", "1", {"compress", "compensate"}),
+        ("spectrim comp", "1", {"compress", "quantize"}),
         ("spectrim finetune --quantize", "2", {"--quantize-base"}),
     ):
         monkeypatch.setenv("COMP_WORDS", typed)
@@ -98,12 +98,12 @@ def failing(error: BaseException) -> Any:
     ],
 )
 def test_code_2_and_one_line(cli, monkeypatch, error, words):
-    monkeypatch.setattr("spectrim.pipeline.catalogue", failing(error))
+    monkeypatch.setattr("spectrim.pipeline.list_methods", failing(error))
     assert words in cli("ls").failed_with_one_line()
 
 
 def test_other_errors_are_not_hidden(cli, monkeypatch):
     """An error of ours: Python prints it whole, and its exit code is 1."""
-    monkeypatch.setattr("spectrim.pipeline.catalogue", failing(ZeroDivisionError("a bug")))
+    monkeypatch.setattr("spectrim.pipeline.list_methods", failing(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli("ls")

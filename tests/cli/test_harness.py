@@ -82,7 +82,7 @@ def accuracy(directory: Path, name: str) -> float:
 @needs_harness
 def test_dense_and_compressed_in_one_table(cli, models, task_files, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
-    asked = ("--tasks", ",".join(FILES), "--task-path", task_files, "--limit", LIMIT)
+    asked = ("--lm-eval", ",".join(FILES), "--task-path", task_files, "--limit", LIMIT)
     done = cli("evaluate", *models.values(), *asked, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
@@ -98,14 +98,14 @@ def test_dense_and_compressed_in_one_table(cli, models, task_files, tmp_path, mo
 
 @needs_harness
 def test_a_task_that_is_not_known(cli, shelf, task_files):
-    asked = ("--tasks", "arc_local,arc_esay", "--task-path", task_files)
+    asked = ("--lm-eval", "arc_local,arc_esay", "--task-path", task_files)
     message = cli("evaluate", shelf / "model", *asked).failed_with_one_line()
     assert "'arc_esay'" in message
     assert "arc_easy" in message
 
 
 def test_a_directory_of_tasks_that_is_not_there(cli, shelf):
-    asked = ("--tasks", "arc_local", "--task-path", "nowhere")
+    asked = ("--lm-eval", "arc_local", "--task-path", "nowhere")
     assert "nowhere" in cli("evaluate", shelf / "model", *asked).failed_with_one_line()
 
 

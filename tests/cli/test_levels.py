@@ -11,7 +11,7 @@ import typer
 
 from spectrim import hub
 from spectrim.cli.commands import app
-from spectrim.cli.levels import in_front
+from spectrim.cli.levels import move_levels_first
 from tests.cli.conftest import SMALL
 from tests.cli.test_habits import commands
 
@@ -28,7 +28,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "activate": ("activate",),
     "bench": ("bench", "MODEL", *FAST, "--eval", "TEXT", "--methods", "svd", "-o", "table"),
     "bench-speed": ("bench-speed", "SMALLER", *TIMED),
-    "compensate": ("compensate", "MODEL", *TEXT, *SMALL, "-o", "paths", "--overwrite"),
+    "quantize": ("quantize", "MODEL", *TEXT, *SMALL, "-o", "paths", "--overwrite"),
     "explore": ("explore", "MODEL", *FAST),
     "finetune": ("finetune", "SMALLER", *TEXT, *TRAINED, "-o", "tuned", "--overwrite"),
     "inspect": ("inspect", "MODEL"),
@@ -100,5 +100,5 @@ def test_a_wrong_option_is_one_line(ask, name):
 
 
 def test_levels_are_read_where_they_stand():
-    assert in_front(["ls", "-v", "--json"]) == ["-v", "ls", "--json"]
-    assert in_front(["a", "--", "-q", "-v"]) == ["a", "--", "-q", "-v"]
+    assert move_levels_first(["ls", "-v", "--json"]) == ["-v", "ls", "--json"]
+    assert move_levels_first(["a", "--", "-q", "-v"]) == ["a", "--", "-q", "-v"]

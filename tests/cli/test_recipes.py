@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from spectrim.hub.licence import licence_of, stated_licence
+from spectrim.hub.licence import license_of, stated_license
 from spectrim.presets import PRESETS, load_recipe
 
 
@@ -42,13 +42,13 @@ def test_a_preset_that_is_not_there(cli):
         ("", None),
     ],
 )
-def test_the_licence_of_a_card(card, expected):
-    assert stated_licence(card) == expected
+def test_the_license_of_a_card(card, expected):
+    assert stated_license(card) == expected
 
 
-def test_the_licence_of_the_base_is_kept(compress, shelf, tmp_path):
-    assert licence_of("reference") == "apache-2.0"
-    assert licence_of(str(shelf / "model")) is None
+def test_the_license_of_the_base_is_kept(compress, shelf, tmp_path):
+    assert license_of("reference") == "apache-2.0"
+    assert license_of(str(shelf / "model")) is None
     done = compress("-o", "out", "--recipe", "fast", "--budget", "0.6")
     assert done.code == 0, done.err
     assert "license" not in (tmp_path / "out" / "README.md").read_text()

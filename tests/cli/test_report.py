@@ -69,7 +69,7 @@ def test_an_output_without_facts_tells_what_it_can(compress, cli, tmp_path):
 
 def test_a_compensated_output_has_a_page(cli, shelf, tmp_path):
     data = ("--data", shelf / "text.txt", "--sequences", "8", "--length", "24")
-    outcome = cli("compensate", shelf / "model", "-o", "out", "--rank", "4", *data)
+    outcome = cli("quantize", shelf / "model", "-o", "out", "--rank", "4", *data)
     assert outcome.code == 0, outcome.err
     assert cli("report", "out").code == 0
     facts = load_facts(tmp_path / "out" / FACTS_FILE)
@@ -88,7 +88,7 @@ def test_refined_models_say_that_predictions_are_older(compress, tmp_path):
     assert "before refinement" in (tmp_path / "out" / PAGE_FILE).read_text()
 
 
-def test_quantised_factors_are_counted_in_bytes(compress, tmp_path):
+def test_quantized_factors_are_counted_in_bytes(compress, tmp_path):
     pytest.importorskip("torchao", reason="needs torchao")
     options = ("--budget", "0.2", "--quantize", "int8", "--rank-multiple", "4")
     outcome = compress("-o", "out", *options)

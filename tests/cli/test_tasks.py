@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 QUICK = (
-    *("--set", "selection.steps=4", "--set", "selection.events=2"),
-    *("--set", "selection.rows_per_step=4", "--set", "selection.scoring_rows=8"),
+    *("--set", "pruning.steps=4", "--set", "pruning.prune_steps=2"),
+    *("--set", "pruning.batch_size=4", "--set", "pruning.scoring_examples=8"),
     *("--set", "refinement=[{name: next_token, options: {steps: 2}}]"),
     *("--set", "calibration.sequences=8", "--budget", "0.4"),
 )
@@ -28,7 +28,7 @@ FIELDS = ("--set", "task.prompt_field=question", "--set", "task.answer_field=rep
 
 @pytest.mark.parametrize("preset", ["bsi", "bsi_published", "basel"])
 def test_a_model_for_one_task(cli, shelf, task, tmp_path, preset):
-    probes = ("--set", "selection.importance_options={probes: 1}")
+    probes = ("--set", "pruning.importance_options={probes: 1}")
     more = probes if preset == "bsi_published" else ()
     done = cli(
         *("compress", shelf / "model", "--recipe", preset, "--task", task, "-o", "out"),
@@ -56,7 +56,7 @@ def test_a_model_for_one_task(cli, shelf, task, tmp_path, preset):
 def test_a_task_also_guides_a_closed_form(cli, shelf, task):
     done = cli(
         *("compress", shelf / "model", "--task", task, "-o", "out", "--budget", "0.6"),
-        *(*FIELDS, "--sequences", "8", "--no-measure"),
+        *(*FIELDS, "--sequences", "8", "--no-probe"),
     )
     assert done.code == 0, done.err
     assert not Path("out/spectrim_events.jsonl").exists()
@@ -73,8 +73,8 @@ def test_a_task_also_guides_a_closed_form(cli, shelf, task):
         (("--task", "good.jsonl", "--plan", "plan.yaml"), "--budget"),
         (("--task", "good.jsonl", "--target-loss", "0.1"), "--budget"),
         (("--task", "good.jsonl", "--budget", "0.0001"), "budget"),
-        (("--task", "good.jsonl", "--set", "selection.importance=guess"), "guess"),
-        (("--task", "good.jsonl", "--set", "selection.events=0"), "events"),
+        (("--task", "good.jsonl", "--set", "pruning.importance=guess"), "guess"),
+        (("--task", "good.jsonl", "--set", "pruning.prune_steps=0"), "events"),
         (("--task", "good.jsonl", "--method", "afm"), "svd, svd_llm or obd"),
         (("--task", "good.jsonl", "--set", "task.labels=some"), "labels"),
     ],

@@ -185,7 +185,7 @@ def test_widths_that_two_of_four_cannot_have():
 @needs_torchao
 @pytest.mark.parametrize("shape", [(24, 64), (32, 50)])
 def test_shapes_that_torchaos_kernel_refuses(shape):
-    with pytest.raises(ModelError, match="--base rtn"):
+    with pytest.raises(ModelError, match="--quantizer rtn"):
         compressed("torchao", {"bits": 4}, problem(shape))
 
 
@@ -223,13 +223,13 @@ def test_options_that_do_not_exist(name, options):
 
 def test_faults_of_loaded_tensors():
     layer = compressed("rtn", {}, problem())
-    assert layer.fault() is None
+    assert layer.validate() is None
     layer.scales[0, 0] = torch.tensor(float("inf"), dtype=torch.float16).view(torch.int16)
-    assert layer.fault().startswith("scales")
+    assert layer.validate().startswith("scales")
     sparse = compressed("sparse_2_4", {}, problem())
-    assert sparse.fault() is None
+    assert sparse.validate() is None
     sparse.places.zero_()
-    assert sparse.fault().startswith("places")
+    assert sparse.validate().startswith("places")
 
 
 @needs_torchao

@@ -210,8 +210,8 @@ def test_afm_keeps_the_mean_and_is_pca(shape, bias, count):
     tokens = random_tokens(problem.weight, problem.bias, count)
     factors = factors_of("afm", problem)
     mean = tokens.y.mean(0)
-    centred = (tokens.y - mean).T @ (tokens.y - mean) / tokens.count
-    energy = torch.linalg.eigvalsh(centred).flip(0).clamp_min(0)
+    centered = (tokens.y - mean).T @ (tokens.y - mean) / tokens.count
+    energy = torch.linalg.eigvalsh(centered).flip(0).clamp_min(0)
     for rank in range(1, factors.max_rank + 1):
         out = tokens.x @ factors.weight(rank).T + factors.bias(rank, problem.bias)
         assert close(out.mean(0), mean)

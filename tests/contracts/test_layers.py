@@ -16,7 +16,7 @@ from spectrim.layers import LAYERS, FactoredLinear, layer_class
 from spectrim.layers.pivoted import pack_bits, unpack_bits
 from spectrim.layers.sparse_dictionary import nonzeros_of
 from spectrim.linalg.pivoting import COEFFICIENT_BOUND, pivot_rows
-from spectrim.linalg.sparse_coding import largest
+from spectrim.linalg.sparse_coding import keep_largest
 from tests.layer_problems import stored_weights
 from tests.tolerances import BFLOAT16_LAYER_FACTOR, FLOAT32_RELATIVE, FLOAT64_RELATIVE
 
@@ -39,7 +39,7 @@ def factors(
 
     left, right, bias = rows(shape[0], rank), rows(rank, shape[1]), rows(shape[0])
     if not layer_class(kind).LOSSLESS:
-        left = largest(left, nonzeros_of(rank))
+        left = keep_largest(left, nonzeros_of(rank))
     return left, right, bias
 
 

@@ -20,10 +20,10 @@ from spectrim.data.blocks import fingerprint
 from spectrim.errors import InputError, ModelError, NumericalError
 from spectrim.hub import load, save_compressed
 from spectrim.layers import LAYERS, layer_class
-from spectrim.refinement import REFINEMENTS, Progress, required_statistics
+from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.targets import find_targets
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 from tests.hub.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
 
@@ -33,14 +33,14 @@ MODELS = ("llama", "gpt2", "moe")
 QUICK: dict[str, dict[str, Any]] = {
     "block": {"epochs": 4},
     "end_to_end": {"tokens": 4 * 8 * 16},
-    "next_token": {"steps": 4, "sequences_per_step": 8},
+    "next_token": {"steps": 4, "batch_size": 8},
     "lora": {"epochs": 8, "learning_rate": 1e-2},
-    "anchored": {"mix": 0.5},
+    "anchored": {"original_input_weight": 0.5},
 }
 LONGER: dict[str, dict[str, Any]] = {
     "block": {"epochs": 4},
     "end_to_end": {"tokens": 16 * 4 * 16},
-    "next_token": {"steps": 16, "sequences_per_step": 4},
+    "next_token": {"steps": 16, "batch_size": 4},
     "lora": {"epochs": 8},
 }
 TRAINED = [
@@ -81,11 +81,11 @@ class Case:
     blocks: TokenBlocks | None = None
 
     def refine(
-        self, name: str, progress: Progress | None = None, **options: Any
+        self, name: str, progress: RunContext | None = None, **options: Any
     ) -> PreTrainedModel:
         given = QUICK.get(name, {}) | options
         chosen = REFINEMENTS.options(name, given)
-        progress = progress or Progress()
+        progress = progress or RunContext()
         if wanted := required_statistics(name, given):
             progress = replace(progress, calibration=statistics(self.original, wanted))
         run = REFINEMENTS.get(name).refine
@@ -97,7 +97,7 @@ def statistics(model: PreTrainedModel, names: tuple[str, ...]) -> Calibration:
 
 
 def case(model: str, kind: str = "pivoted") -> Case:
-    """The two share what is not factored, as they do after `pipeline.compress`."""
+    """The two share what is not factored, as they do after `pipeline.replace_layers`."""
     original = TINY_MODELS[model]()
     experts = fused_expert_names(original)
     split_experts(original, experts)
@@ -142,7 +142,7 @@ def test_module_declares_itself(name):
 
 @models
 def test_loss_falls(name, kind, model):
-    progress = Progress()
+    progress = RunContext()
     case(model, kind).refine(name, progress)
     assert progress.losses
     for losses in progress.losses.values():
@@ -198,8 +198,8 @@ class Stop:
 
 @pairs("steps", (1, 5, 11))
 def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
-    def progress(folder: str, **changes: Any) -> Progress:
-        return Progress(Workspace(tmp_path / folder), seconds_between_saves=0, **changes)
+    def progress(folder: str, **changes: Any) -> RunContext:
+        return RunContext(Cache(tmp_path / folder), seconds_between_saves=0, **changes)
 
     longer = LONGER.get(name, {})
     whole, stopped = case("moe", kind), case("moe", kind)
@@ -220,28 +220,28 @@ def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
 @refinements
 def test_a_finished_run_is_not_run_again(name, tmp_path):
     first, second = case("llama"), case("llama")
-    first.refine(name, Progress(Workspace(tmp_path)))
-    second.refine(name, Progress(Workspace(tmp_path), track=Stop(0)))
+    first.refine(name, RunContext(Cache(tmp_path)))
+    second.refine(name, RunContext(Cache(tmp_path), track=Stop(0)))
     assert same(state(first.compressed), state(second.compressed))
 
 
 @refinements
 def test_a_damaged_state_is_made_again(name, tmp_path):
     first, second = case("llama"), case("llama")
-    first.refine(name, Progress(Workspace(tmp_path)))
+    first.refine(name, RunContext(Cache(tmp_path)))
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     with pytest.warns(UserWarning, match="again"):
-        second.refine(name, Progress(Workspace(tmp_path)))
+        second.refine(name, RunContext(Cache(tmp_path)))
     assert same(state(first.compressed), state(second.compressed))
 
 
 @refinements
 def test_other_options_are_another_run(name, tmp_path):
     first, second = case("llama"), case("llama")
-    first.refine(name, Progress(Workspace(tmp_path)))
+    first.refine(name, RunContext(Cache(tmp_path)))
     other = {"seed": 1} if name in TRAINED else {"damping": 0.1}
-    second.refine(name, Progress(Workspace(tmp_path)), **other)
+    second.refine(name, RunContext(Cache(tmp_path)), **other)
     assert not same(state(first.compressed), state(second.compressed))
 
 
@@ -277,7 +277,7 @@ def test_padding_does_not_matter(name):
 
 @refinements
 def test_bfloat16_products(name):
-    progress = Progress()
+    progress = RunContext()
     case("llama").refine(name, progress, precision="bfloat16")
     assert all(losses[-1] < losses[0] for losses in progress.losses.values())
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spectrim.curves.measured import _FLOOR, _ascending, measured_layers, rescaled
+from spectrim.curves.measured import _FLOOR, _ascending, probe_layers, rescale
 from spectrim.linalg.truncated import Factors
 from spectrim.planning import Decomposition, JointCorrection
 from spectrim.recipe import Recipe
@@ -29,7 +29,7 @@ def curve_from(rises: list[float]) -> torch.Tensor:
 def test_a_corrected_curve_never_rises(rises, measured):
     curve = curve_from(rises)
     at = {rank: loss for rank, loss in measured.items() if rank < len(curve)}
-    corrected = rescaled(curve, at)
+    corrected = rescale(curve, at)
     assert corrected.shape == curve.shape
     assert bool((corrected.diff() <= 0).all())
     assert bool((corrected >= 0).all())
@@ -38,14 +38,14 @@ def test_a_corrected_curve_never_rises(rises, measured):
 def test_it_passes_through_measurements_that_descend():
     curve = curve_from([4.0, 2.0, 1.0, 0.5, 0.25])
     for measured in ({1: 2.5, 3: 1.5}, {2: 0.01}, {1: 9.0, 2: 3.0, 4: 0.1}):
-        corrected = rescaled(curve, measured)
+        corrected = rescale(curve, measured)
         for rank, loss in measured.items():
             assert float(corrected[rank]) == pytest.approx(loss, rel=LOSS_RELATIVE)
 
 
 def test_outside_the_measurements_the_ratio_is_kept():
     curve = curve_from([4.0, 2.0, 1.0, 0.5, 0.25])
-    corrected = rescaled(curve, {1: 2 * float(curve[1]), 3: 3 * float(curve[3])})
+    corrected = rescale(curve, {1: 2 * float(curve[1]), 3: 3 * float(curve[3])})
     assert float(corrected[0]) == pytest.approx(2 * float(curve[0]))
     assert float(corrected[4]) == pytest.approx(3 * float(curve[4]))
     assert float(corrected[5]) == 0
@@ -53,13 +53,13 @@ def test_outside_the_measurements_the_ratio_is_kept():
 
 def test_a_measurement_without_loss_counts_as_the_floor():
     curve = curve_from([4.0, 2.0, 1.0])
-    assert float(rescaled(curve, {1: -1e-9})[1]) == pytest.approx(_FLOOR)
+    assert float(rescale(curve, {1: -1e-9})[1]) == pytest.approx(_FLOOR)
 
 
 def test_a_curve_of_zeros_stays():
     curve = torch.zeros(5, dtype=torch.float64)
-    assert torch.equal(rescaled(curve, {2: 0.3}), curve)
-    assert torch.equal(rescaled(curve_from([1.0, 2.0]), {}), curve_from([1.0, 2.0]))
+    assert torch.equal(rescale(curve, {2: 0.3}), curve)
+    assert torch.equal(rescale(curve_from([1.0, 2.0]), {}), curve_from([1.0, 2.0]))
 
 
 class Scripted:
@@ -91,7 +91,7 @@ def some_decomposition(layers: int = 3, size: int = 12) -> Decomposition:
 def test_every_layer_is_measured_at_ranks_below_the_full_one():
     decomposition = some_decomposition()
     probe = Scripted(decomposition)
-    corrected = measured_layers(decomposition, probe, Recipe())
+    corrected = probe_layers(decomposition, probe, Recipe())
     assert set(probe.asked) == set(decomposition.shapes)
     assert all(1 <= rank < 12 for ranks in probe.asked.values() for rank in ranks)
     for name, curve in decomposition.curves.items():

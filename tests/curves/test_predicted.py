@@ -76,7 +76,7 @@ def test_no_other_pair_of_factors_prices_below_obd(method, shape):
     """Of all factors without a bias of their own, OBD's lose least at every rank."""
     problem = priced_problem(method, shape, False)
     factors = decomposed(method, problem)
-    if factors.offset is not None:
+    if factors.bias_shift is not None:
         pytest.skip("its bias takes over what no rank can")
     best = decomposed("obd", priced_problem("obd", shape, False), damping=0.0)
     allowed = predicted_curve(factors, problem.statistics)

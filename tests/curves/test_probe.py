@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectrim.curves.probe import Probe, _answering, exchanged
+from spectrim.curves.probe import Probe, _override_forward, swap_weights
 from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
 from spectrim.pipeline.calibrating import prepare
 from spectrim.recipe import Recipe
-from spectrim.surgery.adapters import bias_of, set_weight, weight_of
-from spectrim.surgery.targets import blocks as decoder_blocks
+from spectrim.surgery.adapters import get_bias, get_weight, set_weight
+from spectrim.surgery.targets import decoder_blocks as decoder_blocks
 from spectrim.surgery.targets import find_targets
 from tests.tiny_models import TINY_MODELS, tiny_tokens
 from tests.tolerances import DIVERGENCE_ABSOLUTE, DIVERGENCE_RELATIVE
@@ -33,7 +33,7 @@ def token_rows(padded: bool) -> TokenBlocks:
 
 def factors_of(module: nn.Module, offset: bool = False) -> Factors:
     """The truncated SVD, with some offset where asked."""
-    u, s, v = torch.linalg.svd(weight_of(module).detach().double(), full_matrices=False)
+    u, s, v = torch.linalg.svd(get_weight(module).detach().double(), full_matrices=False)
     return Factors(u * s, v, s, s / s.max() if offset else None)
 
 
@@ -63,7 +63,7 @@ def naive_divergence(model: nn.Module, rows: TokenBlocks, cut: dict[str, Factors
     smaller = copy.deepcopy(model).double()
     for name, factors in cut.items():
         module = smaller.get_submodule(name)
-        bias = factors.bias(RANK, bias_of(module))
+        bias = factors.bias(RANK, get_bias(module))
         set_weight(module, factors.weight(RANK))
         module.bias = None if bias is None else nn.Parameter(bias)
     total, count = 0.0, 0
@@ -156,14 +156,14 @@ def test_the_model_is_restored_after_an_error():
     model = prepared("llama")
     module = model.model.layers[0].mlp.up_proj
     weight, factors = module.weight, factors_of(module, offset=True)
-    with interrupted(), exchanged(module, factors, RANK):
+    with interrupted(), swap_weights(module, factors, RANK):
         assert not torch.equal(module.weight, weight)
         assert module.bias is not None
         raise KeyboardInterrupt
     assert module.weight is weight
     assert module.bias is None
     assert "bias" in module._parameters
-    with interrupted(), _answering(module, torch.ones(2)):
+    with interrupted(), _override_forward(module, torch.ones(2)):
         assert torch.equal(module(None), torch.ones(2))
         raise KeyboardInterrupt
     assert "forward" not in vars(module)

@@ -9,22 +9,22 @@ from spectrim.compressors import COMPRESSORS
 from spectrim.curves.rounding import with_rounding
 from spectrim.decompositions import LayerProblem
 from spectrim.errors import InputError
-from spectrim.pipeline import calibrate, decompose, factorise, plan
+from spectrim.pipeline import calibrate, decompose, factorize, plan
 from spectrim.planning import plan_for_loss
-from spectrim.recipe import QuantisationRecipe, SharingRecipe
-from spectrim.surgery.adapters import weight_of
+from spectrim.recipe import QuantizationRecipe, SharingRecipe
+from spectrim.surgery.adapters import get_weight
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 from tests.tolerances import LOSS_RELATIVE
 
-FOUR = QuantisationRecipe(4, "rtn", 8)
+FOUR = QuantizationRecipe(4, "rtn", 8)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """A model, its calibration, and its decomposition."""
     text = text_file(tmp_path_factory.mktemp("text") / "text.txt")
-    recipe = small_recipe(text, quantisation=FOUR, layer="lowrank", budget=0.3)
+    recipe = small_recipe(text, quantization=FOUR, layer="lowrank", budget=0.3)
     model = tiny_llama()
     calibration = calibrate(model, tiny_tokenizer(), recipe)
     return model, calibration, decompose(model, calibration, recipe), recipe
@@ -34,7 +34,7 @@ def test_a_dense_layer_costs_its_rounding(found):
     model, calibration, decomposition, recipe = found
     known = with_rounding(calibration, decomposition, recipe)
     name = next(iter(known.shapes))
-    weight = weight_of(model.get_submodule(name)).detach()
+    weight = get_weight(model.get_submodule(name)).detach()
     options = COMPRESSORS.options("rtn", FOUR.options)
     problem = LayerProblem(name, weight, None, None)
     error = COMPRESSORS.get("rtn").compress(problem, options).dense()[0] - weight.double()
@@ -50,8 +50,8 @@ def test_fewer_bits_and_multiplied_rounding_cost_more(found):
     total = {}
     for layer in ("lowrank", "pivoted"):
         for bits in (8, 4):
-            given = QuantisationRecipe(bits, "rtn", 8)
-            one = recipe.with_changes(quantisation=given, layer=layer)
+            given = QuantizationRecipe(bits, "rtn", 8)
+            one = recipe.with_changes(quantization=given, layer=layer)
             rounding = with_rounding(calibration, decomposition, one).rounding
             total[layer, bits] = sum(float(losses[1:].sum()) for losses in rounding.values())
             assert all(bool((losses >= 0).all()) for losses in rounding.values())
@@ -69,13 +69,13 @@ def test_a_plan_counts_it_once_for_its_own_recipe(found):
         added = float(known.rounding[name][rank])
         assert added > 0
         assert layer.predicted_loss == pytest.approx(cut + added, rel=LOSS_RELATIVE)
-    exact = plan(known, recipe.with_changes(quantisation=None, budget=0.9))
+    exact = plan(known, recipe.with_changes(quantization=None, budget=0.9))
     for name, layer in exact.layers.items():
         if layer.rank is None:
             assert layer.predicted_loss == 0, name
         else:
             assert layer.predicted_loss == float(known.curves[name][layer.rank])
-    eight = plan(known, recipe.with_changes(quantisation=QuantisationRecipe(8, "rtn")))
+    eight = plan(known, recipe.with_changes(quantization=QuantizationRecipe(8, "rtn")))
     dense = [layer for layer in eight.layers.values() if layer.rank is None]
     assert all(layer.predicted_loss == 0 for layer in dense), "rounding of other bits"
 
@@ -89,9 +89,9 @@ def test_a_target_below_the_rounding(found):
 
 def test_layers_on_one_basis_and_the_whole_pipeline(tmp_path):
     text = text_file(tmp_path / "text.txt")
-    sharing = SharingRecipe("same_input", keep="all")
-    recipe = small_recipe(text, quantisation=FOUR, layer="lowrank", sharing=sharing, budget=0.3)
-    known = factorise(tiny_llama(), tiny_tokenizer(), recipe)
+    sharing = SharingRecipe("same_input", accept="all")
+    recipe = small_recipe(text, quantization=FOUR, layer="lowrank", sharing=sharing, budget=0.3)
+    known = factorize(tiny_llama(), tiny_tokenizer(), recipe)
     assert known.groups
     assert known.rounding.keys() == known.shapes.keys()
     assert all(float(losses.min()) > 0 for losses in known.rounding.values())

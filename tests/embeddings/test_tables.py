@@ -19,11 +19,11 @@ from spectrim.embeddings import (
     TableMetric,
     TableProblem,
     TableStatistics,
-    factorise_table,
+    factorize_table,
     find_table,
     table_rank,
 )
-from spectrim.embeddings._gather import finished, gather
+from spectrim.embeddings._gather import finish, gather
 from spectrim.embeddings._problem import product_of_traces
 from spectrim.embeddings._table import weighted_error
 from spectrim.errors import InputError, ModelError
@@ -57,7 +57,7 @@ def problem(tied: bool, seed: int = 0) -> TableProblem:
 
 def made(method: str, given: TableProblem, **options: float) -> tuple[Table, TableMetric]:
     metric = EMBEDDINGS.get(method).metric(given, EMBEDDINGS.options(method, options))
-    return factorise_table(given.table, metric), metric
+    return factorize_table(given.table, metric), metric
 
 
 def matrix_of(metric: TableMetric) -> Tensor:
@@ -98,7 +98,7 @@ def test_full_rank_is_exact(method, tied):
 
 @methods
 @tied_or_not
-def test_no_neighbour_is_better(method, tied):
+def test_no_neighbor_is_better(method, tied):
     """Neither other factors nor, where the metric keeps one, another mean."""
     given = problem(tied)
     table, metric = made(method, given)
@@ -178,8 +178,8 @@ def test_directions_that_cost_nothing_go_first():
     matrix = torch.eye(WIDTH, dtype=torch.float64)
     matrix[0, 0] = 1e-6
     rows = torch.ones(COUNT, dtype=torch.float64)
-    metric = TableMetric(rows, CovarianceMetric(matrix, 0.0), centred=False)
-    table = factorise_table(given.table, metric)
+    metric = TableMetric(rows, CovarianceMetric(matrix, 0.0), centered=False)
+    table = factorize_table(given.table, metric)
     error = (given.table - table.weight(WIDTH - 1)).square().sum(0)
     assert error[0] > 100 * error[1:].sum()
 
@@ -270,7 +270,7 @@ def test_statistics_are_autograds_in_float64(build):
     for name, value in expected.items():
         error = float((sums[name] - value).norm())
         assert error <= AUTOGRAD_RELATIVE * float(value.norm()), name
-    known = finished(sums)
+    known = finish(sums)
     assert torch.allclose(known.gradients, sums["gradients"] / 60)
 
 
@@ -317,7 +317,7 @@ def test_full_rank_keeps_a_models_logits():
     place = find_table(model)
     weight = model.get_input_embeddings().weight.detach().double()
     rows = torch.ones(len(weight), dtype=torch.float64)
-    table = factorise_table(weight, TableMetric(rows, IdentityMetric(), centred=True))
+    table = factorize_table(weight, TableMetric(rows, IdentityMetric(), centered=True))
     with torch.no_grad():
         expected = model(ids).logits
         replace_table(model, place, table.module(weight.shape[1]))

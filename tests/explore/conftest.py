@@ -53,7 +53,7 @@ def source(tmp_path_factory):
     """What sessions share: the model and its decomposition."""
     data = text_file(tmp_path_factory.mktemp("explore") / "text.txt")
     model, tokenizer, recipe = tiny_llama(), tiny_tokenizer(), small_recipe(data)
-    decomposition = pipeline.factorise(model, tokenizer, recipe)
+    decomposition = pipeline.factorize(model, tokenizer, recipe)
     return Source("tiny model", model, tokenizer, torch.float32), decomposition, recipe
 
 

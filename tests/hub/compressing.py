@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from spectrim.hub import SpectrimConfig
 from spectrim.layers import layer_class
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.adapters import get_bias, get_weight
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.rewrite import replace_layer
 from spectrim.surgery.targets import find_targets
@@ -39,8 +39,8 @@ def compress(model: PreTrainedModel, kind: str, rank: int = 6) -> SpectrimConfig
 
 def replace_by_svd(model: nn.Module, name: str, kind: str, rank: int) -> None:
     module = model.get_submodule(name)
-    u, s, v = torch.linalg.svd(weight_of(module).detach().double(), full_matrices=False)
-    bias = bias_of(module)
+    u, s, v = torch.linalg.svd(get_weight(module).detach().double(), full_matrices=False)
+    bias = get_bias(module)
     layer = layer_class(kind).from_factors(
         u[:, :rank] * s[:rank], v[:rank], None if bias is None else bias.detach()
     )

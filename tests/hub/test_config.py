@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from spectrim.errors import CheckpointError
 from spectrim.hub import SpectrimConfig
-from spectrim.hub.swap import swap_modules
+from spectrim.hub.swap import install_empty_layers
 from tests.tiny_models import tiny_llama, tiny_moe
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -75,7 +75,7 @@ def test_configs_that_do_not_fit_are_refused(layers, experts):
     model = tiny_llama()
     before = [type(module) for module in model.modules()]
     with pytest.raises(CheckpointError):
-        swap_modules(model, SpectrimConfig(layers, experts))
+        install_empty_layers(model, SpectrimConfig(layers, experts))
     assert [type(module) for module in model.modules()] == before
 
 
@@ -94,7 +94,7 @@ def test_experts_are_split_without_memory():
     config = SpectrimConfig({}, ["model.layers.0.mlp.experts"])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(tiny_moe().config)
-    swap_modules(model, config)
+    install_empty_layers(model, config)
     assert model.get_submodule("model.layers.0.mlp.experts.up.3").weight.is_meta
 
 
@@ -131,7 +131,7 @@ def test_any_json_is_read_or_refused_with_our_error(text, layers):
         model = AutoModelForCausalLM.from_config(CONFIG)
     try:
         config = SpectrimConfig.from_dict(text)
-        swap_modules(model, config)
+        install_empty_layers(model, config)
     except CheckpointError:
         return
     for name, entry in config.layers.items():

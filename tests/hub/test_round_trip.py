@@ -12,7 +12,7 @@ from transformers.quantizers import auto
 
 import spectrim.hub
 from spectrim.errors import CheckpointError
-from spectrim.hub import SaveOptions, SpectrimConfig, load, mark_compressed, save_compressed
+from spectrim.hub import SaveOptions, SpectrimConfig, attach_config, load, save_compressed
 from spectrim.surgery.rewrite import factored_layers
 from tests.hub.compressing import KINDS, compress, logits, replace_by_svd
 from tests.tiny_models import (
@@ -98,7 +98,7 @@ def test_a_model_whose_base_came_from_disk(tmp_path):
 
 def test_save_pretrained_after_mark_compressed(tmp_path):
     model = tiny_mixtral()
-    mark_compressed(model, compress(model, "lowrank"))
+    attach_config(model, compress(model, "lowrank"))
     model.save_pretrained(tmp_path)
     again, _ = load(tmp_path)
     assert torch.equal(logits(again), logits(model))
@@ -123,7 +123,7 @@ def test_a_dense_model_loads_too(tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
-def test_factors_that_are_not_quantised_as_the_config_says(tmp_path):
+def test_factors_that_are_not_quantized_as_the_config_says(tmp_path):
     model = tiny_llama()
     config = compress(model, "lowrank")
     config.inner = {"base": "rtn", "options": {"bits": 4, "group": 8}}

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spectrim.errors import InputError
-from spectrim.hub import SaveOptions, load, save_compressed, write_extra
+from spectrim.hub import SaveOptions, add_text_file, load, save_compressed
 from spectrim.hub.output import output_directory
 from tests.hub.compressing import compress, logits
 from tests.tiny_models import tiny_llama, tiny_tokenizer
@@ -34,7 +34,7 @@ def test_card_and_extras_are_written_along(small, tmp_path):
     assert (out / "README.md").read_text() == "# Card"
     assert (out / "recipe.yaml").read_text() == "a: 1\n"
     assert names(out.parent) == ["a"]
-    assert write_extra(out, "plan.json", "[1]").read_text() == "[1]"
+    assert add_text_file(out, "plan.json", "[1]").read_text() == "[1]"
     assert not any(name.startswith(".") for name in names(out))
 
 
@@ -51,7 +51,7 @@ def test_names_an_extra_cannot_have(small, tmp_path, name):
 
 def test_extras_only_go_to_outputs(tmp_path):
     with pytest.raises(InputError, match="not an output"):
-        write_extra(tmp_path, "a.md", "x")
+        add_text_file(tmp_path, "a.md", "x")
 
 
 FAILURES = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from spectrim.errors import CheckpointError
-from spectrim.hub import SpectrimConfig, mark_compressed
-from spectrim.hub.swap import swap_modules
+from spectrim.hub import SpectrimConfig, attach_config
+from spectrim.hub.swap import install_empty_layers
 from spectrim.surgery.rewrite import share_basis, shared_bases
 from tests.tiny_models import tiny_gqa, tiny_llama
 
@@ -52,14 +52,14 @@ def test_misfits_leave_the_model_alone(layers, match):
     model = tiny_gqa()
     before = [type(module) for module in model.modules()]
     with pytest.raises(CheckpointError, match=match):
-        swap_modules(model, SpectrimConfig(layers))
+        install_empty_layers(model, SpectrimConfig(layers))
     assert [type(module) for module in model.modules()] == before
 
 
 def test_a_rank_above_a_members_rows_fits():
     """Two layers of 24 rows and 48 columns together have a rank of up to 48."""
     model = tiny_gqa()
-    swap_modules(
+    install_empty_layers(
         model, SpectrimConfig({FIRST: OWNER | {"rank": 40}, SECOND: MEMBER | {"rank": 40}})
     )
     assert shared_bases(model) == {FIRST: [FIRST, SECOND]}
@@ -77,4 +77,4 @@ def test_a_config_that_shares_otherwise_than_the_model_is_refused(described):
         share_basis(model, {third: lefts[FIRST]}, torch.ones(3, 32), {third: None})
         layers[third] = MEMBER
     with pytest.raises(CheckpointError, match="shares a basis"):
-        mark_compressed(model, SpectrimConfig(layers))
+        attach_config(model, SpectrimConfig(layers))

@@ -14,10 +14,10 @@ from transformers import StaticCache
 import spectrim
 from spectrim import fuse, unfuse
 from spectrim.errors import ModelError
-from spectrim.hub import SpectrimConfig, load, mark_compressed
+from spectrim.hub import SpectrimConfig, attach_config, load
 from spectrim.inference import columns
 from spectrim.layers import layer_class
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.adapters import get_bias, get_weight
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.rewrite import factored_layers, replace_layer
 from spectrim.surgery.targets import find_targets
@@ -39,10 +39,10 @@ def factored(model, kind="lowrank", rank=6):
     split_experts(model, fused_expert_names(model))
     for number, target in enumerate(find_targets(model)):
         module = model.get_submodule(target.name)
-        u, s, v = torch.linalg.svd(weight_of(module).detach().double(), full_matrices=False)
+        u, s, v = torch.linalg.svd(get_weight(module).detach().double(), full_matrices=False)
         own = rank + number % 3
         left, right = u[:, :own] * s[:own], v[:own]
-        layer = layer_class(kind).from_factors(left, right, bias_of(module))
+        layer = layer_class(kind).from_factors(left, right, get_bias(module))
         replace_layer(model, target.name, layer)
     return model
 
@@ -85,7 +85,7 @@ def test_generation_is_the_same(kind):
 def test_it_stores_nothing_twice_and_saves_the_same_file(tmp_path):
     model = factored(tiny_llama())
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    mark_compressed(model, SpectrimConfig(layers=_entries(model)))
+    attach_config(model, SpectrimConfig(layers=_entries(model)))
     fuse(model)
     after = model.state_dict()
     assert list(after) == list(state)

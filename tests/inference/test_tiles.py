@@ -12,14 +12,14 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, BertConfig
 
 from spectrim import fuse, unfuse
-from spectrim.inference.tiles import Deferred, tile
+from spectrim.inference.tiles import LazyTensor, tile
 from spectrim.inference.tiles.attention import Attention
 from spectrim.inference.tiles.results import result
 from spectrim.speed.memory import peak_bytes
 from spectrim.surgery.rewrite import factored_layers
-from spectrim.surgery.targets import blocks
+from spectrim.surgery.targets import decoder_blocks
 from tests.inference.test_fuse import factored
-from tests.tiny_models import TINY_MODELS, randomise_biases, tiny_gemma, tiny_gqa, tiny_tokens
+from tests.tiny_models import TINY_MODELS, randomize_biases, tiny_gemma, tiny_gqa, tiny_tokens
 from tests.tolerances import BFLOAT16_RELATIVE, PRODUCT_ABSOLUTE
 
 ROWS, LENGTH = 4, 90
@@ -37,7 +37,7 @@ def tiny_bert():
     sizes = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2}
     torch.manual_seed(0)
     model = AutoModel.from_config(BertConfig(vocab_size=128, num_attention_heads=4, **sizes))
-    randomise_biases(model, 0)
+    randomize_biases(model, 0)
     return model.eval()
 
 
@@ -107,7 +107,7 @@ def test_nothing_of_full_width_is_written(name, kind):
 def test_an_encoders_memory_is_its_residual_stream(kind):
     """What a block takes for itself: a tile, beside what it gives."""
     model = factored(tiny_bert(), kind)
-    device, parts = torch.device("cpu"), [block for _, block in blocks(model)]
+    device, parts = torch.device("cpu"), [block for _, block in decoder_blocks(model)]
     before = peak_bytes(lambda: outputs(model), device, parts)
     fuse(model, tiles=True)
     after = peak_bytes(lambda: outputs(model), device, parts)
@@ -142,7 +142,7 @@ def test_nothing_that_waits_leaves_the_model():
 def test_few_tokens_training_and_autocast_do_not_wait(monkeypatch):
     model = factored(tiny_gqa())
     fuse(model, tiles=True)
-    monkeypatch.setattr(Deferred, "__new__", lambda *_: pytest.fail("something waits"))
+    monkeypatch.setattr(LazyTensor, "__new__", lambda *_: pytest.fail("something waits"))
     with torch.no_grad():
         model(tiny_tokens(2, 100))
         with torch.autocast("cpu", torch.bfloat16):
@@ -226,7 +226,7 @@ def test_tiles_of_several_short_rows(name, kind):
 def test_queries_are_turned_some_at_a_time(monkeypatch):
     """In place of four tensors of their size."""
     model, device = factored(tiny_gqa()), torch.device("cpu")
-    parts = [block for _, block in blocks(model)]
+    parts = [block for _, block in decoder_blocks(model)]
     monkeypatch.setattr("spectrim.inference.tiles.attention.BYTES", 2**22)
     fuse(model, tiles=True)
 
@@ -244,7 +244,7 @@ def test_a_compiled_model_goes_the_usual_way(monkeypatch):
     model = factored(tiny_gqa())
     expected = outputs(model)
     fuse(model, tiles=True)
-    monkeypatch.setattr(Deferred, "__new__", lambda *_: pytest.fail("something waits"))
+    monkeypatch.setattr(LazyTensor, "__new__", lambda *_: pytest.fail("something waits"))
     compiled = torch.compile(model, backend="eager")
     assert (outputs(compiled) - expected).abs().max() <= PRODUCT_ABSOLUTE
 

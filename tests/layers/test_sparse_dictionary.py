@@ -14,8 +14,8 @@ from spectrim.layers import LAYERS
 from spectrim.layers.pivoted import pack_bits
 from spectrim.layers.sparse_dictionary import SparseDictionaryLinear, nonzeros_of
 from spectrim.linalg.metric import DiagonalMetric, IdentityMetric
-from spectrim.linalg.sparse_coding import largest
-from spectrim.linalg.truncated import Factors, solve
+from spectrim.linalg.sparse_coding import keep_largest
+from spectrim.linalg.truncated import Factors, weighted_svd
 from tests.layer_problems import problem_for, random_layer, random_tokens, stored_weights
 from tests.tolerances import FLOAT64_RELATIVE
 
@@ -66,7 +66,9 @@ def test_the_metric_of_the_inputs_is_used(variant, shape):
     scale = torch.logspace(0, 2, shape[1], dtype=torch.float64)
     errors = []
     for metric in (DiagonalMetric(scale), IdentityMetric()):
-        found, _ = layer_of(solve(weight, IdentityMetric(), metric), 8, None, variant).dense()
+        found, _ = layer_of(
+            weighted_svd(weight, IdentityMetric(), metric), 8, None, variant
+        ).dense()
         errors.append(float(((weight - found) * scale).norm()))
     assert errors[0] < 0.9 * errors[1]
 
@@ -140,7 +142,7 @@ def test_any_shape_and_rank(out_features, in_features, seed, data):
     layer = SparseDictionaryLinear.from_full(
         Factors(u * s, v, s).balanced(), rank, None, options(variant, 3)
     )
-    assert layer.fault() is None
+    assert layer.validate() is None
     assert stored_weights(layer) == layer.cost(out_features, in_features, rank)
     assert int((layer.coefficients() != 0).sum(1).max()) <= nonzeros_of(rank)
     assert float((layer.dense()[0] - weight).norm()) <= float(weight.norm()) * (1 + 1e-9)
@@ -152,7 +154,7 @@ def test_factors_that_are_not_sparse_are_approximated():
     right = torch.randn(8, 20, generator=generator, dtype=torch.float64)
     weight, _ = SparseDictionaryLinear.from_factors(left, right, None).dense()
     u, s, v = torch.linalg.svd(left @ right, full_matrices=False)
-    thresholded = largest(u * s, 4) @ v
+    thresholded = keep_largest(u * s, 4) @ v
     error = float((weight - left @ right).norm())
     assert 0 < error < float((thresholded - left @ right).norm())
     assert torch.linalg.matrix_rank(weight) == 8
@@ -168,11 +170,11 @@ def test_bits_cost_less_than_indices_and_are_counted():
 
 def test_a_damaged_mask_is_named():
     layer = layer_of(decomposed("svd", (12, 12)), 6)
-    assert layer.fault() is None
+    assert layer.validate() is None
     marked = layer.coefficients() != 0
     marked[3] = True
     layer.mask.copy_(pack_bits(marked.flatten()))
-    assert "mask marks other than 3 places in 1 of its rows" in str(layer.fault())
+    assert "mask marks other than 3 places in 1 of its rows" in str(layer.validate())
 
 
 def test_options_are_checked():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.linalg.aces import TailShare
+from spectrim.linalg.aces import AcesObjective
 from tests.tolerances import FLOAT64_RELATIVE
 
 INTERVALS = [(0.2, 3 / 7), (0.0, 1.0), (-3.0, 3.0), (0.3, 0.3)]
@@ -30,7 +30,7 @@ def share(target: Tensor, change: Tensor, rank: int, beta: float) -> float:
 @pytest.mark.parametrize("rank", [1, 4])
 def test_share_is_its_definition(shape, rank):
     target, change = pair(shape, 0)
-    found = TailShare.of(target, change, rank)
+    found = AcesObjective.of(target, change, rank)
     for beta in (-1.0, 0.0, 0.3, 2.0):
         assert found(beta) == pytest.approx(
             share(target, change, rank, beta), rel=FLOAT64_RELATIVE
@@ -40,7 +40,7 @@ def test_share_is_its_definition(shape, rank):
 @pytest.mark.parametrize("interval", INTERVALS, ids=str)
 @pytest.mark.parametrize("seed", range(12))
 def test_best_is_that_of_a_grid(interval, seed):
-    found = TailShare.of(*pair((6, 8), seed), 3)
+    found = AcesObjective.of(*pair((6, 8), seed), 3)
     best = found.best(interval)
     grid = torch.linspace(*interval, 4001, dtype=torch.float64).tolist()
     assert interval[0] <= best <= interval[1]
@@ -51,7 +51,7 @@ def test_best_is_that_of_a_grid(interval, seed):
 def test_stationary_points_are_flat():
     step = 1e-6
     for seed in range(8):
-        found = TailShare.of(*pair((6, 8), seed), 2)
+        found = AcesObjective.of(*pair((6, 8), seed), 2)
         for beta in found.stationary():
             slope = (found(beta + step) - found(beta - step)) / (2 * step)
             assert abs(slope) < 1e-6
@@ -59,6 +59,6 @@ def test_stationary_points_are_flat():
 
 def test_no_change_and_no_tail_are_defined():
     target, change = pair((6, 8), 0)
-    assert TailShare.of(target, 0 * change, 2).best((0.2, 0.4)) == 0.2
+    assert AcesObjective.of(target, 0 * change, 2).best((0.2, 0.4)) == 0.2
     low = target[:, :2] @ target[:2]
-    assert 0.2 <= TailShare.of(low, change, 4).best((0.2, 0.4)) <= 0.4
+    assert 0.2 <= AcesObjective.of(low, change, 4).best((0.2, 0.4)) <= 0.4

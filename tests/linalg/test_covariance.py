@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import NumericalError
-from spectrim.linalg.covariance import BlockDiagonal, LowRankDiagonal, centred, dense, metric_of
+from spectrim.linalg.covariance import (
+    BlockDiagonal,
+    LowRankDiagonal,
+    centered,
+    dense,
+    make_metric,
+)
 from spectrim.linalg.metric import CovarianceMetric
-from spectrim.linalg.truncated import solve
+from spectrim.linalg.truncated import weighted_svd
 from tests.tolerances import FLOAT64_RELATIVE
 
 WIDTH = 13
@@ -26,7 +32,7 @@ def gram(width: int, rank: int, seed: int = 0) -> Tensor:
 
 
 COVARIANCES = {
-    "blocks": BlockDiagonal([gram(4, 9), gram(6, 9, 1), gram(3, 9, 2)]),
+    "block_diagonal": BlockDiagonal([gram(4, 9), gram(6, 9, 1), gram(3, 9, 2)]),
     "a silent block": BlockDiagonal([gram(7, 9), torch.zeros(6, 6, dtype=torch.float64)]),
     "low rank": LowRankDiagonal(drawn(WIDTH, 3), drawn(WIDTH).square()),
     "diagonal": LowRankDiagonal(drawn(WIDTH, 0), drawn(WIDTH).square()),
@@ -59,12 +65,12 @@ def test_torch_sees_the_matrix(covariance):
 @covariances
 @pytest.mark.parametrize("damping", [1e-3, 0.1])
 def test_the_metric_is_that_of_the_matrix(covariance, damping):
-    found = metric_of(covariance, damping, "c")
+    found = make_metric(covariance, damping, "c")
     matrix, wide = CovarianceMetric(covariance.dense(), damping).covariance, drawn(WIDTH, 5)
     root = found.whiten(torch.eye(WIDTH, dtype=torch.float64)).T
     assert close(root @ root.T, matrix)
     assert close(found.unwhiten(found.whiten(wide)), wide)
-    assert close(found.colour(wide), root @ wide)
+    assert close(found.color(wide), root @ wide)
     assert close(found.gram(wide), wide.T @ matrix @ wide)
 
 
@@ -77,11 +83,11 @@ def test_the_optimum_is_that_of_the_matrix(covariance, shape):
     pairs = [
         (other, metric) if wide else (metric, other)
         for metric in (
-            metric_of(covariance, 1e-2, "c"),
-            metric_of(covariance.dense(), 1e-2, "c"),
+            make_metric(covariance, 1e-2, "c"),
+            make_metric(covariance.dense(), 1e-2, "c"),
         )
     ]
-    found, expected = (solve(weight, *pair) for pair in pairs)
+    found, expected = (weighted_svd(weight, *pair) for pair in pairs)
     assert close(found.spectrum, expected.spectrum)
     for rank in (1, 3, 7):
         assert close(found.weight(rank), expected.weight(rank))
@@ -106,12 +112,12 @@ def test_about_the_mean_they_stay_positive():
     """Each is what would be kept of the centred matrix, exact where that is small enough."""
     rows, test = drawn(3, WIDTH) + 2.0, drawn(WIDTH, 4, seed=8)
     matrix, mean = rows.T @ rows / 3, rows.mean(0)
-    wanted = centred(matrix, mean)
+    wanted = centered(matrix, mean)
     sketched = LowRankDiagonal.from_sketch(matrix @ test, test, matrix.diagonal())
-    assert close(sketched.centred(mean).dense(), wanted)
+    assert close(sketched.centered(mean).dense(), wanted)
     blocks = BlockDiagonal([matrix[:6, :6], matrix[6:, 6:]])
     assert close(
-        centred(blocks, mean).dense(), torch.block_diag(wanted[:6, :6], wanted[6:, 6:])
+        centered(blocks, mean).dense(), torch.block_diag(wanted[:6, :6], wanted[6:, 6:])
     )
 
 
@@ -122,4 +128,4 @@ def test_without_signal_it_is_an_error(bad):
         LowRankDiagonal(torch.full((5, 2), bad), torch.full((5,), bad)),
     ):
         with pytest.raises(NumericalError, match="thing"):
-            metric_of(covariance, 1e-3, "thing")
+            make_metric(covariance, 1e-3, "thing")

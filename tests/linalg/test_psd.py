@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.linalg.metric import CovarianceMetric, DiagonalMetric
-from spectrim.linalg.psd import cholesky, damped, descending_eigh
+from spectrim.linalg.psd import add_damping, cholesky, descending_eigh
 
 
 def gram(rows: int, width: int, seed: int = 0) -> Tensor:
@@ -29,7 +29,7 @@ def test_cholesky_of_the_damped_matrix(scale, damping):
     expected = matrix + damping * matrix.diagonal().mean() * torch.eye(8, dtype=torch.float64)
     assert torch.allclose(factor @ factor.T, expected, rtol=1e-12, atol=1e-13 * scale)
     assert torch.equal(factor, factor.tril())
-    assert torch.allclose(damped(matrix, damping), expected, rtol=1e-15, atol=0)
+    assert torch.allclose(add_damping(matrix, damping), expected, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-14])
@@ -40,16 +40,16 @@ def test_singular_matrix_is_damped_more_and_says_so(damping):
         factor = cholesky(matrix, damping, "my matrix")
     used = float(str(seen[0].message).split("used ")[1])
     assert 1e-11 < used / float(matrix.diagonal().mean()) < 1e-7
-    exact = damped(matrix, used)
+    exact = add_damping(matrix, used)
     assert torch.allclose(factor @ factor.T, exact, rtol=1e-10, atol=1e-14)
-    assert torch.linalg.cholesky_ex(damped(matrix, used / 10)).info.item() > 0
+    assert torch.linalg.cholesky_ex(add_damping(matrix, used / 10)).info.item() > 0
 
 
 def test_the_matrix_is_not_changed():
     matrix = gram(20, 5)
     before = matrix.clone()
     cholesky(matrix, 0.1)
-    damped(matrix, 0.1)
+    add_damping(matrix, 0.1)
     assert torch.equal(matrix, before)
 
 

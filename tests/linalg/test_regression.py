@@ -9,7 +9,7 @@ from torch import Tensor
 from spectrim.errors import NumericalError
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
 from spectrim.linalg.regression import regression, solve_target, weighted_square
-from spectrim.linalg.truncated import solve
+from spectrim.linalg.truncated import weighted_svd
 from tests.layer_problems import random_layer, random_tokens
 from tests.tolerances import FLOAT64_RELATIVE
 
@@ -75,7 +75,7 @@ def test_the_layers_own_output_is_the_plain_problem(shape, out):
     product = tokens.weight @ tokens.inputs.covariance
     assert torch.allclose(regression(product, tokens.inputs), tokens.weight, atol=1e-8)
     general = solve_target(product, tokens.out, tokens.inputs)
-    plain = solve(tokens.weight, tokens.out, tokens.inputs)
+    plain = weighted_svd(tokens.weight, tokens.out, tokens.inputs)
     assert torch.allclose(general.weight(3), plain.weight(3), atol=1e-7)
 
 

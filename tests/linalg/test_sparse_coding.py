@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spectrim.errors import InputError, NumericalError
-from spectrim.linalg.sparse_coding import SparseCode, ksvd, largest, orthogonal, pursue
+from spectrim.linalg.sparse_coding import SparseCode, keep_largest, ksvd, omp, orthogonal
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
 
 LEARNERS = {"ksvd": ksvd, "orthogonal": orthogonal}
@@ -59,7 +59,7 @@ def test_pursuit_is_the_slow_one(rows, width, atoms, seed, data):
     nonzeros = data.draw(st.integers(1, min(atoms, width)))
     given_rows, dictionary = random(rows, width, seed=seed), random(atoms, width, seed=seed + 1)
     dictionary = unit_rows(dictionary)
-    found = pursue(given_rows, dictionary, nonzeros)
+    found = omp(given_rows, dictionary, nonzeros)
     for row, coefficients in zip(given_rows, found, strict=True):
         assert int((coefficients != 0).sum()) <= nonzeros
         slow = slow_pursuit(row, dictionary, nonzeros)
@@ -71,9 +71,9 @@ def test_pursuit_is_the_slow_one(rows, width, atoms, seed, data):
 def test_planted_codes_are_recovered(dtype):
     """Atoms that are nearly orthogonal, three in each row."""
     dictionary = unit_rows(torch.eye(24, dtype=torch.float64) + 0.02 * random(24, 24))
-    planted = largest(random(50, 24, seed=1), 3)
+    planted = keep_largest(random(50, 24, seed=1), 3)
     planted = planted.sign() * (planted.abs() + (planted != 0))
-    found = pursue((planted @ dictionary).to(dtype), dictionary.to(dtype), 3)
+    found = omp((planted @ dictionary).to(dtype), dictionary.to(dtype), 3)
     assert torch.equal(found != 0, planted != 0)
     error = float((found.double() - planted).norm() / planted.norm())
     assert error <= (FLOAT64_RELATIVE if dtype == torch.float64 else FLOAT32_RELATIVE)
@@ -82,7 +82,7 @@ def test_planted_codes_are_recovered(dtype):
 def test_pursuit_with_repeated_atoms_and_zero_rows_stays_finite():
     dictionary = unit_rows(random(3, 6)).repeat(3, 1)
     data = torch.cat([random(4, 6, seed=1), torch.zeros(1, 6, dtype=torch.float64)])
-    found = pursue(data, dictionary, 8)
+    found = omp(data, dictionary, 8)
     assert torch.isfinite(found).all()
     assert not found[-1].any()
     basis = torch.linalg.qr(dictionary[:3].T).Q
@@ -137,7 +137,7 @@ def test_planted_dictionaries_are_found(learner):
     found = 0
     for seed in range(3):
         atoms = torch.linalg.qr(random(20, 20, seed=seed)).Q[:16]
-        data = largest(random(400, 16, seed=seed + 5), 3) @ atoms
+        data = keep_largest(random(400, 16, seed=seed + 5), 3) @ atoms
         found += relative_error(data, learner(data, 16, 3, 30)) <= 1e-3
     assert found >= (3 if learner is orthogonal else 2)
 

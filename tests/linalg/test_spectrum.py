@@ -100,11 +100,11 @@ def test_spectra_without_a_tail():
     assert math.isnan(tail_exponent(torch.tensor([2.0, 0.0])))
 
 
-def test_directions_are_centred_and_of_length_one():
+def test_directions_are_centered_and_of_length_one():
     hidden = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
     for found, row in zip(token_directions(hidden), hidden.double(), strict=True):
-        centred = row - hidden.double().mean(0)
-        assert torch.allclose(found, centred / centred.norm(), rtol=FLOAT64_RELATIVE)
+        centered = row - hidden.double().mean(0)
+        assert torch.allclose(found, centered / centered.norm(), rtol=FLOAT64_RELATIVE)
     assert not token_directions(torch.ones(3, 4)).any()
 
 

@@ -14,19 +14,22 @@ from spectrim.calibration import whole_model
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, ModelError
 from spectrim.evaluation import size
-from spectrim.pipeline import BenchSettings, compress, evaluate, factorise, plan
-from spectrim.pipeline.benching import Bench, Row, bench, bench_steps, running
-from spectrim.pipeline.benching.fitting import allowance, fitted
-from spectrim.pipeline.benching.stages import Clock, FactoriseClock, PeakMemory
+from spectrim.pipeline import BenchSettings, evaluate, factorize, plan, replace_layers
+from spectrim.pipeline.benching import Bench, BenchRow, bench, bench_steps, running
+from spectrim.pipeline.benching.fitting import allowance, fit_to_budget
+from spectrim.pipeline.benching.stages import FactorizeTimer, PeakMemory, StageTimer
 from spectrim.pipeline.progress import silent
-from spectrim.recipe import MeasureRecipe, PathRecipe, Recipe
-from spectrim.workspace import Workspace
+from spectrim.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.workspace import Cache
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_qwen2_bias, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE
 
 BUDGETS = (0.7, 0.5)
-PLAIN = {"path": PathRecipe(weight=0), "measure": MeasureRecipe(layers=False, joint=False)}
+PLAIN = {
+    "hessian_averaging": HessianAveragingRecipe(weight=0),
+    "probe": ProbeRecipe(per_layer=False, joint=False),
+}
 MEBIBYTE = 2**20
 
 
@@ -49,7 +52,7 @@ def settings(tmp_path, text) -> BenchSettings:
         texts=(str(text), str(other)),
         blocks=BlockSettings(length=24, max_tokens=200, keep_tail=True),
         rows=tmp_path / "rows",
-        workspace=Workspace(tmp_path / "kept"),
+        cache=Cache(tmp_path / "kept"),
     )
 
 
@@ -83,9 +86,9 @@ def test_rows_are_those_of_separate_runs(recipes, settings, batches):
     assert found.dense.perplexity[text] == pytest.approx(dense["perplexity"])
     for row in found.rows[:4]:
         recipe = recipes[row.name].with_changes(budget=row.budget)
-        decomposition = factorise(model, tokenizer, recipe)
+        decomposition = factorize(model, tokenizer, recipe)
         chosen = plan(decomposition, recipe)
-        smaller = compress(model, decomposition, chosen)
+        smaller = replace_layers(model, decomposition, chosen)
         alone = evaluate(smaller, tokenizer, text, settings.blocks, model)
         close = {"rel": FLOAT32_RELATIVE, "abs": FLOAT32_RELATIVE}
         assert row.perplexity[text] == pytest.approx(alone["perplexity"], **close)
@@ -116,8 +119,8 @@ def test_rows_of_one_budget_have_equal_bytes_at_most(recipes, settings):
 def test_the_fitted_model_is_the_largest_that_fits(text, tmp_path, name, dtype):
     model = TINY_MODELS[name]()
     recipe = small_recipe(text, rank_multiple=1, **PLAIN)
-    decomposition = factorise(model, tiny_tokenizer(), recipe)
-    chosen, smaller = fitted(model, decomposition, recipe, dtype)
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    chosen, smaller = fit_to_budget(model, decomposition, recipe, dtype)
     allowed = allowance(model, chosen, recipe.budget, dtype)
     spectrim.save(smaller.to(dtype), None, str(tmp_path / "out"))
     below = tuple(f"{module}." for module in chosen.modules)
@@ -125,7 +128,7 @@ def test_the_fitted_model_is_the_largest_that_fits(text, tmp_path, name, dtype):
     stored = sum(bytes_ for tensor, bytes_ in sizes.items() if tensor.startswith(below))
     assert 0.95 * allowed.bytes < stored <= allowed.bytes
     assert sum(sizes.values()) <= size.disk_bytes(tmp_path / "out")
-    weights_alone = compress(model, decomposition, plan(decomposition, recipe)).to(dtype)
+    weights_alone = replace_layers(model, decomposition, plan(decomposition, recipe)).to(dtype)
     spectrim.save(weights_alone, None, str(tmp_path / "unfitted"))
     unfitted = size.tensor_bytes(tmp_path / "unfitted")
     more = sum(bytes_ for tensor, bytes_ in unfitted.items() if tensor.startswith(below))
@@ -135,7 +138,7 @@ def test_the_fitted_model_is_the_largest_that_fits(text, tmp_path, name, dtype):
 def test_biases_are_allowed_for(text):
     model = tiny_qwen2_bias()
     recipe = small_recipe(text, **PLAIN)
-    decomposition = factorise(model, tiny_tokenizer(), recipe)
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
     allowed = allowance(model, plan(decomposition, recipe), 0.5, torch.bfloat16)
     assert allowed.dense == 2 * decomposition.weights
     assert allowed.biases == 2 * 2 * (32 + 16 + 16)
@@ -215,14 +218,14 @@ def test_a_row_that_cannot_be_made_has_its_error_and_is_tried_again(recipes, set
 
 
 def test_a_recipe_that_cannot_be_decomposed_leaves_the_others(recipes, settings, monkeypatch):
-    original = running.factorise
+    original = running.factorize
 
     def fails_for_asvd(model, tokenizer, recipe, *rest):
         if recipe.method == "asvd":
             raise ModelError("not today")
         return original(model, tokenizer, recipe, *rest)
 
-    monkeypatch.setattr(running, "factorise", fails_for_asvd)
+    monkeypatch.setattr(running, "factorize", fails_for_asvd)
     found = made(recipes, settings)
     assert [row.error for row in found.rows] == [None, None, *["not today"] * 2, None, None]
 
@@ -259,7 +262,7 @@ def test_nothing_is_kept_without_places(recipes, settings):
     ],
 )
 def test_bad_input_fails_before_any_work(recipes, settings, monkeypatch, changes, message):
-    monkeypatch.setattr(running, "factorise", lambda *a: pytest.fail("began"))
+    monkeypatch.setattr(running, "factorize", lambda *a: pytest.fail("began"))
     given = {"recipes": recipes, "budgets": BUDGETS} | changes
     with pytest.raises(InputError, match=message):
         made(given["recipes"], settings, given["budgets"])
@@ -275,7 +278,7 @@ def test_bad_texts_fail_before_any_work(recipes, settings, batches, texts):
 def test_rows_are_read_as_they_were_written(recipes, settings):
     [row] = made({"svd": recipes["svd"]}, settings, (0.7,)).rows
     [file] = settings.rows.glob("row-*")
-    assert Row(**json.loads(file.read_text())) == row
+    assert BenchRow(**json.loads(file.read_text())) == row
 
 
 def test_peak_memory_sees_what_was_there_for_a_moment():
@@ -294,14 +297,14 @@ def _wait_for_a_sample() -> None:
 
 def test_the_clock_adds_up_and_the_stages_follow_the_track():
     now = iter(range(100))
-    clock = Clock(lambda: float(next(now)))
+    clock = StageTimer(lambda: float(next(now)))
     for _ in range(2):
         with clock("compress"):
             pass
     assert clock.seconds == {"compress": 2.0}
-    factorising = FactoriseClock(silent, lambda: float(next(now)))
-    assert list(factorising.track([1], "calibrating", 1)) == [1]
-    assert list(factorising.track([1, 2], "decomposing", 2)) == [1, 2]
-    assert factorising.seconds() == {"calibrate": 1.0, "decompose": 1.0, "measure": 1.0}
-    kept = FactoriseClock(silent, lambda: float(next(now)))
+    factorizing = FactorizeTimer(silent, lambda: float(next(now)))
+    assert list(factorizing.track([1], "calibrating", 1)) == [1]
+    assert list(factorizing.track([1, 2], "decomposing", 2)) == [1, 2]
+    assert factorizing.seconds() == {"calibrate": 1.0, "decompose": 1.0, "measure": 1.0}
+    kept = FactorizeTimer(silent, lambda: float(next(now)))
     assert kept.seconds() == {"calibrate": 1.0}

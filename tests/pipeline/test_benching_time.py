@@ -12,12 +12,12 @@ from spectrim.data import BlockSettings
 from spectrim.pipeline import BenchSettings, benching, timing
 from spectrim.pipeline.benching import Bench, bench, times
 from spectrim.planning import LayerPlan, Plan
-from spectrim.recipe import MeasureRecipe, PathRecipe, Recipe
+from spectrim.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
 from spectrim.report import bench_table
 from spectrim.report.bench_plot import bench_svg, lines_of
-from spectrim.speed.layer_times import Place
+from spectrim.speed.layer_times import TimingSpec
 from spectrim.surgery.targets import find_targets
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_qwen2_bias, tiny_tokenizer
 
@@ -39,21 +39,21 @@ def as_planned(model, plan, place) -> float:
 @pytest.fixture
 def settings(tmp_path, monkeypatch) -> BenchSettings:
     monkeypatch.setattr(timing, "layer_times", by_weights)
-    monkeypatch.setattr(times, "measured_time", as_planned)
+    monkeypatch.setattr(times, "measure_time", as_planned)
     text = text_file(tmp_path / "text.txt")
     return BenchSettings(
         texts=(str(text),),
         blocks=BlockSettings(length=24, max_tokens=200, keep_tail=True),
         rows=tmp_path / "rows",
-        workspace=Workspace(tmp_path / "kept"),
+        cache=Cache(tmp_path / "kept"),
     )
 
 
 @pytest.fixture
 def recipes(settings) -> dict[str, Recipe]:
     common = {
-        "path": PathRecipe(weight=0),
-        "measure": MeasureRecipe(layers=False, joint=False),
+        "hessian_averaging": HessianAveragingRecipe(weight=0),
+        "probe": ProbeRecipe(per_layer=False, joint=False),
         "layer": "lowrank",
         "latency": LatencyRecipe(),
         "rank_multiple": 1,
@@ -92,9 +92,9 @@ def test_rows_are_those_of_one_machine(recipes, settings, monkeypatch):
     [file] = settings.rows.glob("row-*")
     assert json.loads(file.read_text())["time"] == first.rows[0].time
     assert made(given, settings, BUDGETS[:1]).made == 0
-    here = timing.place_for(given["svd"])
+    here = timing.timing_spec(given["svd"])
     elsewhere = type(here)(here.device, torch.float64, here.tokens)
-    monkeypatch.setattr(benching, "place_for", lambda recipe: elsewhere)
+    monkeypatch.setattr(benching, "timing_spec", lambda recipe: elsewhere)
     assert made(given, settings, BUDGETS[:1]).made == 1
 
 
@@ -112,14 +112,14 @@ def test_a_plan_that_takes_longer_is_made_again(recipes, settings, monkeypatch):
         seen.append(1.2 * plan.provenance["latency"]["predicted"])
         return seen[-1]
 
-    monkeypatch.setattr(times, "measured_time", slower)
+    monkeypatch.setattr(times, "measure_time", slower)
     row, other = made(recipes, settings, BUDGETS[:1]).rows
     assert row.time <= 1.02 * row.budget
     assert row.time == pytest.approx(1.2 * row.planned_time)
     assert not row.exceeds
     assert seen[0] > 1.02 * row.budget
     assert len(seen) >= 4
-    monkeypatch.setattr(times, "measured_time", lambda *_: 0.5)
+    monkeypatch.setattr(times, "measure_time", lambda *_: 0.5)
     other = made({"again": recipes["obd"].with_changes(method="svd")}, settings, BUDGETS[:1])
     assert other.rows[0].exceeds
     assert "| 0.500! |" in bench_table.markdown(other, "t")
@@ -131,8 +131,8 @@ def test_the_layers_that_were_planned_are_timed():
     ranks = dict.fromkeys(shapes, 4) | {next(iter(shapes)): None}
     layers = {name: LayerPlan(shapes[name], rank, 0.0, {}) for name, rank in ranks.items()}
     plan = Plan("svd", "uniform", "pivoted", 0.5, 0.5, None, layers, {}, {})
-    place = Place(torch.device("cpu"), torch.float64, 3)
-    assert times.measured_time(model, plan, place) > 0
+    place = TimingSpec(torch.device("cpu"), torch.float64, 3)
+    assert times.measure_time(model, plan, place) > 0
     found = {name: (dense, layer) for name, dense, layer in times._layers(model, plan, place)}
     assert found.keys() == shapes.keys()
     for name, (dense, layer) in found.items():

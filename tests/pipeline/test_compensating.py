@@ -10,9 +10,14 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.evaluation.size import tensor_bytes
 from spectrim.hub import SpectrimConfig, export_dense, export_self_contained, load
 from spectrim.hub import save_compressed as save
-from spectrim.pipeline import compensate, for_compensation
-from spectrim.pipeline.compensating import path_figures, ranks_of, residual_of, with_paths
-from spectrim.recipe import CompensationRecipe, Recipe
+from spectrim.pipeline import quantize, with_correction
+from spectrim.pipeline.compensating import (
+    add_corrections,
+    choose_correction_ranks,
+    compute_residual,
+    correction_figures,
+)
+from spectrim.recipe import CorrectionRecipe, Recipe
 from spectrim.surgery.rewrite import compact_layers
 from spectrim.surgery.targets import find_targets
 from tests.hub.compressing import logits
@@ -28,15 +33,15 @@ def text(tmp_path_factory):
 
 
 def recipe_for(text, base="rtn", **compensation) -> Recipe:
-    given = CompensationRecipe(base, **({"rank": 3} | compensation))
-    return small_recipe(text, rank_multiple=1, compensation=given)
+    given = CorrectionRecipe(base, **({"rank": 3} | compensation))
+    return small_recipe(text, rank_multiple=1, correction=given)
 
 
 @pytest.mark.parametrize("name", list(TINY_MODELS))
 def test_every_architecture_round_trips(name, text, tmp_path):
     model = TINY_MODELS[name]()
     base = "wanda_2_4" if name in ("gqa", "moe") else "rtn"
-    smaller = compensate(model, tiny_tokenizer(), recipe_for(text, base))
+    smaller = quantize(model, tiny_tokenizer(), recipe_for(text, base))
     config = smaller.config.quantization_config
     save(smaller, tiny_tokenizer(), tmp_path / "a", config)
     again, _ = load(tmp_path / "a")
@@ -47,7 +52,7 @@ def test_every_architecture_round_trips(name, text, tmp_path):
 
 
 def test_new_processes_with_and_without_spectrim(text, tmp_path):
-    smaller = compensate(tiny_llama(), tiny_tokenizer(), recipe_for(text))
+    smaller = quantize(tiny_llama(), tiny_tokenizer(), recipe_for(text))
     save(smaller, None, tmp_path / "a", smaller.config.quantization_config)
     found = run(tmp_path, "import spectrim\n", [tmp_path / "a"])
     assert torch.equal(found[str(tmp_path / "a")], logits(smaller))
@@ -61,32 +66,32 @@ def test_new_processes_with_and_without_spectrim(text, tmp_path):
 
 def test_one_residual_serves_all_ranks(text):
     model = tiny_llama()
-    recipe = for_compensation(recipe_for(text))
-    residual = residual_of(model, tiny_tokenizer(), recipe)
+    recipe = with_correction(recipe_for(text))
+    residual = compute_residual(model, tiny_tokenizer(), recipe)
     predicted = []
     for rank in (0, 2, 4):
         uniform, best = (
-            recipe.with_changes(allocation=a, compensation=CompensationRecipe(rank=rank))
+            recipe.with_changes(allocation=a, correction=CorrectionRecipe(rank=rank))
             for a in ("uniform", "loss_optimal")
         )
-        even, chosen = (ranks_of(residual, r, 4) for r in (uniform, best))
+        even, chosen = (choose_correction_ranks(residual, r, 4) for r in (uniform, best))
         assert set(even.values()) == {rank}
-        figures = [path_figures(residual, ranks, 4) for ranks in (even, chosen)]
+        figures = [correction_figures(residual, ranks, 4) for ranks in (even, chosen)]
         assert figures[1]["path_bytes"] <= figures[0]["path_bytes"]
         losses = [f["predicted_loss"] for f in figures]
         assert losses[1] <= losses[0] * (1 + LOSS_RELATIVE)
         predicted.append(losses[1])
     assert predicted == sorted(predicted, reverse=True)
-    assert predicted[0] == path_figures(residual, even, 4)["predicted_loss_without_path"]
+    assert predicted[0] == correction_figures(residual, even, 4)["predicted_loss_without_path"]
 
 
 def test_a_budget_of_bytes_is_kept(text):
     model = tiny_llama()
-    recipe = for_compensation(recipe_for(text, path_bytes=5000))
-    residual = residual_of(model, tiny_tokenizer(), recipe)
+    recipe = with_correction(recipe_for(text, bytes=5000))
+    residual = compute_residual(model, tiny_tokenizer(), recipe)
     for allocation in ("uniform", "loss_optimal"):
-        ranks = ranks_of(residual, recipe.with_changes(allocation=allocation), 2)
-        smaller = with_paths(model, residual, ranks, recipe)
+        ranks = choose_correction_ranks(residual, recipe.with_changes(allocation=allocation), 2)
+        smaller = add_corrections(model, residual, ranks, recipe)
         held = sum(
             p.numel() for n, p in smaller.named_parameters() if ".left." in n or ".right." in n
         )
@@ -94,8 +99,8 @@ def test_a_budget_of_bytes_is_kept(text):
 
 
 def test_rank_zero_needs_no_text(tmp_path):
-    recipe = small_recipe(tmp_path / "absent.txt", compensation=CompensationRecipe(rank=0))
-    smaller = compensate(tiny_llama(), None, recipe)
+    recipe = small_recipe(tmp_path / "absent.txt", correction=CorrectionRecipe(rank=0))
+    smaller = quantize(tiny_llama(), None, recipe)
     assert {layer.rank for _, layer in compact_layers(smaller)} == {0}
     save(smaller, None, tmp_path / "a", smaller.config.quantization_config)
     assert torch.equal(logits(load(tmp_path / "a")[0]), logits(smaller))
@@ -105,7 +110,7 @@ def test_bfloat16_and_a_tied_output_embedding(text, tmp_path):
     recipe = recipe_for(text).with_changes(
         include=("lm_head", "mlp"), save_dtype="bfloat16", allocation="uniform"
     )
-    smaller = compensate(tiny_tied(), tiny_tokenizer(), recipe)
+    smaller = quantize(tiny_tied(), tiny_tokenizer(), recipe)
     config = smaller.config.quantization_config
     assert config.untied
     assert smaller.dtype == torch.bfloat16
@@ -119,7 +124,7 @@ def test_bfloat16_and_a_tied_output_embedding(text, tmp_path):
 )
 def test_choices_that_have_no_path(changes, what):
     with pytest.raises(InputError, match=what):
-        compensate(tiny_llama(), None, Recipe(**changes))
+        quantize(tiny_llama(), None, Recipe(**changes))
 
 
 @pytest.mark.parametrize(
@@ -146,9 +151,9 @@ def test_config_entries_that_cannot_be(wrong):
 def test_scales_take_the_bytes_of_the_dtype_that_is_saved(tmp_path):
     pytest.importorskip("torchao", reason="torchao is not installed (extra spectrim[torchao])")
     model, _ = load("reference", dtype=torch.float32)
-    given = CompensationRecipe("torchao", {"bits": 4}, rank=0)
-    small = small_recipe(tmp_path, compensation=given, save_dtype="bfloat16")
-    smaller = compensate(model, None, small)
+    given = CorrectionRecipe("torchao", {"bits": 4}, rank=0)
+    small = small_recipe(tmp_path, correction=given, save_dtype="bfloat16")
+    smaller = quantize(model, None, small)
     save(smaller, None, tmp_path / "out", smaller.config.quantization_config)
     weights = sum(target.weights for target in find_targets(model))
     sizes = tensor_bytes(tmp_path / "out")

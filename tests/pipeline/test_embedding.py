@@ -16,11 +16,18 @@ from spectrim.embeddings import EMBEDDINGS, FactoredEmbedding, FactoredHead
 from spectrim.errors import CheckpointError, InputError
 from spectrim.evaluation import size
 from spectrim.hub import SpectrimConfig, export_dense, export_self_contained, load
-from spectrim.pipeline import compress, compress_embeddings, factorise, plan, refine, stored_in
+from spectrim.pipeline import (
+    cast_for_saving,
+    compress_embeddings,
+    factorize,
+    plan,
+    refine,
+    replace_layers,
+)
 from spectrim.pipeline.embedding import plan_table
 from spectrim.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, recipe_from
-from spectrim.refinement import Progress
-from spectrim.workspace import Workspace
+from spectrim.refinement import RunContext
+from spectrim.workspace import Cache
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tied, tiny_tokenizer, tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE
@@ -37,8 +44,8 @@ def recipe_of(text, method: str = "afm", **changes) -> Recipe:
 
 
 def compressed(model: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    decomposition = factorise(model, tiny_tokenizer(), recipe)
-    smaller = compress(model, decomposition, plan(decomposition, recipe))
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    smaller = replace_layers(model, decomposition, plan(decomposition, recipe))
     return compress_embeddings(model, smaller, tiny_tokenizer(), recipe)
 
 
@@ -92,7 +99,11 @@ def test_the_tie_is_kept(saved, name):
     table, head = loaded.get_input_embeddings(), loaded.get_output_embeddings()
     assert isinstance(head, FactoredHead)
     assert head.table is table
-    for model in (copy.deepcopy(loaded), stored_in(loaded, torch.bfloat16), loaded.half()):
+    for model in (
+        copy.deepcopy(loaded),
+        cast_for_saving(loaded, torch.bfloat16),
+        loaded.half(),
+    ):
         table = model.get_input_embeddings()
         assert model.get_output_embeddings().table is table
         table.basis.weight.data.zero_()
@@ -189,16 +200,16 @@ def test_nothing_is_asked_nothing_is_done(text):
 
 def test_statistics_are_kept(text, tmp_path):
     model, recipe = tiny_tied(), recipe_of(text, "obd")
-    workspace = Workspace(tmp_path)
-    first = plan_table(model, tiny_tokenizer(), recipe, workspace)
+    cache = Cache(tmp_path)
+    first = plan_table(model, tiny_tokenizer(), recipe, cache)
     with Forwards(model) as forwards:
-        second = plan_table(model, tiny_tokenizer(), recipe, workspace)
+        second = plan_table(model, tiny_tokenizer(), recipe, cache)
     assert forwards.count == 0
     assert torch.equal(first.table.weight(5), second.table.weight(5))
     damaged = next(tmp_path.glob("embedding-*"))
     damaged.write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="damaged"):
-        plan_table(model, tiny_tokenizer(), recipe, workspace)
+        plan_table(model, tiny_tokenizer(), recipe, cache)
 
 
 def test_a_head_in_the_plan_cannot_be_tied_to_the_table(text):
@@ -284,6 +295,6 @@ def test_progress_is_shown(text):
 
     model, recipe = tiny_tied(), recipe_of(text)
     smaller = compressed(model, small_recipe(text, allocation="uniform"))
-    progress = Progress(track=track)
+    progress = RunContext(track=track)
     compress_embeddings(model, smaller, tiny_tokenizer(), recipe, progress)
     assert seen == [("embedding statistics", 2)]

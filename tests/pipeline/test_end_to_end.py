@@ -14,7 +14,7 @@ import spectrim
 from spectrim.errors import NumericalWarning
 from spectrim.hub import load
 from spectrim.layers import LAYERS, layer_class
-from spectrim.pipeline import compress, evaluate, factorise, plan
+from spectrim.pipeline import evaluate, factorize, plan, replace_layers
 from spectrim.pipeline.calibrating import prepare
 from spectrim.planning import Decomposition, Plan
 from spectrim.surgery.adapters import set_weight
@@ -45,10 +45,10 @@ def done(tmp_path_factory) -> dict[tuple[str, str], Done]:
     found = {}
     for name, build in TINY_MODELS.items():
         model = build()
-        decomposition = factorise(model, tiny_tokenizer(), small_recipe(text))
+        decomposition = factorize(model, tiny_tokenizer(), small_recipe(text))
         for kind in KINDS:
             chosen = plan(decomposition, small_recipe(text, layer=kind))
-            smaller = compress(model, decomposition, chosen)
+            smaller = replace_layers(model, decomposition, chosen)
             directory = root / f"{name}-{kind}"
             spectrim.save(smaller, tiny_tokenizer(), str(directory))
             found[name, kind] = Done(directory, decomposition, chosen, logits(smaller))
@@ -142,10 +142,10 @@ def test_a_tied_head_that_is_asked_for_gets_its_own_weight(tmp_path, name, kind)
     recipe = small_recipe(
         text, include=("lm_head", r"0\.mlp"), layer=kind, allocation="uniform"
     )
-    decomposition = factorise(model, tiny_tokenizer(), recipe)
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
     chosen = plan(decomposition, recipe)
     assert "lm_head" in chosen.ranks
-    smaller = compress(model, decomposition, chosen)
+    smaller = replace_layers(model, decomposition, chosen)
     spectrim.save(smaller, tiny_tokenizer(), str(tmp_path / "out"))
     loaded, _ = load(tmp_path / "out")
     assert torch.equal(logits(loaded), logits(smaller))
@@ -167,7 +167,7 @@ def test_half_precision_is_loaded_as_it_was_in_memory(done, tmp_path, case, dtyp
     model = TINY_MODELS[case[0]]()
     prepare(model, spectrim.Recipe())
     before = logits(model)
-    smaller = compress(model, done[case].decomposition, done[case].plan, dtype)
+    smaller = replace_layers(model, done[case].decomposition, done[case].plan, dtype)
     spectrim.save(smaller, None, str(tmp_path / "out"))
     loaded, _ = load(tmp_path / "out")
     assert loaded.dtype == dtype
@@ -196,12 +196,12 @@ def test_an_expert_that_no_token_reached_stays_dense_and_is_named(tmp_path, meth
     model = starved(tiny_moe(), 1, 2)
     recipe = small_recipe(text, method=method)
     with pytest.warns(NumericalWarning, match=r"layers\.1\.mlp\.experts\.up\.2"):
-        decomposition = factorise(model, tiny_tokenizer(), recipe)
+        decomposition = factorize(model, tiny_tokenizer(), recipe)
     chosen = plan(decomposition, recipe)
     unreached = {f"model.layers.1.mlp.experts.{side}.2" for side in ("up", "down")}
     assert not unreached & set(chosen.layers)
     assert "model.layers.1.mlp.experts.up.1" in chosen.ranks
-    smaller = compress(model, decomposition, chosen)
+    smaller = replace_layers(model, decomposition, chosen)
     spectrim.save(smaller, None, str(tmp_path / "out"))
     loaded, _ = load(tmp_path / "out")
     for name in unreached:
@@ -214,8 +214,8 @@ def test_the_original_is_left_as_it_was(tmp_path):
     text = text_file(tmp_path / "text.txt")
     model = TINY_MODELS["qwen2_bias"]().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    decomposition = factorise(model, tiny_tokenizer(), small_recipe(text))
-    compress(model, decomposition, plan(decomposition, small_recipe(text)))
+    decomposition = factorize(model, tiny_tokenizer(), small_recipe(text))
+    replace_layers(model, decomposition, plan(decomposition, small_recipe(text)))
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -15,9 +15,9 @@ from tests.tiny_models import tiny_gpt2, tiny_tokenizer, tiny_tokens
 def compressed(tmp_path, **changes):
     model = tiny_gpt2().requires_grad_(True)
     recipe = small_recipe(text_file(tmp_path / "text.txt"), **changes)
-    decomposition = spectrim.factorise(model, tiny_tokenizer(), recipe)
+    decomposition = spectrim.factorize(model, tiny_tokenizer(), recipe)
     plan = spectrim.plan(decomposition, recipe)
-    return plan, spectrim.compress(model, decomposition, plan)
+    return plan, spectrim.replace_layers(model, decomposition, plan)
 
 
 def check(plan, model):

@@ -7,10 +7,10 @@ import torch
 
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import NumericalError
-from spectrim.pipeline import calibrate, factorise, plan
+from spectrim.pipeline import calibrate, factorize, plan
 from spectrim.planning import Decomposition
-from spectrim.recipe import MeasureRecipe, PathRecipe, Recipe
-from spectrim.workspace import Workspace
+from spectrim.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.workspace import Cache
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 
@@ -20,9 +20,9 @@ def text(tmp_path):
     return text_file(tmp_path / "text.txt")
 
 
-def made(text, workspace=None, model=None, **changes) -> Decomposition:
+def made(text, cache=None, model=None, **changes) -> Decomposition:
     recipe = small_recipe(text, **changes)
-    return factorise(model or tiny_llama(), tiny_tokenizer(), recipe, workspace)
+    return factorize(model or tiny_llama(), tiny_tokenizer(), recipe, cache)
 
 
 def same(one: Decomposition, two: Decomposition) -> bool:
@@ -47,13 +47,13 @@ def test_two_runs_are_the_same(text, name):
 
 @pytest.mark.parametrize("method", ["obd", "svd_llm"])
 def test_a_kept_result_needs_no_forward_pass(text, tmp_path, method, monkeypatch):
-    workspace = Workspace(tmp_path / "kept")
-    first = made(text, workspace, method=method)
+    cache = Cache(tmp_path / "kept")
+    first = made(text, cache, method=method)
     model = tiny_llama()
     monkeypatch.setattr("spectrim.pipeline.calibrating.decompose", _not_again)
     monkeypatch.setattr("spectrim.pipeline.factorising.decompose", _not_again)
     with Forwards(model) as forwards:
-        second = made(text, workspace, model, method=method)
+        second = made(text, cache, model, method=method)
     assert forwards.count == 0
     assert same(first, second)
     assert first.provenance == second.provenance
@@ -65,15 +65,15 @@ def _not_again(*arguments: object) -> None:
 
 def test_only_what_changed_is_made_again(text, tmp_path):
     """Budget, allocation and layer never matter; measuring does not calibrate again."""
-    workspace = Workspace(tmp_path / "kept")
-    made(text, workspace)
+    cache = Cache(tmp_path / "kept")
+    made(text, cache)
     model = tiny_llama()
     with Forwards(model) as forwards:
-        made(text, workspace, model, budget=0.3, allocation="uniform", layer="lowrank")
+        made(text, cache, model, budget=0.3, allocation="uniform", layer="lowrank")
         assert forwards.count == 0
-        made(text, workspace, model, measure=MeasureRecipe(layers=False, joint=False))
+        made(text, cache, model, probe=ProbeRecipe(per_layer=False, joint=False))
         assert forwards.count == 0
-        made(text, workspace, model, measure=MeasureRecipe(layers=False, joint_tokens=48))
+        made(text, cache, model, probe=ProbeRecipe(per_layer=False, joint_tokens=48))
         assert 0 < forwards.count < 8
 
 
@@ -83,21 +83,21 @@ def test_only_what_changed_is_made_again(text, tmp_path):
         {"include": ("mlp",)},
         {"method": "svd_llm"},
         {"method_options": {"damping": 0.1}},
-        {"path": PathRecipe(weight=0.25, share=0.5)},
-        {"path": PathRecipe(budget=0.3, share=0.5)},
+        {"hessian_averaging": HessianAveragingRecipe(weight=0.25, data_fraction=0.5)},
+        {"hessian_averaging": HessianAveragingRecipe(at_budget=0.3, data_fraction=0.5)},
     ],
     ids=lambda changes: next(iter(changes)),
 )
 def test_what_matters_is_in_the_key(text, tmp_path, changes):
-    workspace = Workspace(tmp_path / "kept")
-    made(text, workspace)
-    assert same(made(text, workspace, **changes), made(text, **changes))
+    cache = Cache(tmp_path / "kept")
+    made(text, cache)
+    assert same(made(text, cache, **changes), made(text, **changes))
 
 
 @pytest.mark.parametrize("other", ["model", "text", "labels"])
 def test_other_models_texts_and_labels_are_kept_apart(text, tmp_path, other):
-    workspace = Workspace(tmp_path / "kept")
-    first = made(text, workspace)
+    cache = Cache(tmp_path / "kept")
+    first = made(text, cache)
     changes, model = {}, tiny_llama()
     if other == "model":
         model = tiny_llama(seed=1)
@@ -106,20 +106,24 @@ def test_other_models_texts_and_labels_are_kept_apart(text, tmp_path, other):
     else:
         given = small_recipe(text).to_dict()["calibration"]
         changes = {"calibration": given | {"labels": "sampled"}}
-    assert not same(first, made(text, workspace, model, **changes))
+    assert not same(first, made(text, cache, model, **changes))
 
 
 @pytest.mark.parametrize("method", DECOMPOSITIONS.names())
 def test_a_path_is_for_methods_of_the_losss_curvature(method):
     curved = "gradient_covariance" in DECOMPOSITIONS.get(method).REQUIRES
-    assert Recipe(method=method, budget=0.6).averages_path is curved
-    assert not Recipe(method=method, budget=0.6, path=PathRecipe(weight=0)).averages_path
-    assert not Recipe(method=method, budget=0.8).averages_path
+    assert Recipe(method=method, budget=0.6).averages_hessian is curved
+    assert not Recipe(
+        method=method, budget=0.6, hessian_averaging=HessianAveragingRecipe(weight=0)
+    ).averages_hessian
+    assert not Recipe(method=method, budget=0.8).averages_hessian
 
 
 def test_a_path_of_no_weight_is_no_path(text):
-    without = calibrate(tiny_llama(), tiny_tokenizer(), small_recipe(text, path=NO_PATH))
-    tiny = PathRecipe(weight=1e-12, share=0.5)
+    without = calibrate(
+        tiny_llama(), tiny_tokenizer(), small_recipe(text, hessian_averaging=NO_PATH)
+    )
+    tiny = HessianAveragingRecipe(weight=1e-12, data_fraction=0.5)
     almost = calibrate(tiny_llama(), tiny_tokenizer(), small_recipe(text, path=tiny))
     plain = calibrate(tiny_llama(), tiny_tokenizer(), small_recipe(text, method="svd"))
     assert "path" not in without.provenance
@@ -131,14 +135,16 @@ def test_a_path_of_no_weight_is_no_path(text):
                 assert torch.allclose(tensor, almost.states[statistic][layer][entry])
 
 
-NO_PATH = PathRecipe(weight=0)
+NO_PATH = HessianAveragingRecipe(weight=0)
 
 
 def test_a_path_of_full_weight_is_the_cut_models_statistics(text):
     """Scaled to the tokens of the first pass, which saw every sequence."""
-    full = PathRecipe(weight=1, share=1, budget=0.5)
+    full = HessianAveragingRecipe(weight=1, data_fraction=1, at_budget=0.5)
     averaged = calibrate(tiny_llama(), tiny_tokenizer(), small_recipe(text, path=full))
-    original = calibrate(tiny_llama(), tiny_tokenizer(), small_recipe(text, path=NO_PATH))
+    original = calibrate(
+        tiny_llama(), tiny_tokenizer(), small_recipe(text, hessian_averaging=NO_PATH)
+    )
     first = "model.layers.0.self_attn.q_proj"
     last = "model.layers.1.mlp.down_proj"
     covariance = averaged.layer(first)["input_covariance"]

@@ -13,11 +13,11 @@ from transformers import Trainer, TrainingArguments
 
 import spectrim
 from spectrim.errors import InputError, ModelError
-from spectrim.hub import load, mark_compressed, save_compressed
+from spectrim.hub import attach_config, load, save_compressed
 from spectrim.layers import LAYERS, CompactLinear
 from spectrim.pipeline import FinetuneSettings, finetune
-from spectrim.refinement import Progress
-from spectrim.workspace import Workspace
+from spectrim.refinement import RunContext
+from spectrim.workspace import Cache
 from tests.hub.compressing import compress
 from tests.runs import text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer, tiny_tokens
@@ -26,12 +26,12 @@ from tests.tolerances import PRODUCT_ABSOLUTE
 needs_peft = pytest.mark.skipif(
     find_spec("peft") is None, reason="PEFT is not installed (extra spectrim[peft])"
 )
-QUICK = {"sequences": 16, "length": 16, "steps": 30, "sequences_per_step": 8}
+QUICK = {"sequences": 16, "length": 16, "steps": 30, "batch_size": 8}
 
 
 def small(kind: str = "pivoted", model: str = "llama"):
     made = TINY_MODELS[model]()
-    mark_compressed(made, compress(made, kind))
+    attach_config(made, compress(made, kind))
     return made
 
 
@@ -148,7 +148,7 @@ def test_finetuning_lowers_the_loss_at_the_same_ranks(lora, text):
     before, fingers = ranks(model), spectrim.lora_targets(model)
     head = model.lm_head.weight.clone()
     settings = FinetuneSettings(data=str(text), lora=lora, learning_rate=2e-2, **QUICK)
-    progress = Progress()
+    progress = RunContext()
     tuned = finetune(model, tiny_tokenizer(), settings, progress)
     [losses] = progress.losses.values()
     assert sum(losses[-5:]) < 0.98 * sum(losses[:5])
@@ -173,14 +173,14 @@ def test_an_interrupted_run_ends_where_it_would_have(text, tmp_path):
             yield item
 
     whole = finetune(small(), tiny_tokenizer(), settings)
-    kept = Workspace(tmp_path)
+    kept = Cache(tmp_path)
     model = small()
     start = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
-        finetune(model, tiny_tokenizer(), settings, Progress(kept, stopping, 0.0))
+        finetune(model, tiny_tokenizer(), settings, RunContext(kept, stopping, 0.0))
     for name, tensor in start.items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    again = finetune(model, tiny_tokenizer(), settings, Progress(kept))
+    again = finetune(model, tiny_tokenizer(), settings, RunContext(kept))
     for name, tensor in whole.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
 
@@ -202,10 +202,8 @@ def test_answers_are_learnt(tmp_path):
     lines = [{"prompt": f"after {n} comes ", "answer": "x" * 3} for n in range(16)]
     path = tmp_path / "task.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    settings = FinetuneSettings(
-        task=str(path), steps=30, sequences_per_step=8, learning_rate=1e-2
-    )
-    progress = Progress()
+    settings = FinetuneSettings(task=str(path), steps=30, batch_size=8, learning_rate=1e-2)
+    progress = RunContext()
     finetune(small(), tiny_tokenizer(), settings, progress)
     [losses] = progress.losses.values()
     assert losses[-1] < 0.95 * losses[0]

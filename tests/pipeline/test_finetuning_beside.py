@@ -11,9 +11,9 @@ from spectrim.compressors import CompensatedLinear, CompressedLinear
 from spectrim.errors import InputError, ModelError
 from spectrim.hub import export_dense, export_self_contained, load, save_compressed
 from spectrim.pipeline import FinetuneSettings, finetune
-from spectrim.pipeline.finetuning import QUANTISED_BASES
-from spectrim.refinement import Progress
-from spectrim.workspace import Workspace
+from spectrim.pipeline.finetuning import QUANTIZED_BASES
+from spectrim.refinement import RunContext
+from spectrim.workspace import Cache
 from tests.hub.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.pipeline.test_finetuning import QUICK, small
 from tests.runs import text_file
@@ -50,11 +50,11 @@ def logits(model):
     return model(tiny_tokens()).logits.float()
 
 
-@pytest.mark.parametrize("base", QUANTISED_BASES)
+@pytest.mark.parametrize("base", QUANTIZED_BASES)
 @pytest.mark.parametrize(("model", "kind"), [("llama", "lowrank"), ("moe", "pivoted")])
 def test_adapters_learn_and_are_loaded(model, kind, base, text, tmp_path):
     made = small(kind, model)
-    progress = Progress()
+    progress = RunContext()
     tuned = finetune(made, tiny_tokenizer(), settings(text, base), progress)
     [losses] = progress.losses.values()
     assert sum(losses[-3:]) < sum(losses[:3])
@@ -113,10 +113,10 @@ def test_one_file_of_code_loads_it(text, tmp_path):
 
 def test_a_run_is_kept_by_its_base(text, tmp_path):
     """The same text and options on another base are another run."""
-    workspace = Workspace(tmp_path / "kept")
+    cache = Cache(tmp_path / "kept")
     found = []
     for base in ("nf4", "nf4", "int4"):
-        progress = Progress(workspace)
+        progress = RunContext(cache)
         tuned = finetune(
             small("lowrank"), tiny_tokenizer(), settings(text, base, steps=3), progress
         )
@@ -136,7 +136,7 @@ def test_an_error_leaves_the_base_as_it_was(text):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(made, tiny_tokenizer(), settings(text, None), Progress(track=broken))
+        finetune(made, tiny_tokenizer(), settings(text, None), RunContext(track=broken))
     after = made.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

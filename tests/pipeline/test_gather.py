@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from spectrim.calibration import Calibration, whole_model
-from spectrim.calibration.parts import joined, only
+from spectrim.calibration.parts import concat, select
 from spectrim.calibration.stored import StoredStates
 from spectrim.errors import CheckpointError, InputError
 from spectrim.pipeline import calibrate, decompose, gather
-from spectrim.recipe import PathRecipe
-from spectrim.workspace import Workspace
+from spectrim.recipe import HessianAveragingRecipe
+from spectrim.workspace import Cache
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE
@@ -30,7 +30,9 @@ def text(tmp_path):
 @pytest.fixture
 def recipes(text):
     return {
-        method: small_recipe(text, method=method, path=PathRecipe(weight=0))
+        method: small_recipe(
+            text, method=method, hessian_averaging=HessianAveragingRecipe(weight=0)
+        )
         for method in METHODS
     }
 
@@ -66,12 +68,12 @@ def test_one_pass_equals_passes_of_their_own_to_the_last_bit(
     recipes, tmp_path, monkeypatch, name, methods
 ):
     recipes = {method: recipes[method] for method in methods}
-    workspace = Workspace(tmp_path / "kept")
+    cache = Cache(tmp_path / "kept")
     model = TINY_MODELS[name]()
     passes = Passes(monkeypatch)
-    gather(model, tiny_tokenizer(), list(recipes.values()), workspace)
+    gather(model, tiny_tokenizer(), list(recipes.values()), cache)
     assert passes.count == 2
-    shared = {m: calibrate(model, tiny_tokenizer(), r, workspace) for m, r in recipes.items()}
+    shared = {m: calibrate(model, tiny_tokenizer(), r, cache) for m, r in recipes.items()}
     assert passes.count == 2
     for method, recipe in recipes.items():
         alone = calibrate(TINY_MODELS[name](), tiny_tokenizer(), recipe)
@@ -80,11 +82,11 @@ def test_one_pass_equals_passes_of_their_own_to_the_last_bit(
 
 def test_all_use_what_one_of_them_needs_in_full(recipes, tmp_path, monkeypatch):
     """Two passes would be four batches; what is predicted does not depend on the form."""
-    workspace, model = Workspace(tmp_path / "kept"), tiny_llama()
+    cache, model = Cache(tmp_path / "kept"), tiny_llama()
     passes = Passes(monkeypatch)
-    gather(model, tiny_tokenizer(), list(recipes.values()), workspace)
+    gather(model, tiny_tokenizer(), list(recipes.values()), cache)
     for method, recipe in recipes.items():
-        shared = calibrate(model, tiny_tokenizer(), recipe, workspace)
+        shared = calibrate(model, tiny_tokenizer(), recipe, cache)
         assert "wide" not in shared.provenance["key"]
         assert passes.count == 2
         expected = decompose(model, shared, recipe)
@@ -98,22 +100,22 @@ def test_all_use_what_one_of_them_needs_in_full(recipes, tmp_path, monkeypatch):
 
 def test_only_what_is_missing_is_gathered(recipes, tmp_path, monkeypatch):
     """The second pass has no gradient to compute: it is for `input_magnitude` alone."""
-    workspace = Workspace(tmp_path / "kept")
+    cache = Cache(tmp_path / "kept")
     model = tiny_llama()
-    calibrate(model, tiny_tokenizer(), recipes["obd"], workspace)
-    before = {path: path.stat().st_mtime_ns for path in workspace.root.iterdir()}
+    calibrate(model, tiny_tokenizer(), recipes["obd"], cache)
+    before = {path: path.stat().st_mtime_ns for path in cache.root.iterdir()}
     monkeypatch.setattr(whole_model, "summed_loss", lambda *a: pytest.fail("a backward pass"))
-    found = calibrate(model, tiny_tokenizer(), recipes["asvd"], workspace)
+    found = calibrate(model, tiny_tokenizer(), recipes["asvd"], cache)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len(list(workspace.root.iterdir())) == len(before) + 1
+    assert len(list(cache.root.iterdir())) == len(before) + 1
     monkeypatch.undo()
     assert same(found, calibrate(tiny_llama(), tiny_tokenizer(), recipes["asvd"]))
 
 
 def test_what_is_kept_is_not_held_in_memory(recipes, tmp_path):
-    workspace, recipe = Workspace(tmp_path / "kept"), recipes["obd"]
-    made = calibrate(tiny_llama(), tiny_tokenizer(), recipe, workspace)
-    found = calibrate(tiny_llama(), tiny_tokenizer(), recipe, workspace)
+    cache, recipe = Cache(tmp_path / "kept"), recipes["obd"]
+    made = calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
+    found = calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
     for calibration in (made, found):
         assert all(isinstance(s, StoredStates) for s in calibration.states.values())
     assert same(made, calibrate(tiny_llama(), tiny_tokenizer(), recipe))
@@ -124,19 +126,19 @@ def test_other_tokens_need_another_pass(recipes, text, tmp_path, monkeypatch):
     other = recipes["svd"].to_dict()["calibration"] | {"seed": 1}
     both = [recipes["svd"], recipes["asvd"], recipes["svd"].with_changes(calibration=other)]
     passes = Passes(monkeypatch)
-    gather(tiny_llama(), tiny_tokenizer(), both, Workspace(tmp_path / "kept"))
+    gather(tiny_llama(), tiny_tokenizer(), both, Cache(tmp_path / "kept"))
     assert passes.count == 4
 
 
 def test_a_workspace_that_keeps_nothing_is_of_no_use(recipes):
     with pytest.raises(InputError, match="need a workspace that keeps them"):
-        gather(tiny_llama(), tiny_tokenizer(), list(recipes.values()), Workspace(None))
+        gather(tiny_llama(), tiny_tokenizer(), list(recipes.values()), Cache(None))
 
 
 def test_parts_of_different_calibrations_are_not_joined(recipes):
     one = calibrate(tiny_llama(), tiny_tokenizer(), recipes["svd"])
-    two = only(calibrate(tiny_llama(), tiny_tokenizer(), recipes["asvd"]), "input_magnitude")
-    assert set(joined([one, two]).states) == set(recipes["asvd"].statistics)
+    two = select(calibrate(tiny_llama(), tiny_tokenizer(), recipes["asvd"]), "input_magnitude")
+    assert set(concat([one, two]).states) == set(recipes["asvd"].statistics)
     two.tokens += 1
     with pytest.raises(CheckpointError, match="cannot be joined"):
-        joined([one, two])
+        concat([one, two])

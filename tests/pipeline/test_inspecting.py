@@ -57,8 +57,10 @@ def test_every_expert_is_a_layer():
 def test_compressed_layers_have_the_rank_that_they_store(tmp_path, layer):
     model, data = tiny_llama(), text_file(tmp_path / "text.txt")
     recipe = small_recipe(data, layer=layer)
-    decomposition = pipeline.factorise(model, tiny_tokenizer(), recipe)
-    smaller = pipeline.compress(model, decomposition, pipeline.plan(decomposition, recipe))
+    decomposition = pipeline.factorize(model, tiny_tokenizer(), recipe)
+    smaller = pipeline.replace_layers(
+        model, decomposition, pipeline.plan(decomposition, recipe)
+    )
     before = {report.name: report for report in inspect_layers(model)}
     ranks = smaller.config.quantization_config.layers
     for report in inspect_layers(smaller):
@@ -110,7 +112,9 @@ def test_times_are_of_growing_texts(tmp_path):
 def test_the_walk_does_not_enter_factors(tmp_path):
     model, data = tiny_llama(), text_file(tmp_path / "text.txt")
     recipe = small_recipe(data)
-    decomposition = pipeline.factorise(model, tiny_tokenizer(), recipe)
-    smaller = pipeline.compress(model, decomposition, pipeline.plan(decomposition, recipe))
+    decomposition = pipeline.factorize(model, tiny_tokenizer(), recipe)
+    smaller = pipeline.replace_layers(
+        model, decomposition, pipeline.plan(decomposition, recipe)
+    )
     dense = [name for name, _ in linear_layers(model)]
     assert [name for name, _ in linear_layers(smaller)] == dense

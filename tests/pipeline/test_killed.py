@@ -21,16 +21,22 @@ from spectrim.pipeline import calibrating, decomposing, pieces
 from spectrim.pipeline.streaming import (
     CompressedParts,
     StreamSizes,
-    streamable,
-    streamed_decomposition,
+    decompose_streamed,
+    for_streaming,
 )
 from spectrim.presets import PRESETS
-from spectrim.recipe import MeasureRecipe, PathRecipe, Recipe, RefinementRecipe, TaskRecipe
-from spectrim.refinement import Progress, _training
+from spectrim.recipe import (
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    Recipe,
+    RefinementRecipe,
+    TaskRecipe,
+)
+from spectrim.refinement import RunContext, _training
 from spectrim.selection import run as selection_run
 from spectrim.storage import write_tensors
 from spectrim.tasks import write_task
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 from tests.pipeline.killing import Stage, Work, killed
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
@@ -49,28 +55,33 @@ def recipe_in(root: Path, **changes) -> Recipe:
     return recipe.with_changes(calibration=given)
 
 
-def progress(place: Path) -> Progress:
-    return Progress(Workspace(place), seconds_between_saves=0)
+def progress(place: Path) -> RunContext:
+    return RunContext(Cache(place), seconds_between_saves=0)
 
 
 def calibrate(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: pipeline.calibrate(model, tiny_tokenizer(), recipe, Workspace(place))
+    return lambda place: pipeline.calibrate(model, tiny_tokenizer(), recipe, Cache(place))
 
 
 def factorise(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: pipeline.factorise(model, tiny_tokenizer(), recipe, Workspace(place))
+    return lambda place: pipeline.factorize(model, tiny_tokenizer(), recipe, Cache(place))
 
 
-SHORT = {"path": PathRecipe(weight=0), "measure": MeasureRecipe(layers=False, joint=False)}
+SHORT = {
+    "hessian_averaging": HessianAveragingRecipe(weight=0),
+    "probe": ProbeRecipe(per_layer=False, joint=False),
+}
 
 
 def compressed(root: Path, place: Path) -> None:
     """The checkpoint that refinements start from."""
     recipe, model = recipe_in(root, **SHORT), tiny_llama()
-    decomposition = pipeline.factorise(model, tiny_tokenizer(), recipe)
-    smaller = pipeline.compress(model, decomposition, pipeline.plan(decomposition, recipe))
+    decomposition = pipeline.factorize(model, tiny_tokenizer(), recipe)
+    smaller = pipeline.replace_layers(
+        model, decomposition, pipeline.plan(decomposition, recipe)
+    )
     config = smaller.config.quantization_config
     hub.save_compressed(smaller, None, place / "start", config, hub.SaveOptions())
 
@@ -91,16 +102,18 @@ def select(root: Path) -> Work:
     recipe_in(root)
     write_task(lambda: iter(TASK), root / "task.jsonl")
     recipe = PRESETS["bsi"]
-    assert recipe.selection is not None
-    quick = {"steps": 8, "events": 3, "rows_per_step": 4, "scoring_rows": 8}
+    assert recipe.pruning is not None
+    quick = {"steps": 8, "prune_steps": 3, "batch_size": 4, "scoring_examples": 8}
     recipe = recipe.with_changes(
         budget=0.4,
         calibration=replace(recipe.calibration, sequences=6, tokens_per_batch=64),
-        selection=replace(recipe.selection, **quick),
+        pruning=replace(recipe.pruning, **quick),
         task=TaskRecipe(data=str(root / "task.jsonl")),
     )
     model = tiny_llama()
-    return lambda place: pipeline.specialise(model, tiny_tokenizer(), recipe, progress(place))
+    return lambda place: pipeline.prune_for_task(
+        model, tiny_tokenizer(), recipe, progress(place)
+    )
 
 
 def save(root: Path) -> Work:
@@ -114,13 +127,13 @@ def save(root: Path) -> Work:
 
 def stream(root: Path) -> Work:
     """Calibrate, decompose, plan and save, in float64."""
-    recipe = streamable(recipe_in(root))
+    recipe = for_streaming(recipe_in(root))
     tiny_llama().double().save_pretrained(root / "model")
     tiny_tokenizer().save_pretrained(root / "model")
     opened = open_streamed(root / "model", torch.float64)
 
     def work(place: Path) -> None:
-        with streamed_decomposition(opened, recipe, SIZES, progress(place)) as decomposition:
+        with decompose_streamed(opened, recipe, SIZES, progress(place)) as decomposition:
             plan = pipeline.plan(decomposition, recipe)
             parts = CompressedParts(opened, decomposition, plan, torch.float64)
             options = hub.SaveOptions(overwrite=True)
@@ -137,7 +150,7 @@ def begun(root: Path, place: Path) -> None:
 BATCH, LAYER = (whole_model, "_run_batch"), (decomposing, "decompose_layer")
 CURVE, STEP = (Probe, "divergence"), (_training._Trainer, "step")
 TUNE, PRUNE = (selection_run._Tuner, "step"), (selection_run._Run, "_prune")
-NO_PATH = {"path": PathRecipe(weight=0)}
+NO_PATH = {"hessian_averaging": HessianAveragingRecipe(weight=0)}
 STAGES = {
     "calibration along the path": Stage(calibrate, None, (BATCH, LAYER)),
     "decomposition": Stage(partial(factorise, **SHORT), begun, (BATCH, LAYER)),

@@ -104,7 +104,7 @@ def test_encoders_are_compressed_and_loaded(case, tmp_path):
     model, data = make(), batches()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     recipe = Recipe(budget=0.6)
-    found = spectrim.compress_module(model, data, loss or spectrim.agreement(outputs), recipe)
+    found = spectrim.compress_any(model, data, loss or spectrim.agreement_loss(outputs), recipe)
     assert found.plan.kept <= 0.6
     assert found.plan.predicted_loss > 0
     for name, tensor in model.state_dict().items():
@@ -125,11 +125,11 @@ def test_a_linear_regression_costs_what_is_predicted():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 16, bias=False))
     data = [torch.randn(512, 24) * torch.linspace(0.2, 2, 24) for _ in range(16)]
-    loss = spectrim.agreement(lambda model, batch: model(batch))
+    loss = spectrim.agreement_loss(lambda model, batch: model(batch))
     recipe = Recipe(method="svd_llm", allocation="uniform", layer="lowrank", budget=0.5)
-    found = spectrim.factorise_module(model, data, loss, recipe)
+    found = spectrim.factorize_any(model, data, loss, recipe)
     plan = spectrim.plan(found, recipe)
-    smaller = spectrim.compress(model, found, plan)
+    smaller = spectrim.replace_layers(model, found, plan)
     with torch.no_grad():
         x = torch.cat(data)
         cost = float(0.5 * (smaller(x) - model(x)).square().sum(1).mean())
@@ -167,11 +167,11 @@ def test_tables_keep_what_is_read():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(200, 16), nn.Flatten(), nn.Linear(64, 8))
     data = [torch.randint(0, 20, (64, 4)) for _ in range(4)]
-    loss = spectrim.agreement(lambda model, batch: model(batch))
+    loss = spectrim.agreement_loss(lambda model, batch: model(batch))
     errors = {}
     for method in ("obd", "svd"):
         recipe = Recipe(budget=1.0, embeddings=EmbeddingRecipe(0.5, method))
-        found = spectrim.compress_module(model, data, loss, recipe)
+        found = spectrim.compress_any(model, data, loss, recipe)
         assert found.tables == {"0": 7}
         with torch.no_grad():
             errors[method] = sum(
@@ -188,20 +188,20 @@ def test_what_is_refused():
         return model(batch).sum(1)
 
     with pytest.raises(InputError, match="one number per example"):
-        spectrim.compress_module(model, data, lambda m, b: m(b).sum())
+        spectrim.compress_any(model, data, lambda m, b: m(b).sum())
     with pytest.raises(InputError, match="no batches"):
-        spectrim.compress_module(model, [], good)
+        spectrim.compress_any(model, [], good)
     with pytest.raises(ModelError, match="batch 0"):
-        spectrim.compress_module(model, data, lambda m, b: m(b).sum(1) / 0)
+        spectrim.compress_any(model, data, lambda m, b: m(b).sum(1) / 0)
     with pytest.raises(InputError, match="second pass"):
-        spectrim.compress_module(model, iter(data), good, Recipe(embeddings=EmbeddingRecipe()))
+        spectrim.compress_any(model, iter(data), good, Recipe(embeddings=EmbeddingRecipe()))
     with pytest.raises(InputError, match="no lookup table"):
-        spectrim.compress_module(model, data, good, Recipe(embeddings=EmbeddingRecipe()))
+        spectrim.compress_any(model, data, good, Recipe(embeddings=EmbeddingRecipe()))
     with pytest.raises(InputError, match="row_fisher"):
-        spectrim.compress_module(model, data, good, Recipe(method="fwsvd"))
+        spectrim.compress_any(model, data, good, Recipe(method="fwsvd"))
     sharing = SharingRecipe("same_input")
     with pytest.raises(InputError, match="sharing"):
-        spectrim.compress_module(model, data, good, Recipe(sharing=sharing))
+        spectrim.compress_any(model, data, good, Recipe(sharing=sharing))
 
 
 def test_a_budget_of_time(monkeypatch):
@@ -215,6 +215,8 @@ def test_a_budget_of_time(monkeypatch):
     monkeypatch.setattr(timing, "layer_times", by_weights)
     recipe = Recipe(layer="lowrank", latency=LatencyRecipe(budget=0.6))
     model = bert(BertModel)
-    made = spectrim.compress_module(model, token_batches(), spectrim.agreement(pooled), recipe)
+    made = spectrim.compress_any(
+        model, token_batches(), spectrim.agreement_loss(pooled), recipe
+    )
     assert 0.55 < made.plan.provenance["latency"]["predicted"] <= 0.6
     assert made.plan.kept == pytest.approx(0.6, abs=0.02)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from spectrim.errors import InputError
 from spectrim.pipeline import named_recipes
 from spectrim.presets import PRESETS
-from spectrim.recipe import CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
+from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe
 
 BASE = Recipe(
     calibration=CalibrationRecipe(data="text.txt", sequences=8),
     method_options={"damping": 0.25},
-    measure=MeasureRecipe(layers=False),
+    probe=ProbeRecipe(per_layer=False),
 )
 
 
@@ -41,7 +41,7 @@ def test_a_preset_keeps_the_bases_tokens_and_budget():
     found = named_recipes(["fast", "default+block"], BASE.with_changes(budget=0.5))
     own = {"calibration": BASE.calibration, "budget": 0.5}
     assert found["fast"] == PRESETS["fast"].with_changes(**own)
-    assert found["default+block"].measure == MeasureRecipe()
+    assert found["default+block"].probe == ProbeRecipe()
     assert [step.name for step in found["default+block"].refinement] == ["block"]
 
 
@@ -56,13 +56,15 @@ def test_a_recipe_file(tmp_path):
 def test_a_file_of_named_recipes_changes_single_fields(tmp_path):
     file = tmp_path / "several.yaml"
     entries = {
-        "no path": {"path": {"weight": 0.0}},
+        "no path": {"hessian_averaging": {"weight": 0.0}},
         "sampled": {"calibration": {"labels": "sampled"}, "method": "svd"},
     }
     file.write_text(yaml.safe_dump(entries))
     found = named_recipes([str(file), "obd"], BASE)
     assert list(found) == ["no path", "sampled", "obd/loss_optimal/pivoted"]
-    assert found["no path"] == BASE.with_changes(path=PathRecipe(weight=0.0))
+    assert found["no path"] == BASE.with_changes(
+        hessian_averaging=HessianAveragingRecipe(weight=0.0)
+    )
     sampled = found["sampled"]
     assert (sampled.calibration.labels, sampled.calibration.data) == ("sampled", "text.txt")
     assert (sampled.method, sampled.method_options) == ("svd", {})

@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 
 from spectrim.calibration.store import save_calibration
-from spectrim.pipeline import calibrating, decomposing, factorise, pieces
-from spectrim.pipeline.pieces import Pieces
-from spectrim.recipe import MeasureRecipe, PathRecipe
-from spectrim.workspace import Workspace
+from spectrim.pipeline import calibrating, decomposing, factorize, pieces
+from spectrim.pipeline.pieces import Snapshots
+from spectrim.recipe import HessianAveragingRecipe, ProbeRecipe
+from spectrim.workspace import Cache
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
-SHORT = {"path": PathRecipe(weight=0), "measure": MeasureRecipe(layers=False, joint=False)}
+SHORT = {
+    "hessian_averaging": HessianAveragingRecipe(weight=0),
+    "probe": ProbeRecipe(per_layer=False, joint=False),
+}
 
 
 class Stopped(Exception):
@@ -41,18 +44,18 @@ def stopped_after(monkeypatch, layers: int) -> None:
 
 
 def test_a_damaged_piece_is_made_again(recipe, tmp_path, monkeypatch):
-    workspace = Workspace(tmp_path / "kept")
+    cache = Cache(tmp_path / "kept")
     with monkeypatch.context() as patch:
         stopped_after(patch, 5)
         with pytest.raises(Stopped):
-            factorise(tiny_llama(), tiny_tokenizer(), recipe, workspace)
+            factorize(tiny_llama(), tiny_tokenizer(), recipe, cache)
     (directory,) = (tmp_path / "kept").glob("*.parts")
     stored = sorted(directory.glob("*.safetensors"))
     assert len(stored) == 5
     stored[2].write_bytes(stored[2].read_bytes()[:100])
     with pytest.warns(UserWarning, match="again"):
-        found = factorise(tiny_llama(), tiny_tokenizer(), recipe, workspace)
-    expected = factorise(tiny_llama(), tiny_tokenizer(), recipe)
+        found = factorize(tiny_llama(), tiny_tokenizer(), recipe, cache)
+    expected = factorize(tiny_llama(), tiny_tokenizer(), recipe)
     assert list(found.shapes) == list(expected.shapes)
     assert all((found.curves[n] == expected.curves[n]).all() for n in expected.shapes)
     assert not directory.exists()
@@ -60,16 +63,16 @@ def test_a_damaged_piece_is_made_again(recipe, tmp_path, monkeypatch):
 
 def test_figures_are_computed_once(tmp_path):
     entry = tmp_path / "entry.safetensors"
-    assert Pieces(entry, 0.0).figure("a", lambda: 0.1 + 0.2) == 0.1 + 0.2
-    assert Pieces(entry, 0.0).figure("a", lambda: pytest.fail("again")) == 0.1 + 0.2
+    assert Snapshots(entry, 0.0).figure("a", lambda: 0.1 + 0.2) == 0.1 + 0.2
+    assert Snapshots(entry, 0.0).figure("a", lambda: pytest.fail("again")) == 0.1 + 0.2
     (tmp_path / "entry.parts" / "measured.json").write_text("[3")
     with pytest.warns(UserWarning, match="again"):
-        assert Pieces(entry, 0.0).figure("a", lambda: 5.0) == 5.0
+        assert Snapshots(entry, 0.0).figure("a", lambda: 5.0) == 5.0
 
 
 def test_stopped_between_storing_two_statistics(recipe, tmp_path, monkeypatch):
     """All sums are in the running file still: no token is seen again."""
-    workspace, kept = Workspace(tmp_path / "kept"), []
+    cache, kept = Cache(tmp_path / "kept"), []
 
     def save(calibration, path):
         if len(kept) == 1 and path.suffix != ".partial":
@@ -81,11 +84,11 @@ def test_stopped_between_storing_two_statistics(recipe, tmp_path, monkeypatch):
         patch.setattr(calibrating, "SECONDS_BETWEEN_SAVES", -1.0)
         patch.setattr(calibrating, "save_calibration", save)
         with pytest.raises(Stopped):
-            calibrating.calibrate(tiny_llama(), tiny_tokenizer(), recipe, workspace)
+            calibrating.calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
     assert len(kept) == 1
     model = tiny_llama()
     with Forwards(model) as forwards:
-        found = calibrating.calibrate(model, tiny_tokenizer(), recipe, workspace)
+        found = calibrating.calibrate(model, tiny_tokenizer(), recipe, cache)
     assert forwards.count == 0
     expected = calibrating.calibrate(tiny_llama(), tiny_tokenizer(), replace(recipe))
     assert found.digest(found.groups, recipe.statistics) == expected.digest(

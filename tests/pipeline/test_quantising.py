@@ -20,14 +20,14 @@ from spectrim.hub import (
 )
 from spectrim.pipeline import (
     FinetuneSettings,
-    compress,
-    factorise,
+    cast_for_saving,
+    factorize,
     finetune,
     plan,
-    quantise,
-    stored_in,
+    quantize_factors,
+    replace_layers,
 )
-from spectrim.recipe import QuantisationRecipe, SharingRecipe
+from spectrim.recipe import QuantizationRecipe, SharingRecipe
 from tests.hub.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
@@ -37,9 +37,9 @@ needs_torchao = pytest.mark.skipif(
     find_spec("torchao") is None, reason="torchao is not installed (extra spectrim[torchao])"
 )
 CASES = [
-    pytest.param(QuantisationRecipe(8), 2, marks=needs_torchao, id="torchao8"),
-    pytest.param(QuantisationRecipe(8, "rtn"), 2, id="rtn8"),
-    pytest.param(QuantisationRecipe(4, "rtn", 8), 2, id="rtn4"),
+    pytest.param(QuantizationRecipe(8), 2, marks=needs_torchao, id="torchao8"),
+    pytest.param(QuantizationRecipe(8, "rtn"), 2, id="rtn8"),
+    pytest.param(QuantizationRecipe(4, "rtn", 8), 2, id="rtn4"),
 ]
 
 
@@ -50,17 +50,17 @@ def text(tmp_path_factory):
 
 def recipe_for(text, given, multiple=2, **changes):
     base = {"budget": 0.2, "rank_multiple": multiple, "save_dtype": "float32"}
-    return small_recipe(text, quantisation=given, **(base | changes))
+    return small_recipe(text, quantization=given, **(base | changes))
 
 
 def made(model, recipe):
     """The plan, and the quantised model."""
     tokenizer = tiny_tokenizer()
-    decomposition = factorise(model, tokenizer, recipe)
+    decomposition = factorize(model, tokenizer, recipe)
     chosen = plan(decomposition, recipe)
     dtype = getattr(torch, recipe.save_dtype)
-    smaller = stored_in(compress(model, decomposition, chosen), dtype)
-    return chosen, quantise(smaller, chosen, recipe)
+    smaller = cast_for_saving(replace_layers(model, decomposition, chosen), dtype)
+    return chosen, quantize_factors(smaller, chosen, recipe)
 
 
 @torch.no_grad()
@@ -110,11 +110,13 @@ def test_the_bytes_are_those_of_the_budget(given, multiple, layer, dtype, text, 
 @needs_torchao
 def test_four_bits_of_torchao_at_widths_its_kernel_reads(tmp_path):
     model, tokenizer = load("reference", dtype=torch.float32)
-    recipe = recipe_for("python", QuantisationRecipe(4), 32, budget=0.12, layer="lowrank")
-    recipe = recipe.with_changes(method="svd", path=replace(recipe.path, weight=0.0))
-    decomposition = factorise(model, tokenizer, recipe)
+    recipe = recipe_for("python", QuantizationRecipe(4), 32, budget=0.12, layer="lowrank")
+    recipe = recipe.with_changes(
+        method="svd", hessian_averaging=replace(recipe.hessian_averaging, weight=0.0)
+    )
+    decomposition = factorize(model, tokenizer, recipe)
     chosen = plan(decomposition, recipe)
-    smaller = quantise(compress(model, decomposition, chosen), chosen, recipe)
+    smaller = quantize_factors(replace_layers(model, decomposition, chosen), chosen, recipe)
     ranks = {e["rank"] for e in smaller.config.quantization_config.layers.values()}
     assert ranks - {0}
     assert all(rank % 32 == 0 for rank in ranks)
@@ -129,19 +131,21 @@ def test_eight_bits_lose_little_four_lose_more(text):
     model = TINY_MODELS["llama"]()
     losses = []
     recipe = recipe_for(text, None, budget=0.8)
-    decomposition = factorise(model, tiny_tokenizer(), recipe)
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
     chosen = plan(decomposition, recipe)
-    exact = logits(compress(model, decomposition, chosen))
+    exact = logits(replace_layers(model, decomposition, chosen))
     for bits, expected in ((8, nullcontext()), (4, pytest.warns(match="--layer lowrank"))):
-        one = recipe.with_changes(quantisation=QuantisationRecipe(bits, "rtn"))
+        one = recipe.with_changes(quantization=QuantizationRecipe(bits, "rtn"))
         with expected:
-            smaller = quantise(compress(model, decomposition, chosen), chosen, one)
+            smaller = quantize_factors(
+                replace_layers(model, decomposition, chosen), chosen, one
+            )
         losses.append(float((logits(smaller) - exact).norm() / exact.norm()))
     assert 0 < losses[0] < 0.02 < losses[1] < 0.5
 
 
-def test_what_is_quantised_can_be_multiplied_back(text, tmp_path):
-    recipe = recipe_for(text, QuantisationRecipe(8, "rtn"))
+def test_what_is_quantized_can_be_multiplied_back(text, tmp_path):
+    recipe = recipe_for(text, QuantizationRecipe(8, "rtn"))
     _, smaller = made(TINY_MODELS["gqa"](), recipe)
     save_compressed(smaller, None, tmp_path / "out", smaller.config.quantization_config)
     export_dense(tmp_path / "out", tmp_path / "dense")
@@ -157,8 +161,8 @@ def test_what_is_quantised_can_be_multiplied_back(text, tmp_path):
 
 
 def test_layers_on_one_basis(text, tmp_path):
-    sharing = SharingRecipe("same_input", keep="all")
-    given = QuantisationRecipe(8, "rtn")
+    sharing = SharingRecipe("same_input", accept="all")
+    given = QuantizationRecipe(8, "rtn")
     _, smaller = made(TINY_MODELS["llama"](), recipe_for(text, given, sharing=sharing))
     save_compressed(smaller, None, tmp_path / "out", smaller.config.quantization_config)
     assert torch.equal(logits(load(tmp_path / "out")[0]), logits(smaller))
@@ -180,12 +184,12 @@ def test_a_config_that_says_something_else(inner):
 
 
 def test_recipes_that_do_not_go_together(text):
-    given = QuantisationRecipe(8, "rtn")
+    given = QuantizationRecipe(8, "rtn")
     with pytest.raises(InputError, match="loss_optimal"):
         recipe_for(text, given, allocation="effective_rank")
     with pytest.raises(InputError, match="plain matrices"):
         made(TINY_MODELS["llama"](), recipe_for(text, given, layer="sparse_dictionary"))
-    needy = QuantisationRecipe(8, "rtn")
+    needy = QuantizationRecipe(8, "rtn")
     object.__setattr__(needy, "base", "wanda_2_4")
     with pytest.raises(InputError, match="options"):
         made(TINY_MODELS["llama"](), recipe_for(text, needy))

@@ -9,9 +9,9 @@ import torch
 
 from spectrim.data import BlockSettings
 from spectrim.hub import load
-from spectrim.pipeline import compress, evaluate, factorise, measure, plan
-from spectrim.recipe import CalibrationRecipe, MeasureRecipe, PathRecipe, Recipe
-from spectrim.workspace import Workspace
+from spectrim.pipeline import evaluate, factorize, plan, probe_curves, replace_layers
+from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.workspace import Cache
 from tests.shared_assets import shared_data, shared_model
 
 SEQUENCES = 32
@@ -25,8 +25,8 @@ def subject():
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Workspace:
-    return Workspace(tmp_path_factory.mktemp("kept"))
+def cache(tmp_path_factory) -> Cache:
+    return Cache(tmp_path_factory.mktemp("kept"))
 
 
 def recipe_of(method: str, allocation: str, layer: str) -> Recipe:
@@ -40,19 +40,19 @@ def recipe_of(method: str, allocation: str, layer: str) -> Recipe:
             sequences=SEQUENCES,
             length=256,
         ),
-        path=PathRecipe(weight=0.5 if method == "obd" else 0),
-        measure=MeasureRecipe(layers=False, joint=False),
+        hessian_averaging=HessianAveragingRecipe(weight=0.5 if method == "obd" else 0),
+        probe=ProbeRecipe(per_layer=False, joint=False),
     )
 
 
 def loss_of(subject, decomposition, recipe: Recipe) -> float:
     model, tokenizer = subject
-    smaller = compress(model, decomposition, plan(decomposition, recipe))
+    smaller = replace_layers(model, decomposition, plan(decomposition, recipe))
     text = str(shared_data("tinystories_sample", "valid.txt"))
     return math.log(evaluate(smaller, tokenizer, text, HELD_OUT)["perplexity"])
 
 
-def test_each_idea_lowers_the_perplexity(subject, workspace):
+def test_each_idea_lowers_the_perplexity(subject, cache):
     losses = {}
     for choice in (
         ("svd", "uniform", "lowrank"),
@@ -62,26 +62,26 @@ def test_each_idea_lowers_the_perplexity(subject, workspace):
         ("obd", "loss_optimal", "pivoted"),
     ):
         recipe = recipe_of(*choice)
-        decomposition = factorise(*subject, recipe, workspace)
+        decomposition = factorize(*subject, recipe, cache)
         losses[choice] = loss_of(subject, decomposition, recipe)
     values = list(losses.values())
     assert values == sorted(values, reverse=True), losses
     assert values[0] - values[-1] > 1, losses
 
 
-def test_corrected_curves_predict_better(subject, workspace):
+def test_corrected_curves_predict_better(subject, cache):
     """Of whole plans, the divergence on text that no correction has seen."""
     model, tokenizer = subject
-    plain = factorise(*subject, recipe_of("obd", "loss_optimal", "pivoted"), workspace)
+    plain = factorize(*subject, recipe_of("obd", "loss_optimal", "pivoted"), cache)
     asked = recipe_of("obd", "loss_optimal", "pivoted").with_changes(
-        measure=MeasureRecipe(layers=False, joint=True, joint_tokens=2048)
+        probe=ProbeRecipe(per_layer=False, joint=True, joint_tokens=2048)
     )
-    corrected = measure(model, tokenizer, plain, asked)
+    corrected = probe_curves(model, tokenizer, plain, asked)
     text = str(shared_data("tinystories_sample", "valid.txt"))
     errors = {"plain": 0.0, "corrected": 0.0}
     for budget in (0.9, 0.7, 0.5):
         chosen = plan(plain, asked.with_changes(budget=budget))
-        smaller = compress(model, plain, chosen)
+        smaller = replace_layers(model, plain, chosen)
         figures = evaluate(smaller, tokenizer, text, HELD_OUT, reference=model)
         again = plan(corrected, asked.with_changes(budget=budget))
         assert again.ranks == chosen.ranks
@@ -90,11 +90,11 @@ def test_corrected_curves_predict_better(subject, workspace):
     assert errors["corrected"] < 0.5 * errors["plain"], errors
 
 
-def test_measuring_layers_lowers_the_perplexity(subject, workspace):
+def test_measuring_layers_lowers_the_perplexity(subject, cache):
     plain = recipe_of("obd", "loss_optimal", "pivoted").with_changes(budget=0.8)
-    measured = plain.with_changes(measure=MeasureRecipe(layers=True, joint=False, tokens=512))
+    measured = plain.with_changes(probe=ProbeRecipe(per_layer=True, joint=False, tokens=512))
     losses = [
-        loss_of(subject, factorise(*subject, recipe, workspace), recipe)
+        loss_of(subject, factorize(*subject, recipe, cache), recipe)
         for recipe in (plain, measured)
     ]
     assert losses[1] < losses[0], losses

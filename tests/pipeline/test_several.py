@@ -12,8 +12,8 @@ from spectrim.data import BlockSettings
 from spectrim.errors import InputError, ModelError, SpectrimError
 from spectrim.hub import SaveOptions, load, save_together, together
 from spectrim.pipeline import calibrating
-from spectrim.recipe import MeasureRecipe, Recipe, RefinementRecipe
-from spectrim.workspace import Workspace
+from spectrim.recipe import ProbeRecipe, Recipe, RefinementRecipe
+from spectrim.workspace import Cache
 from tests.forks import in_processes, needs_fork
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer, tiny_tokens
@@ -26,7 +26,7 @@ from tests.tolerances import (
 )
 
 pytestmark = needs_fork
-UNMEASURED = MeasureRecipe(layers=False, joint=False)
+UNMEASURED = ProbeRecipe(per_layer=False, joint=False)
 
 
 @pytest.fixture
@@ -34,12 +34,12 @@ def text(tmp_path) -> Path:
     return text_file(tmp_path / "text.txt")
 
 
-def run(model, recipe: Recipe, output: Path, workspace: Workspace) -> dict[str, object]:
+def run(model, recipe: Recipe, output: Path, cache: Cache) -> dict[str, object]:
     """From tokens to a checkpoint and its figures."""
     tokenizer = tiny_tokenizer()
-    decomposition = pipeline.factorise(model, tokenizer, recipe, workspace)
+    decomposition = pipeline.factorize(model, tokenizer, recipe, cache)
     plan = pipeline.plan(decomposition, recipe)
-    smaller = pipeline.compress(model, decomposition, plan, torch.float32)
+    smaller = pipeline.replace_layers(model, decomposition, plan, torch.float32)
     smaller = pipeline.refine(model, smaller, tokenizer, recipe)
     save_together(smaller, tokenizer, output, smaller.config.quantization_config, SaveOptions())
     settings = BlockSettings(length=24, max_tokens=400, keep_tail=True)
@@ -52,12 +52,12 @@ def run(model, recipe: Recipe, output: Path, workspace: Workspace) -> dict[str, 
 @pytest.mark.parametrize("name", ["llama", "tied", "gpt2", "moe"])
 def test_the_plan_the_checkpoint_and_the_figures(tmp_path, text, name):
     model = TINY_MODELS[name]().double()
-    recipe = small_recipe(text, measure=UNMEASURED)
+    recipe = small_recipe(text, probe=UNMEASURED)
     two = in_processes(
         tmp_path / "two",
-        lambda: run(model, recipe, tmp_path / "of two", Workspace(tmp_path / "cache")),
+        lambda: run(model, recipe, tmp_path / "of two", Cache(tmp_path / "cache")),
     )
-    one = run(model, recipe, tmp_path / "of one", Workspace(None))
+    one = run(model, recipe, tmp_path / "of one", Cache(None))
     for found in two:
         assert found["plan"].ranks == one["plan"].ranks
         assert found["plan"].predicted_loss == pytest.approx(
@@ -87,13 +87,13 @@ def check_same_model(first: Path, second: Path) -> None:
 
 def test_what_two_keep_one_goes_on_from(tmp_path, text):
     model, recipe = tiny_llama(), small_recipe(text)
-    workspace = Workspace(tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
 
     def work():
-        decomposition = pipeline.factorise(model, tiny_tokenizer(), recipe, workspace)
+        decomposition = pipeline.factorize(model, tiny_tokenizer(), recipe, cache)
         return decomposition.curves, decomposition.correction
 
-    one = pipeline.factorise(model, tiny_tokenizer(), recipe)
+    one = pipeline.factorize(model, tiny_tokenizer(), recipe)
     for curves, correction in in_processes(tmp_path / "two", work):
         assert list(curves) == list(one.curves)
         for name, curve in one.curves.items():
@@ -102,7 +102,7 @@ def test_what_two_keep_one_goes_on_from(tmp_path, text):
             )
         assert len(correction.pairs) == len(one.correction.pairs)
     with Forwards(model) as forwards:
-        pipeline.factorise(model, tiny_tokenizer(), recipe, workspace)
+        pipeline.factorize(model, tiny_tokenizer(), recipe, cache)
     assert forwards.count == 0
 
 
@@ -110,12 +110,12 @@ def test_refining_by_both(tmp_path, text):
     """Blocks are trained on rows of one length: the mean of the parts is the mean."""
     model = tiny_llama()
     step = RefinementRecipe("block", {"epochs": 1, "out_metric": "gradient"})
-    recipe = small_recipe(text, measure=UNMEASURED, refinement=(step,))
+    recipe = small_recipe(text, probe=UNMEASURED, refinement=(step,))
     two = in_processes(
         tmp_path / "two",
-        lambda: run(tiny_llama(), recipe, tmp_path / "of two", Workspace(None)),
+        lambda: run(tiny_llama(), recipe, tmp_path / "of two", Cache(None)),
     )
-    one = run(model, recipe, tmp_path / "of one", Workspace(None))
+    one = run(model, recipe, tmp_path / "of one", Cache(None))
     for found in two:
         assert found["figures"]["loss"] == pytest.approx(
             one["figures"]["loss"], rel=FLOAT32_RELATIVE
@@ -125,10 +125,10 @@ def test_refining_by_both(tmp_path, text):
 
 def test_both_go_on_where_they_stopped(tmp_path, text, monkeypatch):
     monkeypatch.setattr(calibrating, "SECONDS_BETWEEN_SAVES", 0.0)
-    recipe = small_recipe(text, measure=UNMEASURED).with_changes(
-        path={"weight": 0.0}, calibration={**small(text), "tokens_per_batch": 24}
+    recipe = small_recipe(text, probe=UNMEASURED).with_changes(
+        hessian_averaging={"weight": 0.0}, calibration={**small(text), "tokens_per_batch": 24}
     )
-    workspace, model = Workspace(tmp_path / "cache"), tiny_llama()
+    cache, model = Cache(tmp_path / "cache"), tiny_llama()
 
     def stopping(items, what, total):
         for number, item in enumerate(items):
@@ -138,21 +138,21 @@ def test_both_go_on_where_they_stopped(tmp_path, text, monkeypatch):
 
     def stopped():
         with pytest.raises(InputError, match="stopped"):
-            pipeline.calibrate(model, tiny_tokenizer(), recipe, workspace, stopping)
+            pipeline.calibrate(model, tiny_tokenizer(), recipe, cache, stopping)
 
     def gone_on():
         with Forwards(model) as forwards:
-            found = pipeline.calibrate(model, tiny_tokenizer(), recipe, workspace)
+            found = pipeline.calibrate(model, tiny_tokenizer(), recipe, cache)
         return forwards.count, found.states["input_covariance"]
 
     in_processes(tmp_path / "first", stopped)
-    assert len(list(workspace.root.glob("*.partial"))) == 2
+    assert len(list(cache.root.glob("*.partial"))) == 2
     expected = pipeline.calibrate(model, tiny_tokenizer(), recipe).states["input_covariance"]
     for forwards, found in in_processes(tmp_path / "second", gone_on):
         assert forwards < 1 + 8 / 2
         for name, state in expected.items():
             torch.testing.assert_close(found[name], state)
-    assert not list(workspace.root.glob("*.partial"))
+    assert not list(cache.root.glob("*.partial"))
 
 
 def small(text: Path) -> dict[str, object]:
@@ -162,7 +162,7 @@ def small(text: Path) -> dict[str, object]:
 def test_weights_that_one_process_cannot_use_end_both(tmp_path, text):
     def work():
         model = tiny_llama()
-        if several.number() == 1:
+        if several.process_index() == 1:
             model.lm_head.weight.data[:] = torch.nan
         with pytest.raises(ModelError, match="not finite"):
             pipeline.calibrate(model, tiny_tokenizer(), small_recipe(text))
@@ -171,11 +171,11 @@ def test_weights_that_one_process_cannot_use_end_both(tmp_path, text):
 
 
 def test_a_shard_that_one_process_cannot_write(tmp_path, text, monkeypatch):
-    recipe = small_recipe(text, measure=UNMEASURED)
+    recipe = small_recipe(text, probe=UNMEASURED)
     write = together._write_own
 
     def failing(*given):
-        if several.number() == 1:
+        if several.process_index() == 1:
             raise InputError("no space left")
         return write(*given)
 
@@ -183,7 +183,7 @@ def test_a_shard_that_one_process_cannot_write(tmp_path, text, monkeypatch):
 
     def work():
         with pytest.raises(SpectrimError, match="no space left"):
-            run(tiny_llama(), recipe, tmp_path / "out", Workspace(None))
+            run(tiny_llama(), recipe, tmp_path / "out", Cache(None))
 
     in_processes(tmp_path / "two", work)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "two"]
@@ -191,9 +191,7 @@ def test_a_shard_that_one_process_cannot_write(tmp_path, text, monkeypatch):
 
 def test_a_bench_by_two(tmp_path, text):
     model, tokenizer = tiny_llama(), tiny_tokenizer()
-    recipes = {
-        "svd": small_recipe(text, method="svd", allocation="uniform", measure=UNMEASURED)
-    }
+    recipes = {"svd": small_recipe(text, method="svd", allocation="uniform", probe=UNMEASURED)}
 
     def table(rows: Path | None):
         settings = pipeline.BenchSettings(

@@ -14,7 +14,7 @@ import spectrim
 from spectrim import hub
 from spectrim.data import BlockSettings
 from spectrim.recipe import Recipe
-from spectrim.streaming.memory import give_back, resident_bytes
+from spectrim.streaming.memory import resident_bytes, trim_memory
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
@@ -28,7 +28,7 @@ GROWTH_PER_CYCLE = 2**18
 def held() -> tuple[int, int]:
     """Bytes in memory, and open files."""
     gc.collect()
-    give_back()
+    trim_memory()
     return resident_bytes(), len(os.listdir("/proc/self/fd"))
 
 
@@ -49,8 +49,10 @@ def test_nothing_grows(tmp_path):
 
 def one_cycle(model: PreTrainedModel, recipe: Recipe, output: Path) -> None:
     tokenizer = tiny_tokenizer()
-    decomposition = spectrim.factorise(model, tokenizer, recipe)
-    smaller = spectrim.compress(model, decomposition, spectrim.plan(decomposition, recipe))
+    decomposition = spectrim.factorize(model, tokenizer, recipe)
+    smaller = spectrim.replace_layers(
+        model, decomposition, spectrim.plan(decomposition, recipe)
+    )
     config = smaller.config.quantization_config
     hub.save_compressed(smaller, tokenizer, output, config, hub.SaveOptions(overwrite=True))
     loaded, _ = spectrim.load(output)

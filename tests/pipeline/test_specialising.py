@@ -21,10 +21,10 @@ from spectrim.recipe import (
     SharingRecipe,
     TaskRecipe,
 )
-from spectrim.refinement import Progress
-from spectrim.selection import SelectionOptions
+from spectrim.refinement import RunContext
+from spectrim.selection import PruningOptions
 from spectrim.tasks import write_task
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer
 
 TASK = [(f"the number after {n} is ", str(n + 1)) for n in range(40)]
@@ -34,13 +34,13 @@ BUDGET = 0.4
 
 def _recipe(task: TaskRecipe, preset: str = "bsi", **selection: Any) -> Recipe:
     recipe = PRESETS[preset]
-    assert recipe.selection is not None
+    assert recipe.pruning is not None
     probes = {"importance_options": {"probes": 1}} if preset == "bsi_published" else {}
-    quick = {"steps": 6, "events": 2, "rows_per_step": 4, "scoring_rows": 8}
+    quick = {"steps": 6, "prune_steps": 2, "batch_size": 4, "scoring_examples": 8}
     return recipe.with_changes(
         budget=BUDGET,
         calibration=CalibrationRecipe(sequences=16),
-        selection=replace(recipe.selection, **(quick | probes | selection)),
+        pruning=replace(recipe.pruning, **(quick | probes | selection)),
         task=task,
         refinement=(RefinementRecipe("next_token", {"steps": 2}),),
     )
@@ -59,7 +59,7 @@ def test_every_recipe_on_every_kind_of_model(task, preset, model_name, tmp_path)
     model = TINY_MODELS[model_name]().float()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     recipe = _recipe(task, preset)
-    found = pipeline.specialise(model, tiny_tokenizer(), recipe)
+    found = pipeline.prune_for_task(model, tiny_tokenizer(), recipe)
     assert found.plan.kept <= BUDGET
     names = set(before) & set(model.state_dict())
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in names)
@@ -76,19 +76,19 @@ def test_every_recipe_on_every_kind_of_model(task, preset, model_name, tmp_path)
 def test_the_merged_model_computes_what_the_tuned_one_did(task, tmp_path):
     """Merging and refactoring change the storage, not the function."""
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()
-    recipe = _recipe(task, "bsi_published", smallest=0.0)
-    found = pipeline.specialise(model, tokenizer, recipe)
-    last = found.state.events[-1]
+    recipe = _recipe(task, "bsi_published", svd_cutoff=0.0)
+    found = pipeline.prune_for_task(model, tokenizer, recipe)
+    last = found.state.prune_steps[-1]
     assert last.kept_after <= BUDGET
     ours = pipeline.evaluate_task(found.model, tokenizer, recipe.task)["task_loss"]
-    again = _recipe(task, "bsi_published", smallest=0.0, steps=0, pruning_share=0.0)
-    bare = pipeline.specialise(model, tokenizer, again)
+    again = _recipe(task, "bsi_published", svd_cutoff=0.0, steps=0, prune_until=0.0)
+    bare = pipeline.prune_for_task(model, tokenizer, again)
     rows = pipeline.tasks.rows_of(model, tokenizer, recipe.task)
-    chosen = pipeline.tasks.some_rows(rows, 8, again.selection.seed)
+    chosen = pipeline.tasks.some_rows(rows, 8, again.pruning.seed)
     from spectrim.selection import Objective
 
     merged = Objective(chosen, 4).value(bare.model)
-    assert merged == pytest.approx(bare.state.events[-1].loss, rel=1e-4)
+    assert merged == pytest.approx(bare.state.prune_steps[-1].loss, rel=1e-4)
     assert ours < pipeline.evaluate_task(bare.model, tokenizer, recipe.task)["task_loss"]
 
 
@@ -107,12 +107,12 @@ def test_an_interrupted_run_continues(task, tmp_path):
                     self.left -= 1
                 yield item
 
-    workspace = Workspace(tmp_path)
-    stopped = Progress(workspace, Stop(), seconds_between_saves=0)
+    cache = Cache(tmp_path)
+    stopped = RunContext(cache, Stop(), seconds_between_saves=0)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.specialise(model, tokenizer, recipe, stopped)
-    continued = pipeline.specialise(model, tokenizer, recipe, Progress(workspace))
-    whole = pipeline.specialise(model, tokenizer, recipe)
+        pipeline.prune_for_task(model, tokenizer, recipe, stopped)
+    continued = pipeline.prune_for_task(model, tokenizer, recipe, RunContext(cache))
+    whole = pipeline.prune_for_task(model, tokenizer, recipe)
     for ours, theirs in zip(
         continued.model.parameters(), whole.model.parameters(), strict=True
     ):
@@ -127,8 +127,8 @@ def test_progress_says_how_much_is_kept_and_the_loss(task):
         return items
 
     model = TINY_MODELS["llama"]().float()
-    recipe = _recipe(task, "basel", pruning_share=1.0)
-    pipeline.specialise(model, tiny_tokenizer(), recipe, Progress(track=track))
+    recipe = _recipe(task, "basel", prune_until=1.0)
+    pipeline.prune_for_task(model, tiny_tokenizer(), recipe, RunContext(track=track))
     assert any("kept 0." in what and "loss" in what for what in seen)
 
 
@@ -145,14 +145,14 @@ def test_a_method_that_moves_cuts_into_biases_is_refused(task):
     recipe = _recipe(task).with_changes(method="afm", method_options={})
     model = TINY_MODELS["qwen2_bias"]().float()
     with pytest.raises(InputError, match="svd, svd_llm or obd"):
-        pipeline.specialise(model, tiny_tokenizer(), recipe)
+        pipeline.prune_for_task(model, tiny_tokenizer(), recipe)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"task": None}, "--task"),
-        ({"selection": None}, "--task"),
+        ({"pruning": None}, "--task"),
         ({"layer": "sparse_dictionary"}, "pivoted or lowrank"),
         ({"sharing": SharingRecipe(rule="same_input")}, "sharing"),
         ({"budget": 0.001}, "budget"),
@@ -164,7 +164,7 @@ def test_bad_input_is_named(task, changes, words, tmp_path):
     model = TINY_MODELS["llama"]().float()
     recipe = _recipe(task, "basel").with_changes(**changes)
     with pytest.raises(InputError, match=words):
-        pipeline.specialise(model, tiny_tokenizer(), recipe)
+        pipeline.prune_for_task(model, tiny_tokenizer(), recipe)
 
 
 def test_a_recipe_with_a_task_survives_yaml(task, tmp_path):
@@ -174,7 +174,7 @@ def test_a_recipe_with_a_task_survives_yaml(task, tmp_path):
     from spectrim.presets import load_recipe
 
     assert load_recipe(str(path)) == recipe
-    assert isinstance(load_recipe(str(path)).selection, SelectionOptions)
+    assert isinstance(load_recipe(str(path)).pruning, PruningOptions)
 
 
 def test_scoring_every_basis_of_the_bundled_model_costs_2k_plus_1_passes(task):

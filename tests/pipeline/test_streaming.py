@@ -14,16 +14,16 @@ from spectrim import hub, pipeline
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.hub.stream import open_streamed, save_streamed
 from spectrim.pipeline import memory, streaming
-from spectrim.pipeline.memory import Needs, bytes_of, plan_memory
+from spectrim.pipeline.memory import MemoryEstimate, bytes_of, plan_memory
 from spectrim.pipeline.streaming import (
     CompressedParts,
     StreamSizes,
-    streamable,
-    streamed_decomposition,
+    decompose_streamed,
+    for_streaming,
 )
 from spectrim.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, SharingRecipe
-from spectrim.refinement import Progress
-from spectrim.workspace import Workspace
+from spectrim.refinement import RunContext
+from spectrim.workspace import Cache
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_gemma, tiny_tokenizer, tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE, LOSS_RELATIVE
@@ -46,16 +46,16 @@ def root(tmp_path_factory) -> Path:
 
 def recipe_for(name: str, root: Path) -> Recipe:
     head_too = {"include": (".",), "allocation": "uniform"} if name == "tied" else {}
-    return streamable(small_recipe(root / "text.txt", **head_too))
+    return for_streaming(small_recipe(root / "text.txt", **head_too))
 
 
-def progress(root: Path | None = None) -> Progress:
-    return Progress(Workspace(root))
+def progress(root: Path | None = None) -> RunContext:
+    return RunContext(Cache(root))
 
 
 def streamed(directory: Path, recipe: Recipe, output: Path, dtype=torch.float32) -> Path:
     opened = open_streamed(directory)
-    with streamed_decomposition(opened, recipe, SIZES, progress()) as decomposition:
+    with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
         plan = pipeline.plan(decomposition, recipe)
         parts = CompressedParts(opened, decomposition, plan, dtype)
         return save_streamed(opened, parts, output, parts.config(), hub.SaveOptions())
@@ -70,9 +70,9 @@ def logits(model) -> Tensor:
 def test_streamed_checkpoint_is_that_of_the_whole_model(root, tmp_path, name):
     recipe = recipe_for(name, root)
     model, tokenizer = spectrim.load(root / name)
-    decomposition = pipeline.factorise(model, tokenizer, recipe)
+    decomposition = pipeline.factorize(model, tokenizer, recipe)
     plan = pipeline.plan(decomposition, recipe)
-    expected = pipeline.compress(model, decomposition, plan)
+    expected = pipeline.replace_layers(model, decomposition, plan)
     found, found_tokenizer = hub.load(streamed(root / name, recipe, tmp_path / "out"))
     assert (logits(found) - logits(expected)).abs().max() <= DENSE_EXPORT_ABSOLUTE
     one, other = (m.config.quantization_config for m in (found, expected))
@@ -125,7 +125,7 @@ def test_decomposing_goes_on_where_it_stopped(root, tmp_path, monkeypatch, after
 
 
 def _run(root: Path, recipe: Recipe, place: Path):
-    return streamed_decomposition(
+    return decompose_streamed(
         open_streamed(root / "llama"), recipe, SIZES, progress(place / "cache")
     )
 
@@ -148,7 +148,7 @@ def test_statistics_and_activations_do_not_stay(root, tmp_path):
 def test_what_takes_the_whole_model_is_refused(root, changes):
     recipe = small_recipe(root / "text.txt", **changes)
     with pytest.raises(InputError, match=next(iter(changes))):
-        streamable(recipe)
+        for_streaming(recipe)
 
 
 def test_a_compressed_model_is_refused(root, tmp_path):
@@ -160,7 +160,7 @@ def test_a_compressed_model_is_refused(root, tmp_path):
 def test_a_failed_write_leaves_nothing(root, tmp_path):
     opened = open_streamed(root / "llama")
     recipe = recipe_for("llama", root)
-    with streamed_decomposition(opened, recipe, SIZES, progress()) as decomposition:
+    with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
         plan = pipeline.plan(decomposition, recipe)
         parts = CompressedParts(opened, decomposition, plan, torch.float32)
 
@@ -189,7 +189,7 @@ def test_what_is_no_amount_of_memory(text):
 def test_planner_chooses_by_the_limit(root, monkeypatch):
     monkeypatch.setattr(memory, "resident_bytes", lambda: 2**29)
     opened, recipe = open_streamed(root / "llama"), small_recipe(root / "text.txt")
-    needs = Needs.of(opened, recipe)
+    needs = MemoryEstimate.of(opened, recipe)
     plenty = plan_memory(opened, recipe, 2**40)
     assert plenty.sizes is None
     assert plenty.tokens_per_batch == 96, "what the recipe says"
@@ -207,6 +207,6 @@ def test_planner_chooses_by_the_limit(root, monkeypatch):
 def test_more_memory_is_larger_batches(root):
     opened, recipe = open_streamed(root / "llama"), small_recipe(root / "text.txt")
     recipe = recipe.with_changes(calibration=replace(recipe.calibration, tokens_per_batch=None))
-    needs = Needs.of(opened, recipe)
+    needs = MemoryEstimate.of(opened, recipe)
     rows = [needs.streamed(n) for n in (1, 2, 8)]
     assert rows == sorted(rows)

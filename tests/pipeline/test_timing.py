@@ -7,13 +7,13 @@ import torch
 
 from spectrim.allocation import LatencyRecipe, LayerTimes
 from spectrim.errors import InputError
-from spectrim.pipeline import slow_layers, timetable, timing
+from spectrim.pipeline import latency_table, slow_layers, timing
 from spectrim.planning import make_plan
-from spectrim.speed.layer_times import Place, layer_times
-from spectrim.workspace import Workspace
+from spectrim.speed.layer_times import TimingSpec, layer_times
+from spectrim.workspace import Cache
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
-PLACE = Place(torch.device("cpu"), torch.float32, 1)
+PLACE = TimingSpec(torch.device("cpu"), torch.float32, 1)
 
 
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
@@ -27,10 +27,10 @@ def test_a_layer_is_timed_dense_and_at_some_ranks(kind):
 
 def test_times_are_kept_in_the_workspace(tmp_path, monkeypatch):
     given = recipe(latency=LatencyRecipe(tokens=2))
-    first = timetable(decomposition(), given, Workspace(tmp_path))
+    first = latency_table(decomposition(), given, Cache(tmp_path))
     assert {shape for shape, _ in first.times} == set(SHAPES.values())
     monkeypatch.setattr(timing, "layer_times", None)
-    assert timetable(decomposition(), given, Workspace(tmp_path)) == first
+    assert latency_table(decomposition(), given, Cache(tmp_path)) == first
 
 
 def test_slow_layers_are_named_with_the_reason(monkeypatch):
@@ -68,5 +68,5 @@ def test_layers_that_are_slow_until_they_are_fused_are_named(monkeypatch):
 def test_kinds_that_are_not_timed_say_so_or_are_left_alone():
     given = recipe(layer="sparse_dictionary")
     with pytest.raises(InputError, match="lowrank or pivoted"):
-        timetable(decomposition(), given)
+        latency_table(decomposition(), given)
     assert list(slow_layers(make_plan(decomposition(), given), given)) == []

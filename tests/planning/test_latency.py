@@ -10,7 +10,7 @@ from spectrim.errors import InputError
 from spectrim.planning import make_plan, size_curve
 from spectrim.planning.multiples import auto_multiple, multiple_for
 from spectrim.recipe import SharingRecipe
-from spectrim.selection import SelectionOptions
+from spectrim.selection import PruningOptions
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
 RANKS = (1, 4, 16)
@@ -110,7 +110,7 @@ def test_a_budget_of_time_is_never_left_out_silently():
         decomposition(), recipe()
     )
     with pytest.raises(InputError, match="knows no selection"):
-        recipe(latency=LatencyRecipe(), selection=SelectionOptions())
+        recipe(latency=LatencyRecipe(), pruning=PruningOptions())
     for wrong in ({"layer": "sparse_dictionary"}, {"sharing": SharingRecipe("adjacent")}):
         with pytest.raises(InputError, match="kind lowrank and pivoted, none that share"):
             recipe(latency=LatencyRecipe(), **wrong)

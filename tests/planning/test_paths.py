@@ -10,8 +10,8 @@ import torch
 from spectrim.linalg.spectrum import tail_energy
 from spectrim.linalg.truncated import Factors
 from spectrim.planning import Decomposition
-from spectrim.planning.paths import path_ranks, uniform_cost
-from spectrim.recipe import CompensationRecipe, Recipe
+from spectrim.planning.paths import correction_ranks, uniform_cost
+from spectrim.recipe import CorrectionRecipe, Recipe
 from tests.tolerances import LOSS_RELATIVE
 
 SHAPES = {"a": (3, 5), "b": (4, 4), "c": (6, 2)}
@@ -34,9 +34,9 @@ def ranks(allocation: str, multiple: int = 1, **given: int) -> dict[str, int]:
     recipe = Recipe(
         allocation=allocation,
         rank_multiple=multiple,
-        compensation=CompensationRecipe(**given),
+        correction=CorrectionRecipe(**given),
     )
-    return path_ranks(residual(), recipe, 2)
+    return correction_ranks(residual(), recipe, 2)
 
 
 def cost(chosen: dict[str, int]) -> int:
@@ -45,7 +45,7 @@ def cost(chosen: dict[str, int]) -> int:
 
 @pytest.mark.parametrize("numbers", [0, 7, 8, 20, 33, 48, 100])
 def test_the_best_plan_of_all(numbers):
-    chosen = ranks("loss_optimal", path_bytes=2 * numbers)
+    chosen = ranks("loss_optimal", bytes=2 * numbers)
     curves = residual().curves
     assert cost(chosen) <= numbers
     loss = sum(float(curves[name][rank]) for name, rank in chosen.items())
@@ -59,12 +59,10 @@ def test_the_best_plan_of_all(numbers):
 def test_uniform_is_the_rank_asked_for_as_far_as_shapes_go():
     assert ranks("uniform", rank=3) == {"a": 3, "b": 3, "c": 2}
     assert ranks("uniform", rank=0) == {"a": 0, "b": 0, "c": 0}
-    assert ranks("uniform", path_bytes=2 * uniform_cost(SHAPES, 2)) == dict.fromkeys(SHAPES, 2)
-    assert ranks("uniform", path_bytes=2 * uniform_cost(SHAPES, 2) - 1) == dict.fromkeys(
-        SHAPES, 1
-    )
+    assert ranks("uniform", bytes=2 * uniform_cost(SHAPES, 2)) == dict.fromkeys(SHAPES, 2)
+    assert ranks("uniform", bytes=2 * uniform_cost(SHAPES, 2) - 1) == dict.fromkeys(SHAPES, 1)
 
 
 def test_multiples():
-    assert set(ranks("loss_optimal", 2, path_bytes=60).values()) <= {0, 2, 4}
+    assert set(ranks("loss_optimal", 2, bytes=60).values()) <= {0, 2, 4}
     assert ranks("uniform", 2, rank=3) == dict.fromkeys(SHAPES, 2)

@@ -109,7 +109,7 @@ BROKEN_TEXTS = [
     b"budget: .nan", b"budget: .inf", b"include: 'a'", b"\x00", b"\xff\xfe", b"\xed\xa0\x80",
     b"[" * 1100, b"{" * 1100, b"!!python/object:os.system {}", b"a: *b", b"\tx",
     b"budget: '0.8x'",
-    b"calibration: {length: 1}", b"measure: {tokens: many}", b"method_options: {damping: abc}",
+    b"calibration: {length: 1}", b"probe: {tokens: many}", b"method_options: {damping: abc}",
     b"method: nothing", b"layer: [1]", b"save_dtype: int8", b"rank_multiple: 0",
 ]  # fmt: skip
 

@@ -45,7 +45,13 @@ def decomposition(**changes: object) -> Decomposition:
         curves[name] = tail_energy(s) / 100
         signed[name] = (s**2).sin() / 100
     return Decomposition(
-        "svd", SHAPES, factors, curves, provenance={"x": 1}, signed=signed, **changes
+        "svd",
+        SHAPES,
+        factors,
+        curves,
+        provenance={"x": 1},
+        first_order_effects=signed,
+        **changes,
     )
 
 
@@ -195,8 +201,8 @@ def test_decomposition_round_trip_is_exact(tmp_path):
             assert torch.equal(
                 getattr(again.factors[name], field), getattr(whole.factors[name], field)
             )
-    assert torch.equal(again.factors["b"].offset, whole.factors["b"].offset)
-    assert again.factors["a"].offset is None
+    assert torch.equal(again.factors["b"].bias_shift, whole.factors["b"].bias_shift)
+    assert again.factors["a"].bias_shift is None
     assert make_plan(again, recipe(budget=0.5)) == make_plan(whole, recipe(budget=0.5))
 
 

@@ -10,11 +10,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import InputError
-from spectrim.refinement import REFINEMENTS, Progress, Schedule
+from spectrim.refinement import REFINEMENTS, RunContext, Schedule
 from spectrim.refinement._bases import REQUIRES, Rotation, rotations
-from spectrim.refinement._factors import training_form
+from spectrim.refinement._factors import balanced_parameters
 from spectrim.refinement._training import Run, Stage
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 from tests.contracts.test_refinements import Stop, case, same, state, statistics, tokens
 from tests.tolerances import FLOAT32_RELATIVE
 
@@ -27,8 +27,8 @@ def test_covariances_are_diagonal_in_them(model):
     given = case(model, "pivoted")
     calibration = statistics(given.original, REQUIRES)
     compressed = copy.deepcopy(given.compressed)
-    with training_form(compressed) as parameters:
-        found = rotations(compressed, parameters, "covariances", calibration)
+    with balanced_parameters(compressed) as parameters:
+        found = rotations(compressed, parameters, "kfac_eigen", calibration)
         assert found
         for name, rotation in found.items():
             layer, basis = _layer_of(name, rotation, given.original)
@@ -75,33 +75,33 @@ def test_ill_conditioned_quadratic_is_solved_sooner():
         stage = Stage(
             "w", {"w": weight}, lambda rows, w=weight: (w @ root).square().sum(), turned
         )
-        run = Run({"w": weight}, Progress())
-        run.stage(0, stage, Schedule(60, 1, 0.1, 0, 0, clip=1e9), 1)
+        run = Run({"w": weight}, RunContext())
+        run.stage(0, stage, Schedule(60, 1, 0.1, 0, 0, max_grad_norm=1e9), 1)
         ends.append(float((weight.detach() @ root).square().sum()))
     assert ends[1] < 0.5 * ends[0]
 
 
 @refinements
 def test_loss_falls_and_a_stopped_run_ends_the_same(name, tmp_path):
-    options = STAGES[name] | {"basis": "covariances"}
+    options = STAGES[name] | {"optimizer_basis": "kfac_eigen"}
     whole, stopped = case("llama"), case("llama")
-    progress = Progress(Workspace(tmp_path / "whole"))
+    progress = RunContext(Cache(tmp_path / "whole"))
     whole.refine(name, progress, **options)
     for losses in progress.losses.values():
         assert sum(losses[-2:]) < sum(losses[:2])
-    place = Workspace(tmp_path / "stopped")
+    place = Cache(tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
-        stopped.refine(name, Progress(place, Stop(3), seconds_between_saves=0), **options)
-    stopped.refine(name, Progress(place), **options)
+        stopped.refine(name, RunContext(place, Stop(3), seconds_between_saves=0), **options)
+    stopped.refine(name, RunContext(place), **options)
     assert same(state(stopped.compressed), state(whole.compressed))
 
 
 @refinements
 def test_another_basis_is_another_run(name, tmp_path):
     results = []
-    for basis in ("parameters", "covariances"):
+    for basis in ("parameters", "kfac_eigen"):
         given = case("llama")
-        given.refine(name, Progress(Workspace(tmp_path)), basis=basis, **STAGES[name])
+        given.refine(name, RunContext(Cache(tmp_path)), basis=basis, **STAGES[name])
         results.append(state(given.compressed))
     assert not same(*results)
 
@@ -109,7 +109,7 @@ def test_another_basis_is_another_run(name, tmp_path):
 @refinements
 def test_without_statistics_it_says_what_to_give(name):
     given = case("llama")
-    options = REFINEMENTS.options(name, STAGES[name] | {"basis": "covariances"})
+    options = REFINEMENTS.options(name, STAGES[name] | {"optimizer_basis": "kfac_eigen"})
     run = REFINEMENTS.get(name).refine
     with pytest.raises(InputError, match="basis to 'parameters'"):
-        run(given.original, given.compressed, tokens(), options, Progress())
+        run(given.original, given.compressed, tokens(), options, RunContext())

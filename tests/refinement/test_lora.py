@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from spectrim.errors import InputError, ModelError
-from spectrim.refinement import REFINEMENTS, Progress
-from spectrim.refinement.lora import Options, Updated
+from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement.lora import LowRankUpdate, Options
 from spectrim.surgery.rewrite import factored_layers
 from tests.contracts.test_refinements import case, state, tokens
 from tests.tiny_models import tiny_llama
@@ -19,7 +19,7 @@ def test_merged_is_what_was_trained():
     generator = torch.Generator().manual_seed(0)
     factor = nn.Linear(6, 9)
     x = torch.randn(5, 6, generator=generator)
-    update = Updated(factor, Options(rank=3, alpha=6.0), generator)
+    update = LowRankUpdate(factor, Options(rank=3, alpha=6.0), generator)
     assert torch.equal(update(x), factor(x))
     with torch.no_grad():
         update.up.copy_(torch.randn(9, 3, generator=generator))
@@ -47,7 +47,7 @@ def test_only_the_factors_change_and_by_a_low_rank(kind):
 
 
 def test_both_factors_are_trained_one_after_the_other():
-    given, progress = case("llama"), Progress()
+    given, progress = case("llama"), RunContext()
     given.refine("lora", progress, epochs=2)
     assert list(progress.losses) == ["left", "right"]
     assert [len(losses) for losses in progress.losses.values()] == [4, 4]
@@ -57,7 +57,7 @@ def test_a_model_without_factors_is_refused():
     model = tiny_llama()
     options = REFINEMENTS.options("lora", {})
     with pytest.raises(ModelError, match="compress it first"):
-        REFINEMENTS.get("lora").refine(model, model, tokens(), options, Progress())
+        REFINEMENTS.get("lora").refine(model, model, tokens(), options, RunContext())
 
 
 @pytest.mark.parametrize("name", ["rank", "epochs", "alpha", "learning_rate"])

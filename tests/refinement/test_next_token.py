@@ -9,10 +9,10 @@ import torch
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.hub import mark_compressed
+from spectrim.hub import attach_config
 from spectrim.pipeline.refining import refine
 from spectrim.recipe import CalibrationRecipe, Recipe, RefinementRecipe, TaskRecipe
-from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.refinement import REFINEMENTS, RunContext
 from spectrim.selection import Objective
 from spectrim.tasks import TaskRows, write_task
 from tests.hub.compressing import compress
@@ -21,7 +21,7 @@ from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
 
 def _compressed():
     model = TINY_MODELS["llama"]()
-    mark_compressed(model, compress(model, "lowrank"))
+    attach_config(model, compress(model, "lowrank"))
     return model
 
 
@@ -45,8 +45,8 @@ def _loss(model, blocks: TokenBlocks) -> float:
 def test_its_first_loss_is_that_of_the_counted_tokens(scored):
     model, blocks = _compressed(), _blocks(scored)
     expected = _loss(model, blocks)
-    options = REFINEMENTS.options("next_token", {"steps": 1, "sequences_per_step": 8})
-    progress = Progress()
+    options = REFINEMENTS.options("next_token", {"steps": 1, "batch_size": 8})
+    progress = RunContext()
     REFINEMENTS.get("next_token").refine(model, model, blocks, options, progress)
     assert progress.losses["next token"] == pytest.approx([expected], rel=1e-5)
 
@@ -56,7 +56,9 @@ def test_training_on_answers_lowers_their_loss_more():
     after = {}
     for scored in (True, False):
         model = _compressed()
-        REFINEMENTS.get("next_token").refine(model, model, _blocks(scored), options, Progress())
+        REFINEMENTS.get("next_token").refine(
+            model, model, _blocks(scored), options, RunContext()
+        )
         after[scored] = _loss(model, _blocks(True))
     assert after[True] < after[False] < _loss(_compressed(), _blocks(True))
 

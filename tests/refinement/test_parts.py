@@ -10,12 +10,12 @@ import torch
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
-from spectrim.refinement import Progress, _divergence, block, end_to_end
-from spectrim.refinement._factors import balanced_factors, training_form
+from spectrim.refinement import RunContext, _divergence, block, end_to_end
+from spectrim.refinement._factors import balanced_factors, balanced_parameters
 from spectrim.refinement._forward import BlockRunner, Tokens
 from spectrim.refinement._output_metric import output_roots
 from spectrim.refinement._training import Run, Schedule
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 from tests.hub.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokens
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE, OUTPUT_METRIC_RELATIVE
@@ -71,7 +71,7 @@ def test_a_dense_model_without_blocks_has_nothing_to_refine():
     model = tiny_llama()
     for module in model.modules():
         module._no_split_modules = None
-    with pytest.raises(ModelError, match="compress it first"), training_form(model):
+    with pytest.raises(ModelError, match="compress it first"), balanced_parameters(model):
         pass
 
 
@@ -99,7 +99,7 @@ def test_training_form_computes_the_same(name, kind):
     ids = tiny_tokens()
     with torch.no_grad():
         before = model(ids).logits
-        with training_form(model) as parameters:
+        with balanced_parameters(model) as parameters:
             inside = model(ids).logits
             assert parameters.keys() <= dict(model.named_parameters()).keys()
             assert all("embed" not in key and "wte" not in key for key in parameters)
@@ -114,7 +114,7 @@ def test_a_parameter_shared_by_two_blocks_stays_shared():
     first, second = (layer.input_layernorm for layer in model.model.layers)
     second.weight = first.weight
     original = first.weight
-    with training_form(model) as parameters:
+    with balanced_parameters(model) as parameters:
         assert second.weight is first.weight is not original
         assert sum(value is first.weight for value in parameters.values()) == 1
 
@@ -123,13 +123,13 @@ def test_a_parameter_used_outside_the_blocks_is_not_trained():
     model = tiny_llama()
     norm = model.model.layers[0].input_layernorm
     norm.weight = model.model.norm.weight
-    with training_form(model) as parameters:
+    with balanced_parameters(model) as parameters:
         assert norm.weight is model.model.norm.weight
         assert all(value is not norm.weight for value in parameters.values())
 
 
 def stop_inside(model) -> None:
-    with training_form(model) as parameters:
+    with balanced_parameters(model) as parameters:
         for parameter in parameters.values():
             parameter.data.zero_()
         raise ValueError("stop")
@@ -173,7 +173,7 @@ def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
     monkeypatch.setattr(
         Run, "stage", lambda self, n, stage, schedule, of: seen.append(schedule)
     )
-    options = module.Options(tokens=256, learning_rate=1e-3, scaling="divergence")
+    options = module.Options(tokens=256, learning_rate=1e-3, lr_scaling="kl")
     ids, sizes = tiny_tokens(rows=8, length=16), (0.01, 0.02)
     for size in sizes:
         compressed = copy.deepcopy(tiny_llama())
@@ -183,7 +183,7 @@ def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
                 if name.endswith("down_proj.weight"):
                     parameter += size * torch.randn(parameter.shape, generator=generator)
         blocks = TokenBlocks(ids, None, str(size), "random", 1)
-        module.refine(tiny_llama(), compressed, blocks, options, Progress())
+        module.refine(tiny_llama(), compressed, blocks, options, RunContext())
     per_model = len(seen) // len(sizes)
     small, large = (schedule.learning_rate for schedule in seen[::per_model])
     assert small < options.learning_rate
@@ -193,14 +193,14 @@ def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
 @pytest.mark.parametrize("module", [block, end_to_end], ids=["block", "end_to_end"])
 def test_a_finished_run_is_found_before_the_distance_is_measured(monkeypatch, module, tmp_path):
     blocks = TokenBlocks(tiny_tokens(rows=4, length=16), None, "", "random", 1)
-    options = module.Options(tokens=64, scaling="divergence")
+    options = module.Options(tokens=64, lr_scaling="kl")
     trained = []
     for away in (0.25, None):
         compressed = copy.deepcopy(tiny_llama())
         with torch.no_grad():
             compressed.model.layers[0].mlp.down_proj.weight.mul_(1.1)
         monkeypatch.setattr(_divergence, "mean_divergence", lambda *g, a=away: a or 1 / 0)
-        progress = Progress(Workspace(tmp_path))
+        progress = RunContext(Cache(tmp_path))
         module.refine(tiny_llama(), compressed, blocks, options, progress)
         trained.append(compressed.state_dict())
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
@@ -210,7 +210,7 @@ def test_a_finished_run_is_found_before_the_distance_is_measured(monkeypatch, mo
 def test_the_rate_is_never_more_than_the_one_given(monkeypatch, away, share):
     monkeypatch.setattr(_divergence, "mean_divergence", lambda *given: away)
     model, given = tiny_llama(), Schedule(8, 4, 1e-3, 0, 0)
-    found = _divergence.scaled(given, model, model, some_tokens(padded=False))
+    found = _divergence.scale_by_divergence(given, model, model, some_tokens(padded=False))
     assert found.learning_rate == share * given.learning_rate
 
 

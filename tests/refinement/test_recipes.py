@@ -13,10 +13,10 @@ import spectrim
 from spectrim.cli.commands import app
 from spectrim.errors import InputError
 from spectrim.hub import load
-from spectrim.pipeline import compress, factorise, plan, stored_in
+from spectrim.pipeline import cast_for_saving, factorize, plan, replace_layers
 from spectrim.presets import load_recipe
 from spectrim.recipe import Recipe, RefinementRecipe
-from spectrim.refinement import REFINEMENTS, Progress
+from spectrim.refinement import REFINEMENTS, RunContext
 from spectrim.surgery.rewrite import factored_layers
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
@@ -67,15 +67,17 @@ def text(tmp_path_factory):
 def test_the_verb_runs_all_and_records_them(text, tmp_path):
     model = tiny_llama()
     recipe = small_recipe(text, refinement=STEPS)
-    decomposition = factorise(model, tiny_tokenizer(), recipe)
-    smaller = compress(model, decomposition, plan(decomposition, recipe), torch.bfloat16)
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    smaller = replace_layers(model, decomposition, plan(decomposition, recipe), torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
-    progress = Progress()
+    progress = RunContext()
     refined = spectrim.refine(model, smaller, tiny_tokenizer(), recipe, progress)
     assert refined.dtype == torch.float32
     assert all(torch.equal(before[name], t) for name, t in smaller.state_dict().items())
     assert {name.split(",")[0] for name in progress.losses} == {"block", "end_to_end"}
-    spectrim.save(stored_in(refined, torch.bfloat16), tiny_tokenizer(), str(tmp_path / "saved"))
+    spectrim.save(
+        cast_for_saving(refined, torch.bfloat16), tiny_tokenizer(), str(tmp_path / "saved")
+    )
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     entries = config["quantization_config"]["provenance"]["refinement"]
     assert [entry["name"] for entry in entries] == ["block", "end_to_end"]
@@ -87,8 +89,8 @@ def test_the_verb_runs_all_and_records_them(text, tmp_path):
 def test_without_refinements_nothing_changes(text):
     model = tiny_llama()
     recipe = small_recipe(text)
-    decomposition = factorise(model, tiny_tokenizer(), recipe)
-    smaller = compress(model, decomposition, plan(decomposition, recipe))
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    smaller = replace_layers(model, decomposition, plan(decomposition, recipe))
     assert spectrim.refine(model, smaller, tiny_tokenizer(), recipe) is smaller
 
 
@@ -97,7 +99,7 @@ def test_the_command_refines(text, tmp_path):
     model.save_pretrained(tmp_path / "dense")
     tiny_tokenizer().save_pretrained(tmp_path / "dense")
     recipe = small_recipe(text)
-    fast = replace(recipe, measure=replace(recipe.measure, layers=False, joint=False))
+    fast = replace(recipe, probe=replace(recipe.probe, per_layer=False, joint=False))
     (tmp_path / "recipe.yaml").write_text(fast.to_yaml())
     for name, more in {"plain": [], "refined": ["--refine", "block"]}.items():
         arguments = ["compress", str(tmp_path / "dense"), "-o", str(tmp_path / name)]

@@ -17,13 +17,13 @@ from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.layers import FactoredLinear, layer_class
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
 from spectrim.linalg.regression import regression, solve_target, weighted_square
-from spectrim.refinement import REFINEMENTS, Progress
-from spectrim.refinement._sequential_inputs import Input, Sums, recorded, stages
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement._sequential_inputs import Input, Sums, record_inputs, stages
+from spectrim.surgery.adapters import get_bias, get_weight
 from spectrim.surgery.experts import split_expert_names
 from spectrim.surgery.rewrite import factored_layers, replace_layer
 from spectrim.surgery.targets import Target, find_targets
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 from tests.contracts.test_refinements import Stop, case, same, state, tokens
 from tests.hub.compressing import replace_by_svd
 from tests.tiny_models import TINY_MODELS
@@ -37,7 +37,7 @@ names = pytest.mark.parametrize("name", NAMES)
 def rewritten(given, name: str, blocks: TokenBlocks | None = None, **options) -> None:
     chosen = REFINEMENTS.options(name, {"out_metric": "identity"} | options)
     run = REFINEMENTS.get(name).refine
-    run(given.original, given.compressed, blocks or tokens(), chosen, Progress())
+    run(given.original, given.compressed, blocks or tokens(), chosen, RunContext())
 
 
 def inputs_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
@@ -45,7 +45,7 @@ def inputs_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
     blocks = tokens()
     found = {}
     for name in names:  # one by one: a run ends once all have been given theirs
-        given = recorded(model, [name], lambda: model(blocks.ids))
+        given = record_inputs(model, [name], lambda: model(blocks.ids))
         found[name] = given[name].x.double()
     return found
 
@@ -76,7 +76,7 @@ def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
         if found.counts[name] < layer.in_features:
             continue
         metric = CovarianceMetric(found.layer(name)["input_covariance"], DAMPING)
-        weight = weight_of(given.original.get_submodule(name)).detach().double()
+        weight = get_weight(given.original.get_submodule(name)).detach().double()
         assert optimal(layer, weight @ metric.covariance, metric), name
         checked += 1
     assert checked >= len(layers) // 2
@@ -86,13 +86,13 @@ def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
 @torch.no_grad()
 def test_anchored_is_optimal_for_both_models_inputs(model):
     given, mix = case(model), 0.6
-    rewritten(given, "anchored", mix=mix)
+    rewritten(given, "anchored", original_input_weight=mix)
     layers = dict(factored_layers(given.compressed))
     own, first = (inputs_of(m, list(layers)) for m in (given.compressed, given.original))
     for name, layer in layers.items():
         x, y = own[name], first[name]
         metric = CovarianceMetric(x.T @ x / len(x), DAMPING)
-        weight = weight_of(given.original.get_submodule(name)).detach().double()
+        weight = get_weight(given.original.get_submodule(name)).detach().double()
         product = weight @ (metric.covariance + mix * (y - x).T @ x / len(x))
         assert optimal(layer, product, metric), name
 
@@ -108,7 +108,7 @@ def one_layer(rank: int = 6, kind: str = "pivoted"):
 
 @pytest.mark.parametrize(("method", "metric"), [("obd", "gradient"), ("svd_llm", "identity")])
 @pytest.mark.parametrize(
-    "refinement", [("shifted", {}), ("anchored", {"mix": 1.0}), ("saes", {})]
+    "refinement", [("shifted", {}), ("anchored", {"original_input_weight": 1.0}), ("saes", {})]
 )
 def test_on_the_originals_own_inputs_it_is_the_decomposition(method, metric, refinement):
     given, name = one_layer()
@@ -116,17 +116,17 @@ def test_on_the_originals_own_inputs_it_is_the_decomposition(method, metric, ref
     settings = CalibrationSettings(("input_covariance", "gradient_covariance"))
     found = calibrate(given.original, targets, tokens(), settings)
     dense = given.original.get_submodule(name)
-    problem = LayerProblem(name, weight_of(dense).detach(), bias_of(dense), found.layer(name))
+    problem = LayerProblem(name, get_weight(dense).detach(), get_bias(dense), found.layer(name))
     options = DECOMPOSITIONS.options(method, {"damping": DAMPING})
     expected = decompose_layer(method, problem, options).weight(6)
     own, changes = refinement
     chosen = REFINEMENTS.options(own, {"out_metric": metric, "damping": DAMPING} | changes)
     models = given.original, given.compressed
-    REFINEMENTS.get(own).refine(*models, tokens(), chosen, Progress(calibration=found))
+    REFINEMENTS.get(own).refine(*models, tokens(), chosen, RunContext(calibration=found))
     assert near(given.compressed.get_submodule(name).dense()[0], expected)
     # once there, again changes nothing
     before = given.compressed.get_submodule(name).dense()[0]
-    REFINEMENTS.get(own).refine(*models, tokens(), chosen, Progress(calibration=found))
+    REFINEMENTS.get(own).refine(*models, tokens(), chosen, RunContext(calibration=found))
     assert near(given.compressed.get_submodule(name).dense()[0], before)
 
 
@@ -136,7 +136,7 @@ def test_full_rank_stays_the_original(name):
     given.compressed = copy.deepcopy(given.original)
     for target in find_targets(given.original):
         replace_by_svd(given.compressed, target.name, "lowrank", min(target.shape))
-    options = {"mix": 1.0} if name == "anchored" else {}
+    options = {"original_input_weight": 1.0} if name == "anchored" else {}
     rewritten(given, name, **options)
     with torch.no_grad():
         ids = tokens().ids
@@ -162,7 +162,7 @@ def test_too_few_tokens_keep_the_factors(name):
     given, blocks = case("llama"), tokens()
     before = state(given.compressed)
     few = replace(blocks, ids=blocks.ids[:2, :8].contiguous())
-    options = {"mix": 0.5} if name == "anchored" else {}
+    options = {"original_input_weight": 0.5} if name == "anchored" else {}
     with pytest.warns(NumericalWarning, match="keep their factors"):
         rewritten(given, name, few, **options)
     assert same(state(given.compressed), before)
@@ -172,7 +172,7 @@ def test_layers_outside_the_blocks_are_rewritten():
     given = case("llama")
     replace_by_svd(given.compressed, "lm_head", "lowrank", 8)
     before = given.compressed.lm_head.dense()[0]
-    rewritten(given, "anchored", mix=0.5)
+    rewritten(given, "anchored", original_input_weight=0.5)
     assert not torch.equal(given.compressed.lm_head.dense()[0], before)
 
 
@@ -181,7 +181,7 @@ def test_a_model_without_blocks_is_rewritten():
     for module in (*given.compressed.modules(), *given.original.modules()):
         module._no_split_modules = None
     for one in (given, other):
-        rewritten(one, "anchored", mix=0.5)
+        rewritten(one, "anchored", original_input_weight=0.5)
     pairs = zip(
         factored_layers(given.compressed), factored_layers(other.compressed), strict=True
     )
@@ -260,7 +260,7 @@ def test_the_joint_divergence_falls(name):
 
 
 def test_the_search_takes_the_best_candidate():
-    given, progress = case("llama"), Progress()
+    given, progress = case("llama"), RunContext()
     search = REFINEMENTS.options("anchored", {"out_metric": "identity", "search_share": 1.0})
     run = REFINEMENTS.get("anchored").refine
     run(given.original, given.compressed, tokens(), search, progress)
@@ -268,7 +268,7 @@ def test_the_search_takes_the_best_candidate():
     assert len(set(figures.values())) == len(figures)
     best = min(figures, key=figures.__getitem__)
     other = case("llama")
-    rewritten(other, "anchored", mix=best)
+    rewritten(other, "anchored", original_input_weight=best)
     assert same(state(given.compressed), state(other.compressed))
 
 
@@ -278,9 +278,9 @@ def test_a_stopped_search_ends_the_same(steps, tmp_path):
     run = REFINEMENTS.get("anchored").refine
     whole, stopped = case("llama"), case("llama")
     before = state(stopped.compressed)
-    expected, resumed = Progress(), Progress(Workspace(tmp_path))
+    expected, resumed = RunContext(), RunContext(Cache(tmp_path))
     run(whole.original, whole.compressed, tokens(), options, expected)
-    first = Progress(Workspace(tmp_path), Stop(steps), 0)
+    first = RunContext(Cache(tmp_path), Stop(steps), 0)
     with pytest.raises(KeyboardInterrupt):
         run(stopped.original, stopped.compressed, tokens(), options, first)
     assert same(state(stopped.compressed), before)
@@ -299,11 +299,11 @@ def test_a_search_needs_two_sequences():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("anchored", {"mix": 1.5}),
+        ("anchored", {"original_input_weight": 1.5}),
         ("anchored", {"candidates": (0.0, 2.0)}),
         ("anchored", {"search_share": 0.0}),
         ("saes", {"alpha_low": 0.9}),
-        ("shifted", {"sequences_per_step": 0}),
+        ("shifted", {"batch_size": 0}),
         ("shifted", {"out_metric": "other"}),
     ],
 )

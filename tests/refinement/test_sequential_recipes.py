@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import spectrim
-from spectrim.pipeline import compress, factorise, plan
+from spectrim.pipeline import factorize, plan, replace_layers
 from spectrim.recipe import RefinementRecipe
-from spectrim.refinement import Progress, required_statistics
-from spectrim.workspace import Workspace
+from spectrim.refinement import RunContext, required_statistics
+from spectrim.workspace import Cache
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer
 
@@ -41,11 +41,11 @@ def test_statistics_come_out_of_the_workspace(model, tmp_path):
     original = TINY_MODELS[model]()
     steps = (RefinementRecipe("shifted"), RefinementRecipe("saes"))
     recipe = small_recipe(text_file(tmp_path / "text.txt"), refinement=steps)
-    workspace, seen = Workspace(tmp_path / "cache"), Seen()
-    decomposition = factorise(original, tiny_tokenizer(), recipe, workspace)
-    smaller = compress(original, decomposition, plan(decomposition, recipe))
+    cache, seen = Cache(tmp_path / "cache"), Seen()
+    decomposition = factorize(original, tiny_tokenizer(), recipe, cache)
+    smaller = replace_layers(original, decomposition, plan(decomposition, recipe))
     before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
-    progress = Progress(workspace, seen)
+    progress = RunContext(cache, seen)
     refined = spectrim.refine(original, smaller, tiny_tokenizer(), recipe, progress)
     assert {what.partition(":")[0] for what in seen.what} == {"shifted", "saes"}
     assert {name.partition(",")[0] for name in progress.losses} == {"shifted", "saes"}
@@ -60,8 +60,8 @@ def test_without_a_workspace_they_are_made(tmp_path):
     original = TINY_MODELS["llama"]()
     steps = (RefinementRecipe("shifted"),)
     recipe = small_recipe(text_file(tmp_path / "text.txt"), refinement=steps)
-    decomposition = factorise(original, tiny_tokenizer(), recipe)
-    smaller = compress(original, decomposition, plan(decomposition, recipe))
+    decomposition = factorize(original, tiny_tokenizer(), recipe)
+    smaller = replace_layers(original, decomposition, plan(decomposition, recipe))
     seen = Seen()
-    spectrim.refine(original, smaller, tiny_tokenizer(), recipe, Progress(track=seen))
+    spectrim.refine(original, smaller, tiny_tokenizer(), recipe, RunContext(track=seen))
     assert any(what.startswith("calibrating") for what in seen.what)

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.layers.shared_basis import SharedBasisLinear
-from spectrim.refinement import REFINEMENTS, Progress
-from spectrim.refinement._factors import training_form
-from spectrim.surgery.adapters import weight_of
+from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement._factors import balanced_parameters
+from spectrim.surgery.adapters import get_weight
 from spectrim.surgery.rewrite import share_basis, shared_bases
 from tests.contracts.test_refinements import tokens
 from tests.tiny_models import tiny_llama, tiny_tokens
@@ -26,7 +26,7 @@ def shared_model() -> PreTrainedModel:
     """One group across the blocks and one inside the second."""
     model = copy.deepcopy(tiny_llama())
     for names in (ACROSS, INSIDE):
-        weights = [weight_of(model.get_submodule(name)).detach().double() for name in names]
+        weights = [get_weight(model.get_submodule(name)).detach().double() for name in names]
         u, s, v = torch.linalg.svd(torch.cat(weights), full_matrices=False)
         lefts = (u[:, :8] * s[:8]).split([len(weight) for weight in weights])
         share_basis(model, dict(zip(names, lefts, strict=True)), v[:8], dict.fromkeys(names))
@@ -38,7 +38,7 @@ def test_training_form_keeps_sharing_and_computes_the_same():
     groups, layers = shared_bases(model), dict(model.named_modules())
     with torch.no_grad():
         before = model(tiny_tokens()).logits
-        with training_form(model) as parameters:
+        with balanced_parameters(model) as parameters:
             inside = model(tiny_tokens()).logits
             assert shared_bases(model) == groups
             bases = [name for name in parameters if "right" in name]
@@ -59,7 +59,7 @@ def test_training_form_keeps_sharing_and_computes_the_same():
 def test_an_error_puts_the_shared_layers_back():
     model = shared_model()
     before = {n: m for n, m in model.named_modules() if isinstance(m, SharedBasisLinear)}
-    with pytest.raises(RuntimeError), training_form(model):
+    with pytest.raises(RuntimeError), balanced_parameters(model):
         raise RuntimeError
     assert all(model.get_submodule(name) is layer for name, layer in before.items())
 
@@ -70,7 +70,7 @@ def test_refining_keeps_sharing(name):
     groups = shared_bases(model)
     spaces = {n: row_space(model, n) for n in groups}
     options = REFINEMENTS.options(name, OPTIONS[name])
-    refined = REFINEMENTS.get(name).refine(tiny_llama(), model, tokens(), options, Progress())
+    refined = REFINEMENTS.get(name).refine(tiny_llama(), model, tokens(), options, RunContext())
     assert shared_bases(refined) == groups
     moved = {n: float((row_space(refined, n) - spaces[n]).norm()) for n in groups}
     assert moved[INSIDE[0]] > 1e-3

@@ -10,12 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim import pipeline
-from spectrim.report.facts import Facts
-from spectrim.report.making import Made, Pair, compared, facts_of
+from spectrim.report.facts import ReportData
+from spectrim.report.making import CompressionResult, Pair, compare, facts_of
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
-Making = Callable[..., tuple[Facts, Made, Pair]]
+Making = Callable[..., tuple[ReportData, CompressionResult, Pair]]
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +23,14 @@ def made(tmp_path_factory) -> Making:
     """`made(model, budget=0.6, ...)`: facts without comparison, and what they are of."""
     data = text_file(tmp_path_factory.mktemp("report") / "text.txt")
 
-    def make(model: PreTrainedModel, **changes: Any) -> tuple[Facts, Made, Pair]:
+    def make(
+        model: PreTrainedModel, **changes: Any
+    ) -> tuple[ReportData, CompressionResult, Pair]:
         recipe, tokenizer = small_recipe(data, **changes), tiny_tokenizer()
-        decomposition = pipeline.factorise(model, tokenizer, recipe)
+        decomposition = pipeline.factorize(model, tokenizer, recipe)
         plan = pipeline.plan(decomposition, recipe)
-        smaller = pipeline.compress(model, decomposition, plan)
-        result = Made("tiny model", plan, recipe, decomposition)
+        smaller = pipeline.replace_layers(model, decomposition, plan)
+        result = CompressionResult("tiny model", plan, recipe, decomposition)
         pair = Pair(model, smaller, tokenizer, torch.float32)
         return facts_of(result, pair), result, pair
 
@@ -36,12 +38,12 @@ def made(tmp_path_factory) -> Making:
 
 
 @pytest.fixture(scope="session")
-def llama(made: Making) -> tuple[Facts, Made, Pair]:
+def llama(made: Making) -> tuple[ReportData, CompressionResult, Pair]:
     return made(tiny_llama())
 
 
 @pytest.fixture(scope="session")
-def facts(llama: tuple[Facts, Made, Pair]) -> Facts:
+def facts(llama: tuple[ReportData, CompressionResult, Pair]) -> ReportData:
     """With the comparison of both models."""
     plain, made, pair = llama
-    return compared(plain, pair, made.recipe)
+    return compare(plain, pair, made.recipe)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree
 
-from spectrim.pipeline.benching import Bench, Dense, Row
+from spectrim.pipeline.benching import Bench, BenchRow, DenseResult
 from spectrim.report.bench_plot import bench_svg, lines_of
 from spectrim.report.bench_table import columns, markdown, short_names, summary, values
 
 TEXTS = ("data/valid.txt", "other/wiki.raw")
 
 
-def row(name: str, budget: float, loss: float, **changes: object) -> Row:
+def row(name: str, budget: float, loss: float, **changes: object) -> BenchRow:
     figures = {
         "kept": budget,
         "layer_bytes": int(1000 * budget),
@@ -25,11 +25,11 @@ def row(name: str, budget: float, loss: float, **changes: object) -> Row:
         "seconds": {"calibrate": 1.5, "compress": 0.25},
         "peak_memory": 3 * 2**20,
     }
-    return Row(name, budget, {}, **(figures | changes))
+    return BenchRow(name, budget, {}, **(figures | changes))
 
 
-def table(*rows: Row, wanted: int | None = None) -> Bench:
-    dense = Dense(6000, dict.fromkeys(TEXTS, 1.0), {TEXTS[0]: 4.0, TEXTS[1]: 8.0})
+def table(*rows: BenchRow, wanted: int | None = None) -> Bench:
+    dense = DenseResult(6000, dict.fromkeys(TEXTS, 1.0), {TEXTS[0]: 4.0, TEXTS[1]: 8.0})
     return Bench(dense, rows, wanted or len(rows), len(rows))
 
 
@@ -76,7 +76,7 @@ def test_what_exceeds_its_bytes_is_marked():
 
 
 def test_errors_and_missing_rows_are_told():
-    wrong = Row("obd", 0.01, {}, error="budget 0.01 is too small")
+    wrong = BenchRow("obd", 0.01, {}, error="budget 0.01 is too small")
     bench = table(row("svd", 0.8, 0.5), wrong, wanted=4)
     assert lines(bench)[2]["measured"] == "error"
     text = markdown(bench, "title")
@@ -116,7 +116,7 @@ def test_names_stay_distinct():
 
 def test_the_plot_has_a_line_for_each_recipe_and_a_dot_for_each_row():
     rows = [row("svd", 0.8, 0.5), row("svd", 0.4, 2.0), row("a <b> & c", 0.8, 0.1)]
-    rows.append(Row("obd", 0.8, {}, error="no"))
+    rows.append(BenchRow("obd", 0.8, {}, error="no"))
     assert lines_of(rows) == {"svd": [(400, 2.0), (800, 0.5)], "a <b> & c": [(800, 0.1)]}
     tree = ElementTree.fromstring(bench_svg(rows, "t < u"))
     space = "{http://www.w3.org/2000/svg}"

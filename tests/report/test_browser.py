@@ -114,8 +114,8 @@ def test_a_layer_can_be_linked_to(driver, address, facts):
 def test_it_fits_its_window_and_follows_the_scheme(page, size, dark):
     resize(page, size, dark)
     assert page.execute_script("return document.documentElement.scrollWidth") <= size[0]
-    colour = page.execute_script("return getComputedStyle(document.body).backgroundColor")
-    brightness = sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")))
+    color = page.execute_script("return getComputedStyle(document.body).backgroundColor")
+    brightness = sum(map(int, color.removeprefix("rgb(").removesuffix(")").split(",")))
     assert (brightness < 150) == dark
     for figure in page.find_elements("css selector", "#curve, .layer.shown svg, .map"):
         assert figure.is_displayed()

@@ -14,9 +14,9 @@ from spectrim.layers import layer_class
 from spectrim.pipeline import calibration_blocks
 from spectrim.planning import size_curve
 from spectrim.recipe import SharingRecipe
-from spectrim.report.comparing import NEW_TOKENS, drawn, with_texts
+from spectrim.report.comparing import NEW_TOKENS, draw_prompts, with_texts
 from spectrim.report.facts import Cell, cell_of, load_facts
-from spectrim.report.gathering import CURVE_BUDGETS, sampled_ranks
+from spectrim.report.gathering import CURVE_BUDGETS, sample_ranks
 from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_moe, tiny_tied, tiny_tokenizer
 
 ROUNDED = 1e-3
@@ -38,8 +38,8 @@ def test_a_module_has_a_place_on_the_map(name, cell):
 
 
 def test_ranks_are_sampled_with_both_ends_and_the_kept_one():
-    assert sampled_ranks(5, 10, 3) == [1, 2, 3, 4, 5]
-    ranks = sampled_ranks(4096, 60, 1111)
+    assert sample_ranks(5, 10, 3) == [1, 2, 3, 4, 5]
+    ranks = sample_ranks(4096, 60, 1111)
     assert ranks[0] == 1
     assert ranks[-1] == 4096
     assert 1111 in ranks
@@ -100,7 +100,7 @@ def test_experts_share_a_cell_and_only_one_brings_its_spectrum(made):
 
 
 def test_groups_on_one_basis_are_told_by_module(made):
-    sharing = SharingRecipe(rule="same_input", keep="all")
+    sharing = SharingRecipe(rule="same_input", accept="all")
     facts, made_, _ = made(tiny_llama(), sharing=sharing, layer="lowrank")
     assert made_.plan.modules == [layer.name for layer in facts.layers]
     stored = sum(layer.weights for layer in facts.layers)
@@ -133,10 +133,10 @@ def test_texts_are_greedy_continuations(llama):
 
 
 def test_prompts_are_drawn_by_the_model_and_repeat():
-    first = drawn(tiny_llama(), tiny_tokenizer())
-    assert first == drawn(tiny_llama(), tiny_tokenizer())
+    first = draw_prompts(tiny_llama(), tiny_tokenizer())
+    assert first == draw_prompts(tiny_llama(), tiny_tokenizer())
     assert len(first) == 3
-    assert first != drawn(tiny_llama(1), tiny_tokenizer())
+    assert first != draw_prompts(tiny_llama(1), tiny_tokenizer())
 
 
 def test_facts_come_back_from_json(facts, tmp_path):

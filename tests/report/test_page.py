@@ -13,7 +13,7 @@ import pytest
 
 from spectrim.errors import CheckpointError
 from spectrim.report import numbers
-from spectrim.report.facts import Continuation, Facts, LayerFacts
+from spectrim.report.facts import Continuation, LayerFacts, ReportData
 from spectrim.report.page import report_page
 from spectrim.report.pruning_figure import with_prunings
 from spectrim.report.rank_map import rank_map, short_names
@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(facts: Facts) -> Page:
+def page(facts: ReportData) -> Page:
     return Page(report_page(facts))
 
 
@@ -217,7 +217,7 @@ def test_prunings_are_drawn():
         {"kept_before": 0.5, "kept_after": 0.2, "loss": 0.9, "measured": 0.6},
     ]
     layer = LayerFacts("model.layers.0.q", (4, 4), 1, "lowrank", 8)
-    plain = Facts("m", "obd", "selection", "lowrank", 0.2, 0.2, None, [layer])
+    plain = ReportData("m", "obd", "selection", "lowrank", 0.2, 0.2, None, [layer])
     text = "".join(json.dumps(event) + "\n" for event in events)
     facts = with_prunings(plain, text)
     assert [(p.kept, round(p.loss, 9)) for p in facts.prunings] == [

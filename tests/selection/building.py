@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spectrim.decompositions import LayerProblem, decompose_layer
 from spectrim.registry import NoOptions
 from spectrim.selection import Objective, SpectralLinear
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.adapters import get_bias, get_weight
 from spectrim.surgery.targets import find_targets
 from spectrim.tasks import TaskBatch, TaskRows
 from tests.tiny_models import TINY_MODELS, tiny_tokens
@@ -30,9 +30,9 @@ def spectral(model: nn.Module, method: str = "svd") -> dict[str, SpectralLinear]
     layers = {}
     for target in find_targets(model):
         old = model.get_submodule(target.name)
-        problem = LayerProblem(target.name, weight_of(old).detach(), bias_of(old), None)
+        problem = LayerProblem(target.name, get_weight(old).detach(), get_bias(old), None)
         factors = decompose_layer(method, problem, NoOptions())
-        layers[target.name] = SpectralLinear.from_factors(factors, bias_of(old))
+        layers[target.name] = SpectralLinear.from_factors(factors, get_bias(old))
         model.set_submodule(target.name, layers[target.name])
     return layers
 

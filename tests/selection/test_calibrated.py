@@ -13,7 +13,7 @@ from spectrim.pipeline.specialising import spectral_copy
 from spectrim.recipe import Recipe, TaskRecipe
 from spectrim.selection import IMPORTANCE, Objective, SpectralLinear, moments
 from spectrim.selection.importance import calibrated
-from spectrim.selection.importance._probing import probed
+from spectrim.selection.importance._probing import probe
 from spectrim.tasks import task_loss
 from tests.selection.building import coordinate_hessian, removals, rows, spectral_llama
 from tests.tolerances import CALIBRATED_CORRELATION, CALIBRATED_RATIO
@@ -35,7 +35,7 @@ def test_ratios_are_those_of_traces():
     found = torch.stack(
         [
             calibrated._ratios(
-                probed(model, layers, objective, steps, seen, seed), relative, steps
+                probe(model, layers, objective, steps, seen, seed), relative, steps
             )[0]
             for seed in range(16)
         ]
@@ -53,7 +53,7 @@ def test_ratios_are_those_of_traces():
     assert float(away.median()) < 1.5
 
 
-def test_steps_cost_what_was_asked_and_favour_no_basis():
+def test_steps_cost_what_was_asked_and_favor_no_basis():
     relative = {
         "a": torch.tensor([1e-2, 1e-4, 0.0]).double(),
         "b": torch.tensor([1.0]).double(),
@@ -117,7 +117,7 @@ def test_removals_of_a_model_that_is_sure_are_ranked():
     model, tokenizer = hub.load("arithmetic", dtype=torch.float32)
     recipe = Recipe(method="svd", task=TaskRecipe(data="arithmetic:train:24"))
     spectral, layers = spectral_copy(model, tokenizer, recipe)
-    objective = Objective(tasks.rows_of(model, tokenizer, recipe.task), 24)
+    objective = Objective(tasks.load_task_rows(model, tokenizer, recipe.task), 24)
     names = list(layers)[::7]
     measured = torch.cat(list(removals(spectral, layers, objective, names, 9).values()))
     found = {

@@ -104,14 +104,14 @@ def test_slopes_are_the_first_order_part_of_the_scores(name):
     objective = Objective(rows(), 100)
     found = _estimate(name, model, layers, objective, **QUICK.get(name, {}))
     first = _estimate("first_order", model, layers, objective)
-    assert found.slopes is not None
-    for key, slope in found.slopes.items():
+    assert found.gradient_terms is not None
+    for key, slope in found.gradient_terms.items():
         torch.testing.assert_close(slope, first.scores[key], rtol=1e-5, atol=1e-9)
 
 
 def test_the_order_of_removal_takes_slopes_by_their_size_or_not_at_all():
     slopes, curved = torch.tensor([-3.0, 0.5, 0.0]), torch.tensor([1.0, 2.0, 4.0])
-    found = Importance({"layer": slopes + curved}, 1, slopes={"layer": slopes})
+    found = Importance({"layer": slopes + curved}, 1, gradient_terms={"layer": slopes})
     assert found.order("signed")["layer"].tolist() == [-2.0, 2.5, 4.0]
     assert found.order("size")["layer"].tolist() == [4.0, 2.5, 4.0]
     assert found.order("none")["layer"].tolist() == [1.0, 2.0, 4.0]

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
-from spectrim.selection import LayerCost, SelectionOptions, select, stored
+from spectrim.selection import LayerCost, PruningOptions, select, stored_weights
 from spectrim.selection.options import kept_after
 from tests.tolerances import LOSS_RELATIVE
 
-RULES = ("global", "mass")
+RULES = ("global", "energy")
 KINDS = ("lowrank", "pivoted")
 
 
@@ -52,7 +52,7 @@ def test_what_is_kept_fits_and_is_the_best_of_each_layer(rule, kind, shapes, see
         return
     kept = select(scores, costs, weights, rule)
     counts = {name: len(indices) for name, indices in kept.items()}
-    assert stored(counts, costs) <= weights
+    assert stored_weights(counts, costs) <= weights
     for name, indices in kept.items():
         assert 1 <= len(indices) <= len(scores[name])
         assert torch.equal(indices, indices.unique())
@@ -87,7 +87,7 @@ def test_basels_rule_keeps_one_share_of_the_mass_in_every_layer():
         "layer0": torch.tensor([10.0, 1, 1, 1, 1, 1]),
         "layer1": torch.tensor([1.0, 1, 1, 1, 1, 1]),
     }
-    kept = select(scores, costs, 5 * 48, "mass")
+    kept = select(scores, costs, 5 * 48, "energy")
     assert [len(c) for c in kept.values()] == [1, 4]
 
 
@@ -114,24 +114,24 @@ def test_kept_fraction_falls_geometrically_to_the_budget():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"events": 0},
+        {"prune_steps": 0},
         {"steps": -1},
         {"learning_rate": 0.0},
-        {"bases_rate": 0.0},
-        {"pruning_share": 1.5},
+        {"factor_lr": 0.0},
+        {"prune_until": 1.5},
         {"importance": "none"},
         {"importance_options": {"probes": 3}},
-        {"rows_per_step": 0},
+        {"batch_size": 0},
     ],
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError):
-        SelectionOptions(**wrong)
+        PruningOptions(**wrong)
 
 
 def test_prunings_come_before_the_pruning_share_ends():
-    options = SelectionOptions(steps=40, events=4, pruning_share=0.5)
-    assert options.event_steps == [0, 5, 10, 15]
-    assert SelectionOptions(new_bases=None).bases_for((4096, 11008)) == 32
-    assert SelectionOptions(new_bases=None).bases_for((64, 64)) == 1
-    assert SelectionOptions(new_bases=3, steps=0).bases_for((64, 64)) == 0
+    options = PruningOptions(steps=40, prune_steps=4, prune_until=0.5)
+    assert options.prune_at == [0, 5, 10, 15]
+    assert PruningOptions(extra_rank=None).extra_rank_for((4096, 11008)) == 32
+    assert PruningOptions(extra_rank=None).extra_rank_for((64, 64)) == 1
+    assert PruningOptions(extra_rank=3, steps=0).extra_rank_for((64, 64)) == 0

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from spectrim.errors import InputError
 from spectrim.selection import IMPORTANCE, Objective
-from spectrim.selection.softened import softened
+from spectrim.selection.softened import sample_labels
 from spectrim.tasks import TaskRows
 from tests.selection.building import rows, spectral_llama
 from tests.tolerances import SAMPLED_FISHER_RELATIVE
@@ -44,7 +44,7 @@ def _fisher(logits: Tensor, temperature: float) -> Tensor:
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 4.0])
 def test_squared_gradients_are_the_fisher_information_at_the_temperature(temperature):
     model = Fixed()
-    soft = softened(model, Objective(_rows()), temperature, 0, "squares")
+    soft = sample_labels(model, Objective(_rows()), temperature, 0, "squares")
     total, count = torch.zeros(4, 4, dtype=torch.float64), 0
     for batch in soft.batches():
         for label, weight in zip(batch.labels, batch.weights, strict=True):
@@ -59,7 +59,7 @@ def test_squared_gradients_are_the_fisher_information_at_the_temperature(tempera
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 4.0])
 def test_the_hessian_is_the_fisher_information_at_the_temperature(temperature):
     model = Fixed()
-    soft = softened(model, Objective(_rows()), temperature, 0, "hessian")
+    soft = sample_labels(model, Objective(_rows()), temperature, 0, "hessian")
     total, count = 0.0, 0
     for batch in soft.batches():
         summed, tokens = soft.loss(model, batch)
@@ -75,7 +75,7 @@ def test_the_flatter_proposal_has_less_noise_than_drawing_from_the_model():
     model = Fixed()
     with torch.no_grad():
         model.logits[0] = 8.0
-    (labels, weights), *_ = softened(model, Objective(_rows()), 1.0, 0, "squares").drawn
+    (labels, weights), *_ = sample_labels(model, Objective(_rows()), 1.0, 0, "squares").drawn
     rare = model.logits.softmax(-1)[1:].sum()
     assert (labels != 0).double().mean() > 20 * rare
     assert weights[labels != 0].max() < 1
@@ -84,10 +84,10 @@ def test_the_flatter_proposal_has_less_noise_than_drawing_from_the_model():
 def test_every_pass_sees_the_same_labels_and_seeds_differ():
     model, _ = spectral_llama()
     objective = Objective(rows(), 4)
-    soft = softened(model, objective, 1.0, 0, "squares")
+    soft = sample_labels(model, objective, 1.0, 0, "squares")
     first, second = ([b.labels for b in soft.batches()] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    other = softened(model, objective, 1.0, 1, "squares")
+    other = sample_labels(model, objective, 1.0, 1, "squares")
     assert not torch.equal(first[0], next(iter(other.batches())).labels)
 
 

@@ -5,7 +5,7 @@ import torch
 from spectrim.decompositions import LayerProblem, decompose_layer
 from spectrim.linalg.truncated import Factors
 from spectrim.registry import NoOptions
-from spectrim.selection import SpectralLinear, refactored
+from spectrim.selection import SpectralLinear, thin_svd
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
 
 
@@ -47,7 +47,7 @@ def test_no_dense_weight_is_formed():
                 sizes.append(result.numel())
             return result
 
-    layer.keep(torch.arange(2))
+    layer.prune(torch.arange(2))
     with Watch():
         layer(torch.randn(1, 30)).sum().backward()
     assert max(sizes) < 40 * 30
@@ -57,9 +57,9 @@ def test_free_bases_compute_the_same_and_stay_free_when_others_leave():
     _, layer = _layer()
     x = torch.randn(5, 6)
     before = layer(x)
-    layer.free()
+    layer.unfreeze()
     assert torch.equal(layer(x), before)
-    layer.keep(torch.tensor([1, 4]))
+    layer.prune(torch.tensor([1, 4]))
     names = {name for name, _ in layer.named_parameters()}
     assert {"left", "right"} <= names
     assert layer.left.shape == (9, 2)
@@ -72,7 +72,7 @@ def test_keeping_some_bases_is_dropping_the_others():
     with torch.no_grad():
         layer.coordinates.value[[1, 3, 4]] = 0.0
     expected = layer(x)
-    layer.keep(kept)
+    layer.prune(kept)
     assert layer.bases == 3
     torch.testing.assert_close(layer(x), expected, rtol=FLOAT32_RELATIVE, atol=1e-6)
 
@@ -91,9 +91,9 @@ def test_merged_and_refactored_give_the_same_weight():
     with torch.no_grad():
         layer.new_left.normal_()
         layer.coordinates.value.uniform_(0.5, 1.5)
-    left, right = layer.merged()
+    left, right = layer.fold()
     weight = left @ right
-    thin = refactored(left, right, smallest=1e-3)
+    thin = thin_svd(left, right, smallest=1e-3)
     torch.testing.assert_close(thin.left @ thin.right, weight, rtol=FLOAT64_RELATIVE, atol=1e-9)
     torch.testing.assert_close(
         thin.spectrum, torch.linalg.svdvals(weight)[: len(thin.spectrum)], rtol=1e-8, atol=1e-9
@@ -103,8 +103,8 @@ def test_merged_and_refactored_give_the_same_weight():
 
 def test_refactoring_drops_small_singular_values_but_never_all():
     left = torch.diag(torch.tensor([1.0, 1e-6])).double()
-    assert len(refactored(left, torch.eye(2).double(), smallest=1e-3).spectrum) == 1
-    assert len(refactored(0 * left, torch.eye(2).double(), smallest=1e-3).spectrum) == 1
+    assert len(thin_svd(left, torch.eye(2).double(), smallest=1e-3).spectrum) == 1
+    assert len(thin_svd(0 * left, torch.eye(2).double(), smallest=1e-3).spectrum) == 1
 
 
 def test_factors_of_any_balance_give_terms_of_equal_norm():

@@ -10,11 +10,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from spectrim.hub import SpectrimConfig, save_compressed
-from spectrim.surgery.adapters import bias_of, weight_of
+from spectrim.surgery.adapters import get_bias, get_weight
 from spectrim.surgery.rewrite import share_basis
 from spectrim.surgery.targets import find_targets
 from tests.hub.compressing import replace_by_svd
-from tests.tiny_models import randomise_biases, tiny_tokenizer
+from tests.tiny_models import randomize_biases, tiny_tokenizer
 
 DENSE = "dense"
 
@@ -37,10 +37,10 @@ def compress_shared(model, suffixes: Sequence[str], rank: int) -> SpectrimConfig
     entries = {}
     for suffix in suffixes:
         names = [target.name for target in find_targets(model) if target.name.endswith(suffix)]
-        weights = [weight_of(model.get_submodule(n)).detach().double() for n in names]
+        weights = [get_weight(model.get_submodule(n)).detach().double() for n in names]
         u, s, v = torch.linalg.svd(torch.cat(weights), full_matrices=False)
         lefts = (u[:, :rank] * s[:rank]).split([len(weight) for weight in weights])
-        biases = {name: bias_of(model.get_submodule(name)) for name in names}
+        biases = {name: get_bias(model.get_submodule(name)) for name in names}
         share_basis(model, dict(zip(names, lefts, strict=True)), v[:rank], biases)
         for name in names:
             entries[name] = {"kind": "shared_basis", "rank": rank}
@@ -64,7 +64,7 @@ def small_gpt2(seed: int = 0) -> GPT2LMHeadModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config).eval()
-    randomise_biases(model, seed)
+    randomize_biases(model, seed)
     return model
 
 
@@ -87,7 +87,7 @@ def small_qwen2(seed: int = 0) -> Qwen2ForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config).eval()
-    randomise_biases(model, seed)
+    randomize_biases(model, seed)
     return model
 
 

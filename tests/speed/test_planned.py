@@ -9,7 +9,7 @@ import torch
 
 from spectrim.allocation import LatencyRecipe
 from spectrim.speed import random_model
-from spectrim.speed.planned import planned_time
+from spectrim.speed.planned import time_plan
 from tests.tolerances import LATENCY_RELATIVE
 
 
@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 
 
 def test_predicted_and_measured_time_of_a_plan_agree(model):
-    found = planned_time(model, LatencyRecipe(0.8))
+    found = time_plan(model, LatencyRecipe(0.8))
     assert found.predicted <= 0.8 + 1e-3
     assert found.dense_layers < found.layers == 42
     assert abs(found.measured - found.predicted) <= LATENCY_RELATIVE * found.predicted

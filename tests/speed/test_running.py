@@ -12,10 +12,16 @@ from spectrim.errors import InputError, UnknownNameError
 from spectrim.evaluation.size import stored_bytes
 from spectrim.inference import fuse
 from spectrim.report import speed_table
-from spectrim.speed import SpeedSettings, bench_speed, factor_randomly, line_up, random_model
-from spectrim.speed.clock import Times, race
+from spectrim.speed import (
+    SpeedSettings,
+    bench_speed,
+    factorize_randomly,
+    make_variants,
+    random_model,
+)
+from spectrim.speed.clock import Times, time_interleaved
 from spectrim.speed.contestants import cache_bytes, operations, read_bytes
-from spectrim.speed.limits import measured_limits
+from spectrim.speed.limits import measure_limits
 from spectrim.speed.memory import peak_activation_bytes
 from spectrim.speed.work import Decode, Prefill
 from spectrim.surgery.rewrite import factored_layers
@@ -37,12 +43,12 @@ def shape(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 def test_random_layers_keep_what_is_asked_and_fuse(shape, kind):
     dense = random_model(shape, torch.float32, CPU)
-    smaller = factor_randomly(copy.deepcopy(dense), 0.5, kind, multiple=2)
+    smaller = factorize_randomly(copy.deepcopy(dense), 0.5, kind, multiple=2)
     layers = dict(factored_layers(smaller))
     kept = sum(type(m).cost(m.out_features, m.in_features, m.rank) for m in layers.values())
     weights = sum(m.out_features * m.in_features for m in layers.values())
     assert 0.4 < kept / weights <= 0.5
-    assert all(m.rank % 2 == 0 and m.fault() is None for m in layers.values())
+    assert all(m.rank % 2 == 0 and m.validate() is None for m in layers.values())
     before = smaller(tiny_tokens() % 64).logits
     fuse(smaller)
     assert torch.allclose(smaller(tiny_tokens() % 64).logits, before, atol=1e-5)
@@ -54,15 +60,15 @@ def test_an_encoder_is_timed_without_decoding(tmp_path):
     more = {"model_type": "bert", "vocab_size": 64, "num_attention_heads": 2}
     place.write_text(json.dumps(more | sizes))
     dense = random_model(str(place), torch.float32, CPU)
-    smaller = factor_randomly(copy.deepcopy(dense), 0.5, "lowrank")
-    result = bench_speed(line_up(dense, smaller), SMALL)
+    smaller = factorize_randomly(copy.deepcopy(dense), 0.5, "lowrank")
+    result = bench_speed(make_variants(dense, smaller), SMALL)
     assert {row.case.phase for row in result.rows} == {"prefill"}
 
 
 def test_a_race_has_a_row_for_each_model_in_each_case(shape):
     dense = random_model(shape, torch.float32, CPU)
-    smaller = factor_randomly(copy.deepcopy(dense), 0.5, "lowrank")
-    result = bench_speed(line_up(dense, smaller), SMALL)
+    smaller = factorize_randomly(copy.deepcopy(dense), 0.5, "lowrank")
+    result = bench_speed(make_variants(dense, smaller), SMALL)
     assert [row.model for row in result.rows] == ["dense", "compressed", "fused"] * 4
     assert all(row.speedup == 1 for row in result.rows if row.model == "dense")
     assert all(row.seconds > 0 and row.peak_activation_bytes > 0 for row in result.rows)
@@ -83,7 +89,7 @@ def test_speedup_is_the_median_of_ratios_within_rounds():
 def test_runs_take_turns():
     seen = []
     runs = {name: (lambda name=name: seen.append(name)) for name in "ab"}
-    times = race(runs, 2, CPU)
+    times = time_interleaved(runs, 2, CPU)
     assert "".join(seen) == "ab" + "abba"
     assert all(len(seconds) == 2 for seconds in times.seconds.values())
 
@@ -124,7 +130,7 @@ def test_what_a_token_reads_and_what_a_prompt_costs():
 
 
 def test_limits_are_those_of_a_computer():
-    limits = measured_limits(CPU, torch.float32)
+    limits = measure_limits(CPU, torch.float32)
     assert limits.bytes_per_second > 1e8
     assert limits.operations_per_second > limits.bytes_per_second / 4
 
@@ -134,8 +140,8 @@ def test_what_cannot_be_timed_says_so(shape):
         random_model("lama-7b", torch.float32, CPU)
     dense = random_model(shape, torch.float32, CPU)
     with pytest.raises(InputError, match="lowrank or pivoted"):
-        factor_randomly(dense, 0.5, "shared_basis")
+        factorize_randomly(dense, 0.5, "shared_basis")
     with pytest.raises(InputError, match="rounds 0"):
         SpeedSettings(rounds=0)
     with pytest.raises(InputError, match="context of 128"):
-        bench_speed(line_up(tiny_llama(), None), SpeedSettings(lengths=(4096,)))
+        bench_speed(make_variants(tiny_llama(), None), SpeedSettings(lengths=(4096,)))

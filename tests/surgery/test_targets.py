@@ -10,10 +10,10 @@ from torch import nn
 
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, FactoredLinear, layer_class
-from spectrim.surgery.adapters import bias_of, is_dense, set_weight, shape_of, weight_of
+from spectrim.surgery.adapters import get_bias, get_shape, get_weight, is_linear, set_weight
 from spectrim.surgery.experts import fused_expert_names, split_experts
 from spectrim.surgery.rewrite import factored_layers, replace_layer
-from spectrim.surgery.targets import blocks, find_targets
+from spectrim.surgery.targets import decoder_blocks, find_targets
 from tests.tiny_models import TINY_MODELS, tiny_gpt2, tiny_llama, tiny_moe, tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE
 
@@ -27,17 +27,17 @@ def test_targets_are_the_linear_layers_of_the_blocks(name):
     split_experts(model, fused_expert_names(model))
     targets = find_targets(model)
     names = [target.name for target in targets]
-    assert len(blocks(model)) == 2
+    assert len(decoder_blocks(model)) == 2
     assert len(set(names)) == len(names)
     assert len(names) == 2 * PER_BLOCK.get(name, 4 + 4 * 2)
     embeddings = {model.get_input_embeddings(), model.get_output_embeddings()}
     for target in targets:
         module = model.get_submodule(target.name)
-        assert is_dense(module)
+        assert is_linear(module)
         assert module not in embeddings
-        assert target.shape == shape_of(module)
-        assert target.weights == weight_of(module).numel()
-        assert any(target.name.startswith(block + ".") for block, _ in blocks(model))
+        assert target.shape == get_shape(module)
+        assert target.weights == get_weight(module).numel()
+        assert any(target.name.startswith(block + ".") for block, _ in decoder_blocks(model))
 
 
 @models
@@ -104,12 +104,12 @@ def test_without_blocks_the_output_embedding_is_left_out():
 
 def test_conv1d_is_seen_as_out_by_in():
     module = tiny_gpt2().get_submodule("transformer.h.0.mlp.c_fc")
-    assert shape_of(module) == (128, 32)
+    assert get_shape(module) == (128, 32)
     x = torch.randn(3, 32)
-    assert torch.allclose(x @ weight_of(module).T + bias_of(module), module(x), atol=1e-6)
+    assert torch.allclose(x @ get_weight(module).T + get_bias(module), module(x), atol=1e-6)
     weight = torch.randn(128, 32)
     set_weight(module, weight)
-    assert torch.equal(weight_of(module), weight)
+    assert torch.equal(get_weight(module), weight)
 
 
 @models
@@ -121,13 +121,13 @@ def test_full_rank_replacement_keeps_the_logits(name, kind):
     targets = find_targets(twin)
     for target in targets:
         module = twin.get_submodule(target.name)
-        weight = weight_of(module).detach().double()
+        weight = get_weight(module).detach().double()
         tall = weight.shape[0] > weight.shape[1] and layer_class(kind).LOSSLESS
         left = weight if tall else torch.eye(len(weight)).double()
         right = torch.eye(weight.shape[1]).double() if tall else weight
         if kind == "pivoted" and not tall:
             continue
-        layer = layer_class(kind).from_factors(left, right, bias_of(module))
+        layer = layer_class(kind).from_factors(left, right, get_bias(module))
         replace_layer(twin, target.name, layer)
     replaced = dict(factored_layers(twin))
     assert replaced

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrim.tasks import extract_gsm8k, extract_math, extract_number, same_answer
-from spectrim.tasks.answers import normalise_answer
+from spectrim.tasks.answers import normalize_answer
 from tests.shared_assets import shared_data
 
 unhurried = settings(deadline=None)  # machines are shared
@@ -127,7 +127,7 @@ def test_math(text, expected):
 def test_spellings_of_one_answer(spellings):
     for a in spellings:
         for b in spellings:
-            assert same_answer(a, b), (a, normalise_answer(a), b, normalise_answer(b))
+            assert same_answer(a, b), (a, normalize_answer(a), b, normalize_answer(b))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spectrim.errors import InputError
 from spectrim.tasks.example import TaskExample
 from spectrim.tasks.word_problems import SPLITS, word_problems
-from spectrim.tasks.word_problems.problems import drawn
+from spectrim.tasks.word_problems.problems import draw_problems
 from spectrim.tasks.word_problems.sentences import EVENTS, OPENINGS, QUESTIONS
 
 GOLDEN = "e1e1415b028bd2e043ef12d817e135907f8b0bd8f2b30809a04ff690ce422759"
@@ -52,7 +52,7 @@ def used_numbers(example: TaskExample) -> set[int]:
 
 @pytest.fixture(scope="module")
 def problems():
-    return {split: drawn(split, 1500, seed=3) for split in SPLITS}
+    return {split: draw_problems(split, 1500, seed=3) for split in SPLITS}
 
 
 def test_the_problems_are_the_same_on_every_machine():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from spectrim.errors import InputError, UnknownNameError
-from spectrim.trackers import TRACKERS, TrackedRun, telling, timed, untold
+from spectrim.trackers import TRACKERS, TrackedRun, null_logger, open_tracker, with_stage_times
 
 SETTINGS = {"budget": 0.5, "calibration": {"data": "text", "length": None}, "include": []}
 RUN = TrackedRun("compress model", SETTINGS)
@@ -25,11 +25,11 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 def tell_all(name: str) -> None:
     """Two series of three steps, and a figure of the whole run."""
-    with telling(name, RUN) as tell:
+    with open_tracker(name, RUN) as log_metrics:
         for series in ("loss/next token", "loss/left+right"):
             for step in (1, 2, 3):
-                tell({series: 3.0 / step}, step)
-        tell({"kept": 0.5}, None)
+                log_metrics({series: 3.0 / step}, step)
+        log_metrics({"kept": 0.5}, None)
 
 
 def test_settings_are_flat():
@@ -72,7 +72,7 @@ def test_mlflow(tmp_path, monkeypatch, capfd):
     history = client.get_metric_history(run.info.run_id, "loss/left_right")
     assert [(each.step, each.value) for each in history] == [(1, 3.0), (2, 1.5), (3, 1.0)]
     assert run.info.status == "FINISHED"
-    with pytest.raises(KeyboardInterrupt), telling("mlflow", TrackedRun("stopped")):
+    with pytest.raises(KeyboardInterrupt), open_tracker("mlflow", TrackedRun("stopped")):
         raise KeyboardInterrupt
     status = {r.info.run_name: r.info.status for r in client.search_runs(["1"])}
     assert status == {RUN.name: "FINISHED", "stopped": "FAILED"}
@@ -97,24 +97,26 @@ def test_wandb_offline(tmp_path, monkeypatch, capfd):
 def test_a_tracker_that_is_missing(monkeypatch):
     for name in TRACKERS.names():
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(InputError, match=r"spectrim\[trackers\]"), telling(name, RUN):
+        with pytest.raises(InputError, match=r"spectrim\[trackers\]"), open_tracker(name, RUN):
             pass
     with pytest.raises(UnknownNameError, match="mlflow, trackio, wandb"):
-        telling("tensorboard", RUN).__enter__()
-    with telling(None, RUN) as tell:
-        assert tell is untold
+        open_tracker("tensorboard", RUN).__enter__()
+    with open_tracker(None, RUN) as log_metrics:
+        assert log_metrics is null_logger
 
 
 def test_a_tracker_that_cannot_start(monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setattr("wandb.init", lambda **given: 1 / 0)
     with pytest.raises(InputError, match="wandb cannot start a run: division"):
-        telling("wandb", RUN).__enter__()
+        open_tracker("wandb", RUN).__enter__()
 
 
 def test_seconds_of_stages():
     told = []
-    track = timed(lambda items, what, total: items, lambda figures, step: told.append(figures))
+    track = with_stage_times(
+        lambda items, what, total: items, lambda figures, step: told.append(figures)
+    )
     for what in ("selecting 1/8, kept 0.9", "selecting 2/8, kept 0.8", "refining block 3"):
         assert list(track(range(2), what, 2)) == [0, 1]
     assert [list(figures) for figures in told] == [
@@ -160,7 +162,7 @@ def test_commands_tell(cli, compress, shelf, monkeypatch):
     assert {"kept", "predicted_loss", "disk_bytes"} <= told
     assert any(name.startswith("seconds/") for name in told)
     memory.told.clear()
-    asked = ("finetune", "smaller", "-o", "tuned", *small, "--rows", 4, "--steps", 3)
+    asked = ("finetune", "smaller", "-o", "tuned", *small, "--batch-size", 4, "--steps", 3)
     done = cli(*asked, "--track", "trackio", "--json")
     assert done.code == 0, done.err
     losses = [(step, f["loss/next token"]) for f, step in memory.told if "loss/next token" in f]

@@ -17,7 +17,7 @@ which works on each head. The layer's output waits as an expression of z, of ran
     wiring      who makes one, and who makes the whole
 """
 
-from spectrim.inference.tiles.tensor import Deferred, made
+from spectrim.inference.tiles.tensor import LazyTensor, materialize
 from spectrim.inference.tiles.wiring import Tiling
 
-__all__ = ["Deferred", "Tiling", "made"]
+__all__ = ["LazyTensor", "Tiling", "materialize"]

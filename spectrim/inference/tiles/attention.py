@@ -102,7 +102,7 @@ def _queries(q: Node | Tensor, values: Values, own: Tile) -> Tensor:
     return made
 
 
-def swapped(roles: Roles, first: int, second: int) -> Roles:
+def swap_roles(roles: Roles, first: int, second: int) -> Roles:
     """After `transpose`."""
     moved: list[Role] = list(roles)
     moved[first], moved[second] = moved[second], moved[first]

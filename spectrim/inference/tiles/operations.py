@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spectrim.inference.tiles.attention import ROLES as ATTENTION
-from spectrim.inference.tiles.attention import Attention, Settings, swapped
+from spectrim.inference.tiles.attention import Attention, Settings, swap_roles
 from spectrim.inference.tiles.embedding import Ids
 from spectrim.inference.tiles.kernels import KernelAttention, KernelLinear
 from spectrim.inference.tiles.nodes import (
@@ -42,7 +42,7 @@ contiguous type_as __rsub__ __rpow__ __rtruediv__ __rdiv__"""
 POINTWISE = frozenset([*_ACTIVATIONS.split(), *_ARITHMETIC.split()])
 
 
-def waiting(
+def defer(
     function: Callable[..., Tensor], arguments: Given, options: Mapping[str, Any]
 ) -> Node | None:
     """The node of a call, or None where its tensors have to be made. arguments: tensors that
@@ -162,7 +162,7 @@ def _transpose(function: Any, arguments: Given, options: dict[str, Any]) -> Node
         return None
     first, second = (axis % x.meta.dim() for axis in arguments[1:])
     meta = x.meta.transpose(first, second)
-    return Applied(function, (x, first, second), meta, swapped(x.roles, first, second))
+    return Applied(function, (x, first, second), meta, swap_roles(x.roles, first, second))
 
 
 def _last_axis(function: Any, arguments: Given, options: dict[str, Any]) -> Node | None:

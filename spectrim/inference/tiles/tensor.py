@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from spectrim.inference.tiles.nodes import Node
-from spectrim.inference.tiles.operations import waiting
+from spectrim.inference.tiles.operations import defer
 
 _ABOUT = {
     getattr(Tensor, name).__get__
@@ -21,14 +21,14 @@ _ABOUT = {
 """What needs no numbers."""
 
 
-class Deferred(Tensor):
+class LazyTensor(Tensor):
     """Stands for its node: calls that can wait give another one, all others make it first."""
 
     node: Node
 
     @staticmethod
-    def __new__(cls, node: Node) -> Deferred:
-        made: Deferred = Tensor._make_wrapper_subclass(
+    def __new__(cls, node: Node) -> LazyTensor:
+        made: LazyTensor = Tensor._make_wrapper_subclass(
             cls, node.meta.shape, dtype=node.meta.dtype, device=node.device
         )
         made.node = node
@@ -46,35 +46,35 @@ class Deferred(Tensor):
         if func in _ABOUT:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **options)
-        node = waiting(func, _nodes(args), _nodes(options))
+        node = defer(func, _nodes(args), _nodes(options))
         if node is None:
-            return func(*made(args), **made(options))
-        return Deferred(node) if node.known is None else node.known
+            return func(*materialize(args), **materialize(options))
+        return LazyTensor(node) if node.known is None else node.known
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return func(*made(args), **made(kwargs or {}))
+        return func(*materialize(args), **materialize(kwargs or {}))
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"Deferred({tuple(self.shape)}, {type(self.node).__name__})"
 
 
-def made(values: Any) -> Any:
+def materialize(values: Any) -> Any:
     """The same values (nested), every tensor in them made."""
-    return tree_map(lambda v: v.node.whole() if isinstance(v, Deferred) else v, values)
+    return tree_map(lambda v: v.node.whole() if isinstance(v, LazyTensor) else v, values)
 
 
 def _nodes(values: Any) -> Any:
     """Of arguments: tensors stand in them, in a list, or in an option (`tree_map` knows more,
     and takes longer)."""
-    if isinstance(values, Deferred):
+    if isinstance(values, LazyTensor):
         return _node(values)
     if isinstance(values, dict):
         return {name: _nodes(value) for name, value in values.items()}
     return type(values)(map(_nodes, values)) if type(values) in (tuple, list) else values
 
 
-def _node(tensor: Deferred) -> Node | Tensor:
+def _node(tensor: LazyTensor) -> Node | Tensor:
     return tensor.node if tensor.node.known is None else tensor.node.known

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from spectrim.inference.tiles.embedding import Ids
 from spectrim.inference.tiles.nodes import Node
 from spectrim.inference.tiles.second import Second
-from spectrim.inference.tiles.tensor import Deferred, made
+from spectrim.inference.tiles.tensor import LazyTensor, materialize
 from spectrim.kernels.factors import is_readable
 from spectrim.layers import FactoredLinear
 from spectrim.surgery.rewrite import factored_layers
-from spectrim.surgery.targets import blocks
+from spectrim.surgery.targets import decoder_blocks
 
 FEWEST = 256
 """Tokens from which on anything waits: the activations of fewer are no matter."""
@@ -41,11 +41,11 @@ class Tiling:
     def __call__(self, layer: FactoredLinear, x: Tensor) -> Tensor:
         """The output of `layer`, not made yet; its z is, where x is."""
         z: Tensor | Node = layer.first(x)
-        given = z.node if isinstance(z, Deferred) else z
-        return Deferred(Second(layer, given, self.kernels))
+        given = z.node if isinstance(z, LazyTensor) else z
+        return LazyTensor(Second(layer, given, self.kernels))
 
     def hook(self, model: nn.Module) -> None:
-        working = [b for _, b in blocks(model) if any(True for _ in factored_layers(b))]
+        working = [b for _, b in decoder_blocks(model) if any(True for _ in factored_layers(b))]
         for module in dict.fromkeys([model, *working]):
             module.register_forward_hook(_make_outputs, prepend=True)
         inner = {m for block in working for m in block.modules()}
@@ -66,7 +66,7 @@ class _Lookup:
             return None
         if ids.numel() < self.tiling.fewest or not _inferring(ids):
             return None
-        return (Deferred(Ids(ids)), *arguments[1:])
+        return (LazyTensor(Ids(ids)), *arguments[1:])
 
 
 def unhook(model: nn.Module) -> None:
@@ -82,7 +82,7 @@ def _remove(hooks: Any, mine: Any) -> None:
 
 def _make_outputs(module: nn.Module, arguments: Any, outputs: Any) -> Any:
     """A forward hook: nothing leaves the module that was not made."""
-    return None if torch.compiler.is_compiling() else made(outputs)
+    return None if torch.compiler.is_compiling() else materialize(outputs)
 
 
 def _inferring(x: Tensor) -> bool:

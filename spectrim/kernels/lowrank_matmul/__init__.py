@@ -23,7 +23,7 @@ def lowrank_matmul(
         from spectrim.kernels.lowrank_matmul import gradients, triton
 
         given = (x, right, right_bias, second.weight, second.bias)
-        if gradients.wanted(given):
+        if gradients.needs_gradient(given):
             differentiable: Tensor = gradients.LowRankMatmul.apply(*given, second)
             return differentiable
         return triton.lowrank_matmul(x, right, right_bias, second)

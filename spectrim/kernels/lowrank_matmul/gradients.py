@@ -70,6 +70,6 @@ def _to_rank(dy: Tensor, weight: Tensor, second: Second) -> tuple[Tensor, Tensor
     return pivots + others @ weight, others
 
 
-def wanted(given: Given) -> bool:
+def needs_gradient(given: Given) -> bool:
     """Whether anybody will ask for a gradient."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)

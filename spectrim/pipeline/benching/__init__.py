@@ -27,9 +27,9 @@ from spectrim.calibration.store import model_fingerprint
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.errors import InputError
 from spectrim.pipeline.benching.naming import named_recipes
-from spectrim.pipeline.benching.rows import Dense, Row, RowStore
+from spectrim.pipeline.benching.rows import BenchRow, DenseResult, RowStore
 from spectrim.pipeline.benching.running import Subject, dense_figures, rows_of
-from spectrim.pipeline.benching.stages import Clock
+from spectrim.pipeline.benching.stages import StageTimer
 from spectrim.pipeline.calibrating import (
     calibration_blocks,
     default_length,
@@ -37,10 +37,10 @@ from spectrim.pipeline.calibrating import (
     prepare,
     vocabulary_size,
 )
-from spectrim.pipeline.progress import Track, silent
-from spectrim.pipeline.timing import place_for
+from spectrim.pipeline.progress import ProgressBar, silent
+from spectrim.pipeline.timing import timing_spec
 from spectrim.recipe import Recipe
-from spectrim.workspace import Workspace
+from spectrim.workspace import Cache
 
 BUDGETS = (0.8, 0.6, 0.4)
 MOST_TOKENS = 20_000
@@ -60,16 +60,16 @@ class BenchSettings:
     blocks: BlockSettings | None = None
     dtype: torch.dtype | None = None
     rows: Path | None = None
-    workspace: Workspace | None = None
-    track: Track = silent
+    cache: Cache | None = None
+    track: ProgressBar = silent
 
 
 @dataclass(frozen=True)
 class Bench:
     """The table so far, in the order asked for; `made` counts the rows made in this call."""
 
-    dense: Dense
-    rows: tuple[Row, ...]
+    dense: DenseResult
+    rows: tuple[BenchRow, ...]
     wanted: int
     made: int
 
@@ -104,9 +104,9 @@ def bench_steps(
     wanted = {n: [_at(r, budget) for budget in budgets] for n, r in recipes.items()}
     if not recipes or not budgets:
         raise InputError("a table needs at least one recipe and one budget")
-    if quantised := [name for name, r in recipes.items() if r.quantisation is not None]:
+    if quantized := [name for name, r in recipes.items() if r.quantization is not None]:
         raise InputError(
-            f"{quantised[0]} quantises its factors; this table fits rows that store numbers of "
+            f"{quantized[0]} quantises its factors; this table fits rows that store numbers of "
             "one dtype to their bytes: leave out quantisation"
         )
     if len({r.latency and r.latency.tokens for r in recipes.values()}) > 1:
@@ -116,13 +116,13 @@ def bench_steps(
         )
     if len(set(budgets)) < len(budgets):
         raise InputError(f"a budget is named twice in {', '.join(map(str, budgets))}")
-    with _lasting(settings.workspace) as workspace:
+    with _lasting(settings.cache) as cache:
         subject = Subject(
             model,
             tokenizer,
             _texts(model, tokenizer, settings),
             settings.dtype or model.dtype,
-            workspace,
+            cache,
             settings.track,
         )
         yield from _steps(subject, RowStore(settings.rows), wanted)
@@ -163,10 +163,10 @@ def _steps(
 
 def _gathered(subject: Subject, recipes: Sequence[Recipe]) -> float:
     """Seconds of the passes that serve all the rows to be made."""
-    clock = Clock(subject.timer)
+    clock = StageTimer(subject.timer)
     with clock("calibrate"):
         if recipes:
-            gather(subject.model, subject.tokenizer, recipes, subject.workspace, subject.track)
+            gather(subject.model, subject.tokenizer, recipes, subject.cache, subject.track)
     return clock.seconds["calibrate"]
 
 
@@ -174,7 +174,7 @@ def _with_shared(seconds: Mapping[str, float], shared: float) -> dict[str, float
     return {**seconds, "calibrate": seconds.get("calibrate", 0.0) + shared}
 
 
-def _rows(done: Mapping[tuple[str, float], Row | None]) -> tuple[Row, ...]:
+def _rows(done: Mapping[tuple[str, float], BenchRow | None]) -> tuple[BenchRow, ...]:
     return tuple(row for row in done.values() if row is not None)
 
 
@@ -213,27 +213,27 @@ def _keys(
         for recipe in recipes:
             own = {"recipe": recipe.to_dict(), "tokens": tokens}
             if recipe.latency is not None:
-                own["place"] = place_for(subject.stored(recipe)).key()
+                own["place"] = timing_spec(subject.stored(recipe)).key()
             keys[name, recipe.budget] = fixed | own
     return keys
 
 
 @contextmanager
-def _lasting(workspace: Workspace | None) -> Iterator[Workspace]:
+def _lasting(cache: Cache | None) -> Iterator[Cache]:
     """A workspace that keeps entries at least for the time of the run."""
-    if workspace is not None and workspace.root is not None:
-        yield workspace
+    if cache is not None and cache.root is not None:
+        yield cache
         return
     with tempfile.TemporaryDirectory() as directory:
-        yield Workspace(Path(several.exchanged(directory)[0]))
+        yield Cache(Path(several.all_gather(directory)[0]))
 
 
 __all__ = [
     "BUDGETS",
     "Bench",
+    "BenchRow",
     "BenchSettings",
-    "Dense",
-    "Row",
+    "DenseResult",
     "bench",
     "bench_steps",
     "named_recipes",

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.pipeline.compressing import compress
+from spectrim.pipeline.compressing import replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.recipe import Recipe
-from spectrim.surgery.adapters import bias_of
+from spectrim.surgery.adapters import get_bias
 
 _ATTEMPTS = 5
 
@@ -46,12 +46,12 @@ def allowance(
 ) -> Allowance:
     """What the planned layers of the original `model` may take in `dtype`."""
     weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers.values())
-    biases = (bias_of(model.get_submodule(name)) for name in plan.modules)
+    biases = (get_bias(model.get_submodule(name)) for name in plan.modules)
     numbers = sum(bias.numel() for bias in biases if bias is not None)
     return Allowance(weights * dtype.itemsize, numbers * dtype.itemsize, budget)
 
 
-def fitted(
+def fit_to_budget(
     model: PreTrainedModel, decomposition: Decomposition, recipe: Recipe, dtype: torch.dtype
 ) -> tuple[Plan, PreTrainedModel]:
     """The plan and the model, in `model`'s own dtype, whose layers fit when saved in `dtype`.
@@ -61,7 +61,7 @@ def fitted(
     budget = recipe.budget
     for _ in range(_ATTEMPTS):
         plan = make_plan(decomposition, recipe.at_budget(budget))
-        smaller = compress(model, decomposition, plan)
+        smaller = replace_layers(model, decomposition, plan)
         allowed = allowance(model, plan, recipe.budget, dtype)
         over = sum(_stored(smaller, plan.modules, dtype)) - allowed.bytes
         if over <= 0:

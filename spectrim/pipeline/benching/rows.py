@@ -22,7 +22,7 @@ TOLERATED = 1.02
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseResult:
     """The original: `file_bytes` in the dtype that results are saved in, by text the others."""
 
     file_bytes: int
@@ -31,7 +31,7 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One compressed model as it loads from disk. Losses in nats per token.
 
     kept           layer_bytes / bytes of the same layers left dense, original biases in neither
@@ -79,19 +79,19 @@ class RowStore:
         if root is not None:
             _make(root)
 
-    def row(self, key: Mapping[str, Any], name: str) -> Row | None:
+    def row(self, key: Mapping[str, Any], name: str) -> BenchRow | None:
         """The row, whatever it was called. Of several processes the first one looks."""
-        found = self._load(self._path("row", key), Row)
+        found = self._load(self._path("row", key), BenchRow)
         return None if found is None else replace(found, name=name)
 
-    def dense(self, key: Mapping[str, Any]) -> Dense | None:
-        return self._load(self._path("dense", key), Dense)
+    def dense(self, key: Mapping[str, Any]) -> DenseResult | None:
+        return self._load(self._path("dense", key), DenseResult)
 
-    def keep(self, key: Mapping[str, Any], value: Row | Dense) -> None:
+    def keep(self, key: Mapping[str, Any], value: BenchRow | DenseResult) -> None:
         """Raises InputError when the place cannot be written."""
-        path = self._path("row" if isinstance(value, Row) else "dense", key)
-        with several.together():
-            if path is not None and several.is_first():
+        path = self._path("row" if isinstance(value, BenchRow) else "dense", key)
+        with several.raise_together():
+            if path is not None and several.is_main_process():
                 write_text(path, json.dumps(asdict(value), indent=1) + "\n")
 
     def _path(self, kind: str, key: Mapping[str, Any]) -> Path | None:
@@ -101,7 +101,7 @@ class RowStore:
         return self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
     def _load(self, path: Path | None, kind: type) -> Any:
-        return several.from_first(lambda: self._read(path, kind))
+        return several.run_on_main(lambda: self._read(path, kind))
 
     def _read(self, path: Path | None, kind: type) -> Any:
         if path is None or not path.exists():

@@ -17,21 +17,21 @@ from spectrim import hub, several
 from spectrim.data import TokenBlocks
 from spectrim.errors import SpectrimError
 from spectrim.evaluation import evaluate_model, size
-from spectrim.pipeline.benching.fitting import allowance, bytes_below, fitted
-from spectrim.pipeline.benching.rows import Dense, Row
-from spectrim.pipeline.benching.stages import Clock, FactoriseClock, PeakMemory, timer_for
-from spectrim.pipeline.benching.times import fitted_in_time
-from spectrim.pipeline.compressing import compress, stored_in
+from spectrim.pipeline.benching.fitting import allowance, bytes_below, fit_to_budget
+from spectrim.pipeline.benching.rows import BenchRow, DenseResult
+from spectrim.pipeline.benching.stages import FactorizeTimer, PeakMemory, StageTimer, timer_for
+from spectrim.pipeline.benching.times import fit_to_time
+from spectrim.pipeline.compressing import cast_for_saving, replace_layers
 from spectrim.pipeline.embedding import compress_embeddings
-from spectrim.pipeline.factorising import factorise
-from spectrim.pipeline.progress import Track
+from spectrim.pipeline.factorising import factorize
+from spectrim.pipeline.progress import ProgressBar
 from spectrim.pipeline.refining import refine
-from spectrim.pipeline.specialising import specialise
-from spectrim.pipeline.timing import timetable
+from spectrim.pipeline.specialising import prune_for_task
+from spectrim.pipeline.timing import latency_table
 from spectrim.planning import Decomposition, Plan
 from spectrim.recipe import Recipe
-from spectrim.refinement import Progress
-from spectrim.workspace import Workspace
+from spectrim.refinement import RunContext
+from spectrim.workspace import Cache
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Subject:
     tokenizer: Any
     texts: dict[str, TokenBlocks]
     dtype: torch.dtype
-    workspace: Workspace
-    track: Track
+    cache: Cache
+    track: ProgressBar
 
     @property
     def timer(self) -> Callable[[], float]:
@@ -60,7 +60,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class _Factorised:
+class _Factorized:
     """A decomposition, or why there is none: an error, or None where the recipe selects its
     bases itself. What it cost, and the memory in use before."""
 
@@ -69,14 +69,14 @@ class _Factorised:
     memory: PeakMemory
 
 
-def dense_figures(subject: Subject) -> Dense:
+def dense_figures(subject: Subject) -> DenseResult:
     """The original's losses by text, and its bytes on disk."""
     figures = {
         name: evaluate_model(subject.model, blocks, ["perplexity"])
         for name, blocks in subject.texts.items()
     }
-    return Dense(
-        several.from_first(lambda: _file_bytes(subject)),
+    return DenseResult(
+        several.run_on_main(lambda: _file_bytes(subject)),
         {name: found["loss"] for name, found in figures.items()},
         {name: found["perplexity"] for name, found in figures.items()},
     )
@@ -90,16 +90,16 @@ def _file_bytes(subject: Subject) -> int:
 
 
 def rows_of(
-    subject: Subject, dense: Dense, name: str, recipes: Sequence[Recipe]
-) -> Iterator[Row]:
+    subject: Subject, dense: DenseResult, name: str, recipes: Sequence[Recipe]
+) -> Iterator[BenchRow]:
     """A row for each budget of one recipe; the decomposition is made once for all it serves."""
-    factorised: dict[bool, _Factorised] = {}
+    factorized: dict[bool, _Factorized] = {}
     for recipe in recipes:
-        along_path = recipe.averages_path
-        if along_path not in factorised:
-            factorised = {along_path: _factorised(subject, recipe)}
-        found = factorised[along_path]
-        empty = Row(name, recipe.budget, recipe.to_dict(), seconds=dict(found.seconds))
+        along_path = recipe.averages_hessian
+        if along_path not in factorized:
+            factorized = {along_path: _factorize(subject, recipe)}
+        found = factorized[along_path]
+        empty = BenchRow(name, recipe.budget, recipe.to_dict(), seconds=dict(found.seconds))
         try:
             if isinstance(found.decomposition, SpectrimError):
                 raise found.decomposition
@@ -108,31 +108,33 @@ def rows_of(
             yield replace(empty, error=" ".join(str(error).split()))
 
 
-def _factorised(subject: Subject, recipe: Recipe) -> _Factorised:
-    clock = FactoriseClock(subject.track, subject.timer)
+def _factorize(subject: Subject, recipe: Recipe) -> _Factorized:
+    clock = FactorizeTimer(subject.track, subject.timer)
     with PeakMemory() as memory:
         found: Decomposition | SpectrimError | None = None
         try:
-            if recipe.selection is None:
-                found = factorise(
-                    subject.model, subject.tokenizer, recipe, subject.workspace, clock.track
+            if recipe.pruning is None:
+                found = factorize(
+                    subject.model, subject.tokenizer, recipe, subject.cache, clock.track
                 )
         except SpectrimError as error:
             found = error
         seconds = clock.seconds()
-    return _Factorised(found, seconds, memory)
+    return _Factorized(found, seconds, memory)
 
 
-def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, empty: Row) -> Row:
-    clock, dtype = Clock(subject.timer), subject.dtype_of(recipe)
+def _row(
+    subject: Subject, dense: DenseResult, recipe: Recipe, found: _Factorized, empty: BenchRow
+) -> BenchRow:
+    clock, dtype = StageTimer(subject.timer), subject.dtype_of(recipe)
     with PeakMemory() as memory:
         with clock("compress"):
             plan, smaller, time = _compressed(subject, recipe, found)
         if recipe.refinement:
             with clock("refine"):
                 smaller = _refined(subject, smaller, recipe)
-        smaller = stored_in(smaller, dtype)
-        sizes, file_bytes = several.from_first(partial(_saved_sizes, smaller))
+        smaller = cast_for_saving(smaller, dtype)
+        sizes, file_bytes = several.run_on_main(partial(_saved_sizes, smaller))
         with clock("evaluate"):
             figures = _evaluated(subject, smaller.float())
     allowed = allowance(subject.model, plan, recipe.budget, dtype)
@@ -156,28 +158,28 @@ def _row(subject: Subject, dense: Dense, recipe: Recipe, found: _Factorised, emp
 
 
 def _compressed(
-    subject: Subject, recipe: Recipe, found: _Factorised
+    subject: Subject, recipe: Recipe, found: _Factorized
 ) -> tuple[Plan, PreTrainedModel, float | None]:
     """In the original's dtype, with the measured time where the budget is one. Bases that a
     recipe selects are not fitted to their bytes."""
-    progress, time = Progress(subject.workspace, subject.track), None
+    progress, time = RunContext(subject.cache, subject.track), None
     model, decomposition = subject.model, found.decomposition
     if isinstance(decomposition, Decomposition) and recipe.latency is not None:
         stored = subject.stored(recipe)
-        times = timetable(decomposition, stored, subject.workspace, subject.track)
-        plan, time = fitted_in_time(model, decomposition, stored, times)
-        smaller = compress(model, decomposition, plan)
+        times = latency_table(decomposition, stored, subject.cache, subject.track)
+        plan, time = fit_to_time(model, decomposition, stored, times)
+        smaller = replace_layers(model, decomposition, plan)
     elif isinstance(decomposition, Decomposition):
-        plan, smaller = fitted(model, decomposition, recipe, subject.dtype_of(recipe))
+        plan, smaller = fit_to_budget(model, decomposition, recipe, subject.dtype_of(recipe))
     else:
-        special = specialise(subject.model, subject.tokenizer, recipe, progress)
+        special = prune_for_task(subject.model, subject.tokenizer, recipe, progress)
         plan, smaller = special.plan, special.model
     smaller = compress_embeddings(subject.model, smaller, subject.tokenizer, recipe, progress)
     return plan, smaller, time
 
 
 def _refined(subject: Subject, smaller: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    progress = Progress(subject.workspace, subject.track)
+    progress = RunContext(subject.cache, subject.track)
     return refine(subject.model, smaller, subject.tokenizer, recipe, progress)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from spectrim.pipeline.progress import Track
+from spectrim.pipeline.progress import ProgressBar
 
 _SECONDS_BETWEEN_SAMPLES = 0.01
 
@@ -65,7 +65,7 @@ def timer_for(device: torch.device) -> Callable[[], float]:
     return time.process_time if device.type == "cpu" else time.perf_counter
 
 
-class Clock:
+class StageTimer:
     """Seconds by stage; `with clock("compress"):` adds to one."""
 
     def __init__(self, timer: Callable[[], float]) -> None:
@@ -82,15 +82,15 @@ class Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
 
-class FactoriseClock:
-    """The seconds of `factorise` by stage, told by the steps that it tracks.
+class FactorizeTimer:
+    """The seconds of `factorize` by stage, told by the steps that it tracks.
 
     What comes before decomposing is calibration (the passes that the workspace had not, and
     reading the others), what comes after it measuring. Both of the latter are missing when the
     decomposition was in the workspace.
     """
 
-    def __init__(self, track: Track, timer: Callable[[], float]):
+    def __init__(self, track: ProgressBar, timer: Callable[[], float]):
         self._track = track
         self._timer = timer
         self._start = timer()
@@ -105,7 +105,7 @@ class FactoriseClock:
         self._decomposing = (begin, self._timer())
 
     def seconds(self) -> dict[str, float]:
-        """To be called when `factorise` has returned."""
+        """To be called when `factorize` has returned."""
         now = self._timer()
         if self._decomposing is None:
             return {"calibrate": now - self._start}

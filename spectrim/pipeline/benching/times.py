@@ -21,18 +21,18 @@ from spectrim import several
 from spectrim.allocation import LatencyTable
 from spectrim.errors import InputError
 from spectrim.pipeline.benching.rows import TOLERATED
-from spectrim.pipeline.timing import place_for
+from spectrim.pipeline.timing import timing_spec
 from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.recipe import Recipe
-from spectrim.speed.layer_times import Place, timed_layer
-from spectrim.speed.planned import measured_share
-from spectrim.surgery.adapters import bias_of
+from spectrim.speed.layer_times import TimingSpec, timed_layer
+from spectrim.speed.planned import measure_share
+from spectrim.surgery.adapters import get_bias
 from spectrim.surgery.targets import Target
 
 _ATTEMPTS = 4
 
 
-def fitted_in_time(
+def fit_to_time(
     model: PreTrainedModel, decomposition: Decomposition, recipe: Recipe, times: LatencyTable
 ) -> tuple[Plan, float]:
     """The plan, and the measured share of the dense layers' time that it takes.
@@ -40,7 +40,7 @@ def fitted_in_time(
     Raises InputError when no ranks meet the recipe's budget by the table.
     """
     assert recipe.latency is not None
-    asked, place = recipe.latency.budget, place_for(recipe)
+    asked, place = recipe.latency.budget, timing_spec(recipe)
     plan = make_plan(decomposition, recipe, times)
     budget, time = asked, _measured(model, plan, place)
     for _ in range(_ATTEMPTS):
@@ -56,23 +56,23 @@ def fitted_in_time(
     return plan, time
 
 
-def _measured(model: PreTrainedModel, plan: Plan, place: Place) -> float:
+def _measured(model: PreTrainedModel, plan: Plan, place: TimingSpec) -> float:
     """Of several processes the first one's, so that all go on with one plan."""
-    return several.from_first(partial(measured_time, model, plan, place))
+    return several.run_on_main(partial(measure_time, model, plan, place))
 
 
-def measured_time(model: PreTrainedModel, plan: Plan, place: Place) -> float:
+def measure_time(model: PreTrainedModel, plan: Plan, place: TimingSpec) -> float:
     """With random factors: a layer's time depends on its kind, shape and rank alone."""
     targets = [Target(name, layer.shape) for name, layer in plan.layers.items()]
     dense, planned = nn.Module(), nn.Module()
     for name, dense_layer, layer in _layers(model, plan, place):
         _put(dense, name, dense_layer)
         _put(planned, name, layer)
-    return measured_share(dense, planned, targets, place)
+    return measure_share(dense, planned, targets, place)
 
 
 def _layers(
-    model: PreTrainedModel, plan: Plan, place: Place
+    model: PreTrainedModel, plan: Plan, place: TimingSpec
 ) -> Iterator[tuple[str, nn.Module, nn.Module]]:
     for name, layer in plan.layers.items():
         found = model.get_submodule(name)
@@ -80,7 +80,7 @@ def _layers(
         if layer.rank is None:
             yield name, dense, dense
         else:
-            biased = bias_of(found) is not None
+            biased = get_bias(found) is not None
             yield name, dense, timed_layer(layer.shape, plan.layer, layer.rank, place, biased)
 
 

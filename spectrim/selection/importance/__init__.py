@@ -8,8 +8,8 @@ with `layers` the model's `SpectralLinear` modules by name.
 """
 
 from spectrim.registry import Registry
-from spectrim.selection.importance._importance import Importance, Slope
+from spectrim.selection.importance._importance import GradientTerm, Importance
 
 IMPORTANCE = Registry("importance", "spectrim.selection.importance")
 
-__all__ = ["IMPORTANCE", "Importance", "Slope"]
+__all__ = ["IMPORTANCE", "GradientTerm", "Importance"]

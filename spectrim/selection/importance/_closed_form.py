@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spectrim.selection.importance._importance import Importance, coordinates_of, taylor
 from spectrim.selection.moments import Moments, moments
 from spectrim.selection.objective import Objective
-from spectrim.selection.softened import check_temperature, softened
+from spectrim.selection.softened import check_temperature, sample_labels
 from spectrim.selection.spectral import SpectralLinear
 
 
@@ -50,7 +50,7 @@ def closed_form(
         scores[name] = taylor(coordinates, found[name].gradient, mean)
         slopes[name] = -coordinates * found[name].gradient
     passes = 1 if options.temperature is None else 1 + options.draws
-    return Importance(scores, passes, slopes=slopes)
+    return Importance(scores, passes, gradient_terms=slopes)
 
 
 def _drawn(
@@ -63,6 +63,6 @@ def _drawn(
     """One set of moments per draw of labels."""
     seeds = (options.seed * 1_000_003 + number for number in range(options.draws))
     return [
-        moments(model, layers, softened(model, objective, temperature, seed, "squares"))
+        moments(model, layers, sample_labels(model, objective, temperature, seed, "squares"))
         for seed in seeds
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spectrim.selection.spectral import SpectralLinear
 
-Slope = Literal["signed", "size", "none"]
+GradientTerm = Literal["signed", "absolute", "none"]
 """How the first-order part of a score counts in the order of removal: as it is, by its size,
 or not at all."""
 Negative = Literal["zero", "keep", "magnitude"]
@@ -24,8 +24,8 @@ Negative = Literal["zero", "keep", "magnitude"]
 class Importance:
     """scores[name] (k,): nats per scored token unless `units` says otherwise.
 
-    errors: standard errors of the scores, where the estimate is random. passes: gradient
-    passes over the objective's rows that it took, one over half of them half a pass. slopes:
+    errors: standard errors of the scores, where the estimate is random. passes: gradient passes
+    over the objective's rows that it took, one over half of them half a pass. gradient_terms:
     the first-order part -c g of each score, where it has one.
     """
 
@@ -33,20 +33,20 @@ class Importance:
     passes: float
     errors: dict[str, Tensor] | None = None
     units: str = "nats per token"
-    slopes: dict[str, Tensor] | None = None
+    gradient_terms: dict[str, Tensor] | None = None
 
-    def order(self, slope: Slope) -> dict[str, Tensor]:
+    def order(self, gradient_term: GradientTerm) -> dict[str, Tensor]:
         """What bases that go together are ordered by, the smallest first.
 
         A slope is exact for one basis. Of many that seem to do harm the slopes add up to a
         long step down the gradient, far beyond where it holds; by size, what the loss depends
         on strongly stays, whichever way.
         """
-        if slope == "signed" or self.slopes is None:
+        if gradient_term == "signed" or self.gradient_terms is None:
             return self.scores
-        share = 1.0 if slope == "size" else 0.0
+        share = 1.0 if gradient_term == "absolute" else 0.0
         return {
-            name: scores - self.slopes[name] + share * self.slopes[name].abs()
+            name: scores - self.gradient_terms[name] + share * self.gradient_terms[name].abs()
             for name, scores in self.scores.items()
         }
 
@@ -60,7 +60,7 @@ def taylor(coordinates: Tensor, gradient: Tensor, curvature: Tensor) -> Tensor:
     return -coordinates * gradient + 0.5 * coordinates.square() * curvature
 
 
-def treated(curvature: Tensor, negative: Negative) -> Tensor:
+def clip_curvature(curvature: Tensor, negative: Negative) -> Tensor:
     if negative == "keep":
         return curvature
     return curvature.abs() if negative == "magnitude" else curvature.clamp_min(0.0)

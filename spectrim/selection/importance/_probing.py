@@ -48,7 +48,7 @@ def rounding_of(dtype: torch.dtype) -> float:
     return unit
 
 
-def probed(
+def probe(
     model: nn.Module,
     layers: dict[str, SpectralLinear],
     objective: Objective,

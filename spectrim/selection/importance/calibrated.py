@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from spectrim.errors import InputError
 from spectrim.selection.importance._importance import Importance, coordinates_of, taylor
-from spectrim.selection.importance._probing import Probes, probed, rounding_of
+from spectrim.selection.importance._probing import Probes, probe, rounding_of
 from spectrim.selection.moments import moments
 from spectrim.selection.objective import Objective
 from spectrim.selection.spectral import SpectralLinear
@@ -69,7 +69,7 @@ def estimate(
     steps = _steps(relative, options.energy)
     rows = _some_rows(objective, options)
     factors = _factors(
-        probed(model, layers, objective, steps, rows, options.seed), relative, steps
+        probe(model, layers, objective, steps, rows, options.seed), relative, steps
     )
     scores, slopes = {}, {}
     for name, layer in layers.items():
@@ -77,7 +77,7 @@ def estimate(
         curvature = factors[name] * relative[name]
         scores[name] = taylor(torch.ones_like(slope), slope, curvature)
         slopes[name] = -slope
-    return Importance(scores, 1 + 2 * len(rows) / len(objective.rows), slopes=slopes)
+    return Importance(scores, 1 + 2 * len(rows) / len(objective.rows), gradient_terms=slopes)
 
 
 def _steps(relative: dict[str, Tensor], energy: float) -> dict[str, Tensor]:
@@ -126,10 +126,10 @@ def _pooled(means: Tensor, variances: Tensor) -> Tensor:
     """Each mean drawn to that of all by how uncertain it is beside how they differ."""
     variances = variances.clamp_min(float(variances.median()) * _FLOOR + 1e-30)
     weights = 1 / variances
-    centre = (weights * means).sum() / weights.sum()
-    excess = (weights * (means - centre).square()).sum() - (len(means) - 1)
+    center = (weights * means).sum() / weights.sum()
+    excess = (weights * (means - center).square()).sum() - (len(means) - 1)
     between = excess / (weights.sum() - weights.square().sum() / weights.sum())
     between = between.clamp_min(0.0) if len(means) > 1 else torch.ones(())
     trust = 1 / (variances + between)
-    centre = (trust * means).sum() / trust.sum()
-    return (means * between + centre * variances) / (between + variances)
+    center = (trust * means).sum() / trust.sum()
+    return (means * between + center * variances) / (between + variances)

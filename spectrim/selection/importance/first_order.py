@@ -27,4 +27,4 @@ def estimate(
 ) -> Importance:
     found = moments(model, layers, objective)
     scores = {n: -coordinates_of(layer) * found[n].gradient for n, layer in layers.items()}
-    return Importance(scores, passes=1, slopes=scores)
+    return Importance(scores, passes=1, gradient_terms=scores)

@@ -25,15 +25,15 @@ from spectrim.errors import InputError
 from spectrim.selection.importance._importance import (
     Importance,
     Negative,
+    clip_curvature,
     coordinates_of,
     standard_error,
     taylor,
-    treated,
 )
-from spectrim.selection.importance._probing import probed, rounding_step
+from spectrim.selection.importance._probing import probe, rounding_step
 from spectrim.selection.moments import gradient_pass, moments
 from spectrim.selection.objective import Objective
-from spectrim.selection.softened import Use, check_temperature, softened
+from spectrim.selection.softened import Use, check_temperature, sample_labels
 from spectrim.selection.spectral import SpectralLinear
 from spectrim.tasks import TaskBatch
 
@@ -82,7 +82,7 @@ def estimate(
     scores, errors, slopes = {}, {}, {}
     for name, layer in layers.items():
         samples, fixed = curvature_of(name, products[name], signs[name])
-        curvature = treated(fixed + samples.mean(0), options.negative)
+        curvature = clip_curvature(fixed + samples.mean(0), options.negative)
         relative = coordinates_of(layer) * gradients[name]
         scores[name] = taylor(torch.ones_like(curvature), relative, curvature)
         slopes[name] = -relative
@@ -90,7 +90,7 @@ def estimate(
     share = min(1.0, (options.rows_per_probe or len(objective.rows)) / len(objective.rows))
     passes = 1 + 2 * options.probes * share
     extra = options.control != "none" and options.temperature is not None
-    return Importance(scores, passes + extra, errors, slopes=slopes)
+    return Importance(scores, passes + extra, errors, gradient_terms=slopes)
 
 
 def _probed(
@@ -101,7 +101,7 @@ def _probed(
     step = options.step or rounding_step(dtype)
     steps = {name: torch.full((layer.bases,), step) for name, layer in layers.items()}
     seen = _seen(objective, options)
-    found = probed(model, layers, objective, steps, seen, options.seed)
+    found = probe(model, layers, objective, steps, seen, options.seed)
     return {name: one / step for name, one in found.products.items()}, found.signs
 
 
@@ -122,7 +122,7 @@ def _softened(model: nn.Module, objective: Objective, options: Options, use: Use
     """On labels that the model draws, where the options ask for them."""
     if options.temperature is None:
         return objective
-    return softened(model, objective, options.temperature, options.seed, use)
+    return sample_labels(model, objective, options.temperature, options.seed, use)
 
 
 def _exact_part(

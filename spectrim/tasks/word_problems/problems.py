@@ -59,10 +59,10 @@ def word_problems(split: str, count: int, seed: int = 0) -> list[TaskExample]:
 
     Raises InputError for an unknown split or a count below one.
     """
-    return [problem.example for problem in drawn(split, count, seed)]
+    return [problem.example for problem in draw_problems(split, count, seed)]
 
 
-def drawn(split: str, count: int, seed: int = 0) -> list[Problem]:
+def draw_problems(split: str, count: int, seed: int = 0) -> list[Problem]:
     """The problems with their templates and numbers. Raises InputError."""
     if split not in SPLITS:
         raise InputError(f"no split '{split}' of word problems; there are {', '.join(SPLITS)}")

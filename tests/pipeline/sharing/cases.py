@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration import Calibration
 from spectrim.planning import Decomposition, Plan
-from spectrim.recipe import PathRecipe, Recipe, SharingRecipe
+from spectrim.recipe import HessianAveragingRecipe, Recipe, SharingRecipe
 from tests.runs import small_recipe
 from tests.tiny_models import tiny_tokens
 
@@ -36,8 +36,12 @@ class Done:
 
 
 def recipe_for(text: Path, rule: str, **changes) -> Recipe:
-    sharing = SharingRecipe(rule=rule, keep="all", error=2.0)
-    given = {"path": PathRecipe(weight=0.0), "sharing": sharing, "rank_multiple": 1} | changes
+    sharing = SharingRecipe(rule=rule, accept="all", max_error=2.0)
+    given = {
+        "hessian_averaging": HessianAveragingRecipe(weight=0.0),
+        "sharing": sharing,
+        "rank_multiple": 1,
+    } | changes
     return small_recipe(text, **given)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import spectrim
-from spectrim.pipeline import calibrate, compress, decompose, plan
+from spectrim.pipeline import calibrate, decompose, plan, replace_layers
 from tests.pipeline.sharing.cases import CASES, Done, logits, recipe_for
 from tests.runs import text_file
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer
@@ -29,7 +29,7 @@ def done(tmp_path_factory, text) -> dict[tuple[str, str], Done]:
         calibration = calibrate(model, tiny_tokenizer(), recipe)
         decomposition = decompose(model, calibration, recipe)
         chosen = plan(decomposition, recipe)
-        smaller = compress(model, decomposition, chosen)
+        smaller = replace_layers(model, decomposition, chosen)
         directory = root / f"{name}-{rule}"
         spectrim.save(smaller, tiny_tokenizer(), str(directory))
         found[name, rule] = Done(

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from spectrim.evaluation import size
 from spectrim.hub import export_dense, export_self_contained, load
-from spectrim.pipeline import compress
+from spectrim.pipeline import replace_layers
 from spectrim.surgery.rewrite import factored_layers, shared_bases
 from tests.hub.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.pipeline.sharing.cases import cases, logits
@@ -116,7 +116,7 @@ def test_a_bare_base_model_loads(done):
 
 def test_casting_and_copies_keep_the_basis_shared(done):
     case = done["llama", "adjacent"]
-    half = compress(case.model, case.decomposition, case.plan, torch.bfloat16)
+    half = replace_layers(case.model, case.decomposition, case.plan, torch.bfloat16)
     assert shared_bases(half) == shared_bases(case.compressed)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert torch.isfinite(logits(half)).all()

@@ -10,7 +10,7 @@ import torch
 
 from spectrim.errors import CheckpointError, InputError
 from spectrim.layers.shared_basis import SharedBasisLinear
-from spectrim.pipeline import compress
+from spectrim.pipeline import replace_layers
 from spectrim.planning import Decomposition, load_plan, save_plan
 from tests.pipeline.sharing.cases import logits
 
@@ -24,7 +24,7 @@ def test_plans_and_decompositions_round_trip(done, tmp_path, suffix):
     case.decomposition.save(tmp_path / "decomposition")
     again = Decomposition.load(tmp_path / "decomposition")
     assert again.groups == case.decomposition.groups
-    assert torch.equal(logits(compress(case.model, again, chosen)), case.logits)
+    assert torch.equal(logits(replace_layers(case.model, again, chosen)), case.logits)
 
 
 def tampered(values: dict, what: str) -> None:
@@ -71,7 +71,7 @@ def test_plans_of_other_groups_are_refused(done, what):
     layers = {n: p for n, p in case.plan.layers.items() if p.members or "o_proj" not in n}
     layers[name] = replace(layer, members=members)
     with pytest.raises(CheckpointError):
-        compress(case.model, case.decomposition, replace(case.plan, layers=layers))
+        replace_layers(case.model, case.decomposition, replace(case.plan, layers=layers))
 
 
 def test_damaged_groups_of_a_decomposition_are_refused(done, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from spectrim.errors import InputError
 from spectrim.pipeline import calibrate, decompose, plan
-from spectrim.pipeline.sharing import normalised_readers
+from spectrim.pipeline.sharing import normalized_readers
 from spectrim.recipe import SharingRecipe
 from spectrim.surgery.targets import find_targets
 from tests.pipeline.sharing.cases import MODELS, recipe_for
@@ -14,7 +14,7 @@ from tests.tiny_models import tiny_llama, tiny_tokenizer
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_adjacent_layers_that_read_a_normalised_state_share(done, name):
+def test_adjacent_layers_that_read_a_normalized_state_share(done, name):
     expected = {
         "gpt2": {"attn.c_attn", "mlp.c_fc"},
         "moe": {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
@@ -52,7 +52,7 @@ def test_every_layer_is_decomposed_once(done):
 def test_looking_for_readers_leaves_the_model_as_it_was():
     model = tiny_llama()
     names = [target.name for target in find_targets(model)]
-    assert {name.split(".")[-1] for name in normalised_readers(model, names)} == {
+    assert {name.split(".")[-1] for name in normalized_readers(model, names)} == {
         *("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
     }
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -61,11 +61,14 @@ def test_looking_for_readers_leaves_the_model_as_it_was():
 @pytest.mark.parametrize(
     ("sharing", "groups"),
     [
-        (SharingRecipe(rule="clustered", keep="all", error=0.0), 0),
-        (SharingRecipe(rule="clustered", keep="all", error=2.0), 7),
-        (SharingRecipe(rule="clustered", keep="all", error=2.0, estimate="weyl"), 7),
-        (SharingRecipe(rule="adjacent", keep="all", types=(r"o_proj$", "down")), 2),
-        (SharingRecipe(rule="same_input", keep="all", types=("mlp",)), 2),
+        (SharingRecipe(rule="clustered", accept="all", max_error=0.0), 0),
+        (SharingRecipe(rule="clustered", accept="all", max_error=2.0), 7),
+        (
+            SharingRecipe(rule="clustered", accept="all", max_error=2.0, error_estimate="weyl"),
+            7,
+        ),
+        (SharingRecipe(rule="adjacent", accept="all", patterns=(r"o_proj$", "down")), 2),
+        (SharingRecipe(rule="same_input", accept="all", patterns=("mlp",)), 2),
     ],
     ids=["no error allowed", "all", "weyl", "types", "types of one input"],
 )
@@ -79,7 +82,7 @@ def test_cheaper_shares_where_the_prediction_falls(done, text):
     case = done["llama", "adjacent"]
     losses = {}
     for rule, keep in (("none", "all"), ("same_input", "all"), ("same_input", "cheaper")):
-        sharing = SharingRecipe(rule=rule, keep=keep, budget=0.5)
+        sharing = SharingRecipe(rule=rule, accept=keep, budget=0.5)
         recipe = recipe_for(text, rule, sharing=sharing, budget=0.5, layer="lowrank")
         found = decompose(case.model, case.calibration, recipe)
         losses[rule, keep] = plan(found, recipe).predicted_loss
@@ -99,8 +102,8 @@ def test_methods_without_a_common_input_metric_are_refused(method, text):
 @pytest.mark.parametrize(
     ("sharing", "match"),
     [
-        (SharingRecipe(rule="adjacent", types=("no_such",)), "finds no two layers"),
-        (SharingRecipe(rule="adjacent", types=("(",)), "sharing.types"),
+        (SharingRecipe(rule="adjacent", patterns=("no_such",)), "finds no two layers"),
+        (SharingRecipe(rule="adjacent", patterns=("(",)), "sharing.patterns"),
     ],
 )
 def test_rules_that_find_nothing_are_refused(done, text, sharing, match):

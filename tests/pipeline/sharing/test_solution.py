@@ -8,8 +8,8 @@ from torch import Tensor
 
 from spectrim.curves.probe import Probe
 from spectrim.decompositions import DECOMPOSITIONS
-from spectrim.pipeline import calibration_blocks, decompose, measure
-from spectrim.surgery.adapters import weight_of
+from spectrim.pipeline import calibration_blocks, decompose, probe_curves
+from spectrim.surgery.adapters import get_weight
 from tests.pipeline.sharing.cases import recipe_for
 from tests.tiny_models import tiny_tokenizer
 from tests.tolerances import (
@@ -37,7 +37,7 @@ def test_factors_are_those_of_the_stacked_whitened_weight(done, text, method):
         ]
         left = torch.block_diag(*outer)
         layers = [case.model.get_submodule(member) for member in members]
-        weights = [weight_of(layer).detach().double() for layer in layers]
+        weights = [get_weight(layer).detach().double() for layer in layers]
         u, s, v = torch.linalg.svd(left.T @ torch.cat(weights) @ right)
         for rank in (1, 5, 17):
             best = (u[:, :rank] * s[:rank]) @ v[:rank]
@@ -54,11 +54,11 @@ def root(covariance: Tensor, damping: float) -> Tensor:
 def test_curves_price_each_member_by_its_own_statistics(done):
     case = done["llama", "adjacent"]
     name, members = next(iter(case.decomposition.groups.items()))
-    factors, _ = case.decomposition.by_module({name: 4})
+    factors, _ = case.decomposition.expand_groups({name: 4})
     expected = 0.0
     for member in members:
         statistics = case.calibration.layer(member)
-        weight = weight_of(case.model.get_submodule(member)).detach().double()
+        weight = get_weight(case.model.get_submodule(member)).detach().double()
         cut = weight - factors[member].weight(4)
         product = statistics["gradient_covariance"] @ cut @ statistics["input_covariance"]
         expected += 0.5 * float((product * cut).sum())
@@ -69,7 +69,7 @@ def test_the_probe_exchanges_groups(done, text):
     case = done["llama", "adjacent"]
     blocks = calibration_blocks(case.model, tiny_tokenizer(), recipe_for(text, "none"))
     probe = Probe(case.model, blocks, 192)
-    found = probe.divergence(*case.decomposition.by_module(case.plan.ranks))
+    found = probe.divergence(*case.decomposition.expand_groups(case.plan.ranks))
     with torch.no_grad():
         p = case.model(input_ids=probe.ids).logits[:, :-1].log_softmax(-1)
         q = case.compressed(input_ids=probe.ids).logits[:, :-1].log_softmax(-1)
@@ -80,7 +80,7 @@ def test_the_probe_exchanges_groups(done, text):
 def test_curves_can_be_measured(done, text):
     case = done["gqa", "same_input"]
     recipe = recipe_for(text, "same_input")
-    found = measure(case.model, tiny_tokenizer(), case.decomposition, recipe)
+    found = probe_curves(case.model, tiny_tokenizer(), case.decomposition, recipe)
     assert found.correction.pairs
     assert found.groups == case.decomposition.groups
     assert all((curve.diff() <= 0).all() for curve in found.curves.values())
