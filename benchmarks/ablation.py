@@ -14,7 +14,7 @@ from typing import Any
 
 from method_table import NO_PATH, PLAIN, Rows, run
 
-from spectrim.presets import PRESETS
+from spectrim.pipeline.presets import PRESETS
 
 TOKENS = 60_000
 _BEST = PRESETS["best"].to_dict()

@@ -19,12 +19,12 @@ from torch import Tensor
 
 import spectrim
 from spectrim.data import BlockSettings, token_blocks
-from spectrim.pipeline.calibrating import prepare
-from spectrim.pipeline.specialising import spectral_copy
+from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.prune_for_task import spectral_copy
 from spectrim.pipeline.tasks import load_task_rows, sample_rows
-from spectrim.recipe import CalibrationRecipe, Recipe, TaskRecipe
-from spectrim.selection import IMPORTANCE, Objective, SpectralLinear
-from spectrim.tasks import TaskRows
+from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, TaskRecipe
+from spectrim.pruning import IMPORTANCE, Objective, SpectralLinear
+from spectrim.data.tasks import TaskRows
 
 ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
     ("magnitude (Basel)", "magnitude", {}),

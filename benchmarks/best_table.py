@@ -12,7 +12,7 @@ import sys
 
 from method_table import Rows, run
 
-from spectrim.presets import PRESETS
+from spectrim.pipeline.presets import PRESETS
 
 _STAGES = PRESETS["best"].to_dict()["refinement"]
 ROWS: Rows = {

@@ -22,26 +22,15 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from spectrim import hub, pipeline
+from spectrim import checkpoint, pipeline
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, SpectrimError
 from spectrim.evaluation.size import tensor_bytes
-from spectrim.pipeline.compensating import (
-    add_corrections,
-    choose_correction_ranks,
-    compute_residual,
-    correction_figures,
-)
-from spectrim.pipeline.factorising import price_rounding
-from spectrim.recipe import (
-    CalibrationRecipe,
-    CorrectionRecipe,
-    HessianAveragingRecipe,
-    QuantizationRecipe,
-    Recipe,
-)
-from spectrim.surgery.targets import find_targets
-from spectrim.workspace import Cache
+from spectrim.pipeline.quantize import (add_corrections, choose_correction_ranks, compute_residual, correction_figures)
+from spectrim.pipeline.plan import price_rounding
+from spectrim.pipeline.recipe import (CalibrationRecipe, CorrectionRecipe, HessianAveragingRecipe, QuantizationRecipe, Recipe)
+from spectrim.models.targets import find_targets
+from spectrim.runtime.cache import Cache
 
 DTYPE = torch.bfloat16
 GROUP = 32
@@ -60,7 +49,7 @@ class Table:
 
     def __init__(self, given: argparse.Namespace):
         self.given = given
-        self.model, self.tokenizer = hub.load(given.model, dtype=torch.float32)
+        self.model, self.tokenizer = checkpoint.load(given.model, dtype=torch.float32)
         self.cache = Cache(given.cache)
         calibration = CalibrationRecipe(
             data=given.data,
@@ -132,7 +121,7 @@ class Table:
         """Bytes of the layers' tensors in a checkpoint that is written and removed."""
         with tempfile.TemporaryDirectory() as directory:
             out = Path(directory) / "model"
-            hub.save_compressed(model, None, out, model.config.quantization_config)
+            checkpoint.save_compressed(model, None, out, model.config.quantization_config)
             sizes = tensor_bytes(out)
         inside = tuple(f"{name}." for name in self.names)
         return sum(size for name, size in sizes.items() if name.startswith(inside))

@@ -19,16 +19,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from spectrim import hub, pipeline
+from spectrim import checkpoint, pipeline
 from spectrim.data import BlockSettings
-from spectrim.pipeline.compensating import (
-    add_corrections,
-    choose_correction_ranks,
-    compute_residual,
-    correction_figures,
-)
-from spectrim.recipe import CalibrationRecipe, CorrectionRecipe, Recipe
-from spectrim.workspace import Cache
+from spectrim.pipeline.quantize import (add_corrections, choose_correction_ranks, compute_residual, correction_figures)
+from spectrim.pipeline.recipe import CalibrationRecipe, CorrectionRecipe, Recipe
+from spectrim.runtime.cache import Cache
 
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn int4 g32": ("rtn", {"bits": 4}),
@@ -71,7 +66,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="compressors whose label holds this")
     given = parser.parse_args()
     logging.disable_progress_bar()
-    model, tokenizer = hub.load(given.model, dtype=torch.float32)
+    model, tokenizer = checkpoint.load(given.model, dtype=torch.float32)
     settings = BlockSettings(length=given.length, max_tokens=given.tokens, keep_tail=True)
     calibration = CalibrationRecipe(
         data=given.data, sequences=given.sequences, length=given.length

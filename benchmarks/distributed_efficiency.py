@@ -26,14 +26,15 @@ import torch.distributed as dist
 from llama_shape import llama_config
 from transformers import LlamaForCausalLM
 
-from spectrim import hub, several
+from spectrim import checkpoint
+from spectrim.runtime import distributed
 from spectrim.calibration import Calibration, CalibrationSettings, calibrate
 from spectrim.calibration.distributed import calibrate_distributed
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
-from spectrim.pipeline import decompose
-from spectrim.pipeline.calibrating import batch_tokens
-from spectrim.recipe import Recipe
-from spectrim.surgery.targets import find_targets
+from spectrim.pipeline.plan import decompose
+from spectrim.pipeline.calibrate import batch_tokens
+from spectrim.pipeline.recipe import Recipe
+from spectrim.models.targets import find_targets
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def main() -> None:
     held: dict[str, Calibration] = {}
 
     def statistics() -> None:
-        work = calibrate if several.num_processes() == 1 else calibrate_distributed
+        work = calibrate if distributed.num_processes() == 1 else calibrate_distributed
         held["sums"] = work(model, targets, blocks, settings)
 
     def decompositions() -> None:
@@ -65,8 +66,8 @@ def main() -> None:
     statistics()
     steps = {"statistics": statistics, "decompositions": decompositions}
     figures = {name: _compared(step, given.repeats) for name, step in steps.items()}
-    if several.is_main_process():
-        print(json.dumps({"processes": several.num_processes()} | figures, indent=1))
+    if distributed.is_main_process():
+        print(json.dumps({"processes": distributed.num_processes()} | figures, indent=1))
     dist.destroy_process_group()
 
 
@@ -84,7 +85,7 @@ def _arguments() -> argparse.Namespace:
 
 def _subject(given: argparse.Namespace) -> tuple[Any, TokenBlocks]:
     if given.model is not None:
-        model, tokenizer = hub.load(given.model, dtype=torch.float32)
+        model, tokenizer = checkpoint.load(given.model, dtype=torch.float32)
         wanted = BlockSettings(sequences=given.sequences, length=given.length)
         return model, token_blocks(given.data, tokenizer, wanted)
     heads = {"num_key_value_heads": given.hidden // 64}
@@ -100,9 +101,9 @@ def _subject(given: argparse.Namespace) -> tuple[Any, TokenBlocks]:
 def _compared(step: Callable[[], None], repeats: int) -> dict[str, Any]:
     one, every = [], []
     for _ in range(repeats):
-        one.append(several.run_on_main(lambda: _timed(step)))
+        one.append(distributed.run_on_main(lambda: _timed(step)))
         own = _timed(step)
-        parts = several.all_gather(own)
+        parts = distributed.all_gather(own)
         every.append(Seconds(max(p.wall for p in parts), max(p.cpu for p in parts)))
     wall, cpu = (
         {
@@ -120,7 +121,7 @@ def _compared(step: Callable[[], None], repeats: int) -> dict[str, Any]:
 
 
 def _timed(step: Callable[[], None]) -> Seconds:
-    several.all_gather(None)
+    distributed.all_gather(None)
     wall, cpu = time.perf_counter(), time.process_time()
     step()
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)

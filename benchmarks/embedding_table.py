@@ -16,14 +16,14 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from spectrim import hub
+from spectrim import checkpoint
 from spectrim.data import BlockSettings
 from spectrim.embeddings import EMBEDDINGS, replace_table
 from spectrim.evaluation import size
-from spectrim.pipeline import evaluate
+from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.embedding import PlannedTable, plan_table
-from spectrim.recipe import CalibrationRecipe, EmbeddingRecipe, Recipe
-from spectrim.workspace import Cache
+from spectrim.pipeline.recipe import CalibrationRecipe, EmbeddingRecipe, Recipe
+from spectrim.runtime.cache import Cache
 
 COLUMNS = ("metric", "kept of the table", "rank", "lost", "parameters", "perplexity")
 
@@ -56,7 +56,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable_progress_bar()
 
-    model, tokenizer = hub.load(given.model, dtype=torch.float32)
+    model, tokenizer = checkpoint.load(given.model, dtype=torch.float32)
     settings = BlockSettings(length=given.length, max_tokens=given.tokens, keep_tail=True)
     calibration = CalibrationRecipe(
         data=given.data, sequences=given.sequences, length=given.length

@@ -10,10 +10,10 @@ import argparse
 import torch
 from transformers.utils import logging
 
-from spectrim import hub, pipeline
+from spectrim import checkpoint, pipeline
 from spectrim.data import BlockSettings
-from spectrim.recipe import CalibrationRecipe, Recipe
-from spectrim.workspace import Cache
+from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
+from spectrim.runtime.cache import Cache
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.8)
     given = parser.parse_args()
     logging.disable_progress_bar()
-    model, tokenizer = hub.load(given.model, dtype=torch.float32)
+    model, tokenizer = checkpoint.load(given.model, dtype=torch.float32)
     settings = BlockSettings(length=256, max_tokens=20_000, keep_tail=True)
     recipe = Recipe(
         budget=given.budget, calibration=CalibrationRecipe(data=given.data, length=256)

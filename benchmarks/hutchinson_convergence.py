@@ -16,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spectrim.decompositions import LayerProblem, decompose_layer
 from spectrim.registry import NoOptions
-from spectrim.selection import IMPORTANCE, Objective, SpectralLinear
-from spectrim.surgery.targets import find_targets
-from spectrim.tasks import TaskRows
+from spectrim.pruning import IMPORTANCE, Objective, SpectralLinear
+from spectrim.models.targets import find_targets
+from spectrim.data.tasks import TaskRows
 
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 REPEATS = 8

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 import spectrim
-from spectrim.pipeline.calibrating import prepare
-from spectrim.pipeline.specialising import layer_costs, spectral_copy
+from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.prune_for_task import layer_costs, spectral_copy
 from spectrim.pipeline.tasks import load_task_rows, sample_rows
-from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, Recipe, TaskRecipe
-from spectrim.selection import IMPORTANCE, Objective, PruningOptions, SpectralLinear, select
-from spectrim.selection.importance import GradientTerm
-from spectrim.selection.rules import Rule
+from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, Recipe, TaskRecipe)
+from spectrim.pruning import IMPORTANCE, Objective, PruningOptions, SpectralLinear, select
+from spectrim.pruning.importance import GradientTerm
+from spectrim.pruning.selection_rules import Rule
 
 KEPT = (1.4, 1.0, 0.8, 0.6, 0.4, 0.25)
 ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [

@@ -10,8 +10,8 @@ import argparse
 import torch
 
 from spectrim.allocation import LatencyRecipe
-from spectrim.speed import random_model
-from spectrim.speed.planned import time_plan
+from spectrim.evaluation.speed import random_model
+from spectrim.evaluation.speed.plan_latency import time_plan
 
 
 def main() -> None:

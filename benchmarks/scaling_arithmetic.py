@@ -101,7 +101,7 @@ def _room(shape: Shape, tokens: int, length: int) -> str:
 
 
 def _decomposing(layer: tuple[int, int]) -> int:
-    """As `spectrim.pipeline.memory` counts it."""
+    """As `spectrim.pipeline.memory_plan` counts it."""
     out, inner = layer
     small = min(layer)
     matrices = 4 * small**2 + 6 * (small**2 + max(layer)) + 6 * small**2

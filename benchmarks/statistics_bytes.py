@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from spectrim import hub, pipeline
+from spectrim import checkpoint, pipeline
 from spectrim.calibration import Calibration, MemoryBudget
 from spectrim.data import BlockSettings
-from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe)
 from spectrim.statistics import STATISTICS, CovarianceFormat
 from spectrim.statistics._covariance import convert_format
-from spectrim.surgery.targets import find_targets
+from spectrim.models.targets import find_targets
 
 Choice = Callable[[str, str], CovarianceFormat]
 """The form of a statistic's covariance at a layer."""
@@ -35,7 +35,7 @@ SHARES = (0.5, 0.25, 0.125)
 def main() -> None:
     given = _arguments()
     logging.disable_progress_bar()
-    model, tokenizer = hub.load(given.model, dtype=torch.float32)
+    model, tokenizer = checkpoint.load(given.model, dtype=torch.float32)
     recipe = _recipe(given)
     full = pipeline.calibrate(model, tokenizer, recipe)
     shapes = {target.name: target.shape for target in find_targets(model)}

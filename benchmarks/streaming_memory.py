@@ -63,7 +63,7 @@ def _compress(given: argparse.Namespace) -> None:
     import spectrim.cli.commands
     import spectrim.cli.streaming  # noqa: F401  what the limit is counted beyond
     from spectrim.cli import main as command_line
-    from spectrim.streaming.memory import peak_bytes, resident_bytes
+    from spectrim.runtime.memory import peak_bytes, resident_bytes
 
     base = resident_bytes()
     memory = f"{base // MIB + given.beyond}MiB" if given.beyond else given.memory
@@ -85,10 +85,10 @@ def _compress(given: argparse.Namespace) -> None:
 
 
 def _metered() -> StageMeter:
-    from spectrim.cli import show
+    from spectrim.cli import console
 
     meter = StageMeter()
-    show.track = meter.track
+    console.track = meter.track
     return meter
 
 

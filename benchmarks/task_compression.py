@@ -24,19 +24,12 @@ import torch
 
 import spectrim
 from spectrim import pipeline
-from spectrim.recipe import (
-    CalibrationRecipe,
-    HessianAveragingRecipe,
-    ProbeRecipe,
-    Recipe,
-    RefinementRecipe,
-    TaskRecipe,
-)
+from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe, RefinementRecipe, TaskRecipe)
 from spectrim.refinement import RunContext
-from spectrim.selection import PruningOptions
-from spectrim.selection.importance import GradientTerm
-from spectrim.storage import write_text
-from spectrim.workspace import Cache
+from spectrim.pruning import PruningOptions
+from spectrim.pruning.importance import GradientTerm
+from spectrim.runtime.files import write_text
+from spectrim.runtime.cache import Cache
 
 ROWS = 16
 SHARE = 0.25

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import spectrim
-from spectrim.recipe import EmbeddingRecipe
+from spectrim.pipeline.recipe import EmbeddingRecipe
 
 FIELDS, VALUES, WIDTH = 8, 600, 16
 METHODS = {

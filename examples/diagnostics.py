@@ -17,7 +17,7 @@ import torch
 
 import spectrim
 from spectrim.data import BlockSettings, token_blocks
-from spectrim.pipeline.inspecting import inspect_layers, representation, timings
+from spectrim.pipeline.inspect import inspect_layers, representation, timings
 
 
 def figures_of(name: str, data: str, tokens: int) -> dict[str, float]:

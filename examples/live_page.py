@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import spectrim
-from spectrim.explore import Access, Places, Session, make_server
-from spectrim.explore.session import Source
+from spectrim.report.live import Access, Places, Session, make_server
+from spectrim.report.live.session import Source
 from spectrim.report.facts import PAGE_FILE
 
 TOKEN = "any text that others cannot guess"

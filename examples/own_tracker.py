@@ -4,9 +4,9 @@
     python examples/own_tracker.py smaller --data text.txt --output tuned --csv figures.csv
 
 A module with `REFERENCE` and `start`, as this is, becomes `--track NAME` of every command by an
-entry point of the group `spectrim.trackers`:
+entry point of the group `spectrim.runtime.tracking`:
 
-    [project.entry-points."spectrim.trackers"]
+    [project.entry-points."spectrim.runtime.tracking"]
     csv = "own_tracker"
 """
 
@@ -21,7 +21,7 @@ import torch
 
 import spectrim
 from spectrim.refinement import RunContext
-from spectrim.trackers import TrackedRun
+from spectrim.runtime.tracking import TrackedRun
 
 REFERENCE = "FIGURES_CSV names the file"
 

@@ -15,7 +15,7 @@ import torch
 
 import spectrim
 from spectrim.evaluation.size import disk_bytes
-from spectrim.recipe import QuantizationRecipe
+from spectrim.pipeline.recipe import QuantizationRecipe
 
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:

@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from spectrim import hub, pipeline
-from spectrim.cli.show import track
+from spectrim import checkpoint, pipeline
+from spectrim.cli.console import track
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
-from spectrim.pipeline import Bench, BenchSettings
-from spectrim.presets import PRESETS
-from spectrim.recipe import ProbeRecipe
+from spectrim.pipeline.benchmark import Bench, BenchSettings
+from spectrim.pipeline.presets import PRESETS
+from spectrim.pipeline.recipe import ProbeRecipe
 from spectrim.report.card import card_for
-from spectrim.workspace import Cache
+from spectrim.runtime.cache import Cache
 
 BUDGET = 0.7
 PROMPT = "def read(self, path):\n    "
@@ -43,8 +43,8 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=40, do_sample=False)
 def main(out: Path) -> None:
     logging.disable_progress_bar()
     leave_busy_cores()
-    model, tokenizer = hub.load("reference", dtype=torch.float32)
-    stored = hub.stored_dtype("reference") or torch.float32
+    model, tokenizer = checkpoint.load("reference", dtype=torch.float32)
+    stored = checkpoint.stored_dtype("reference") or torch.float32
     settings = BlockSettings(length=256, max_tokens=20_000, seed=0, keep_tail=True)
     cache = Cache(out.parent / "cache")
     bench = BenchSettings(("python:held_out",), settings, stored, cache=cache, track=track)
@@ -67,8 +67,8 @@ def main(out: Path) -> None:
     smaller = pipeline.replace_layers(model, decomposition, plan, stored)
     card = card_for("reference", plan, default)
     extras = {"spectrim_recipe.yaml": default.to_yaml(), "spectrim_plan.yaml": plan.to_yaml()}
-    options = hub.SaveOptions(card=card, extras=extras, overwrite=True)
-    hub.save_compressed(smaller, tokenizer, out, smaller.config.quantization_config, options)
+    options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=True)
+    checkpoint.save_compressed(smaller, tokenizer, out, smaller.config.quantization_config, options)
     print(f"\nsaved to {out}; a new process loads it with plain transformers and writes:\n")
     subprocess.run([sys.executable, "-c", GENERATE.format(path=str(out))], check=True)
 

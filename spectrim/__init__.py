@@ -21,69 +21,56 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from spectrim.noise import install_log_filters
+from spectrim.runtime.log_filters import install_log_filters
 
 install_log_filters()  # transformers imports torchao where it is installed
 
-from spectrim import hub as _hub  # noqa: E402  registers the plug-in
+from spectrim import checkpoint as _hub  # noqa: E402  registers the plug-in
 from spectrim.errors import NumericalWarning, SpectrimError  # noqa: E402
-from spectrim.hub import load  # noqa: E402
+from spectrim.checkpoint import load  # noqa: E402
 
 if TYPE_CHECKING:
     from spectrim.evaluation import HarnessSettings, evaluate_harness
     from spectrim.inference import fuse, unfuse
-    from spectrim.pipeline import (
-        BenchSettings,
-        FinetuneSettings,
-        agreement_loss,
-        bench,
-        calibrate,
-        compress_any,
-        decompose,
-        evaluate,
-        factorize,
-        factorize_any,
-        finetune,
-        plan,
-        probe_curves,
-        prune_for_task,
-        quantize,
-        quantize_factors,
-        refine,
-        replace_layers,
-    )
-    from spectrim.recipe import Recipe
-    from spectrim.surgery.lora_targets import lora_targets
+    from spectrim.pipeline.benchmark import BenchSettings, bench
+    from spectrim.pipeline.finetune import FinetuneSettings, finetune
+    from spectrim.pipeline.any_module import agreement_loss, compress_any, factorize_any
+    from spectrim.pipeline.calibrate import calibrate
+    from spectrim.pipeline.plan import decompose, factorize, plan, probe_curves
+    from spectrim.pipeline.evaluate import evaluate
+    from spectrim.pipeline.prune_for_task import prune_for_task
+    from spectrim.pipeline.quantize import quantize
+    from spectrim.pipeline.quantize_factors import quantize_factors
+    from spectrim.pipeline.refine import refine
+    from spectrim.pipeline.replace import replace_layers
+    from spectrim.pipeline.recipe import Recipe
+    from spectrim.adapters.targets import lora_targets
 
 _LAZY = {
-    "Recipe": "spectrim.recipe",
-    **dict.fromkeys(("fuse", "unfuse"), "spectrim.inference"),
-    **dict.fromkeys(
-        (
-            "BenchSettings",
-            "FinetuneSettings",
-            "agreement_loss",
-            "bench",
-            "calibrate",
-            "compress_any",
-            "decompose",
-            "evaluate",
-            "factorize",
-            "factorize_any",
-            "finetune",
-            "probe_curves",
-            "plan",
-            "quantize",
-            "quantize_factors",
-            "refine",
-            "prune_for_task",
-            "replace_layers",
-        ),
-        "spectrim.pipeline",
-    ),
-    "lora_targets": "spectrim.surgery.lora_targets",
+    "BenchSettings": "spectrim.pipeline.benchmark",
+    "FinetuneSettings": "spectrim.pipeline.finetune",
     "HarnessSettings": "spectrim.evaluation",
+    "Recipe": "spectrim.pipeline.recipe",
+    "agreement_loss": "spectrim.pipeline.any_module",
+    "bench": "spectrim.pipeline.benchmark",
+    "calibrate": "spectrim.pipeline.calibrate",
+    "compress_any": "spectrim.pipeline.any_module",
+    "decompose": "spectrim.pipeline.plan",
+    "evaluate": "spectrim.pipeline.evaluate",
     "evaluate_harness": "spectrim.evaluation",
+    "factorize": "spectrim.pipeline.plan",
+    "factorize_any": "spectrim.pipeline.any_module",
+    "finetune": "spectrim.pipeline.finetune",
+    "fuse": "spectrim.inference",
+    "lora_targets": "spectrim.adapters.targets",
+    "plan": "spectrim.pipeline.plan",
+    "probe_curves": "spectrim.pipeline.plan",
+    "prune_for_task": "spectrim.pipeline.prune_for_task",
+    "quantize": "spectrim.pipeline.quantize",
+    "quantize_factors": "spectrim.pipeline.quantize_factors",
+    "refine": "spectrim.pipeline.refine",
+    "replace_layers": "spectrim.pipeline.replace",
+    "unfuse": "spectrim.inference",
 }
 
 

@@ -38,7 +38,7 @@ class Registry:
         found = {
             info.name: importlib.import_module(f"{self.package}.{info.name}")
             for info in pkgutil.iter_modules(root.__path__)
-            if not info.name.startswith("_")
+            if not info.name.startswith("_") and not info.ispkg
         }
         for point in entry_points(group=self.package):
             found[point.name] = point.load()

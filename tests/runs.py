@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe)
 
 _WORDS = 900
 

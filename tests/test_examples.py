@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModel
 
 import spectrim
-from spectrim.trackers import TRACKERS, TrackedRun, open_tracker
-from tests.hub.compressing import compress
+from spectrim.runtime.tracking import TRACKERS, TrackedRun, open_tracker
+from tests.checkpoint.compressing import compress
 from tests.runs import text_file
 from tests.shared_assets import shared_data
 from tests.tiny_models import tiny_llama, tiny_tokenizer

@@ -16,7 +16,7 @@ import reference_pages
 from kinds import KINDS, entries
 from text import ROOT
 
-from spectrim.presets import PRESETS
+from spectrim.pipeline.presets import PRESETS
 
 
 def on_config(config: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
-from spectrim.pipeline.catalogue import REGISTRIES
+from spectrim.pipeline.catalog import REGISTRIES
 from spectrim.registry import Registry
 
 

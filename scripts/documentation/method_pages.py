@@ -13,7 +13,7 @@ import yaml
 from kinds import KINDS, Entry, entries
 from text import ROOT, fields, options_text, place, prose, sources
 
-from spectrim.presets import PRESETS, SUMMARIES
+from spectrim.pipeline.presets import PRESETS, SUMMARIES
 from spectrim.registry import NoOptions
 
 _HEADING = re.compile(r"(?m)^#{2,3} (.+)$")
@@ -209,7 +209,7 @@ def _preset_page(name: str) -> str:
     ]
     parts = [
         f"# `{name}`",
-        "*Preset*, `spectrim/presets.py`",
+        "*Preset*, `spectrim/pipeline/presets.py`",
         SUMMARIES[name],
         lead,
         f"```yaml\n{yaml.safe_dump(shown, sort_keys=False)}```",

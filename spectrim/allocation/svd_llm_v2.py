@@ -21,7 +21,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from spectrim.allocation._climb import Floats, proportional, types_of
+from spectrim.allocation._greedy import Floats, proportional, types_of
 from spectrim.allocation._request import AllocationRequest, LayerCurve, RankChoices
 
 REQUIRES: tuple[str, ...] = ()

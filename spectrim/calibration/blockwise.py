@@ -22,27 +22,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.hooks import BatchIndex, CaptureSpec, capture, group_by_input
-from spectrim.calibration.result import Calibration
-from spectrim.calibration.stored import Parts
-from spectrim.calibration.whole_model import (
-    PROBED,
-    Batch,
-    CalibrationSettings,
-    accumulator,
-    batches,
-    check_finite,
-    provenance_of,
-    summed_loss,
-)
+from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.statistics._result import Calibration
+from spectrim.statistics._stored import Parts
+from spectrim.calibration.in_memory import (PROBED, Batch, CalibrationSettings, accumulator, batches, check_finite, provenance_of, summed_loss)
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.statistics import STATISTICS, LayerTokens
-from spectrim.storage import write_text
-from spectrim.streaming.activations import Activations
-from spectrim.streaming.model import StreamedModel
-from spectrim.streaming.passing import BlockCall, StreamedBlockRunner, rows_of
-from spectrim.surgery.targets import Target
+from spectrim.runtime.files import write_text
+from spectrim.models.offload.activations import Activations
+from spectrim.models.offload.model import StreamedModel
+from spectrim.models.block_runner import BlockCall, StreamedBlockRunner, rows_of
+from spectrim.models.targets import Target
 
 INPUT, GRADIENT = "input", "gradient"
 

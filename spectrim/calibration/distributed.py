@@ -20,19 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from spectrim import several
-from spectrim.calibration.result import Calibration
-from spectrim.calibration.whole_model import (
-    CalibrationSettings,
-    begin,
-    calibrate,
-    frozen_eval_with_graph,
-    rows_per_batch,
-)
+from spectrim.runtime import distributed
+from spectrim.statistics._result import Calibration
+from spectrim.calibration.in_memory import (CalibrationSettings, begin, calibrate, frozen_eval_with_graph, rows_per_batch)
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.surgery.targets import Target
-from spectrim.surgery.targets import decoder_blocks as decoder_blocks
+from spectrim.models.targets import Target
+from spectrim.models.targets import decoder_blocks as decoder_blocks
 
 
 def calibrate_distributed(
@@ -52,7 +46,7 @@ def calibrate_distributed(
         raise InputError("no process group; start with torchrun and init_process_group")
     own = shard_settings(blocks, settings)
     in_shards = _in_shards(model)
-    with nullcontext() if in_shards else several.raise_together():
+    with nullcontext() if in_shards else distributed.raise_together():
         part = start_shard(model, targets, blocks, own)
         missing = _rounds(blocks, own) - _passes(part, blocks, own)
         part = calibrate(model, targets, blocks, own, resume=part)
@@ -64,7 +58,7 @@ def calibrate_distributed(
 def shard_settings(blocks: TokenBlocks, settings: CalibrationSettings) -> CalibrationSettings:
     """For one of several processes: batches of a size that all of them have as many of, or
     one more. In a single process the settings themselves."""
-    if (count := several.num_processes()) == 1:
+    if (count := distributed.num_processes()) == 1:
         return settings
     rows = rows_per_batch(blocks, settings.tokens_per_batch)
     rounds = -(-len(blocks) // (rows * count))
@@ -80,19 +74,19 @@ def start_shard(
 ) -> Calibration:
     """`begin`, at this process's first batch."""
     part = begin(model, targets, blocks, settings)
-    first = several.process_index() * rows_per_batch(blocks, settings.tokens_per_batch)
+    first = distributed.process_index() * rows_per_batch(blocks, settings.tokens_per_batch)
     part.provenance["sequences_done"] = min(first, len(blocks))
     return part
 
 
 def all_reduce(part: Calibration, sequences: int) -> Calibration:
     """The sums of all processes, in place and the same bits in each of them."""
-    if several.num_processes() == 1:
+    if distributed.num_processes() == 1:
         return part
     states = [state for by_layer in part.states.values() for state in by_layer.values()]
-    several.all_reduce_sum_(tensor for state in states for tensor in state.values())
+    distributed.all_reduce_sum_(tensor for state in states for tensor in state.values())
     numbers = torch.tensor([part.tokens, *part.counts.values()], dtype=torch.int64)
-    several.all_reduce_sum_([numbers])
+    distributed.all_reduce_sum_([numbers])
     part.tokens = int(numbers[0])
     part.counts = dict(zip(part.counts, numbers[1:].tolist(), strict=True))
     part.provenance["sequences_done"] = sequences

@@ -17,14 +17,14 @@ def main() -> None:
     try:
         import spectrim.cli.bench
         import spectrim.cli.bench_speed
-        import spectrim.cli.compensate
+        import spectrim.cli.quantize
         import spectrim.cli.explore
         import spectrim.cli.finetune
         import spectrim.cli.inspect
         import spectrim.cli.recipes
         import spectrim.cli.report  # noqa: F401  adds its command
         from spectrim.cli.commands import app
-        from spectrim.cli.several import group
+        from spectrim.cli.torchrun import group
 
         with group():
             app(prog_name="spectrim")
@@ -33,7 +33,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted")
     except (MemoryError, RuntimeError) as error:
-        from spectrim.cli.several import is_lost
+        from spectrim.cli.torchrun import is_lost
 
         if is_lost(error):
             _fail("another process of this run has ended; see why above, and start again")
@@ -52,7 +52,7 @@ def _fail(message: str) -> None:
 
 def _failed_first() -> bool:
     """Of several processes, each of which says once that it failed."""
-    from spectrim.cli.several import is_first_failure
+    from spectrim.cli.torchrun import is_first_failure
 
     return is_first_failure()
 

@@ -9,18 +9,19 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from spectrim import pipeline, several
-from spectrim.cli import show
+from spectrim import pipeline
+from spectrim.runtime import distributed
+from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, RemoteCode, _load, app, check_processes
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.cli.tracking import Tracker, progress_for, start_tracking
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
-from spectrim.pipeline.benching import BUDGETS, MOST_TOKENS, Bench, BenchRow, bench_steps
+from spectrim.pipeline.benchmark import BUDGETS, MOST_TOKENS, Bench, BenchRow, bench_steps
 from spectrim.report.bench_plot import bench_svg
 from spectrim.report.bench_table import markdown, summary, values
-from spectrim.storage import write_text
-from spectrim.workspace import Cache
+from spectrim.runtime.files import write_text
+from spectrim.runtime.cache import Cache
 
 _METHODS = escape(
     "METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], a preset, or a YAML file of recipes by name; "
@@ -80,8 +81,8 @@ def bench(
     )
     title = f"{model}: {', '.join(recipes)}"
     for result in bench_steps(original, tokenizer, recipes, wanted, settings):
-        with several.raise_together():
-            if several.is_main_process():
+        with distributed.raise_together():
+            if distributed.is_main_process():
                 _write(result, output, model, title)
         _tell(result)
     for row in result.rows:
@@ -122,7 +123,7 @@ def _write(result: Bench, output: Path, model: str, title: str) -> None:
 def _tell(result: Bench) -> None:
     """A line on standard error for the row just made, or for those found finished."""
     place = f"{len(result.rows)} of {result.wanted} rows"
-    show.note(f"{place}: {result.made} made, {len(result.rows) - result.made} found finished")
+    console.note(f"{place}: {result.made} made, {len(result.rows) - result.made} found finished")
 
 
 def _figures(row: BenchRow) -> dict[str, float]:
@@ -135,10 +136,10 @@ def _figures(row: BenchRow) -> dict[str, float]:
 
 def _show(result: Bench, output: Path, model: str, json: bool) -> None:
     if json:
-        show.as_json(values(result, model))
+        console.as_json(values(result, model))
     else:
-        show.table("perplexity by text, loss increase in nats per token", *summary(result))
+        console.table("perplexity by text, loss increase in nats per token", *summary(result))
     for row in result.rows:
         if row.error is not None:
-            show.note(f"warning: {row.name} at {row.budget:g}: {row.error}")
-    show.note(f"table, figures and plot in {output}: bench.md, bench.json, bench.svg")
+            console.note(f"warning: {row.name} at {row.budget:g}: {row.error}")
+    console.note(f"table, figures and plot in {output}: bench.md, bench.json, bench.svg")

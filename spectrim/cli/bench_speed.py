@@ -11,13 +11,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from spectrim import hub, speed
-from spectrim.cli import show
+from spectrim import checkpoint
+from spectrim.evaluation import speed
+from spectrim.cli import console
 from spectrim.cli.commands import Json, RemoteCode, app
 from spectrim.errors import InputError
 from spectrim.report import speed_table
-from spectrim.storage import write_text
-from spectrim.surgery.rewrite import factored_layers
+from spectrim.runtime.files import write_text
+from spectrim.models.replace import factored_layers
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -100,7 +101,7 @@ def bench_speed(
     if kernels and place.type != "cuda":
         raise InputError("--kernels needs a GPU; on a processor they only run interpreted")
     contestants = speed.make_variants(dense, smaller, compiled, kernels, tiles)
-    _print(speed.bench_speed(contestants, settings, show.track), what, output, json)
+    _print(speed.bench_speed(contestants, settings, console.track), what, output, json)
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,11 @@ def _loaded(
 ) -> tuple[Any, Any]:
     """The dense model or None, and the compressed one or None."""
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust}
-    found = hub.load(name, **options)[0].to(place).eval()
+    found = checkpoint.load(name, **options)[0].to(place).eval()
     dense = None
     if original is not None:
         options["dtype"] = found.dtype
-        dense = hub.load(original, **options)[0].to(place).eval()
+        dense = checkpoint.load(original, **options)[0].to(place).eval()
     if any(True for _ in factored_layers(found)):
         return dense, found
     if dense is not None:
@@ -151,10 +152,10 @@ def _print(result: speed.SpeedResult, what: str, output: Path | None, json: bool
         write_text(output / "speed.md", speed_table.markdown(result, what))
         write_text(output / "speed.json", json_text.dumps(values, indent=1) + "\n")
     if json:
-        show.as_json(values)
+        console.as_json(values)
     else:
         title = speed_table.title(result, what)
-        show.table(title, speed_table.NARROW_HEAD, speed_table.narrow_cells(result))
+        console.table(title, speed_table.NARROW_HEAD, speed_table.narrow_cells(result))
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -11,13 +11,14 @@ import typer
 from transformers.utils import logging
 
 import spectrim
-from spectrim import hub, pipeline, several
-from spectrim.cli import show
-from spectrim.cli.group import Commands
-from spectrim.cli.levels import log_command
-from spectrim.cli.making import CompressArgs, LoadedModel, choose_plan, make, with_save_dtype
+from spectrim import checkpoint as checkpoint_module, pipeline
+from spectrim.runtime import distributed
+from spectrim.cli import console
+from spectrim.cli.app import Commands
+from spectrim.cli.logging import log_command
+from spectrim.cli.making import (CompressArgs, LoadedModel, choose_plan, make, with_save_dtype)
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
-from spectrim.cli.several import check_shared
+from spectrim.cli.torchrun import check_shared
 from spectrim.cli.streaming import within_memory
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.cli.tracking import Tracker, final_figures, progress_for, start_tracking
@@ -25,13 +26,13 @@ from spectrim.data import BlockSettings
 from spectrim.errors import InputError
 from spectrim.evaluation import HarnessSettings, evaluate_harness, size
 from spectrim.planning import load_plan, save_plan, size_curve
-from spectrim.recipe import Recipe, TaskRecipe
+from spectrim.pipeline.recipe import Recipe, TaskRecipe
 from spectrim.refinement import RunContext
 from spectrim.report.curve_plot import curve_svg
 from spectrim.report.facts import PAGE_FILE
-from spectrim.report.making import Pair
-from spectrim.report.writing import OutputSpec, write_result
-from spectrim.storage import write_text
+from spectrim.report.load import Pair
+from spectrim.report.write import OutputSpec, write_result
+from spectrim.runtime.files import write_text
 
 app = typer.Typer(
     cls=Commands,
@@ -73,7 +74,7 @@ def _common(
     check_shared(context.invoked_subcommand)
     if verbose and quiet:
         raise InputError("choose one of --verbose and --quiet")
-    show.set_level(verbose, quiet)
+    console.set_level(verbose, quiet)
     logging.disable_progress_bar()
     leave_busy_cores()
     context.obj.enter_context(log_command())
@@ -81,15 +82,15 @@ def _common(
 
 def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
     """Model in float32, tokenizer, and the dtype its checkpoint is stored in."""
-    model, tokenizer = hub.load(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    model, tokenizer = checkpoint_module.load(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
     if tokenizer is None:
         raise InputError(f"{name} has no tokenizer; put its files beside the model")
-    return model, tokenizer, hub.stored_dtype(name) or torch.float32
+    return model, tokenizer, checkpoint_module.stored_dtype(name) or torch.float32
 
 
 def check_processes(recipe: Recipe, memory: str | None = None) -> None:
     """Raises InputError for what several processes do not share."""
-    if several.num_processes() == 1:
+    if distributed.num_processes() == 1:
         return
     if memory is not None:
         raise InputError("--memory is for one process: start without torchrun, or leave it out")
@@ -134,10 +135,10 @@ def compress(
     pair = Pair(loaded.model, result.model, loaded.tokenizer, loaded.stored)
     write_result(result.made, pair, OutputSpec(output, overwrite, report), result.prune_steps)
     log_metrics(final_figures(result.made.plan, output), None)
-    show.print_result(result.made.plan, json)
-    show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+    console.print_result(result.made.plan, json)
+    console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
     if report:
-        show.note(f"report in {output / PAGE_FILE}")
+        console.note(f"report in {output / PAGE_FILE}")
 
 
 @app.command()
@@ -162,7 +163,7 @@ def plan(
     recipe = recipe_of(given)
     original, tokenizer, stored = _load(model, trust_remote_code)
     recipe = with_save_dtype(recipe, stored)
-    progress = RunContext(cache_from(given), show.track)
+    progress = RunContext(cache_from(given), console.track)
     decomposition = pipeline.factorize(
         original, tokenizer, recipe, progress.cache, progress.track
     )
@@ -170,19 +171,19 @@ def plan(
     chosen = choose_plan(decomposition, recipe, target_loss, progress)
     if check_speed:
         for text in pipeline.slow_layers(chosen, recipe, progress.cache, progress.track):
-            show.note(f"warning: {text}")
-    with several.raise_together():
-        if several.is_main_process():
+            console.note(f"warning: {text}")
+    with distributed.raise_together():
+        if distributed.is_main_process():
             title = f"{model}: {recipe.method}, {recipe.layer}"
             write_text(plot, curve_svg(points, title, chosen.kept))
             if output:
                 save_plan(chosen, output)
     if json:
-        show.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
+        console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
         return
-    show.curve_table(points)
-    show.plan_table(chosen)
-    show.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))
+    console.curve_table(points)
+    console.plan_table(chosen)
+    console.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))
 
 
 @app.command()
@@ -226,7 +227,7 @@ def evaluate(
         if task:
             results[name] |= pipeline.evaluate_task(model, tokenizer, TaskRecipe(data=task))
         if wanted:
-            results[name] |= several.run_on_main(
+            results[name] |= distributed.run_on_main(
                 partial(evaluate_harness, model, tokenizer, wanted, harness)
             )
         if data or not (task or wanted):
@@ -234,13 +235,13 @@ def evaluate(
             results[name] |= pipeline.evaluate(model, tokenizer, text, settings, reference)
             results[name] |= pipeline.evaluate_documents(model, tokenizer, text, settings)
     if json:
-        show.as_json(results)
+        console.as_json(results)
     else:
-        show.figures_table(results)
+        console.figures_table(results)
 
 
 def _disk_bytes(name: str) -> dict[str, float]:
-    place = hub.resolve(name)
+    place = checkpoint_module.resolve(name)
     return {"disk_bytes": size.disk_bytes(place)} if isinstance(place, Path) else {}
 
 
@@ -249,10 +250,10 @@ def ls(json: Json = False) -> None:
     """Methods, allocations, layers, statistics and evaluators: what each needs, its source."""
     rows = pipeline.list_methods()
     if json:
-        show.as_json(rows)
+        console.as_json(rows)
         return
     for kind, entries in rows.items():
-        show.table(
+        console.table(
             kind,
             ("name", "what", "needs", "reference"),
             [(e["name"], e["summary"], ", ".join(e["needs"]), e["reference"]) for e in entries],
@@ -273,17 +274,17 @@ def export(
 ) -> None:
     """A model that runs without spectrim: dense, with its own code, or as an ONNX graph."""
     ways = {
-        hub.export_dense: dense,
-        hub.export_self_contained: self_contained,
-        hub.export_onnx: onnx,
+        checkpoint_module.export_dense: dense,
+        checkpoint_module.export_self_contained: self_contained,
+        checkpoint_module.export_onnx: onnx,
     }
     if sum(ways.values()) != 1:
         raise InputError("choose one of --dense, --self-contained and --onnx")
     [write] = [way for way, chosen in ways.items() if chosen]
     written = write(checkpoint, output, overwrite)
     if json:
-        show.as_json({"saved": str(written)})
-    show.note(f"saved to {written}")
+        console.as_json({"saved": str(written)})
+    console.note(f"saved to {written}")
 
 
 @app.command()
@@ -292,11 +293,11 @@ def activate(
     json: Json = False,
 ) -> None:
     """Let every program of this environment load compressed models without an import."""
-    through = None if remove else str(hub.activate())
-    removed = remove and hub.deactivate()
+    through = None if remove else str(checkpoint_module.activate())
+    removed = remove and checkpoint_module.deactivate()
     if json:
-        show.as_json({"active": not remove, "through": through, "removed": removed})
+        console.as_json({"active": not remove, "through": through, "removed": removed})
     if through is not None:
-        show.note(f"active through {through}")
+        console.note(f"active through {through}")
     else:
-        show.note("removed" if removed else "was not active")
+        console.note("removed" if removed else "was not active")

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from spectrim import hub, pipeline
-from spectrim.cli import show
+from spectrim import checkpoint, pipeline
+from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, Overwrite, RemoteCode, _load, app
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.errors import InputError
-from spectrim.explore import Access, Places, Session, make_server
-from spectrim.explore.session import Source
+from spectrim.report.live import Access, Places, Session, make_server
+from spectrim.report.live.session import Source
 
 
 @app.command()
@@ -52,10 +52,10 @@ def explore(
     if host in ("", "0.0.0.0", "::"):
         raise InputError(f"--host '{host}': name the one address that browsers will ask for")
     if output is not None:
-        hub.check_output(output, overwrite)
+        checkpoint.check_output(output, overwrite)
     source = Source(model, *_load(model, trust_remote_code))
     decomposition = pipeline.factorize(
-        source.model, source.tokenizer, recipe, cache_from(given), show.track
+        source.model, source.tokenizer, recipe, cache_from(given), console.track
     )
     places = Places(plan, output, overwrite, cache_from(given))
     session = Session(source, decomposition, recipe, places)
@@ -68,7 +68,7 @@ def _as_json(address: str) -> None:
 
 
 def _as_note(address: str) -> None:
-    show.note(f"explore at {address}\nCtrl-C ends it")
+    console.note(f"explore at {address}\nCtrl-C ends it")
 
 
 def _serve(
@@ -89,7 +89,7 @@ def _serve(
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        show.note("ended")
+        console.note("ended")
     finally:
         session.job.stop()
         session.job.wait()

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from spectrim import hub, pipeline
-from spectrim.cli import show
+from spectrim import checkpoint, pipeline
+from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
 from spectrim.cli.options import cache_from
 from spectrim.cli.tracking import Tracker, progress_for, start_tracking
 from spectrim.evaluation import size
-from spectrim.hub import SpectrimConfig
+from spectrim.checkpoint import SpectrimConfig
 from spectrim.report.finetuning_card import finetuning_card
 
 
@@ -67,7 +67,7 @@ def finetune(
         learning_rate=learning_rate,
         seed=seed,
     )
-    hub.check_output(output, overwrite)
+    checkpoint.check_output(output, overwrite)
     log_metrics = start_tracking(context, track, f"finetune {model}", asdict(settings))
     loaded, tokenizer, stored = _load(model, trust_remote_code)
     kept = cache_from({"cache": cache, "no_cache": no_cache})
@@ -75,14 +75,14 @@ def finetune(
     tuned = pipeline.cast_for_saving(tuned, stored)
     config: SpectrimConfig = tuned.config.quantization_config
     entry = config.provenance["refinement"][-1]
-    options = hub.SaveOptions(card=finetuning_card(model, entry), overwrite=overwrite)
-    hub.save_compressed(tuned, tokenizer, output, config, options)
+    options = checkpoint.SaveOptions(card=finetuning_card(model, entry), overwrite=overwrite)
+    checkpoint.save_compressed(tuned, tokenizer, output, config, options)
     ends = {f"loss at the end/{what}": last for what, (_, last) in entry["losses"].items()}
     log_metrics(ends | {"disk_bytes": size.disk_bytes(output)}, None)
-    show.as_json(entry) if json else _table(entry["losses"])
-    show.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+    console.as_json(entry) if json else _table(entry["losses"])
+    console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
 
 
 def _table(losses: dict[str, tuple[float, float]]) -> None:
     rows = [(what, f"{first:.4f}", f"{last:.4f}") for what, (first, last) in losses.items()]
-    show.table("training loss", ("trained", "first tenth", "last tenth"), rows)
+    console.table("training loss", ("trained", "first tenth", "last tenth"), rows)

@@ -9,19 +9,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from spectrim import hub, pipeline
-from spectrim.cli import show
+from spectrim import checkpoint, pipeline
+from spectrim.cli import console
 from spectrim.cli.commands import Json, RemoteCode, app
 from spectrim.data import BlockSettings, check_vocabulary, token_blocks
 from spectrim.errors import InputError
-from spectrim.pipeline.calibrating import vocabulary_size
-from spectrim.pipeline.inspecting import (
-    LayerReport,
-    Timing,
-    inspect_layers,
-    representation,
-    timings,
-)
+from spectrim.pipeline.calibrate import vocabulary_size
+from spectrim.pipeline.inspect import (LayerReport, Timing, inspect_layers, representation, timings)
 
 _COLUMNS = ("layer", "shape", "rank", "effective", "stable", "tail", "plain <", "pivoted <")
 _TITLE = "{}: ranks of the weights, tail exponent, most rank that still saves weights"
@@ -41,10 +35,10 @@ def inspect(
     """Effective and stable rank, heavy tails and break-even ranks of every layer."""
     results = {}
     for name in models:
-        model, tokenizer = hub.load(
+        model, tokenizer = checkpoint.load(
             name, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
-        found: dict[str, Any] = {"layers": inspect_layers(model, show.track)}
+        found: dict[str, Any] = {"layers": inspect_layers(model, console.track)}
         if data is not None:
             if tokenizer is None:
                 raise InputError(f"{name} has no tokenizer; put its files beside the model")
@@ -59,12 +53,12 @@ def inspect(
             found |= {"times": timings(model, blocks)}
         results[name] = found
     if json:
-        show.as_json({name: _plain(found) for name, found in results.items()})
+        console.as_json({name: _plain(found) for name, found in results.items()})
         return
     for name, found in results.items():
         _print(name, found)
     if data is not None:
-        show.figures_table({name: found["hidden_states"] for name, found in results.items()})
+        console.figures_table({name: found["hidden_states"] for name, found in results.items()})
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +73,7 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(name: str, found: dict[str, Any]) -> None:
-    show.table(_TITLE.format(name), _COLUMNS, [_row(layer) for layer in found["layers"]])
+    console.table(_TITLE.format(name), _COLUMNS, [_row(layer) for layer in found["layers"]])
     if times := found.get("times"):
         _print_times(name, times)
 
@@ -110,4 +104,4 @@ def _print_times(name: str, times: Sequence[Timing]) -> None:
         )
         for t in times
     ]
-    show.table(f"{name}: hidden states of growing texts", head, rows)
+    console.table(f"{name}: hidden states of growing texts", head, rows)

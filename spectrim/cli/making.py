@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim import hub, pipeline
+from spectrim import checkpoint, pipeline
 from spectrim.errors import InputError
 from spectrim.planning import Decomposition, Plan, plan_for_loss
-from spectrim.recipe import Recipe
+from spectrim.pipeline.recipe import Recipe
 from spectrim.refinement import RunContext
-from spectrim.report.making import CompressionResult
+from spectrim.report.load import CompressionResult
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class CompressArgs:
                 method=plan.method, layer=plan.layer, budget=plan.budget
             )
         pipeline.check_quantization(recipe)
-        hub.check_output(self.output, self.overwrite)
+        checkpoint.check_output(self.output, self.overwrite)
         return recipe
 
     def plan(self, decomposition: Decomposition, recipe: Recipe, progress: RunContext) -> Plan:

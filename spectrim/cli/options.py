@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.errors import InputError
-from spectrim.presets import PRESETS, load_recipe
-from spectrim.recipe import QuantizationRecipe, Recipe, recipe_from
-from spectrim.renamed import check_field
-from spectrim.workspace import Cache
+from spectrim.pipeline.presets import PRESETS, load_recipe
+from spectrim.pipeline.recipe import QuantizationRecipe, Recipe, recipe_from
+from spectrim.pipeline.renamed import check_field
+from spectrim.runtime.cache import Cache
 
 _RECIPE = "Recipe (each overrides the recipe file or preset)"
 _CALIBRATION = "Calibration"

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from spectrim.cli import show
+from spectrim.cli import console
 from spectrim.cli.commands import Json, Overwrite, app
 from spectrim.errors import InputError, UnknownNameError
-from spectrim.presets import PRESETS
-from spectrim.storage import write_text
+from spectrim.pipeline.presets import PRESETS
+from spectrim.runtime.files import write_text
 
 recipes = typer.Typer(no_args_is_help=True, help="Presets, to look at and to start from.")
 app.add_typer(recipes, name="recipes")
@@ -21,7 +21,7 @@ app.add_typer(recipes, name="recipes")
 def list_(json: Json = False) -> None:
     """The presets and what each of them is made of."""
     if json:
-        show.as_json({name: recipe.to_dict() for name, recipe in PRESETS.items()})
+        console.as_json({name: recipe.to_dict() for name, recipe in PRESETS.items()})
         return
     rows = [
         (
@@ -35,7 +35,7 @@ def list_(json: Json = False) -> None:
         for name, recipe in PRESETS.items()
     ]
     head = ("name", "method, ranks", "layer", "budget", "sequences", "refinement")
-    show.table("recipes", head, rows)
+    console.table("recipes", head, rows)
 
 
 @recipes.command()
@@ -55,5 +55,5 @@ def copy(
         raise InputError(f"{place} exists; name another file with -o, or give --overwrite")
     write_text(place, PRESETS[name].to_yaml())
     if json:
-        show.as_json({"recipe": str(place)})
-    show.note(f"{place}: edit it, then --recipe {place}")
+        console.as_json({"recipe": str(place)})
+    console.note(f"{place}: edit it, then --recipe {place}")

@@ -8,16 +8,16 @@ from typing import Annotated
 import torch
 import typer
 
-from spectrim import hub, pipeline
-from spectrim.cli import show
+from spectrim import checkpoint as checkpoint_module, pipeline
+from spectrim.cli import console
 from spectrim.cli.commands import Json, RemoteCode, _load, app
 from spectrim.data import BlockSettings, token_blocks
 from spectrim.errors import InputError
-from spectrim.report.comparing import with_divergence, with_texts
+from spectrim.report.compare import with_divergence, with_texts
 from spectrim.report.facts import PAGE_FILE, ReportData
-from spectrim.report.making import Pair, facts_in, report_extras
+from spectrim.report.load import Pair, facts_in, report_extras
 from spectrim.report.page import report_page
-from spectrim.storage import write_text
+from spectrim.runtime.files import write_text
 
 
 @app.command()
@@ -49,12 +49,12 @@ def report(
         write_text(output, report_page(facts))
     else:
         for name, text in report_extras(facts).items():
-            hub.add_text_file(checkpoint, name, text)
+            checkpoint_module.add_text_file(checkpoint, name, text)
     if json:
-        show.as_json(
+        console.as_json(
             {"report": str(output or checkpoint / PAGE_FILE), **headline_figures(facts)}
         )
-    show.note(f"report in {output or checkpoint / PAGE_FILE}")
+    console.note(f"report in {output or checkpoint / PAGE_FILE}")
 
 
 def headline_figures(facts: ReportData) -> dict[str, float | None]:
@@ -69,7 +69,7 @@ def headline_figures(facts: ReportData) -> dict[str, float | None]:
 
 def _pair(original: str, checkpoint: Path, trust_remote_code: bool) -> Pair:
     dense, tokenizer, stored = _load(original, trust_remote_code)
-    smaller, _ = hub.load(checkpoint, dtype=torch.float32)
+    smaller, _ = checkpoint_module.load(checkpoint, dtype=torch.float32)
     return Pair(dense, smaller, tokenizer, stored)
 
 

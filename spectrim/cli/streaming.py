@@ -6,24 +6,19 @@ from dataclasses import replace
 
 import torch
 
-from spectrim import hub
-from spectrim.cli import show
+from spectrim import checkpoint
+from spectrim.cli import console
 from spectrim.cli.making import CompressArgs, dtype_of
 from spectrim.cli.tracking import final_figures
 from spectrim.errors import InputError
-from spectrim.hub.stream import open_streamed, save_streamed
-from spectrim.pipeline.memory import MemoryPlan, bytes_of, plan_memory
-from spectrim.pipeline.streaming import (
-    CompressedParts,
-    check_streamable,
-    decompose_streamed,
-    for_streaming,
-)
+from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
+from spectrim.pipeline.memory_plan import MemoryPlan, bytes_of, plan_memory
+from spectrim.pipeline.streaming import (CompressedParts, check_streamable, decompose_streamed, for_streaming)
 from spectrim.planning import Plan
-from spectrim.recipe import Recipe
+from spectrim.pipeline.recipe import Recipe
 from spectrim.refinement import RunContext
 from spectrim.report.card import card_for
-from spectrim.streaming.memory import peak_bytes, return_large_blocks
+from spectrim.runtime.memory import peak_bytes, return_large_blocks
 
 
 def within_memory(
@@ -38,7 +33,7 @@ def within_memory(
         raise InputError(f"{wanted.model} has no tokenizer; put its files beside the model")
     return_large_blocks()
     chosen = plan_memory(opened, recipe, limit)
-    show.note(str(chosen))
+    console.note(str(chosen))
     if chosen.sizes is None:
         sized = replace(recipe.calibration, tokens_per_batch=chosen.tokens_per_batch)
         return recipe.with_changes(calibration=sized)
@@ -46,12 +41,12 @@ def within_memory(
     with decompose_streamed(opened, recipe, chosen.sizes, progress) as decomposition:
         plan = wanted.plan(decomposition, recipe, progress)
         recipe = recipe.at_budget(plan.budget)
-        dtype = dtype_of(recipe, hub.stored_dtype(wanted.model) or torch.float32)
+        dtype = dtype_of(recipe, checkpoint.stored_dtype(wanted.model) or torch.float32)
         parts = CompressedParts(opened, decomposition, plan, dtype)
         texts = {"recipe": recipe.to_yaml(), "plan": plan.to_yaml()}
         extras = {f"spectrim_{name}.yaml": text for name, text in texts.items()}
         card = card_for(wanted.model, plan, recipe)
-        options = hub.SaveOptions(card=card, extras=extras, overwrite=wanted.overwrite)
+        options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=wanted.overwrite)
         save_streamed(opened, parts, wanted.output, parts.config(), options)
     progress.log_metrics(final_figures(plan, wanted.output), None)
     _told(wanted, plan, chosen)
@@ -59,7 +54,7 @@ def within_memory(
 
 
 def _told(wanted: CompressArgs, plan: Plan, chosen: MemoryPlan) -> None:
-    show.print_result(plan, wanted.json)
+    console.print_result(plan, wanted.json)
     peak = peak_bytes() / 2**20
-    show.note(f"peak memory of this process {peak:,.0f} MiB, limit {chosen.limit / 2**20:,.0f}")
-    show.note(f"saved to {wanted.output}: `import spectrim`, then from_pretrained")
+    console.note(f"peak memory of this process {peak:,.0f} MiB, limit {chosen.limit / 2**20:,.0f}")
+    console.note(f"saved to {wanted.output}: `import spectrim`, then from_pretrained")

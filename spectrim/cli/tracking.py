@@ -8,19 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from spectrim import several
-from spectrim.cli import show
+from spectrim.runtime import distributed
+from spectrim.cli import console
 from spectrim.evaluation import size
 from spectrim.planning import Plan
 from spectrim.refinement import RunContext
-from spectrim.trackers import (
-    MetricLogger,
-    TrackedRun,
-    null_logger,
-    open_tracker,
-    with_stage_times,
-)
-from spectrim.workspace import Cache
+from spectrim.runtime.tracking import (MetricLogger, TrackedRun, null_logger, open_tracker, with_stage_times)
+from spectrim.runtime.cache import Cache
 
 Tracker = Annotated[
     str | None,
@@ -37,14 +31,14 @@ def start_tracking(
 ) -> MetricLogger:
     """Opens a run that ends with the command, as failed if that failed; of several processes
     the first one's."""
-    tracker = tracker if several.is_main_process() else None
+    tracker = tracker if distributed.is_main_process() else None
     return context.obj.enter_context(open_tracker(tracker, TrackedRun(name, settings)))
 
 
 def progress_for(cache: Cache, log_metrics: MetricLogger) -> RunContext:
     if log_metrics is null_logger:
-        return RunContext(cache, show.track)
-    return RunContext(cache, with_stage_times(show.track, log_metrics), log_metrics=log_metrics)
+        return RunContext(cache, console.track)
+    return RunContext(cache, with_stage_times(console.track, log_metrics), log_metrics=log_metrics)
 
 
 def final_figures(plan: Plan, output: Path) -> dict[str, float]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from spectrim.data.loading import open_documents
-from spectrim.data.reading import in_order, read_tokens
+from spectrim.data.tokenizing import in_order, read_tokens
 from spectrim.errors import InputError
 
 SHORTEST_ROW = 2

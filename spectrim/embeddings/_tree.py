@@ -9,7 +9,7 @@ from torch import nn
 
 from spectrim.embeddings._modules import FactoredEmbedding, FactoredHead
 from spectrim.errors import ModelError
-from spectrim.surgery.rewrite import replace_layer
+from spectrim.models.replace import replace_layer
 
 
 @dataclass(frozen=True)

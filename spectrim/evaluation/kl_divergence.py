@@ -14,18 +14,10 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from spectrim import several
+from spectrim.runtime import distributed
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
-from spectrim.evaluation._forward import (
-    Batch,
-    batches,
-    check_batch_size,
-    check_readable,
-    inference,
-    log_probabilities,
-    logits,
-)
+from spectrim.evaluation._forward import (Batch, batches, check_batch_size, check_readable, inference, log_probabilities, logits)
 
 NEEDS_ORIGINAL = True
 COMMAND = "spectrim evaluate OUT --original MODEL --data TEXT"
@@ -57,10 +49,10 @@ def evaluate(
     check_readable(model, blocks)
     check_readable(reference, blocks)
     totals = torch.zeros(len(blocks), 3, dtype=torch.float64)
-    with several.raise_together(), inference(model, reference):
-        for batch in several.shard(batches(blocks, options.batch_size)):
+    with distributed.raise_together(), inference(model, reference):
+        for batch in distributed.shard(batches(blocks, options.batch_size)):
             totals[batch.rows] = _batch_totals(model, reference, batch)
-    several.all_reduce_sum_([totals])
+    distributed.all_reduce_sum_([totals])
     divergence, agreed, tokens = totals.sum(0).tolist()
     return {"kl_divergence": divergence / tokens, "top1_agreement": agreed / tokens}
 

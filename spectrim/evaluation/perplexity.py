@@ -15,18 +15,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim import several
+from spectrim.runtime import distributed
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
-from spectrim.evaluation._forward import (
-    Batch,
-    batches,
-    check_batch_size,
-    check_readable,
-    inference,
-    log_probabilities,
-    logits,
-)
+from spectrim.evaluation._forward import (Batch, batches, check_batch_size, check_readable, inference, log_probabilities, logits)
 
 NEEDS_ORIGINAL = False
 COMMAND = "spectrim evaluate MODEL OUT --data TEXT"
@@ -85,13 +77,13 @@ def row_losses(
     check_readable(model, blocks)
     losses = torch.zeros(len(blocks), dtype=torch.float64)
     counts = torch.zeros(len(blocks), dtype=torch.int64)
-    with several.raise_together(), inference(model):
-        for batch in several.shard(batches(blocks, options.batch_size)):
+    with distributed.raise_together(), inference(model):
+        for batch in distributed.shard(batches(blocks, options.batch_size)):
             batch_losses = _batch_losses(model, batch)
             _check_finite(batch_losses, batch)
             losses[batch.rows] = batch_losses
             counts[batch.rows] = batch.predicted.sum(1)
-    several.all_reduce_sum_([losses, counts])
+    distributed.all_reduce_sum_([losses, counts])
     return losses, counts
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import InputError, NumericalError
-from spectrim.linalg.products import gram, symmetric_product, triangular_product
+from spectrim.linalg.symmetric_products import gram, symmetric_product, triangular_product
 from spectrim.linalg.psd import add_damping, check_covariance, cholesky, mean_diagonal
 
 ROUNDING = 1e-13

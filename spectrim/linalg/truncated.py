@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spectrim.linalg.metric import Metric
-from spectrim.linalg.products import gram
+from spectrim.linalg.symmetric_products import gram
 from spectrim.linalg.psd import check_finite, descending_eigh
 
 

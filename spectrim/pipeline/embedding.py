@@ -9,32 +9,22 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim import several
+from spectrim.runtime import distributed
 from spectrim.calibration import CalibrationSettings
-from spectrim.calibration.store import model_fingerprint
-from spectrim.embeddings import (
-    EMBEDDINGS,
-    Table,
-    TableLocation,
-    TableProblem,
-    TableStatistics,
-    factorize_table,
-    find_table,
-    replace_table,
-    table_rank,
-)
+from spectrim.statistics._io import model_fingerprint
+from spectrim.embeddings import (EMBEDDINGS, Table, TableLocation, TableProblem, TableStatistics, factorize_table, find_table, replace_table, table_rank)
 from spectrim.embeddings._gather import Sums, finish, gather
 from spectrim.errors import CheckpointError, InputError
-from spectrim.hub import attach_config
-from spectrim.hub.tables import table_entry
-from spectrim.pipeline.calibrating import batch_tokens, calibration_blocks
-from spectrim.pipeline.progress import ProgressBar, silent
-from spectrim.planning.multiples import multiple_for
-from spectrim.recipe import EmbeddingRecipe, Recipe
+from spectrim.checkpoint import attach_config
+from spectrim.checkpoint.table_entries import table_entry
+from spectrim.pipeline.calibrate import batch_tokens, calibration_blocks
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.planning.rank_multiples import multiple_for
+from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
 from spectrim.refinement import RunContext
-from spectrim.storage import read_tensors, write_tensors
-from spectrim.surgery.targets import find_targets
-from spectrim.workspace import Cache, load_if_valid
+from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.models.targets import find_targets
+from spectrim.runtime.cache import Cache, load_if_valid
 
 
 @dataclass(frozen=True)
@@ -163,8 +153,8 @@ def _gathered(
     if (earlier := load_if_valid(path, _load)) is not None:
         return earlier
     sums = gather(model, blocks, wanted, settings, track)
-    with several.raise_together():
-        if path is not None and several.is_main_process():
+    with distributed.raise_together():
+        if path is not None and distributed.is_main_process():
             write_tensors(path, sums, {"kind": "embedding"})
     return sums
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectrim import several
-from spectrim.curves.probe import Probe
+from spectrim.runtime import distributed
+from spectrim.planning.probe import Probe
 from spectrim.errors import CheckpointError, InputError
 from spectrim.linalg.truncated import Factors
 from spectrim.planning import Decomposition
-from spectrim.storage import read_mapping, write_text
-from spectrim.workspace import SECONDS_BETWEEN_SAVES, load_if_valid_locally
+from spectrim.runtime.files import read_mapping, write_text
+from spectrim.runtime.cache import SECONDS_BETWEEN_SAVES, load_if_valid_locally
 
 
 class Snapshots:
@@ -31,8 +31,8 @@ class Snapshots:
 
     def __init__(self, entry: Path | None, seconds: float | None = None):
         own = (
-            f".{several.process_index()}-of-{several.num_processes()}"
-            if several.num_processes() > 1
+            f".{distributed.process_index()}-of-{distributed.num_processes()}"
+            if distributed.num_processes() > 1
             else ""
         )
         self.directory = None if entry is None else entry.with_suffix(f"{own}.parts")

@@ -10,16 +10,8 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks, check_vocabulary
 from spectrim.errors import InputError
-from spectrim.recipe import TaskRecipe
-from spectrim.tasks import (
-    RowSettings,
-    TaskExample,
-    TaskRows,
-    TaskSettings,
-    calibration_blocks,
-    load_task,
-    task_rows,
-)
+from spectrim.pipeline.recipe import TaskRecipe
+from spectrim.data.tasks import (RowSettings, TaskExample, TaskRows, TaskSettings, calibration_blocks, load_task, task_rows)
 
 LONGEST_ROW = 2048
 """Tokens, for models that read more."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
-from spectrim.storage import read_tensors, write_tensors
+from spectrim.runtime.files import read_tensors, write_tensors
 
 _BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups")
 """Fields of a decomposition that have an entry for each layer or group, or for some."""

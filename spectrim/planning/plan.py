@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.errors import InputError
-from spectrim.storage import is_file, read_mapping, write_text
+from spectrim.runtime.files import is_file, read_mapping, write_text
 
 _STRICT = ConfigDict(extra="forbid")
 SHARED = "shared_basis"

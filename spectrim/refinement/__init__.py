@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectrim.refinement._progress import RunContext
-from spectrim.refinement._training import Schedule
+from spectrim.training.progress import RunContext
+from spectrim.training.loop import Schedule
 from spectrim.registry import Registry
 
 REFINEMENTS = Registry("refinement", "spectrim.refinement")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
-from spectrim.pipeline.benching import BenchRow
+from spectrim.pipeline.benchmark import BenchRow
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50

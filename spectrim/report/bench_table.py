@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spectrim.pipeline.benching import Bench, BenchRow
+from spectrim.pipeline.benchmark import Bench, BenchRow
 
 STAGES = ("calibrate", "decompose", "measure", "compress", "refine", "evaluate")
 _AT_EQUAL_TIME = """\

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spectrim.hub import CardFacts, model_card
-from spectrim.hub.licence import license_of
+from spectrim.checkpoint import CardFacts, model_card
+from spectrim.checkpoint.license import license_of
 from spectrim.planning import Plan
-from spectrim.recipe import Recipe
+from spectrim.pipeline.recipe import Recipe
 
 
 def card_for(base: str, plan: Plan, recipe: Recipe) -> str:

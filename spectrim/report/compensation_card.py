@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from spectrim.hub import SpectrimConfig
-from spectrim.hub.card import LOADING
-from spectrim.recipe import Recipe
+from spectrim.checkpoint import SpectrimConfig
+from spectrim.checkpoint.card import LOADING
+from spectrim.pipeline.recipe import Recipe
 
 
 def compensation_card(base_model: str, config: SpectrimConfig, recipe: Recipe) -> str:

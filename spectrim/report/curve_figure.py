@@ -7,9 +7,9 @@ from math import floor
 
 from markupsafe import Markup
 
-from spectrim.report import numbers
+from spectrim.report import formatting
 from spectrim.report.facts import Point, ReportData
-from spectrim.report.kept_grid import kept_tick, kept_ticks, loss_grid
+from spectrim.report.axes import kept_tick, kept_ticks, loss_grid
 from spectrim.report.svg import Axes, Box, decades, element, line, polyline, text
 
 WIDTH, HEIGHT = 400, 310
@@ -49,7 +49,7 @@ def _tick(axes: Axes, facts: ReportData, kept: float) -> list[Markup]:
     """The share of the weights, and under it what the file then takes."""
     parts = kept_tick(axes, kept)
     if facts.parts:
-        words = numbers.size(bytes_at(facts, kept))
+        words = formatting.size(bytes_at(facts, kept))
         parts.append(text(axes.x(kept), BOX.bottom + 34, words, "tick faint", "middle"))
     return parts
 
@@ -63,7 +63,7 @@ def _probes(axes: Axes, probes: Sequence[Point]) -> list[Markup]:
     return [
         element(
             "circle",
-            element("title", f"a whole plan, measured: +{numbers.loss(p.loss)}"),
+            element("title", f"a whole plan, measured: +{formatting.loss(p.loss)}"),
             cx=axes.x(p.kept),
             cy=axes.y(p.loss),
             r=4,
@@ -79,10 +79,10 @@ def _marks(axes: Axes, facts: ReportData) -> list[Markup]:
     if facts.predicted_loss is not None:
         y = axes.y(facts.predicted_loss)
         mark = element("circle", cx=x, cy=y, r=5, class_="chosen", id="chosen")
-        found.append((y, mark, f"predicted +{numbers.loss(facts.predicted_loss)}", "chosen"))
+        found.append((y, mark, f"predicted +{formatting.loss(facts.predicted_loss)}", "chosen"))
     if facts.result is not None:
         y = axes.y(facts.result)
-        found.append((y, _diamond(x, y), f"measured +{numbers.loss(facts.result)}", "result"))
+        found.append((y, _diamond(x, y), f"measured +{formatting.loss(facts.result)}", "result"))
     labels = _labels(axes, x, sorted((y, words, kind) for y, _, words, kind in found))
     return [mark for _, mark, _, _ in found] + labels
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from spectrim.errors import CheckpointError
-from spectrim.storage import read_mapping
+from spectrim.runtime.files import read_mapping
 
 FACTS_FILE = "spectrim_report.json"
 EVENTS_FILE = "spectrim_events.jsonl"

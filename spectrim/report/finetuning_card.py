@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spectrim import hub
-from spectrim.hub.card import LOADING
+from spectrim import checkpoint
+from spectrim.checkpoint.card import LOADING
 
 
 def finetuning_card(model: str, entry: dict[str, Any]) -> str:
@@ -24,6 +24,6 @@ def finetuning_card(model: str, entry: dict[str, Any]) -> str:
 
 
 def _before(model: str) -> str:
-    place = hub.resolve(model)
+    place = checkpoint.resolve(model)
     card = place / "README.md" if isinstance(place, Path) else None
     return card.read_text(encoding="utf-8") if card is not None and card.is_file() else LOADING

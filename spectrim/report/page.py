@@ -19,14 +19,14 @@ import jinja2
 from markupsafe import Markup
 
 from spectrim.layers import layer_class
-from spectrim.report import numbers
+from spectrim.report import formatting
 from spectrim.report.curve_figure import axes_of, bytes_at, curve_figure
 from spectrim.report.facts import Continuation, LayerFacts, ReportData
 from spectrim.report.pruning_figure import pruning_figure
 from spectrim.report.rank_map import rank_map, shared_start
 from spectrim.report.spectrum_figure import LOWER, UPPER, spectrum_figure
 
-_FILTERS = {"size": numbers.size, "loss": numbers.loss, "percent": numbers.percent}
+_FILTERS = {"size": formatting.size, "loss": formatting.loss, "percent": formatting.percent}
 
 
 def report_page(facts: ReportData, live: Mapping[str, Any] | None = None) -> str:
@@ -61,14 +61,14 @@ def _most_bytes(facts: ReportData) -> int:
 
 def headline(facts: ReportData) -> list[tuple[str, str, str]]:
     """What, how much, and a word on it."""
-    found = [("layer weights kept", numbers.percent(facts.kept), _of_budget(facts))]
+    found = [("layer weights kept", formatting.percent(facts.kept), _of_budget(facts))]
     dense, stored = (sum(getattr(p, n) for p in facts.parts) for n in ("dense", "stored"))
     if dense:
         found.append(
             (
                 "size",
-                numbers.size(stored),
-                f"{numbers.percent(stored / dense)} of {numbers.size(dense)}",
+                formatting.size(stored),
+                f"{formatting.percent(stored / dense)} of {formatting.size(dense)}",
             )
         )
     if facts.predicted_loss is not None:
@@ -77,7 +77,7 @@ def headline(facts: ReportData) -> list[tuple[str, str, str]]:
     if facts.result is not None:
         found.append(("measured divergence", *_priced(facts.result)))
     if facts.agreement is not None:
-        found.append(("same next token", numbers.percent(facts.agreement), "as the original"))
+        found.append(("same next token", formatting.percent(facts.agreement), "as the original"))
     return found
 
 
@@ -89,7 +89,7 @@ def _of_budget(facts: ReportData) -> str:
 def _priced(nats: float) -> tuple[str, str]:
     ratio = math.exp(min(nats, 20.0))
     shown = f"{ratio:.3f}" if ratio < 1.1 else f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
-    return f"+{numbers.loss(nats)}", f"nats per token, perplexity \u00d7 {shown}"
+    return f"+{formatting.loss(nats)}", f"nats per token, perplexity \u00d7 {shown}"
 
 
 def _forked(text: Continuation) -> tuple[str, str, str]:

@@ -9,9 +9,9 @@ from math import floor
 from markupsafe import Markup
 
 from spectrim.errors import CheckpointError
-from spectrim.report import numbers
+from spectrim.report import formatting
 from spectrim.report.facts import Point, ReportData
-from spectrim.report.kept_grid import kept_tick, kept_ticks, loss_grid
+from spectrim.report.axes import kept_tick, kept_ticks, loss_grid
 from spectrim.report.svg import Axes, Box, decades, element, polyline
 
 WIDTH, HEIGHT = 400, 290
@@ -56,6 +56,6 @@ def pruning_figure(facts: ReportData) -> Markup:
 
 
 def _after(axes: Axes, point: Point) -> Markup:
-    words = f"{numbers.percent(point.kept)} kept: loss {numbers.loss(point.loss)}"
+    words = f"{formatting.percent(point.kept)} kept: loss {formatting.loss(point.loss)}"
     place = {"cx": axes.x(point.kept), "cy": axes.y(point.loss)}
     return element("circle", element("title", words), **place, r=4, class_="probe")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from spectrim.report import numbers
+from spectrim.report import formatting
 from spectrim.report.facts import LayerFacts
 from spectrim.report.svg import Axes, Box, decades, element, line, polyline, text
 
@@ -47,7 +47,7 @@ def _grid(axes: Axes, title: str) -> list[Markup]:
         y = axes.y(10.0**power)
         parts += [
             line(axes.box.left, y, axes.box.right, y, "grid"),
-            text(axes.box.left - 6, y + 4, numbers.tick(power), "tick", "end"),
+            text(axes.box.left - 6, y + 4, formatting.tick(power), "tick", "end"),
         ]
     return parts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from spectrim.speed import SpeedResult, SpeedRow
+from spectrim.evaluation.speed import SpeedResult, SpeedRow
 
 HEAD = (
     "phase",

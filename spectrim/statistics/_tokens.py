@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from spectrim.linalg.products import gram
+from spectrim.linalg.symmetric_products import gram
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from spectrim.calibration import Calibration, CalibrationSettings, calibrate
-from spectrim.calibration.whole_model import Batch, summed_loss
+from spectrim.calibration.in_memory import Batch, summed_loss
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.statistics import STATISTICS
-from spectrim.surgery.targets import find_targets
+from spectrim.models.targets import find_targets
 from tests.calibration.test_store import assert_identical
 from tests.tiny_models import tiny_llama, tiny_tokens
 from tests.tolerances import AUTOGRAD_RELATIVE, SAMPLED_FISHER_RELATIVE

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from spectrim.pipeline import benching
+from spectrim.pipeline import benchmark
 from tests.cli.conftest import SMALL
 
 OPTIONS = (*SMALL, "--no-probe", "--tokens", "200")
@@ -59,14 +59,14 @@ def test_an_interrupted_table_goes_on(bench, tmp_path, monkeypatch):
 
     arguments = ("--methods", TWO, "--budgets", ".7", "-o", "out")
     with monkeypatch.context() as patch:
-        original = benching.rows_of
+        original = benchmark.rows_of
 
         def second_fails(subject, dense, name, recipes):
             yield from (original if "svd" in name else interrupted)(
                 subject, dense, name, recipes
             )
 
-        patch.setattr(benching, "rows_of", second_fails)
+        patch.setattr(benchmark, "rows_of", second_fails)
         stopped = bench(*arguments)
     assert stopped.code == 2
     assert stopped.err.splitlines()[-1].startswith("error: interrupted")
@@ -99,12 +99,12 @@ def test_a_row_that_cannot_be_made_is_a_warning(bench):
     ],
 )
 def test_wrong_input_is_one_line_before_any_work(bench, monkeypatch, arguments, message):
-    monkeypatch.setattr(benching, "gather", lambda *a: pytest.fail("calibrated"))
+    monkeypatch.setattr(benchmark, "gather", lambda *a: pytest.fail("calibrated"))
     assert message in bench(*arguments, "-o", "out").failed_with_one_line()
 
 
 def test_an_output_that_is_a_file(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr(benching, "gather", lambda *a: pytest.fail("calibrated"))
+    monkeypatch.setattr(benchmark, "gather", lambda *a: pytest.fail("calibrated"))
     (tmp_path / "out").write_text("mine")
     assert "out" in bench("--methods", "obd", "-o", "out").failed_with_one_line()
     assert (tmp_path / "out").read_text() == "mine"

@@ -16,10 +16,10 @@ import yaml
 from safetensors.torch import load_file
 
 import spectrim
-from spectrim.hub import load
-from spectrim.pipeline import list_methods
+from spectrim.checkpoint import load
+from spectrim.pipeline.catalog import list_methods
 from spectrim.planning import load_plan
-from spectrim.presets import PRESETS, load_recipe
+from spectrim.pipeline.presets import PRESETS, load_recipe
 from tests.tiny_models import tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE, FULL_RANK_ABSOLUTE
 

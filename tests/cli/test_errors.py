@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spectrim.calibration import whole_model
-from spectrim.pipeline import calibrating
+from spectrim.calibration import in_memory
+from spectrim.pipeline import calibrate
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
 PLACES = ("out", "parent/out")
@@ -224,7 +224,7 @@ def test_a_plan_for_another_model_is_refused_before_the_calibration(
     plan, compress, tmp_path, monkeypatch
 ):
     file = edited_plan(plan, tmp_path, _rename)
-    monkeypatch.setattr(calibrating, "calibrate_steps", lambda *a: pytest.fail("calibrated"))
+    monkeypatch.setattr(calibrate, "calibrate_steps", lambda *a: pytest.fail("calibrated"))
     compress("-o", "out", "--plan", file, "--no-cache").failed_with_one_line()
 
 
@@ -266,7 +266,7 @@ def test_full_disk_where_results_are_kept(compress, tmp_path, monkeypatch, kind)
             full_disk()
         save_file(tensors, path, metadata)
 
-    monkeypatch.setattr("spectrim.storage.save_file", write)
+    monkeypatch.setattr("spectrim.runtime.files.save_file", write)
     done = compress("-o", "out", "--cache", "kept")
     line = done.failed_with_one_line()
     assert "the disk is full" in line
@@ -277,7 +277,7 @@ def test_full_disk_where_results_are_kept(compress, tmp_path, monkeypatch, kind)
 
 
 def test_full_disk_for_plan_files(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr("spectrim.storage.os.replace", full_disk)
+    monkeypatch.setattr("spectrim.runtime.files.os.replace", full_disk)
     assert "the disk is full" in plan("-o", "plan.yaml").failed_with_one_line()
     assert left_behind(tmp_path) == []
 
@@ -287,7 +287,7 @@ class Batches:
 
     def __init__(self, monkeypatch, stop_at: int | None):
         self.count = 0
-        original = whole_model._run_batch
+        original = in_memory._run_batch
 
         def run(*arguments):
             self.count += 1
@@ -295,7 +295,7 @@ class Batches:
                 raise KeyboardInterrupt
             original(*arguments)
 
-        monkeypatch.setattr(whole_model, "_run_batch", run)
+        monkeypatch.setattr(in_memory, "_run_batch", run)
 
 
 ONE_PASS = ("-o", "out", "--cache", "kept", "--set", "hessian_averaging.weight=0", "--no-probe")
@@ -303,7 +303,7 @@ ONE_PASS = ("-o", "out", "--cache", "kept", "--set", "hessian_averaging.weight=0
 
 def test_an_interrupted_calibration_is_continued(compress, tmp_path, monkeypatch):
     """Eight sequences of 24 tokens in batches of 48 tokens are four batches."""
-    monkeypatch.setattr(calibrating, "SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr(calibrate, "SECONDS_BETWEEN_SAVES", 0)
     options = (*ONE_PASS, "--set", "calibration.tokens_per_batch=48")
     with monkeypatch.context() as patch:
         batches = Batches(patch, 3)
@@ -328,7 +328,7 @@ def same_files(one: Path, two: Path) -> bool:
 
 
 def test_a_damaged_partial_result_is_started_again(compress, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrating, "SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr(calibrate, "SECONDS_BETWEEN_SAVES", 0)
     with monkeypatch.context() as patch:
         Batches(patch, 2)
         compress(*ONE_PASS, "--set", "calibration.tokens_per_batch=48").failed_with_one_line()

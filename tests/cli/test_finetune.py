@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from spectrim.hub import load
+from spectrim.checkpoint import load
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from spectrim import hub
+from spectrim import checkpoint
 from spectrim.cli.commands import app
 
 COLOR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7])[0-9;]*m")
@@ -40,8 +40,8 @@ def test_every_command_and_option_says_what_it_is(found):
 
 def test_json_of_commands_that_write(cli, compress, monkeypatch):
     assert compress("-o", "out", "--recipe", "fast", "--no-report").code == 0
-    monkeypatch.setattr(hub, "activate", lambda: "here/spectrim.pth")
-    monkeypatch.setattr(hub, "deactivate", lambda: True)
+    monkeypatch.setattr(checkpoint, "activate", lambda: "here/spectrim.pth")
+    monkeypatch.setattr(checkpoint, "deactivate", lambda: True)
     expected = {
         ("export", "out", "--dense", "-o", "dense"): {"saved": "dense"},
         ("activate",): {"active": True, "through": "here/spectrim.pth", "removed": False},

@@ -13,8 +13,8 @@ import yaml
 import spectrim
 from spectrim.errors import InputError
 from spectrim.evaluation._harness import figures
-from spectrim.hub import save_compressed
-from tests.hub.compressing import compress as by_svd
+from spectrim.checkpoint import save_compressed
+from tests.checkpoint.compressing import compress as by_svd
 from tests.shared_assets import shared_data, shared_model
 
 needs_harness = pytest.mark.skipif(

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from spectrim.hub.licence import license_of, stated_license
-from spectrim.presets import PRESETS, load_recipe
+from spectrim.checkpoint.license import license_of, stated_license
+from spectrim.pipeline.presets import PRESETS, load_recipe
 
 
 def test_presets_are_listed(cli):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from spectrim.evaluation import size
-from spectrim.hub import load
+from spectrim.checkpoint import load
 from spectrim.report.facts import FACTS_FILE, PAGE_FILE, load_facts
 
 

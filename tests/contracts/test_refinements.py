@@ -14,17 +14,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.calibration import Calibration
-from spectrim.calibration.whole_model import CalibrationSettings, calibrate
+from spectrim.calibration.in_memory import CalibrationSettings, calibrate
 from spectrim.data import TokenBlocks
 from spectrim.data.blocks import fingerprint
 from spectrim.errors import InputError, ModelError, NumericalError
-from spectrim.hub import load, save_compressed
+from spectrim.checkpoint import load, save_compressed
 from spectrim.layers import LAYERS, layer_class
 from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
-from spectrim.surgery.experts import fused_expert_names, split_experts
-from spectrim.surgery.targets import find_targets
-from spectrim.workspace import Cache
-from tests.hub.compressing import compress
+from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.targets import find_targets
+from spectrim.runtime.cache import Cache
+from tests.checkpoint.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
 
 NAMES = REFINEMENTS.names()

@@ -17,13 +17,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.calibration import Calibration, CalibrationSettings, calibrate
-from spectrim.calibration.whole_model import calibrate_steps
+from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.statistics import STATISTICS
 from spectrim.statistics.weight_gradients import BUCKETS
-from spectrim.surgery.experts import fused_expert_names, split_experts
-from spectrim.surgery.targets import Target, find_targets
+from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.targets import Target, find_targets
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_moe, tiny_tokens
 from tests.tolerances import AUTOGRAD_RELATIVE, BATCH_SPLIT_RELATIVE
 

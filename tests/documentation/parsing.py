@@ -13,7 +13,7 @@ import typer
 
 import spectrim.cli
 from spectrim.cli.options import OPTIONS, recipe_of
-from spectrim.recipe import Recipe
+from spectrim.pipeline.recipe import Recipe
 
 _PLACEHOLDERS = {"K": "0.5", "L": "lowrank", "NAME": "text.txt", "N": "4"}
 """What pages write where a value of the user's own belongs."""

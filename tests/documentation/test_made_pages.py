@@ -7,8 +7,8 @@ import inspect
 
 import pytest
 
-from spectrim.pipeline.catalogue import REGISTRIES
-from spectrim.presets import PRESETS, SUMMARIES
+from spectrim.pipeline.catalog import REGISTRIES
+from spectrim.pipeline.presets import PRESETS, SUMMARIES
 
 LONG = 10
 """Lines from which a public method has to say what it does."""

@@ -11,24 +11,13 @@ from torch import Tensor, nn
 
 from spectrim.calibration import CalibrationSettings
 from spectrim.data import TokenBlocks
-from spectrim.embeddings import (
-    EMBEDDINGS,
-    FactoredEmbedding,
-    FactoredHead,
-    Table,
-    TableMetric,
-    TableProblem,
-    TableStatistics,
-    factorize_table,
-    find_table,
-    table_rank,
-)
+from spectrim.embeddings import (EMBEDDINGS, FactoredEmbedding, FactoredHead, Table, TableMetric, TableProblem, TableStatistics, factorize_table, find_table, table_rank)
 from spectrim.embeddings._gather import finish, gather
 from spectrim.embeddings._problem import product_of_traces
 from spectrim.embeddings._table import weighted_error
 from spectrim.errors import InputError, ModelError
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
-from spectrim.pipeline.progress import silent
+from spectrim.runtime.context import silent
 from tests.tiny_models import TINY_MODELS, tiny_gpt2, tiny_llama, tiny_tied, tiny_tokens
 from tests.tolerances import AUTOGRAD_RELATIVE, FLOAT64_RELATIVE, FULL_RANK_ABSOLUTE
 

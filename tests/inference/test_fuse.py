@@ -14,13 +14,13 @@ from transformers import StaticCache
 import spectrim
 from spectrim import fuse, unfuse
 from spectrim.errors import ModelError
-from spectrim.hub import SpectrimConfig, attach_config, load
-from spectrim.inference import columns
+from spectrim.checkpoint import SpectrimConfig, attach_config, load
+from spectrim.inference import column_major
 from spectrim.layers import layer_class
-from spectrim.surgery.adapters import get_bias, get_weight
-from spectrim.surgery.experts import fused_expert_names, split_experts
-from spectrim.surgery.rewrite import factored_layers, replace_layer
-from spectrim.surgery.targets import find_targets
+from spectrim.models.linear import get_bias, get_weight
+from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.replace import factored_layers, replace_layer
+from spectrim.models.targets import find_targets
 from tests.tiny_models import TINY_MODELS, tiny_gqa, tiny_llama, tiny_tokenizer, tiny_tokens
 from tests.tolerances import BFLOAT16_RELATIVE, FLOAT32_RELATIVE, PRODUCT_ABSOLUTE
 
@@ -30,7 +30,7 @@ KINDS = ("lowrank", "pivoted", "sparse_dictionary")
 @pytest.fixture(autouse=True, params=[0, 1024], ids=["packed", "columns"])
 def rows_worth_turning(request, monkeypatch):
     """Tiny layers would all be stored by columns; with 0 only those with more outputs are."""
-    monkeypatch.setattr(columns, "SHORT", request.param)
+    monkeypatch.setattr(column_major, "SHORT", request.param)
     return request.param
 
 
@@ -164,7 +164,7 @@ def test_an_input_changed_in_between_is_seen(in_place):
     with torch.no_grad():
         expected = module(x)
         if in_place:
-            packs = columns.SHORT == 0
+            packs = column_major.SHORT == 0
             with pytest.raises(ModelError, match="in place") if packs else nullcontext():
                 fuse(module, lambda: module(x))
             assert (module.one.execution is None) == packs

@@ -12,14 +12,16 @@ from torch import Tensor
 
 import spectrim
 from spectrim.errors import NumericalWarning
-from spectrim.hub import load
+from spectrim.checkpoint import load
 from spectrim.layers import LAYERS, layer_class
-from spectrim.pipeline import evaluate, factorize, plan, replace_layers
-from spectrim.pipeline.calibrating import prepare
+from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.plan import factorize, plan
+from spectrim.pipeline.replace import replace_layers
+from spectrim.pipeline.calibrate import prepare
 from spectrim.planning import Decomposition, Plan
-from spectrim.surgery.adapters import set_weight
-from spectrim.surgery.rewrite import factored_layers
-from tests.hub.test_fresh_process import run
+from spectrim.models.linear import set_weight
+from spectrim.models.replace import factored_layers
+from tests.checkpoint.test_fresh_process import run
 from tests.layer_problems import stored_weights
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_moe, tiny_tokenizer, tiny_tokens

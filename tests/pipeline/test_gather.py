@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectrim.calibration import Calibration, whole_model
-from spectrim.calibration.parts import concat, select
-from spectrim.calibration.stored import StoredStates
+from spectrim.calibration import Calibration, in_memory
+from spectrim.statistics._parts import concat, select
+from spectrim.statistics._stored import StoredStates
 from spectrim.errors import CheckpointError, InputError
-from spectrim.pipeline import calibrate, decompose, gather
-from spectrim.recipe import HessianAveragingRecipe
-from spectrim.workspace import Cache
+from spectrim.pipeline.calibrate import calibrate, gather
+from spectrim.pipeline.plan import decompose
+from spectrim.pipeline.recipe import HessianAveragingRecipe
+from spectrim.runtime.cache import Cache
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE
@@ -42,13 +43,13 @@ class Passes:
 
     def __init__(self, monkeypatch):
         self.count = 0
-        original = whole_model._run_batch
+        original = in_memory._run_batch
 
         def run(*arguments):
             self.count += 1
             original(*arguments)
 
-        monkeypatch.setattr(whole_model, "_run_batch", run)
+        monkeypatch.setattr(in_memory, "_run_batch", run)
 
 
 def same(one: Calibration, two: Calibration) -> bool:
@@ -104,7 +105,7 @@ def test_only_what_is_missing_is_gathered(recipes, tmp_path, monkeypatch):
     model = tiny_llama()
     calibrate(model, tiny_tokenizer(), recipes["obd"], cache)
     before = {path: path.stat().st_mtime_ns for path in cache.root.iterdir()}
-    monkeypatch.setattr(whole_model, "summed_loss", lambda *a: pytest.fail("a backward pass"))
+    monkeypatch.setattr(in_memory, "summed_loss", lambda *a: pytest.fail("a backward pass"))
     found = calibrate(model, tiny_tokenizer(), recipes["asvd"], cache)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(cache.root.iterdir())) == len(before) + 1

@@ -13,30 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim import hub, pipeline
-from spectrim.calibration import whole_model
-from spectrim.curves.probe import Probe
-from spectrim.hub.stream import open_streamed, save_streamed
-from spectrim.pipeline import calibrating, decomposing, pieces
-from spectrim.pipeline.streaming import (
-    CompressedParts,
-    StreamSizes,
-    decompose_streamed,
-    for_streaming,
-)
-from spectrim.presets import PRESETS
-from spectrim.recipe import (
-    HessianAveragingRecipe,
-    ProbeRecipe,
-    Recipe,
-    RefinementRecipe,
-    TaskRecipe,
-)
-from spectrim.refinement import RunContext, _training
-from spectrim.selection import run as selection_run
-from spectrim.storage import write_tensors
-from spectrim.tasks import write_task
-from spectrim.workspace import Cache
+from spectrim import checkpoint, pipeline
+from spectrim.calibration import in_memory
+from spectrim.planning.probe import Probe
+from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
+from spectrim.pipeline import calibrate as calibrate_module, decompose, pieces
+from spectrim.pipeline.streaming import (CompressedParts, StreamSizes, decompose_streamed, for_streaming)
+from spectrim.pipeline.presets import PRESETS
+from spectrim.pipeline.recipe import (HessianAveragingRecipe, ProbeRecipe, Recipe, RefinementRecipe, TaskRecipe)
+from spectrim.refinement import RunContext
+from spectrim.training import loop
+from spectrim.pruning import prune as selection_run
+from spectrim.runtime.files import write_tensors
+from spectrim.data.tasks import write_task
+from spectrim.runtime.cache import Cache
 from tests.pipeline.killing import Stage, Work, killed
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
@@ -49,7 +39,7 @@ TASK = [(f"the number after {n} is ", str(n + 1)) for n in range(40)]
 
 def recipe_in(root: Path, **changes) -> Recipe:
     """Sequences one by one, so that there are several batches; everything stored at once."""
-    calibrating.SECONDS_BETWEEN_SAVES = pieces.SECONDS_BETWEEN_SAVES = -1.0
+    calibrate_module.SECONDS_BETWEEN_SAVES = pieces.SECONDS_BETWEEN_SAVES = -1.0
     recipe = small_recipe(text_file(root / "text.txt"), **changes)
     given = replace(recipe.calibration, sequences=6, tokens_per_batch=24)
     return recipe.with_changes(calibration=given)
@@ -83,13 +73,13 @@ def compressed(root: Path, place: Path) -> None:
         model, decomposition, pipeline.plan(decomposition, recipe)
     )
     config = smaller.config.quantization_config
-    hub.save_compressed(smaller, None, place / "start", config, hub.SaveOptions())
+    checkpoint.save_compressed(smaller, None, place / "start", config, checkpoint.SaveOptions())
 
 
 def refine(root: Path, name: str, options: dict[str, int]) -> Work:
     step = RefinementRecipe(name, options)
     recipe, model = recipe_in(root, refinement=(step,)), tiny_llama()
-    smaller, _ = hub.load(root / "before" / "start")
+    smaller, _ = checkpoint.load(root / "before" / "start")
 
     def work(place: Path) -> None:
         found = pipeline.refine(model, smaller, tiny_tokenizer(), recipe, progress(place))
@@ -118,9 +108,9 @@ def select(root: Path) -> Work:
 
 def save(root: Path) -> Work:
     """Over an earlier output."""
-    model, _ = hub.load(root / "before" / "start")
-    config, options = model.config.quantization_config, hub.SaveOptions(overwrite=True)
-    return lambda place: hub.save_compressed(
+    model, _ = checkpoint.load(root / "before" / "start")
+    config, options = model.config.quantization_config, checkpoint.SaveOptions(overwrite=True)
+    return lambda place: checkpoint.save_compressed(
         model, tiny_tokenizer(), place / "out", config, options
     )
 
@@ -136,7 +126,7 @@ def stream(root: Path) -> Work:
         with decompose_streamed(opened, recipe, SIZES, progress(place)) as decomposition:
             plan = pipeline.plan(decomposition, recipe)
             parts = CompressedParts(opened, decomposition, plan, torch.float64)
-            options = hub.SaveOptions(overwrite=True)
+            options = checkpoint.SaveOptions(overwrite=True)
             save_streamed(opened, parts, place / "out", parts.config(), options)
 
     return work
@@ -147,8 +137,8 @@ def begun(root: Path, place: Path) -> None:
     calibrate(root, **SHORT)(place)
 
 
-BATCH, LAYER = (whole_model, "_run_batch"), (decomposing, "decompose_layer")
-CURVE, STEP = (Probe, "divergence"), (_training._Trainer, "step")
+BATCH, LAYER = (in_memory, "_run_batch"), (decompose, "decompose_layer")
+CURVE, STEP = (Probe, "divergence"), (loop._Trainer, "step")
 TUNE, PRUNE = (selection_run._Tuner, "step"), (selection_run._Run, "_prune")
 NO_PATH = {"hessian_averaging": HessianAveragingRecipe(weight=0)}
 STAGES = {

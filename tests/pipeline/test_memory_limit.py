@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spectrim import hub
-from spectrim.pipeline.memory import bytes_of
+from spectrim import checkpoint
+from spectrim.pipeline.memory_plan import bytes_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,5 +47,5 @@ def test_a_streamed_model_stays_below_a_limit_that_its_checkpoint_exceeds(tmp_pa
     assert "streaming block by block" in said
     assert figures["checkpoint_mib"] > 3 * 128
     assert figures["peak_mib"] <= bytes_of(figures["limit"]) / 2**20
-    model, _ = hub.load(tmp_path / "small")
+    model, _ = checkpoint.load(tmp_path / "small")
     assert len(model.config.quantization_config.layers) > 0

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from spectrim.calibration.store import save_calibration
-from spectrim.pipeline import calibrating, decomposing, factorize, pieces
+from spectrim.statistics._io import save_calibration
+from spectrim.pipeline import calibrate, decompose, pieces
+from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.pieces import Snapshots
-from spectrim.recipe import HessianAveragingRecipe, ProbeRecipe
-from spectrim.workspace import Cache
+from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe
+from spectrim.runtime.cache import Cache
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
@@ -38,8 +39,8 @@ def stopped_after(monkeypatch, layers: int) -> None:
         made.append(arguments)
         return decompose_layer(*arguments)
 
-    decompose_layer = decomposing.decompose_layer
-    monkeypatch.setattr(decomposing, "decompose_layer", counted)
+    decompose_layer = decompose.decompose_layer
+    monkeypatch.setattr(decompose, "decompose_layer", counted)
     monkeypatch.setattr(pieces, "SECONDS_BETWEEN_SAVES", 0.0)
 
 
@@ -81,16 +82,16 @@ def test_stopped_between_storing_two_statistics(recipe, tmp_path, monkeypatch):
         kept.extend([path] * (path.suffix != ".partial"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrating, "SECONDS_BETWEEN_SAVES", -1.0)
-        patch.setattr(calibrating, "save_calibration", save)
+        patch.setattr(calibrate, "SECONDS_BETWEEN_SAVES", -1.0)
+        patch.setattr(calibrate, "save_calibration", save)
         with pytest.raises(Stopped):
-            calibrating.calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
+            calibrate.calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
     assert len(kept) == 1
     model = tiny_llama()
     with Forwards(model) as forwards:
-        found = calibrating.calibrate(model, tiny_tokenizer(), recipe, cache)
+        found = calibrate.calibrate(model, tiny_tokenizer(), recipe, cache)
     assert forwards.count == 0
-    expected = calibrating.calibrate(tiny_llama(), tiny_tokenizer(), replace(recipe))
+    expected = calibrate.calibrate(tiny_llama(), tiny_tokenizer(), replace(recipe))
     assert found.digest(found.groups, recipe.statistics) == expected.digest(
         found.groups, recipe.statistics
     )

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from spectrim.data import BlockSettings
-from spectrim.hub import load
-from spectrim.pipeline import evaluate, factorize, plan, probe_curves, replace_layers
-from spectrim.recipe import CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe
-from spectrim.workspace import Cache
+from spectrim.checkpoint import load
+from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.plan import factorize, plan, probe_curves
+from spectrim.pipeline.replace import replace_layers
+from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe)
+from spectrim.runtime.cache import Cache
 from tests.shared_assets import shared_data, shared_model
 
 SEQUENCES = 32

@@ -11,10 +11,10 @@ import pytest
 from transformers import PreTrainedModel
 
 import spectrim
-from spectrim import hub
+from spectrim import checkpoint
 from spectrim.data import BlockSettings
-from spectrim.recipe import Recipe
-from spectrim.streaming.memory import resident_bytes, trim_memory
+from spectrim.pipeline.recipe import Recipe
+from spectrim.runtime.memory import resident_bytes, trim_memory
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
@@ -54,7 +54,7 @@ def one_cycle(model: PreTrainedModel, recipe: Recipe, output: Path) -> None:
         model, decomposition, spectrim.plan(decomposition, recipe)
     )
     config = smaller.config.quantization_config
-    hub.save_compressed(smaller, tokenizer, output, config, hub.SaveOptions(overwrite=True))
+    checkpoint.save_compressed(smaller, tokenizer, output, config, checkpoint.SaveOptions(overwrite=True))
     loaded, _ = spectrim.load(output)
     settings = BlockSettings(length=24, max_tokens=96)
     spectrim.evaluate(loaded, tokenizer, recipe.calibration.data, settings)

@@ -10,20 +10,15 @@ import torch
 from torch import Tensor
 
 import spectrim
-from spectrim import hub, pipeline
+from spectrim import checkpoint, pipeline
 from spectrim.errors import CheckpointError, InputError, ModelError
-from spectrim.hub.stream import open_streamed, save_streamed
-from spectrim.pipeline import memory, streaming
-from spectrim.pipeline.memory import MemoryEstimate, bytes_of, plan_memory
-from spectrim.pipeline.streaming import (
-    CompressedParts,
-    StreamSizes,
-    decompose_streamed,
-    for_streaming,
-)
-from spectrim.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, SharingRecipe
+from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
+from spectrim.pipeline import memory_plan, streaming
+from spectrim.pipeline.memory_plan import MemoryEstimate, bytes_of, plan_memory
+from spectrim.pipeline.streaming import (CompressedParts, StreamSizes, decompose_streamed, for_streaming)
+from spectrim.pipeline.recipe import (EmbeddingRecipe, Recipe, RefinementRecipe, SharingRecipe)
 from spectrim.refinement import RunContext
-from spectrim.workspace import Cache
+from spectrim.runtime.cache import Cache
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_gemma, tiny_tokenizer, tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE, LOSS_RELATIVE
@@ -58,7 +53,7 @@ def streamed(directory: Path, recipe: Recipe, output: Path, dtype=torch.float32)
     with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
         plan = pipeline.plan(decomposition, recipe)
         parts = CompressedParts(opened, decomposition, plan, dtype)
-        return save_streamed(opened, parts, output, parts.config(), hub.SaveOptions())
+        return save_streamed(opened, parts, output, parts.config(), checkpoint.SaveOptions())
 
 
 @torch.no_grad()
@@ -73,7 +68,7 @@ def test_streamed_checkpoint_is_that_of_the_whole_model(root, tmp_path, name):
     decomposition = pipeline.factorize(model, tokenizer, recipe)
     plan = pipeline.plan(decomposition, recipe)
     expected = pipeline.replace_layers(model, decomposition, plan)
-    found, found_tokenizer = hub.load(streamed(root / name, recipe, tmp_path / "out"))
+    found, found_tokenizer = checkpoint.load(streamed(root / name, recipe, tmp_path / "out"))
     assert (logits(found) - logits(expected)).abs().max() <= DENSE_EXPORT_ABSOLUTE
     one, other = (m.config.quantization_config for m in (found, expected))
     assert one.layers == other.layers
@@ -86,10 +81,10 @@ def test_half_precision_and_resaving(root, tmp_path):
     directory = streamed(
         root / "llama", recipe_for("llama", root), tmp_path / "b", torch.bfloat16
     )
-    model, _ = hub.load(directory, dtype="auto")
+    model, _ = checkpoint.load(directory, dtype="auto")
     assert model.dtype == torch.bfloat16
     model.save_pretrained(tmp_path / "again")
-    again, _ = hub.load(tmp_path / "again", dtype="auto")
+    again, _ = checkpoint.load(tmp_path / "again", dtype="auto")
     assert torch.equal(logits(model), logits(again))
 
 
@@ -168,7 +163,7 @@ def test_a_failed_write_leaves_nothing(root, tmp_path):
             return {} if name.endswith("layers.1") else parts(name)
 
         with pytest.raises(CheckpointError, match="missing or foreign"):
-            save_streamed(opened, short, tmp_path / "out", parts.config(), hub.SaveOptions())
+            save_streamed(opened, short, tmp_path / "out", parts.config(), checkpoint.SaveOptions())
     assert list(tmp_path.iterdir()) == [] or not (tmp_path / "out").exists()
 
 
@@ -187,7 +182,7 @@ def test_what_is_no_amount_of_memory(text):
 
 
 def test_planner_chooses_by_the_limit(root, monkeypatch):
-    monkeypatch.setattr(memory, "resident_bytes", lambda: 2**29)
+    monkeypatch.setattr(memory_plan, "resident_bytes", lambda: 2**29)
     opened, recipe = open_streamed(root / "llama"), small_recipe(root / "text.txt")
     needs = MemoryEstimate.of(opened, recipe)
     plenty = plan_memory(opened, recipe, 2**40)

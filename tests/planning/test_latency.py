@@ -8,9 +8,9 @@ import pytest
 from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
 from spectrim.errors import InputError
 from spectrim.planning import make_plan, size_curve
-from spectrim.planning.multiples import auto_multiple, multiple_for
-from spectrim.recipe import SharingRecipe
-from spectrim.selection import PruningOptions
+from spectrim.planning.rank_multiples import auto_multiple, multiple_for
+from spectrim.pipeline.recipe import SharingRecipe
+from spectrim.pruning import PruningOptions
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
 RANKS = (1, 4, 16)

@@ -16,8 +16,8 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
 from spectrim.planning import LayerPlan, Plan, load_plan, save_plan
-from spectrim.presets import PRESETS, load_recipe
-from spectrim.recipe import Recipe, recipe_from
+from spectrim.pipeline.presets import PRESETS, load_recipe
+from spectrim.pipeline.recipe import Recipe, recipe_from
 
 PLAN = Plan(
     method="obd",

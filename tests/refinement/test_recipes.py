@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 import spectrim
 from spectrim.cli.commands import app
 from spectrim.errors import InputError
-from spectrim.hub import load
-from spectrim.pipeline import cast_for_saving, factorize, plan, replace_layers
-from spectrim.presets import load_recipe
-from spectrim.recipe import Recipe, RefinementRecipe
+from spectrim.checkpoint import load
+from spectrim.pipeline.replace import cast_for_saving, replace_layers
+from spectrim.pipeline.plan import factorize, plan
+from spectrim.pipeline.presets import load_recipe
+from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.refinement import REFINEMENTS, RunContext
-from spectrim.surgery.rewrite import factored_layers
+from spectrim.models.replace import factored_layers
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.calibration.whole_model import CalibrationSettings, calibrate
+from spectrim.calibration.in_memory import CalibrationSettings, calibrate
 from spectrim.data import TokenBlocks
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
 from spectrim.errors import InputError, ModelError, NumericalWarning
@@ -18,14 +18,14 @@ from spectrim.layers import FactoredLinear, layer_class
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
 from spectrim.linalg.regression import regression, solve_target, weighted_square
 from spectrim.refinement import REFINEMENTS, RunContext
-from spectrim.refinement._sequential_inputs import Input, Sums, record_inputs, stages
-from spectrim.surgery.adapters import get_bias, get_weight
-from spectrim.surgery.experts import split_expert_names
-from spectrim.surgery.rewrite import factored_layers, replace_layer
-from spectrim.surgery.targets import Target, find_targets
-from spectrim.workspace import Cache
+from spectrim.refinement._sequential.inputs import Input, Sums, record_inputs, stages
+from spectrim.models.linear import get_bias, get_weight
+from spectrim.models.experts import split_expert_names
+from spectrim.models.replace import factored_layers, replace_layer
+from spectrim.models.targets import Target, find_targets
+from spectrim.runtime.cache import Cache
 from tests.contracts.test_refinements import Stop, case, same, state, tokens
-from tests.hub.compressing import replace_by_svd
+from tests.checkpoint.compressing import replace_by_svd
 from tests.tiny_models import TINY_MODELS
 from tests.tolerances import OBJECTIVE_RELATIVE, SEQUENTIAL_RELATIVE
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import spectrim
-from spectrim.pipeline import factorize, plan, replace_layers
-from spectrim.recipe import RefinementRecipe
+from spectrim.pipeline.plan import factorize, plan
+from spectrim.pipeline.replace import replace_layers
+from spectrim.pipeline.recipe import RefinementRecipe
 from spectrim.refinement import RunContext, required_statistics
-from spectrim.workspace import Cache
+from spectrim.runtime.cache import Cache
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer
 

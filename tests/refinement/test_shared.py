@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from spectrim.layers.shared_basis import SharedBasisLinear
 from spectrim.refinement import REFINEMENTS, RunContext
-from spectrim.refinement._factors import balanced_parameters
-from spectrim.surgery.adapters import get_weight
-from spectrim.surgery.rewrite import share_basis, shared_bases
+from spectrim.training.balanced_factors import balanced_parameters
+from spectrim.models.linear import get_weight
+from spectrim.models.replace import share_basis, shared_bases
 from tests.contracts.test_refinements import tokens
 from tests.tiny_models import tiny_llama, tiny_tokens
 from tests.tolerances import FLOAT32_RELATIVE

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from spectrim import pipeline
 from spectrim.report.facts import ReportData
-from spectrim.report.making import CompressionResult, Pair, compare, facts_of
+from spectrim.report.load import CompressionResult, Pair, compare, facts_of
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree
 
-from spectrim.pipeline.benching import Bench, BenchRow, DenseResult
+from spectrim.pipeline.benchmark import Bench, BenchRow, DenseResult
 from spectrim.report.bench_plot import bench_svg, lines_of
 from spectrim.report.bench_table import columns, markdown, short_names, summary, values
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from spectrim.report import numbers
+from spectrim.report import formatting
 from spectrim.report.curve_figure import WIDTH, axes_of, bytes_at
 from spectrim.report.page import report_page
 from tests.browser import PHONE, WIDE, browser, console, requests, resize, set_slider
@@ -66,7 +66,7 @@ def test_the_size_slider_reads_the_curve(page, facts, kept):
     shown = text(page, "#budget-loss")
     assert shown.startswith("+")
     assert float(shown) == pytest.approx(loss, rel=0.06)
-    assert text(page, "#budget-bytes") == numbers.size(bytes_at(facts, kept / 100))
+    assert text(page, "#budget-bytes") == formatting.size(bytes_at(facts, kept / 100))
     ratio = float(text(page, "#budget-ratio").split()[1])
     assert ratio == pytest.approx(math.exp(loss), rel=0.01)
     assert one(page, "#cursor").value_of_css_property("display") != "none"

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from spectrim.errors import CheckpointError
-from spectrim.report import numbers
+from spectrim.report import formatting
 from spectrim.report.facts import Continuation, LayerFacts, ReportData
 from spectrim.report.page import report_page
 from spectrim.report.pruning_figure import with_prunings
@@ -94,7 +94,7 @@ def test_figures_are_there_without_the_script(page, facts):
         assert str(layer.rank or "dense") in page.text
     for part in facts.parts:
         assert part.name in page.text
-        assert numbers.size(part.stored) in page.text
+        assert formatting.size(part.stored) in page.text
     assert facts.data["fingerprint"] in page.text
     assert facts.versions["torch"] in page.text
     assert "method: obd" in page.text
@@ -201,13 +201,13 @@ def test_short_names(names, short):
 
 
 def test_numbers_have_two_or_three_digits():
-    assert [numbers.size(n) for n in (0, 999, 1000, 12_340, 999_600, 5.36e6, 7e9)] == [
+    assert [formatting.size(n) for n in (0, 999, 1000, 12_340, 999_600, 5.36e6, 7e9)] == [
         "0 B", "999 B", "1.00 kB", "12.3 kB", "1.00 MB", "5.36 MB", "7.00 GB",
     ]  # fmt: skip
-    assert [numbers.loss(v) for v in (0, 0.001234, 0.0456, 0.222, 3.456, 12.34)] == [
+    assert [formatting.loss(v) for v in (0, 0.001234, 0.0456, 0.222, 3.456, 12.34)] == [
         "0", "0.0012", "0.046", "0.22", "3.46", "12.3",
     ]  # fmt: skip
-    assert [numbers.percent(v) for v in (0.6, 0.4567, 1)] == ["60%", "45.7%", "100%"]
+    assert [formatting.percent(v) for v in (0.6, 0.4567, 1)] == ["60%", "45.7%", "100%"]
 
 
 def test_prunings_are_drawn():

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
-from spectrim.hub import SpectrimConfig, save_compressed
-from spectrim.surgery.adapters import get_bias, get_weight
-from spectrim.surgery.rewrite import share_basis
-from spectrim.surgery.targets import find_targets
-from tests.hub.compressing import replace_by_svd
+from spectrim.checkpoint import SpectrimConfig, save_compressed
+from spectrim.models.linear import get_bias, get_weight
+from spectrim.models.replace import share_basis
+from spectrim.models.targets import find_targets
+from tests.checkpoint.compressing import replace_by_svd
 from tests.tiny_models import randomize_biases, tiny_tokenizer
 
 DENSE = "dense"

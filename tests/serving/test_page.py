@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spectrim.hub import is_active, load
+from spectrim.checkpoint import is_active, load
 from tests.serving.compressing import greedy
 from tests.serving.conftest import save_small
 from tests.serving.page import PORT, ROLES, ROOT, Environment, blocks, section

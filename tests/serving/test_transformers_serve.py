@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spectrim.hub import load
+from spectrim.checkpoint import load
 from tests.serving.compressing import greedy
 from tests.serving.servers import HOST
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from spectrim.hub import SpectrimConfig, load
-from tests.hub.compressing import replace_by_svd
+from spectrim.checkpoint import SpectrimConfig, load
+from tests.checkpoint.compressing import replace_by_svd
 from tests.serving.compressing import (
     compress_mixed,
     compress_shared,

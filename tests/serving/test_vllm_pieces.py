@@ -13,7 +13,7 @@ from torch import nn
 
 import spectrim
 import spectrim_vllm
-from spectrim.hub.config import FORMAT_VERSION, QUANT_METHOD
+from spectrim.checkpoint.config import FORMAT_VERSION, QUANT_METHOD
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.pivoted import pack_bits
 from spectrim_vllm import entries

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from spectrim.errors import SpectrimError
-from spectrim.hub.checks import weight_files
-from spectrim.hub.config import SpectrimConfig
+from spectrim.checkpoint.validation import weight_files
+from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.planning import LayerPlan, Plan, load_plan
-from spectrim.presets import PRESETS, load_recipe
+from spectrim.pipeline.presets import PRESETS, load_recipe
 
 CASES = 4000
 ODD_VALUES: tuple[Any, ...] = (

@@ -1,0 +1,109 @@
+"""LoRA adapters of PEFT on every factor at once, trained on the next token and merged.
+
+    min_{A, B}  E_t[-log p(x_t | x_<t)],    W_i + (alpha / rank) B_i A_i,   all W_i fixed
+
+over the scored tokens. A factor (out, in) stays one of its shape, so ranks and bytes stay. This
+is the usual adapter of the ecosystem (extra `peft`); the refinement `lora` is SVD-LLM's, which
+trains one side after the other. Source: Hu et al., 2021, arXiv:2106.09685.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.training.progress import RunContext
+from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.refinement.finetune import next_token_loss, task_rows
+from spectrim.adapters.targets import lora_targets
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """rank of the adapters, at most that of a factor; alpha None: twice the rank; the rest as
+    in `next_token`."""
+
+    rank: int = 8
+    alpha: int | None = None
+    epochs: int = 3
+    steps: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = (self.rank, self.epochs, self.steps or 1, self.batch_size)
+        if min(counts) < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "rank, epochs, steps, sequences per step and learning rate have to be "
+                f"positive, got {self.rank}, {self.epochs}, {self.steps}, "
+                f"{self.batch_size} and {self.learning_rate}"
+            )
+
+    def schedule(self, sequences: int) -> Schedule:
+        rows = min(self.batch_size, sequences)
+        return Schedule.of(self, self.steps or self.epochs * (sequences // rows), rows)
+
+
+def train_adapters(
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: RunContext
+) -> PreTrainedModel:
+    """`model` with its factors trained, in place; after an error it is what it was before.
+
+    Raises InputError where PEFT is missing, NumericalError naming a step that is not finite.
+    """
+    key = run_key("adapters", model, model, blocks, options)
+    rows = task_rows(blocks)
+    with _adapted(model, options) as adapted:
+        loss = partial(next_token_loss, adapted, rows, "float32")
+        trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+        stage = Stage("adapters", trained, loss)
+        schedule = options.schedule(len(rows))
+        Run(trained, progress).complete(key, [stage], schedule, len(rows))
+        adapted.merge_and_unload()
+    return model
+
+
+@contextmanager
+def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Any]:
+    """The model with adapters, drawn from the seed; without them again on leaving."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError(
+            f"PEFT is not installed ({error}): pip install 'spectrim[peft]'"
+        ) from None
+    config = LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha or 2 * options.rank,
+        target_modules=lora_targets(model),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    training = model.training
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # of what PEFT itself asks transformers for
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        torch.manual_seed(options.seed)
+        adapted: Any = get_peft_model(model, config)
+    try:
+        yield adapted.eval()
+    finally:
+        adapted.unload()
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])

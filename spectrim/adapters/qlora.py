@@ -1,0 +1,162 @@
+"""Adapters beside weights that are quantised and stay as they are (QLoRA).
+
+    min_{A, B}  E_t[-log p(x_t | x_<t)],    Q(W_i) + B_i A_i,   all Q(W_i) fixed
+
+over the scored tokens, for every factor and every layer that was left dense. They are not
+merged, since the sum is no longer of few bits: a factor keeps its own beside it, a layer that
+was left dense keeps a low-rank path. `B` starts at zero; the usual scale alpha / rank is part
+of `A` from the beginning. Source: Dettmers et al., 2023, arXiv:2305.14314.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spectrim.layers.quantized import Adapter, CompensatedLinear, CompressedLinear
+from spectrim.data import TokenBlocks
+from spectrim.errors import ModelError
+from spectrim.adapters.lora import AdapterOptions
+from spectrim.training.balanced_factors import Parameters
+from spectrim.training.progress import RunContext
+from spectrim.training.loop import Run, Stage, run_key
+from spectrim.refinement.finetune import next_token_loss, task_rows
+
+
+def train_qlora(
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: RunContext
+) -> PreTrainedModel:
+    """`model` with adapters, in place; those that it has already are trained on.
+
+    After an error it is what it was before. Raises ModelError where nothing is quantised or
+    the adapters have another rank, NumericalError naming a step that is not finite.
+    """
+    key = run_key("beside", model, model, blocks, options) | {"weights": quantized_key(model)}
+    rows = task_rows(blocks)
+    loss = partial(next_token_loss, model, rows, "float32")
+    with _adapted(model, options) as trained:
+        stage = Stage("adapters", trained, loss)
+        schedule = options.schedule(len(rows))
+        Run(trained, progress).complete(key, [stage], schedule, len(rows))
+    return model
+
+
+def is_quantized(model: nn.Module) -> bool:
+    return any(isinstance(module, CompressedLinear) for module in model.modules())
+
+
+def quantized_key(model: nn.Module) -> str:
+    """sha256 over the stored numbers of all quantised weights."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        if isinstance(module, CompressedLinear):
+            for own, buffer in module.named_buffers():
+                raw = buffer.detach().cpu().contiguous().view(torch.uint8)
+                digest.update(f"{name}.{own}".encode() + raw.numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Parameters]:
+    """The adapters' parameters, by name; nothing else has a gradient inside."""
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    training = model.training
+    holders = _holders(model)
+    before = [_parts(holder) for holder in holders.values()]
+    values = [p.detach().clone() for parts in before for m in parts for p in m.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield _added(holders, options)
+    except BaseException:
+        for holder, parts in zip(holders.values(), before, strict=True):
+            _put(holder, parts)
+        old = [p for parts in before for m in parts for p in m.parameters()]
+        for parameter, value in zip(old, values, strict=True):
+            parameter.data.copy_(value)
+        raise
+    finally:
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags.get(name, True))
+
+
+Holder = CompressedLinear | CompensatedLinear
+
+
+def _holders(model: nn.Module) -> dict[str, Holder]:
+    """What an adapter is beside: layers that were left dense, quantised factors."""
+    found: dict[str, Holder] = {}
+    within: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, CompensatedLinear):
+            found[name] = module
+            within.add(module.base)
+        elif isinstance(module, CompressedLinear) and module not in within:
+            found[name] = module
+    if not found:
+        raise ModelError(f"no layer of this {type(model).__name__} is quantised")
+    return found
+
+
+def _parts(holder: Holder) -> tuple[nn.Linear, ...]:
+    """`down` and `up`; () where there are none."""
+    if isinstance(holder, CompressedLinear):
+        return () if holder.adapter is None else (holder.adapter.down, holder.adapter.up)
+    return () if holder.right is None or holder.left is None else (holder.right, holder.left)
+
+
+def _put(holder: Holder, parts: tuple[nn.Linear, ...]) -> None:
+    if isinstance(holder, CompensatedLinear):
+        holder.right, holder.left = parts or (None, None)
+        holder.rank = parts[0].out_features if parts else 0
+    elif not parts:
+        holder.adapter = None
+    else:
+        holder.adapter = Adapter(holder.in_features, holder.out_features, parts[0].out_features)
+        holder.adapter.down, holder.adapter.up = parts
+
+
+def _added(holders: dict[str, Holder], options: AdapterOptions) -> Parameters:
+    """Adapters where there are none, drawn from the seed. Raises ModelError."""
+    generator = torch.Generator().manual_seed(options.seed)
+    trained: Parameters = {}
+    for name, holder in holders.items():
+        drawn = _drawn(holder, options, generator)
+        if not (parts := _parts(holder)):
+            _put(holder, parts := drawn)
+        _check_rank(name, holder, parts[0].out_features, drawn[0].out_features)
+        for side, part in zip(("down", "up"), parts, strict=True):
+            weight: Any = part.weight
+            trained[f"{name}.{side}"] = weight.requires_grad_(True)
+    return trained
+
+
+def _check_rank(name: str, holder: Holder, rank: int, wanted: int) -> None:
+    """A path that compensates has a rank of its own, adapters have the one asked for."""
+    if isinstance(holder, CompressedLinear) and rank != wanted:
+        raise ModelError(
+            f"{name} has an adapter of rank {rank} beside it, {wanted} is asked for; go on "
+            f"with its own rank"
+        )
+
+
+def _drawn(
+    holder: Holder, options: AdapterOptions, generator: torch.Generator
+) -> tuple[nn.Linear, nn.Linear]:
+    """`down` uniform within alpha / rank / sqrt(in), `up` zero, in float32."""
+    made = Adapter(holder.in_features, holder.out_features, options.rank)
+    alpha = options.alpha or 2 * options.rank
+    scale = alpha / options.rank / holder.in_features**0.5
+    values = 2 * torch.rand(made.down.weight.shape, generator=generator) - 1
+    with torch.no_grad():
+        made.down.weight.copy_(scale * values)
+        made.up.weight.zero_()
+    made.to(next(holder.buffers()).device)
+    return made.down, made.up

@@ -1,0 +1,33 @@
+"""Where adapters go on a compressed model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from spectrim.errors import ModelError
+from spectrim.models.linear import is_linear
+from spectrim.models.replace import compact_layers
+from spectrim.models.targets import find_targets
+
+
+def lora_targets(model: nn.Module) -> list[str]:
+    """Names for `target_modules` of a PEFT configuration: the linear children of every factored
+    layer, and the layers of the blocks that were left dense.
+
+    An adapter on a child leaves its rank as it is when it is merged; PEFT does not take the
+    factored layer itself. A basis that several layers share is named once. Raises ModelError
+    for a model with no layer to adapt.
+    """
+    names = [
+        f"{name}.{own}"
+        for name, layer in compact_layers(model)
+        for own, child in layer.named_children()
+        if is_linear(child)
+    ]
+    try:
+        names += [target.name for target in find_targets(model)]
+    except ModelError:  # every layer is factored
+        if not names:
+            raise
+    order = {name: place for place, (name, _) in enumerate(model.named_modules())}
+    return sorted(names, key=order.__getitem__)

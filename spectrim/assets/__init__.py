@@ -1,0 +1,1 @@
+"""Bundled models and the generated data they were trained on."""

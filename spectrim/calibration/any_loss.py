@@ -1,0 +1,136 @@
+"""Calibration of any module under any loss: the user runs it, the hooks watch.
+
+    loss(model, batch) -> (n,)    one loss per example, of its graph
+
+Sums are over the rows that a layer sees (positions of a sequence, patches of an image, or whole
+examples), so a predicted loss is per example: `share` is then the rows per example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.statistics._result import Calibration
+from spectrim.calibration.in_memory import accumulator, frozen_eval
+from spectrim.errors import InputError, ModelError
+from spectrim.statistics import STATISTICS
+from spectrim.models.targets import Target
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Mask = Callable[[Any], Tensor]
+_BY_SEQUENCE = ("row_fisher", "weight_gradients")
+"""Statistics that need to know which row belongs to which example."""
+
+
+@dataclass(frozen=True)
+class AnyRows(BatchIndex):
+    """Rows of a layer's input; the mask is of those layers that see one row per position."""
+
+    @classmethod
+    def masked(cls, mask: Tensor | None) -> AnyRows:
+        return cls(None if mask is None else mask.bool().flatten(), torch.empty(0))
+
+    def select(self, rows: Tensor | None) -> BatchIndex:
+        if rows is None or self.mask is None:
+            return self
+        return AnyRows(self.mask[rows], self.sequence)
+
+    def real(self, values: Tensor) -> Tensor:
+        flat = values.detach().flatten(0, -2) if values.dim() > 1 else values.detach()[None]
+        fits = self.mask is not None and len(self.mask) == len(flat)
+        return flat[self.mask] if fits else flat
+
+    @property
+    def real_sequence(self) -> Tensor:
+        return self.sequence
+
+
+def calibrate_module(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batches: Iterable[Any],
+    loss: Loss,
+    statistics: Sequence[str],
+    mask: Mask | None = None,
+) -> Calibration:
+    """Sums over all batches; the model is left as it was.
+
+    mask(batch) (B, T), True on real positions. Raises InputError for no batches, statistics by
+    sequence, or a loss that is not one number per example; ModelError for one that is not
+    finite.
+    """
+    if needy := sorted(set(statistics) & set(_BY_SEQUENCE)):
+        raise InputError(f"{', '.join(needy)} is summed by sequence, which a module has not")
+    backward = any(STATISTICS.get(name).NEEDS_GRADIENT for name in statistics)
+    result: Calibration | None = None
+    with frozen_eval(model), _graph_from(model, targets, backward):
+        for number, batch in enumerate(batches):
+            if result is None:
+                result = _begin(model, targets, batch, loss, statistics)
+            index = AnyRows.masked(None if mask is None else mask(batch))
+            watch = CaptureSpec(index, accumulator(result), backward)
+            with (
+                capture(model, targets, watch),
+                torch.set_grad_enabled(backward),
+            ):
+                values = check_losses(loss(model, batch), number)
+                if backward:
+                    values.sum().backward()
+            result.tokens += len(values)
+    if result is None:
+        raise InputError("there are no batches to calibrate on")
+    result.provenance["examples"] = result.tokens
+    return result
+
+
+def check_losses(values: Tensor, number: int) -> Tensor:
+    """(n,) finite losses. Raises InputError and ModelError naming the batch."""
+    if values.dim() != 1:
+        raise InputError(
+            f"the loss of batch {number} has the shape {tuple(values.shape)}, expected one "
+            "number per example (n,)"
+        )
+    if not bool(torch.isfinite(values).all()):
+        raise ModelError(f"the loss is not finite on batch {number}; check weights and inputs")
+    return values
+
+
+def _begin(
+    model: nn.Module, targets: Sequence[Target], batch: Any, loss: Loss, names: Sequence[str]
+) -> Calibration:
+    @torch.no_grad()
+    def run() -> None:
+        loss(model, batch)
+
+    groups = group_by_input(model, targets, run)
+    result = Calibration.empty({t.name: t.shape for t in targets}, groups, names)
+    result.provenance = {"labels": "given by the loss", "key": {}}
+    return result
+
+
+@contextmanager
+def _graph_from(model: nn.Module, targets: Sequence[Target], backward: bool) -> Iterator[None]:
+    """The first layers that are reached start the graph: parameters are frozen."""
+
+    def start(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        first, *others = inputs
+        if first.requires_grad or not torch.is_grad_enabled():
+            return None
+        return (first.detach().requires_grad_(True), *others)
+
+    handles = []
+    if backward:
+        layers = [model.get_submodule(target.name) for target in targets]
+        handles = [layer.register_forward_pre_hook(start) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,322 @@
+"""Calibration with the whole model in memory.
+
+Parameters are frozen, so no weight gradient is ever formed: peak memory is the model, the
+statistics, and the activations of one batch of at most `tokens_per_batch` tokens (at least
+one sequence). The pipeline chooses the batch so that these take no more room than the weight
+gradients would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.calibration.covariance_format import MemoryBudget, Wide, projected_formats
+from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.calibration.loss import IGNORED, summed_cross_entropy
+from spectrim.statistics._result import Calibration
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError, ModelError
+from spectrim.statistics import (STATISTICS, CovarianceFormat, LayerTokens, at_least_float32)
+from spectrim.models.targets import Target
+
+LABEL_KINDS = ("data", "sampled")
+PROBED = 64
+"""Tokens of one sequence on which it is seen who shares an input."""
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """labels: "data" (empirical Fisher) or "sampled" from the model (true Fisher).
+
+    temperature T, for sampled labels: y ~ softmax(z / T), and the loss T CE(z / T, y), whose
+    gradients have covariance diag(p) - p p^T, p = softmax(z / T), in units of the logits z.
+    room: for the sums; None keeps all covariances in full.
+
+    every: only each n-th batch is run, as one of n processes does.
+
+    wide: covariances of the wider sides of layers in "full", or as they are "projected" the
+    layer's weight, in the numbers of its smaller side; a wide input that several layers read
+    stays in full. originals: weights by layer, where the model holds others than those that
+    are to be decomposed.
+    """
+
+    statistics: tuple[str, ...]
+    labels: str = "data"
+    tokens_per_batch: int = 4096
+    seed: int = 0
+    temperature: float = 1.0
+    every: int = 1
+    memory_budget: MemoryBudget | None = None
+    wide: Wide = "full"
+    originals: Mapping[str, Tensor] | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.wide != "full" and self.memory_budget is not None:
+            raise InputError(
+                "room and wide='projected' are two forms of a covariance; give one"
+            )
+        if not self.temperature > 0:
+            raise InputError(f"temperature is {self.temperature}, expected above 0")
+        if self.temperature != 1.0 and self.labels != "sampled":
+            raise InputError("a temperature is for labels that are sampled; set labels=sampled")
+        if self.labels not in LABEL_KINDS:
+            raise InputError(f"labels '{self.labels}' unknown; expected one of {LABEL_KINDS}")
+        for name in self.statistics:
+            STATISTICS.get(name)
+
+    @property
+    def label_key(self) -> list[Any]:
+        """What the labels depend on besides model and text."""
+        return [self.labels, self.seed, self.temperature]
+
+    @property
+    def format_key(self) -> dict[str, Any]:
+        """Empty where all is kept in full."""
+        if self.wide == "projected":
+            return {"wide": self.wide}
+        return {} if self.memory_budget is None else {"room": asdict(self.memory_budget)}
+
+    def formats(
+        self, shapes: dict[str, tuple[int, int]]
+    ) -> dict[tuple[str, str], CovarianceFormat]:
+        """By statistic and layer, of covariances that are not in full."""
+        if self.wide == "projected":
+            return projected_formats(shapes, self.statistics)
+        return (
+            {}
+            if self.memory_budget is None
+            else self.memory_budget.formats(shapes, self.statistics)
+        )
+
+    @property
+    def backward(self) -> bool:
+        return any(STATISTICS.get(name).NEEDS_GRADIENT for name in self.statistics)
+
+    @property
+    def gradient_only(self) -> bool:
+        """No statistic reads inputs or outputs in the backward pass."""
+        modules = map(STATISTICS.get, self.statistics)
+        return all(getattr(m, "GRADIENT_ONLY", False) for m in modules if m.NEEDS_GRADIENT)
+
+
+@dataclass
+class Batch:
+    first_sequence: int
+    ids: Tensor
+    mask: Tensor
+    scored: Tensor | None = None
+
+
+def rows_per_batch(blocks: TokenBlocks, tokens_per_batch: int) -> int:
+    return max(1, tokens_per_batch // blocks.ids.shape[1])
+
+
+def batches(
+    blocks: TokenBlocks,
+    tokens_per_batch: int,
+    start: int,
+    device: torch.device,
+    every: int = 1,
+) -> Iterator[Batch]:
+    size = rows_per_batch(blocks, tokens_per_batch)
+    for first in range(start, len(blocks.ids), size * every):
+        ids = blocks.ids[first : first + size].to(device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        if blocks.mask is not None:
+            mask = blocks.mask[first : first + size].to(device)
+        scored = None
+        if blocks.scored is not None:
+            scored = blocks.scored[first : first + size].to(device)
+        yield Batch(first, ids, mask, scored)
+
+
+def calibrate(
+    model: nn.Module,
+    targets: Sequence[Target],
+    blocks: TokenBlocks,
+    settings: CalibrationSettings,
+    resume: Calibration | None = None,
+) -> Calibration:
+    """Run the model over all blocks and return the summed statistics.
+
+    `resume` is a calibration that goes on at sequence `provenance["sequences_done"]`.
+    Raises ModelError when activations or gradients are not finite.
+    """
+    *_, result = calibrate_steps(model, targets, blocks, settings, resume)
+    return result
+
+
+def calibrate_steps(
+    model: nn.Module,
+    targets: Sequence[Target],
+    blocks: TokenBlocks,
+    settings: CalibrationSettings,
+    resume: Calibration | None = None,
+) -> Iterator[Calibration]:
+    """`calibrate`, yielding the running result after every batch so that it can be stored."""
+    device = next(model.parameters()).device
+    result = resume or begin(model, targets, blocks, settings)
+    start, size = int(result.provenance.get("sequences_done", 0)), settings.tokens_per_batch
+    step = rows_per_batch(blocks, size) * settings.every
+    yield result
+    with frozen_eval(model):
+        for batch in batches(blocks, size, start, device, settings.every):
+            _run_batch(model, targets, batch, settings, result)
+            result.tokens += int(batch.mask.sum())
+            result.provenance["sequences_done"] = min(batch.first_sequence + step, len(blocks))
+            yield result
+
+
+def begin(
+    model: nn.Module,
+    targets: Sequence[Target],
+    blocks: TokenBlocks,
+    settings: CalibrationSettings,
+) -> Calibration:
+    """Sums over no tokens; the model is run on one sequence to see who shares an input."""
+    device = next(model.parameters()).device
+    probe = blocks.ids[:1, :PROBED].to(device)
+
+    @torch.no_grad()
+    def run() -> None:
+        model(input_ids=probe, use_cache=False)
+
+    shapes = {target.name: target.shape for target in targets}
+    groups = group_by_input(model, targets, run)
+    forms = settings.formats(shapes)
+    result = Calibration.empty(shapes, groups, settings.statistics, forms)
+    result.provenance = provenance_of(blocks, settings)
+    return result
+
+
+def provenance_of(blocks: TokenBlocks, settings: CalibrationSettings) -> dict[str, Any]:
+    """Of a calibration that has not begun."""
+    return {
+        "labels": settings.labels,
+        "temperature": settings.temperature,
+        "seed": settings.seed,
+        "data": {"source": blocks.source, "fingerprint": blocks.fingerprint, **blocks.settings},
+        "sequences_done": 0,
+    }
+
+
+def _run_batch(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    settings: CalibrationSettings,
+    result: Calibration,
+) -> None:
+    first = batch.first_sequence
+    index = BatchIndex.of(batch.mask, first)
+    given = settings.backward, settings.gradient_only, settings.originals or {}
+    with capture(model, targets, CaptureSpec(index, accumulator(result), *given)):
+        if not settings.backward:
+            with torch.no_grad():
+                logits = _forward(model, batch)
+            check_finite(logits.sum(-1, dtype=torch.float32)[batch.mask].sum(), first)
+            return
+        loss = summed_loss(_forward(model, batch), batch, settings)
+        check_finite(loss, first)
+        if loss.requires_grad:  # some target was reached
+            loss.backward()
+
+
+def check_finite(value: Tensor, first_sequence: int) -> None:
+    """Raises ModelError for a loss or a sum of logits that is not finite."""
+    if not torch.isfinite(value):
+        raise ModelError(
+            f"the loss is not finite on sequences from {first_sequence} on; "
+            "check the weights for NaN and calibrate in float32"
+        )
+
+
+def _forward(model: nn.Module, batch: Batch) -> Tensor:
+    attention = None if bool(batch.mask.all()) else batch.mask.long()
+    output = model(input_ids=batch.ids, attention_mask=attention, use_cache=False)
+    return output.logits
+
+
+def accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None]:
+    def sink(layer: str, tokens: LayerTokens, with_gradient: bool) -> None:
+        if not with_gradient:
+            result.counts[layer] += tokens.count
+        for name, states in result.states.items():
+            module = STATISTICS.get(name)
+            if with_gradient == module.NEEDS_GRADIENT and layer in states:
+                module.update(states[layer], tokens)
+
+    return sink
+
+
+def summed_loss(logits: Tensor, batch: Batch, settings: CalibrationSettings) -> Tensor:
+    """Next-token cross-entropy summed over real tokens, labels from data or the model.
+
+    Where the batch says what is `scored`, only over those tokens: gradients then tell what
+    the answers need, while every real token still counts in the sums (and as a divisor).
+    """
+    predicting = at_least_float32(logits)
+    if settings.temperature != 1:
+        predicting = predicting / settings.temperature
+    if settings.labels == "sampled":
+        given = predicting.detach()[:, :-1]
+        drawn = _sample(given, batch.first_sequence, settings.seed)
+    else:
+        drawn = batch.ids[:, 1:]
+    counted = batch.mask[:, 1:] & batch.mask[:, :-1]
+    if batch.scored is not None:
+        counted &= batch.scored[:, 1:]
+    labels = torch.full_like(batch.ids, IGNORED)  # of every position, so that none is copied
+    labels[:, :-1] = drawn.masked_fill(~counted, IGNORED)
+    summed = summed_cross_entropy(predicting.flatten(0, 1), labels.flatten())
+    return settings.temperature * summed
+
+
+def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
+    """One label per position, drawn per sequence so that the batch split does not matter."""
+    rows = []
+    for offset, row in enumerate(logits):
+        generator = torch.Generator(row.device)
+        generator.manual_seed(seed * 1_000_003 + first_sequence + offset)
+        rows.append(torch.multinomial(row.softmax(-1), 1, generator=generator)[:, 0])
+    return torch.stack(rows)
+
+
+@contextmanager
+def frozen_eval_with_graph(model: nn.Module, backward: bool) -> Iterator[None]:
+    """`frozen_eval`; the embedding's output starts the graph."""
+    handles = []
+    if backward:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        handles.append(
+            embedding.register_forward_hook(lambda m, i, output: output.requires_grad_(True))
+        )
+    try:
+        with frozen_eval(model):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def frozen_eval(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no parameter gradients; both as before on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,1 @@
+"""Let unmodified programs read compressed checkpoints."""

@@ -1,0 +1,59 @@
+"""Installed by `spectrim activate`, removed by `spectrim deactivate`.
+
+A copy of this file is imported whenever Python starts, so it imports next to nothing. When
+transformers' table of quantisers is imported, an entry for spectrim is added; spectrim is
+imported only when a checkpoint asks for it. Without spectrim nothing is added.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_TABLES = "transformers.quantizers.auto"
+
+
+class _Finder:
+    """Sees one import of one module, then leaves."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> object:
+        if name != _TABLES:
+            return None
+        from importlib.machinery import PathFinder
+
+        sys.meta_path.remove(cls)  # type: ignore[arg-type]
+        spec = PathFinder.find_spec(name, path)  # type: ignore[arg-type]
+        if spec is not None and spec.loader is not None:
+            _run_after(spec.loader, _add_entry)
+        return spec
+
+
+class _StandIn:
+    """Imports spectrim, which puts its own classes in the place of this one."""
+
+    @staticmethod
+    def from_dict(settings: dict[str, object], **kwargs: object) -> object:
+        import spectrim.checkpoint
+
+        return spectrim.checkpoint.SpectrimConfig.from_dict(settings, **kwargs)
+
+
+def _run_after(loader: object, action: object) -> None:
+    run = loader.exec_module  # type: ignore[attr-defined]
+
+    def exec_module(module: object) -> None:
+        run(module)
+        action(module)  # type: ignore[operator]
+
+    loader.exec_module = exec_module  # type: ignore[attr-defined]
+
+
+def _add_entry(tables: object) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("spectrim") is not None:
+        mapping = tables.AUTO_QUANTIZATION_CONFIG_MAPPING  # type: ignore[attr-defined]
+        mapping.setdefault("spectrim", _StandIn)
+
+
+sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]

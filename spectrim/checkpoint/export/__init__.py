@@ -1,0 +1,1 @@
+"""Export checkpoints for programs that run without spectrim."""

@@ -1,0 +1,156 @@
+"""Checkpoints that load where spectrim is not: dense, or with their own code.
+
+A dense export multiplies the factors back: nothing smaller, the same outputs, and every
+tool that reads the original architecture reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spectrim.embeddings import FactoredEmbedding, FactoredHead
+from spectrim.errors import CheckpointError, InputError
+from spectrim.checkpoint.validation import check_directory, read_json
+from spectrim.checkpoint.correction_entries import COMPENSATED
+from spectrim.checkpoint.config import SpectrimConfig
+from spectrim.checkpoint.load import load, resolve
+from spectrim.runtime.output_dir import (MARKER, is_spectrim_output, output_directory, write_text)
+from spectrim.checkpoint.export.self_contained import MODULE, remote_code
+from spectrim.checkpoint.table_entries import fill_table
+from spectrim.layers import CompactLinear
+from spectrim.models.linear import get_bias, get_weight, set_weight
+from spectrim.models.experts import SplitExperts
+
+
+def export_dense(
+    checkpoint: str | Path, directory: str | Path, overwrite: bool = False
+) -> Path:
+    """Write the compressed `checkpoint` as a plain model of its original architecture.
+
+    Raises CheckpointError when `checkpoint` is no spectrim checkpoint, InputError for a
+    directory that cannot be used.
+    """
+    model, tokenizer = load(checkpoint)
+    config = getattr(model.config, "quantization_config", None)
+    if not isinstance(config, SpectrimConfig):
+        raise CheckpointError(f"{checkpoint} is not compressed, so there is nothing to export")
+    plain = dense_model(model)
+    with output_directory(directory, overwrite) as partial:
+        plain.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        write_text(partial / MARKER, json.dumps(config.to_dict(), indent=2, sort_keys=True))
+    return Path(directory)
+
+
+def export_self_contained(
+    checkpoint: str | Path, directory: str | Path, overwrite: bool = False
+) -> Path:
+    """Copy a compressed `checkpoint` and add the code that loads it, for
+    `from_pretrained(directory, trust_remote_code=True)` without spectrim.
+
+    Raises CheckpointError when `checkpoint` is no spectrim checkpoint, InputError when a
+    directory cannot be used or a layer kind needs more than torch and transformers.
+    """
+    source = resolve(checkpoint)
+    if not isinstance(source, Path):
+        raise InputError(f"there is no directory {source}; a model of the Hub is copied first")
+    check_directory(source)
+    settings = read_json(source / "config.json")
+    if not (is_spectrim_output(source) and "quantization_config" in settings):
+        raise CheckpointError(f"{checkpoint} is not compressed, so there is nothing to export")
+    config = SpectrimConfig.from_dict(settings["quantization_config"])
+    kinds = {entry["kind"] for entry in config.layers.values()} - {COMPENSATED}
+    entries = [*config.layers.values(), config.inner or {}]
+    code = remote_code(kinds, {e["base"] for e in entries if "base" in e})
+    settings["auto_map"] = {
+        "AutoConfig": f"{MODULE}.RemoteConfig",
+        "AutoModelForCausalLM": f"{MODULE}.RemoteModel",
+    }
+    with output_directory(directory, overwrite) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        write_text(partial / f"{MODULE}.py", code)
+        write_text(partial / "config.json", json.dumps(settings, indent=2, sort_keys=True))
+    return Path(directory)
+
+
+def dense_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the original architecture with the weights that `model` multiplies with.
+
+    Only good for saving: buffers that no checkpoint holds stay on the meta device.
+    """
+    plain = _skeleton(model)
+    state = dict(model.state_dict())
+    for name, module in list(plain.named_modules()):
+        replaced = _submodule(model, name)
+        if isinstance(replaced, CompactLinear):
+            _fill_linear(module, replaced)
+        elif isinstance(replaced, SplitExperts):
+            _fuse_experts(module, replaced)
+        elif isinstance(replaced, FactoredEmbedding | FactoredHead):
+            fill_table(plain, module, replaced)
+        else:
+            continue
+        state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+    plain.load_state_dict({key: state[key] for key in plain.state_dict()}, assign=True)
+    return plain
+
+
+def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    config = type(model.config).from_dict(
+        {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    )
+    if any(isinstance(module, FactoredHead) for module in model.modules()):
+        config.tie_word_embeddings = True
+    with torch.device("meta"):
+        plain = nn.Module.to(type(model)(config), model.dtype)
+    if model.can_generate():
+        plain.generation_config = model.generation_config
+    return plain
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:  # inside a module that was replaced as a whole
+        return None
+
+
+def _fill_linear(module: nn.Module, layer: CompactLinear) -> None:
+    weight, bias = layer.dense()
+    dtype = get_weight(module).dtype
+    module.to_empty(device=weight.device).to(dtype)
+    set_weight(module, weight)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.to(dtype))
+
+
+def _fuse_experts(fused: nn.Module, split: SplitExperts) -> None:
+    transposed = bool(getattr(fused, "is_transposed", False))
+    for name, parameter in list(fused._parameters.items()):
+        linears = split.down if name.startswith("down_proj") else split.up
+        tensors = [_dense_of(linear) for linear in linears]
+        if name.endswith("_bias"):
+            stacked = torch.stack([_present(bias) for _, bias in tensors])
+        else:
+            stacked = torch.stack([w.T if transposed else w for w, _ in tensors])
+        assert parameter is not None
+        assert parameter.shape == stacked.shape
+        fused._parameters[name] = nn.Parameter(stacked.to(parameter.dtype).contiguous())
+
+
+def _dense_of(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
+    if isinstance(linear, CompactLinear):
+        return linear.dense()
+    return get_weight(linear).detach(), get_bias(linear)
+
+
+def _present(bias: Tensor | None) -> Tensor:
+    assert bias is not None
+    return bias.detach()

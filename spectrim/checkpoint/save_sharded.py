@@ -1,0 +1,137 @@
+"""Open a checkpoint that is larger than memory, and write a compressed one shard by shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, GenerationConfig
+
+from spectrim.errors import CheckpointError, InputError, ModelError
+from spectrim.checkpoint.validation import INDEX, check_directory, weight_files
+from spectrim.checkpoint.config import SpectrimConfig
+from spectrim.checkpoint.load import load_tokenizer, resolve
+from spectrim.runtime.output_dir import output_directory, write_text
+from spectrim.checkpoint.save import SaveOptions, attach_config, check_extra_name
+from spectrim.checkpoint.empty_layers import install_empty_layers
+from spectrim.models.offload import StreamedModel
+
+PartTensors = Callable[[str], dict[str, Tensor]]
+"""The tensors to store of a part of the model, by their full names."""
+_WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True)
+class OffloadedCheckpoint:
+    streamed: StreamedModel
+    tokenizer: Any
+    directory: Path
+    files: list[Path]
+
+
+def open_streamed(name: str | Path, dtype: torch.dtype = torch.float32) -> OffloadedCheckpoint:
+    """A dense checkpoint without its weights in memory; nothing that comes with it is run.
+
+    Raises InputError for what cannot be found, CheckpointError for a damaged checkpoint,
+    ModelError for one that is compressed or quantised, or that cannot be streamed.
+    """
+    directory = _local(name)
+    check_directory(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{directory}: {str(error).splitlines()[0]}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{name} is compressed or quantised; only dense models are streamed")
+    files = weight_files(directory)
+    streamed = StreamedModel(config, files, dtype)
+    if (directory / "generation_config.json").is_file():
+        streamed.model.generation_config = GenerationConfig.from_pretrained(directory)
+    return OffloadedCheckpoint(streamed, load_tokenizer(directory, {}), directory, files)
+
+
+def save_streamed(
+    opened: OffloadedCheckpoint,
+    part_tensors: PartTensors,
+    directory: str | Path,
+    config: SpectrimConfig,
+    options: SaveOptions,
+) -> Path:
+    """Ask `part_tensors` for one part after the other, and write each as a shard at once.
+
+    The directory appears whole or not at all. Raises CheckpointError when `config` does not
+    describe the model or the tensors are not those of it, InputError as `save_compressed`.
+    """
+    for name in options.extras:
+        check_extra_name(name)
+    model = opened.streamed.structure()
+    with torch.device("meta"):
+        install_empty_layers(model, config)
+    if config.untied:
+        model.config.tie_word_embeddings = False
+    attach_config(model, config)
+    expected = {name: t.dtype for name, t in model.state_dict().items()}
+    with output_directory(directory, options.overwrite) as partial:
+        written, model.config.dtype = _write_shards(opened.streamed, part_tensors, partial)
+        _check_names(opened.streamed, written, set(expected), config.untied)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(partial)
+        if model.can_generate():
+            opened.streamed.model.generation_config.save_pretrained(partial)
+        if opened.tokenizer is not None:
+            opened.tokenizer.save_pretrained(partial)
+        for name, text in options.extras.items():
+            write_text(partial / name, text)
+        if options.card is not None:
+            write_text(partial / "README.md", options.card)
+    return Path(directory)
+
+
+def _write_shards(
+    streamed: StreamedModel, part_tensors: PartTensors, directory: Path
+) -> tuple[set[str], torch.dtype]:
+    """The names of what was written, and its dtype."""
+    parts = [*streamed.blocks, *streamed.outside]
+    weight_map: dict[str, str] = {}
+    size, dtype = 0, streamed.dtype
+    for number, tensors in enumerate(filter(None, map(part_tensors, parts)), 1):
+        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        save_file(tensors, directory / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+        size += sum(t.numel() * t.element_size() for t in tensors.values())
+        dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), dtype)
+        tensors.clear()
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    write_text(directory / INDEX, json.dumps(index, indent=1))
+    return set(weight_map), dtype
+
+
+def _check_names(
+    streamed: StreamedModel, written: set[str], expected: set[str], untied: bool
+) -> None:
+    tied = set() if untied else {name for name in expected if streamed.tied_to(name)}
+    if wrong := written ^ (expected - tied):
+        raise CheckpointError(
+            f"{len(wrong)} tensors are missing or foreign in what is to be written: "
+            f"{', '.join(sorted(wrong)[:3])}"
+        )
+
+
+def _local(name: str | Path) -> Path:
+    source = resolve(name)
+    if isinstance(source, Path):
+        return source
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(_WANTED)))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{source} is neither a directory here nor a model that the Hub gives: {reason}"
+        ) from error

@@ -1,0 +1,119 @@
+"""What the commands print: tables on standard output, progress and notes on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from spectrim.cli.logging import log_stage, set_log_level
+from spectrim.planning import Plan, SizeLossPoint
+
+OUTPUT = Console(highlight=False, soft_wrap=True)
+NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def set_level(verbose: bool, quiet: bool) -> None:
+    """quiet: neither notes nor progress; verbose: what the library logs, on standard error."""
+    NOTES.quiet = quiet
+    set_log_level(logging.INFO if verbose else logging.WARNING)
+
+
+def print_result(plan: Plan, json: bool) -> None:
+    """What a model was compressed to."""
+    if json:
+        as_json({"plan": plan.to_dict()})
+    else:
+        plan_table(plan)
+
+
+def track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+    """A progress bar with the time left, on a terminal; silent elsewhere, but for the log."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = NOTES.quiet or not NOTES.is_terminal
+    with (
+        log_stage(what, total),
+        Progress(*columns, console=NOTES, disable=hidden) as progress,
+    ):
+        yield from progress.track(items, total=total, description=what)
+
+
+def note(text: str) -> None:
+    NOTES.print(text, markup=False)
+
+
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns of numbers are set to the right, all others to the left."""
+    cells = [list(row) for row in rows]
+    shown = Table(title=title, title_justify="left")
+    for number, name in enumerate(head):
+        numeric = all(row[number][:1] in "0123456789+-" for row in cells)
+        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        shown.add_row(*row)
+    OUTPUT.print(shown)
+
+
+def as_json(values: Any) -> None:
+    print(json.dumps(values, indent=1))
+
+
+def plan_table(plan: Plan) -> None:
+    loss = "-" if plan.predicted_loss is None else f"{plan.predicted_loss:.4f}"
+    table(
+        "plan",
+        ("method", "allocation", "layer", "kept", "removed", "dense layers", "predicted loss"),
+        [
+            (
+                plan.method,
+                plan.allocation,
+                plan.layer,
+                f"{plan.kept:.4f}",
+                f"{1 - plan.kept:.4f}",
+                f"{len(plan.layers) - len(plan.ranks)} of {len(plan.layers)}",
+                loss,
+            )
+        ],
+    )
+
+
+def curve_table(points: Sequence[SizeLossPoint]) -> None:
+    table(
+        "predicted loss increase, nats per token",
+        ("budget", "kept", "predicted loss"),
+        [(f"{p.budget:.2f}", f"{p.kept:.4f}", f"{p.predicted_loss:.4f}") for p in points],
+    )
+
+
+def figures_table(by_model: Mapping[str, Mapping[str, float]]) -> None:
+    names = list(dict.fromkeys(name for figures in by_model.values() for name in figures))
+    table(
+        "evaluation",
+        ("figure", *by_model),
+        [
+            (name.replace("_", " "), *(_figure(f.get(name)) for f in by_model.values()))
+            for name in names
+        ],
+    )
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,0 +1,65 @@
+"""`-q` and `-v`, wherever among a command's words: how much it says on standard error.
+
+quiet: warnings and errors. verbose: what the library logs (losses of training), the versions
+that run, the seconds of each stage, and in the end those of the command and its memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import transformers
+
+import spectrim
+from spectrim.runtime.memory import peak_bytes
+
+LOG = logging.getLogger("spectrim.cli")
+_LEVELS = ("-q", "--quiet", "-v", "--verbose")
+
+
+def move_levels_first(words: Sequence[str]) -> list[str]:
+    """The levels first, where the program reads them; what follows `--` stays as it is."""
+    end = words.index("--") if "--" in words else len(words)
+    levels = [word for word in words[:end] if word in _LEVELS]
+    others = [word for word in words[:end] if word not in _LEVELS]
+    return [*levels, *others, *words[end:]]
+
+
+def set_log_level(level: int) -> None:
+    """What the library says from this level on, to standard error; warnings always go there."""
+    logger = logging.getLogger("spectrim")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    logger.setLevel(level)
+    if level < logging.WARNING:
+        logger.addHandler(logging.StreamHandler())
+
+
+@contextmanager
+def log_command() -> Iterator[None]:
+    begun = time.monotonic()
+    LOG.info(
+        "spectrim %s, torch %s, transformers %s, Python %s, threads: %d",
+        spectrim.__version__,
+        torch.__version__,
+        transformers.__version__,
+        platform.python_version(),
+        torch.get_num_threads(),
+    )
+    try:
+        yield
+    finally:
+        seconds = time.monotonic() - begun
+        LOG.info("%.1f seconds, peak memory %.0f MiB", seconds, peak_bytes() / 2**20)
+
+
+@contextmanager
+def log_stage(what: str, count: int) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    LOG.info("%s: %d in %.1f seconds", what, count, time.monotonic() - begun)

@@ -1,0 +1,28 @@
+"""Plain text: each document of a data source is an answer to an empty prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from spectrim.data import SOURCES, open_documents
+from spectrim.errors import InputError
+from spectrim.data.tasks.example import TaskExample
+from spectrim.data.tasks.settings import TaskSettings
+
+FORM = "any text that --data takes, text:PATH.jsonl:FIELD for a field of JSON lines"
+COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task text:corpus.txt"
+
+
+def matches(place: str) -> bool:
+    return any(SOURCES.get(name).matches(place) for name in SOURCES.names())
+
+
+def examples(place: str, settings: TaskSettings) -> Iterator[TaskExample]:
+    """Raises InputError as the source does, and for settings that need a prompt."""
+    if settings.template or settings.prompt_field:
+        raise InputError("plain text has no prompts; leave template and prompt_field out")
+    for number, document in enumerate(open_documents(place, settings.answer_field), start=1):
+        try:
+            yield TaskExample("", document)
+        except InputError as error:
+            raise InputError(f"'{place}' document {number}: {error}") from error

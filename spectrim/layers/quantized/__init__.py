@@ -1,0 +1,32 @@
+"""Compressors: a weight in fewer bytes by other means than rank. One file each.
+
+A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen dataclass
+`Options`, and
+
+    LAYER                        the `CompressedLinear` that it stores a layer in
+    compress(problem, options)   -> a LAYER with the weight and bias of a `LayerProblem`
+
+What a compressor loses, a low-rank path beside it gives back in part: `CompensatedLinear`.
+"""
+
+from __future__ import annotations
+
+from spectrim.layers.quantized._base import Adapter, CompressedLinear
+from spectrim.layers.quantized._with_correction import CompensatedLinear
+from spectrim.registry import Registry
+
+COMPRESSORS = Registry("compressor", "spectrim.layers.quantized")
+
+
+def compressor_class(name: str) -> type[CompressedLinear]:
+    """The `CompressedLinear` subclass of a compressor. Raises UnknownNameError."""
+    return COMPRESSORS.get(name).LAYER
+
+
+__all__ = [
+    "COMPRESSORS",
+    "Adapter",
+    "CompensatedLinear",
+    "CompressedLinear",
+    "compressor_class",
+]

@@ -1,0 +1,150 @@
+"""Round to nearest: `Q(W) = s (q - z)`, q of 2 to 8 bits, one s (and z) per group of a row.
+
+    symmetric    s = max|w| / (2^b - 1) * 2,   z = 2^(b-1)
+    asymmetric   s = (max(w, 0) - min(w, 0)) / (2^b - 1),   z = round(-min(w, 0) / s)
+
+Codes are packed without gaps (3-bit codes cross byte borders), scales are float16, zero
+points take b bits. The codes are rounded against the scale as it is stored. A reference
+without calibration: the matrix is made anew at every product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from spectrim.layers.quantized._base import CompressedLinear, empty_bias
+from spectrim.layers.quantized._packing import pack_codes, packed_bytes, unpack_codes
+from spectrim.errors import InputError
+from spectrim.linalg.psd import check_finite
+
+if TYPE_CHECKING:
+    from spectrim.decompositions import LayerProblem
+
+REQUIRES: tuple[str, ...] = ()
+REFERENCE = "the common baseline; groups as in Frantar et al., 2022, arXiv:2210.17323"
+SCHEMES = ("symmetric", "asymmetric")
+_SMALLEST_SCALE = 2.0**-24
+"""The smallest positive float16."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """group: columns that share a scale; the last group of a row may be shorter."""
+
+    bits: int = 4
+    group: int = 32
+    scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(2, 9):
+            raise InputError(f"rtn takes 2 to 8 bits, got {self.bits!r}")
+        if not isinstance(self.group, int) or self.group < 1:
+            raise InputError(f"rtn groups have 1 or more columns, got {self.group!r}")
+        if self.scheme not in SCHEMES:
+            raise InputError(f"rtn's scheme is one of {SCHEMES}, got {self.scheme!r}")
+
+
+class RtnLinear(CompressedLinear):
+    """Buffers `codes` and `zeros` (packed, uint8) and `scales` (out, groups), the bits of
+    float16 numbers as int16, so that casting a model leaves them as they are."""
+
+    OPTIONS = Options
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int], bias: bool, options: Options) -> RtnLinear:
+        rows, groups = shape[0], groups_of(shape, options)
+        buffers = {
+            "codes": torch.empty(
+                packed_bytes(rows * shape[1], options.bits), dtype=torch.uint8
+            ),
+            "scales": torch.empty(rows, groups, dtype=torch.int16),
+        }
+        if options.scheme == "asymmetric":
+            count = packed_bytes(rows * groups, options.bits)
+            buffers["zeros"] = torch.empty(count, dtype=torch.uint8)
+        return cls(shape, empty_bias(rows, bias), options, buffers)
+
+    @classmethod
+    def cost(cls, shape: tuple[int, int], options: Options, itemsize: int) -> int:
+        groups = shape[0] * groups_of(shape, options)
+        codes = packed_bytes(shape[0] * shape[1], options.bits)
+        zeros = packed_bytes(groups, options.bits) if options.scheme == "asymmetric" else 0
+        return codes + 2 * groups + zeros
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        rows, columns, bits = self.out_features, self.in_features, self.options.bits
+        scales = self.scales.view(torch.float16).to(torch.promote_types(dtype, torch.float32))
+        codes = unpack_codes(self.codes, bits, rows * columns).view(rows, columns)
+        steps = codes.to(scales.dtype) - self._spread(self._zeros(scales))
+        return (steps * self._spread(scales)).to(dtype)
+
+    def validate(self) -> str | None:
+        if self.scales.is_meta or torch.isfinite(self.scales.view(torch.float16)).all():
+            return None
+        return "scales hold values that are NaN or infinite"
+
+    def _zeros(self, scales: Tensor) -> Tensor:
+        if self.options.scheme == "symmetric":
+            return torch.full_like(scales, 2 ** (self.options.bits - 1))
+        zeros = unpack_codes(self.zeros, self.options.bits, scales.numel())
+        return zeros.view_as(scales).to(scales.dtype)
+
+    def _spread(self, by_group: Tensor) -> Tensor:
+        """(out, groups) to (out, in)."""
+        return by_group.repeat_interleave(self.options.group, 1)[:, : self.in_features]
+
+
+def compress(problem: LayerProblem, options: Options) -> RtnLinear:
+    """Raises NumericalError for a weight that is not finite or too large for float16 scales."""
+    weight = problem.weight.detach().float()
+    check_finite(weight, f"the weight of {problem.name}")
+    grouped = _grouped(weight, options.group)
+    scales, zeros = _grid(grouped, options)
+    check_finite(scales, f"float16 scales of {problem.name}")
+    top = 2**options.bits - 1
+    codes = (grouped / scales.float()[..., None]).round() + zeros[..., None]
+    flat = codes.clamp(0, top).flatten(1)[:, : weight.shape[1]]
+    buffers = {
+        "codes": pack_codes(flat, options.bits),
+        "scales": scales.view(torch.int16),
+    }
+    if options.scheme == "asymmetric":
+        buffers["zeros"] = pack_codes(zeros, options.bits)
+    shape = (weight.shape[0], weight.shape[1])
+    return RtnLinear(shape, problem.bias, options, buffers)
+
+
+def groups_of(shape: tuple[int, int], options: Options) -> int:
+    """Groups of one row."""
+    return -(-shape[1] // options.group)
+
+
+def _grouped(weight: Tensor, group: int) -> Tensor:
+    """(out, in) as (out, groups, group), filled up with zeros."""
+    missing = -weight.shape[1] % group
+    return torch.nn.functional.pad(weight, (0, missing)).unflatten(1, (-1, group))
+
+
+def _grid(grouped: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Scales in float16 and zero points, both (out, groups)."""
+    top = 2**options.bits - 1
+    if options.scheme == "symmetric":
+        scales = _stored(grouped.abs().amax(-1) * 2 / top)
+        return scales, torch.full_like(scales, 2 ** (options.bits - 1), dtype=torch.float32)
+    low, high = grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
+    scales = _stored((high - low) / top)
+    return scales, (-low / scales.float()).round().clamp(0, top)
+
+
+def _stored(scales: Tensor) -> Tensor:
+    return scales.clamp_min(_SMALLEST_SCALE).to(torch.float16)
+
+
+LAYER = RtnLinear

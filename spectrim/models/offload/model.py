@@ -1,0 +1,180 @@
+"""A model on the meta device whose parts are in memory only while they are used."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from spectrim.errors import ModelError
+from spectrim.models.offload.tensors import StoredTensors, persistent_tensors, to_meta
+from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.targets import decoder_blocks
+
+
+class StreamedModel:
+    """`model` has the structure, with fused experts split; its tensors are on disk.
+
+    Parts that can be `resident` are the decoder blocks, by name, and every module outside of
+    them that holds tensors of its own. Buffers that no checkpoint holds (rotary frequencies)
+    are always there. Raises ModelError for a model that names no blocks.
+    """
+
+    def __init__(
+        self, config: PreTrainedConfig, files: Sequence[Path], dtype: torch.dtype
+    ) -> None:
+        self._plain = _on_meta(config, dtype)
+        self._stored = StoredTensors(self._plain, files)
+        self.dtype = dtype
+        self.model = copy.deepcopy(self._plain)
+        split_experts(self.model, fused_expert_names(self.model))
+        self.model.requires_grad_(False).eval()
+        self.blocks = [name for name, _ in decoder_blocks(self.model)]
+        if not self.blocks:
+            raise ModelError(
+                f"{type(self.model).__name__} names no blocks, so it cannot be streamed; "
+                "compress it with the whole model in memory"
+            )
+        self.outside = [name for name, _ in self._outside()]
+
+    @contextmanager
+    def resident(self, name: str) -> Iterator[nn.Module]:
+        """The part with its tensors, until the context ends."""
+        module = self.model.get_submodule(name)
+        try:
+            self.load(name)
+            yield module
+        finally:
+            self._release(name)
+
+    @contextmanager
+    def outside_when_used(self, but: Sequence[str] = ()) -> Iterator[None]:
+        """Modules outside the blocks, `but` those, get their tensors when they are first run,
+        and keep them until the context ends."""
+        loaded: set[str] = set()
+
+        def hook_for(name: str) -> Any:
+            def hook(module: nn.Module, *inputs: Any) -> None:
+                if name not in loaded:
+                    self.load(name)
+                    loaded.add(name)
+
+            return hook
+
+        modules = {n: m for n, m in self._outside() if n not in but}
+        handles = [m.register_forward_pre_hook(hook_for(n)) for n, m in modules.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name in loaded:
+                self._release(name)
+
+    def load(self, name: str) -> None:
+        tensors = self._split(name, self._stored.read(self._names(name), self.dtype))
+        module = self.model.get_submodule(name)
+        with torch.no_grad():
+            module.load_state_dict(tensors, strict=False, assign=True)
+        module.requires_grad_(False)
+
+    def bytes(self, name: str) -> int:
+        """What the part takes in memory."""
+        return self._stored.bytes(self._names(name))
+
+    @property
+    def total_bytes(self) -> int:
+        return self._stored.bytes(self._plain.state_dict())
+
+    def own_state(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part by their names inside it, without those of other parts."""
+        module = self.model.get_submodule(name)
+        if name in self.blocks:
+            return dict(module.state_dict())
+        return {key: tensor.detach() for _, key, tensor in _own_tensors(module)}
+
+    def structure(self) -> PreTrainedModel:
+        """A copy of the model's structure, experts fused, on the meta device."""
+        return copy.deepcopy(self._plain)
+
+    def part_of(self, layer: str) -> str:
+        """The part, a block or a module outside of them, that holds `layer`."""
+        inside = [name for name in self.blocks if layer.startswith(name + ".")]
+        return inside[0] if inside else layer
+
+    def tied_to(self, name: str) -> str | None:
+        """The tensor that the tensor `name` is tied to, where it is not the first of them."""
+        return self._stored.aliases.get(name)
+
+    def _names(self, name: str) -> list[str]:
+        """The tensors of a part as the checkpoint's model names them."""
+        module = self._plain.get_submodule(name)
+        prefix = f"{name}." if name else ""
+        if name in self.blocks:
+            return [prefix + key for key in module.state_dict()]
+        return [prefix + key for _, key, _ in _own_tensors(module)]
+
+    def _split(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """By local name, where fused experts became one layer each."""
+        prefix = len(name) + 1 if name else 0
+        local = {key[prefix:]: tensor for key, tensor in tensors.items()}
+        plain = self._plain.get_submodule(name)
+        if name not in self.blocks or not fused_expert_names(plain):
+            return local
+        block = copy.deepcopy(plain)
+        block.load_state_dict(local, strict=False, assign=True)
+        local.clear()
+        tensors.clear()
+        split_experts(block, fused_expert_names(block))
+        return dict(block.state_dict())
+
+    def _release(self, name: str) -> None:
+        module = self.model.get_submodule(name)
+        if name in self.blocks:
+            to_meta(module)
+            return
+        for owner, key, tensor in list(_own_tensors(module)):
+            empty = torch.empty_like(tensor, device="meta")
+            if key in owner._buffers:
+                owner._buffers[key] = empty
+            else:
+                owner._parameters[key] = nn.Parameter(empty, requires_grad=False)
+
+    def _outside(self) -> Iterator[tuple[str, nn.Module]]:
+        inside = tuple(name + "." for name in self.blocks)
+        for name, module in self.model.named_modules():
+            outside = name not in self.blocks and not name.startswith(inside)
+            if outside and any(True for _ in _own_tensors(module)):
+                yield name, module
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    return (entry for entry in persistent_tensors(module) if entry[0] is module)
+
+
+def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The structure alone, but for buffers that no checkpoint holds."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _compute_buffers(model)
+    return model
+
+
+@torch.no_grad()
+def _compute_buffers(model: PreTrainedModel) -> None:
+    """Let the model initialise what no checkpoint holds, as after loading one."""
+    for _, _, tensor in persistent_tensors(model):
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    for module in model.modules():
+        vars(module).pop("_is_hf_initialized", None)
+        for name in module._non_persistent_buffers_set:
+            buffer = module._buffers.get(name)
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+    model.initialize_weights()

@@ -1,0 +1,205 @@
+"""Any module and any loss on the same road: calibrate, decompose, plan, replace.
+
+    batches, loss -> statistics -> factors with their curves -> ranks -> layers
+
+Encoders, classifiers, rankers: what the model is for stands in the loss alone. A loss that is
+least at the model itself, like agreement with its own outputs, has no gradient there;
+`agreement_loss` draws labels around the outputs instead, whose gradients have the right
+covariance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.calibration.any_loss import Loss, Mask, calibrate_module, check_losses
+from spectrim.calibration.in_memory import frozen_eval
+from spectrim.embeddings import (EMBEDDINGS, FactoredEmbedding, TableProblem, TableStatistics, factorize_table, table_rank)
+from spectrim.errors import InputError
+from spectrim.pipeline.replace import replace_layers
+from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.plan import plan
+from spectrim.planning import Decomposition, Plan
+from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
+from spectrim.models.replace import replace_layer
+from spectrim.models.targets import find_targets
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class CompressedModule(Generic[M]):
+    """The smaller module, the ranks of its layers, and by name those of its tables."""
+
+    model: M
+    plan: Plan
+    tables: dict[str, int]
+
+
+def compress_any(
+    model: M,
+    batches: Iterable[Any],
+    loss: Loss,
+    recipe: Recipe | None = None,
+    mask: Mask | None = None,
+) -> CompressedModule[M]:
+    """A smaller copy of `model` for what `loss(model, batch) -> (n,)` measures.
+
+    batches: what can be gone through twice; mask(batch): True on real positions (B, T). With
+    `recipe.embeddings` every lookup table is factored too, at that budget. A recipe's
+    calibration, path and measure say nothing here; for a budget of time the layers are timed.
+    Raises InputError, ModelError and NumericalError as the steps do.
+    """
+    recipe = recipe or Recipe()
+    if recipe.embeddings is not None and isinstance(batches, Iterator):
+        raise InputError("tables take a second pass: give a list of batches, not an iterator")
+    decomposition = factorize_any(model, batches, loss, recipe, mask)
+    chosen = plan(decomposition, recipe)
+    smaller = replace_layers(model, decomposition, chosen)
+    tables = {}
+    if recipe.embeddings is not None:
+        tables = compress_tables(model, smaller, batches, loss, recipe.embeddings)
+    return CompressedModule(smaller, chosen, tables)
+
+
+def factorize_any(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    recipe: Recipe | None = None,
+    mask: Mask | None = None,
+) -> Decomposition:
+    """Factors of every target layer with predicted losses per example, to plan and cut from.
+
+    Layers that the loss does not reach stay dense. Raises InputError for recipes that a module
+    cannot follow.
+    """
+    recipe = recipe or Recipe()
+    if recipe.pruning is not None or recipe.sharing.rule != "none" or recipe.refinement:
+        raise InputError("selection, sharing and refinement are for language models")
+    targets = find_targets(model, recipe.include, recipe.exclude)
+    calibration = calibrate_module(model, targets, batches, loss, recipe.statistics, mask)
+    return decompose(model, calibration, recipe)
+
+
+def agreement_loss(outputs: Callable[[nn.Module, Any], Tensor], seed: int = 0) -> Loss:
+    """The loss "as the original": 1/2 ||f(x) - y||^2, y ~ N(f(x), 1) drawn anew.
+
+    outputs(model, batch) -> (n, d), embeddings of unit length, say: then the change of
+    1/2 ||f - f_0||^2 is that of 1 - cos. E[g g^T] is J^T J, the curvature of agreement at the
+    original, where its own gradient is zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        found = outputs(model, batch)
+        noise = torch.randn(found.shape, generator=generator, dtype=torch.float32)
+        drawn = found.detach() + noise.to(found)
+        return 0.5 * (found - drawn).square().flatten(1).sum(1)
+
+    return loss
+
+
+def compress_tables(
+    model: nn.Module,
+    smaller: nn.Module,
+    batches: Iterable[Any],
+    loss: Loss,
+    given: EmbeddingRecipe,
+) -> dict[str, int]:
+    """Factored tables in `smaller` in the place of those of `model`; gives their ranks.
+
+    Tables with fewer rows than the budget's smallest factors stay, and so do those that a
+    padding row, a norm or sparse gradients make special. Raises InputError where none is left.
+    """
+    method = EMBEDDINGS.get(given.method)
+    options = EMBEDDINGS.options(given.method, given.options)
+    ranks = _table_ranks(model, given)
+    if not ranks:
+        raise InputError(f"no lookup table that a budget of {given.budget:g} makes smaller")
+    weights = {name: _table(model, name).weight for name in ranks}
+    sums = _looked_up(model, list(ranks), batches, loss)
+    for name, rank in ranks.items():
+        table = weights[name].detach().double()
+        counts, gradients = sums[name]
+        statistics = TableStatistics(counts, gradients / counts.sum().clamp_min(1))
+        metric = method.metric(TableProblem(table, False, statistics), options)
+        replace_layer(smaller, name, factorize_table(table, metric).module(rank))
+    return ranks
+
+
+def _table_ranks(model: nn.Module, given: EmbeddingRecipe) -> dict[str, int]:
+    ranks = {}
+    for name, module in model.named_modules():
+        if type(module) is not nn.Embedding or _special(module):
+            continue
+        shape = (module.num_embeddings, module.embedding_dim)
+        try:
+            rank = table_rank(shape, given.budget)
+        except InputError:
+            continue
+        if FactoredEmbedding.cost(*shape, rank) < shape[0] * shape[1]:
+            ranks[name] = rank
+    return ranks
+
+
+def _table(model: nn.Module, name: str) -> nn.Embedding:
+    table = model.get_submodule(name)
+    assert isinstance(table, nn.Embedding)
+    return table
+
+
+def _special(table: nn.Embedding) -> bool:
+    return table.max_norm is not None or table.sparse
+
+
+def _looked_up(
+    model: nn.Module, names: list[str], batches: Iterable[Any], loss: Loss
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By table, how often each row was read (V,), and `sum g g^T` (d, d) at its output."""
+    tables = {name: _table(model, name) for name in names}
+    sums = {
+        name: (
+            torch.zeros(table.num_embeddings, dtype=torch.float64),
+            torch.zeros(table.embedding_dim, table.embedding_dim, dtype=torch.float64),
+        )
+        for name, table in tables.items()
+    }
+    with frozen_eval(model), _watched(tables, sums):
+        for number, batch in enumerate(batches):
+            check_losses(loss(model, batch), number).sum().backward()
+    return sums
+
+
+@contextmanager
+def _watched(
+    tables: dict[str, nn.Embedding], sums: dict[str, tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    def hook_for(name: str) -> Callable[..., Tensor]:
+        counts, gradients = sums[name]
+
+        def add(g: Tensor) -> None:
+            rows = g.flatten(0, -2).float()
+            gradients.add_((rows.T @ rows).double().cpu())
+
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            ids = inputs[0].flatten().cpu()
+            counts.add_(torch.bincount(ids, minlength=len(counts)).double())
+            watched = output if output.requires_grad else output.detach().requires_grad_(True)
+            watched.register_hook(add)
+            return watched
+
+        return hook
+
+    handles = [table.register_forward_hook(hook_for(name)) for name, table in tables.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,168 @@
+"""Who shares a basis with whom: groups of layers of equal input width, by the recipe's rule.
+
+No projection name is known here. A layer's type is its name inside its decoder block, and the
+layers that share by default across blocks are those that read a normalised hidden state: their
+input is the very tensor that a normalisation (a leaf module with vectors as parameters) gave.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.calibration import Calibration, PooledStatistics
+from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, whitened
+from spectrim.errors import InputError
+from spectrim.linalg.joint_basis import ESTIMATES, clusters
+from spectrim.pipeline.recipe import Recipe, SharingRecipe
+from spectrim.models.linear import get_bias, get_shape, get_weight, is_linear
+from spectrim.models.targets import decoder_blocks
+
+Groups = list[tuple[str, ...]]
+
+
+def group_layers(
+    model: nn.Module, calibration: Calibration, names: Sequence[str], recipe: Recipe
+) -> Groups:
+    """All of `names` in order, alone or in groups at the place of their first member.
+
+    Raises InputError where the rule finds nothing that may share.
+    """
+    if recipe.sharing.rule == "none":
+        return [(name,) for name in names]
+    pools = _pools(model, calibration, names, recipe.sharing)
+    if recipe.sharing.rule == "clustered":
+        found = [g for pool in pools for g in _clustered(model, calibration, pool, recipe)]
+    else:
+        found = [g for pool in pools for g in _windows(pool, recipe.sharing)]
+    first = {group[0]: group for group in found if len(group) > 1}
+    inside = {name for group in first.values() for name in group}
+    return [first.get(n, (n,)) for n in names if n in first or n not in inside]
+
+
+def pooled_problems(
+    model: nn.Module, calibration: Calibration, names: Sequence[str]
+) -> list[LayerProblem]:
+    """One problem per layer, with the inputs of all of them."""
+    return [
+        LayerProblem(
+            name,
+            get_weight(module).detach(),
+            get_bias(module),
+            PooledStatistics(calibration, name, tuple(names)),
+        )
+        for name, module in ((name, model.get_submodule(name)) for name in names)
+    ]
+
+
+def _pools(
+    model: nn.Module,
+    calibration: Calibration,
+    names: Sequence[str],
+    sharing: SharingRecipe,
+) -> Groups:
+    """Layers of equal input width that the rule may put together, in model order."""
+    types = _types(model, names)
+    wanted = [name for name in types if _is_wanted(types[name], sharing.patterns)]
+    if sharing.rule == "adjacent" and not sharing.patterns:
+        readers = normalized_readers(model, wanted)
+        wanted = [name for name in wanted if name in readers]
+    same_input = sharing.rule == "same_input"
+    pools: dict[Any, list[str]] = {}
+    for name in wanted:
+        key = calibration.groups[name] if same_input else types[name]
+        pools.setdefault((key, get_shape(model.get_submodule(name))[1]), []).append(name)
+    found = [tuple(pool) for pool in pools.values() if len(pool) > 1]
+    if not found:
+        raise InputError(
+            f"sharing.rule {sharing.rule} finds no two layers that may share a basis among "
+            f"{len(names)}; name them with sharing.patterns, or use another rule"
+        )
+    return found
+
+
+def _types(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """By layer name, its name inside its decoder block; without those outside of blocks."""
+    prefixes = [f"{name}." for name, _ in decoder_blocks(model)]
+    found: dict[str, str] = {}
+    for name in names:
+        inside = [name.removeprefix(p) for p in prefixes if name.startswith(p)]
+        found |= {name: inside[0]} if inside else {}
+    return found
+
+
+def _is_wanted(kind: str, patterns: Sequence[str]) -> bool:
+    try:
+        return not patterns or any(re.search(pattern, kind) for pattern in patterns)
+    except re.error as error:
+        raise InputError(f"sharing.patterns {list(patterns)}: {error}") from error
+
+
+def _windows(pool: Sequence[str], sharing: SharingRecipe) -> Groups:
+    if sharing.rule == "same_input":
+        return [tuple(pool)]
+    starts = range(0, len(pool), sharing.group_size)
+    return [tuple(pool[start : start + sharing.group_size]) for start in starts]
+
+
+def _clustered(
+    model: nn.Module, calibration: Calibration, pool: Sequence[str], recipe: Recipe
+) -> Groups:
+    """Memory: the pool's weights in float64."""
+    sharing = recipe.sharing
+    options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
+    matrices = whitened(recipe.method, pooled_problems(model, calibration, pool), options)
+    estimate = partial(_joint_error, matrices, sharing)
+    found = clusters(matrices, estimate, sharing.max_error, sharing.group_size)
+    return [tuple(pool[index] for index in cluster) for cluster in found]
+
+
+def _joint_error(
+    matrices: Sequence[Tensor], sharing: SharingRecipe, chosen: Sequence[int]
+) -> float:
+    """At the rank that the group has when `sharing.budget` of its weights is kept."""
+    members = [matrices[index] for index in chosen]
+    rows, width = sum(len(member) for member in members), members[0].shape[1]
+    rank = max(1, int(sharing.budget * rows * width / (rows + width)))
+    return ESTIMATES[sharing.error_estimate](members, rank)
+
+
+def normalized_readers(model: nn.Module, names: Sequence[str]) -> set[str]:
+    """Those of `names` whose input is the output of a normalisation, seen in one forward
+    pass over two tokens."""
+    given: dict[int, Tensor] = {}
+    found: set[str] = set()
+
+    def gave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        given[id(output)] = output  # kept, so that no other tensor gets its id
+
+    def reads(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if id(inputs[0]) in given:
+            found.add(name)
+
+    handles = [
+        module.register_forward_hook(gave) for module in model.modules() if _is_norm(module)
+    ]
+    handles += [
+        model.get_submodule(name).register_forward_pre_hook(partial(reads, name))
+        for name in names
+    ]
+    ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _is_norm(module: nn.Module) -> bool:
+    parameters = list(module.parameters(recurse=False))
+    leaf = next(module.children(), None) is None
+    return leaf and not is_linear(module) and {p.dim() for p in parameters} == {1}

@@ -1,0 +1,234 @@
+"""Several recipes on one model at equal bytes: one calibration, one row per recipe and budget.
+
+    statistics of all recipes, in one pass
+      -> per recipe a decomposition -> per budget a plan that fits in its bytes
+      -> layers (-> refinement) -> saved, measured, evaluated -> a row
+
+Where the recipes have a budget of time, rows are at equal time in place of equal bytes.
+
+A finished row is kept on disk under all that it depends on: model, tokens, texts, recipe,
+budget, version. The same call later makes only the rows that are missing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.runtime import distributed
+from spectrim.statistics._io import model_fingerprint
+from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
+from spectrim.errors import InputError
+from spectrim.pipeline.benchmark.spec import named_recipes
+from spectrim.pipeline.benchmark.results import BenchRow, DenseResult, RowStore
+from spectrim.pipeline.benchmark.run import Subject, dense_figures, rows_of
+from spectrim.pipeline.benchmark.profile import StageTimer
+from spectrim.pipeline.calibrate import (calibration_blocks, default_length, gather, prepare, vocabulary_size)
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.pipeline.latency_table import timing_spec
+from spectrim.pipeline.recipe import Recipe
+from spectrim.runtime.cache import Cache
+
+BUDGETS = (0.8, 0.6, 0.4)
+MOST_TOKENS = 20_000
+"""Of each text, unless the settings say otherwise."""
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """texts: what rows are judged on, the calibration's own domain first.
+
+    blocks None: the first 20,000 tokens in rows of the default length. dtype None: the model's.
+    rows: where finished rows are kept. A workspace that keeps nothing is replaced by a
+    temporary one while the rows are made.
+    """
+
+    texts: Sequence[str] = ("python:held_out",)
+    blocks: BlockSettings | None = None
+    dtype: torch.dtype | None = None
+    rows: Path | None = None
+    cache: Cache | None = None
+    track: ProgressBar = silent
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The table so far, in the order asked for; `made` counts the rows made in this call."""
+
+    dense: DenseResult
+    rows: tuple[BenchRow, ...]
+    wanted: int
+    made: int
+
+
+def bench(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipes: Mapping[str, Recipe],
+    budgets: Sequence[float] = BUDGETS,
+    settings: BenchSettings | None = None,
+) -> Bench:
+    """A row for every recipe and budget. `model` is in float32; fused experts are split.
+
+    Budgets are shares of the weights, or of the dense layers' measured time where the recipes
+    have a `latency`, which all or none must have.
+    A recipe that cannot run gives rows with its error. Raises InputError for texts, budgets or
+    recipes that cannot be used, ModelError for a model that cannot be calibrated.
+    """
+    *_, result = bench_steps(model, tokenizer, recipes, budgets, settings)
+    return result
+
+
+def bench_steps(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipes: Mapping[str, Recipe],
+    budgets: Sequence[float] = BUDGETS,
+    settings: BenchSettings | None = None,
+) -> Iterator[Bench]:
+    """`bench`, yielding the table of the finished rows first, and again after each new row."""
+    settings = settings or BenchSettings()
+    wanted = {n: [_at(r, budget) for budget in budgets] for n, r in recipes.items()}
+    if not recipes or not budgets:
+        raise InputError("a table needs at least one recipe and one budget")
+    if quantized := [name for name, r in recipes.items() if r.quantization is not None]:
+        raise InputError(
+            f"{quantized[0]} quantises its factors; this table fits rows that store numbers of "
+            "one dtype to their bytes: leave out quantisation"
+        )
+    if len({r.latency and r.latency.tokens for r in recipes.values()}) > 1:
+        raise InputError(
+            "rows are compared at equal bytes, or at equal time for as many tokens: give all "
+            "recipes the same latency, or none"
+        )
+    if len(set(budgets)) < len(budgets):
+        raise InputError(f"a budget is named twice in {', '.join(map(str, budgets))}")
+    with _lasting(settings.cache) as cache:
+        subject = Subject(
+            model,
+            tokenizer,
+            _texts(model, tokenizer, settings),
+            settings.dtype or model.dtype,
+            cache,
+            settings.track,
+        )
+        yield from _steps(subject, RowStore(settings.rows), wanted)
+
+
+def _at(recipe: Recipe, budget: float) -> Recipe:
+    if recipe.latency is None:
+        return recipe.with_changes(budget=budget)
+    return recipe.with_changes(budget=budget, latency=replace(recipe.latency, budget=budget))
+
+
+def _steps(
+    subject: Subject, store: RowStore, wanted: Mapping[str, Sequence[Recipe]]
+) -> Iterator[Bench]:
+    total = sum(map(len, wanted.values()))
+    for recipes in wanted.values():
+        prepare(subject.model, recipes[0])
+    fixed = _fixed_key(subject)
+    dense = store.dense(fixed)
+    if dense is None:
+        dense = dense_figures(subject)
+        store.keep(fixed, dense)
+    keys = _keys(subject, fixed, wanted)
+    done = {(name, budget): store.row(key, name) for (name, budget), key in keys.items()}
+    missing = {n: [r for r in rs if done[n, r.budget] is None] for n, rs in wanted.items()}
+    result = Bench(dense, _rows(done), total, 0)
+    yield result
+    shared = _gathered(subject, [recipes[0] for recipes in missing.values() if recipes])
+    for name, recipes in missing.items():
+        for row in rows_of(subject, dense, name, recipes):
+            row = replace(row, seconds=_with_shared(row.seconds, shared))
+            done[name, row.budget] = row
+            if row.error is None:
+                store.keep(keys[name, row.budget], row)
+            result = replace(result, rows=_rows(done), made=result.made + 1)
+            yield result
+
+
+def _gathered(subject: Subject, recipes: Sequence[Recipe]) -> float:
+    """Seconds of the passes that serve all the rows to be made."""
+    clock = StageTimer(subject.timer)
+    with clock("calibrate"):
+        if recipes:
+            gather(subject.model, subject.tokenizer, recipes, subject.cache, subject.track)
+    return clock.seconds["calibrate"]
+
+
+def _with_shared(seconds: Mapping[str, float], shared: float) -> dict[str, float]:
+    return {**seconds, "calibrate": seconds.get("calibrate", 0.0) + shared}
+
+
+def _rows(done: Mapping[tuple[str, float], BenchRow | None]) -> tuple[BenchRow, ...]:
+    return tuple(row for row in done.values() if row is not None)
+
+
+def _texts(
+    model: PreTrainedModel, tokenizer: Any, settings: BenchSettings
+) -> dict[str, TokenBlocks]:
+    """Token blocks by text, checked. Raises InputError."""
+    if not settings.texts or len(set(settings.texts)) < len(settings.texts):
+        raise InputError("the texts to judge on must be one or more, each named once")
+    blocks = settings.blocks or BlockSettings(
+        length=default_length(model), max_tokens=MOST_TOKENS, keep_tail=True
+    )
+    found = {text: token_blocks(text, tokenizer, blocks) for text in settings.texts}
+    for each in found.values():
+        check_vocabulary(each, vocabulary_size(model))
+    return found
+
+
+def _fixed_key(subject: Subject) -> dict[str, Any]:
+    """What all rows depend on, and all that the original's figures do."""
+    return {
+        "model": model_fingerprint(subject.model),
+        "texts": {name: blocks.fingerprint for name, blocks in subject.texts.items()},
+        "dtype": str(subject.dtype),
+    }
+
+
+def _keys(
+    subject: Subject, fixed: dict[str, Any], wanted: Mapping[str, Sequence[Recipe]]
+) -> dict[tuple[str, float], dict[str, Any]]:
+    """By name and budget. The calibration's tokens are part of the key, the name is not; for
+    rows at equal time so is the machine."""
+    keys = {}
+    for name, recipes in wanted.items():
+        tokens = calibration_blocks(subject.model, subject.tokenizer, recipes[0]).fingerprint
+        for recipe in recipes:
+            own = {"recipe": recipe.to_dict(), "tokens": tokens}
+            if recipe.latency is not None:
+                own["place"] = timing_spec(subject.stored(recipe)).key()
+            keys[name, recipe.budget] = fixed | own
+    return keys
+
+
+@contextmanager
+def _lasting(cache: Cache | None) -> Iterator[Cache]:
+    """A workspace that keeps entries at least for the time of the run."""
+    if cache is not None and cache.root is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield Cache(Path(distributed.all_gather(directory)[0]))
+
+
+__all__ = [
+    "BUDGETS",
+    "Bench",
+    "BenchRow",
+    "BenchSettings",
+    "DenseResult",
+    "bench",
+    "bench_steps",
+    "named_recipes",
+]

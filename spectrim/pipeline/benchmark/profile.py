@@ -1,0 +1,117 @@
+"""What a row costs: seconds of each stage, and the memory it needs beside what is there."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+
+from spectrim.runtime.context import ProgressBar
+
+_SECONDS_BETWEEN_SAMPLES = 0.01
+
+
+class PeakMemory:
+    """Resident memory of this process while it is in use: at the start, and at its highest.
+
+    Sampled by a thread every hundredth of a second, because the peak that the system keeps
+    never goes down again. What earlier work has freed is first handed back to the system where
+    the C library can do that (glibc).
+    """
+
+    def __init__(self) -> None:
+        self.start = self.peak = 0
+        self._process = psutil.Process()
+        self._done = threading.Event()
+
+    def __enter__(self) -> PeakMemory:
+        _hand_back()
+        self.start = self.peak = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._sample()
+
+    def _watch(self) -> None:
+        while not self._done.wait(_SECONDS_BETWEEN_SAMPLES):
+            self._sample()
+
+    def _sample(self) -> None:
+        self.peak = max(self.peak, self._process.memory_info().rss)
+
+
+def _hand_back() -> None:
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        return
+
+
+def timer_for(device: torch.device) -> Callable[[], float]:
+    """Processor time of all threads, which other programs do not lengthen; wall clock where
+    the work is done by an accelerator."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
+class StageTimer:
+    """Seconds by stage; `with clock("compress"):` adds to one."""
+
+    def __init__(self, timer: Callable[[], float]) -> None:
+        self._timer = timer
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = self._timer()
+        try:
+            yield
+        finally:
+            spent = self._timer() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+
+class FactorizeTimer:
+    """The seconds of `factorize` by stage, told by the steps that it tracks.
+
+    What comes before decomposing is calibration (the passes that the workspace had not, and
+    reading the others), what comes after it measuring. Both of the latter are missing when the
+    decomposition was in the workspace.
+    """
+
+    def __init__(self, track: ProgressBar, timer: Callable[[], float]):
+        self._track = track
+        self._timer = timer
+        self._start = timer()
+        self._decomposing: tuple[float, float] | None = None
+
+    def track(self, items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
+        if what != "decomposing":
+            yield from self._track(items, what, total)
+            return
+        begin = self._timer()
+        yield from self._track(items, what, total)
+        self._decomposing = (begin, self._timer())
+
+    def seconds(self) -> dict[str, float]:
+        """To be called when `factorize` has returned."""
+        now = self._timer()
+        if self._decomposing is None:
+            return {"calibrate": now - self._start}
+        begin, end = self._decomposing
+        return {
+            "calibrate": begin - self._start,
+            "decompose": end - begin,
+            "measure": now - end,
+        }

@@ -1,0 +1,323 @@
+"""From a model and a recipe to statistics, in one pass or averaged along the way to the result.
+
+The loss increase of a change D of the weights is a quadratic form in the Hessian averaged
+between the original and the changed model,
+
+    L(W + D) - L(W) - <grad, D> = 1/2 D^T ( 2 * integral_0^1 (1 - t) H(W + t D) dt ) D,
+
+not in the Hessian at the original alone. `HessianAveragingRecipe` adds a second, shorter pass
+on the model cut to a given budget and mixes the two.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spectrim.runtime import distributed
+from spectrim.calibration import Calibration, CalibrationSettings
+from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
+from spectrim.statistics._parts import concat, select
+from spectrim.statistics._io import load_calibration, model_fingerprint, save_calibration
+from spectrim.statistics._stored import open_calibration, stored_calibration
+from spectrim.calibration.in_memory import calibrate_steps
+from spectrim.planning.probe import swap_weights
+from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
+from spectrim.data.loading import open_documents
+from spectrim.errors import InputError
+from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.pieces import Snapshots
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.pipeline.tasks import load_task_rows, task_blocks
+from spectrim.planning import make_plan
+from spectrim.pipeline.recipe import Recipe
+from spectrim.models.linear import get_weight
+from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.targets import Target, find_targets
+from spectrim.runtime.cache import (SECONDS_BETWEEN_SAVES, Cache, load_if_valid, load_if_valid_locally)
+
+MOST_TOKENS_PER_BATCH = 1024
+"""Larger batches are no faster on a processor, and hold more activations."""
+SMALLEST_ROOM = 256 * 2**20
+"""Bytes for activations that even the smallest model may use."""
+
+
+def prepare(model: PreTrainedModel, recipe: Recipe) -> list[Target]:
+    """Split fused experts in place, and find the layers to compress. Raises ModelError."""
+    split = fused_expert_names(model)
+    split_experts(model, split)
+    return find_targets(model, recipe.include, recipe.exclude)
+
+
+def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
+    """The recipe's calibration tokens, checked against the model's vocabulary.
+
+    With a task these are rows of it, their loss counted where the task counts it.
+    """
+    given = recipe.calibration
+    if recipe.task is not None:
+        rows = load_task_rows(model, tokenizer, recipe.task)
+        return task_blocks(rows, given.sequences, given.seed)
+    documents = open_documents(given.data, given.field)
+    settings = BlockSettings(
+        sequences=given.sequences, length=given.length or default_length(model), seed=given.seed
+    )
+    blocks = replace(token_blocks(documents, tokenizer, settings), source=given.data)
+    check_vocabulary(blocks, vocabulary_size(model))
+    return blocks
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    embedding: Any = model.get_input_embeddings()
+    return embedding.num_embeddings
+
+
+def default_length(model: PreTrainedModel) -> int:
+    """Half the context, at least 256 and at most 2048 tokens, never more than the context."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    return min(context, max(256, min(2048, context // 2)))
+
+
+def calibrate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe | None = None,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
+) -> Calibration:
+    """Run the model over the recipe's tokens and sum the statistics it needs.
+
+    Fused experts of the model are split in place. An interrupted run continues from the
+    workspace. Raises InputError for unusable data, ModelError for unusable weights.
+    """
+    recipe = recipe or Recipe()
+    run = _run_for(model, tokenizer, recipe, cache or Cache(None), track).as_kept()
+    first = run.gathered("calibrating", run.key())
+    if not recipe.averages_hessian:
+        return first
+    second = _at_path_budget(run, first, recipe)
+    result = first.interpolate(second, recipe.hessian_averaging.weight)
+    result.provenance |= {
+        "path": asdict(recipe.hessian_averaging),
+        "key": second.provenance["key"],
+    }
+    return result
+
+
+def gather(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipes: Sequence[Recipe],
+    cache: Cache,
+    track: ProgressBar = silent,
+) -> None:
+    """One pass over the tokens for the statistics of all `recipes`, kept in the workspace.
+
+    `calibrate` with any of them then finds its own. Covariances are in full for all where one
+    of them needs that. Recipes of other
+    tokens or layers need a pass of their own, and so do averages along a path. Raises
+    InputError for a workspace that keeps nothing, and what `calibrate` raises.
+    """
+    if cache.root is None:
+        raise InputError("statistics for several recipes need a workspace that keeps them")
+    alike: dict[str, list[_Run]] = {}
+    for recipe in recipes:
+        run = _run_for(model, tokenizer, recipe, cache, track)
+        text = json.dumps(run.key() | {"statistics": None, "wide": None}, sort_keys=True)
+        alike.setdefault(text, []).append(run)
+    for runs in alike.values():
+        statistics = {name for run in runs for name in run.settings.statistics}
+        wide = min(run.settings.wide for run in runs)  # "full" before "projected"
+        settings = replace(runs[0].settings, statistics=tuple(sorted(statistics)), wide=wide)
+        run = replace(runs[0], settings=settings).as_kept()
+        run.gathered("calibrating", run.key())
+
+
+def _run_for(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache, track: ProgressBar
+) -> _Run:
+    targets = prepare(model, recipe)
+    settings = CalibrationSettings(
+        recipe.statistics,
+        recipe.calibration.labels,
+        recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
+        recipe.calibration.seed or 0,
+        recipe.calibration.temperature,
+        memory_budget=recipe.calibration.memory_budget,
+        wide=recipe.wide,
+    )
+    blocks = calibration_blocks(model, tokenizer, recipe)
+    return _Run(model, targets, blocks, settings, cache, track)
+
+
+def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
+    """Tokens whose activations fit the room that weight gradients would take.
+
+    A backward pass holds about two float32 numbers per input and output of a linear layer,
+    and three per logit.
+    """
+    widths = sum(sum(target.shape) for target in targets)
+    bytes_per_token = 8 * widths + 12 * vocabulary_size(model)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return min(MOST_TOKENS_PER_BATCH, max(weights, SMALLEST_ROOM) // bytes_per_token)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """All that one pass over the tokens needs."""
+
+    model: PreTrainedModel
+    targets: list[Target]
+    blocks: TokenBlocks
+    settings: CalibrationSettings
+    cache: Cache
+    track: ProgressBar
+
+    def as_kept(self) -> _Run:
+        """With covariances in full where the workspace has those and not the ones asked for."""
+        full = replace(self, settings=replace(self.settings, wide="full"))
+        use = self.settings.wide != "full" and not self._is_kept() and full._is_kept()
+        return full if distributed.all_true(use) else self
+
+    def _is_kept(self) -> bool:
+        paths = [self._path(self.key(), (name,)) for name in self.settings.statistics]
+        return all(path is not None and path.exists() for path in paths)
+
+    def gathered(
+        self,
+        what: str,
+        key: dict[str, Any],
+        changed: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Calibration:
+        """Each statistic from the workspace, which keeps them one by one, and those that it
+        has not from one pass over the model, `changed` meanwhile."""
+        found = {name: self._kept(key, name) for name in self.settings.statistics}
+        parts = [part for part in found.values() if part is not None]
+        missing = tuple(name for name, part in found.items() if part is None)
+        if missing:
+            with changed():
+                parts.append(self._once(what, key, missing))
+        result = concat(parts)
+        result.provenance["key"] = key
+        if (partial := self._partial(key)) is not None:
+            partial.unlink(missing_ok=True)
+        return result
+
+    def _kept(self, key: dict[str, Any], statistic: str) -> Calibration | None:
+        return load_if_valid(self._path(key, (statistic,)), open_calibration)
+
+    def _once(self, what: str, key: dict[str, Any], missing: tuple[str, ...]) -> Calibration:
+        """One pass for what is missing, its statistics kept in the workspace under `key`, and
+        no longer in memory where they are.
+
+        A run that was stopped between storing one statistic and the next misses fewer than it
+        had summed: its sums are taken up whole.
+        """
+        partial = self._partial(key)
+        resume = _stopped_at(partial, missing)
+        names = missing if resume is None else tuple(resume.states)
+        settings = replace(self.settings, statistics=names)
+        result = replace(self, settings=settings)._stored_steps(partial, what, resume)
+        with distributed.raise_together():
+            for name in missing if distributed.is_main_process() else ():
+                if (path := self._path(key, (name,))) is not None:
+                    save_calibration(select(result, name), path)
+        paths = [self._path(key, (name,)) for name in missing]
+        stored = [path for path in paths if path is not None and path.exists()]
+        return stored_calibration(stored, result.provenance) if stored == paths else result
+
+    def _partial(self, key: dict[str, Any]) -> Path | None:
+        """Where the running sums of this run are: of several processes, this one's, of
+        batches of this size."""
+        path = self._path(key, self.settings.statistics)
+        if path is None or (count := distributed.num_processes()) == 1:
+            return None if path is None else path.with_suffix(".partial")
+        size = shard_settings(self.blocks, self.settings).tokens_per_batch
+        return path.with_suffix(f".{distributed.process_index()}-of-{count}-by-{size}.partial")
+
+    def _path(self, key: dict[str, Any], statistics: tuple[str, ...]) -> Path | None:
+        return self.cache.path("calibration", key | {"statistics": list(statistics)})
+
+    def key(self) -> dict[str, Any]:
+        return {
+            "model": model_fingerprint(self.model),
+            "data": self.blocks.fingerprint,
+            "statistics": list(self.settings.statistics),
+            "labels": self.settings.label_key,
+            **self.settings.format_key,
+            "layers": [target.name for target in self.targets],
+        }
+
+    def _stored_steps(
+        self, partial: Path | None, what: str, resume: Calibration | None
+    ) -> Calibration:
+        """All batches, the running sums stored now and then; by several processes, each its
+        own batches and sums, which are added up at the end."""
+        settings = shard_settings(self.blocks, self.settings)
+        given = self.model, self.targets, self.blocks, settings
+        with distributed.raise_together():
+            result = resume or start_shard(*given)
+            steps = calibrate_steps(*given, result)
+            saved = time.monotonic()
+            for result in self.track(_per_sequence(steps), what, len(self.blocks)):
+                if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    save_calibration(result, partial)
+                    saved = time.monotonic()
+        return all_reduce(result, len(self.blocks))
+
+
+def _stopped_at(partial: Path | None, missing: tuple[str, ...]) -> Calibration | None:
+    """Sums to go on from, which have all that is missing; in every process or in none."""
+    resume = load_if_valid_locally(partial, load_calibration)
+    if resume is not None and not set(missing) <= set(resume.states):
+        resume = None
+    states = None if resume is None else sorted(resume.states)
+    return resume if all(each == states for each in distributed.all_gather(states)) else None
+
+
+def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
+    """Statistics of the model cut to the path's budget, on every n-th sequence."""
+    key = first.provenance["key"] | {
+        "path": asdict(recipe.hessian_averaging),
+        "method": [recipe.method, recipe.method_options],
+        **recipe.sharing_key,
+    }
+    step = max(1, round(1 / recipe.hessian_averaging.data_fraction))
+    originals = {t.name: get_weight(run.model.get_submodule(t.name)) for t in run.targets}
+    settings = replace(run.settings, originals=originals)
+    fewer = replace(run, blocks=run.blocks.every(step), settings=settings)
+    what = "calibrating along the path"
+    pieces = Snapshots(run.cache.path("path", key))
+    second = fewer.gathered(what, key, lambda: _cut(run, first, recipe, pieces))
+    pieces.remove()
+    return second
+
+
+@contextmanager
+def _cut(run: _Run, first: Calibration, recipe: Recipe, pieces: Snapshots) -> Iterator[None]:
+    """The model at the path's budget."""
+    model = run.model
+    decomposition = decompose(model, first, recipe, run.track, pieces)
+    plan = make_plan(decomposition, recipe.for_probing(recipe.hessian_averaging.at_budget))
+    with ExitStack() as stack:
+        factors, ranks = decomposition.expand_groups(plan.ranks)
+        for name, rank in ranks.items():
+            stack.enter_context(swap_weights(model.get_submodule(name), factors[name], rank))
+        yield
+
+
+def _per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:
+    """The running result, once per sequence done, for a progress bar over sequences."""
+    done = 0
+    for result in steps:
+        now = int(result.provenance["sequences_done"])
+        for _ in range(now - done):
+            yield result
+        done = now

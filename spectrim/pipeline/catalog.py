@@ -1,0 +1,57 @@
+"""What can be chosen by name: every registry with what its entries need and come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spectrim.allocation import ALLOCATORS
+from spectrim.layers.quantized import COMPRESSORS
+from spectrim.data import SOURCES
+from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.embeddings import EMBEDDINGS
+from spectrim.evaluation import EVALUATORS
+from spectrim.layers import LAYERS
+from spectrim.refinement import REFINEMENTS
+from spectrim.registry import Registry
+from spectrim.pruning import IMPORTANCE
+from spectrim.statistics import STATISTICS
+from spectrim.data.tasks import FORMATS
+from spectrim.runtime.tracking import TRACKERS
+
+REGISTRIES: dict[str, Registry] = {
+    "methods": DECOMPOSITIONS,
+    "allocations": ALLOCATORS,
+    "layers": LAYERS,
+    "embeddings": EMBEDDINGS,
+    "compressors": COMPRESSORS,
+    "refinements": REFINEMENTS,
+    "importance": IMPORTANCE,
+    "tasks": FORMATS,
+    "sources": SOURCES,
+    "statistics": STATISTICS,
+    "evaluators": EVALUATORS,
+    "trackers": TRACKERS,
+}
+
+
+def list_methods() -> dict[str, list[dict[str, Any]]]:
+    """By kind, each entry's name, summary, needs and reference."""
+    return {
+        kind: [_entry(registry, name) for name in registry.names()]
+        for kind, registry in REGISTRIES.items()
+    }
+
+
+def _entry(registry: Registry, name: str) -> dict[str, Any]:
+    module = registry.get(name)
+    needs = list(getattr(module, "REQUIRES", ()))
+    if getattr(module, "NEEDS_GRADIENT", False):
+        needs.append("a backward pass")
+    if getattr(module, "NEEDS_ORIGINAL", False):
+        needs.append("the original model")
+    return {
+        "name": name,
+        "summary": registry.summary(name),
+        "needs": needs,
+        "reference": getattr(module, "REFERENCE", ""),
+    }

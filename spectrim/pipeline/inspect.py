@@ -1,0 +1,137 @@
+"""What a model's weights, and with a text its hidden states, say about their rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import ModelError
+from spectrim.evaluation import evaluate_model
+from spectrim.evaluation._hidden import hidden_states
+from spectrim.layers import CompactLinear, layer_class
+from spectrim.linalg import spectrum as spectra
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.models.linear import get_weight, is_linear
+from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.replace import compact_layers
+from spectrim.models.targets import decoder_blocks as decoder_blocks
+
+_ROUNDING = 1e-6
+"""Relative to the largest singular value; below it is no direction of a stored weight."""
+_BATCH = 8
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """rank: of the stored factors, None for a dense layer. The break-even ranks are the
+    largest at which plain and pivoted factors still take less than the dense layer."""
+
+    name: str
+    shape: tuple[int, int]
+    rank: int | None
+    effective_rank: float
+    stable_rank: float
+    tail_exponent: float
+    break_even_plain: int
+    break_even_pivoted: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of both figures on the hidden states of so many tokens."""
+
+    tokens: int
+    nuclear_norm: float
+    entropy: float
+    nuclear_norm_ms: float
+    entropy_ms: float
+
+
+def inspect_layers(model: PreTrainedModel, track: ProgressBar = silent) -> list[LayerReport]:
+    """The linear layers of the decoder blocks, dense or compressed. Fused experts are split in
+    place. Raises ModelError for a model without any."""
+    split_experts(model, fused_expert_names(model))
+    layers = list(linear_layers(model))
+    if not layers:
+        raise ModelError(f"{type(model).__name__} has no linear layer in a decoder block")
+    return [_layer(*layer) for layer in track(layers, "inspecting", len(layers))]
+
+
+def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Compressed layers, and dense ones in the decoder blocks, in model order."""
+    compact = dict(compact_layers(model))
+    inside = tuple(name + "." for name, _ in decoder_blocks(model))
+    inner = tuple(name + "." for name in compact)
+    for name, module in model.named_modules():
+        dense = is_linear(module) and name.startswith(inside) and not name.startswith(inner)
+        if name in compact or dense:
+            yield name, module
+
+
+def _layer(name: str, module: nn.Module) -> LayerReport:
+    rank = None
+    if isinstance(module, CompactLinear):
+        rank, weight = module.rank, module.dense()[0]
+    else:
+        weight = get_weight(module).detach()
+    values = spectra.singular_values(weight)
+    values = values[values > _ROUNDING * values.max()]
+    out_features, in_features = weight.shape
+    return LayerReport(
+        name,
+        (out_features, in_features),
+        rank,
+        spectra.effective_rank(values) if len(values) else 0.0,
+        spectra.stable_rank(values) if len(values) else 0.0,
+        spectra.tail_exponent(values),
+        break_even("lowrank", (out_features, in_features)),
+        break_even("pivoted", (out_features, in_features)),
+    )
+
+
+def break_even(kind: str, shape: tuple[int, int]) -> int:
+    """The largest rank at which layers of `kind` take fewer weights than the dense one."""
+    cost = layer_class(kind).cost
+    return max(
+        (r for r in range(1, min(shape) + 1) if cost(*shape, r) < prod(shape)), default=0
+    )
+
+
+def representation(model: PreTrainedModel, blocks: TokenBlocks) -> dict[str, float]:
+    """Matrix Nuclear-Norm and matrix entropy of the last hidden states, means over rows."""
+    return evaluate_model(model, blocks, ("nuclear_norm", "matrix_entropy"))
+
+
+def timings(
+    model: PreTrainedModel, blocks: TokenBlocks, sizes: Sequence[int] = ()
+) -> list[Timing]:
+    """Both figures on the first L tokens' states together, for growing L: by default 128, 256,
+    ... and all of them."""
+    states = torch.cat(list(hidden_states(model, blocks, _BATCH)))
+    steps = [128 * 2**step for step in range(20)]
+    chosen = sizes or [*(size for size in steps if size < len(states)), len(states)]
+    return [_timed(spectra.token_directions(states[:size])) for size in chosen]
+
+
+def _timed(directions: Tensor) -> Timing:
+    norm, norm_ms = _best(spectra.matrix_nuclear_norm, directions)
+    entropy, entropy_ms = _best(spectra.matrix_entropy, directions)
+    return Timing(len(directions), norm, entropy, norm_ms, entropy_ms)
+
+
+def _best(figure: Callable[[Tensor], float], directions: Tensor) -> tuple[float, float]:
+    """The value, and the least of some processor times in milliseconds."""
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.process_time()
+        value = figure(directions)
+        seconds.append(time.process_time() - start)
+    return value, 1000 * min(seconds)

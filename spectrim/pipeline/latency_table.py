@@ -1,0 +1,133 @@
+"""Times of a plan's layers on this machine, measured once and kept in the workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from spectrim.runtime import distributed
+from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.planning import Decomposition, Plan
+from spectrim.pipeline.recipe import Recipe
+from spectrim.evaluation.speed.layer_times import TimingSpec, layer_times
+from spectrim.evaluation.speed.random_models import is_timed
+from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.runtime.cache import Cache, load_if_valid
+
+TOLERATED = 1.05
+"""By how much slower than dense a layer may be measured before anyone is told."""
+PROMPT = 128
+"""Tokens that stand for a prompt."""
+UNLESS = " unless the model is fused"
+_REASONS = {
+    True: "It has fewer numbers, but two products in place of one, each too small to make up "
+    "for the second call; lower the budget, leave such layers dense (--exclude), or plan by "
+    "time (--latency-budget)",
+    False: "Its outputs are written more than once, or its factors lie in an order that is "
+    "slow for so few tokens: call spectrim.fuse(model) once it is loaded",
+}
+"""By whether the layer was fused."""
+Shape = tuple[int, int]
+
+
+def latency_table(
+    decomposition: Decomposition,
+    recipe: Recipe,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
+) -> LatencyTable:
+    """Times of every shape that the decomposition has, dense and as the recipe's layer kind,
+    for the recipe's tokens (one by default). Raises InputError for a kind that is not timed."""
+    shapes = [s for n, s in decomposition.shapes.items() if n not in decomposition.groups]
+    place = timing_spec(recipe)
+    return _table(shapes, recipe.layer, place, cache or Cache(None), track)
+
+
+def timing_spec(recipe: Recipe) -> TimingSpec:
+    """Where its layers are timed: on a GPU if there is one, in the dtype that they are stored
+    in (float32 by default), fused, for the recipe's tokens (one by default)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, recipe.save_dtype or "float32")
+    return TimingSpec(device, dtype, (recipe.latency or LatencyRecipe()).tokens)
+
+
+def slow_layers(
+    plan: Plan, recipe: Recipe, cache: Cache | None = None, track: ProgressBar = silent
+) -> Iterator[str]:
+    """What to say about factored layers that are slower here than the dense ones: a text for
+    the recipe's tokens (one by default) and for prompts, where there is something to say.
+    Layers of kinds that are not timed, and those on shared bases, are not looked at."""
+    single = {n: layer for n, layer in plan.layers.items() if not layer.members}
+    ranks = {n: layer.rank for n, layer in single.items() if layer.rank is not None}
+    if not ranks or not is_timed(plan.layer):
+        return
+    usual = timing_spec(recipe)
+    shapes = {name: single[name].shape for name in ranks}
+    for tokens in dict.fromkeys((usual.tokens, PROMPT)):
+        for fused in (True, False):
+            place = replace(usual, tokens=tokens, fused=fused)
+            kept_in = cache or Cache(None)
+            table = _table(shapes.values(), plan.layer, place, kept_in, track)
+            if (text := _complaint(table, shapes, ranks, plan.layer, fused)) is not None:
+                yield text
+                break
+
+
+def _complaint(
+    table: LatencyTable,
+    shapes: Mapping[str, Shape],
+    ranks: Mapping[str, int],
+    kind: str,
+    fused: bool,
+) -> str | None:
+    ratios = {
+        name: table.seconds(shape, kind, ranks[name]) / table.seconds(shape, kind, None)
+        for name, shape in shapes.items()
+    }
+    slow = [name for name, ratio in ratios.items() if ratio > TOLERATED]
+    if not slow:
+        return None
+    worst = max(slow, key=lambda name: ratios[name])
+    shape, rank = shapes[worst], ranks[worst]
+    factored, dense = (table.seconds(shape, kind, r) * 1e6 for r in (rank, None))
+    tokens = f"{table.tokens} token{'s' if table.tokens > 1 else ''}"
+    return (
+        f"{len(slow)} of {len(ranks)} factored layers take longer here than dense ones for "
+        f"{tokens}{'' if fused else UNLESS}, worst {worst} "
+        f"({shape[0]} x {shape[1]}, rank {rank}): {factored:.1f} against {dense:.1f} "
+        f"microseconds. {_REASONS[fused]}"
+    )
+
+
+def _table(
+    shapes: Iterable[Shape], kind: str, place: TimingSpec, cache: Cache, track: ProgressBar
+) -> LatencyTable:
+    distinct = list(dict.fromkeys(shapes))
+    times = {
+        (shape, kind): distributed.run_on_main(partial(_times, shape, kind, place, cache))
+        for shape in track(distinct, "timing layers", len(distinct))
+    }
+    return LatencyTable(times, place.tokens)
+
+
+def _times(shape: Shape, kind: str, place: TimingSpec, cache: Cache) -> LayerTimes:
+    path = cache.path("times", place.key() | {"shape": list(shape), "layer": kind})
+    if (earlier := load_if_valid(path, _load)) is not None:
+        return earlier
+    found = layer_times(shape, kind, place)
+    if path is not None:
+        values = torch.tensor([found.dense, *found.seconds], dtype=torch.float64)
+        ranks = torch.tensor(found.ranks)
+        write_tensors(path, {"ranks": ranks, "seconds": values}, place.key())
+    return found
+
+
+def _load(path: Path) -> LayerTimes:
+    tensors, _ = read_tensors(path)
+    dense, *seconds = tensors["seconds"].tolist()
+    return LayerTimes(dense, tuple(tensors["ranks"].tolist()), tuple(seconds))

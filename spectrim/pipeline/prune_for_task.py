@@ -1,0 +1,282 @@
+"""From a model and a task to a smaller model of that task: bases chosen while they are tuned.
+
+    bases -> spectral layers -> (score, drop, tune) x events -> merge -> factors of the budget
+
+What follows, fine-tuning of the factors, is a refinement like any other (`next_token`).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spectrim.statistics._io import model_fingerprint
+from spectrim.planning.predicted import predicted_curve
+from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.errors import InputError
+from spectrim.checkpoint import SpectrimConfig, attach_config
+from spectrim.layers import layer_class
+from spectrim.linalg.truncated import Factors
+from spectrim.pipeline.calibrate import calibrate, prepare
+from spectrim.pipeline.replace import shared_copy, untie_head, without_layers
+from spectrim.pipeline.decompose import decompose, versions
+from spectrim.pipeline.pieces import Snapshots
+from spectrim.pipeline.tasks import load_task_rows, sample_rows
+from spectrim.planning import Decomposition, LayerPlan, Plan
+from spectrim.pipeline.recipe import Recipe
+from spectrim.refinement import RunContext
+from spectrim.pruning import (LayerCost, Objective, Problem, PruningOptions, PruningState, SpectralLinear, run_pruning, thin_svd)
+from spectrim.models.linear import get_bias, get_weight, set_weight
+from spectrim.models.experts import split_expert_names
+from spectrim.models.replace import replace_layer
+from spectrim.models.targets import Target
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """The smaller model in float32, its ranks, and the log of the prunings."""
+
+    model: PreTrainedModel
+    plan: Plan
+    state: PruningState
+
+    def prune_steps(self) -> str:
+        """One JSON object per pruning, in order."""
+        return "".join(json.dumps(asdict(event)) + "\n" for event in self.state.prune_steps)
+
+
+def prune_for_task(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    progress: RunContext | None = None,
+) -> PrunedModel:
+    """Select bases of `model` (float32) for the recipe's task.
+
+    Examples that Python gives become a task by `spectrim.data.tasks.write_task`. An interrupted run
+    continues from the workspace. The original is not changed, but for fused experts, which are
+    split. Raises InputError for a task that cannot be read and a budget that cannot be met,
+    NumericalError for a loss that is not finite.
+    """
+    _check(recipe)
+    assert recipe.pruning is not None
+    assert recipe.task is not None
+    progress = progress or RunContext()
+    rows = load_task_rows(model, tokenizer, recipe.task)
+    spectral, layers = spectral_copy(model, tokenizer, recipe, progress)
+    objectives = _objectives(rows, recipe.pruning)
+    costs = layer_costs(layers, recipe)
+    problem = Problem(spectral, layers, *objectives, costs, recipe.budget)
+    key = _key(model, recipe, rows.fingerprint, list(layers))
+    state = run_pruning(problem, recipe.pruning, progress, key)
+    _pieces(model, recipe, progress).remove()
+    ranks = _merge(model, problem, recipe)
+    plan = _plan(problem, recipe, ranks, rows.fingerprint)
+    _mark(model, spectral, plan)
+    return PrunedModel(spectral, plan, state)
+
+
+def _check(recipe: Recipe) -> None:
+    """Raises InputError for a recipe that cannot select bases."""
+    if recipe.pruning is None or recipe.task is None:
+        raise InputError("a task to specialise for is missing: give --task FILE.jsonl")
+    if not layer_class(recipe.layer).LOSSLESS:
+        raise InputError(
+            f"layers of kind '{recipe.layer}' do not store the selected bases as they are; "
+            "choose pivoted or lowrank"
+        )
+    if recipe.sharing.rule != "none":
+        raise InputError("bases are selected layer by layer; leave out sharing")
+
+
+def _bases(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    targets: list[Target],
+    progress: RunContext,
+) -> dict[str, Factors]:
+    """Full-rank factors by the recipe's method, calibrated on the task where it needs that."""
+    pieces = _pieces(model, recipe, progress)
+    if DECOMPOSITIONS.get(recipe.method).REQUIRES:
+        calibration = calibrate(model, tokenizer, recipe, progress.cache, progress.track)
+        factors = decompose(model, calibration, recipe, progress.track, pieces).factors
+    else:
+        factors = _uncalibrated(model, recipe, targets, (progress, pieces))
+    if any(found.bias_shift is not None for found in factors.values()):
+        raise InputError(
+            f"method '{recipe.method}' moves what it cuts into biases; bases cannot be "
+            "selected one by one then: choose svd, svd_llm or obd"
+        )
+    return factors
+
+
+def _uncalibrated(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    targets: list[Target],
+    kept: tuple[RunContext, Snapshots],
+) -> dict[str, Factors]:
+    progress, pieces = kept
+    options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
+    result = Decomposition(recipe.method, {}, {}, {}, units="own")
+    earlier = pieces.decomposed() or result.select(())
+    for target in progress.track(targets, "decomposing", len(targets)):
+        name, layer = target.name, model.get_submodule(target.name)
+        if name in earlier.shapes:
+            result.update(earlier.select([name]))
+            continue
+        problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), None)
+        factors = decompose_layer(recipe.method, problem, options)
+        curve = predicted_curve(factors, None)
+        result.update(
+            Decomposition(
+                recipe.method, {name: target.shape}, {name: factors}, {name: curve}, "own"
+            )
+        )
+        pieces.keep_layers(result)
+    return result.factors
+
+
+def _pieces(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> Snapshots:
+    """Where bases are until the selection is done that starts from them."""
+    key = {
+        "model": model_fingerprint(model),
+        "task": None if recipe.task is None else asdict(recipe.task),
+        "layers": [recipe.include, recipe.exclude],
+        "bases": [recipe.method, recipe.method_options, asdict(recipe.calibration)],
+    }
+    return Snapshots(progress.cache.path("bases", key))
+
+
+def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objective]:
+    """What trains the layers, what scores them."""
+    size = options.batch_size
+    scoring = sample_rows(rows, options.scoring_examples, options.seed)
+    return Objective(rows, size), Objective(scoring, size)
+
+
+def spectral_copy(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: RunContext | None = None
+) -> tuple[PreTrainedModel, dict[str, SpectralLinear]]:
+    """A copy of `model` whose targets are spectral layers on the recipe's bases, by name.
+
+    Tensors that do not change are shared with the original. Raises InputError for a method
+    whose terms cannot be dropped one by one.
+    """
+    targets = prepare(model, recipe)
+    factors = _bases(model, tokenizer, recipe, targets, progress or RunContext())
+    spectral = shared_copy(model)
+    spectral.eval()
+    untie_head(spectral, factors)
+    layers = {}
+    for name, terms in factors.items():
+        layers[name] = SpectralLinear.from_factors(
+            terms, get_bias(spectral.get_submodule(name))
+        )
+        _put(spectral, name, layers[name])
+    return spectral, layers
+
+
+def layer_costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
+    """What the layers' bases cost in the recipe's kind of layer, which selects bases."""
+    assert recipe.pruning is not None
+    kind = layer_class(recipe.layer)
+    return {
+        name: LayerCost(
+            partial(kind.cost, *layer.shape),
+            layer.shape[0] * layer.shape[1],
+            recipe.pruning.extra_rank_for(layer.shape),
+        )
+        for name, layer in layers.items()
+    }
+
+
+def _put(model: nn.Module, name: str, layer: SpectralLinear) -> None:
+    old = next(model.get_submodule(name).parameters())
+    layer.to(device=old.device)
+    model.set_submodule(name, layer.eval())
+
+
+def _key(
+    model: PreTrainedModel, recipe: Recipe, fingerprint: str, layers: list[str]
+) -> dict[str, Any]:
+    assert recipe.pruning is not None
+    return {
+        "model": model_fingerprint(model),
+        "data": fingerprint,
+        "layers": layers,
+        "bases": [recipe.method, recipe.method_options, asdict(recipe.calibration)],
+        "selection": asdict(recipe.pruning),
+        "target": [recipe.layer, recipe.budget],
+    }
+
+
+@torch.no_grad()
+def _merge(model: PreTrainedModel, problem: Problem, recipe: Recipe) -> dict[str, int | None]:
+    """Stored layers in place of the spectral ones; the rank of each, None where it is dense."""
+    assert recipe.pruning is not None
+    kind = layer_class(recipe.layer)
+    ranks: dict[str, int | None] = {}
+    for name, layer in problem.layers.items():
+        left, right = layer.fold()
+        if problem.costs[name].is_dense(layer.bases):
+            dense = copy.deepcopy(model.get_submodule(name))
+            set_weight(dense, left @ right)
+            problem.model.set_submodule(name, dense)
+            ranks[name] = None
+            continue
+        thin = thin_svd(left, right, recipe.pruning.svd_cutoff)
+        ranks[name] = len(thin.spectrum)
+        replace_layer(problem.model, name, kind.from_factors(thin.left, thin.right, layer.bias))
+    return ranks
+
+
+def _plan(
+    problem: Problem, recipe: Recipe, ranks: dict[str, int | None], fingerprint: str
+) -> Plan:
+    assert recipe.pruning is not None
+    layers = {
+        name: LayerPlan(layer.shape, ranks[name]) for name, layer in problem.layers.items()
+    }
+    kind = layer_class(recipe.layer)
+    spent = sum(
+        layer.shape[0] * layer.shape[1]
+        if layer.rank is None
+        else kind.cost(*layer.shape, layer.rank)
+        for layer in layers.values()
+    )
+    return Plan(
+        method=recipe.method,
+        allocation=f"selection by {recipe.pruning.importance}",
+        layer=recipe.layer,
+        budget=recipe.budget,
+        kept=spent / problem.dense_weights,
+        predicted_loss=None,
+        layers=layers,
+        provenance={"data": fingerprint, "versions": versions()},
+    )
+
+
+def _mark(original: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None:
+    """Say in the model's config what it has become."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    config = SpectrimConfig(
+        layers={n: {"kind": plan.layer, "rank": r} for n, r in plan.ranks.items()},
+        split_experts=split_expert_names(model),
+        untied=_tied(original) and not _tied(model),
+        provenance={"plan": without_layers(plan), "versions": versions()},
+    )
+    attach_config(model, config)
+
+
+def _tied(model: PreTrainedModel) -> bool:
+    return bool(getattr(model.config, "tie_word_embeddings", False))

@@ -1,0 +1,239 @@
+"""From a model to compressed layers with a low-rank path for what the compressor lost.
+
+    R = W - Q(W),   min_{rank r} || L_out^T (R - left right) L_in ||
+
+R is a layer problem like any other, so every method with a metric applies to it: `eora` takes
+C_x (arXiv:2410.21271), `obd` C_x and C_g (arXiv:2604.00821). Its curve at rank 0 is the
+predicted loss of the compressor alone, in nats per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.calibration import Calibration
+from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear, CompressedLinear
+from spectrim.planning.predicted import NEEDED, predicted_curve
+from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.errors import InputError
+from spectrim.checkpoint import SpectrimConfig, attach_config
+from spectrim.checkpoint.correction_entries import compensated_entry
+from spectrim.pipeline.calibrate import calibrate, prepare
+from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
+from spectrim.pipeline.decompose import layers_with_signal, versions
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.planning import Decomposition
+from spectrim.planning.correction_ranks import CORRECTION_ALLOCATIONS, correction_ranks
+from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
+from spectrim.models.linear import get_bias, get_weight
+from spectrim.models.experts import split_expert_names
+from spectrim.models.replace import replace_layer
+from spectrim.runtime.cache import Cache
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Compressed layers by name, and what they lost, decomposed; None where nothing was
+    calibrated."""
+
+    bases: dict[str, CompressedLinear]
+    decomposition: Decomposition | None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        return {n: (base.out_features, base.in_features) for n, base in self.bases.items()}
+
+
+def quantize(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe | None = None,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
+) -> PreTrainedModel:
+    """A copy of `model` with every layer compressed by `recipe.correction` and a low-rank
+    path beside it, in the recipe's dtype.
+
+    The ranks follow the recipe's allocation, uniform or loss_optimal. Rank 0 is the compressor
+    alone, and needs no text unless the compressor asks for statistics. Raises InputError for
+    options that do not fit together, ModelError for layers that cannot be compressed.
+    """
+    recipe = with_correction(recipe or Recipe())
+    residual = compute_residual(model, tokenizer, recipe, cache, track)
+    ranks = choose_correction_ranks(residual, recipe, dtype_of(model, recipe).itemsize)
+    return add_corrections(model, residual, ranks, recipe)
+
+
+def with_correction(recipe: Recipe) -> Recipe:
+    """With the default compensation where it has none, and statistics of the original only.
+
+    Raises InputError for a method that is no metric, or another allocation.
+    """
+    if not hasattr(DECOMPOSITIONS.get(recipe.method), "metric"):
+        metric = [n for n in DECOMPOSITIONS.names() if hasattr(DECOMPOSITIONS.get(n), "metric")]
+        raise InputError(
+            f"method '{recipe.method}' is not a pair of metrics, so it has no optimum for the "
+            f"residual of a compressed weight; choose one of {', '.join(metric)}"
+        )
+    if recipe.allocation not in CORRECTION_ALLOCATIONS:
+        raise InputError(
+            f"allocation '{recipe.allocation}' does not allocate paths; "
+            f"choose one of {', '.join(CORRECTION_ALLOCATIONS)}"
+        )
+    return recipe.with_changes(
+        correction=recipe.correction or CorrectionRecipe(),
+        hessian_averaging=replace(recipe.hessian_averaging, weight=0.0),
+    )
+
+
+def dtype_of(model: PreTrainedModel, recipe: Recipe) -> torch.dtype:
+    return getattr(torch, recipe.save_dtype) if recipe.save_dtype else model.dtype
+
+
+def compute_residual(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    cache: Cache | None = None,
+    track: ProgressBar = silent,
+) -> Residual:
+    """Every layer compressed in the recipe's dtype, in which torchao also stores scales and
+    zeros, and its loss decomposed at full rank: ranks are cut from it."""
+    given = _given(recipe)
+    options = COMPRESSORS.options(given.quantizer, given.quantizer_options)
+    calibration = None
+    names = [target.name for target in prepare(model, recipe)]
+    if _needs_text(given):
+        calibration = calibrate(model, tokenizer, recipe, cache, track)
+        names = layers_with_signal(calibration)
+    problems = (_problem(model, calibration, name) for name in names)
+    compress = COMPRESSORS.get(given.quantizer).compress
+    bases: dict[str, CompressedLinear] = {}
+    lost: dict[str, LayerProblem] = {}
+    for problem in track(problems, f"compressing by {given.quantizer}", len(names)):
+        stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
+        base = bases[problem.name] = compress(stored, options)
+        weight = problem.weight.double() - base.dense()[0]
+        lost[problem.name] = replace(problem, weight=weight, bias=None)
+    decomposed = None if calibration is None else _decomposed(calibration, lost, recipe, track)
+    return Residual(bases, decomposed)
+
+
+def choose_correction_ranks(
+    residual: Residual, recipe: Recipe, itemsize: int
+) -> dict[str, int]:
+    """By layer, the rank of its path, for numbers of `itemsize` bytes."""
+    if residual.decomposition is None:
+        return dict.fromkeys(residual.bases, 0)
+    return correction_ranks(residual.decomposition, recipe, itemsize)
+
+
+def add_corrections(
+    model: PreTrainedModel, residual: Residual, ranks: dict[str, int], recipe: Recipe
+) -> PreTrainedModel:
+    """A copy of `model` with the compressed layers and paths of the given ranks."""
+    result = shared_copy(model)
+    untied = untie_head(result, list(residual.bases))
+    layers = {name: _layer(residual, name, rank) for name, rank in ranks.items()}
+    for name, layer in layers.items():
+        replace_layer(result, name, layer)
+    result = cast_for_saving(result, dtype_of(model, recipe))
+    result.config.dtype = next(result.parameters()).dtype
+    base = _given(recipe).quantizer
+    config = SpectrimConfig(
+        layers={name: compensated_entry(base, layer) for name, layer in layers.items()},
+        split_experts=split_expert_names(result),
+        untied=untied,
+        provenance=_provenance(residual, ranks, recipe, dtype_of(model, recipe).itemsize),
+    )
+    attach_config(result, config)
+    return result
+
+
+def correction_figures(
+    residual: Residual, ranks: dict[str, int], itemsize: int
+) -> dict[str, Any]:
+    """Bytes of the layers, biases left out, and predicted losses in nats per token."""
+    shapes = residual.shapes
+    figures: dict[str, Any] = {
+        "dense_bytes": itemsize * sum(out * inner for out, inner in shapes.values()),
+        "base_bytes": sum(
+            type(base).cost(shapes[name], base.options, itemsize)
+            for name, base in residual.bases.items()
+        ),
+        "path_bytes": itemsize * sum(sum(shapes[name]) * rank for name, rank in ranks.items()),
+    }
+    found = residual.decomposition
+    if found is not None and found.units != "own":
+        curves = found.curves
+        figures["predicted_loss_without_path"] = sum(float(c[0]) for c in curves.values())
+        figures["predicted_loss"] = sum(float(curves[n][rank]) for n, rank in ranks.items())
+    return figures
+
+
+def _given(recipe: Recipe) -> CorrectionRecipe:
+    return recipe.correction or CorrectionRecipe()
+
+
+def _needs_text(given: CorrectionRecipe) -> bool:
+    has_path = given.rank > 0 if given.bytes is None else given.bytes > 0
+    return has_path or bool(COMPRESSORS.get(given.quantizer).REQUIRES)
+
+
+def _problem(
+    model: PreTrainedModel, calibration: Calibration | None, name: str
+) -> LayerProblem:
+    layer = model.get_submodule(name)
+    statistics = None if calibration is None else calibration.layer(name)
+    return LayerProblem(name, get_weight(layer).detach(), get_bias(layer), statistics)
+
+
+def _decomposed(
+    calibration: Calibration, lost: dict[str, LayerProblem], recipe: Recipe, track: ProgressBar
+) -> Decomposition:
+    options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
+    priced = set(NEEDED) <= set(calibration.states)
+    result = Decomposition(
+        recipe.method,
+        shapes={},
+        factors={},
+        curves={},
+        units="nats per token" if priced else "own",
+        provenance={**calibration.provenance, "versions": versions()},
+    )
+    for name, problem in track(lost.items(), "decomposing what was lost", len(lost)):
+        factors = decompose_layer(recipe.method, problem, options)
+        result.shapes[name] = (factors.left.shape[0], factors.right.shape[1])
+        result.factors[name] = factors
+        result.curves[name] = predicted_curve(factors, problem.statistics)
+    return result
+
+
+def _layer(residual: Residual, name: str, rank: int) -> CompensatedLinear:
+    base = residual.bases[name]
+    if rank == 0 or residual.decomposition is None:
+        return CompensatedLinear(base, None, None)
+    left, right = residual.decomposition.factors[name].truncated(rank)
+    return CompensatedLinear.from_factors(base, left, right)
+
+
+def _provenance(
+    residual: Residual, ranks: dict[str, int], recipe: Recipe, itemsize: int
+) -> dict[str, Any]:
+    found = residual.decomposition
+    calibration = {} if found is None else {"calibration": found.provenance}
+    given = _given(recipe)
+    return {
+        "compensation": {
+            "base": given.quantizer,
+            "method": None if found is None else recipe.method,
+            "allocation": None if found is None else recipe.allocation,
+            **correction_figures(residual, ranks, itemsize),
+        },
+        **calibration,
+        "versions": versions(),
+    }

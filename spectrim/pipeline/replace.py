@@ -1,0 +1,162 @@
+"""From a plan to a compressed model."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spectrim.errors import CheckpointError
+from spectrim.checkpoint import SpectrimConfig, attach_config
+from spectrim.layers import LAYERS, layer_class
+from spectrim.pipeline.decompose import versions
+from spectrim.planning import SHARED, Decomposition, Plan
+from spectrim.models.linear import get_bias, get_shape, is_linear
+from spectrim.models.experts import split_expert_names
+from spectrim.models.replace import replace_layer, share_basis
+
+M = TypeVar("M", bound=nn.Module)
+P = TypeVar("P", bound=PreTrainedModel)
+
+
+def replace_layers(
+    model: M,
+    decomposition: Decomposition,
+    plan: Plan,
+    dtype: torch.dtype | None = None,
+) -> M:
+    """A compressed copy of `model`; tensors that do not change are shared with it. A model of
+    transformers says in its config what it has become.
+
+    dtype: of the whole result; None keeps the model's. Raises CheckpointError when plan,
+    decomposition and model do not belong together.
+    """
+    _check_fits(model, decomposition, plan)
+    result: Any = shared_copy(model)
+    untied = isinstance(result, PreTrainedModel) and untie_head(result, _entries(plan))
+    kind, options = layer_class(plan.layer), LAYERS.options(plan.layer, plan.layer_options)
+    for name, rank in plan.ranks.items():
+        if plan.layers[name].members:
+            _share(result, decomposition, {name: rank})
+            continue
+        factors, bias = decomposition.factors[name], get_bias(result.get_submodule(name))
+        replace_layer(result, name, kind.from_full(factors, rank, bias, options))
+    if not isinstance(result, PreTrainedModel):
+        return result if dtype is None else result.to(dtype)
+    if dtype is not None:
+        result = cast_for_saving(result, dtype)
+    result.config.dtype = next(result.parameters()).dtype
+    attach_config(result, config_for(plan, split_expert_names(result), untied))
+    return result
+
+
+def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimConfig:
+    """What the checkpoint of a model compressed by `plan` says of itself."""
+    return SpectrimConfig(
+        layers=_entries(plan),
+        split_experts=split_experts,
+        untied=untied,
+        provenance={"plan": without_layers(plan), "versions": versions()},
+    )
+
+
+def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:
+    """Layers on one basis in place of each group's members."""
+    factors, by_module = decomposition.expand_groups(ranks)
+    parts = {name: factors[name].truncated(rank) for name, rank in by_module.items()}
+    biases = {
+        name: factors[name].bias(rank, get_bias(model.get_submodule(name)))
+        for name, rank in by_module.items()
+    }
+    right = next(right for _, right in parts.values())
+    share_basis(model, {name: left for name, (left, _) in parts.items()}, right, biases)
+
+
+def _entries(plan: Plan) -> dict[str, dict[str, Any]]:
+    """By module name, what the checkpoint's config says of it."""
+    entries: dict[str, dict[str, Any]] = {}
+    for name, rank in plan.ranks.items():
+        first, *others = plan.members(name)
+        entries[first] = {"kind": SHARED if others else plan.layer, "rank": rank}
+        entries |= {other: entries[first] | {"basis": first} for other in others}
+    return entries
+
+
+def check_plan(model: nn.Module, plan: Plan) -> None:
+    """Raises CheckpointError unless `model`, its experts split, has the plan's layers."""
+    modules = dict(model.named_modules())
+    for name, layer in plan.layers.items():
+        for module, rows in (layer.members or {name: layer.shape[0]}).items():
+            if module not in modules or not is_linear(modules[module]):
+                raise _foreign(module)
+            if get_shape(modules[module]) != (rows, layer.shape[1]):
+                raise CheckpointError(
+                    f"the plan gives '{module}' the shape {(rows, layer.shape[1])}, "
+                    f"the model has {get_shape(modules[module])}"
+                )
+
+
+def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> None:
+    check_plan(model, plan)
+    for name in plan.ranks:
+        if name not in decomposition.factors:
+            raise _foreign(name)
+        if list(decomposition.groups.get(name, {}).items()) != list(
+            plan.layers[name].members.items()
+        ):
+            raise CheckpointError(
+                f"the plan's members of '{name}' are not the decomposition's, or in another "
+                "order; make the plan from the same decomposition with `spectrim plan`"
+            )
+    if not plan.ranks:
+        warnings.warn("the plan leaves every layer dense; no weight is removed", stacklevel=3)
+
+
+def _foreign(name: str) -> CheckpointError:
+    return CheckpointError(
+        f"the plan names layer '{name}', which this model or decomposition has not; "
+        "make the plan from the same model with `spectrim plan`"
+    )
+
+
+def shared_copy(model: M) -> M:
+    """A copy of the module tree around the same tensors."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    memo |= {id(buffer): buffer for buffer in model.buffers()}
+    return copy.deepcopy(model, memo)
+
+
+def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
+    """Give a tied output embedding that is to be compressed a weight of its own."""
+    head = model.get_output_embeddings()
+    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+        return False
+    if all(model.get_submodule(name) is not head for name in names):
+        return False
+    head.weight = nn.Parameter(head.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return True
+
+
+def cast_for_saving(model: P, dtype: torch.dtype) -> P:
+    """`model`, or unless it is in `dtype` a copy with the tensors that a checkpoint holds in
+    it. Others, like the rotary frequencies, stay: a loader computes them in float32."""
+    if next(model.parameters()).dtype == dtype:
+        return model
+    copied = copy.deepcopy(model)
+    stored = copied.state_dict().keys()
+    for name, tensor in chain(copied.named_parameters(), copied.named_buffers()):
+        if name in stored and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    copied.config.dtype = dtype
+    return copied
+
+
+def without_layers(plan: Plan) -> dict[str, Any]:
+    return {key: value for key, value in plan.to_dict().items() if key != "layers"}

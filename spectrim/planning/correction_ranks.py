@@ -1,0 +1,56 @@
+"""Ranks of low-rank paths beside compressed layers, under one budget of bytes.
+
+    min sum_l loss_l(r_l)   subject to   sum_l r_l (out_l + in_l) <= budget
+
+where loss_l(0) is what the compressor alone loses. Unlike a factored layer, rank 0 costs
+nothing and is allowed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spectrim.allocation import KnapsackGroup, solve_knapsack
+from spectrim.planning.decomposition import Decomposition
+from spectrim.planning.rank_multiples import multiple_for
+from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
+
+CORRECTION_ALLOCATIONS = ("loss_optimal", "uniform")
+Shapes = dict[str, tuple[int, int]]
+
+
+def correction_ranks(residual: Decomposition, recipe: Recipe, itemsize: int) -> dict[str, int]:
+    """By layer, the rank of its path; `itemsize` bytes per number.
+
+    The budget is the recipe's `bytes`, or what its rank for every layer takes. Ranks are
+    multiples of the recipe's, but for layers that have fewer.
+    """
+    given, shapes = recipe.correction or CorrectionRecipe(), residual.shapes
+    budget = uniform_cost(shapes, given.rank)
+    if given.bytes is not None:
+        budget = given.bytes // itemsize
+    multiple = multiple_for(recipe, shapes.values())
+    if recipe.allocation == "uniform":
+        return _uniform(shapes, budget, multiple)
+    items = [_items(residual, name, multiple) for name in shapes]
+    picked = solve_knapsack(items, budget)
+    return {n: index * multiple for n, index in zip(shapes, picked, strict=True)}
+
+
+def uniform_cost(shapes: Shapes, rank: int) -> int:
+    """Numbers in paths of one rank, or of the highest that a layer has."""
+    return sum(sum(shape) * min(rank, *shape) for shape in shapes.values())
+
+
+def _uniform(shapes: Shapes, budget: int, multiple: int) -> dict[str, int]:
+    """The largest rank for all within the budget."""
+    rank, most = 0, max(min(shape) for shape in shapes.values())
+    while rank < most and uniform_cost(shapes, rank + multiple) <= budget:
+        rank += multiple
+    return {name: min(rank, *shape) for name, shape in shapes.items()}
+
+
+def _items(residual: Decomposition, name: str, multiple: int) -> KnapsackGroup:
+    losses = residual.curves[name].numpy()[::multiple]
+    steps = np.arange(len(losses), dtype=np.int64)
+    return KnapsackGroup(steps * multiple * sum(residual.shapes[name]), losses)

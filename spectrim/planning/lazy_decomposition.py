@@ -1,0 +1,99 @@
+"""Decompositions on disk, one file for each layer: factors are read where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from spectrim.errors import CheckpointError
+from spectrim.linalg.truncated import Factors
+from spectrim.planning.decomposition import Decomposition
+from spectrim.runtime.files import read_header, read_some
+
+_SMALL = ("curve", "spectrum", "signed")
+
+
+class StoredFactors(Mapping[str, Factors]):
+    """By name the factors of single layers, each in a file of its own."""
+
+    def __init__(self, files: Mapping[str, Path]):
+        self._files = files
+
+    def __getitem__(self, name: str) -> Factors:
+        return Decomposition.load(self._files[name]).factors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@dataclass
+class StoredDecomposition(Decomposition):
+    """Curves and spectra in memory, what a plan is made from; factors in files."""
+
+    spectra: dict[str, Tensor] = field(default_factory=dict)
+
+    def spectrum(self, name: str) -> Tensor:
+        return self.spectra[name]
+
+
+def save_layer(decomposition: Decomposition, path: Path) -> None:
+    """The decomposition of one layer, its factors in float32: half the room.
+
+    Raises InputError when it cannot be written.
+    """
+    factors = {
+        name: Factors(f.left.float(), f.right.float(), f.spectrum, f.bias_shift)
+        for name, f in decomposition.factors.items()
+    }
+    replace(decomposition, factors=factors).save(path)
+
+
+def stored_decomposition(files: Sequence[Path]) -> StoredDecomposition:
+    """What `save_layer` wrote, as one value that reads factors when they are asked for.
+
+    Raises InputError for a missing file, CheckpointError for a damaged one.
+    """
+    parts = [_small(path) for path in files]
+    if not parts:
+        raise CheckpointError("no layer was decomposed")
+    result = parts[0]
+    places: dict[str, Path] = {}
+    for path, part in zip(files, parts, strict=True):
+        result.shapes |= part.shapes
+        result.curves |= part.curves
+        result.first_order_effects |= part.first_order_effects
+        result.spectra |= part.spectra
+        places |= dict.fromkeys(part.shapes, path)
+    factors: Any = StoredFactors(places)
+    return replace(result, factors=factors)
+
+
+def _small(path: Path) -> StoredDecomposition:
+    """All but the factors, around tensors of their own: one that is read keeps its file's
+    pages in memory."""
+    names, metadata = read_header(path)
+    wanted = [name for name in names if name.rpartition("|")[2] in _SMALL]
+    found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _SMALL}
+    for name, tensor in read_some(path, wanted).items():
+        layer, _, kind = name.rpartition("|")
+        found[kind][layer] = tensor.clone()
+    try:
+        return StoredDecomposition(
+            metadata["method"],
+            {name: (int(out), int(inner)) for name, (out, inner) in metadata["shapes"].items()},
+            {},
+            found["curve"],
+            metadata["units"],
+            provenance=metadata["provenance"],
+            first_order_effects=found["signed"],
+            spectra=found["spectrum"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no decomposition: {error}") from error

@@ -1,0 +1,104 @@
+"""Measured curves: a few forward passes correct what the quadratic model misjudges.
+
+Per layer, at the ranks it would get in two plans of different size:
+
+    curve(r) <- curve(r) * f(curve(r)),   f = measured / predicted at the two ranks,
+                                          interpolated in log curve, constant outside
+
+and for whole plans, a map from the sum over layers to the divergence of all layers
+together (`JointCorrection`). Divergence is KL to the original on calibration tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectrim.runtime import distributed
+from spectrim.planning.probe import DivergenceProbe
+from spectrim.planning.decomposition import Decomposition, JointCorrection
+from spectrim.planning.planner import make_plan
+from spectrim.pipeline.recipe import Recipe
+
+LAYER_BUDGETS = (0.75, 0.35)
+JOINT_BUDGETS = (0.95, 0.8, 0.6, 0.35)
+DENSE_STAND_IN = 0.85
+"""Fraction of full rank at which a layer is measured that a plan leaves dense."""
+_NONE = 1e-30
+"""Below it a predicted loss has no ratio to a measured one."""
+_FLOOR = 1e-6
+
+ProgressBar = Callable[[Sequence[str]], Iterable[str]]
+
+
+def probe_layers(
+    decomposition: Decomposition,
+    probe: DivergenceProbe,
+    recipe: Recipe,
+    track: ProgressBar = iter,
+) -> Decomposition:
+    """The decomposition with each layer's curve rescaled by its own measurements, which
+    several processes share among them."""
+    ranks = _probe_ranks(decomposition, recipe)
+    own = {}
+    with distributed.raise_together():
+        for name in track(list(distributed.shard(decomposition.shapes))):
+            own[name] = {
+                rank: probe.divergence(*decomposition.expand_groups({name: rank}))
+                for rank in ranks[name]
+            }
+    measured = distributed.gather_dict(own)
+    curves = {
+        name: rescale(curve, measured[name]) for name, curve in decomposition.curves.items()
+    }
+    return replace(decomposition, curves=curves)
+
+
+def probe_jointly(
+    decomposition: Decomposition, probe: DivergenceProbe, recipe: Recipe
+) -> Decomposition:
+    """The decomposition with the map from summed to joint divergence."""
+    own = []
+    with distributed.raise_together():
+        for budget in distributed.shard(JOINT_BUDGETS):
+            plan = make_plan(decomposition, recipe.for_probing(budget))
+            summed = sum(layer.predicted_loss for layer in plan.layers.values())
+            if summed > 0 and plan.ranks:
+                measured = probe.divergence(*decomposition.expand_groups(plan.ranks))
+                own.append((summed, max(measured, _FLOOR)))
+    pairs = [pair for part in distributed.all_gather(own) for pair in part]
+    return replace(decomposition, correction=JointCorrection(_ascending(pairs)))
+
+
+def rescale(curve: Tensor, measured: dict[int, float]) -> Tensor:
+    """`curve` (k + 1,) through the measured {rank: loss}; stays non-increasing in rank."""
+    ranks = sorted((r for r in measured if curve[r] > _NONE), reverse=True)
+    if not ranks:
+        return curve
+    x = np.log([float(curve[r]) for r in ranks])
+    y = np.log([max(measured[r], _FLOOR) / float(curve[r]) for r in ranks])
+    at = np.log(np.maximum(curve.numpy(), _NONE))
+    values = curve.numpy() * np.exp(np.interp(at, x, y))
+    return torch.from_numpy(np.maximum.accumulate(values[::-1])[::-1].copy())
+
+
+def _probe_ranks(decomposition: Decomposition, recipe: Recipe) -> dict[str, list[int]]:
+    plans = [make_plan(decomposition, recipe.for_probing(b)) for b in LAYER_BUDGETS]
+    ranks: dict[str, list[int]] = {}
+    for name, factors in decomposition.factors.items():
+        stand_in = max(1, int(DENSE_STAND_IN * factors.max_rank))
+        ranks[name] = sorted({plan.ranks.get(name, stand_in) for plan in plans})
+    return ranks
+
+
+def _ascending(pairs: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Sorted by sum, measured values non-decreasing."""
+    result: list[tuple[float, float]] = []
+    for summed, measured in sorted(pairs):
+        floor = result[-1][1] if result else 0.0
+        result.append((summed, max(measured, floor)))
+    return tuple(result)

@@ -1,0 +1,117 @@
+"""Divergence of a model with some layers cut from the model itself, on a few tokens.
+
+    KL = E_t[ sum_v p(v) (log p(v) - log q(v)) ],   p the original, q the changed model
+
+Nats per token. The expected loss increase under the model's own predictions: far less
+noisy than a difference of two losses on the same tokens. Blocks before the first changed
+one are not run again: their outputs are kept (tokens x width each).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from spectrim.data import TokenBlocks
+from spectrim.linalg.truncated import Factors
+from spectrim.models.linear import get_bias, get_weight, set_weight
+from spectrim.models.targets import decoder_blocks as decoder_blocks
+
+
+class DivergenceProbe(Protocol):
+    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float: ...
+
+
+class Probe:
+    """`divergence(factors, {layer name: rank})` on the first `tokens` tokens of `blocks`.
+
+    Memory: tokens x vocabulary x 4 bytes for the original's probabilities.
+    """
+
+    def __init__(self, model: nn.Module, blocks: TokenBlocks, tokens: int):
+        rows = max(1, tokens // blocks.ids.shape[1])
+        device = next(model.parameters()).device
+        self.model = model
+        self.ids = blocks.ids[:rows].to(device)
+        self.mask = None if blocks.mask is None else blocks.mask[:rows].to(device)
+        self.blocks = decoder_blocks(model)
+        self.outputs: dict[str, Any] = {}
+        with self._recorded():
+            logits = self._logits()
+        self.probabilities = logits.softmax(-1)
+        self.negative_entropy = torch.linalg.vecdot(self.probabilities, logits.log_softmax(-1))
+
+    @torch.inference_mode()
+    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
+        first = self._first_changed(ranks)
+        with ExitStack() as stack:
+            for name, rank in ranks.items():
+                module = self.model.get_submodule(name)
+                stack.enter_context(swap_weights(module, factors[name], rank))
+            for name, block in self.blocks[:first]:
+                stack.enter_context(_override_forward(block, self.outputs[name]))
+            changed = self._logits()
+        cross = changed.logsumexp(-1) - torch.linalg.vecdot(self.probabilities, changed)
+        per_token = self.negative_entropy + cross
+        if self.mask is not None:
+            per_token = per_token[self.mask[:, :-1]]
+        return float(per_token.double().mean())
+
+    def _first_changed(self, layers: Iterable[str]) -> int:
+        for number, (name, _) in enumerate(self.blocks):
+            if any(layer.startswith(name + ".") for layer in layers):
+                return number
+        return 0
+
+    @torch.inference_mode()
+    def _logits(self) -> Tensor:
+        attention = None if self.mask is None else self.mask.long()
+        output = self.model(input_ids=self.ids, attention_mask=attention, use_cache=False)
+        return output.logits[:, :-1].float()
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        def keep(name: str) -> Any:
+            return lambda module, inputs, output: self.outputs.__setitem__(name, output)
+
+        handles = [block.register_forward_hook(keep(name)) for name, block in self.blocks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def swap_weights(module: nn.Module, factors: Factors, rank: int) -> Iterator[None]:
+    """The module with the weight and bias of `factors` at `rank`, until the context ends.
+
+    With other parameters, not other values in the same ones: a tied embedding keeps its own.
+    """
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, nn.Parameter)
+    module.weight = nn.Parameter(torch.empty_like(weight), weight.requires_grad)
+    try:
+        set_weight(module, factors.weight(rank).to(get_weight(module)))
+        if factors.bias_shift is not None:
+            shifted = factors.bias(rank, get_bias(module))
+            assert shifted is not None
+            module.bias = nn.Parameter(shifted.to(weight), requires_grad=False)
+        yield
+    finally:
+        module.weight = weight
+        module.bias = bias
+
+
+@contextmanager
+def _override_forward(block: nn.Module, output: Any) -> Iterator[None]:
+    """The block returns `output` without computing, until the context ends."""
+    block.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        del block.forward

@@ -1,0 +1,132 @@
+"""What rounding the stored matrices adds to the loss, by the same quadratic model.
+
+    dL_Q(r) = 1/2 tr(C_g E_r C_x E_r^T),   E_r = Q(W_r) - W_r
+
+Q rounds each stored matrix of a layer of rank r, so for pivoted layers E_r holds what their
+coefficients multiply. To the loss of cutting it is added: the rounding of what is kept is taken
+to be uncorrelated with what was cut. Computed at a few ranks, linear in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spectrim.calibration import Calibration, LayerStatistics
+from spectrim.layers.quantized import COMPRESSORS
+from spectrim.decompositions import LayerProblem
+from spectrim.errors import ModelError
+from spectrim.layers import LAYERS, layer_class
+from spectrim.linalg.truncated import Factors
+from spectrim.planning import SHARED, Decomposition
+from spectrim.planning.rank_multiples import multiple_for
+from spectrim.planning.layer_bytes import rounded_for
+from spectrim.pipeline.recipe import Recipe
+
+SHARES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
+"""Of the full rank, where rounding is tried; beyond the last it is taken to stay."""
+Rounded = Callable[[Tensor], Tensor]
+
+
+def with_rounding(
+    calibration: Calibration, decomposition: Decomposition, recipe: Recipe, track: Any = iter
+) -> Decomposition:
+    """The decomposition with `rounding` for the recipe's bits and layer kind, in place of what
+    it knew; unchanged where nothing is rounded or prices are not in nats.
+
+    A rank whose matrices the compressor does not take is passed over here. Raises InputError
+    where the compressor is missing.
+    """
+    if recipe.quantization is None or decomposition.units == "own":
+        return decomposition
+    multiple = multiple_for(recipe, decomposition.shapes.values())
+    found = {}
+    for name in track(list(decomposition.shapes)):
+        parts = decomposition.expand_groups({name: 1})[0]
+        kind = SHARED if name in decomposition.groups else recipe.layer
+        most = len(decomposition.curves[name]) - 1
+        losses = {}
+        for rank in (0, *_ranks(most, multiple)):
+            tried = [
+                _loss(f, calibration.layer(n), rank, kind, recipe) for n, f in parts.items()
+            ]
+            losses[rank] = None if None in tried else sum(filter(None, tried))
+        found[name] = _between(losses, most)
+    decomposition.rounding = found
+    decomposition.rounded_for = rounded_for(recipe)
+    return decomposition
+
+
+def _ranks(most: int, multiple: int) -> list[int]:
+    """Ranks to try, ascending, of those that a plan can choose."""
+    rounded = {max(1, round(share * most / multiple)) * multiple for share in SHARES}
+    return sorted(rank for rank in rounded if rank <= most)
+
+
+def _between(losses: dict[int, float | None], most: int) -> Tensor:
+    """(most + 1,): at 0 the dense layer, then every rank, linear between those tried."""
+    known = {rank: loss for rank, loss in losses.items() if loss is not None and rank > 0}
+    at, values = list(known) or [1], list(known.values()) or [0.0]
+    ranks = np.interp(np.arange(1, most + 1), at, values)
+    return torch.tensor([losses[0] or 0.0, *ranks], dtype=torch.float64)
+
+
+def _loss(
+    factors: Factors, statistics: LayerStatistics, rank: int, kind: str, recipe: Recipe
+) -> float | None:
+    """Of one layer at `rank`, 0 for the dense one; None for shapes that are refused."""
+    try:
+        error = _error(factors, rank, kind, recipe)
+    except ModelError:
+        return None
+    outputs, inputs = statistics["gradient_covariance"], statistics["input_covariance"]
+    return float(0.5 * statistics.share * ((outputs @ error) * (error @ inputs)).sum())
+
+
+def _error(factors: Factors, rank: int, kind: str, recipe: Recipe) -> Tensor:
+    """Q(W_r) - W_r (out, in), float64."""
+    rounded = _rounder(recipe)
+    if rank == 0:
+        weight = _stored(factors.left @ factors.right, recipe)
+        return rounded(weight) - weight
+    layer = _layer(factors, rank, kind, recipe)
+    for child in _children(layer):
+        child.weight.data = _stored(child.weight.detach(), recipe)
+    before = layer.dense()[0]
+    for child in _children(layer):
+        child.weight.data = rounded(child.weight.detach())
+    return layer.dense()[0] - before
+
+
+def _layer(factors: Factors, rank: int, kind: str, recipe: Recipe) -> Any:
+    if kind == SHARED:
+        return layer_class("lowrank").from_full(factors, rank, None, None)
+    options = LAYERS.options(kind, recipe.layer_options)
+    return layer_class(kind).from_full(factors, rank, None, options)
+
+
+def _children(layer: nn.Module) -> Sequence[Any]:
+    children = [child for child in layer.children() if isinstance(child, nn.Linear)]
+    return [child for child in children if child.weight.numel()]
+
+
+def _stored(weight: Tensor, recipe: Recipe) -> Tensor:
+    """In the numbers that are rounded, as float64."""
+    return weight.to(getattr(torch, recipe.save_dtype or "float32")).double()
+
+
+def _rounder(recipe: Recipe) -> Rounded:
+    given = recipe.quantization
+    assert given is not None
+    options = COMPRESSORS.options(given.backend, given.options)
+    dtype = getattr(torch, recipe.save_dtype or "float32")
+
+    def rounded(weight: Tensor) -> Tensor:
+        problem = LayerProblem("a layer", weight.to(dtype), None, None)
+        return COMPRESSORS.get(given.backend).compress(problem, options).dense()[0]
+
+    return rounded

@@ -1,0 +1,34 @@
+"""What ranks are multiples of, where the recipe leaves it to the device.
+
+A processor's vector holds 8 numbers of 32 bits, a GPU's tile is 64 wide; a rank between two
+multiples costs nearly what the next one does. Small layers get smaller multiples: a sixteenth
+of their narrower side at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from spectrim.pipeline.recipe import Recipe
+
+MULTIPLES = {"cpu": 8, "cuda": 64}
+"""By device kind; others count as a processor."""
+SHARE = 16
+
+
+def multiple_for(recipe: Recipe, shapes: Iterable[tuple[int, int]]) -> int:
+    if recipe.rank_multiple != "auto":
+        return recipe.rank_multiple
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return auto_multiple(kind, shapes)
+
+
+def auto_multiple(kind: str, shapes: Iterable[tuple[int, int]]) -> int:
+    """The device kind's, halved until it suits the narrowest of `shapes`."""
+    multiple = MULTIPLES.get(kind, MULTIPLES["cpu"])
+    narrow = min((min(shape) for shape in shapes), default=multiple * SHARE)
+    while multiple > 1 and multiple * SHARE > narrow:
+        multiple //= 2
+    return multiple

@@ -1,0 +1,15 @@
+"""Importance: the loss increase that removing each basis would cost. One file per estimator.
+
+A module declares `REFERENCE`, optionally a frozen dataclass `Options`, and
+
+    estimate(model, layers, objective, options) -> Importance
+
+with `layers` the model's `SpectralLinear` modules by name.
+"""
+
+from spectrim.registry import Registry
+from spectrim.pruning.importance._importance import GradientTerm, Importance
+
+IMPORTANCE = Registry("importance", "spectrim.pruning.importance")
+
+__all__ = ["IMPORTANCE", "GradientTerm", "Importance"]

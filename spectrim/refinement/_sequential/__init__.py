@@ -1,0 +1,1 @@
+"""Rewrite layers one after another on the inputs of the rewritten prefix."""

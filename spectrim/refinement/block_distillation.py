@@ -1,0 +1,186 @@
+"""Block by block, the original block's output from the inputs that the refined prefix gives.
+
+    min  E_t ||F_i(x_t) - G_i(x'_t)||^2 / E_t ||F_i(x_t)||^2
+
+F_i and G_i the original and the compressed block i, x the original model's hidden states and
+x' those of the compressed model with blocks 1 ... i - 1 already refined. Factors, norms, biases
+and what stayed dense in the block are trained. A basis that layers of several blocks
+share stays fixed, since the later ones' coefficients are made for it: `end_to_end` trains it.
+
+Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
+step through one block, and two arrays of hidden states, tokens x width x 4 bytes each; with
+optimizer_basis "kfac_eigen" in^2 + out^2 numbers per layer more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.training.eigenbasis import Basis, Rotations, basis_key, rotations
+from spectrim.training.eigenbasis import requires as basis_requires
+from spectrim.training.losses import Scaling, scale_by_divergence
+from spectrim.training.balanced_factors import Parameters, balanced_parameters
+from spectrim.training.forward import BlockRunner, Precision, Tokens, evaluation_mode
+from spectrim.training.output_metric import output_roots
+from spectrim.training.progress import RunContext
+from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.models.replace import shared_bases
+
+REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
+
+
+@dataclass(frozen=True)
+class Options:
+    """epochs: passes over the sequences for each block, or tokens: to train each block on,
+    padding included, in their place; `warmup_ratio` is a share of the steps; precision is that
+    of the matrix products ("float32" or "bfloat16"); optimizer_basis: the coordinates of Adam's
+    steps (`spectrim/training/eigenbasis.py`), lr_scaling of its rate (`_divergence.py`);
+    out_metric "gradient": errors weighted by what they cost (`_output_metric.py`)."""
+
+    epochs: int = 8
+    tokens: int | None = None
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    warmup_ratio: float = 0.05
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    precision: Precision = "float32"
+    optimizer_basis: Basis = "parameters"
+    lr_scaling: Scaling = "none"
+    out_metric: Literal["identity", "gradient"] = "identity"
+
+    def __post_init__(self) -> None:
+        numbers = self.epochs, self.tokens or 1, self.batch_size, self.learning_rate
+        if min(numbers) <= 0 or self.tokens == 0:
+            raise InputError(
+                "epochs, tokens, batch_size and learning_rate have to be positive, got "
+                f"{self.epochs}, {self.tokens}, {self.batch_size} and "
+                f"{self.learning_rate}"
+            )
+
+    def schedule(self, blocks: TokenBlocks) -> Schedule:
+        sequences, length = blocks.ids.shape
+        rows = min(self.batch_size, sequences)
+        steps = self.epochs * (sequences // rows)
+        if self.tokens is not None:
+            steps = max(1, self.tokens // (rows * length))
+        return Schedule.of(self, steps, rows)
+
+
+def requires(options: Options) -> tuple[str, ...]:
+    """The statistics of the original that these options make use of."""
+    return basis_requires(options.optimizer_basis)
+
+
+def refine(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    progress: RunContext,
+) -> PreTrainedModel:
+    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
+    key = run_key("block", original, compressed, blocks, options)
+    key |= basis_key(options.optimizer_basis, progress.calibration)
+    schedule = options.schedule(blocks)
+    tokens = Tokens(blocks, compressed.device, options.precision)
+    with evaluation_mode(original), balanced_parameters(compressed) as parameters:
+        run = Run(parameters, progress)
+        if not run.finished(key):
+            if options.lr_scaling == "kl":
+                schedule = scale_by_divergence(schedule, original, compressed, tokens)
+            run.go_on()
+            runners = BlockRunner(original, tokens), BlockRunner(compressed, tokens)
+            gradient = options.out_metric == "gradient"
+            roots = output_roots(original, tokens, schedule.rows) if gradient else []
+            pair = _Pair(*runners, schedule.rows, roots)
+            turned = rotations(
+                compressed, parameters, options.optimizer_basis, progress.calibration
+            )
+            for number, stage in enumerate(pair.stages(parameters, turned)):
+                run.stage(number, stage, schedule, len(blocks))
+            run.finish()
+    return compressed
+
+
+class _Pair:
+    """Both models between two blocks: `inputs` x' of the compressed, `targets` F_i(x)."""
+
+    def __init__(
+        self, original: BlockRunner, compressed: BlockRunner, rows: int, roots: list[Tensor]
+    ):
+        self.original = original
+        self.compressed = compressed
+        self.tokens = compressed.tokens
+        self.rows = rows
+        self.inputs = self._first(compressed)
+        self.targets = self._first(original)
+        self.size = 1.0
+        self.roots = roots
+        self.fixed = self._bases_of_several()
+
+    def stages(self, parameters: Parameters, turned: Rotations) -> Iterator[Stage]:
+        """One stage per block; asking for the next takes the block as it is by then."""
+        count = len(self.compressed.blocks)
+        for number, (name, _) in enumerate(self.compressed.blocks):
+            self._advance(self.original, number, self.targets)
+            self.size = self._mean_square(number)
+            inside = {
+                n: p
+                for n, p in parameters.items()
+                if n.startswith(name + ".") and id(p) not in self.fixed
+            }
+            loss = partial(self._loss, number)
+            own = {n: rotation for n, rotation in turned.items() if n in inside}
+            yield Stage(f"block {number + 1} of {count}", inside, loss, own)
+            self._advance(self.compressed, number, self.inputs)
+
+    def _bases_of_several(self) -> set[int]:
+        """Parameters of bases that layers of more than one block use, by identity."""
+        places = [name + "." for name, _ in self.compressed.blocks]
+        found: set[int] = set()
+        for owner, names in shared_bases(self.compressed.model).items():
+            if not any(all(n.startswith(place) for n in names) for place in places):
+                basis = self.compressed.model.get_submodule(f"{owner}.right")
+                found |= {id(parameter) for parameter in basis.parameters()}
+        return found
+
+    def _loss(self, number: int, rows: Tensor) -> Tensor:
+        output = self.compressed.output(number, self.inputs[rows], rows)
+        real = self.tokens.real(rows)
+        errors = self._weighted(number, output[real].float() - self.targets[rows][real])
+        return errors.square().mean() / self.size
+
+    def _weighted(self, number: int, values: Tensor) -> Tensor:
+        """(n, d) in the coordinates in which a square is what an error costs."""
+        return values @ self.roots[number] if self.roots else values
+
+    @torch.no_grad()
+    def _first(self, runner: BlockRunner) -> Tensor:
+        """(N, T, d): what the first block is given, a few sequences at a time."""
+        return torch.cat([runner.first_input(rows).float() for rows in self._chunks()])
+
+    @torch.no_grad()
+    def _advance(self, runner: BlockRunner, number: int, hidden: Tensor) -> None:
+        """Block `number`'s outputs in place of its inputs (N, T, d)."""
+        for rows in self._chunks():
+            hidden[rows] = runner.output(number, hidden[rows], rows).float()
+
+    def _chunks(self) -> tuple[Tensor, ...]:
+        return torch.arange(len(self.tokens)).split(self.rows)
+
+    def _mean_square(self, number: int) -> float:
+        sums = []
+        for n in range(len(self.tokens)):
+            real = self.tokens.real(torch.tensor([n]))[0]
+            sums.append(self._weighted(number, self.targets[n][real]).double().square().mean())
+        return max(float(torch.stack(sums).mean()), torch.finfo(torch.float32).tiny)

@@ -1,0 +1,116 @@
+"""Everything in the blocks on KL(original || compressed) of predictions and hidden states.
+
+    min  E_t[ sum_v p_t(v) (log p_t(v) - log q_t(v)) ]
+         + hidden / L  sum_i E_t ||h_it - h'_it||^2 / E_t ||h_it||^2
+
+over the factors, norms, biases and what stayed dense in the L decoder blocks; p and h are the
+original's predictions and block outputs, q and h' the compressed model's. Embeddings and head
+are fixed. The hidden states tell more per token than predictions alone; `hidden` = 0 leaves
+them out.
+
+Memory: both models, AdamW's two moments and a gradient for each trained parameter, the
+activations of one step, its tokens x width x 4 bytes for every block, and three arrays of its
+tokens x vocabulary x 4 bytes; with optimizer_basis "kfac_eigen" in^2 + out^2 numbers per layer
+more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.training.eigenbasis import Basis, basis_key, rotations
+from spectrim.training.eigenbasis import requires as basis_requires
+from spectrim.training.losses import Scaling, divergence, scale_by_divergence
+from spectrim.training.balanced_factors import balanced_parameters
+from spectrim.training.forward import Precision, Tokens, evaluation_mode
+from spectrim.training.progress import RunContext
+from spectrim.training.loop import Run, Schedule, Stage, run_key
+
+REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv:2604.02119"
+
+
+@dataclass(frozen=True)
+class Options:
+    """tokens: to train on, padding included; each sequence as often as that takes.
+    `warmup_ratio` is a share of the steps; gradients are clipped to the norm `max_grad_norm`;
+    precision is that of the matrix products, "bfloat16" is faster where the processor
+    multiplies it; optimizer_basis: the coordinates of Adam's steps
+    (`spectrim/training/eigenbasis.py`), lr_scaling of its rate
+    (`spectrim/training/losses.py`)."""
+
+    tokens: int = 500_000
+    batch_size: int = 4
+    learning_rate: float = 5e-4
+    hidden: float = 24.0
+    warmup_ratio: float = 0.05
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    precision: Precision = "float32"
+    optimizer_basis: Basis = "parameters"
+    lr_scaling: Scaling = "none"
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "tokens, batch_size and learning_rate have to be positive, got "
+                f"{self.tokens}, {self.batch_size} and {self.learning_rate}"
+            )
+
+    def schedule(self, blocks: TokenBlocks) -> Schedule:
+        rows = min(self.batch_size, len(blocks))
+        steps = max(1, self.tokens // (rows * blocks.ids.shape[1]))
+        return Schedule.of(self, steps, rows)
+
+
+def requires(options: Options) -> tuple[str, ...]:
+    """The statistics of the original that these options make use of."""
+    return basis_requires(options.optimizer_basis)
+
+
+def refine(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    progress: RunContext,
+) -> PreTrainedModel:
+    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
+    key = run_key("end_to_end", original, compressed, blocks, options)
+    key |= basis_key(options.optimizer_basis, progress.calibration)
+    tokens = Tokens(blocks, compressed.device, options.precision)
+
+    def loss(rows: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted, targets = tokens.predicted(original, rows)
+        logits, outputs = tokens.predicted(compressed, rows)
+        real = tokens.real(rows)
+        away = [relative_error(*pair, real) for pair in zip(targets, outputs, strict=True)]
+        hidden = sum(away) / len(away) if away else 0.0
+        return divergence(wanted, logits, real) + options.hidden * hidden
+
+    with evaluation_mode(original), balanced_parameters(compressed) as parameters:
+        run = Run(parameters, progress)
+        if not run.finished(key):
+            schedule = options.schedule(blocks)
+            if options.lr_scaling == "kl":
+                schedule = scale_by_divergence(schedule, original, compressed, tokens)
+            run.go_on()
+            turned = rotations(
+                compressed, parameters, options.optimizer_basis, progress.calibration
+            )
+            stage = Stage("end to end", parameters, loss, turned)
+            run.stage(0, stage, schedule, len(blocks))
+            run.finish()
+    return compressed
+
+
+def relative_error(wanted: Tensor, output: Tensor, real: Tensor) -> Tensor:
+    """Squared error over squared size, both (B, T, d), on the real positions."""
+    target = wanted[real].float()
+    return (output[real].float() - target).square().mean() / target.square().mean()

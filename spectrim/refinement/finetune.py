@@ -1,0 +1,98 @@
+"""Everything in the blocks on the loss itself: next-token cross-entropy, of a task's answers.
+
+    min  1/n sum_t -log p(x_t | x_<t),     t over the scored tokens (all of a text)
+
+over the factors, norms, biases and what stayed dense in the decoder blocks. Embeddings and head
+are fixed. The original model is not used.
+
+Memory: the model, AdamW's two moments and a gradient for each trained parameter, the
+activations of one step, and two arrays of its tokens x vocabulary x 4 bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError
+from spectrim.training.balanced_factors import balanced_parameters
+from spectrim.training.forward import Precision
+from spectrim.training.progress import RunContext
+from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.data.tasks import TaskRows, task_loss
+
+REFERENCE = "the fine-tuning of Basel, arXiv:2405.15877; of AA-SVD's third level"
+
+
+@dataclass(frozen=True)
+class Options:
+    """steps of `batch_size` rows each; None: `epochs` over the rows. `warmup_ratio` is a share
+    of the steps; gradients are clipped to the norm `max_grad_norm`; precision is that of the
+    matrix products ("float32" or "bfloat16")."""
+
+    epochs: int = 3
+    steps: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        steps = 1 if self.steps is None else self.steps
+        counts = (self.epochs, steps, self.batch_size)
+        if min(counts) < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "epochs, steps, batch_size and learning_rate have to be positive, got "
+                f"{self.epochs}, {self.steps}, {self.batch_size} and "
+                f"{self.learning_rate}"
+            )
+
+    def schedule(self, sequences: int) -> Schedule:
+        rows = min(self.batch_size, sequences)
+        steps = self.steps or self.epochs * (sequences // rows)
+        return Schedule.of(self, steps, rows)
+
+
+def refine(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    blocks: TokenBlocks,
+    options: Options,
+    progress: RunContext,
+) -> PreTrainedModel:
+    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
+    key = run_key("next_token", original, compressed, blocks, options)
+    rows = task_rows(blocks)
+    loss = partial(next_token_loss, compressed, rows, options.precision)
+    with balanced_parameters(compressed) as parameters:
+        stage = Stage("next token", parameters, loss)
+        schedule = options.schedule(len(rows))
+        Run(parameters, progress).complete(key, [stage], schedule, len(rows))
+    return compressed
+
+
+def next_token_loss(
+    model: PreTrainedModel, rows: TaskRows, precision: Precision, chosen: Tensor
+) -> Tensor:
+    """Mean cross-entropy over the scored tokens of the rows `chosen` (B,)."""
+    lower = precision != "float32"
+    with torch.autocast(model.device.type, getattr(torch, precision), enabled=lower):
+        summed, tokens = task_loss(model, rows.batch(chosen))
+    return summed / tokens
+
+
+def task_rows(blocks: TokenBlocks) -> TaskRows:
+    """All tokens that follow one count where the blocks do not say which."""
+    mask = torch.ones_like(blocks.ids, dtype=torch.bool) if blocks.mask is None else blocks.mask
+    scored = blocks.scored
+    if scored is None:
+        scored = torch.zeros_like(mask)
+        scored[:, 1:] = mask[:, 1:] & mask[:, :-1]
+    return TaskRows(blocks.ids, mask, scored, blocks.fingerprint, blocks.source)

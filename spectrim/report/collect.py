@@ -1,0 +1,221 @@
+"""From a plan, and what it was cut from, to the facts of a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spectrim.planning.measured import JOINT_BUDGETS
+from spectrim.errors import InputError
+from spectrim.layers import layer_class
+from spectrim.planning import (SHARED, Decomposition, LayerPlan, Plan, make_plan, size_curve)
+from spectrim.pipeline.recipe import Recipe
+from spectrim.report.facts import Cell, LayerFacts, Part, Point, ReportData, cell_of
+
+CURVE_BUDGETS = tuple(round(0.05 * i, 2) for i in range(1, 21))
+_MOST_NUMBERS = 24_000
+"""Of all spectra together, and of all curves: about 200 kB of text each."""
+_MOST_PER_LAYER, _FEWEST_PER_LAYER = 96, 12
+_EMBEDDINGS, _REST = "embedding and output head", "norms, biases and the rest"
+
+
+def plan_facts(model: str, plan: Plan, recipe: Recipe) -> ReportData:
+    """What a plan alone tells. `model` is the name of the original."""
+    given = plan.provenance.get("data")
+    data = given if isinstance(given, dict) else {"fingerprint": given} if given else {}
+    layers = [
+        _module_facts(module, rows, name, plan)
+        for name, layer in plan.layers.items()
+        for module, rows in (layer.members or {name: layer.shape[0]}).items()
+    ]
+    return ReportData(
+        model,
+        plan.method,
+        plan.allocation,
+        plan.layer,
+        plan.budget,
+        plan.kept,
+        plan.predicted_loss,
+        layers,
+        refined=[step.name for step in recipe.refinement],
+        recipe=recipe.to_yaml(),
+        data=data,
+        versions=plan.provenance.get("versions", {}),
+    )
+
+
+def _module_facts(module: str, rows: int, name: str, plan: Plan) -> LayerFacts:
+    """Of a group's weights and loss each module has its part by rows, the first the basis."""
+    layer, whole = plan.layers[name], plan.layers[name].shape[0]
+    kind = SHARED if layer.members else plan.layer
+    loss = layer.predicted_loss * rows / whole
+    weights = _stored(layer, kind)
+    if layer.members and layer.rank:
+        first = next(iter(layer.members)) == module
+        weights = layer.rank * (rows + (layer.shape[1] if first else 0))
+    elif layer.members:
+        weights = rows * layer.shape[1]
+    return LayerFacts(module, (rows, layer.shape[1]), layer.rank, kind, weights, loss)
+
+
+def _stored(layer: LayerPlan, kind: str) -> int:
+    if layer.rank is None:
+        return layer.shape[0] * layer.shape[1]
+    return layer_class(kind).cost(*layer.shape, layer.rank)
+
+
+def with_curves(facts: ReportData, decomposition: Decomposition, recipe: Recipe) -> ReportData:
+    """With the curve of all sizes, what was measured on the way to it, and the spectra."""
+    curve = size_curve(decomposition, recipe, CURVE_BUDGETS)
+    return replace(
+        facts,
+        units=decomposition.units,
+        curve=[Point(_short(p.kept), _short(p.predicted_loss), p.budget) for p in curve],
+        probes=_probes(decomposition, recipe) if curve else [],
+        layers=_with_spectra(facts.layers, decomposition),
+    )
+
+
+def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
+    """The plans that were measured as a whole, at the size that the recipe's kind has."""
+    measured = dict(decomposition.correction.pairs)
+    found = []
+    for budget in JOINT_BUDGETS if measured else ():
+        try:
+            plan = make_plan(decomposition, recipe.for_probing(budget))
+        except InputError:
+            continue
+        loss = measured.get(sum(layer.predicted_loss for layer in plan.layers.values()))
+        if loss is not None:
+            spent = sum(
+                _stored(layer, SHARED if layer.members else recipe.layer)
+                for layer in plan.layers.values()
+            )
+            found.append(Point(_short(spent / decomposition.weights), _short(loss)))
+    return found
+
+
+def _with_spectra(layers: list[LayerFacts], decomposition: Decomposition) -> list[LayerFacts]:
+    """Of every cell of the map, the module that is predicted to lose most."""
+    owners = {module: n for n, members in decomposition.groups.items() for module in members}
+    names = {layer.name: owners.get(layer.name, layer.name) for layer in layers}
+    shown: dict[Cell, LayerFacts] = {}
+    for layer in layers:
+        if names[layer.name] in decomposition.factors:
+            best = shown.setdefault(cell_of(layer.name), layer)
+            if (layer.loss or 0.0) > (best.loss or 0.0):
+                shown[cell_of(layer.name)] = layer
+    wanted = {layer.name for layer in shown.values()}
+    most = _MOST_NUMBERS // max(1, len(wanted))
+    most = min(_MOST_PER_LAYER, max(_FEWEST_PER_LAYER, most))
+    return [
+        _with_spectrum(layer, names[layer.name], decomposition, most)
+        if layer.name in wanted
+        else layer
+        for layer in layers
+    ]
+
+
+def _with_spectrum(
+    layer: LayerFacts, name: str, decomposition: Decomposition, most: int
+) -> LayerFacts:
+    spectrum, curve = decomposition.factors[name].spectrum, decomposition.curves[name]
+    ranks = sample_ranks(len(spectrum), most, layer.rank)
+    return replace(
+        layer,
+        ranks=ranks,
+        spectrum=[_short(spectrum[rank - 1]) for rank in ranks],
+        losses=[_short(curve[rank]) for rank in ranks],
+    )
+
+
+def sample_ranks(highest: int, most: int, wanted: int | None) -> list[int]:
+    """At most `most` + 1 of 1 .. highest, denser at low ranks, with both ends and `wanted`."""
+    if highest <= most:
+        return list(range(1, highest + 1))
+    steps = np.linspace(0, 1, most) ** 1.5 * (highest - 1) + 1
+    return sorted({int(step) for step in steps} | ({wanted} if wanted else set()))
+
+
+def _short(value: float | Tensor) -> float:
+    """Four significant digits: more would not show."""
+    number = float(value)
+    return float(f"{number:.4g}") if math.isfinite(number) else 0.0
+
+
+def with_bytes(
+    facts: ReportData, original: nn.Module, smaller: nn.Module, stored: torch.dtype
+) -> ReportData:
+    """With where the bytes went; the original's in the dtype its checkpoint has."""
+    width = stored.itemsize
+    dense = {
+        name: tensor.numel() * (width if tensor.is_floating_point() else tensor.element_size())
+        for name, tensor in _tensors(original).items()
+    }
+    left = {n: t.numel() * t.element_size() for n, t in _tensors(smaller).items()}
+    parameter = next(p for p in smaller.parameters() if p.is_floating_point())
+    outside = {*_names_of(original, "get_input_embeddings", "get_output_embeddings")}
+    outside |= {*_names_of(smaller, "get_input_embeddings", "get_output_embeddings")}
+    layers = {layer.name for layer in facts.layers}
+    parts = parts_of(dense, left, layers, outside)
+    return replace(facts, parts=parts, itemsize=parameter.element_size())
+
+
+def with_planned_bytes(
+    facts: ReportData, original: nn.Module, stored: torch.dtype, saved: torch.dtype
+) -> ReportData:
+    """With where the bytes will go, when all else than the plan's layers stays as it is."""
+    dense, left = (
+        {
+            name: tensor.numel()
+            * (dtype.itemsize if tensor.is_floating_point() else tensor.element_size())
+            for name, tensor in _tensors(original).items()
+        }
+        for dtype in (stored, saved)
+    )
+    left |= {f"{layer.name}.weight": layer.weights * saved.itemsize for layer in facts.layers}
+    outside = _names_of(original, "get_input_embeddings", "get_output_embeddings")
+    parts = parts_of(dense, left, {layer.name for layer in facts.layers}, outside)
+    return replace(facts, parts=parts, itemsize=saved.itemsize)
+
+
+def parts_of(
+    dense: dict[str, int], stored: dict[str, int], layers: set[str], outside: Iterable[str]
+) -> list[Part]:
+    """Bytes by tensor name before and after, summed by what the tensors belong to."""
+    embeddings = set(outside)
+    totals: dict[str, list[int]] = {}
+    for side, sizes in enumerate((dense, stored)):
+        for name, size in sizes.items():
+            label = _part_of(name, layers, embeddings)
+            totals.setdefault(label, [0, 0])[side] += size
+    ends = [label for label in (_EMBEDDINGS, _REST) if label in totals]
+    order = [label for label in totals if label not in ends] + ends
+    return [Part(label, *totals[label]) for label in order]
+
+
+def _part_of(tensor: str, layers: set[str], embeddings: set[str]) -> str:
+    pieces = tensor.split(".")
+    owners = {".".join(pieces[:end]) for end in range(len(pieces), 0, -1)}
+    if found := owners & layers:
+        return cell_of(found.pop()).projection
+    return _EMBEDDINGS if owners & embeddings else _REST
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds, tied tensors once."""
+    state = model.state_dict(keep_vars=True)
+    first = {id(tensor): name for name, tensor in reversed(state.items())}
+    return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}
+
+
+def _names_of(model: Any, *getters: str) -> Sequence[str]:
+    modules = [getattr(model, getter, lambda: None)() for getter in getters]
+    wanted = [module for module in modules if module is not None]
+    return [n for n, m in model.named_modules() if any(m is module for module in wanted)]

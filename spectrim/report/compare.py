@@ -1,0 +1,82 @@
+"""Both models side by side: how far they are apart, and what they write.
+
+The prompts that stand for nothing else are drawn from the original itself, so that no line of
+anybody's calibration text ends up on a page: a few tokens after the token that opens a
+document, sampled at temperature 1 from a fixed seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.data.tokenizing import leading_tokens
+from spectrim.evaluation import kl_divergence
+from spectrim.evaluation._forward import inference
+from spectrim.report.facts import Continuation, ReportData
+from spectrim.data.tasks import TaskExample
+from spectrim.data.tasks.generation import Group, greedy_answers
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 12, 48
+DIVERGENCE_TOKENS = 4096
+
+
+def with_divergence(
+    facts: ReportData, original: PreTrainedModel, smaller: PreTrainedModel, blocks: TokenBlocks
+) -> ReportData:
+    """With KL(original || smaller) on the first tokens of `blocks`: the expected increase of
+    the loss under the original's own predictions."""
+    rows = max(1, DIVERGENCE_TOKENS // blocks.ids.shape[1])
+    mask = None if blocks.mask is None else blocks.mask[:rows]
+    part = replace(blocks, ids=blocks.ids[:rows], mask=mask, document_of_row=None, scored=None)
+    figures = kl_divergence.evaluate(smaller, part, kl_divergence.Options(1), original)
+    return replace(
+        facts,
+        result=figures["kl_divergence"],
+        result_from=f"{part.ids.numel():,} tokens of {blocks.source}",
+        agreement=figures["top1_agreement"],
+    )
+
+
+def with_texts(
+    facts: ReportData,
+    original: PreTrainedModel,
+    smaller: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Sequence[str] = (),
+) -> ReportData:
+    """With greedy continuations of `prompts`, or of some that the original draws."""
+    examples = [
+        TaskExample(prompt, "-") for prompt in prompts or draw_prompts(original, tokenizer)
+    ]
+    groups = [Group([number], NEW_TOKENS) for number in range(len(examples))]
+    dense, small = (
+        greedy_answers(model, tokenizer, examples, groups, lambda items, *more: items)
+        for model in (original, smaller)
+    )
+    texts = [
+        Continuation(example.prompt, first, second)
+        for example, first, second in zip(examples, dense, small, strict=True)
+    ]
+    return replace(facts, texts=texts)
+
+
+def draw_prompts(model: PreTrainedModel, tokenizer: Any) -> list[str]:
+    """Openings of documents that the model draws; none where no token opens one."""
+    start = leading_tokens(tokenizer)
+    if not start:
+        return []
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor([start] * PROMPTS)
+    with inference(model):
+        for _ in range(PROMPT_TOKENS):
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, -1]
+            chances = logits.double().cpu().softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
+    texts = tokenizer.batch_decode(ids[:, 1:], skip_special_tokens=True)
+    return [text for text in texts if text.strip()]

@@ -1,0 +1,150 @@
+"""A calibrated model that is asked for plans: what a budget gives, saved or carried out."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim import checkpoint, pipeline
+from spectrim.errors import InputError
+from spectrim.report.live.job import Job
+from spectrim.runtime.context import ProgressBar
+from spectrim.planning import Decomposition, Plan, make_plan, save_plan
+from spectrim.pipeline.recipe import Recipe
+from spectrim.refinement import RunContext
+from spectrim.report.facts import PAGE_FILE, ReportData
+from spectrim.report.collect import plan_facts, with_curves, with_planned_bytes
+from spectrim.report.load import CompressionResult, Pair
+from spectrim.report.rank_map import rank_map
+from spectrim.report.write import OutputSpec, write_result
+from spectrim.runtime.cache import Cache
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where plans and the result go, and long steps are kept; output None: plans only."""
+
+    plan: Path
+    output: Path | None
+    overwrite: bool = False
+    cache: Cache = field(default_factory=lambda: Cache(None))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The original by name, loaded in float32, and the dtype of its checkpoint."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Any
+    stored: torch.dtype
+
+
+class Session:
+    """Raises InputError for a recipe whose curves are no losses."""
+
+    def __init__(
+        self, source: Source, decomposition: Decomposition, recipe: Recipe, places: Places
+    ):
+        self.source = source
+        self.decomposition = decomposition
+        self.recipe = recipe
+        self.places = places
+        self.job = Job()
+        self._planning = threading.Lock()
+        self._plans: dict[float, Plan] = {}
+        if not self.facts.curve:
+            raise InputError(
+                f"method '{recipe.method}' with layers '{recipe.layer}' predicts no loss to "
+                "explore; choose another, or `spectrim compress` at a budget"
+            )
+
+    @cached_property
+    def facts(self) -> ReportData:
+        """Of the recipe's own budget, with the curve and the spectra."""
+        facts = self._facts(self.plan(self.recipe.budget))
+        return with_curves(facts, self.decomposition, self.recipe)
+
+    def plan(self, budget: float) -> Plan:
+        """Raises InputError for a budget that no plan meets."""
+        with self._planning:
+            if budget not in self._plans:
+                recipe = self.recipe.with_changes(budget=budget)
+                self._plans[budget] = make_plan(self.decomposition, recipe)
+            return self._plans[budget]
+
+    def answer(self, budget: float) -> dict[str, Any]:
+        """What the page shows of the plan at `budget`."""
+        facts = self._facts(self.plan(budget))
+        rows = rank_map(facts.layers).rows
+        return {
+            "budget": budget,
+            "kept": facts.kept,
+            "loss": facts.predicted_loss,
+            "bytes": sum(part.stored for part in facts.parts),
+            "dense": sum(layer.rank is None for layer in facts.layers),
+            "layers": len(facts.layers),
+            "cells": {
+                f"{row}-{column}": [cell.label, cell.share, cell.dense, cell.title]
+                for row, (_, cells) in enumerate(rows)
+                for column, cell in enumerate(cells)
+                if cell is not None
+            },
+            "ranks": {layer.name: layer.rank for layer in facts.layers},
+            "parts": {part.name: part.stored for part in facts.parts},
+        }
+
+    def save(self, budget: float) -> Path:
+        """The plan at `budget` as a file. Raises InputError."""
+        save_plan(self.plan(budget), self.places.plan)
+        return self.places.plan
+
+    def start(self, budget: float) -> None:
+        """Compress at `budget` in the background. Raises InputError."""
+        output = self.places.output
+        if output is None:
+            raise InputError("no place to write to; start explore with -o OUT")
+        checkpoint.check_output(output, self.places.overwrite)
+        plan = self.plan(budget)
+        self.job.start(lambda track: self._compress(plan, output, track))
+
+    def _facts(self, plan: Plan) -> ReportData:
+        facts = plan_facts(self.source.name, plan, self.recipe.at_budget(plan.budget))
+        return with_planned_bytes(facts, self.source.model, self.source.stored, self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        given = self.recipe.save_dtype
+        return getattr(torch, given) if given else self.source.stored
+
+    def _compress(self, plan: Plan, output: Path, track: ProgressBar) -> str:
+        recipe, source = self.recipe.at_budget(plan.budget), self.source
+        progress = RunContext(self.places.cache, track)
+        steps = iter(track(range(3), "compressing", 3))
+        next(steps)
+        smaller = pipeline.replace_layers(source.model, self.decomposition, plan)
+        smaller = pipeline.compress_embeddings(
+            source.model, smaller, source.tokenizer, recipe, progress
+        )
+        if recipe.refinement:
+            smaller = pipeline.refine(source.model, smaller, source.tokenizer, recipe, progress)
+        next(steps)
+        smaller = pipeline.cast_for_saving(smaller, self._dtype)
+        pair = Pair(source.model, smaller, source.tokenizer, source.stored)
+        made = CompressionResult(source.name, plan, recipe, self.decomposition)
+        next(steps)
+        write_result(made, pair, OutputSpec(output, self.places.overwrite))
+        return f"saved to {output}"
+
+    def report(self) -> str:
+        """The page of the finished result. Raises InputError before there is one."""
+        output = self.places.output
+        if output is None or self.job.state.status != "done":
+            raise InputError("nothing has been compressed yet")
+        return (output / PAGE_FILE).read_text(encoding="utf-8")

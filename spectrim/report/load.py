@@ -1,0 +1,152 @@
+"""The facts and the page of a compressed model: when it is made, and from its directory."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spectrim import checkpoint
+from spectrim.errors import InputError, SpectrimError
+from spectrim.runtime.output_dir import is_spectrim_output
+from spectrim.layers import CompactLinear
+from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.inspect import linear_layers
+from spectrim.planning import Decomposition, Plan
+from spectrim.pipeline.recipe import Recipe
+from spectrim.report.compare import with_divergence, with_texts
+from spectrim.report.facts import (EVENTS_FILE, FACTS_FILE, PAGE_FILE, LayerFacts, ReportData, load_facts)
+from spectrim.report.collect import parts_of, plan_facts, with_bytes, with_curves
+from spectrim.report.page import report_page
+from spectrim.report.pruning_figure import with_prunings
+from spectrim.models.linear import get_shape
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The models before and after; `stored` is the dtype of the original's checkpoint."""
+
+    original: PreTrainedModel
+    smaller: PreTrainedModel
+    tokenizer: Any
+    stored: torch.dtype
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What was compressed, by which plan and recipe, and what the plan was cut from."""
+
+    model: str
+    plan: Plan
+    recipe: Recipe
+    decomposition: Decomposition | None = None
+
+
+def facts_of(made: CompressionResult, pair: Pair) -> ReportData:
+    """Without running a model."""
+    facts = plan_facts(made.model, made.plan, made.recipe)
+    if made.decomposition is not None:
+        facts = with_curves(facts, made.decomposition, made.recipe)
+    return with_bytes(facts, pair.original, pair.smaller, pair.stored)
+
+
+def compare(facts: ReportData, pair: Pair, recipe: Recipe) -> ReportData:
+    """With what both models do on the calibration's first tokens and on a few prompts.
+
+    A model that cannot be run so is still a result: the page goes without, with a warning.
+    """
+    try:
+        tokens = calibration_blocks(pair.original, pair.tokenizer, recipe)
+        facts = with_divergence(facts, pair.original, pair.smaller, tokens)
+        return with_texts(facts, pair.original, pair.smaller, pair.tokenizer)
+    except (SpectrimError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        warnings.warn(f"the report does not compare the models: {reason}", stacklevel=2)
+        return facts
+
+
+def report_extras(facts: ReportData, page: bool = True) -> dict[str, str]:
+    """Files to write beside a checkpoint, by name."""
+    pages = {PAGE_FILE: report_page(facts)} if page else {}
+    return {FACTS_FILE: facts.to_json(), **pages}
+
+
+def facts_in(directory: Path) -> ReportData:
+    """Those that were kept, else what the checkpoint itself tells.
+
+    Raises InputError for a directory that holds no result.
+    """
+    if not is_spectrim_output(directory):
+        raise InputError(
+            f"{directory} is not a model that spectrim compressed; give the directory that "
+            "`spectrim compress -o` wrote"
+        )
+    kept = (directory / FACTS_FILE).is_file()
+    facts = load_facts(directory / FACTS_FILE) if kept else _facts_of_checkpoint(directory)
+    events = directory / EVENTS_FILE
+    if not facts.prunings and events.is_file():
+        facts = with_prunings(facts, events.read_text(encoding="utf-8"), str(events))
+    return facts
+
+
+def _facts_of_checkpoint(directory: Path) -> ReportData:
+    model, _ = checkpoint.load(directory)
+    config = model.config.quantization_config
+    if not config.layers:
+        raise InputError(f"{directory} holds no compressed layers to report on")
+    layers = list(_layers_of(model, config.layers))
+    dense = sum(math.prod(layer.shape) for layer in layers)
+    kept = sum(layer.weights for layer in layers) / dense
+    plan = config.provenance.get("plan") or {}
+    recipe = directory / "spectrim_recipe.yaml"
+    facts = ReportData(
+        directory.resolve().name,
+        plan.get("method", "unknown method"),
+        plan.get("allocation", "unknown"),
+        plan.get("layer", "compressed"),
+        plan.get("budget", kept),
+        kept,
+        plan.get("predicted_loss"),
+        layers,
+        itemsize=next(model.parameters()).element_size(),
+        recipe=recipe.read_text(encoding="utf-8") if recipe.is_file() else "",
+        versions=config.provenance.get("versions", {}),
+    )
+    return _with_own_bytes(facts, model)
+
+
+def _layers_of(model: nn.Module, entries: dict[str, Any]) -> Iterator[LayerFacts]:
+    for name, module in linear_layers(model):
+        if not isinstance(module, CompactLinear):
+            shape = get_shape(module)
+            yield LayerFacts(name, shape, None, "dense", math.prod(shape))
+            continue
+        weights = sum(p.numel() for n, p in module.named_parameters() if "bias" not in n)
+        shape = (module.out_features, module.in_features)
+        yield LayerFacts(name, shape, module.rank or None, entries[name]["kind"], weights)
+
+
+def _with_own_bytes(facts: ReportData, model: PreTrainedModel) -> ReportData:
+    """Bytes before as if every layer were dense in the dtype that it is stored in."""
+    names = {layer.name for layer in facts.layers}
+    state = model.state_dict()
+    stored = {n: tensor.numel() * tensor.element_size() for n, tensor in state.items()}
+    dense = {n: size for n, size in stored.items() if not _belongs(n, names)}
+    dense |= {
+        f"{layer.name}.weight": math.prod(layer.shape) * facts.itemsize
+        for layer in facts.layers
+    }
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    outside = [n for n, m in model.named_modules() if any(m is table for table in tables)]
+    return replace(facts, parts=parts_of(dense, stored, names, outside))
+
+
+def _belongs(tensor: str, names: Iterable[str]) -> bool:
+    return any(tensor.startswith(name + ".") for name in names)

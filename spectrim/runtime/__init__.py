@@ -1,0 +1,1 @@
+"""What every long run needs: files, cache, processes, progress, memory, tracking."""

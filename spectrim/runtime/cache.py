@@ -1,0 +1,73 @@
+"""Where long results are kept between runs: `$SPECTRIM_CACHE`, or ~/.cache/spectrim.
+
+Every entry is named by a hash of all it depends on (weights, tokens, settings), so an
+entry is right or absent. Work in progress is stored beside it, under a `.partial` name or in
+a directory `.parts`, now and then, and is gone when the entry is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import spectrim
+from spectrim.runtime import distributed
+from spectrim.errors import CheckpointError
+from spectrim.runtime.files import remove_abandoned
+
+Entry = TypeVar("Entry")
+SECONDS_BETWEEN_SAVES = 20.0
+"""Of what a long step has made so far: as much as a stopped run does again."""
+
+
+class Cache:
+    """A directory of entries; `None` keeps nothing."""
+
+    def __init__(self, root: Path | None):
+        self.root = root
+
+    @classmethod
+    def default(cls) -> Cache:
+        place = os.environ.get("SPECTRIM_CACHE")
+        return cls(Path(place) if place else Path.home() / ".cache" / "spectrim")
+
+    def path(self, kind: str, key: dict[str, Any]) -> Path | None:
+        if self.root is None:
+            return None
+        text = json.dumps([spectrim.__version__, key], sort_keys=True)
+        return (
+            self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
+        )
+
+
+def load_if_valid(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
+    """The entry at `path`; None where it is absent or, with a warning, damaged.
+
+    Of several processes, all of which have to ask: None where one of them has it not.
+    """
+    entry = load_if_valid_locally(path, load)
+    return entry if distributed.all_true(entry is not None) else None
+
+
+def exists(path: Path) -> bool:
+    """Whether a file of the workspace is there. What killed writers left of it goes: where the
+    work is done, nobody writes it again."""
+    remove_abandoned(path)
+    return path.exists()
+
+
+def load_if_valid_locally(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
+    """`load_if_valid` as one process sees it."""
+    if path is None or not exists(path):
+        return None
+    try:
+        return load(path)
+    except CheckpointError:
+        kind = path.name.partition("-")[0]
+        warnings.warn(f"making the {kind} again: {path} is damaged", stacklevel=2)
+        return None

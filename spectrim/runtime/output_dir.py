@@ -1,0 +1,140 @@
+"""A directory that appears complete or not at all.
+
+Everything is written to a hidden sibling, flushed to the disk, and renamed. An earlier
+output is moved aside first and comes back if the exchange was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from spectrim.errors import InputError
+from spectrim.checkpoint.config import QUANT_METHOD
+from spectrim.runtime.lock import lock
+from spectrim.runtime.files import is_full_disk
+
+MARKER = "spectrim_provenance.json"
+"""In a directory that spectrim wrote and whose config.json does not say so."""
+
+
+@contextmanager
+def output_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary directory that becomes `directory` when the block ends without an error.
+
+    `overwrite` permits to replace an earlier output of spectrim, nothing else. Raises
+    InputError for a directory in use, a concurrent run, or a full disk.
+    """
+    target = Path(os.path.abspath(Path(directory).expanduser()))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with lock(_sibling(target, "lock")):
+            _recover(target)
+            _check_target(target, overwrite)
+            with _fresh(_sibling(target, "partial")) as partial:
+                yield partial
+                _flush(partial)
+                _exchange(partial, target)
+    except Exception as error:
+        if is_full_disk(error):
+            raise InputError(
+                f"no space left on the disk for {directory}; nothing was written there"
+            ) from error
+        if isinstance(error, NotADirectoryError | FileExistsError | PermissionError):
+            raise InputError(f"cannot write to {directory}: {error.strerror}") from error
+        raise
+
+
+def check_output(directory: str | Path, overwrite: bool) -> None:
+    """Raises InputError where `output_directory` would: for use before long work."""
+    _check_target(Path(os.path.abspath(Path(directory).expanduser())), overwrite)
+
+
+def is_spectrim_output(directory: Path) -> bool:
+    if (directory / MARKER).is_file():
+        return True
+    try:
+        config = json.loads((directory / "config.json").read_text())
+        return config["quantization_config"]["quant_method"] == QUANT_METHOD
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old or the new text, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _flush_file(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sibling(target: Path, role: str) -> Path:
+    return target.with_name(f".{target.name}.spectrim-{role}")
+
+
+def _recover(target: Path) -> None:
+    """Undo an exchange that an earlier process did not finish."""
+    old = _sibling(target, "old")
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+    _remove(old)
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file, expected a directory to write to")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    if not is_spectrim_output(target):
+        raise InputError(f"{target} holds files that spectrim did not write; choose another")
+    if not overwrite:
+        raise InputError(f"{target} already holds a result; choose another, or overwrite it")
+
+
+@contextmanager
+def _fresh(partial: Path) -> Iterator[Path]:
+    _remove(partial)
+    partial.mkdir()
+    try:
+        yield partial
+    finally:
+        _remove(partial)
+
+
+def _remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)
+
+
+def _exchange(partial: Path, target: Path) -> None:
+    old = _sibling(target, "old")
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(partial, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
+    _flush_file(target.parent)
+    _remove(old)
+
+
+def _flush(directory: Path) -> None:
+    for path in [*directory.rglob("*"), directory]:
+        _flush_file(path)
+
+
+def _flush_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,31 @@
+"""A calibration by its statistics: apart to be kept one by one, and together again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from spectrim.statistics._result import Calibration
+from spectrim.errors import CheckpointError
+
+
+def select(calibration: Calibration, statistic: str) -> Calibration:
+    """The part with one statistic, around the same tensors."""
+    states = {statistic: calibration.states[statistic]}
+    return replace(calibration, states=states, provenance=dict(calibration.provenance))
+
+
+def concat(parts: Sequence[Calibration]) -> Calibration:
+    """Different statistics of the same tokens and layers as one, around the same tensors.
+
+    Raises CheckpointError for parts of other layers or another number of tokens.
+    """
+    first = parts[0]
+    for part in parts:
+        same_layers = part.groups == first.groups and part.counts == first.counts
+        if not same_layers or part.tokens != first.tokens:
+            raise CheckpointError("statistics of different layers or tokens cannot be joined")
+    states = {name: state for part in parts for name, state in part.states.items()}
+    return replace(
+        first, states=dict(sorted(states.items())), provenance=dict(first.provenance)
+    )

@@ -1,0 +1,1 @@
+"""The training loop, its parameters, coordinates and losses."""

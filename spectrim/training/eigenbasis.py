@@ -1,0 +1,140 @@
+"""Adam's coordinates: those of the parameters, or the eigenbases of the layers' covariances.
+
+    left' = Q_g^T left,   right' = right Q_x,   W' = Q_g^T W Q_x for what stayed dense,
+    C_g = Q_g diag Q_g^T,   C_x = Q_x diag Q_x^T
+
+Adam gives every coordinate a step of its own size, which is right where the loss's curvature
+is diagonal. In these coordinates its Kronecker approximation `C_x (x) C_g` is, as in SOAP
+(Vyas et al., 2024, arXiv:2409.11321), with the bases known from the calibration and fixed.
+Layers without statistics, norms and biases keep their coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from spectrim.calibration import Calibration
+from spectrim.errors import InputError
+from spectrim.layers.lowrank import LowRankLinear
+from spectrim.layers.shared_basis import SharedBasisLinear
+from spectrim.linalg.covariance import dense
+from spectrim.models.linear import is_linear
+
+Basis = Literal["parameters", "kfac_eigen"]
+REQUIRES = ("gradient_covariance", "input_covariance")
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Orthogonal left (m, m) and right (n, n) for a parameter (m, n); None for the identity."""
+
+    left: Tensor | None = None
+    right: Tensor | None = None
+
+    def into(self, tensor: Tensor) -> Tensor:
+        tensor = tensor if self.left is None else self.left.T @ tensor
+        return tensor if self.right is None else tensor @ self.right
+
+    def back(self, tensor: Tensor) -> Tensor:
+        tensor = tensor if self.left is None else self.left @ tensor
+        return tensor if self.right is None else tensor @ self.right.T
+
+
+Rotations = dict[str, Rotation]
+
+
+def requires(basis: Basis) -> tuple[str, ...]:
+    return REQUIRES if basis == "kfac_eigen" else ()
+
+
+def rotations(
+    model: nn.Module, names: Iterable[str], basis: Basis, calibration: Calibration | None
+) -> Rotations:
+    """By parameter name, for a model in its training form. Raises InputError without the
+    statistics.
+
+    Memory: in^2 + out^2 numbers of 4 bytes per layer, an input's basis once for all that
+    read it.
+    """
+    if basis == "parameters":
+        return {}
+    found: Rotations = {}
+    source = _Eigenvectors(_checked(calibration))
+    for name in names:
+        path, _, own = name.rpartition(".")
+        rotation = _rotation(model, path, source) if own == "weight" else None
+        if rotation is not None:
+            device = model.get_submodule(path).get_parameter(own).device
+            found[name] = Rotation(_to(rotation.left, device), _to(rotation.right, device))
+    return found
+
+
+def basis_key(basis: Basis, calibration: Calibration | None) -> dict[str, str]:
+    """What a result depends on: a hash of the diagonals of all that rotations are made of."""
+    if basis == "parameters":
+        return {}
+    given = _checked(calibration)
+    return {"statistics": given.digest(given.groups, REQUIRES)}
+
+
+def _checked(calibration: Calibration | None) -> Calibration:
+    if calibration is None or not set(REQUIRES) <= set(calibration.states):
+        raise InputError(
+            "optimizer_basis 'kfac_eigen' needs input and gradient covariances: give "
+            "RunContext(calibration=...), as `spectrim.refine` does, or set optimizer_basis to "
+            "'parameters'"
+        )
+    return calibration
+
+
+def _rotation(model: nn.Module, path: str, source: _Eigenvectors) -> Rotation | None:
+    """Of the weight of the module at `path`: a dense layer, or a factor of one."""
+    module = model.get_submodule(path)
+    if path in source.calibration.groups and is_linear(module):
+        sides = source.outputs(path), source.inputs(path)
+        return Rotation(*(reversed(sides) if isinstance(module, Conv1D) else sides))
+    parent, _, factor = path.rpartition(".")
+    layer = model.get_submodule(parent)
+    if parent not in source.calibration.groups or not _has_factors(layer):
+        return None
+    if factor == "left":
+        return Rotation(left=source.outputs(parent))
+    return Rotation(right=source.inputs(parent))
+
+
+def _has_factors(layer: nn.Module) -> bool:
+    return isinstance(layer, LowRankLinear | SharedBasisLinear)
+
+
+class _Eigenvectors:
+    """float32 (n, n), those of an input once for all layers that read it; None where no
+    token came, or no loss."""
+
+    def __init__(self, calibration: Calibration):
+        self.calibration = calibration
+        self._inputs: dict[str, Tensor | None] = {}
+
+    def inputs(self, name: str) -> Tensor | None:
+        group = self.calibration.groups[name]
+        if group not in self._inputs:
+            self._inputs[group] = self._of(name, "input_covariance")
+        return self._inputs[group]
+
+    def outputs(self, name: str) -> Tensor | None:
+        return self._of(name, "gradient_covariance")
+
+    def _of(self, name: str, statistic: str) -> Tensor | None:
+        if not self.calibration.counts[name]:
+            return None
+        covariance = dense(self.calibration.layer(name)[statistic]).double()
+        return torch.linalg.eigh(covariance).eigenvectors.float() if covariance.any() else None
+
+
+def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)

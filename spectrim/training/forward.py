@@ -1,0 +1,164 @@
+"""Running models on some of the training sequences: whole, or one decoder block of them.
+
+A block is run by its own model, which computes the arguments it passes to its blocks
+(position embeddings, masks); the hidden state is put in their place as the block's first
+positional input. Blocks before it pass their input on without computing, blocks after it
+are not reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.errors import ModelError
+from spectrim.models.targets import decoder_blocks as decoder_blocks
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's own mode is put back after."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class Tokens:
+    """The sequences on a device; rows are given as indices (B,). Parameters are in float32;
+    `precision` is that of the matrix products."""
+
+    def __init__(self, blocks: TokenBlocks, device: torch.device, precision: Precision):
+        self.ids = blocks.ids
+        self.mask = blocks.mask
+        self.device = device
+        self.precision = getattr(torch, precision)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def real(self, rows: Tensor) -> Tensor:
+        """(B, T) bool, False on padding."""
+        if self.mask is None:
+            return torch.ones_like(self.ids[rows], dtype=torch.bool, device=self.device)
+        return self.mask[rows].to(self.device)
+
+    def run(self, model: PreTrainedModel, rows: Tensor) -> Any:
+        real = self.real(rows)
+        attention = None if bool(real.all()) else real.long()
+        ids = self.ids[rows].to(self.device)
+        lower = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision, enabled=lower):
+            return model(input_ids=ids, attention_mask=attention, use_cache=False)
+
+    def predicted(self, model: PreTrainedModel, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits (B, T, V) and the output (B, T, d) of every decoder block."""
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found.append(_hidden(output if isinstance(output, tuple) else (output,), module))
+
+        hooks = [block.register_forward_hook(keep) for _, block in decoder_blocks(model)]
+        try:
+            return self.run(model, rows).logits, found
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class BlockRunner:
+    """Runs single decoder blocks of a model. Raises ModelError for a model without them."""
+
+    def __init__(self, model: PreTrainedModel, tokens: Tokens):
+        self.model = model
+        self.tokens = tokens
+        self.blocks = decoder_blocks(model)
+        if not self.blocks:
+            raise ModelError(
+                f"{type(model).__name__} names no decoder blocks to refine one by one; "
+                "use the refinement end_to_end"
+            )
+        self._tuples: dict[int, int] = {}
+
+    def first_input(self, rows: Tensor) -> Tensor:
+        """(B, T, d): what the first block is given."""
+        _, first = self.blocks[0]
+
+        def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Reached(_hidden(args, module))
+
+        return self._run(rows, [first.register_forward_pre_hook(stop)])
+
+    def output(self, number: int, hidden: Tensor, rows: Tensor) -> Tensor:
+        """(B, T, d): what block `number` makes of `hidden` (B, T, d)."""
+        _, block = self.blocks[number]
+
+        def put(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            _hidden(args, module)
+            return (hidden, *args[1:])
+
+        def stop(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, tuple):
+                self._tuples[number] = len(output)
+            raise _Reached(_hidden(output if isinstance(output, tuple) else (output,), module))
+
+        hooks = [block.register_forward_pre_hook(put), block.register_forward_hook(stop)]
+        with ExitStack() as stack:
+            for earlier, (_, module) in enumerate(self.blocks[:number]):
+                stack.enter_context(_override_forward(module, self._tuples.get(earlier)))
+            return self._run(rows, hooks)
+
+    def _run(self, rows: Tensor, hooks: list[Any]) -> Tensor:
+        try:
+            self.tokens.run(self.model, rows)
+        except _Reached as reached:
+            return reached.hidden
+        finally:
+            for hook in hooks:
+                hook.remove()
+        raise ModelError(
+            f"{type(self.model).__name__} did not run its decoder blocks in order; "
+            "use the refinement end_to_end"
+        )
+
+
+class _Reached(Exception):
+    """Ends a forward pass where its result is known."""
+
+    def __init__(self, hidden: Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+
+def _hidden(values: tuple[Any, ...], module: nn.Module) -> Tensor:
+    if values and isinstance(values[0], Tensor):
+        return values[0]
+    raise ModelError(
+        f"a {type(module).__name__} does not take and give its hidden state as first "
+        "positional value; use the refinement end_to_end"
+    )
+
+
+@contextmanager
+def _override_forward(block: nn.Module, length: int | None) -> Iterator[None]:
+    """The block returns its input, alone or as first of `length` values."""
+
+    def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return hidden if length is None else (hidden, *[None] * (length - 1))
+
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward

@@ -1,0 +1,59 @@
+"""How far a compressed model is from the original, and how large a step that allows.
+
+    rate = learning_rate * min(1, sqrt(KL(original || compressed)))    in nats per token
+
+A model that has little to mend is easily spoilt: its best rate is smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+from transformers import PreTrainedModel
+
+from spectrim.training.forward import Tokens
+from spectrim.training.loop import Schedule
+
+Scaling = Literal["none", "kl"]
+_PROBED = 32
+"""Sequences that the distance at the start is measured on."""
+
+
+def scale_by_divergence(
+    schedule: Schedule, original: PreTrainedModel, compressed: PreTrainedModel, tokens: Tokens
+) -> Schedule:
+    """The schedule with the rate for this distance, on the first sequences."""
+    chunks = torch.arange(min(len(tokens), _PROBED)).split(schedule.rows)
+    away = mean_divergence(original, compressed, tokens, chunks)
+    share = min(1.0, max(0.0, away) ** 0.5)
+    return replace(schedule, learning_rate=schedule.learning_rate * share)
+
+
+@torch.no_grad()
+def mean_divergence(
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    tokens: Tokens,
+    chunks: Sequence[Tensor],
+) -> float:
+    """KL(original || compressed) per real position; chunks: indices (B,) run together."""
+    total, count = 0.0, 0
+    for chunk in chunks:
+        wanted = tokens.run(original, chunk).logits
+        logits = tokens.run(compressed, chunk).logits
+        real = tokens.real(chunk)
+        total += float(divergence(wanted, logits, real)) * int(real.sum())
+        count += int(real.sum())
+    return total / count
+
+
+def divergence(wanted: Tensor, logits: Tensor, real: Tensor) -> Tensor:
+    """Mean KL over the real positions; wanted and logits (B, T, V), real (B, T) bool."""
+    log_p = wanted[real].float().log_softmax(-1)
+    log_q = logits[real].float().log_softmax(-1)
+    return kl_div(log_q, log_p, reduction="batchmean", log_target=True)

@@ -1,0 +1,100 @@
+"""The live page in a real browser: the slider plans, the buttons do what they say."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from spectrim import checkpoint
+from spectrim.planning import load_plan
+from spectrim.report import formatting
+from spectrim.report.curve_figure import WIDTH, axes_of
+from tests.browser import PHONE, WIDE, browser, console, requests, resize, set_slider
+
+
+@pytest.fixture(scope="module")
+def driver():
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def page(driver, served):
+    resize(driver, WIDE)
+    driver.get("about:blank")
+    console(driver), requests(driver)
+    driver.get(served.address)
+    yield driver
+    assert console(driver) == []
+    asked = [url for url in requests(driver) if not url.startswith("data:")]
+    assert all(url.startswith(f"http://127.0.0.1:{served.port}/") for url in asked)
+
+
+def one(driver, selector):
+    return driver.find_element("css selector", selector)
+
+
+def until(driver, selector, wanted, seconds=60):
+    """Waits until the element's text satisfies `wanted`."""
+    end = time.monotonic() + seconds
+    while not wanted(text := one(driver, selector).text):
+        assert time.monotonic() < end, text
+        time.sleep(0.05)
+    return text
+
+
+@pytest.mark.parametrize("budget", [40, 85])
+def test_the_slider_shows_the_plan_of_that_budget(page, served, budget):
+    set_slider(page, one(page, "#budget"), budget)
+    plan = served.session.plan(budget / 100)
+    expected = served.session.answer(budget / 100)
+    until(page, "#budget-kept", lambda text: text == formatting.percent(plan.kept))
+    assert float(one(page, "#budget-loss").text) == pytest.approx(plan.predicted_loss, rel=0.06)
+    assert one(page, "#budget-bytes").text == formatting.size(expected["bytes"])
+    assert one(page, "#bytes-now").text == formatting.size(expected["bytes"])
+    dense = len(plan.layers) - len(plan.ranks)
+    assert one(page, "#budget-dense").text == f"{dense} of {len(plan.layers)}"
+    for key, (label, share, _, _) in expected["cells"].items():
+        cell = one(page, f'[data-cell="{key}"]')
+        assert cell.text == label
+        found = page.execute_script("return arguments[0].style.getPropertyValue('--k')", cell)
+        assert float(found) == pytest.approx(share, abs=0.001)
+    across = float(one(page, "#chosen").get_attribute("cx"))
+    assert across == pytest.approx(axes_of(served.session.facts).x(plan.kept), abs=0.1)
+    assert across < WIDTH
+    for part, stored in expected["parts"].items():
+        assert one(page, f'[data-part="{part}"] .stored').text == formatting.size(stored)
+    panel = one(page, ".layer.shown")
+    rank = plan.layers[panel.get_attribute("id")].rank
+    state = panel.find_element("css selector", ".state").text
+    assert state == "left dense" if rank is None else re.match(rf"rank {rank} of", state)
+
+
+def test_the_plan_is_saved(page, served):
+    set_slider(page, one(page, "#budget"), 45)
+    one(page, "#save").click()
+    until(page, "#status", lambda text: "plan saved to" in text)
+    assert load_plan(served.session.places.plan).budget == 0.45
+
+
+def test_the_compression_runs_and_links_its_report(page, served):
+    set_slider(page, one(page, "#budget"), 50)
+    one(page, "#start").click()
+    text = until(page, "#status", lambda text: "saved to" in text, 120)
+    assert str(served.output) in text
+    ranks = served.session.plan(0.5).ranks
+    layers = checkpoint.load(served.output)[0].config.quantization_config.layers
+    assert {name: entry["rank"] for name, entry in layers.items()} == ranks
+    assert not one(page, "#progress").is_displayed()
+    one(page, "#status a").click()
+    until(page, ".brand", lambda text: text == "spectrim report")
+
+
+def test_it_fits_a_phone(page):
+    resize(page, PHONE)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= PHONE[0]
+    for name in ("#save", "#start"):
+        assert one(page, name).is_displayed()
+    assert not one(page, "#stop").is_displayed()
