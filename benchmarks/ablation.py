@@ -26,7 +26,7 @@ def _step(name: str) -> dict[str, Any]:
     return step | {"tokens": TOKENS, "options": step["options"] | {"tokens": TOKENS}}
 
 
-_BLOCK, _END_TO_END = _step("block"), _step("end_to_end")
+_BLOCK, _END_TO_END = _step("block_distillation"), _step("distillation")
 _TRAINED = {"refinement": [_BLOCK, _END_TO_END]}
 _PLAIN_STEPS = [
     step | {"options": step["options"] | {"optimizer_basis": "parameters"}}

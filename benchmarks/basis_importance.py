@@ -19,12 +19,12 @@ from torch import Tensor
 
 import spectrim
 from spectrim.data import BlockSettings, token_blocks
+from spectrim.data.tasks import TaskRows
 from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.prune_for_task import spectral_copy
-from spectrim.pipeline.tasks import load_task_rows, sample_rows
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, TaskRecipe
+from spectrim.pipeline.tasks import load_task_rows, sample_rows
 from spectrim.pruning import IMPORTANCE, Objective, SpectralLinear
-from spectrim.data.tasks import TaskRows
 
 ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
     ("magnitude (Basel)", "magnitude", {}),
@@ -36,7 +36,7 @@ ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
         for n in (1, 4)
     ],
     *[
-        (f"token Fisher, size from probes on {m} rows (ours)", "calibrated", {"rows": m})
+        (f"token Fisher, size from probes on {m} rows (ours)", "scaled_fisher", {"rows": m})
         for m in (8, 16, 32)
     ],
     *[

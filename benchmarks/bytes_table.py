@@ -26,10 +26,21 @@ from spectrim import checkpoint, pipeline
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, SpectrimError
 from spectrim.evaluation.size import tensor_bytes
-from spectrim.pipeline.quantize import (add_corrections, choose_correction_ranks, compute_residual, correction_figures)
-from spectrim.pipeline.plan import price_rounding
-from spectrim.pipeline.recipe import (CalibrationRecipe, CorrectionRecipe, HessianAveragingRecipe, QuantizationRecipe, Recipe)
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.plan import price_rounding
+from spectrim.pipeline.quantize import (
+    add_corrections,
+    choose_correction_ranks,
+    compute_residual,
+    correction_figures,
+)
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    CorrectionRecipe,
+    HessianAveragingRecipe,
+    QuantizationRecipe,
+    Recipe,
+)
 from spectrim.runtime.cache import Cache
 
 DTYPE = torch.bfloat16

@@ -21,7 +21,12 @@ from transformers.utils import logging
 
 from spectrim import checkpoint, pipeline
 from spectrim.data import BlockSettings
-from spectrim.pipeline.quantize import (add_corrections, choose_correction_ranks, compute_residual, correction_figures)
+from spectrim.pipeline.quantize import (
+    add_corrections,
+    choose_correction_ranks,
+    compute_residual,
+    correction_figures,
+)
 from spectrim.pipeline.recipe import CalibrationRecipe, CorrectionRecipe, Recipe
 from spectrim.runtime.cache import Cache
 

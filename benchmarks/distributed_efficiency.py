@@ -27,14 +27,14 @@ from llama_shape import llama_config
 from transformers import LlamaForCausalLM
 
 from spectrim import checkpoint
-from spectrim.runtime import distributed
 from spectrim.calibration import Calibration, CalibrationSettings, calibrate
 from spectrim.calibration.distributed import calibrate_distributed
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
-from spectrim.pipeline.plan import decompose
-from spectrim.pipeline.calibrate import batch_tokens
-from spectrim.pipeline.recipe import Recipe
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.calibrate import batch_tokens
+from spectrim.pipeline.plan import decompose
+from spectrim.pipeline.recipe import Recipe
+from spectrim.runtime import distributed
 
 
 @dataclass(frozen=True)

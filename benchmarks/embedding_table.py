@@ -20,8 +20,8 @@ from spectrim import checkpoint
 from spectrim.data import BlockSettings
 from spectrim.embeddings import EMBEDDINGS, replace_table
 from spectrim.evaluation import size
-from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.embedding import PlannedTable, plan_table
+from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.recipe import CalibrationRecipe, EmbeddingRecipe, Recipe
 from spectrim.runtime.cache import Cache
 

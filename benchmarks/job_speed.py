@@ -33,18 +33,18 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from spectrim.calibration import Calibration, CalibrationSettings, calibrate
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
+from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
+from spectrim.checkpoint.validation import weight_files
+from spectrim.data import TokenBlocks
+from spectrim.models.offload import Activations, StreamedModel
+from spectrim.models.targets import Target, find_targets
+from spectrim.pipeline.plan import decompose
+from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.streaming import _Run
+from spectrim.runtime.memory import peak_bytes, resident_bytes, return_large_blocks, trim_memory
+from spectrim.statistics import STATISTICS
 from spectrim.statistics._io import save_calibration
 from spectrim.statistics._stored import stored_calibration
-from spectrim.data import TokenBlocks
-from spectrim.checkpoint.validation import weight_files
-from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
-from spectrim.pipeline.plan import decompose
-from spectrim.pipeline.streaming import _Run
-from spectrim.pipeline.recipe import Recipe
-from spectrim.statistics import STATISTICS
-from spectrim.models.offload import Activations, StreamedModel
-from spectrim.runtime.memory import (peak_bytes, resident_bytes, return_large_blocks, trim_memory)
-from spectrim.models.targets import Target, find_targets
 
 MIB = 2**20
 DAMPING = 1e-3

@@ -20,8 +20,13 @@ from torch import Tensor
 import spectrim
 from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.prune_for_task import layer_costs, spectral_copy
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    HessianAveragingRecipe,
+    Recipe,
+    TaskRecipe,
+)
 from spectrim.pipeline.tasks import load_task_rows, sample_rows
-from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, Recipe, TaskRecipe)
 from spectrim.pruning import IMPORTANCE, Objective, PruningOptions, SpectralLinear, select
 from spectrim.pruning.importance import GradientTerm
 from spectrim.pruning.selection_rules import Rule
@@ -31,7 +36,7 @@ ESTIMATORS: list[tuple[str, str, dict[str, Any]]] = [
     ("Kronecker", "kronecker", {}),
     ("Kronecker, labels drawn at T = 1", "kronecker", {"temperature": 1.0}),
     ("token Fisher", "fisher", {}),
-    ("token Fisher, its size from probes", "calibrated", {"rows": 64}),
+    ("token Fisher, its size from probes", "scaled_fisher", {"rows": 64}),
     ("BSI, K = 16", "hutchinson", {"probes": 16}),
     ("BSI, 512 probes on a row each", "hutchinson", {"probes": 512, "rows_per_probe": 1}),
 ]

@@ -22,10 +22,10 @@ from spectrim.cli import main
 BASELINES = ("svd", "fwsvd", "asvd", "svd_llm", "afm", "gfwsvd", "obd")
 IDENTITY = {"out_metric": "identity"}
 SEQUENTIAL: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("SVD-LLM, shifted inputs", "shifted", IDENTITY),
-    ("SAES-SVD", "saes", IDENTITY),
-    ("AA-SVD, anchored", "anchored", IDENTITY | {"original_input_weight": 1.0}),
-    ("SVD-LLM + LoRA", "lora", {}),
+    ("SVD-LLM, shifted inputs", "svd_llm_update", IDENTITY),
+    ("SAES-SVD", "saes_svd", IDENTITY),
+    ("AA-SVD, anchored", "aa_svd", IDENTITY | {"original_input_weight": 1.0}),
+    ("SVD-LLM + LoRA", "svd_llm_lora", {}),
 )
 NO_PATH = {"weight": 0.0}
 PLAIN = {"layers": False, "joint": False}
@@ -50,19 +50,21 @@ def published() -> Rows:
     }
     table["ASVD's search"] = llm | {"method": "asvd", "allocation": "asvd_search"}
     table["SVD-LLM V2"] = llm | {"allocation": "svd_llm_v2"}
-    table["D-Rank"] = llm | {"allocation": "effective_rank"}
+    table["D-Rank"] = llm | {"allocation": "d_rank"}
     table["D-Rank, rebalanced"] = table["D-Rank"] | {
         "allocation_options": {"rebalance": ["q_proj", "k_proj", "v_proj"]}
     }
-    table["WeLore"] = llm | {"method": "svd", "allocation": "heavy_tail"}
-    table["ZS-SVD"] = llm | {"allocation": "zero_sum"}
+    table["WeLore"] = llm | {"method": "svd", "allocation": "welore"}
+    table["ZS-SVD"] = llm | {"allocation": "zs_svd"}
     table["Basis Sharing"] = llm | {"sharing": {"rule": "adjacent", "keep": "all"}}
     table["CoSpaDi, orthogonal"] = llm | {"layer": "sparse_dictionary"}
     for name, refinement, options in SEQUENTIAL:
         step = {"name": refinement, "options": options}
         table[name] = llm | {"refinement": [step]}
-    anchored = {"name": "anchored", "options": IDENTITY | {"original_input_weight": 1.0}}
-    table["AA-SVD, anchored + block"] = llm | {"refinement": [anchored, {"name": "block"}]}
+    anchored = {"name": "aa_svd", "options": IDENTITY | {"original_input_weight": 1.0}}
+    table["AA-SVD, anchored + block"] = llm | {
+        "refinement": [anchored, {"name": "block_distillation"}]
+    }
     return table
 
 
@@ -76,8 +78,8 @@ def steps() -> Rows:
         table[f"+ measured curves, {layer}"] = {**kind, "hessian_averaging": NO_PATH}
         table[f"+ path average, {layer}"] = {**kind, "probe": PLAIN}
         table[f"+ both (default), {layer}"] = kind
-    table["default + saes, pivoted"] = {"refinement": [{"name": "saes"}]}
-    table["default + anchored, pivoted"] = {"refinement": [{"name": "anchored"}]}
+    table["default + saes, pivoted"] = {"refinement": [{"name": "saes_svd"}]}
+    table["default + anchored, pivoted"] = {"refinement": [{"name": "aa_svd"}]}
     table["default, one basis per input"] = {
         "layer": "lowrank",
         "sharing": {"rule": "same_input"},

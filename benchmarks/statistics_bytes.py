@@ -20,10 +20,15 @@ from transformers.utils import logging
 from spectrim import checkpoint, pipeline
 from spectrim.calibration import Calibration, MemoryBudget
 from spectrim.data import BlockSettings
-from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe)
+from spectrim.models.targets import find_targets
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    Recipe,
+)
 from spectrim.statistics import STATISTICS, CovarianceFormat
 from spectrim.statistics._covariance import convert_format
-from spectrim.models.targets import find_targets
 
 Choice = Callable[[str, str], CovarianceFormat]
 """The form of a statistic's covariance at a layer."""

@@ -24,12 +24,19 @@ import torch
 
 import spectrim
 from spectrim import pipeline
-from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe, RefinementRecipe, TaskRecipe)
-from spectrim.refinement import RunContext
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    Recipe,
+    RefinementRecipe,
+    TaskRecipe,
+)
 from spectrim.pruning import PruningOptions
 from spectrim.pruning.importance import GradientTerm
-from spectrim.runtime.files import write_text
+from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.files import write_text
 
 ROWS = 16
 SHARE = 0.25
@@ -54,7 +61,7 @@ class Steps:
             "batch_size": ROWS,
             "learning_rate": self.rate,
         }
-        return (RefinementRecipe("next_token", options),)
+        return (RefinementRecipe("finetune", options),)
 
 
 def at_once(method: str, allocation: str) -> Callable[[Steps], Recipe]:
@@ -114,10 +121,16 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
     ),
     "ours": all_at_once("obd", importance="fisher"),
     "ours, calibrated": all_at_once(
-        "obd", importance="calibrated", importance_options=CALIBRATED, gradient_term="absolute"
+        "obd",
+        importance="scaled_fisher",
+        importance_options=CALIBRATED,
+        gradient_term="absolute",
     ),
     "ours, calibrated, SVD bases": all_at_once(
-        "svd", importance="calibrated", importance_options=CALIBRATED, gradient_term="absolute"
+        "svd",
+        importance="scaled_fisher",
+        importance_options=CALIBRATED,
+        gradient_term="absolute",
     ),
     "ours, Kronecker curvature": all_at_once("obd", importance="kronecker"),
     "ours, bases tuned in between": selecting(

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 import spectrim
+from spectrim.report.facts import PAGE_FILE
 from spectrim.report.live import Access, Places, Session, make_server
 from spectrim.report.live.session import Source
-from spectrim.report.facts import PAGE_FILE
 
 TOKEN = "any text that others cannot guess"
 

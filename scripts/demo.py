@@ -68,7 +68,9 @@ def main(out: Path) -> None:
     card = card_for("reference", plan, default)
     extras = {"spectrim_recipe.yaml": default.to_yaml(), "spectrim_plan.yaml": plan.to_yaml()}
     options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=True)
-    checkpoint.save_compressed(smaller, tokenizer, out, smaller.config.quantization_config, options)
+    checkpoint.save_compressed(
+        smaller, tokenizer, out, smaller.config.quantization_config, options
+    )
     print(f"\nsaved to {out}; a new process loads it with plain transformers and writes:\n")
     subprocess.run([sys.executable, "-c", GENERATE.format(path=str(out))], check=True)
 

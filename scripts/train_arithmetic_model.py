@@ -22,8 +22,8 @@ from torch import nn
 from training_loop import Job, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spectrim.data.tasks import AccuracySettings, TaskRows, exact_match, task_rows
 from spectrim.assets.word_problems import SPLITS, word_problems
+from spectrim.data.tasks import AccuracySettings, TaskRows, exact_match, task_rows
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 PIECES = r" [+\-*/=] |#### |\n|\d| ?[A-Za-z]+(?: (?=\d))?|[^\w\s]|\s"

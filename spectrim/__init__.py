@@ -26,25 +26,25 @@ from spectrim.runtime.log_filters import install_log_filters
 install_log_filters()  # transformers imports torchao where it is installed
 
 from spectrim import checkpoint as _hub  # noqa: E402  registers the plug-in
-from spectrim.errors import NumericalWarning, SpectrimError  # noqa: E402
 from spectrim.checkpoint import load  # noqa: E402
+from spectrim.errors import NumericalWarning, SpectrimError  # noqa: E402
 
 if TYPE_CHECKING:
+    from spectrim.adapters.targets import lora_targets
     from spectrim.evaluation import HarnessSettings, evaluate_harness
     from spectrim.inference import fuse, unfuse
-    from spectrim.pipeline.benchmark import BenchSettings, bench
-    from spectrim.pipeline.finetune import FinetuneSettings, finetune
     from spectrim.pipeline.any_module import agreement_loss, compress_any, factorize_any
+    from spectrim.pipeline.benchmark import BenchSettings, bench
     from spectrim.pipeline.calibrate import calibrate
-    from spectrim.pipeline.plan import decompose, factorize, plan, probe_curves
     from spectrim.pipeline.evaluate import evaluate
+    from spectrim.pipeline.finetune import FinetuneSettings, finetune
+    from spectrim.pipeline.plan import decompose, factorize, plan, probe_curves
     from spectrim.pipeline.prune_for_task import prune_for_task
     from spectrim.pipeline.quantize import quantize
     from spectrim.pipeline.quantize_factors import quantize_factors
+    from spectrim.pipeline.recipe import Recipe
     from spectrim.pipeline.refine import refine
     from spectrim.pipeline.replace import replace_layers
-    from spectrim.pipeline.recipe import Recipe
-    from spectrim.adapters.targets import lora_targets
 
 _LAZY = {
     "BenchSettings": "spectrim.pipeline.benchmark",

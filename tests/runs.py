@@ -9,7 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe)
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    Recipe,
+)
 
 _WORDS = 900
 

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from spectrim.adapters.targets import lora_targets
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.training.progress import RunContext
-from spectrim.training.loop import Run, Schedule, Stage, run_key
 from spectrim.refinement.finetune import next_token_loss, task_rows
-from spectrim.adapters.targets import lora_targets
+from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.progress import RunContext
 
 
 @dataclass(frozen=True)

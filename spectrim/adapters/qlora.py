@@ -20,14 +20,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim.layers.quantized import Adapter, CompensatedLinear, CompressedLinear
+from spectrim.adapters.lora import AdapterOptions
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
-from spectrim.adapters.lora import AdapterOptions
-from spectrim.training.balanced_factors import Parameters
-from spectrim.training.progress import RunContext
-from spectrim.training.loop import Run, Stage, run_key
+from spectrim.layers.quantized import Adapter, CompensatedLinear, CompressedLinear
 from spectrim.refinement.finetune import next_token_loss, task_rows
+from spectrim.training.balanced_factors import Parameters
+from spectrim.training.loop import Run, Stage, run_key
+from spectrim.training.progress import RunContext
 
 
 def train_qlora(

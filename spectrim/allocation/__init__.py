@@ -7,8 +7,16 @@ A module declares `REQUIRES` (statistics beyond the method's), `REFERENCE`, opti
 """
 
 from spectrim.allocation._knapsack import KnapsackGroup, solve_knapsack
-from spectrim.allocation._latency import (BY_TIME, TIMED, TIMED_ONLY, LatencyRecipe, LatencyTable, LayerTimes, TimedRequest)
-from spectrim.allocation._request import (BY_STORAGE, AllocationRequest, LayerCurve, Storage)
+from spectrim.allocation._latency import (
+    BY_TIME,
+    TIMED,
+    TIMED_ONLY,
+    LatencyRecipe,
+    LatencyTable,
+    LayerTimes,
+    TimedRequest,
+)
+from spectrim.allocation._request import BY_STORAGE, AllocationRequest, LayerCurve, Storage
 from spectrim.registry import Registry
 
 ALLOCATORS = Registry("allocation", "spectrim.allocation")

@@ -1,8 +1,8 @@
 """Calibration: drive a model over tokens and sum what decompositions need."""
 
 from spectrim.calibration.covariance_format import MemoryBudget, Wide
-from spectrim.statistics._result import Calibration, LayerStatistics, PooledStatistics
 from spectrim.calibration.in_memory import CalibrationSettings, calibrate
+from spectrim.statistics._result import Calibration, LayerStatistics, PooledStatistics
 
 __all__ = [
     "Calibration",

@@ -22,18 +22,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
-from spectrim.statistics._result import Calibration
-from spectrim.statistics._stored import Parts
-from spectrim.calibration.in_memory import (PROBED, Batch, CalibrationSettings, accumulator, batches, check_finite, provenance_of, summed_loss)
+from spectrim.calibration.in_memory import (
+    PROBED,
+    Batch,
+    CalibrationSettings,
+    accumulator,
+    batches,
+    check_finite,
+    provenance_of,
+    summed_loss,
+)
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
-from spectrim.statistics import STATISTICS, LayerTokens
-from spectrim.runtime.files import write_text
+from spectrim.models.block_runner import BlockCall, StreamedBlockRunner, rows_of
+from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.models.offload.activations import Activations
 from spectrim.models.offload.model import StreamedModel
-from spectrim.models.block_runner import BlockCall, StreamedBlockRunner, rows_of
 from spectrim.models.targets import Target
+from spectrim.runtime.files import write_text
+from spectrim.statistics import STATISTICS, LayerTokens
+from spectrim.statistics._result import Calibration
+from spectrim.statistics._stored import Parts
 
 INPUT, GRADIENT = "input", "gradient"
 

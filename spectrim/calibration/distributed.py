@@ -20,13 +20,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from spectrim.runtime import distributed
-from spectrim.statistics._result import Calibration
-from spectrim.calibration.in_memory import (CalibrationSettings, begin, calibrate, frozen_eval_with_graph, rows_per_batch)
+from spectrim.calibration.in_memory import (
+    CalibrationSettings,
+    begin,
+    calibrate,
+    frozen_eval_with_graph,
+    rows_per_batch,
+)
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.models.targets import Target
 from spectrim.models.targets import decoder_blocks as decoder_blocks
+from spectrim.runtime import distributed
+from spectrim.statistics._result import Calibration
 
 
 def calibrate_distributed(

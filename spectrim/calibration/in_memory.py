@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.calibration.covariance_format import MemoryBudget, Wide, projected_formats
-from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.calibration.loss import IGNORED, summed_cross_entropy
-from spectrim.statistics._result import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
-from spectrim.statistics import (STATISTICS, CovarianceFormat, LayerTokens, at_least_float32)
+from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.models.targets import Target
+from spectrim.statistics import STATISTICS, CovarianceFormat, LayerTokens, at_least_float32
+from spectrim.statistics._result import Calibration
 
 LABEL_KINDS = ("data", "sampled")
 PROBED = 64

@@ -12,9 +12,9 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from spectrim.errors import CheckpointError, UnknownNameError
 from spectrim.checkpoint.correction_entries import COMPENSATED, check_compensated
 from spectrim.checkpoint.quantized_entries import check_inner
+from spectrim.errors import CheckpointError, UnknownNameError
 from spectrim.layers import layer_class
 
 QUANT_METHOD = "spectrim"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectrim.layers.quantized import CompensatedLinear, compressor_class
 from spectrim.errors import CheckpointError, SpectrimError, UnknownNameError
+from spectrim.layers.quantized import CompensatedLinear, compressor_class
 
 COMPENSATED = "compensated"
 

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from spectrim.errors import CheckpointError, ModelError
-from spectrim.checkpoint.correction_entries import COMPENSATED, empty_compensated
 from spectrim.checkpoint.config import SpectrimConfig
+from spectrim.checkpoint.correction_entries import COMPENSATED, empty_compensated
 from spectrim.checkpoint.quantized_entries import swap_children
 from spectrim.checkpoint.table_entries import swap_table
+from spectrim.errors import CheckpointError, ModelError
 from spectrim.layers import layer_class
 from spectrim.layers.shared_basis import SharedBasisLinear
-from spectrim.models.linear import get_bias, get_shape, is_linear
 from spectrim.models.experts import split_experts
+from spectrim.models.linear import get_bias, get_shape, is_linear
 
 
 def install_empty_layers(model: nn.Module, config: SpectrimConfig) -> None:

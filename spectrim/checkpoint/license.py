@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from spectrim.errors import InputError
 from spectrim.checkpoint.load import resolve
+from spectrim.errors import InputError
 
 _CARD = "README.md"
 

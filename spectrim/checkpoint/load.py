@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from spectrim.errors import CheckpointError, InputError
-from spectrim.checkpoint.validation import check_directory, check_loaded, check_weights
 from spectrim.checkpoint.register import register
+from spectrim.checkpoint.validation import check_directory, check_loaded, check_weights
+from spectrim.errors import CheckpointError, InputError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = ("reference", "arithmetic")

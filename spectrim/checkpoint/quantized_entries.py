@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import nn
 
-from spectrim.layers.quantized import Adapter, CompressedLinear, compressor_class
 from spectrim.errors import CheckpointError, SpectrimError
 from spectrim.layers import FactoredLinear
+from spectrim.layers.quantized import Adapter, CompressedLinear, compressor_class
 
 
 def check_inner(inner: object) -> None:

@@ -10,16 +10,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.errors import CheckpointError, InputError
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.runtime.output_dir import is_spectrim_output, output_directory, write_text
 from spectrim.checkpoint.quantized_entries import check_children
-from spectrim.checkpoint.transformers_plugin import detach_quantizer, keep_names
 from spectrim.checkpoint.table_entries import check_table
+from spectrim.checkpoint.transformers_plugin import detach_quantizer, keep_names
+from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear
-from spectrim.runtime.files import is_full_disk
 from spectrim.models.experts import SplitExperts
 from spectrim.models.replace import compact_layers, shared_bases
+from spectrim.runtime.files import is_full_disk
+from spectrim.runtime.output_dir import is_spectrim_output, output_directory, write_text
 
 _EXTRA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(md|yaml|yml|jsonl?|txt|html|csv)")
 _RESERVED = re.compile(

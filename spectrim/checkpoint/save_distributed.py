@@ -13,14 +13,20 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.runtime import distributed
-from spectrim.layers.quantized import CompressedLinear
-from spectrim.errors import InputError
-from spectrim.checkpoint.validation import INDEX
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.runtime.output_dir import output_directory, write_text
-from spectrim.checkpoint.save import (SaveOptions, attach_config, check_extra_name, save_compressed, write_texts)
+from spectrim.checkpoint.save import (
+    SaveOptions,
+    attach_config,
+    check_extra_name,
+    save_compressed,
+    write_texts,
+)
+from spectrim.checkpoint.validation import INDEX
+from spectrim.errors import InputError
+from spectrim.layers.quantized import CompressedLinear
 from spectrim.models.targets import decoder_blocks as decoder_blocks
+from spectrim.runtime import distributed
+from spectrim.runtime.output_dir import output_directory, write_text
 
 _LENGTH = 8
 """Bytes at the start of a safetensors file that say how long its header is."""
@@ -70,7 +76,9 @@ def _write_own(model: PreTrainedModel, directory: Path, options: SaveOptions) ->
     state = model.state_dict()
     owners = _owners(model, state)
     own = {
-        name: state[name] for name, owner in owners.items() if owner == distributed.process_index()
+        name: state[name]
+        for name, owner in owners.items()
+        if owner == distributed.process_index()
     }
     place = _part(directory, distributed.process_index())
     if own or distributed.is_main_process():

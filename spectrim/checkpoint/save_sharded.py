@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
-from spectrim.errors import CheckpointError, InputError, ModelError
-from spectrim.checkpoint.validation import INDEX, check_directory, weight_files
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.load import load_tokenizer, resolve
-from spectrim.runtime.output_dir import output_directory, write_text
-from spectrim.checkpoint.save import SaveOptions, attach_config, check_extra_name
 from spectrim.checkpoint.empty_layers import install_empty_layers
+from spectrim.checkpoint.load import load_tokenizer, resolve
+from spectrim.checkpoint.save import SaveOptions, attach_config, check_extra_name
+from spectrim.checkpoint.validation import INDEX, check_directory, weight_files
+from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.models.offload import StreamedModel
+from spectrim.runtime.output_dir import output_directory, write_text
 
 PartTensors = Callable[[str], dict[str, Tensor]]
 """The tensors to store of a part of the model, by their full names."""

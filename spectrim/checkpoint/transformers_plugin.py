@@ -13,12 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from spectrim.layers.quantized import CompressedLinear
-from spectrim.errors import CheckpointError
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.placeholders import add_placeholders, remove_placeholders
 from spectrim.checkpoint.empty_layers import install_empty_layers
+from spectrim.checkpoint.placeholders import add_placeholders, remove_placeholders
+from spectrim.errors import CheckpointError
 from spectrim.layers import CompactLinear
+from spectrim.layers.quantized import CompressedLinear
 
 
 class SpectrimQuantizer(HfQuantizer):

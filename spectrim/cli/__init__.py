@@ -17,10 +17,10 @@ def main() -> None:
     try:
         import spectrim.cli.bench
         import spectrim.cli.bench_speed
-        import spectrim.cli.quantize
         import spectrim.cli.explore
         import spectrim.cli.finetune
         import spectrim.cli.inspect
+        import spectrim.cli.quantize
         import spectrim.cli.recipes
         import spectrim.cli.report  # noqa: F401  adds its command
         from spectrim.cli.commands import app

@@ -10,7 +10,6 @@ import typer
 from rich.markup import escape
 
 from spectrim import pipeline
-from spectrim.runtime import distributed
 from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, RemoteCode, _load, app, check_processes
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
@@ -20,8 +19,9 @@ from spectrim.errors import InputError
 from spectrim.pipeline.benchmark import BUDGETS, MOST_TOKENS, Bench, BenchRow, bench_steps
 from spectrim.report.bench_plot import bench_svg
 from spectrim.report.bench_table import markdown, summary, values
-from spectrim.runtime.files import write_text
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.files import write_text
 
 _METHODS = escape(
     "METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], a preset, or a YAML file of recipes by name; "
@@ -123,7 +123,9 @@ def _write(result: Bench, output: Path, model: str, title: str) -> None:
 def _tell(result: Bench) -> None:
     """A line on standard error for the row just made, or for those found finished."""
     place = f"{len(result.rows)} of {result.wanted} rows"
-    console.note(f"{place}: {result.made} made, {len(result.rows) - result.made} found finished")
+    console.note(
+        f"{place}: {result.made} made, {len(result.rows) - result.made} found finished"
+    )
 
 
 def _figures(row: BenchRow) -> dict[str, float]:

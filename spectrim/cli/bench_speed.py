@@ -12,13 +12,13 @@ import torch
 import typer
 
 from spectrim import checkpoint
-from spectrim.evaluation import speed
 from spectrim.cli import console
 from spectrim.cli.commands import Json, RemoteCode, app
 from spectrim.errors import InputError
+from spectrim.evaluation import speed
+from spectrim.models.replace import factored_layers
 from spectrim.report import speed_table
 from spectrim.runtime.files import write_text
-from spectrim.models.replace import factored_layers
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

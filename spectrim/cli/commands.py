@@ -11,27 +11,28 @@ import typer
 from transformers.utils import logging
 
 import spectrim
-from spectrim import checkpoint as checkpoint_module, pipeline
-from spectrim.runtime import distributed
+from spectrim import checkpoint as checkpoint_module
+from spectrim import pipeline
 from spectrim.cli import console
 from spectrim.cli.app import Commands
 from spectrim.cli.logging import log_command
-from spectrim.cli.making import (CompressArgs, LoadedModel, choose_plan, make, with_save_dtype)
+from spectrim.cli.making import CompressArgs, LoadedModel, choose_plan, make, with_save_dtype
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
-from spectrim.cli.torchrun import check_shared
 from spectrim.cli.streaming import within_memory
 from spectrim.cli.threads import leave_busy_cores
+from spectrim.cli.torchrun import check_shared
 from spectrim.cli.tracking import Tracker, final_figures, progress_for, start_tracking
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
 from spectrim.evaluation import HarnessSettings, evaluate_harness, size
-from spectrim.planning import load_plan, save_plan, size_curve
 from spectrim.pipeline.recipe import Recipe, TaskRecipe
+from spectrim.planning import load_plan, save_plan, size_curve
 from spectrim.refinement import RunContext
 from spectrim.report.curve_plot import curve_svg
 from spectrim.report.facts import PAGE_FILE
 from spectrim.report.load import Pair
 from spectrim.report.write import OutputSpec, write_result
+from spectrim.runtime import distributed
 from spectrim.runtime.files import write_text
 
 app = typer.Typer(
@@ -82,7 +83,9 @@ def _common(
 
 def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
     """Model in float32, tokenizer, and the dtype its checkpoint is stored in."""
-    model, tokenizer = checkpoint_module.load(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    model, tokenizer = checkpoint_module.load(
+        name, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
     if tokenizer is None:
         raise InputError(f"{name} has no tokenizer; put its files beside the model")
     return model, tokenizer, checkpoint_module.stored_dtype(name) or torch.float32

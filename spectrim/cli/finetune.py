@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from spectrim import checkpoint, pipeline
+from spectrim.checkpoint import SpectrimConfig
 from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
 from spectrim.cli.options import cache_from
 from spectrim.cli.tracking import Tracker, progress_for, start_tracking
 from spectrim.evaluation import size
-from spectrim.checkpoint import SpectrimConfig
 from spectrim.report.finetuning_card import finetuning_card
 
 

@@ -15,7 +15,13 @@ from spectrim.cli.commands import Json, RemoteCode, app
 from spectrim.data import BlockSettings, check_vocabulary, token_blocks
 from spectrim.errors import InputError
 from spectrim.pipeline.calibrate import vocabulary_size
-from spectrim.pipeline.inspect import (LayerReport, Timing, inspect_layers, representation, timings)
+from spectrim.pipeline.inspect import (
+    LayerReport,
+    Timing,
+    inspect_layers,
+    representation,
+    timings,
+)
 
 _COLUMNS = ("layer", "shape", "rank", "effective", "stable", "tail", "plain <", "pivoted <")
 _TITLE = "{}: ranks of the weights, tail exponent, most rank that still saves weights"

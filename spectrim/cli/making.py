@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from spectrim import checkpoint, pipeline
 from spectrim.errors import InputError
-from spectrim.planning import Decomposition, Plan, plan_for_loss
 from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import Decomposition, Plan, plan_for_loss
 from spectrim.refinement import RunContext
 from spectrim.report.load import CompressionResult
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import torch
 import typer
 
-from spectrim import checkpoint as checkpoint_module, pipeline
+from spectrim import checkpoint as checkpoint_module
+from spectrim import pipeline
 from spectrim.cli import console
 from spectrim.cli.commands import Json, RemoteCode, _load, app
 from spectrim.data import BlockSettings, token_blocks

@@ -7,15 +7,20 @@ from dataclasses import replace
 import torch
 
 from spectrim import checkpoint
+from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.cli import console
 from spectrim.cli.making import CompressArgs, dtype_of
 from spectrim.cli.tracking import final_figures
 from spectrim.errors import InputError
-from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.pipeline.memory_plan import MemoryPlan, bytes_of, plan_memory
-from spectrim.pipeline.streaming import (CompressedParts, check_streamable, decompose_streamed, for_streaming)
-from spectrim.planning import Plan
 from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.streaming import (
+    CompressedParts,
+    check_streamable,
+    decompose_streamed,
+    for_streaming,
+)
+from spectrim.planning import Plan
 from spectrim.refinement import RunContext
 from spectrim.report.card import card_for
 from spectrim.runtime.memory import peak_bytes, return_large_blocks
@@ -56,5 +61,7 @@ def within_memory(
 def _told(wanted: CompressArgs, plan: Plan, chosen: MemoryPlan) -> None:
     console.print_result(plan, wanted.json)
     peak = peak_bytes() / 2**20
-    console.note(f"peak memory of this process {peak:,.0f} MiB, limit {chosen.limit / 2**20:,.0f}")
+    console.note(
+        f"peak memory of this process {peak:,.0f} MiB, limit {chosen.limit / 2**20:,.0f}"
+    )
     console.note(f"saved to {wanted.output}: `import spectrim`, then from_pretrained")

@@ -11,8 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from spectrim.runtime import distributed
 from spectrim.errors import InputError
+from spectrim.runtime import distributed
 
 SHARING = ("bench", "compress", "evaluate", "plan")
 """The commands that several processes share."""

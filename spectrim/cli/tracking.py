@@ -8,13 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from spectrim.runtime import distributed
 from spectrim.cli import console
 from spectrim.evaluation import size
 from spectrim.planning import Plan
 from spectrim.refinement import RunContext
-from spectrim.runtime.tracking import (MetricLogger, TrackedRun, null_logger, open_tracker, with_stage_times)
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.tracking import (
+    MetricLogger,
+    TrackedRun,
+    null_logger,
+    open_tracker,
+    with_stage_times,
+)
 
 Tracker = Annotated[
     str | None,
@@ -38,7 +44,9 @@ def start_tracking(
 def progress_for(cache: Cache, log_metrics: MetricLogger) -> RunContext:
     if log_metrics is null_logger:
         return RunContext(cache, console.track)
-    return RunContext(cache, with_stage_times(console.track, log_metrics), log_metrics=log_metrics)
+    return RunContext(
+        cache, with_stage_times(console.track, log_metrics), log_metrics=log_metrics
+    )
 
 
 def final_figures(plan: Plan, output: Path) -> dict[str, float]:

@@ -1,6 +1,12 @@
 """Text in, token blocks out."""
 
-from spectrim.data.blocks import (BlockSettings, TokenBlocks, check_vocabulary, document_blocks, token_blocks)
+from spectrim.data.blocks import (
+    BlockSettings,
+    TokenBlocks,
+    check_vocabulary,
+    document_blocks,
+    token_blocks,
+)
 from spectrim.data.loading import SOURCES, load_documents, open_documents
 
 __all__ = [

@@ -13,8 +13,8 @@ what the weight makes of it, so that calibration sums just that.
 
 from __future__ import annotations
 
-from spectrim.decompositions._problem import DECOMPOSITIONS, LayerProblem, decompose_layer
 from spectrim.decompositions._joint import decompose_group, whitened
+from spectrim.decompositions._problem import DECOMPOSITIONS, LayerProblem, decompose_layer
 
 __all__ = [
     "DECOMPOSITIONS",

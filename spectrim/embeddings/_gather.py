@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.calibration.in_memory import (Batch, CalibrationSettings, batches, summed_loss)
+from spectrim.calibration.in_memory import Batch, CalibrationSettings, batches, summed_loss
 from spectrim.data import TokenBlocks
 from spectrim.embeddings._problem import TableStatistics
 from spectrim.errors import ModelError

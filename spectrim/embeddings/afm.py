@@ -19,7 +19,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from spectrim.embeddings._problem import (TableMetric, TableProblem, energy, product_of_traces)
+from spectrim.embeddings._problem import TableMetric, TableProblem, energy, product_of_traces
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
 
 REQUIRES = ("counts", "head")

@@ -14,10 +14,18 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from spectrim.runtime import distributed
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
-from spectrim.evaluation._forward import (Batch, batches, check_batch_size, check_readable, inference, log_probabilities, logits)
+from spectrim.evaluation._forward import (
+    Batch,
+    batches,
+    check_batch_size,
+    check_readable,
+    inference,
+    log_probabilities,
+    logits,
+)
+from spectrim.runtime import distributed
 
 NEEDS_ORIGINAL = True
 COMMAND = "spectrim evaluate OUT --original MODEL --data TEXT"

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.runtime import distributed
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
-from spectrim.evaluation._forward import (Batch, batches, check_batch_size, check_readable, inference, log_probabilities, logits)
+from spectrim.evaluation._forward import (
+    Batch,
+    batches,
+    check_batch_size,
+    check_readable,
+    inference,
+    log_probabilities,
+    logits,
+)
+from spectrim.runtime import distributed
 
 NEEDS_ORIGINAL = False
 COMMAND = "spectrim evaluate MODEL OUT --data TEXT"

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.models.hooks import group_by_input
 from spectrim.errors import ModelError
 from spectrim.inference import pivoted_gather
 from spectrim.inference.column_major import put_in_best_order, store_by_rows
 from spectrim.inference.decode_kernel import FewTokens
 from spectrim.inference.grouped_projection import PackedFirst, Reader, packable
+from spectrim.inference.kernels.factor_spec import is_readable
 from spectrim.inference.tiling import Tiling
 from spectrim.inference.tiling.hooks import FEWEST, unhook
-from spectrim.inference.kernels.factor_spec import is_readable
 from spectrim.layers import FactoredLinear
+from spectrim.models.hooks import group_by_input
 from spectrim.models.replace import factored_layers
 from spectrim.models.targets import Target
 

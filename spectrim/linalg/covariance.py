@@ -20,7 +20,13 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import InputError
-from spectrim.linalg.metric import (WHOLE, CovarianceMetric, Metric, ProjectedMetric, StackedMetric)
+from spectrim.linalg.metric import (
+    WHOLE,
+    CovarianceMetric,
+    Metric,
+    ProjectedMetric,
+    StackedMetric,
+)
 from spectrim.linalg.psd import SMALLEST_DAMPING, check_finite, check_signal
 
 _PRODUCTS = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)

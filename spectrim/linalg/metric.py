@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import InputError, NumericalError
-from spectrim.linalg.symmetric_products import gram, symmetric_product, triangular_product
 from spectrim.linalg.psd import add_damping, check_covariance, cholesky, mean_diagonal
+from spectrim.linalg.symmetric_products import gram, symmetric_product, triangular_product
 
 ROUNDING = 1e-13
 """Of the mean diagonal: less, and the factor's own error is larger."""

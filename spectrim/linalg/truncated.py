@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from spectrim.linalg.metric import Metric
-from spectrim.linalg.symmetric_products import gram
 from spectrim.linalg.psd import check_finite, descending_eigh
+from spectrim.linalg.symmetric_products import gram
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.models.projections import LayerProducts
-from spectrim.statistics import LayerTokens
 from spectrim.models.targets import Target
+from spectrim.statistics import LayerTokens
 
 Consumer = Callable[[str, LayerTokens, bool], None]
 """Called with layer name, its tokens, and whether the gradient is in them."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spectrim.statistics import at_least_float32
 from spectrim.models.linear import DENSE_TYPES, get_bias, get_weight
+from spectrim.statistics import at_least_float32
 
 _PRECISE = (torch.float32, torch.float64)
 

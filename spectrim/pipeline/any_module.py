@@ -20,15 +20,22 @@ from torch import Tensor, nn
 
 from spectrim.calibration.any_loss import Loss, Mask, calibrate_module, check_losses
 from spectrim.calibration.in_memory import frozen_eval
-from spectrim.embeddings import (EMBEDDINGS, FactoredEmbedding, TableProblem, TableStatistics, factorize_table, table_rank)
+from spectrim.embeddings import (
+    EMBEDDINGS,
+    FactoredEmbedding,
+    TableProblem,
+    TableStatistics,
+    factorize_table,
+    table_rank,
+)
 from spectrim.errors import InputError
-from spectrim.pipeline.replace import replace_layers
-from spectrim.pipeline.decompose import decompose
-from spectrim.pipeline.plan import plan
-from spectrim.planning import Decomposition, Plan
-from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
 from spectrim.models.replace import replace_layer
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.plan import plan
+from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
+from spectrim.pipeline.replace import replace_layers
+from spectrim.planning import Decomposition, Plan
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from spectrim.allocation import ALLOCATORS
-from spectrim.layers.quantized import COMPRESSORS
 from spectrim.data import SOURCES
+from spectrim.data.tasks import FORMATS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
+from spectrim.layers.quantized import COMPRESSORS
+from spectrim.pruning import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
-from spectrim.pruning import IMPORTANCE
-from spectrim.statistics import STATISTICS
-from spectrim.data.tasks import FORMATS
 from spectrim.runtime.tracking import TRACKERS
+from spectrim.statistics import STATISTICS
 
 REGISTRIES: dict[str, Registry] = {
     "methods": DECOMPOSITIONS,

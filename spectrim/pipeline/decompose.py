@@ -12,19 +12,24 @@ import transformers
 from torch import Tensor, nn
 
 import spectrim
-from spectrim.runtime import distributed
 from spectrim.calibration import Calibration
-from spectrim.planning.predicted import NEEDED, first_order_effects, predicted_curve
-from spectrim.decompositions import (DECOMPOSITIONS, LayerProblem, decompose_group, decompose_layer)
+from spectrim.decompositions import (
+    DECOMPOSITIONS,
+    LayerProblem,
+    decompose_group,
+    decompose_layer,
+)
 from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.pieces import Snapshots
-from spectrim.runtime.context import ProgressBar, silent
-from spectrim.pipeline.basis_groups import group_layers, pooled_problems
-from spectrim.planning import Decomposition, make_plan
-from spectrim.pipeline.recipe import Recipe
-from spectrim.runtime.memory import trim_memory
 from spectrim.models.linear import get_bias, get_weight
+from spectrim.pipeline.basis_groups import group_layers, pooled_problems
+from spectrim.pipeline.pieces import Snapshots
+from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import Decomposition, make_plan
+from spectrim.planning.predicted import NEEDED, first_order_effects, predicted_curve
+from spectrim.runtime import distributed
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.memory import trim_memory
 
 _SHOWN = 5
 
@@ -63,7 +68,9 @@ def decompose(
         [source.cost(group) for group in groups], distributed.num_processes()
     )
     own = [
-        g for g, owner in zip(groups, owners, strict=True) if owner == distributed.process_index()
+        g
+        for g, owner in zip(groups, owners, strict=True)
+        if owner == distributed.process_index()
     ]
     with distributed.raise_together():
         earlier = pieces.decomposed() or result.select(())

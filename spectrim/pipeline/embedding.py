@@ -9,22 +9,32 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.runtime import distributed
 from spectrim.calibration import CalibrationSettings
-from spectrim.statistics._io import model_fingerprint
-from spectrim.embeddings import (EMBEDDINGS, Table, TableLocation, TableProblem, TableStatistics, factorize_table, find_table, replace_table, table_rank)
-from spectrim.embeddings._gather import Sums, finish, gather
-from spectrim.errors import CheckpointError, InputError
 from spectrim.checkpoint import attach_config
 from spectrim.checkpoint.table_entries import table_entry
-from spectrim.pipeline.calibrate import batch_tokens, calibration_blocks
-from spectrim.runtime.context import ProgressBar, silent
-from spectrim.planning.rank_multiples import multiple_for
-from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
-from spectrim.refinement import RunContext
-from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.embeddings import (
+    EMBEDDINGS,
+    Table,
+    TableLocation,
+    TableProblem,
+    TableStatistics,
+    factorize_table,
+    find_table,
+    replace_table,
+    table_rank,
+)
+from spectrim.embeddings._gather import Sums, finish, gather
+from spectrim.errors import CheckpointError, InputError
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.calibrate import batch_tokens, calibration_blocks
+from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
+from spectrim.planning.rank_multiples import multiple_for
+from spectrim.refinement import RunContext
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache, load_if_valid
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.statistics._io import model_fingerprint
 
 
 @dataclass(frozen=True)

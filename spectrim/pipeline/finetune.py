@@ -8,16 +8,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.data import TokenBlocks
-from spectrim.errors import InputError, ModelError
-from spectrim.checkpoint import SpectrimConfig
-from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.pipeline.quantize_factors import quantize_all, update_config_ranks
-from spectrim.pipeline.refine import record
-from spectrim.pipeline.recipe import (CalibrationRecipe, QuantizationRecipe, Recipe, TaskRecipe)
-from spectrim.refinement import REFINEMENTS, RunContext
 from spectrim.adapters.lora import AdapterOptions, train_adapters
 from spectrim.adapters.qlora import is_quantized, train_qlora
+from spectrim.checkpoint import SpectrimConfig
+from spectrim.data import TokenBlocks
+from spectrim.errors import InputError, ModelError
+from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.quantize_factors import quantize_all, update_config_ranks
+from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, TaskRecipe
+from spectrim.pipeline.refine import record
+from spectrim.refinement import REFINEMENTS, RunContext
 
 QUANTIZED_BASES = {
     "int4": QuantizationRecipe(4, "rtn", 32),
@@ -109,7 +109,7 @@ def finetune(
     blocks = _blocks(model, tokenizer, settings)
     options: Any
     if settings.lora is None:
-        name, module = "next_token", REFINEMENTS.get("next_token")
+        name, module = "finetune", REFINEMENTS.get("finetune")
         options = REFINEMENTS.options(name, settings.training)
         module.refine(model, model, blocks, options, progress)
     else:

@@ -17,11 +17,11 @@ from spectrim.evaluation import evaluate_model
 from spectrim.evaluation._hidden import hidden_states
 from spectrim.layers import CompactLinear, layer_class
 from spectrim.linalg import spectrum as spectra
-from spectrim.runtime.context import ProgressBar, silent
-from spectrim.models.linear import get_weight, is_linear
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.linear import get_weight, is_linear
 from spectrim.models.replace import compact_layers
 from spectrim.models.targets import decoder_blocks as decoder_blocks
+from spectrim.runtime.context import ProgressBar, silent
 
 _ROUNDING = 1e-6
 """Relative to the largest singular value; below it is no direction of a stored weight."""

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import torch
 
-from spectrim.runtime import distributed
 from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
-from spectrim.runtime.context import ProgressBar, silent
-from spectrim.planning import Decomposition, Plan
-from spectrim.pipeline.recipe import Recipe
 from spectrim.evaluation.speed.layer_times import TimingSpec, layer_times
 from spectrim.evaluation.speed.random_models import is_timed
-from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import Decomposition, Plan
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache, load_if_valid
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.files import read_tensors, write_tensors
 
 TOLERATED = 1.05
 """By how much slower than dense a layer may be measured before anyone is told."""

@@ -17,16 +17,16 @@ from typing import Any
 
 from spectrim.allocation._knapsack import MOST_BINS
 from spectrim.calibration.covariance_format import projected_formats, state_bytes
+from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
-from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
-from spectrim.pipeline.calibrate import MOST_TOKENS_PER_BATCH, default_length
-from spectrim.pipeline.streaming import StreamSizes
-from spectrim.pipeline.recipe import Recipe
-from spectrim.statistics import FULL, STATISTICS, CovarianceFormat
-from spectrim.runtime.memory import resident_bytes
 from spectrim.models.experts import split_expert_names
 from spectrim.models.targets import Target, find_targets
+from spectrim.pipeline.calibrate import MOST_TOKENS_PER_BATCH, default_length
+from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.streaming import StreamSizes
+from spectrim.runtime.memory import resident_bytes
+from spectrim.statistics import FULL, STATISTICS, CovarianceFormat
 
 LATER = 48 * 2**20
 """Bytes of code and tables that are loaded on first use, and what the allocators round up."""

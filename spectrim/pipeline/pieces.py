@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectrim.runtime import distributed
-from spectrim.planning.probe import Probe
 from spectrim.errors import CheckpointError, InputError
 from spectrim.linalg.truncated import Factors
 from spectrim.planning import Decomposition
-from spectrim.runtime.files import read_mapping, write_text
+from spectrim.planning.probe import Probe
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import SECONDS_BETWEEN_SAVES, load_if_valid_locally
+from spectrim.runtime.files import read_mapping, write_text
 
 
 class Snapshots:

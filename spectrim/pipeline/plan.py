@@ -7,20 +7,20 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.runtime import distributed
 from spectrim.allocation import LatencyTable
 from spectrim.calibration import Calibration
+from spectrim.pipeline.calibrate import calibrate, calibration_blocks
+from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.latency_table import latency_table
+from spectrim.pipeline.pieces import ResumableProbe, Snapshots
+from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.planning.measured import probe_jointly, probe_layers
 from spectrim.planning.probe import Probe
 from spectrim.planning.quantization_error import with_rounding
-from spectrim.pipeline.calibrate import calibrate, calibration_blocks
-from spectrim.pipeline.decompose import decompose
-from spectrim.pipeline.pieces import ResumableProbe, Snapshots
-from spectrim.runtime.context import ProgressBar, silent
-from spectrim.pipeline.latency_table import latency_table
-from spectrim.planning import Decomposition, Plan, make_plan
-from spectrim.pipeline.recipe import Recipe
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache, load_if_valid
+from spectrim.runtime.context import ProgressBar, silent
 
 
 def probe_curves(

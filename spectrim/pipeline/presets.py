@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from spectrim.errors import InputError
-from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe, RefinementRecipe, recipe_from)
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    Recipe,
+    RefinementRecipe,
+    recipe_from,
+)
 from spectrim.pruning import PruningOptions
 from spectrim.runtime.files import is_file, read_mapping
 
@@ -18,10 +25,12 @@ _TRAINED: dict[str, Any] = {
 _TOKENS = 500_000
 """Of text that the trained recipes read, in each of their stages once."""
 _BLOCK = RefinementRecipe(
-    "block", {"tokens": _TOKENS, "out_metric": "gradient"} | _TRAINED, tokens=_TOKENS
+    "block_distillation",
+    {"tokens": _TOKENS, "out_metric": "gradient"} | _TRAINED,
+    tokens=_TOKENS,
 )
 _END_TO_END = RefinementRecipe(
-    "end_to_end",
+    "distillation",
     {"tokens": _TOKENS, "learning_rate": 4.5e-4} | _TRAINED,
     tokens=_TOKENS,
 )
@@ -33,7 +42,7 @@ PRESETS: dict[str, Recipe] = {
         hessian_averaging=HessianAveragingRecipe(weight=0.0),
         probe=ProbeRecipe(per_layer=False, joint=False),
     ),
-    "closed_form": Recipe(refinement=(RefinementRecipe("saes"),)),
+    "closed_form": Recipe(refinement=(RefinementRecipe("saes_svd"),)),
     "best": Recipe(refinement=(_BLOCK, _END_TO_END)),
     "bsi": Recipe(
         budget=0.2,
@@ -46,21 +55,21 @@ PRESETS: dict[str, Recipe] = {
             prune_steps=1,
             scoring_examples=512,
         ),
-        refinement=(RefinementRecipe("next_token"),),
+        refinement=(RefinementRecipe("finetune"),),
     ),
     "bsi_published": Recipe(
         method="svd",
         layer="lowrank",
         budget=0.2,
         pruning=PruningOptions(importance="hutchinson", gradient_term="signed"),
-        refinement=(RefinementRecipe("next_token"),),
+        refinement=(RefinementRecipe("finetune"),),
     ),
     "basel": Recipe(
         method="svd",
         layer="lowrank",
         budget=0.2,
         pruning=PruningOptions(importance="magnitude", rule="energy"),
-        refinement=(RefinementRecipe("next_token"),),
+        refinement=(RefinementRecipe("finetune"),),
     ),
 }
 """Recipes by name, as `--recipe NAME` takes them."""

@@ -17,26 +17,35 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim.statistics._io import model_fingerprint
-from spectrim.planning.predicted import predicted_curve
+from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
 from spectrim.errors import InputError
-from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.layers import layer_class
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.calibrate import calibrate, prepare
-from spectrim.pipeline.replace import shared_copy, untie_head, without_layers
-from spectrim.pipeline.decompose import decompose, versions
-from spectrim.pipeline.pieces import Snapshots
-from spectrim.pipeline.tasks import load_task_rows, sample_rows
-from spectrim.planning import Decomposition, LayerPlan, Plan
-from spectrim.pipeline.recipe import Recipe
-from spectrim.refinement import RunContext
-from spectrim.pruning import (LayerCost, Objective, Problem, PruningOptions, PruningState, SpectralLinear, run_pruning, thin_svd)
-from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.experts import split_expert_names
+from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.replace import replace_layer
 from spectrim.models.targets import Target
+from spectrim.pipeline.calibrate import calibrate, prepare
+from spectrim.pipeline.decompose import decompose, versions
+from spectrim.pipeline.pieces import Snapshots
+from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.replace import shared_copy, untie_head, without_layers
+from spectrim.pipeline.tasks import load_task_rows, sample_rows
+from spectrim.planning import Decomposition, LayerPlan, Plan
+from spectrim.planning.predicted import predicted_curve
+from spectrim.pruning import (
+    LayerCost,
+    Objective,
+    Problem,
+    PruningOptions,
+    PruningState,
+    SpectralLinear,
+    run_pruning,
+    thin_svd,
+)
+from spectrim.refinement import RunContext
+from spectrim.statistics._io import model_fingerprint
 
 
 @dataclass(frozen=True)

@@ -16,23 +16,23 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.calibration import Calibration
-from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear, CompressedLinear
-from spectrim.planning.predicted import NEEDED, predicted_curve
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
-from spectrim.errors import InputError
 from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.checkpoint.correction_entries import compensated_entry
+from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.errors import InputError
+from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear, CompressedLinear
+from spectrim.models.experts import split_expert_names
+from spectrim.models.linear import get_bias, get_weight
+from spectrim.models.replace import replace_layer
 from spectrim.pipeline.calibrate import calibrate, prepare
-from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.pipeline.decompose import layers_with_signal, versions
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
+from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.planning import Decomposition
 from spectrim.planning.correction_ranks import CORRECTION_ALLOCATIONS, correction_ranks
-from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
-from spectrim.models.linear import get_bias, get_weight
-from spectrim.models.experts import split_expert_names
-from spectrim.models.replace import replace_layer
+from spectrim.planning.predicted import NEEDED, predicted_curve
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import ProgressBar, silent
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from pydantic.dataclasses import dataclass
 
 from spectrim.allocation import ALLOCATORS, BY_STORAGE, TIMED, TIMED_ONLY, LatencyRecipe
 from spectrim.calibration import MemoryBudget, Wide
-from spectrim.layers.quantized import COMPRESSORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
-from spectrim.refinement import REFINEMENTS, required_statistics
+from spectrim.layers.quantized import COMPRESSORS
 from spectrim.pipeline.renamed import check_fields
 from spectrim.pruning import PruningOptions
+from spectrim.refinement import REFINEMENTS, required_statistics
 
 PRICING = ("input_covariance", "gradient_covariance")
 """Statistics that predict what a cut costs in nats."""

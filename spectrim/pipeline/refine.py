@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from spectrim.calibration import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.pipeline.calibrate import calibrate, calibration_blocks, default_length
-from spectrim.pipeline.replace import cast_for_saving
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
+from spectrim.pipeline.replace import cast_for_saving
 from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
 
 _SHARE = 10

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim.errors import CheckpointError
 from spectrim.checkpoint import SpectrimConfig, attach_config
+from spectrim.errors import CheckpointError
 from spectrim.layers import LAYERS, layer_class
+from spectrim.models.experts import split_expert_names
+from spectrim.models.linear import get_bias, get_shape, is_linear
+from spectrim.models.replace import replace_layer, share_basis
 from spectrim.pipeline.decompose import versions
 from spectrim.planning import SHARED, Decomposition, Plan
-from spectrim.models.linear import get_bias, get_shape, is_linear
-from spectrim.models.experts import split_expert_names
-from spectrim.models.replace import replace_layer, share_basis
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P", bound=PreTrainedModel)

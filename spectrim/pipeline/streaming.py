@@ -22,26 +22,26 @@ from torch import Tensor
 
 from spectrim.calibration import Calibration, CalibrationSettings
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
-from spectrim.errors import InputError
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
+from spectrim.errors import InputError
 from spectrim.layers import LAYERS, layer_class
+from spectrim.models.experts import split_expert_names
+from spectrim.models.linear import get_bias, is_linear
+from spectrim.models.offload import Activations
+from spectrim.models.offload.tensors import files_fingerprint
+from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.pipeline.replace import check_plan, config_for
 from spectrim.pipeline.decompose import decompose, layers_with_signal
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.replace import check_plan, config_for
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.lazy_decomposition import save_layer, stored_decomposition
-from spectrim.pipeline.recipe import Recipe
 from spectrim.refinement import RunContext
-from spectrim.runtime.files import read_mapping, write_text
-from spectrim.models.offload import Activations
-from spectrim.runtime.memory import trim_memory
-from spectrim.models.offload.tensors import files_fingerprint
-from spectrim.models.linear import get_bias, is_linear
-from spectrim.models.experts import split_expert_names
-from spectrim.models.targets import find_targets
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.files import read_mapping, write_text
+from spectrim.runtime.memory import trim_memory
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,17 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks, check_vocabulary
+from spectrim.data.tasks import (
+    RowSettings,
+    TaskExample,
+    TaskRows,
+    TaskSettings,
+    calibration_blocks,
+    load_task,
+    task_rows,
+)
 from spectrim.errors import InputError
 from spectrim.pipeline.recipe import TaskRecipe
-from spectrim.data.tasks import (RowSettings, TaskExample, TaskRows, TaskSettings, calibration_blocks, load_task, task_rows)
 
 LONGEST_ROW = 2048
 """Tokens, for models that read more."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from spectrim.allocation import KnapsackGroup, solve_knapsack
+from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.rank_multiples import multiple_for
-from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 
 CORRECTION_ALLOCATIONS = ("loss_optimal", "uniform")
 Shapes = dict[str, tuple[int, int]]

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrim.runtime import distributed
-from spectrim.planning.probe import DivergenceProbe
+from spectrim.pipeline.recipe import Recipe
 from spectrim.planning.decomposition import Decomposition, JointCorrection
 from spectrim.planning.planner import make_plan
-from spectrim.pipeline.recipe import Recipe
+from spectrim.planning.probe import DivergenceProbe
+from spectrim.runtime import distributed
 
 LAYER_BUDGETS = (0.75, 0.35)
 JOINT_BUDGETS = (0.95, 0.8, 0.6, 0.35)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from spectrim.allocation import AllocationRequest, LatencyTable, LayerCurve
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
-from spectrim.planning.decomposition import Decomposition
-from spectrim.planning.rank_multiples import multiple_for
-from spectrim.planning.plan import SHARED, LayerPlan, Plan
-from spectrim.planning.ranks import choose_ranks
-from spectrim.planning.layer_bytes import rounded_for, storage_of
 from spectrim.pipeline.recipe import Recipe
+from spectrim.planning.decomposition import Decomposition
+from spectrim.planning.layer_bytes import rounded_for, storage_of
+from spectrim.planning.plan import SHARED, LayerPlan, Plan
+from spectrim.planning.rank_multiples import multiple_for
+from spectrim.planning.ranks import choose_ranks
 
 DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
 _BISECTIONS = 20

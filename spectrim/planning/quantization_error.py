@@ -17,15 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.calibration import Calibration, LayerStatistics
-from spectrim.layers.quantized import COMPRESSORS
 from spectrim.decompositions import LayerProblem
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
+from spectrim.layers.quantized import COMPRESSORS
 from spectrim.linalg.truncated import Factors
-from spectrim.planning import SHARED, Decomposition
-from spectrim.planning.rank_multiples import multiple_for
-from spectrim.planning.layer_bytes import rounded_for
 from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import SHARED, Decomposition
+from spectrim.planning.layer_bytes import rounded_for
+from spectrim.planning.rank_multiples import multiple_for
 
 SHARES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
 """Of the full rank, where rounding is tried; beyond the last it is taken to stay."""

@@ -11,7 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from spectrim.allocation import (ALLOCATORS, BY_TIME, AllocationRequest, LatencyTable, TimedRequest)
+from spectrim.allocation import (
+    ALLOCATORS,
+    BY_TIME,
+    AllocationRequest,
+    LatencyTable,
+    TimedRequest,
+)
 from spectrim.errors import InputError
 from spectrim.pipeline.recipe import Recipe
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.errors import NumericalError
 from spectrim.data.tasks import TaskBatch, TaskRows, task_loss
+from spectrim.errors import NumericalError
 
 SummedLoss = Callable[[nn.Module, TaskBatch], tuple[Tensor, int]]
 """The summed loss of a batch and how many tokens it is summed over."""

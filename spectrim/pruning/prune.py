@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import CheckpointError, NumericalError
-from spectrim.refinement import RunContext, Schedule
 from spectrim.pruning.importance import IMPORTANCE, Importance
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.options import PruningOptions, kept_after
 from spectrim.pruning.selection_rules import LayerCost, select, stored_weights
 from spectrim.pruning.spectral import SpectralLinear
 from spectrim.pruning.state import PruneStep, PruningState, parameters_of
+from spectrim.refinement import RunContext, Schedule
 from spectrim.runtime.cache import exists
 
 _BETAS = (0.9, 0.95)

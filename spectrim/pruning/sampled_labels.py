@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from spectrim.data.tasks import TaskBatch, scored_logits
 from spectrim.errors import InputError
 from spectrim.pruning.objective import Objective
-from spectrim.data.tasks import TaskBatch, scored_logits
 
 _FLATTEST, _OWN = 2.5, 0.2
 Use = Literal["squares", "hessian"]

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectrim.training.progress import RunContext
-from spectrim.training.loop import Schedule
 from spectrim.registry import Registry
+from spectrim.training.loop import Schedule
+from spectrim.training.progress import RunContext
 
 REFINEMENTS = Registry("refinement", "spectrim.refinement")
 

@@ -27,11 +27,11 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._sequential import task as task_module
+from spectrim.refinement._sequential.fit import TargetMix
+from spectrim.refinement._sequential.run import SequentialPass, rewrite
+from spectrim.refinement._sequential.task import SequentialInputs, SequentialOptions
 from spectrim.training.losses import mean_divergence
 from spectrim.training.progress import RunContext
-from spectrim.refinement._sequential.run import SequentialPass, rewrite
-from spectrim.refinement._sequential.fit import TargetMix
-from spectrim.refinement._sequential.task import SequentialInputs, SequentialOptions
 
 REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 REQUIRES = task_module.REQUIRES
@@ -76,7 +76,7 @@ def refine(
 ) -> PreTrainedModel:
     """Rewrites `compressed` in place. Raises InputError without the statistics it needs, or
     for a search with fewer than two sequences."""
-    task = SequentialInputs("anchored", original, compressed, blocks, options, progress)
+    task = SequentialInputs("aa_svd", original, compressed, blocks, options, progress)
     if options.original_input_weight == "search" and len(blocks) < 2:
         raise InputError(
             "the search for a mix holds sequences out and needs two or more, got "

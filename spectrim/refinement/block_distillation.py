@@ -25,15 +25,15 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.models.replace import shared_bases
+from spectrim.training.balanced_factors import Parameters, balanced_parameters
 from spectrim.training.eigenbasis import Basis, Rotations, basis_key, rotations
 from spectrim.training.eigenbasis import requires as basis_requires
-from spectrim.training.losses import Scaling, scale_by_divergence
-from spectrim.training.balanced_factors import Parameters, balanced_parameters
 from spectrim.training.forward import BlockRunner, Precision, Tokens, evaluation_mode
+from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.losses import Scaling, scale_by_divergence
 from spectrim.training.output_metric import output_roots
 from spectrim.training.progress import RunContext
-from spectrim.training.loop import Run, Schedule, Stage, run_key
-from spectrim.models.replace import shared_bases
 
 REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
 
@@ -89,7 +89,7 @@ def refine(
     progress: RunContext,
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
-    key = run_key("block", original, compressed, blocks, options)
+    key = run_key("block_distillation", original, compressed, blocks, options)
     key |= basis_key(options.optimizer_basis, progress.calibration)
     schedule = options.schedule(blocks)
     tokens = Tokens(blocks, compressed.device, options.precision)

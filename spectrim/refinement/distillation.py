@@ -24,13 +24,13 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.eigenbasis import Basis, basis_key, rotations
 from spectrim.training.eigenbasis import requires as basis_requires
-from spectrim.training.losses import Scaling, divergence, scale_by_divergence
-from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.forward import Precision, Tokens, evaluation_mode
-from spectrim.training.progress import RunContext
 from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.losses import Scaling, divergence, scale_by_divergence
+from spectrim.training.progress import RunContext
 
 REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv:2604.02119"
 
@@ -81,7 +81,7 @@ def refine(
     progress: RunContext,
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
-    key = run_key("end_to_end", original, compressed, blocks, options)
+    key = run_key("distillation", original, compressed, blocks, options)
     key |= basis_key(options.optimizer_basis, progress.calibration)
     tokens = Tokens(blocks, compressed.device, options.precision)
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
+from spectrim.data.tasks import TaskRows, task_loss
 from spectrim.errors import InputError
 from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.forward import Precision
-from spectrim.training.progress import RunContext
 from spectrim.training.loop import Run, Schedule, Stage, run_key
-from spectrim.data.tasks import TaskRows, task_loss
+from spectrim.training.progress import RunContext
 
 REFERENCE = "the fine-tuning of Basel, arXiv:2405.15877; of AA-SVD's third level"
 
@@ -68,7 +68,7 @@ def refine(
     progress: RunContext,
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
-    key = run_key("next_token", original, compressed, blocks, options)
+    key = run_key("finetune", original, compressed, blocks, options)
     rows = task_rows(blocks)
     loss = partial(next_token_loss, compressed, rows, options.precision)
     with balanced_parameters(compressed) as parameters:

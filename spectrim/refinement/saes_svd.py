@@ -23,10 +23,10 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.linalg.aces import AcesObjective
 from spectrim.refinement._sequential import task as task_module
-from spectrim.training.progress import RunContext
-from spectrim.refinement._sequential.run import rewrite
 from spectrim.refinement._sequential.fit import Problem
+from spectrim.refinement._sequential.run import rewrite
 from spectrim.refinement._sequential.task import SequentialInputs, SequentialOptions
+from spectrim.training.progress import RunContext
 
 REFERENCE = "SAES-SVD, 2026, arXiv:2602.03051"
 REQUIRES = task_module.REQUIRES
@@ -62,7 +62,7 @@ def refine(
     progress: RunContext,
 ) -> PreTrainedModel:
     """Rewrites `compressed` in place. Raises InputError without the statistics it needs."""
-    task = SequentialInputs("saes", original, compressed, blocks, options, progress)
+    task = SequentialInputs("saes_svd", original, compressed, blocks, options, progress)
     return rewrite(task, lambda walker: lambda problem: _beta(problem, options.betas))
 
 

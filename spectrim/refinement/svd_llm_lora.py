@@ -27,11 +27,11 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
 from spectrim.layers.lowrank import LowRankLinear
+from spectrim.refinement.finetune import next_token_loss, task_rows
 from spectrim.training.balanced_factors import Parameters, balanced_parameters
 from spectrim.training.forward import Precision
-from spectrim.training.progress import RunContext
 from spectrim.training.loop import Run, Schedule, Stage, run_key
-from spectrim.refinement.finetune import next_token_loss, task_rows
+from spectrim.training.progress import RunContext
 
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378; Hu et al., 2021, arXiv:2106.09685"
 FACTORS = ("left", "right")
@@ -100,7 +100,7 @@ def refine(
     progress: RunContext,
 ) -> PreTrainedModel:
     """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
-    key = run_key("lora", original, compressed, blocks, options)
+    key = run_key("svd_llm_lora", original, compressed, blocks, options)
     rows = task_rows(blocks)
     loss = partial(next_token_loss, compressed, rows, options.precision)
     with (

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.refinement._sequential import task as task_module
-from spectrim.training.progress import RunContext
 from spectrim.refinement._sequential.run import rewrite
 from spectrim.refinement._sequential.task import SequentialInputs, SequentialOptions
+from spectrim.training.progress import RunContext
 
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378; L_out: Li et al., 2026, arXiv:2604.00821"
 REQUIRES = task_module.REQUIRES
@@ -34,5 +34,5 @@ def refine(
     progress: RunContext,
 ) -> PreTrainedModel:
     """Rewrites `compressed` in place. Raises InputError without the statistics it needs."""
-    task = SequentialInputs("shifted", original, compressed, blocks, options, progress)
+    task = SequentialInputs("svd_llm_update", original, compressed, blocks, options, progress)
     return rewrite(task, lambda walker: None)

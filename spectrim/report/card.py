@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from spectrim.checkpoint import CardFacts, model_card
 from spectrim.checkpoint.license import license_of
-from spectrim.planning import Plan
 from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import Plan
 
 
 def card_for(base: str, plan: Plan, recipe: Recipe) -> str:

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectrim.planning.measured import JOINT_BUDGETS
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
-from spectrim.planning import (SHARED, Decomposition, LayerPlan, Plan, make_plan, size_curve)
 from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import SHARED, Decomposition, LayerPlan, Plan, make_plan, size_curve
+from spectrim.planning.measured import JOINT_BUDGETS
 from spectrim.report.facts import Cell, LayerFacts, Part, Point, ReportData, cell_of
 
 CURVE_BUDGETS = tuple(round(0.05 * i, 2) for i in range(1, 21))

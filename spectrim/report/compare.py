@@ -15,12 +15,12 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
+from spectrim.data.tasks import TaskExample
+from spectrim.data.tasks.generation import Group, greedy_answers
 from spectrim.data.tokenizing import leading_tokens
 from spectrim.evaluation import kl_divergence
 from spectrim.evaluation._forward import inference
 from spectrim.report.facts import Continuation, ReportData
-from spectrim.data.tasks import TaskExample
-from spectrim.data.tasks.generation import Group, greedy_answers
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 12, 48
 DIVERGENCE_TOKENS = 4096

@@ -8,8 +8,8 @@ from math import floor
 from markupsafe import Markup
 
 from spectrim.report import formatting
-from spectrim.report.facts import Point, ReportData
 from spectrim.report.axes import kept_tick, kept_ticks, loss_grid
+from spectrim.report.facts import Point, ReportData
 from spectrim.report.svg import Axes, Box, decades, element, line, polyline, text
 
 WIDTH, HEIGHT = 400, 310
@@ -82,7 +82,9 @@ def _marks(axes: Axes, facts: ReportData) -> list[Markup]:
         found.append((y, mark, f"predicted +{formatting.loss(facts.predicted_loss)}", "chosen"))
     if facts.result is not None:
         y = axes.y(facts.result)
-        found.append((y, _diamond(x, y), f"measured +{formatting.loss(facts.result)}", "result"))
+        found.append(
+            (y, _diamond(x, y), f"measured +{formatting.loss(facts.result)}", "result")
+        )
     labels = _labels(axes, x, sorted((y, words, kind) for y, _, words, kind in found))
     return [mark for _, mark, _, _ in found] + labels
 

@@ -15,18 +15,25 @@ from transformers import PreTrainedModel
 
 from spectrim import checkpoint
 from spectrim.errors import InputError, SpectrimError
-from spectrim.runtime.output_dir import is_spectrim_output
 from spectrim.layers import CompactLinear
+from spectrim.models.linear import get_shape
 from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.inspect import linear_layers
-from spectrim.planning import Decomposition, Plan
 from spectrim.pipeline.recipe import Recipe
-from spectrim.report.compare import with_divergence, with_texts
-from spectrim.report.facts import (EVENTS_FILE, FACTS_FILE, PAGE_FILE, LayerFacts, ReportData, load_facts)
+from spectrim.planning import Decomposition, Plan
 from spectrim.report.collect import parts_of, plan_facts, with_bytes, with_curves
+from spectrim.report.compare import with_divergence, with_texts
+from spectrim.report.facts import (
+    EVENTS_FILE,
+    FACTS_FILE,
+    PAGE_FILE,
+    LayerFacts,
+    ReportData,
+    load_facts,
+)
 from spectrim.report.page import report_page
 from spectrim.report.pruning_figure import with_prunings
-from spectrim.models.linear import get_shape
+from spectrim.runtime.output_dir import is_spectrim_output
 
 
 @dataclass(frozen=True)

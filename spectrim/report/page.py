@@ -77,7 +77,9 @@ def headline(facts: ReportData) -> list[tuple[str, str, str]]:
     if facts.result is not None:
         found.append(("measured divergence", *_priced(facts.result)))
     if facts.agreement is not None:
-        found.append(("same next token", formatting.percent(facts.agreement), "as the original"))
+        found.append(
+            ("same next token", formatting.percent(facts.agreement), "as the original")
+        )
     return found
 
 

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from spectrim.errors import CheckpointError
 from spectrim.report import formatting
-from spectrim.report.facts import Point, ReportData
 from spectrim.report.axes import kept_tick, kept_ticks, loss_grid
+from spectrim.report.facts import Point, ReportData
 from spectrim.report.svg import Axes, Box, decades, element, polyline
 
 WIDTH, HEIGHT = 400, 290

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import spectrim
-from spectrim.runtime import distributed
 from spectrim.errors import CheckpointError
+from spectrim.runtime import distributed
 from spectrim.runtime.files import remove_abandoned
 
 Entry = TypeVar("Entry")

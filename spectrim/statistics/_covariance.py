@@ -25,7 +25,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spectrim.linalg.covariance import (BlockDiagonal, Covariance, LowRankDiagonal, ProjectedCovariance)
+from spectrim.linalg.covariance import (
+    BlockDiagonal,
+    Covariance,
+    LowRankDiagonal,
+    ProjectedCovariance,
+)
 from spectrim.statistics._tokens import at_least_float32, sum_of_outer_products
 
 Kind = Literal["full", "block_diagonal", "low_rank", "projected"]

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from spectrim.statistics._result import Calibration
 from spectrim.errors import CheckpointError
-from spectrim.statistics import STATISTICS
 from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.statistics import STATISTICS
+from spectrim.statistics._result import Calibration
 
 _SAMPLES = 1024
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from spectrim.statistics._result import Calibration
 from spectrim.errors import CheckpointError
+from spectrim.statistics._result import Calibration
 
 
 def select(calibration: Calibration, statistic: str) -> Calibration:

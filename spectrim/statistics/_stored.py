@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from spectrim.statistics._result import Calibration, State
-from spectrim.statistics._io import load_calibration, save_calibration
 from spectrim.errors import CheckpointError
 from spectrim.runtime.files import read_header, read_some
+from spectrim.statistics._io import load_calibration, save_calibration
+from spectrim.statistics._result import Calibration, State
 
 
 class StoredStates(Mapping[str, State]):

@@ -24,7 +24,7 @@ from spectrim.errors import ModelError
 from spectrim.layers import FactoredLinear
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.shared_basis import SharedBasisLinear
-from spectrim.models.replace import (factored_layers, replace_layer, share_basis, shared_bases)
+from spectrim.models.replace import factored_layers, replace_layer, share_basis, shared_bases
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 
 Parameters = dict[str, nn.Parameter]

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from spectrim.runtime import distributed
-from spectrim.statistics._io import model_fingerprint
 from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError, NumericalError
-from spectrim.training.eigenbasis import Rotations
-from spectrim.training.balanced_factors import Parameters
-from spectrim.training.progress import RunContext
-from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import exists
+from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.statistics._io import model_fingerprint
+from spectrim.training.balanced_factors import Parameters
+from spectrim.training.eigenbasis import Rotations
+from spectrim.training.progress import RunContext
 
 _LOG = logging.getLogger("spectrim.refinement")
 _LINES = 10
@@ -287,7 +287,9 @@ def run_key(
     name: str, original: nn.Module, compressed: nn.Module, blocks: TokenBlocks, options: Any
 ) -> dict[str, Any]:
     """All that the result of a refinement depends on."""
-    shared = {"processes": distributed.num_processes()} if distributed.num_processes() > 1 else {}
+    shared = (
+        {"processes": distributed.num_processes()} if distributed.num_processes() > 1 else {}
+    )
     return shared | {
         "refinement": [name, asdict(options)],
         "original": model_fingerprint(original),

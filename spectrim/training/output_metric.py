@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from spectrim.linalg.psd import cholesky
-from spectrim.training.forward import Tokens
 from spectrim.models.targets import decoder_blocks as decoder_blocks
+from spectrim.training.forward import Tokens
 
 SEQUENCES = 128
 """That the covariances are taken over."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spectrim.calibration import Calibration
-from spectrim.runtime.tracking import MetricLogger, null_logger
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.tracking import MetricLogger, null_logger
 
 
 def _unseen(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim.layers.quantized import CompensatedLinear, CompressedLinear
-from spectrim.errors import InputError, ModelError
 from spectrim.checkpoint import export_dense, export_self_contained, load, save_compressed
-from spectrim.pipeline.finetune import FinetuneSettings, finetune
-from spectrim.pipeline.finetune import QUANTIZED_BASES
+from spectrim.errors import InputError, ModelError
+from spectrim.layers.quantized import CompensatedLinear, CompressedLinear
+from spectrim.pipeline.finetune import QUANTIZED_BASES, FinetuneSettings, finetune
 from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
 from tests.checkpoint.test_fresh_process import WITHOUT_SPECTRIM, run

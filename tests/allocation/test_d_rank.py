@@ -155,10 +155,10 @@ def test_expressions_that_do_not_fit_are_explained(rebalance, message):
 @pytest.mark.parametrize("given", [{"rebalance": ["q", "k"]}, {"beta": 1.0}, {"beta": -0.1}])
 def test_options_out_of_range(given):
     with pytest.raises(InputError):
-        ALLOCATORS.options("effective_rank", given)
+        ALLOCATORS.options("d_rank", given)
 
 
 def test_options_from_a_list():
-    options = ALLOCATORS.options("effective_rank", {"rebalance": list(QKV), "beta": 0.35})
+    options = ALLOCATORS.options("d_rank", {"rebalance": list(QKV), "beta": 0.35})
     assert options == Options(QKV, 0.35)
-    assert ALLOCATORS.options("effective_rank", {"rebalance": []}) == Options()
+    assert ALLOCATORS.options("d_rank", {"rebalance": []}) == Options()

@@ -135,4 +135,4 @@ def test_normalized_is_min_max():
 @pytest.mark.parametrize("minimum", [-0.1, 1.0])
 def test_minimum_out_of_range(minimum):
     with pytest.raises(InputError, match="minimum"):
-        ALLOCATORS.options("heavy_tail", {"minimum": minimum})
+        ALLOCATORS.options("welore", {"minimum": minimum})

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from spectrim.allocation import ALLOCATORS, AllocationRequest, LayerCurve
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
+from spectrim.models.linear import get_weight
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.plan import decompose, plan
 from spectrim.planning import Decomposition
-from spectrim.models.linear import get_weight
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT64_RELATIVE
 
-ZERO_SUM = ALLOCATORS.get("zero_sum")
-OPTIONS = ALLOCATORS.options("zero_sum")
+ZERO_SUM = ALLOCATORS.get("zs_svd")
+OPTIONS = ALLOCATORS.options("zs_svd")
 
 
 def curve_of(name: str, signed: list[float] | np.ndarray, width: int = 0) -> LayerCurve:
@@ -106,7 +106,7 @@ def test_all_effects_together_are_the_gradients_product_with_the_weight(name, tm
     Of float64 weights, whose factors are kept in float64.
     """
     recipe = small_recipe(
-        text_file(tmp_path / "text.txt"), method="svd_llm", allocation="zero_sum"
+        text_file(tmp_path / "text.txt"), method="svd_llm", allocation="zs_svd"
     )
     model = TINY_MODELS[name]().double()
     calibration = calibrate(model, tiny_tokenizer(), recipe)

@@ -11,17 +11,17 @@ import torch
 from spectrim import pipeline
 from spectrim.calibration import Calibration, CalibrationSettings, MemoryBudget, calibrate
 from spectrim.calibration.blockwise import Places, calibrate_blockwise
+from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.data import TokenBlocks
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError, NumericalWarning
-from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.linalg.covariance import dense
+from spectrim.models.offload import Activations
+from spectrim.models.targets import find_targets
 from spectrim.pipeline.memory_plan import MemoryEstimate, plan_memory
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
 from spectrim.statistics import STATISTICS, CovarianceFormat, largest_format
 from spectrim.statistics._covariance import convert_format
-from spectrim.models.offload import Activations
-from spectrim.models.targets import find_targets
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer, tiny_tokens
 from tests.tolerances import BATCH_SPLIT_RELATIVE, FLOAT64_RELATIVE

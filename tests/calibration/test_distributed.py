@@ -9,9 +9,9 @@ from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.distributed import calibrate_distributed, shard_model
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.statistics import STATISTICS
 from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.targets import find_targets
+from spectrim.statistics import STATISTICS
 from tests.calibration.test_blockwise import assert_close
 from tests.forks import in_processes, needs_fork
 from tests.tiny_models import tiny_llama, tiny_moe, tiny_tokens

@@ -11,20 +11,29 @@ import torch
 from spectrim import pipeline
 from spectrim.calibration import Calibration, CalibrationSettings, MemoryBudget, calibrate
 from spectrim.calibration.blockwise import Places, calibrate_blockwise
-from spectrim.statistics._io import load_calibration, save_calibration
 from spectrim.calibration.in_memory import calibrate_steps
-from spectrim.planning.probe import swap_weights
+from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.linalg.covariance import ProjectedCovariance, dense
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.recipe import (CalibrationRecipe, CorrectionRecipe, HessianAveragingRecipe, ProbeRecipe, QuantizationRecipe, Recipe, RefinementRecipe, SharingRecipe)
-from spectrim.statistics import CovarianceFormat
-from spectrim.models.offload import Activations
-from spectrim.models.linear import get_weight
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.linear import get_weight
+from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    CorrectionRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    QuantizationRecipe,
+    Recipe,
+    RefinementRecipe,
+    SharingRecipe,
+)
+from spectrim.planning.probe import swap_weights
+from spectrim.statistics import CovarianceFormat
+from spectrim.statistics._io import load_calibration, save_calibration
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer, tiny_tokens
 from tests.tolerances import (
@@ -234,10 +243,10 @@ def test_what_reads_them_whole_gets_them_in_full():
         "sharing": SharingRecipe(rule="same_input"),
         "correction": CorrectionRecipe(),
         "quantization": QuantizationRecipe(backend="rtn"),
-        "refinement": (RefinementRecipe("saes"),),
+        "refinement": (RefinementRecipe("saes_svd"),),
     }
     assert Recipe().wide == "projected"
-    assert Recipe(refinement=(RefinementRecipe("next_token"),)).wide == "projected"
+    assert Recipe(refinement=(RefinementRecipe("finetune"),)).wide == "projected"
     for name, value in changes.items():
         assert Recipe(**{name: value}).wide == "full", name
     for method in ("obd_bias", "eora", "afm"):

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.layers import layer_class
-from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import replace_layer
 from spectrim.models.targets import find_targets
 from tests.tiny_models import tiny_tokens

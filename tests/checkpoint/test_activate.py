@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spectrim.errors import InputError
 from spectrim.checkpoint import activate, deactivate, is_active
+from spectrim.errors import InputError
 
 
 def test_activate_and_deactivate(tmp_path):

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spectrim.errors import CheckpointError
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.checkpoint.empty_layers import install_empty_layers
+from spectrim.errors import CheckpointError
 from tests.tiny_models import tiny_llama, tiny_moe
 
 Q = "model.layers.0.self_attn.q_proj"

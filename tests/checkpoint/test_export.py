@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from spectrim.errors import CheckpointError, InputError
 from spectrim.checkpoint import export_dense, export_self_contained, load, save_compressed
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.export.self_contained import remote_code
+from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import LAYERS
 from tests.checkpoint.compressing import KINDS, compress, logits, replace_by_svd
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_moe, tiny_tied

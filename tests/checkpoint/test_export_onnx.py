@@ -8,8 +8,8 @@ import json
 import pytest
 import torch
 
-from spectrim.errors import InputError, ModelError
 from spectrim.checkpoint import export_onnx, load, save_compressed
+from spectrim.errors import InputError, ModelError
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import tiny_gqa, tiny_moe, tiny_qwen2_bias, tiny_tokenizer, tiny_tokens
 from tests.tolerances import ONNX_ABSOLUTE

@@ -63,7 +63,9 @@ def run(tmp_path: Path, prelude: str, directories: list[Path], **options) -> dic
 
 
 def test_with_import_spectrim(saved, tmp_path):
-    found = run(tmp_path, "import spectrim.checkpoint\n", [case.directory for case in saved.values()])
+    found = run(
+        tmp_path, "import spectrim.checkpoint\n", [case.directory for case in saved.values()]
+    )
     for case in saved.values():
         assert torch.equal(found[str(case.directory)], case.logits)
 

@@ -11,8 +11,14 @@ from transformers import AutoModel, AutoModelForCausalLM, Trainer, TrainingArgum
 from transformers.quantizers import auto
 
 import spectrim.checkpoint
+from spectrim.checkpoint import (
+    SaveOptions,
+    SpectrimConfig,
+    attach_config,
+    load,
+    save_compressed,
+)
 from spectrim.errors import CheckpointError
-from spectrim.checkpoint import (SaveOptions, SpectrimConfig, attach_config, load, save_compressed)
 from spectrim.models.replace import factored_layers
 from tests.checkpoint.compressing import KINDS, compress, logits, replace_by_svd
 from tests.tiny_models import (

@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 
-from spectrim.errors import InputError
 from spectrim.checkpoint import SaveOptions, add_text_file, load, save_compressed
+from spectrim.errors import InputError
 from spectrim.runtime.output_dir import output_directory
 from tests.checkpoint.compressing import compress, logits
 from tests.tiny_models import tiny_llama, tiny_tokenizer

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectrim.errors import CheckpointError
 from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.checkpoint.empty_layers import install_empty_layers
+from spectrim.errors import CheckpointError
 from spectrim.models.replace import share_basis, shared_bases
 from tests.tiny_models import tiny_gqa, tiny_llama
 

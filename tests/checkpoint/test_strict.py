@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.quantizers import auto
 
-from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.checkpoint import SaveOptions, load, save_compressed
 from spectrim.checkpoint.load import BUNDLED
+from spectrim.errors import CheckpointError, InputError, ModelError
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import tiny_gqa, tiny_llama
 

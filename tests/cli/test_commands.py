@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 import spectrim
 from spectrim.checkpoint import load
 from spectrim.pipeline.catalog import list_methods
-from spectrim.planning import load_plan
 from spectrim.pipeline.presets import PRESETS, load_recipe
+from spectrim.planning import load_plan
 from tests.tiny_models import tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE, FULL_RANK_ABSOLUTE
 

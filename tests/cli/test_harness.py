@@ -11,9 +11,9 @@ import torch
 import yaml
 
 import spectrim
+from spectrim.checkpoint import save_compressed
 from spectrim.errors import InputError
 from spectrim.evaluation._harness import figures
-from spectrim.checkpoint import save_compressed
 from tests.checkpoint.compressing import compress as by_svd
 from tests.shared_assets import shared_data, shared_model
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from spectrim.evaluation import size
 from spectrim.checkpoint import load
+from spectrim.evaluation import size
 from spectrim.report.facts import FACTS_FILE, PAGE_FILE, load_facts
 
 
@@ -82,9 +82,9 @@ def test_a_compensated_output_has_a_page(cli, shelf, tmp_path):
 
 
 def test_refined_models_say_that_predictions_are_older(compress, tmp_path):
-    outcome = compress("-o", "out", "--budget", "0.6", "--refine", "end_to_end")
+    outcome = compress("-o", "out", "--budget", "0.6", "--refine", "distillation")
     assert outcome.code == 0, outcome.err
-    assert load_facts(tmp_path / "out" / FACTS_FILE).refined == ["end_to_end"]
+    assert load_facts(tmp_path / "out" / FACTS_FILE).refined == ["distillation"]
     assert "before refinement" in (tmp_path / "out" / PAGE_FILE).read_text()
 
 

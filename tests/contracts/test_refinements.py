@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration import Calibration
 from spectrim.calibration.in_memory import CalibrationSettings, calibrate
+from spectrim.checkpoint import load, save_compressed
 from spectrim.data import TokenBlocks
 from spectrim.data.blocks import fingerprint
 from spectrim.errors import InputError, ModelError, NumericalError
-from spectrim.checkpoint import load, save_compressed
 from spectrim.layers import LAYERS, layer_class
-from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
 from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.targets import find_targets
+from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
 from spectrim.runtime.cache import Cache
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
@@ -31,17 +31,17 @@ NAMES = REFINEMENTS.names()
 KINDS = LAYERS.names()
 MODELS = ("llama", "gpt2", "moe")
 QUICK: dict[str, dict[str, Any]] = {
-    "block": {"epochs": 4},
-    "end_to_end": {"tokens": 4 * 8 * 16},
-    "next_token": {"steps": 4, "batch_size": 8},
-    "lora": {"epochs": 8, "learning_rate": 1e-2},
-    "anchored": {"original_input_weight": 0.5},
+    "block_distillation": {"epochs": 4},
+    "distillation": {"tokens": 4 * 8 * 16},
+    "finetune": {"steps": 4, "batch_size": 8},
+    "svd_llm_lora": {"epochs": 8, "learning_rate": 1e-2},
+    "aa_svd": {"original_input_weight": 0.5},
 }
 LONGER: dict[str, dict[str, Any]] = {
-    "block": {"epochs": 4},
-    "end_to_end": {"tokens": 16 * 4 * 16},
-    "next_token": {"steps": 16, "batch_size": 4},
-    "lora": {"epochs": 8},
+    "block_distillation": {"epochs": 4},
+    "distillation": {"tokens": 16 * 4 * 16},
+    "finetune": {"steps": 16, "batch_size": 4},
+    "svd_llm_lora": {"epochs": 8},
 }
 TRAINED = [
     name
@@ -49,7 +49,7 @@ TRAINED = [
     if "learning_rate" in {field.name for field in fields(REFINEMENTS.get(name).Options)}
 ]
 """The others are closed forms: without a rate, a seed and steps."""
-FACTORS_ONLY = ("anchored", "lora", "saes", "shifted")
+FACTORS_ONLY = ("aa_svd", "svd_llm_lora", "saes_svd", "svd_llm_update")
 """For layers that store any factors of their rank."""
 refinements = pytest.mark.parametrize("name", NAMES)
 trained = pytest.mark.parametrize("name", TRAINED)

@@ -14,7 +14,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from spectrim.data import (BlockSettings, TokenBlocks, check_vocabulary, document_blocks, token_blocks)
+from spectrim.data import (
+    BlockSettings,
+    TokenBlocks,
+    check_vocabulary,
+    document_blocks,
+    token_blocks,
+)
 from spectrim.data.blocks import fingerprint
 from spectrim.data.tokenizing import SHUFFLE_POOL, in_order, leading_tokens
 from spectrim.errors import InputError

@@ -51,7 +51,7 @@ def test_what_is_measured_has_results(kind):
         for name in REGISTRIES[kind].names()
         if "## Results" not in pages[f"methods/{kind}/{name}.md"]
     }
-    assert without <= {"basis_importance", "eora"}
+    assert without <= {"bsi", "eora"}
 
 
 def test_docstrings_say_more_than_one_line():

@@ -11,7 +11,18 @@ from torch import Tensor, nn
 
 from spectrim.calibration import CalibrationSettings
 from spectrim.data import TokenBlocks
-from spectrim.embeddings import (EMBEDDINGS, FactoredEmbedding, FactoredHead, Table, TableMetric, TableProblem, TableStatistics, factorize_table, find_table, table_rank)
+from spectrim.embeddings import (
+    EMBEDDINGS,
+    FactoredEmbedding,
+    FactoredHead,
+    Table,
+    TableMetric,
+    TableProblem,
+    TableStatistics,
+    factorize_table,
+    find_table,
+    table_rank,
+)
 from spectrim.embeddings._gather import finish, gather
 from spectrim.embeddings._problem import product_of_traces
 from spectrim.embeddings._table import weighted_error

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
 from spectrim.errors import CheckpointError, InputError, NumericalError, UnknownNameError
-from spectrim.evaluation import (EVALUATORS, evaluate_model, kl_divergence, perplexity, size)
+from spectrim.evaluation import EVALUATORS, evaluate_model, kl_divergence, perplexity, size
 from tests.tiny_models import VOCABULARY, tiny_llama, tiny_tied, tiny_tokenizer
 from tests.tolerances import BATCH_SPLIT_RELATIVE, FLOAT32_RELATIVE
 

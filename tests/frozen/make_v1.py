@@ -36,11 +36,11 @@ from transformers import (
 
 import spectrim
 from spectrim import pipeline
-from spectrim.statistics._io import save_calibration
 from spectrim.checkpoint import export_self_contained
 from spectrim.pipeline.quantize_factors import quantise_all
-from spectrim.planning import save_plan
 from spectrim.pipeline.recipe import QuantisationRecipe, Recipe, recipe_from
+from spectrim.planning import save_plan
+from spectrim.statistics._io import save_calibration
 
 HERE = Path(__file__).parent / "v1"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz ."

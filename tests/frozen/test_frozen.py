@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import spectrim
-from spectrim.statistics._io import load_calibration
-from spectrim.planning import Decomposition, load_plan
 from spectrim.pipeline.presets import load_recipe
+from spectrim.planning import Decomposition, load_plan
+from spectrim.statistics._io import load_calibration
 from tests.tolerances import BFLOAT16_RELATIVE, FLOAT64_RELATIVE, FROZEN_ABSOLUTE
 
 replace_layers = spectrim.compress

@@ -13,12 +13,12 @@ from transformers import StaticCache
 
 import spectrim
 from spectrim import fuse, unfuse
-from spectrim.errors import ModelError
 from spectrim.checkpoint import SpectrimConfig, attach_config, load
+from spectrim.errors import ModelError
 from spectrim.inference import column_major
 from spectrim.layers import layer_class
-from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import factored_layers, replace_layer
 from spectrim.models.targets import find_targets
 from tests.tiny_models import TINY_MODELS, tiny_gqa, tiny_llama, tiny_tokenizer, tiny_tokens

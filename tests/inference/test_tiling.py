@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, BertConfig
 
 from spectrim import fuse, unfuse
+from spectrim.evaluation.speed.memory import peak_bytes
 from spectrim.inference.tiling import LazyTensor, tile
 from spectrim.inference.tiling.attention import Attention
 from spectrim.inference.tiling.shapes import result
-from spectrim.evaluation.speed.memory import peak_bytes
 from spectrim.models.replace import factored_layers
 from spectrim.models.targets import decoder_blocks
 from tests.inference.test_fuse import factored

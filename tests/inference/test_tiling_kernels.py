@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectrim import fuse
-from spectrim.inference.tiling import kernels, hooks
+from spectrim.inference.tiling import hooks, kernels
 from tests.inference.test_fuse import factored
 from tests.inference.test_tiling import tiny_bert
 from tests.tiny_models import tiny_gpt2, tiny_gqa, tiny_tokens

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import NumericalError
-from spectrim.linalg.covariance import (BlockDiagonal, LowRankDiagonal, centered, dense, make_metric)
+from spectrim.linalg.covariance import (
+    BlockDiagonal,
+    LowRankDiagonal,
+    centered,
+    dense,
+    make_metric,
+)
 from spectrim.linalg.metric import CovarianceMetric
 from spectrim.linalg.truncated import weighted_svd
 from tests.tolerances import FLOAT64_RELATIVE

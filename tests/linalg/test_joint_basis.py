@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spectrim.linalg.joint_basis import (ESTIMATES, JointBasis, clusters, exact_error, incremental_estimate, residual_bound, weyl_bound)
+from spectrim.linalg.joint_basis import (
+    ESTIMATES,
+    JointBasis,
+    clusters,
+    exact_error,
+    incremental_estimate,
+    residual_bound,
+    weyl_bound,
+)
 from tests.tolerances import FLOAT64_RELATIVE, JOINT_ERROR_ABSOLUTE
 
 estimates = pytest.mark.parametrize("name", ESTIMATES)

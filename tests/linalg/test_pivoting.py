@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectrim.linalg.pivoting import (COEFFICIENT_BOUND, _coefficients, _swap_largest, pivot_rows)
+from spectrim.linalg.pivoting import COEFFICIENT_BOUND, _coefficients, _swap_largest, pivot_rows
 from tests.tolerances import FLOAT64_RELATIVE
 
 

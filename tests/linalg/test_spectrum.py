@@ -9,7 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrim.linalg.spectrum import (effective_rank, matrix_entropy, matrix_nuclear_norm, singular_values, stable_rank, tail_energy, tail_exponent, token_directions, trailing_block_sums)
+from spectrim.linalg.spectrum import (
+    effective_rank,
+    matrix_entropy,
+    matrix_nuclear_norm,
+    singular_values,
+    stable_rank,
+    tail_energy,
+    tail_exponent,
+    token_directions,
+    trailing_block_sums,
+)
 from tests.tolerances import FLOAT64_RELATIVE, HILL_RELATIVE, SPECTRUM_RELATIVE
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)

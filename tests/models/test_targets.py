@@ -10,8 +10,8 @@ from torch import nn
 
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, FactoredLinear, layer_class
-from spectrim.models.linear import get_bias, get_shape, get_weight, is_linear, set_weight
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.linear import get_bias, get_shape, get_weight, is_linear, set_weight
 from spectrim.models.replace import factored_layers, replace_layer
 from spectrim.models.targets import decoder_blocks, find_targets
 from tests.tiny_models import TINY_MODELS, tiny_gpt2, tiny_llama, tiny_moe, tiny_tokens

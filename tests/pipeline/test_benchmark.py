@@ -14,16 +14,16 @@ from spectrim.calibration import in_memory
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, ModelError
 from spectrim.evaluation import size
-from spectrim.pipeline.benchmark import BenchSettings
-from spectrim.pipeline.evaluate import evaluate
-from spectrim.pipeline.plan import factorize, plan
-from spectrim.pipeline.replace import replace_layers
-from spectrim.pipeline.benchmark import (Bench, BenchRow, bench, bench_steps, run as run_module)
+from spectrim.pipeline.benchmark import Bench, BenchRow, BenchSettings, bench, bench_steps
+from spectrim.pipeline.benchmark import run as run_module
 from spectrim.pipeline.benchmark.equal_bytes import allowance, fit_to_budget
 from spectrim.pipeline.benchmark.profile import FactorizeTimer, PeakMemory, StageTimer
-from spectrim.runtime.context import silent
+from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.pipeline.replace import replace_layers
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import silent
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_qwen2_bias, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE
@@ -235,7 +235,7 @@ def test_a_recipe_that_cannot_be_decomposed_leaves_the_others(recipes, settings,
 
 def test_the_default_recipe_and_a_refinement(text, settings):
     """Every stage is timed; the path average is a pass of the recipe's own."""
-    step = {"name": "block", "options": {"epochs": 1}, "sequences": 4}
+    step = {"name": "block_distillation", "options": {"epochs": 1}, "sequences": 4}
     recipe = small_recipe(text, rank_multiple=1).with_changes(refinement=(step,))
     [row] = made({"all": recipe}, settings, (0.6,)).rows
     assert row.error is None

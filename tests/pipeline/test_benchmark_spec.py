@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from spectrim.errors import InputError
 from spectrim.pipeline.benchmark import named_recipes
 from spectrim.pipeline.presets import PRESETS
-from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe)
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    Recipe,
+)
 
 BASE = Recipe(
     calibration=CalibrationRecipe(data="text.txt", sequences=8),
@@ -31,18 +36,20 @@ def test_missing_parts_are_the_bases():
 
 
 def test_refinements_in_order():
-    [(name, recipe)] = named_recipes(["obd+block+end_to_end"], BASE).items()
-    assert name == "obd/loss_optimal/pivoted+block+end_to_end"
-    assert [step.name for step in recipe.refinement] == ["block", "end_to_end"]
+    [(name, recipe)] = named_recipes(["obd+block_distillation+distillation"], BASE).items()
+    assert name == "obd/loss_optimal/pivoted+block_distillation+distillation"
+    assert [step.name for step in recipe.refinement] == ["block_distillation", "distillation"]
     assert recipe.method_options == BASE.method_options
 
 
 def test_a_preset_keeps_the_bases_tokens_and_budget():
-    found = named_recipes(["fast", "default+block"], BASE.with_changes(budget=0.5))
+    found = named_recipes(["fast", "default+block_distillation"], BASE.with_changes(budget=0.5))
     own = {"calibration": BASE.calibration, "budget": 0.5}
     assert found["fast"] == PRESETS["fast"].with_changes(**own)
-    assert found["default+block"].probe == ProbeRecipe()
-    assert [step.name for step in found["default+block"].refinement] == ["block"]
+    assert found["default+block_distillation"].probe == ProbeRecipe()
+    assert [step.name for step in found["default+block_distillation"].refinement] == [
+        "block_distillation"
+    ]
 
 
 def test_a_recipe_file(tmp_path):

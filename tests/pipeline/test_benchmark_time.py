@@ -9,15 +9,14 @@ import torch
 
 from spectrim.allocation import LatencyRecipe, LayerTimes
 from spectrim.data import BlockSettings
-from spectrim.pipeline.benchmark import BenchSettings
-from spectrim.pipeline import benchmark, latency_table
-from spectrim.pipeline.benchmark import Bench, bench, equal_time
-from spectrim.planning import LayerPlan, Plan
-from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
-from spectrim.report import bench_table
-from spectrim.report.bench_plot import bench_svg, lines_of
 from spectrim.evaluation.speed.layer_times import TimingSpec
 from spectrim.models.targets import find_targets
+from spectrim.pipeline import benchmark, latency_table
+from spectrim.pipeline.benchmark import Bench, BenchSettings, bench, equal_time
+from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.planning import LayerPlan, Plan
+from spectrim.report import bench_table
+from spectrim.report.bench_plot import bench_svg, lines_of
 from spectrim.runtime.cache import Cache
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_qwen2_bias, tiny_tokenizer
@@ -134,7 +133,9 @@ def test_the_layers_that_were_planned_are_timed():
     plan = Plan("svd", "uniform", "pivoted", 0.5, 0.5, None, layers, {}, {})
     place = TimingSpec(torch.device("cpu"), torch.float64, 3)
     assert equal_time.measure_time(model, plan, place) > 0
-    found = {name: (dense, layer) for name, dense, layer in equal_time._layers(model, plan, place)}
+    found = {
+        name: (dense, layer) for name, dense, layer in equal_time._layers(model, plan, place)
+    }
     assert found.keys() == shapes.keys()
     for name, (dense, layer) in found.items():
         x = torch.zeros(1, shapes[name][1], dtype=torch.float64)

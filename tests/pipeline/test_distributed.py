@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from spectrim import pipeline
-from spectrim.runtime import distributed
+from spectrim.checkpoint import SaveOptions, load, save_distributed, save_together
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, ModelError, SpectrimError
-from spectrim.checkpoint import SaveOptions, load, save_together, save_distributed
 from spectrim.pipeline import calibrate
 from spectrim.pipeline.recipe import ProbeRecipe, Recipe, RefinementRecipe
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
 from tests.forks import in_processes, needs_fork
 from tests.runs import Forwards, small_recipe, text_file
@@ -110,7 +110,7 @@ def test_what_two_keep_one_goes_on_from(tmp_path, text):
 def test_refining_by_both(tmp_path, text):
     """Blocks are trained on rows of one length: the mean of the parts is the mean."""
     model = tiny_llama()
-    step = RefinementRecipe("block", {"epochs": 1, "out_metric": "gradient"})
+    step = RefinementRecipe("block_distillation", {"epochs": 1, "out_metric": "gradient"})
     recipe = small_recipe(text, probe=UNMEASURED, refinement=(step,))
     two = in_processes(
         tmp_path / "two",

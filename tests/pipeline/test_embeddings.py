@@ -12,16 +12,15 @@ from safetensors import safe_open
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import spectrim
+from spectrim.checkpoint import SpectrimConfig, export_dense, export_self_contained, load
 from spectrim.embeddings import EMBEDDINGS, FactoredEmbedding, FactoredHead
 from spectrim.errors import CheckpointError, InputError
 from spectrim.evaluation import size
-from spectrim.checkpoint import SpectrimConfig, export_dense, export_self_contained, load
-from spectrim.pipeline.replace import cast_for_saving, replace_layers
-from spectrim.pipeline.embedding import compress_embeddings
+from spectrim.pipeline.embedding import compress_embeddings, plan_table
 from spectrim.pipeline.plan import factorize, plan
+from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, recipe_from
 from spectrim.pipeline.refine import refine
-from spectrim.pipeline.embedding import plan_table
-from spectrim.pipeline.recipe import (EmbeddingRecipe, Recipe, RefinementRecipe, recipe_from)
+from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
 from tests.runs import Forwards, small_recipe, text_file
@@ -173,10 +172,10 @@ def test_the_original_is_not_touched(text, name):
     assert (head.weight is table.weight) == tied
 
 
-@pytest.mark.parametrize("refinement", ["end_to_end", "block"])
+@pytest.mark.parametrize("refinement", ["distillation", "block_distillation"])
 @pytest.mark.parametrize("name", NAMES)
 def test_refinements_work_around_it(text, name, refinement):
-    options = {"tokens": 400} if refinement == "end_to_end" else {"epochs": 1}
+    options = {"tokens": 400} if refinement == "distillation" else {"epochs": 1}
     step = RefinementRecipe(refinement, options)
     recipe = recipe_of(text, refinement=(step,))
     model = TINY_MODELS[name]()

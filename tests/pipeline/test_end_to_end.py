@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 import spectrim
-from spectrim.errors import NumericalWarning
 from spectrim.checkpoint import load
+from spectrim.errors import NumericalWarning
 from spectrim.layers import LAYERS, layer_class
+from spectrim.models.linear import set_weight
+from spectrim.models.replace import factored_layers
+from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.replace import replace_layers
-from spectrim.pipeline.calibrate import prepare
 from spectrim.planning import Decomposition, Plan
-from spectrim.models.linear import set_weight
-from spectrim.models.replace import factored_layers
 from tests.checkpoint.test_fresh_process import run
 from tests.layer_problems import stored_weights
 from tests.runs import small_recipe, text_file

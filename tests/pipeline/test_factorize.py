@@ -9,8 +9,8 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import NumericalError
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.plan import factorize, plan
-from spectrim.planning import Decomposition
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.planning import Decomposition
 from spectrim.runtime.cache import Cache
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer

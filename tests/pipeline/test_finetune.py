@@ -12,8 +12,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 import spectrim
-from spectrim.errors import InputError, ModelError
 from spectrim.checkpoint import attach_config, load, save_compressed
+from spectrim.errors import InputError, ModelError
 from spectrim.layers import LAYERS, CompactLinear
 from spectrim.pipeline.finetune import FinetuneSettings, finetune
 from spectrim.refinement import RunContext

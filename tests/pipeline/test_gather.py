@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from spectrim.calibration import Calibration, in_memory
-from spectrim.statistics._parts import concat, select
-from spectrim.statistics._stored import StoredStates
 from spectrim.errors import CheckpointError, InputError
 from spectrim.pipeline.calibrate import calibrate, gather
 from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import HessianAveragingRecipe
 from spectrim.runtime.cache import Cache
+from spectrim.statistics._parts import concat, select
+from spectrim.statistics._stored import StoredStates
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE

@@ -10,7 +10,13 @@ import torch
 from spectrim import pipeline
 from spectrim.data import BlockSettings, token_blocks
 from spectrim.errors import ModelError
-from spectrim.pipeline.inspect import (break_even, inspect_layers, linear_layers, representation, timings)
+from spectrim.pipeline.inspect import (
+    break_even,
+    inspect_layers,
+    linear_layers,
+    representation,
+    timings,
+)
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_moe, tiny_tokenizer
 from tests.tolerances import SPECTRUM_RELATIVE

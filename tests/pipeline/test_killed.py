@@ -15,18 +15,30 @@ import torch
 
 from spectrim import checkpoint, pipeline
 from spectrim.calibration import in_memory
-from spectrim.planning.probe import Probe
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
-from spectrim.pipeline import calibrate as calibrate_module, decompose, pieces
-from spectrim.pipeline.streaming import (CompressedParts, StreamSizes, decompose_streamed, for_streaming)
-from spectrim.pipeline.presets import PRESETS
-from spectrim.pipeline.recipe import (HessianAveragingRecipe, ProbeRecipe, Recipe, RefinementRecipe, TaskRecipe)
-from spectrim.refinement import RunContext
-from spectrim.training import loop
-from spectrim.pruning import prune as selection_run
-from spectrim.runtime.files import write_tensors
 from spectrim.data.tasks import write_task
+from spectrim.pipeline import calibrate as calibrate_module
+from spectrim.pipeline import decompose, pieces
+from spectrim.pipeline.presets import PRESETS
+from spectrim.pipeline.recipe import (
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    Recipe,
+    RefinementRecipe,
+    TaskRecipe,
+)
+from spectrim.pipeline.streaming import (
+    CompressedParts,
+    StreamSizes,
+    decompose_streamed,
+    for_streaming,
+)
+from spectrim.planning.probe import Probe
+from spectrim.pruning import prune as selection_run
+from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.files import write_tensors
+from spectrim.training import loop
 from tests.pipeline.killing import Stage, Work, killed
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
@@ -145,9 +157,11 @@ STAGES = {
     "calibration along the path": Stage(calibrate, None, (BATCH, LAYER)),
     "decomposition": Stage(partial(factorise, **SHORT), begun, (BATCH, LAYER)),
     "measured curves": Stage(partial(factorise, **NO_PATH), begun, (BATCH, LAYER, CURVE)),
-    "block": Stage(partial(refine, name="block", options={"epochs": 3}), compressed, (STEP,)),
-    "end_to_end": Stage(
-        partial(refine, name="end_to_end", options={"tokens": 1000}), compressed, (STEP,)
+    "block_distillation": Stage(
+        partial(refine, name="block_distillation", options={"epochs": 3}), compressed, (STEP,)
+    ),
+    "distillation": Stage(
+        partial(refine, name="distillation", options={"tokens": 1000}), compressed, (STEP,)
     ),
     "selection": Stage(select, None, (BATCH, TUNE, PRUNE)),
     "save": Stage(save, compressed, outputs=("out",)),

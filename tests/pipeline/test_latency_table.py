@@ -7,10 +7,10 @@ import torch
 
 from spectrim.allocation import LatencyRecipe, LayerTimes
 from spectrim.errors import InputError
-from spectrim.pipeline.latency_table import latency_table, slow_layers
-from spectrim.pipeline import latency_table as latency_table_module
-from spectrim.planning import make_plan
 from spectrim.evaluation.speed.layer_times import TimingSpec, layer_times
+from spectrim.pipeline import latency_table as latency_table_module
+from spectrim.pipeline.latency_table import latency_table, slow_layers
+from spectrim.planning import make_plan
 from spectrim.runtime.cache import Cache
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
@@ -48,7 +48,9 @@ def test_slow_layers_are_named_with_the_reason(monkeypatch):
     assert text.startswith(f"1 of {len(plan.ranks)} factored layers take longer")
     assert "worst d (24 x 24, rank" in text
     assert "against 2.0 microseconds" in text
-    monkeypatch.setattr(latency_table_module, "layer_times", lambda *_: LayerTimes(2e-6, (1,), (1e-6,)))
+    monkeypatch.setattr(
+        latency_table_module, "layer_times", lambda *_: LayerTimes(2e-6, (1,), (1e-6,))
+    )
     assert list(slow_layers(plan, recipe())) == []
 
 

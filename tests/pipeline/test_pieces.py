@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from spectrim.statistics._io import save_calibration
 from spectrim.pipeline import calibrate, decompose, pieces
-from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.pieces import Snapshots
+from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe
 from spectrim.runtime.cache import Cache
+from spectrim.statistics._io import save_calibration
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 

@@ -11,13 +11,19 @@ from transformers import AutoModelForCausalLM
 
 import spectrim
 from spectrim import pipeline
+from spectrim.data.tasks import write_task
 from spectrim.errors import InputError
 from spectrim.evaluation import size
 from spectrim.pipeline.presets import PRESETS
-from spectrim.pipeline.recipe import (CalibrationRecipe, Recipe, RefinementRecipe, SharingRecipe, TaskRecipe)
-from spectrim.refinement import RunContext
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    Recipe,
+    RefinementRecipe,
+    SharingRecipe,
+    TaskRecipe,
+)
 from spectrim.pruning import PruningOptions
-from spectrim.data.tasks import write_task
+from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer
 
@@ -36,7 +42,7 @@ def _recipe(task: TaskRecipe, preset: str = "bsi", **selection: Any) -> Recipe:
         calibration=CalibrationRecipe(sequences=16),
         pruning=replace(recipe.pruning, **(quick | probes | selection)),
         task=task,
-        refinement=(RefinementRecipe("next_token", {"steps": 2}),),
+        refinement=(RefinementRecipe("finetune", {"steps": 2}),),
     )
 
 
@@ -173,9 +179,9 @@ def test_a_recipe_with_a_task_survives_yaml(task, tmp_path):
 
 def test_scoring_every_basis_of_the_bundled_model_costs_2k_plus_1_passes(task):
     from spectrim import checkpoint
+    from spectrim.data.tasks import task_loss
     from spectrim.pipeline.prune_for_task import spectral_copy
     from spectrim.pruning import IMPORTANCE, Objective
-    from spectrim.data.tasks import task_loss
 
     model, tokenizer = checkpoint.load("reference", dtype=torch.float32)
     recipe = Recipe(method="svd", task=replace(task, limit=4))

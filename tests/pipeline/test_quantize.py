@@ -5,16 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectrim.layers.quantized import CompensatedLinear
-from spectrim.errors import CheckpointError, InputError
-from spectrim.evaluation.size import tensor_bytes
 from spectrim.checkpoint import SpectrimConfig, export_dense, export_self_contained, load
 from spectrim.checkpoint import save_compressed as save
-from spectrim.pipeline.quantize import quantize, with_correction
-from spectrim.pipeline.quantize import (add_corrections, choose_correction_ranks, compute_residual, correction_figures)
-from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
+from spectrim.errors import CheckpointError, InputError
+from spectrim.evaluation.size import tensor_bytes
+from spectrim.layers.quantized import CompensatedLinear
 from spectrim.models.replace import compact_layers
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.quantize import (
+    add_corrections,
+    choose_correction_ranks,
+    compute_residual,
+    correction_figures,
+    quantize,
+    with_correction,
+)
+from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from tests.checkpoint.compressing import logits
 from tests.checkpoint.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.runs import small_recipe, text_file
@@ -115,7 +121,7 @@ def test_bfloat16_and_a_tied_output_embedding(text, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "what"),
-    [({"method": "afm"}, "not a pair of metrics"), ({"allocation": "heavy_tail"}, "paths")],
+    [({"method": "afm"}, "not a pair of metrics"), ({"allocation": "welore"}, "paths")],
 )
 def test_choices_that_have_no_path(changes, what):
     with pytest.raises(InputError, match=what):

@@ -9,14 +9,20 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from spectrim.checkpoint import (
+    SpectrimConfig,
+    export_dense,
+    export_self_contained,
+    load,
+    save_compressed,
+)
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.evaluation.size import tensor_bytes
-from spectrim.checkpoint import (SpectrimConfig, export_dense, export_self_contained, load, save_compressed)
 from spectrim.pipeline.finetune import FinetuneSettings, finetune
-from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.quantize_factors import quantize_factors
 from spectrim.pipeline.recipe import QuantizationRecipe, SharingRecipe
+from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from tests.checkpoint.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
@@ -175,7 +181,7 @@ def test_a_config_that_says_something_else(inner):
 def test_recipes_that_do_not_go_together(text):
     given = QuantizationRecipe(8, "rtn")
     with pytest.raises(InputError, match="loss_optimal"):
-        recipe_for(text, given, allocation="effective_rank")
+        recipe_for(text, given, allocation="d_rank")
     with pytest.raises(InputError, match="plain matrices"):
         made(TINY_MODELS["llama"](), recipe_for(text, given, layer="sparse_dictionary"))
     needy = QuantizationRecipe(8, "rtn")

@@ -7,12 +7,17 @@ import math
 import pytest
 import torch
 
-from spectrim.data import BlockSettings
 from spectrim.checkpoint import load
+from spectrim.data import BlockSettings
 from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.plan import factorize, plan, probe_curves
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    HessianAveragingRecipe,
+    ProbeRecipe,
+    Recipe,
+)
 from spectrim.pipeline.replace import replace_layers
-from spectrim.pipeline.recipe import (CalibrationRecipe, HessianAveragingRecipe, ProbeRecipe, Recipe)
 from spectrim.runtime.cache import Cache
 from tests.shared_assets import shared_data, shared_model
 

@@ -54,7 +54,9 @@ def one_cycle(model: PreTrainedModel, recipe: Recipe, output: Path) -> None:
         model, decomposition, spectrim.plan(decomposition, recipe)
     )
     config = smaller.config.quantization_config
-    checkpoint.save_compressed(smaller, tokenizer, output, config, checkpoint.SaveOptions(overwrite=True))
+    checkpoint.save_compressed(
+        smaller, tokenizer, output, config, checkpoint.SaveOptions(overwrite=True)
+    )
     loaded, _ = spectrim.load(output)
     settings = BlockSettings(length=24, max_tokens=96)
     spectrim.evaluate(loaded, tokenizer, recipe.calibration.data, settings)

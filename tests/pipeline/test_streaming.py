@@ -11,12 +11,17 @@ from torch import Tensor
 
 import spectrim
 from spectrim import checkpoint, pipeline
-from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
+from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.pipeline import memory_plan, streaming
 from spectrim.pipeline.memory_plan import MemoryEstimate, bytes_of, plan_memory
-from spectrim.pipeline.streaming import (CompressedParts, StreamSizes, decompose_streamed, for_streaming)
-from spectrim.pipeline.recipe import (EmbeddingRecipe, Recipe, RefinementRecipe, SharingRecipe)
+from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, SharingRecipe
+from spectrim.pipeline.streaming import (
+    CompressedParts,
+    StreamSizes,
+    decompose_streamed,
+    for_streaming,
+)
 from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
 from tests.runs import small_recipe, text_file
@@ -134,7 +139,7 @@ def test_statistics_and_activations_do_not_stay(root, tmp_path):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"refinement": (RefinementRecipe("block"),)},
+        {"refinement": (RefinementRecipe("block_distillation"),)},
         {"embeddings": EmbeddingRecipe()},
         {"sharing": SharingRecipe("adjacent")},
     ],
@@ -163,7 +168,9 @@ def test_a_failed_write_leaves_nothing(root, tmp_path):
             return {} if name.endswith("layers.1") else parts(name)
 
         with pytest.raises(CheckpointError, match="missing or foreign"):
-            save_streamed(opened, short, tmp_path / "out", parts.config(), checkpoint.SaveOptions())
+            save_streamed(
+                opened, short, tmp_path / "out", parts.config(), checkpoint.SaveOptions()
+            )
     assert list(tmp_path.iterdir()) == [] or not (tmp_path / "out").exists()
 
 

@@ -9,9 +9,9 @@ import torch
 
 from spectrim.linalg.spectrum import tail_energy
 from spectrim.linalg.truncated import Factors
+from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.planning import Decomposition
 from spectrim.planning.correction_ranks import correction_ranks, uniform_cost
-from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from tests.tolerances import LOSS_RELATIVE
 
 SHAPES = {"a": (3, 5), "b": (4, 4), "c": (6, 2)}

@@ -7,9 +7,9 @@ import pytest
 
 from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
 from spectrim.errors import InputError
+from spectrim.pipeline.recipe import SharingRecipe
 from spectrim.planning import make_plan, size_curve
 from spectrim.planning.rank_multiples import auto_multiple, multiple_for
-from spectrim.pipeline.recipe import SharingRecipe
 from spectrim.pruning import PruningOptions
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
@@ -89,7 +89,7 @@ def test_what_has_no_times_says_so():
         timed(0.05, table())
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "effective_rank", "zero_sum"])
+@pytest.mark.parametrize("allocation", ["uniform", "d_rank", "zs_svd"])
 def test_an_allocation_by_weights_gets_as_many_as_the_time_allows(allocation):
     """No budget of weights that fits in the time keeps more."""
     times = table()

@@ -7,10 +7,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spectrim.planning.measured import _FLOOR, _ascending, probe_layers, rescale
 from spectrim.linalg.truncated import Factors
-from spectrim.planning import Decomposition, JointCorrection
 from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import Decomposition, JointCorrection
+from spectrim.planning.measured import _FLOOR, _ascending, probe_layers, rescale
 from tests.tolerances import LOSS_RELATIVE
 
 RISES = st.lists(st.floats(0, 10), min_size=3, max_size=12)

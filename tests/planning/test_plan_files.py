@@ -15,9 +15,9 @@ from spectrim.allocation import ALLOCATORS
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
-from spectrim.planning import LayerPlan, Plan, load_plan, save_plan
 from spectrim.pipeline.presets import PRESETS, load_recipe
 from spectrim.pipeline.recipe import Recipe, recipe_from
+from spectrim.planning import LayerPlan, Plan, load_plan, save_plan
 
 PLAN = Plan(
     method="obd",

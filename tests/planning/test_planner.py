@@ -15,9 +15,17 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.linalg.spectrum import tail_energy
 from spectrim.linalg.truncated import Factors
-from spectrim.planning import (Decomposition, JointCorrection, load_plan, make_plan, plan_for_loss, save_plan, size_curve)
-from spectrim.planning.planner import DEFAULT_BUDGETS
 from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import (
+    Decomposition,
+    JointCorrection,
+    load_plan,
+    make_plan,
+    plan_for_loss,
+    save_plan,
+    size_curve,
+)
+from spectrim.planning.planner import DEFAULT_BUDGETS
 from spectrim.runtime.files import write_tensors
 from tests.layer_problems import random_layer
 from tests.tolerances import LOSS_RELATIVE

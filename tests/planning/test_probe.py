@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectrim.planning.probe import Probe, _override_forward, swap_weights
 from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.calibrate import prepare
-from spectrim.pipeline.recipe import Recipe
 from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.recipe import Recipe
+from spectrim.planning.probe import Probe, _override_forward, swap_weights
 from tests.tiny_models import TINY_MODELS, tiny_tokens
 from tests.tolerances import DIVERGENCE_ABSOLUTE, DIVERGENCE_RELATIVE
 

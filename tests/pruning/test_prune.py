@@ -12,8 +12,8 @@ from torch import nn
 
 from spectrim.errors import InputError, NumericalError
 from spectrim.layers import layer_class
-from spectrim.refinement import RunContext
 from spectrim.pruning import LayerCost, Objective, Problem, PruningOptions, run_pruning
+from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
 from tests.pruning.building import Quadratic, rows, spectral
 from tests.tiny_models import TINY_MODELS

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spectrim.data.tasks import TaskRows
 from spectrim.errors import InputError
 from spectrim.pruning import IMPORTANCE, Objective
 from spectrim.pruning.sampled_labels import sample_labels
-from spectrim.data.tasks import TaskRows
 from tests.pruning.building import rows, spectral_llama
 from tests.tolerances import SAMPLED_FISHER_RELATIVE
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim import checkpoint
+from spectrim.data.tasks import task_loss
 from spectrim.errors import InputError
 from spectrim.pipeline import tasks
 from spectrim.pipeline.prune_for_task import spectral_copy
@@ -14,7 +15,6 @@ from spectrim.pipeline.recipe import Recipe, TaskRecipe
 from spectrim.pruning import IMPORTANCE, Objective, SpectralLinear, moments
 from spectrim.pruning.importance import scaled_fisher
 from spectrim.pruning.importance._probing import probe
-from spectrim.data.tasks import task_loss
 from tests.pruning.building import coordinate_hessian, removals, rows, spectral_llama
 from tests.tolerances import CALIBRATED_CORRELATION, CALIBRATED_RATIO
 
@@ -77,8 +77,10 @@ def test_a_loss_of_other_units_changes_scores_by_its_units():
         summed, count = task_loss(given, batch)
         return 3 * summed, count
 
-    once = _estimate("calibrated", model, layers, Objective(rows(), 6), energy=1e-8)
-    thrice = _estimate("calibrated", model, layers, Objective(rows(), 6, tripled), energy=3e-8)
+    once = _estimate("scaled_fisher", model, layers, Objective(rows(), 6), energy=1e-8)
+    thrice = _estimate(
+        "scaled_fisher", model, layers, Objective(rows(), 6, tripled), energy=3e-8
+    )
     for name in layers:
         torch.testing.assert_close(
             thrice.scores[name], 3 * once.scores[name], rtol=1e-3, atol=0
@@ -108,7 +110,7 @@ def test_a_loss_without_a_gradient_scores_nothing():
         summed, count = task_loss(given, batch)
         return 0 * summed, count
 
-    found = _estimate("calibrated", model, layers, Objective(rows(), 6, flat))
+    found = _estimate("scaled_fisher", model, layers, Objective(rows(), 6, flat))
     assert all(not scores.any() for scores in found.scores.values())
 
 
@@ -127,9 +129,9 @@ def test_removals_of_a_model_that_is_sure_are_ranked():
                 for key in names
             ]
         )
-        for name, options in (("fisher", {}), ("calibrated", {"rows": 24}))
+        for name, options in (("fisher", {}), ("scaled_fisher", {"rows": 24}))
     }
-    ours, plain = (_rank_correlation(found[n], measured) for n in ("calibrated", "fisher"))
+    ours, plain = (_rank_correlation(found[n], measured) for n in ("scaled_fisher", "fisher"))
     assert ours > CALIBRATED_CORRELATION > plain
 
 
@@ -141,19 +143,19 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("options", [{"rows": 1}, {"energy": 0.0}, {"energy": float("nan")}])
 def test_wrong_options_are_refused(options):
     with pytest.raises(InputError):
-        IMPORTANCE.options("calibrated", options)
+        IMPORTANCE.options("scaled_fisher", options)
 
 
 def test_half_precision_is_refused():
     model, layers = spectral_llama()
     model.to(torch.bfloat16)
     with pytest.raises(InputError, match="float32"):
-        _estimate("calibrated", model, layers, Objective(rows()))
+        _estimate("scaled_fisher", model, layers, Objective(rows()))
 
 
 def test_rows_without_a_scored_token_are_passed_over():
     model, layers = spectral_llama()
     given = rows()
     given.scored[0] = False
-    found = _estimate("calibrated", model, layers, Objective(given, 6))
+    found = _estimate("scaled_fisher", model, layers, Objective(given, 6))
     assert found.passes == pytest.approx(1 + 2 * 5 / 6)

@@ -4,8 +4,8 @@ import torch
 
 from spectrim.decompositions import LayerProblem, decompose_layer
 from spectrim.linalg.truncated import Factors
-from spectrim.registry import NoOptions
 from spectrim.pruning import SpectralLinear, thin_svd
+from spectrim.registry import NoOptions
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
 
 

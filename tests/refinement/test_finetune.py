@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spectrim.data import TokenBlocks
-from spectrim.errors import InputError
 from spectrim.checkpoint import attach_config
-from spectrim.pipeline.refine import refine
-from spectrim.pipeline.recipe import (CalibrationRecipe, Recipe, RefinementRecipe, TaskRecipe)
-from spectrim.refinement import REFINEMENTS, RunContext
-from spectrim.pruning import Objective
+from spectrim.data import TokenBlocks
 from spectrim.data.tasks import TaskRows, write_task
+from spectrim.errors import InputError
+from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, RefinementRecipe, TaskRecipe
+from spectrim.pipeline.refine import refine
+from spectrim.pruning import Objective
+from spectrim.refinement import REFINEMENTS, RunContext
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
 
@@ -45,20 +45,18 @@ def _loss(model, blocks: TokenBlocks) -> float:
 def test_its_first_loss_is_that_of_the_counted_tokens(scored):
     model, blocks = _compressed(), _blocks(scored)
     expected = _loss(model, blocks)
-    options = REFINEMENTS.options("next_token", {"steps": 1, "batch_size": 8})
+    options = REFINEMENTS.options("finetune", {"steps": 1, "batch_size": 8})
     progress = RunContext()
-    REFINEMENTS.get("next_token").refine(model, model, blocks, options, progress)
+    REFINEMENTS.get("finetune").refine(model, model, blocks, options, progress)
     assert progress.losses["next token"] == pytest.approx([expected], rel=1e-5)
 
 
 def test_training_on_answers_lowers_their_loss_more():
-    options = REFINEMENTS.options("next_token", {"steps": 30, "learning_rate": 3e-3})
+    options = REFINEMENTS.options("finetune", {"steps": 30, "learning_rate": 3e-3})
     after = {}
     for scored in (True, False):
         model = _compressed()
-        REFINEMENTS.get("next_token").refine(
-            model, model, _blocks(scored), options, RunContext()
-        )
+        REFINEMENTS.get("finetune").refine(model, model, _blocks(scored), options, RunContext())
         after[scored] = _loss(model, _blocks(True))
     assert after[True] < after[False] < _loss(_compressed(), _blocks(True))
 
@@ -66,7 +64,7 @@ def test_training_on_answers_lowers_their_loss_more():
 def test_a_task_is_seen_whole_unless_the_refinement_says_how_much(tmp_path):
     path = tmp_path / "task.jsonl"
     write_task([(f"after {n} comes ", str(n + 1)) for n in range(30)], path)
-    step = RefinementRecipe("next_token", {"steps": 1})
+    step = RefinementRecipe("finetune", {"steps": 1})
     recipe = Recipe(
         task=TaskRecipe(data=str(path)),
         calibration=CalibrationRecipe(sequences=5),
@@ -83,4 +81,4 @@ def test_a_task_is_seen_whole_unless_the_refinement_says_how_much(tmp_path):
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"epochs": 0}, {"learning_rate": 0.0}])
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError):
-        REFINEMENTS.options("next_token", wrong)
+        REFINEMENTS.options("finetune", wrong)

@@ -10,21 +10,21 @@ import torch
 from typer.testing import CliRunner
 
 import spectrim
+from spectrim.checkpoint import load
 from spectrim.cli.commands import app
 from spectrim.errors import InputError
-from spectrim.checkpoint import load
-from spectrim.pipeline.replace import cast_for_saving, replace_layers
+from spectrim.models.replace import factored_layers
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
+from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.refinement import REFINEMENTS, RunContext
-from spectrim.models.replace import factored_layers
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
 STEPS = (
-    RefinementRecipe("block", {"epochs": 1}),
-    RefinementRecipe("end_to_end", {"tokens": 200}, sequences=12),
+    RefinementRecipe("block_distillation", {"epochs": 1}),
+    RefinementRecipe("distillation", {"tokens": 200}, sequences=12),
 )
 
 
@@ -34,7 +34,7 @@ def test_a_recipe_file_names_them_in_order(tmp_path):
         "refinement: [{name: block}, {name: end_to_end, options: {tokens: 200000}}]\n"
     )
     recipe = load_recipe(str(path))
-    assert [step.name for step in recipe.refinement] == ["block", "end_to_end"]
+    assert [step.name for step in recipe.refinement] == ["block_distillation", "distillation"]
     assert recipe.refinement[1].options == {"tokens": 200000}
     path.write_text(recipe.to_yaml())
     assert load_recipe(str(path)) == recipe
@@ -75,13 +75,16 @@ def test_the_verb_runs_all_and_records_them(text, tmp_path):
     refined = spectrim.refine(model, smaller, tiny_tokenizer(), recipe, progress)
     assert refined.dtype == torch.float32
     assert all(torch.equal(before[name], t) for name, t in smaller.state_dict().items())
-    assert {name.split(",")[0] for name in progress.losses} == {"block", "end_to_end"}
+    assert {name.split(",")[0] for name in progress.losses} == {
+        "block_distillation",
+        "distillation",
+    }
     spectrim.save(
         cast_for_saving(refined, torch.bfloat16), tiny_tokenizer(), str(tmp_path / "saved")
     )
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     entries = config["quantization_config"]["provenance"]["refinement"]
-    assert [entry["name"] for entry in entries] == ["block", "end_to_end"]
+    assert [entry["name"] for entry in entries] == ["block_distillation", "distillation"]
     assert entries[0]["options"]["epochs"] == 1
     assert [entry["data"]["sequences"] for entry in entries] == [8, 12]
     assert load(tmp_path / "saved")[0].dtype == torch.bfloat16
@@ -102,7 +105,7 @@ def test_the_command_refines(text, tmp_path):
     recipe = small_recipe(text)
     fast = replace(recipe, probe=replace(recipe.probe, per_layer=False, joint=False))
     (tmp_path / "recipe.yaml").write_text(fast.to_yaml())
-    for name, more in {"plain": [], "refined": ["--refine", "block"]}.items():
+    for name, more in {"plain": [], "refined": ["--refine", "block_distillation"]}.items():
         arguments = ["compress", str(tmp_path / "dense"), "-o", str(tmp_path / name)]
         arguments += ["--recipe", str(tmp_path / "recipe.yaml"), "--no-cache", *more]
         result = CliRunner().invoke(app, arguments)
@@ -112,7 +115,7 @@ def test_the_command_refines(text, tmp_path):
     first, second = (dict(m.named_parameters()) for m in (plain, refined))
     assert any(not torch.equal(first[n], second[n]) for n in first)
     saved = load_recipe(str(tmp_path / "refined" / "spectrim_recipe.yaml"))
-    assert [step.name for step in saved.refinement] == ["block"]
+    assert [step.name for step in saved.refinement] == ["block_distillation"]
 
 
 def test_ls_shows_them():

@@ -17,19 +17,19 @@ from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.layers import FactoredLinear, layer_class
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
 from spectrim.linalg.regression import regression, solve_target, weighted_square
-from spectrim.refinement import REFINEMENTS, RunContext
-from spectrim.refinement._sequential.inputs import Input, Sums, record_inputs, stages
-from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.experts import split_expert_names
+from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import factored_layers, replace_layer
 from spectrim.models.targets import Target, find_targets
+from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement._sequential.inputs import Input, Sums, record_inputs, stages
 from spectrim.runtime.cache import Cache
-from tests.contracts.test_refinements import Stop, case, same, state, tokens
 from tests.checkpoint.compressing import replace_by_svd
+from tests.contracts.test_refinements import Stop, case, same, state, tokens
 from tests.tiny_models import TINY_MODELS
 from tests.tolerances import OBJECTIVE_RELATIVE, SEQUENTIAL_RELATIVE
 
-NAMES = ("anchored", "saes", "shifted")
+NAMES = ("aa_svd", "saes_svd", "svd_llm_update")
 DAMPING = 1e-3
 names = pytest.mark.parametrize("name", NAMES)
 
@@ -66,7 +66,7 @@ def optimal(layer: FactoredLinear, product: Tensor, metric: CovarianceMetric) ->
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
     given = case(model)
-    rewritten(given, "shifted")
+    rewritten(given, "svd_llm_update")
     layers = dict(factored_layers(given.compressed))
     targets = [Target(n, (m.out_features, m.in_features)) for n, m in layers.items()]
     settings = CalibrationSettings(("input_covariance",))
@@ -86,7 +86,7 @@ def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
 @torch.no_grad()
 def test_anchored_is_optimal_for_both_models_inputs(model):
     given, mix = case(model), 0.6
-    rewritten(given, "anchored", original_input_weight=mix)
+    rewritten(given, "aa_svd", original_input_weight=mix)
     layers = dict(factored_layers(given.compressed))
     own, first = (inputs_of(m, list(layers)) for m in (given.compressed, given.original))
     for name, layer in layers.items():
@@ -108,7 +108,8 @@ def one_layer(rank: int = 6, kind: str = "pivoted"):
 
 @pytest.mark.parametrize(("method", "metric"), [("obd", "gradient"), ("svd_llm", "identity")])
 @pytest.mark.parametrize(
-    "refinement", [("shifted", {}), ("anchored", {"original_input_weight": 1.0}), ("saes", {})]
+    "refinement",
+    [("svd_llm_update", {}), ("aa_svd", {"original_input_weight": 1.0}), ("saes_svd", {})],
 )
 def test_on_the_originals_own_inputs_it_is_the_decomposition(method, metric, refinement):
     given, name = one_layer()
@@ -136,7 +137,7 @@ def test_full_rank_stays_the_original(name):
     given.compressed = copy.deepcopy(given.original)
     for target in find_targets(given.original):
         replace_by_svd(given.compressed, target.name, "lowrank", min(target.shape))
-    options = {"original_input_weight": 1.0} if name == "anchored" else {}
+    options = {"original_input_weight": 1.0} if name == "aa_svd" else {}
     rewritten(given, name, **options)
     with torch.no_grad():
         ids = tokens().ids
@@ -162,7 +163,7 @@ def test_too_few_tokens_keep_the_factors(name):
     given, blocks = case("llama"), tokens()
     before = state(given.compressed)
     few = replace(blocks, ids=blocks.ids[:2, :8].contiguous())
-    options = {"original_input_weight": 0.5} if name == "anchored" else {}
+    options = {"original_input_weight": 0.5} if name == "aa_svd" else {}
     with pytest.warns(NumericalWarning, match="keep their factors"):
         rewritten(given, name, few, **options)
     assert same(state(given.compressed), before)
@@ -172,7 +173,7 @@ def test_layers_outside_the_blocks_are_rewritten():
     given = case("llama")
     replace_by_svd(given.compressed, "lm_head", "lowrank", 8)
     before = given.compressed.lm_head.dense()[0]
-    rewritten(given, "anchored", original_input_weight=0.5)
+    rewritten(given, "aa_svd", original_input_weight=0.5)
     assert not torch.equal(given.compressed.lm_head.dense()[0], before)
 
 
@@ -181,7 +182,7 @@ def test_a_model_without_blocks_is_rewritten():
     for module in (*given.compressed.modules(), *given.original.modules()):
         module._no_split_modules = None
     for one in (given, other):
-        rewritten(one, "anchored", original_input_weight=0.5)
+        rewritten(one, "aa_svd", original_input_weight=0.5)
     pairs = zip(
         factored_layers(given.compressed), factored_layers(other.compressed), strict=True
     )
@@ -196,7 +197,7 @@ def test_a_layers_own_bias_comes_back():
     u, s, v = torch.linalg.svd(weight)
     biased = layer_class("lowrank").from_factors(u[:, :6] * s[:6], v[:6], torch.ones(len(u)))
     replace_layer(given.compressed, name, biased)
-    rewritten(given, "shifted")
+    rewritten(given, "svd_llm_update")
     found = given.compressed.get_submodule(name)
     assert found.rank == 6
     assert not found.dense()[1].any()
@@ -261,21 +262,21 @@ def test_the_joint_divergence_falls(name):
 
 def test_the_search_takes_the_best_candidate():
     given, progress = case("llama"), RunContext()
-    search = REFINEMENTS.options("anchored", {"out_metric": "identity", "search_share": 1.0})
-    run = REFINEMENTS.get("anchored").refine
+    search = REFINEMENTS.options("aa_svd", {"out_metric": "identity", "search_share": 1.0})
+    run = REFINEMENTS.get("aa_svd").refine
     run(given.original, given.compressed, tokens(), search, progress)
     figures = {mix: progress.losses[f"KL with mix {mix:g}"][0] for mix in search.candidates}
     assert len(set(figures.values())) == len(figures)
     best = min(figures, key=figures.__getitem__)
     other = case("llama")
-    rewritten(other, "anchored", original_input_weight=best)
+    rewritten(other, "aa_svd", original_input_weight=best)
     assert same(state(given.compressed), state(other.compressed))
 
 
 @pytest.mark.parametrize("steps", [3, 20, 60])
 def test_a_stopped_search_ends_the_same(steps, tmp_path):
-    options = REFINEMENTS.options("anchored", {"out_metric": "identity"})
-    run = REFINEMENTS.get("anchored").refine
+    options = REFINEMENTS.options("aa_svd", {"out_metric": "identity"})
+    run = REFINEMENTS.get("aa_svd").refine
     whole, stopped = case("llama"), case("llama")
     before = state(stopped.compressed)
     expected, resumed = RunContext(), RunContext(Cache(tmp_path))
@@ -293,18 +294,18 @@ def test_a_search_needs_two_sequences():
     blocks = tokens()
     one = replace(blocks, ids=blocks.ids[:1])
     with pytest.raises(InputError, match="two or more"):
-        rewritten(case("llama"), "anchored", one)
+        rewritten(case("llama"), "aa_svd", one)
 
 
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("anchored", {"original_input_weight": 1.5}),
-        ("anchored", {"candidates": (0.0, 2.0)}),
-        ("anchored", {"search_share": 0.0}),
-        ("saes", {"alpha_low": 0.9}),
-        ("shifted", {"batch_size": 0}),
-        ("shifted", {"out_metric": "other"}),
+        ("aa_svd", {"original_input_weight": 1.5}),
+        ("aa_svd", {"candidates": (0.0, 2.0)}),
+        ("aa_svd", {"search_share": 0.0}),
+        ("saes_svd", {"alpha_low": 0.9}),
+        ("svd_llm_update", {"batch_size": 0}),
+        ("svd_llm_update", {"out_metric": "other"}),
     ],
 )
 def test_wrong_options_are_named(name, wrong):
@@ -313,5 +314,5 @@ def test_wrong_options_are_named(name, wrong):
 
 
 def test_saes_takes_its_betas_from_alpha():
-    options = REFINEMENTS.options("saes", {})
+    options = REFINEMENTS.options("saes_svd", {})
     assert options.betas == pytest.approx((0.2, 3 / 7))

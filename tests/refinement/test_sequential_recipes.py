@@ -10,8 +10,8 @@ import torch
 
 import spectrim
 from spectrim.pipeline.plan import factorize, plan
-from spectrim.pipeline.replace import replace_layers
 from spectrim.pipeline.recipe import RefinementRecipe
+from spectrim.pipeline.replace import replace_layers
 from spectrim.refinement import RunContext, required_statistics
 from spectrim.runtime.cache import Cache
 from tests.runs import small_recipe, text_file
@@ -30,8 +30,8 @@ class Seen:
 
 
 def test_requirements_follow_the_options():
-    assert required_statistics("block", {}) == ()
-    for name in ("anchored", "saes", "shifted"):
+    assert required_statistics("block_distillation", {}) == ()
+    for name in ("aa_svd", "saes_svd", "svd_llm_update"):
         assert required_statistics(name, {}) == ("gradient_covariance",)
         assert required_statistics(name, {"out_metric": "identity"}) == ()
 
@@ -40,7 +40,7 @@ def test_requirements_follow_the_options():
 def test_statistics_come_out_of_the_workspace(model, tmp_path):
     """The recipe's own calibration, which is not run a second time."""
     original = TINY_MODELS[model]()
-    steps = (RefinementRecipe("shifted"), RefinementRecipe("saes"))
+    steps = (RefinementRecipe("svd_llm_update"), RefinementRecipe("saes_svd"))
     recipe = small_recipe(text_file(tmp_path / "text.txt"), refinement=steps)
     cache, seen = Cache(tmp_path / "cache"), Seen()
     decomposition = factorize(original, tiny_tokenizer(), recipe, cache)
@@ -48,18 +48,21 @@ def test_statistics_come_out_of_the_workspace(model, tmp_path):
     before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
     progress = RunContext(cache, seen)
     refined = spectrim.refine(original, smaller, tiny_tokenizer(), recipe, progress)
-    assert {what.partition(":")[0] for what in seen.what} == {"shifted", "saes"}
-    assert {name.partition(",")[0] for name in progress.losses} == {"shifted", "saes"}
+    assert {what.partition(":")[0] for what in seen.what} == {"svd_llm_update", "saes_svd"}
+    assert {name.partition(",")[0] for name in progress.losses} == {
+        "svd_llm_update",
+        "saes_svd",
+    }
     after = refined.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     recorded = refined.config.quantization_config.provenance["refinement"]
-    assert [entry["name"] for entry in recorded] == ["shifted", "saes"]
+    assert [entry["name"] for entry in recorded] == ["svd_llm_update", "saes_svd"]
     assert recorded[0]["options"]["out_metric"] == "gradient"
 
 
 def test_without_a_workspace_they_are_made(tmp_path):
     original = TINY_MODELS["llama"]()
-    steps = (RefinementRecipe("shifted"),)
+    steps = (RefinementRecipe("svd_llm_update"),)
     recipe = small_recipe(text_file(tmp_path / "text.txt"), refinement=steps)
     decomposition = factorize(original, tiny_tokenizer(), recipe)
     smaller = replace_layers(original, decomposition, plan(decomposition, recipe))

@@ -9,17 +9,17 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.layers.shared_basis import SharedBasisLinear
-from spectrim.refinement import REFINEMENTS, RunContext
-from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.models.linear import get_weight
 from spectrim.models.replace import share_basis, shared_bases
+from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.training.balanced_factors import balanced_parameters
 from tests.contracts.test_refinements import tokens
 from tests.tiny_models import tiny_llama, tiny_tokens
 from tests.tolerances import FLOAT32_RELATIVE
 
 ACROSS = [f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)]
 INSIDE = [f"model.layers.1.mlp.{x}_proj" for x in ("gate", "up")]
-OPTIONS = {"block": {"epochs": 2}, "end_to_end": {"tokens": 256}}
+OPTIONS = {"block_distillation": {"epochs": 2}, "distillation": {"tokens": 256}}
 
 
 def shared_model() -> PreTrainedModel:
@@ -74,7 +74,7 @@ def test_refining_keeps_sharing(name):
     assert shared_bases(refined) == groups
     moved = {n: float((row_space(refined, n) - spaces[n]).norm()) for n in groups}
     assert moved[INSIDE[0]] > 1e-3
-    assert (moved[ACROSS[0]] > 1e-3) == (name == "end_to_end")
+    assert (moved[ACROSS[0]] > 1e-3) == (name == "distillation")
 
 
 def row_space(model: PreTrainedModel, owner: str) -> torch.Tensor:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from spectrim.errors import InputError, ModelError
+from spectrim.models.replace import factored_layers
 from spectrim.refinement import REFINEMENTS, RunContext
 from spectrim.refinement.svd_llm_lora import LowRankUpdate, Options
-from spectrim.models.replace import factored_layers
 from tests.contracts.test_refinements import case, state, tokens
 from tests.tiny_models import tiny_llama
 from tests.tolerances import FLOAT32_RELATIVE
@@ -34,7 +34,7 @@ def test_only_the_factors_change_and_by_a_low_rank(kind):
     before = {name: layer.dense()[0] for name, layer in factored_layers(given.compressed)}
     ranks = {name: layer.rank for name, layer in factored_layers(given.compressed)}
     rest = state(given.compressed)
-    given.refine("lora", rank=1)
+    given.refine("svd_llm_lora", rank=1)
     after = dict(factored_layers(given.compressed))
     assert {name: layer.rank for name, layer in after.items()} == ranks
     for name, layer in after.items():
@@ -48,19 +48,19 @@ def test_only_the_factors_change_and_by_a_low_rank(kind):
 
 def test_both_factors_are_trained_one_after_the_other():
     given, progress = case("llama"), RunContext()
-    given.refine("lora", progress, epochs=2)
+    given.refine("svd_llm_lora", progress, epochs=2)
     assert list(progress.losses) == ["left", "right"]
     assert [len(losses) for losses in progress.losses.values()] == [4, 4]
 
 
 def test_a_model_without_factors_is_refused():
     model = tiny_llama()
-    options = REFINEMENTS.options("lora", {})
+    options = REFINEMENTS.options("svd_llm_lora", {})
     with pytest.raises(ModelError, match="compress it first"):
-        REFINEMENTS.get("lora").refine(model, model, tokens(), options, RunContext())
+        REFINEMENTS.get("svd_llm_lora").refine(model, model, tokens(), options, RunContext())
 
 
 @pytest.mark.parametrize("name", ["rank", "epochs", "alpha", "learning_rate"])
 def test_wrong_options_are_named(name):
     with pytest.raises(InputError, match=name):
-        REFINEMENTS.options("lora", {name: 0})
+        REFINEMENTS.options("svd_llm_lora", {name: 0})

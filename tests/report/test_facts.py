@@ -12,11 +12,11 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.evaluation import kl_divergence, size
 from spectrim.layers import layer_class
 from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.planning import size_curve
 from spectrim.pipeline.recipe import SharingRecipe
+from spectrim.planning import size_curve
+from spectrim.report.collect import CURVE_BUDGETS, sample_ranks
 from spectrim.report.compare import NEW_TOKENS, draw_prompts, with_texts
 from spectrim.report.facts import Cell, cell_of, load_facts
-from spectrim.report.collect import CURVE_BUDGETS, sample_ranks
 from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_moe, tiny_tied, tiny_tokenizer
 
 ROUNDED = 1e-3

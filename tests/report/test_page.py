@@ -151,7 +151,7 @@ def test_continuations_part_at_a_word(facts):
         {"predicted_loss": None},
         {"data": {}, "versions": {}, "recipe": ""},
         {"units": "own", "curve": [], "predicted_loss": None},
-        {"refined": ["block", "end_to_end"]},
+        {"refined": ["block_distillation", "distillation"]},
     ],
 )
 def test_pages_without_some_facts(facts, missing):

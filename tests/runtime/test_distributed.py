@@ -7,13 +7,17 @@ import warnings
 import pytest
 import torch
 
-from spectrim.runtime import distributed
 from spectrim.errors import InputError, NumericalWarning, UnknownNameError
+from spectrim.runtime import distributed
 from tests.forks import in_processes, needs_fork
 
 
 def test_alone_everything_is_ones_own():
-    assert (distributed.num_processes(), distributed.process_index(), distributed.is_main_process()) == (
+    assert (
+        distributed.num_processes(),
+        distributed.process_index(),
+        distributed.is_main_process(),
+    ) == (
         1,
         0,
         True,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from spectrim.runtime.processes import is_dead, this_process
-from spectrim.runtime.files import write_text
 from spectrim.runtime.cache import load_if_valid_locally
+from spectrim.runtime.files import write_text
+from spectrim.runtime.processes import is_dead, this_process
 
 HOST = socket.gethostname()
 

@@ -11,14 +11,17 @@ from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import InputError
 from spectrim.refinement import REFINEMENTS, RunContext, Schedule
-from spectrim.training.eigenbasis import REQUIRES, Rotation, rotations
-from spectrim.training.balanced_factors import balanced_parameters
-from spectrim.training.loop import Run, Stage
 from spectrim.runtime.cache import Cache
+from spectrim.training.balanced_factors import balanced_parameters
+from spectrim.training.eigenbasis import REQUIRES, Rotation, rotations
+from spectrim.training.loop import Run, Stage
 from tests.contracts.test_refinements import Stop, case, same, state, statistics, tokens
 from tests.tolerances import FLOAT32_RELATIVE
 
-STAGES = {"block": {"epochs": 4, "out_metric": "gradient"}, "end_to_end": {"tokens": 512}}
+STAGES = {
+    "block_distillation": {"epochs": 4, "out_metric": "gradient"},
+    "distillation": {"tokens": 512},
+}
 refinements = pytest.mark.parametrize("name", STAGES)
 
 

@@ -11,12 +11,12 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.refinement import RunContext, block_distillation, distillation
+from spectrim.runtime.cache import Cache
 from spectrim.training import losses
 from spectrim.training.balanced_factors import balanced_factors, balanced_parameters
 from spectrim.training.forward import BlockRunner, Tokens
-from spectrim.training.output_metric import output_roots
 from spectrim.training.loop import Run, Schedule
-from spectrim.runtime.cache import Cache
+from spectrim.training.output_metric import output_roots
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokens
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE, OUTPUT_METRIC_RELATIVE
@@ -57,14 +57,16 @@ def test_blocks_one_by_one_are_the_model(name, padded):
             hidden = runner.output(number, hidden, ROWS)
             assert torch.equal(hidden, recorded[number][1])
         assert torch.isfinite(tokens.predicted(model, ROWS)[0]).all()
-    assert all("forward" not in vars(block_distillation) for _, block_distillation in runner.blocks)
+    assert all(
+        "forward" not in vars(block_distillation) for _, block_distillation in runner.blocks
+    )
 
 
 def test_a_model_without_blocks_is_refused():
     model = tiny_llama()
     for module in model.modules():
         module._no_split_modules = None
-    with pytest.raises(ModelError, match="end_to_end"):
+    with pytest.raises(ModelError, match="distillation"):
         BlockRunner(model, some_tokens(False))
 
 
@@ -166,7 +168,9 @@ def test_the_rate_rises_and_falls():
     assert 0 < rates[-1] < 0.1
 
 
-@pytest.mark.parametrize("module", [block_distillation, distillation], ids=["block", "end_to_end"])
+@pytest.mark.parametrize(
+    "module", [block_distillation, distillation], ids=["block_distillation", "distillation"]
+)
 def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
     """Twice the weight error is about four times the divergence and twice the rate; a rate
     never exceeds the one given."""
@@ -191,7 +195,9 @@ def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
     assert 1.8 < large / small < 2.2
 
 
-@pytest.mark.parametrize("module", [block_distillation, distillation], ids=["block", "end_to_end"])
+@pytest.mark.parametrize(
+    "module", [block_distillation, distillation], ids=["block_distillation", "distillation"]
+)
 def test_a_finished_run_is_found_before_the_distance_is_measured(monkeypatch, module, tmp_path):
     blocks = TokenBlocks(tiny_tokens(rows=4, length=16), None, "", "random", 1)
     options = module.Options(tokens=64, lr_scaling="kl")

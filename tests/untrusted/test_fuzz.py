@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from spectrim.errors import SpectrimError
-from spectrim.checkpoint.validation import weight_files
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.planning import LayerPlan, Plan, load_plan
+from spectrim.checkpoint.validation import weight_files
+from spectrim.errors import SpectrimError
 from spectrim.pipeline.presets import PRESETS, load_recipe
+from spectrim.planning import LayerPlan, Plan, load_plan
 
 CASES = 4000
 ODD_VALUES: tuple[Any, ...] = (

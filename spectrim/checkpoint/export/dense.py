@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from spectrim.checkpoint.config import SpectrimConfig
+from spectrim.checkpoint.correction_entries import COMPENSATED
+from spectrim.checkpoint.export.self_contained import MODULE, remote_code
+from spectrim.checkpoint.load import load, resolve
+from spectrim.checkpoint.table_entries import fill_table
+from spectrim.checkpoint.validation import check_directory, read_json
 from spectrim.embeddings import FactoredEmbedding, FactoredHead
 from spectrim.errors import CheckpointError, InputError
-from spectrim.checkpoint.validation import check_directory, read_json
-from spectrim.checkpoint.correction_entries import COMPENSATED
-from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.load import load, resolve
-from spectrim.runtime.output_dir import (MARKER, is_spectrim_output, output_directory, write_text)
-from spectrim.checkpoint.export.self_contained import MODULE, remote_code
-from spectrim.checkpoint.table_entries import fill_table
 from spectrim.layers import CompactLinear
-from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.experts import SplitExperts
+from spectrim.models.linear import get_bias, get_weight, set_weight
+from spectrim.runtime.output_dir import MARKER, is_spectrim_output, output_directory, write_text
 
 
 def export_dense(

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim.errors import InputError, ModelError
 from spectrim.checkpoint.load import load
+from spectrim.errors import InputError, ModelError
 from spectrim.runtime.output_dir import MARKER, output_directory, write_text
 
 GRAPH = "model.onnx"

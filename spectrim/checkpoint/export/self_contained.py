@@ -14,10 +14,10 @@ import symtable
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 
-from spectrim.layers.quantized import compressor_class
-from spectrim.errors import InputError
 from spectrim.checkpoint.export import remote_model
+from spectrim.errors import InputError
 from spectrim.layers import layer_class
+from spectrim.layers.quantized import compressor_class
 
 MODULE = "modeling_spectrim"
 ROOTS = {"RemoteConfig", "RemoteModel"}

@@ -6,7 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from spectrim.data.sources._records import (DEFAULT_FIELD, existing_file, non_empty, path_and_field, text_of)
+from spectrim.data.sources._records import (
+    DEFAULT_FIELD,
+    existing_file,
+    non_empty,
+    path_and_field,
+    text_of,
+)
 from spectrim.errors import InputError
 
 FORM = "PATH.jsonl[:FIELD] (also .json with one object per line)"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from spectrim.data.sources._records import (DEFAULT_FIELD, existing_file, non_empty, path_and_field, text_of)
+from spectrim.data.sources._records import (
+    DEFAULT_FIELD,
+    existing_file,
+    non_empty,
+    path_and_field,
+    text_of,
+)
 from spectrim.errors import InputError
 
 FORM = "PATH.parquet[:FIELD]"

@@ -1,10 +1,24 @@
 """Tasks: prompts with answers, read from files or generated, and how well a model does."""
 
 from spectrim.data.tasks.accuracy import READERS, AccuracySettings, exact_match
-from spectrim.data.tasks.answer_parsing import (extract_gsm8k, extract_math, extract_number, normalize_answer, same_answer)
+from spectrim.data.tasks.answer_parsing import (
+    extract_gsm8k,
+    extract_math,
+    extract_number,
+    normalize_answer,
+    same_answer,
+)
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.loading import FORMATS, Task, load_task
-from spectrim.data.tasks.rows import (RowSettings, TaskBatch, TaskRows, calibration_blocks, scored_logits, task_loss, task_rows)
+from spectrim.data.tasks.rows import (
+    RowSettings,
+    TaskBatch,
+    TaskRows,
+    calibration_blocks,
+    scored_logits,
+    task_loss,
+    task_rows,
+)
 from spectrim.data.tasks.settings import TaskSettings
 from spectrim.data.tasks.writing import write_task
 

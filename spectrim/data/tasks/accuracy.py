@@ -16,10 +16,15 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.errors import InputError, UnknownNameError
-from spectrim.data.tasks.generation import ProgressBar, answer_groups, greedy_answers
-from spectrim.data.tasks.answer_parsing import (extract_gsm8k, extract_math, extract_number, same_answer)
+from spectrim.data.tasks.answer_parsing import (
+    extract_gsm8k,
+    extract_math,
+    extract_number,
+    same_answer,
+)
 from spectrim.data.tasks.example import TaskExample
+from spectrim.data.tasks.generation import ProgressBar, answer_groups, greedy_answers
+from spectrim.errors import InputError, UnknownNameError
 
 Reader = Callable[[str], str | None]
 READERS: dict[str, Reader] = {

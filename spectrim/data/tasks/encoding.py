@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tokenizing import leading_tokens
 from spectrim.errors import InputError
-from spectrim.data.tasks.example import TaskExample
 
 _AT_ONCE = 1000
 """Examples that are tokenised in one call."""

@@ -8,10 +8,10 @@ from itertools import islice
 from typing import Any
 
 from spectrim.data import SOURCES
-from spectrim.errors import InputError
-from spectrim.registry import Registry
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.settings import TaskSettings
+from spectrim.errors import InputError
+from spectrim.registry import Registry
 
 FORMATS = Registry("task format", "spectrim.data.tasks.formats")
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from spectrim.data import TokenBlocks
 from spectrim.data.blocks import SHORTEST_ROW, fingerprint
-from spectrim.data.tokenizing import leading_tokens
-from spectrim.errors import InputError
 from spectrim.data.tasks.encoding import example_tokens
 from spectrim.data.tasks.example import TaskExample
+from spectrim.data.tokenizing import leading_tokens
+from spectrim.errors import InputError
 
 Labels = Literal["answer", "all"]
 LABELS = ("answer", "all")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from spectrim.runtime.files import write_text
 from spectrim.data.tasks.loading import Task, load_task
+from spectrim.runtime.files import write_text
 
 
 def write_task(task: Task, path: Path) -> int:

@@ -1,8 +1,14 @@
 """How fast a model runs and how much memory it takes, dense against compressed in one run."""
 
+from spectrim.evaluation.speed.random_models import SHAPES, factorize_randomly, random_model
+from spectrim.evaluation.speed.run import (
+    Case,
+    SpeedResult,
+    SpeedRow,
+    SpeedSettings,
+    bench_speed,
+)
 from spectrim.evaluation.speed.variants import SpeedVariant, make_variants
-from spectrim.evaluation.speed.random_models import (SHAPES, factorize_randomly, random_model)
-from spectrim.evaluation.speed.run import (Case, SpeedResult, SpeedRow, SpeedSettings, bench_speed)
 
 __all__ = [
     "SHAPES",

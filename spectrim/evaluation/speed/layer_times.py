@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.allocation import LayerTimes
+from spectrim.evaluation.speed.random_models import random_layer
+from spectrim.evaluation.speed.timing import time_interleaved
 from spectrim.inference.column_major import put_in_best_order
 from spectrim.inference.fusion import Execution
 from spectrim.layers import layer_class
-from spectrim.evaluation.speed.timing import time_interleaved
-from spectrim.evaluation.speed.random_models import random_layer
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Ranks that are timed, as shares of the highest that stores less than the dense layer."""

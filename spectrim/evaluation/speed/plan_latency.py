@@ -15,11 +15,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim.allocation import (ALLOCATORS, AllocationRequest, LatencyRecipe, LatencyTable, LayerCurve, TimedRequest)
-from spectrim.inference import fuse
-from spectrim.evaluation.speed.timing import Run, time_interleaved
+from spectrim.allocation import (
+    ALLOCATORS,
+    AllocationRequest,
+    LatencyRecipe,
+    LatencyTable,
+    LayerCurve,
+    TimedRequest,
+)
 from spectrim.evaluation.speed.layer_times import TimingSpec, layer_times
 from spectrim.evaluation.speed.random_models import random_layer
+from spectrim.evaluation.speed.timing import Run, time_interleaved
+from spectrim.inference import fuse
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import replace_layer
 from spectrim.models.targets import Target, find_targets

@@ -13,11 +13,11 @@ from spectrim.allocation import ALLOCATORS, TIMED, AllocationRequest, LayerCurve
 from spectrim.errors import InputError, UnknownNameError
 from spectrim.layers import FactoredLinear, layer_class
 from spectrim.layers.pivoted import PivotedLinear, pack_bits
-from spectrim.runtime.files import is_file, read_mapping
-from spectrim.models.linear import get_bias, get_shape
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.linear import get_bias, get_shape
 from spectrim.models.replace import replace_layer
 from spectrim.models.targets import Target, find_targets
+from spectrim.runtime.files import is_file, read_mapping
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-7b": {

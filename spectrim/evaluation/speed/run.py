@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from spectrim.errors import InputError
 from spectrim.evaluation.size import stored_bytes
-from spectrim.evaluation.speed.timing import Times, time_interleaved
-from spectrim.evaluation.speed.variants import (SpeedVariant, cache_bytes, operations, read_bytes)
-from spectrim.evaluation.speed.roofline import Limits, measure_limits
 from spectrim.evaluation.speed.memory import peak_bytes
+from spectrim.evaluation.speed.roofline import Limits, measure_limits
+from spectrim.evaluation.speed.timing import Times, time_interleaved
+from spectrim.evaluation.speed.variants import SpeedVariant, cache_bytes, operations, read_bytes
 from spectrim.evaluation.speed.workloads import Decode, Prefill, decodes
 from spectrim.models.targets import decoder_blocks
 

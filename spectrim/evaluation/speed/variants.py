@@ -11,8 +11,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim.evaluation.size import stored_bytes
-from spectrim.inference import fuse
 from spectrim.evaluation.speed.workloads import decodes
+from spectrim.inference import fuse
 from spectrim.models.linear import is_linear
 
 

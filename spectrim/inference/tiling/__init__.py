@@ -17,7 +17,7 @@ which works on each head. The layer's output waits as an expression of z, of ran
     wiring      who makes one, and who makes the whole
 """
 
-from spectrim.inference.tiling.lazy_tensor import LazyTensor, materialize
 from spectrim.inference.tiling.hooks import Tiling
+from spectrim.inference.tiling.lazy_tensor import LazyTensor, materialize
 
 __all__ = ["LazyTensor", "Tiling", "materialize"]

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectrim.inference.kernels.factor_spec import is_readable
 from spectrim.inference.tiling.embedding import Ids
+from spectrim.inference.tiling.lazy_tensor import LazyTensor, materialize
 from spectrim.inference.tiling.nodes import Node
 from spectrim.inference.tiling.output_factor import Second
-from spectrim.inference.tiling.lazy_tensor import LazyTensor, materialize
-from spectrim.inference.kernels.factor_spec import is_readable
 from spectrim.layers import FactoredLinear
 from spectrim.models.replace import factored_layers
 from spectrim.models.targets import decoder_blocks

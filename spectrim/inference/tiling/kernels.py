@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectrim.inference.kernels import flash_attention, flash_ffn, second_of
+from spectrim.inference.kernels.dispatch import runs_kernel
+from spectrim.inference.kernels.flash_attention import Heads
 from spectrim.inference.tiling.attention import Attention, Settings
 from spectrim.inference.tiling.nodes import Applied, Linear, Node, Split, Values
 from spectrim.inference.tiling.output_factor import Second
 from spectrim.inference.tiling.tile import FEATURES, Tile
-from spectrim.inference.kernels import flash_attention, flash_ffn, second_of
-from spectrim.inference.kernels.dispatch import runs_kernel
-from spectrim.inference.kernels.flash_attention import Heads
 
 Turns = tuple[Tensor, Tensor]
 """Cosines and sines (B or 1, T, width)."""

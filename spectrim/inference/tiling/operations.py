@@ -18,9 +18,17 @@ from spectrim.inference.tiling.attention import ROLES as ATTENTION
 from spectrim.inference.tiling.attention import Attention, Settings, swap_roles
 from spectrim.inference.tiling.embedding import Ids
 from spectrim.inference.tiling.kernels import KernelAttention, KernelLinear
-from spectrim.inference.tiling.nodes import (Applied, Joined, Linear, Node, Pointwise, Split, nodes_in)
-from spectrim.inference.tiling.shapes import result
+from spectrim.inference.tiling.nodes import (
+    Applied,
+    Joined,
+    Linear,
+    Node,
+    Pointwise,
+    Split,
+    nodes_in,
+)
 from spectrim.inference.tiling.output_factor import Second
+from spectrim.inference.tiling.shapes import result
 from spectrim.inference.tiling.tile import FEATURES, HEADS, Roles
 
 Given = tuple[Any, ...]

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from spectrim.layers.quantized._base import CompressedLinear
 from spectrim.layers._base import CompactLinear
 from spectrim.layers.lowrank import LowRankLinear
+from spectrim.layers.quantized._base import CompressedLinear
 
 
 class CompensatedLinear(CompactLinear):

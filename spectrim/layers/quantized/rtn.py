@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from spectrim.errors import InputError
 from spectrim.layers.quantized._base import CompressedLinear, empty_bias
 from spectrim.layers.quantized._packing import pack_codes, packed_bytes, unpack_codes
-from spectrim.errors import InputError
 from spectrim.linalg.psd import check_finite
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from spectrim.errors import ModelError
 from spectrim.layers.quantized._base import CompressedLinear, empty_bias
 from spectrim.layers.quantized._packing import pack_codes, packed_bytes, unpack_codes
-from spectrim.errors import ModelError
 from spectrim.linalg.psd import check_finite
 
 if TYPE_CHECKING:

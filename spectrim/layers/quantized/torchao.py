@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spectrim.layers.quantized._base import CompressedLinear, empty_bias
 from spectrim.errors import InputError, ModelError
+from spectrim.layers.quantized._base import CompressedLinear, empty_bias
 from spectrim.linalg.psd import check_finite
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from spectrim.errors import ModelError
-from spectrim.models.offload.tensors import StoredTensors, persistent_tensors, to_meta
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.offload.tensors import StoredTensors, persistent_tensors, to_meta
 from spectrim.models.targets import decoder_blocks
 
 

@@ -22,19 +22,25 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.runtime import distributed
-from spectrim.statistics._io import model_fingerprint
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.errors import InputError
-from spectrim.pipeline.benchmark.spec import named_recipes
+from spectrim.pipeline.benchmark.profile import StageTimer
 from spectrim.pipeline.benchmark.results import BenchRow, DenseResult, RowStore
 from spectrim.pipeline.benchmark.run import Subject, dense_figures, rows_of
-from spectrim.pipeline.benchmark.profile import StageTimer
-from spectrim.pipeline.calibrate import (calibration_blocks, default_length, gather, prepare, vocabulary_size)
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.pipeline.benchmark.spec import named_recipes
+from spectrim.pipeline.calibrate import (
+    calibration_blocks,
+    default_length,
+    gather,
+    prepare,
+    vocabulary_size,
+)
 from spectrim.pipeline.latency_table import timing_spec
 from spectrim.pipeline.recipe import Recipe
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import ProgressBar, silent
+from spectrim.statistics._io import model_fingerprint
 
 BUDGETS = (0.8, 0.6, 0.4)
 MOST_TOKENS = 20_000

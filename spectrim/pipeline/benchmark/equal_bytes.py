@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from spectrim.models.linear import get_bias
+from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan
-from spectrim.pipeline.recipe import Recipe
-from spectrim.models.linear import get_bias
 
 _ATTEMPTS = 5
 

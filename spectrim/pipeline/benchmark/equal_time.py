@@ -17,17 +17,17 @@ from functools import partial
 from torch import nn
 from transformers import PreTrainedModel
 
-from spectrim.runtime import distributed
 from spectrim.allocation import LatencyTable
 from spectrim.errors import InputError
-from spectrim.pipeline.benchmark.results import TOLERATED
-from spectrim.pipeline.latency_table import timing_spec
-from spectrim.planning import Decomposition, Plan, make_plan
-from spectrim.pipeline.recipe import Recipe
 from spectrim.evaluation.speed.layer_times import TimingSpec, timed_layer
 from spectrim.evaluation.speed.plan_latency import measure_share
 from spectrim.models.linear import get_bias
 from spectrim.models.targets import Target
+from spectrim.pipeline.benchmark.results import TOLERATED
+from spectrim.pipeline.latency_table import timing_spec
+from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import Decomposition, Plan, make_plan
+from spectrim.runtime import distributed
 
 _ATTEMPTS = 4
 

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import spectrim
-from spectrim.runtime import distributed
 from spectrim.errors import InputError
+from spectrim.runtime import distributed
 from spectrim.runtime.files import read_mapping, write_text
 
 FORMAT = "spectrim-bench-1"

@@ -14,25 +14,30 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim import checkpoint
-from spectrim.runtime import distributed
 from spectrim.data import TokenBlocks
 from spectrim.errors import SpectrimError
 from spectrim.evaluation import evaluate_model, size
 from spectrim.pipeline.benchmark.equal_bytes import allowance, bytes_below, fit_to_budget
-from spectrim.pipeline.benchmark.results import BenchRow, DenseResult
-from spectrim.pipeline.benchmark.profile import (FactorizeTimer, PeakMemory, StageTimer, timer_for)
 from spectrim.pipeline.benchmark.equal_time import fit_to_time
-from spectrim.pipeline.replace import cast_for_saving, replace_layers
+from spectrim.pipeline.benchmark.profile import (
+    FactorizeTimer,
+    PeakMemory,
+    StageTimer,
+    timer_for,
+)
+from spectrim.pipeline.benchmark.results import BenchRow, DenseResult
 from spectrim.pipeline.embedding import compress_embeddings
-from spectrim.pipeline.plan import factorize
-from spectrim.runtime.context import ProgressBar
-from spectrim.pipeline.refine import refine
-from spectrim.pipeline.prune_for_task import prune_for_task
 from spectrim.pipeline.latency_table import latency_table
-from spectrim.planning import Decomposition, Plan
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.prune_for_task import prune_for_task
 from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.refine import refine
+from spectrim.pipeline.replace import cast_for_saving, replace_layers
+from spectrim.planning import Decomposition, Plan
 from spectrim.refinement import RunContext
+from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import ProgressBar
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ A module declares `REFERENCE`, optionally a frozen dataclass `Options`, and
 with `layers` the model's `SpectralLinear` modules by name.
 """
 
-from spectrim.registry import Registry
 from spectrim.pruning.importance._importance import GradientTerm, Importance
+from spectrim.registry import Registry
 
 IMPORTANCE = Registry("importance", "spectrim.pruning.importance")
 

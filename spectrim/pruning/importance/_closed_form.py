@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spectrim.pruning.importance._importance import Importance, coordinates_of, taylor
 from spectrim.pruning.coordinate_statistics import Moments, moments
+from spectrim.pruning.importance._importance import Importance, coordinates_of, taylor
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.sampled_labels import check_temperature, sample_labels
 from spectrim.pruning.spectral import SpectralLinear

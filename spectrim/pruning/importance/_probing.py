@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spectrim.data.tasks import TaskBatch
 from spectrim.errors import InputError
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.spectral import SpectralLinear
-from spectrim.data.tasks import TaskBatch
 
 _ROUNDING = 3.0
 """A difference of gradients g with relative rounding u has error u |g| / eps + O(eps^2); the

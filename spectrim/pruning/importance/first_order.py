@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from spectrim.registry import NoOptions
-from spectrim.pruning.importance._importance import Importance, coordinates_of
 from spectrim.pruning.coordinate_statistics import moments
+from spectrim.pruning.importance._importance import Importance, coordinates_of
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.spectral import SpectralLinear
+from spectrim.registry import NoOptions
 
 REFERENCE = "the first term of BSI, arXiv:2605.01627"
 

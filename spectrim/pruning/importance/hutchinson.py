@@ -21,14 +21,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spectrim.data.tasks import TaskBatch
 from spectrim.errors import InputError
-from spectrim.pruning.importance._importance import (Importance, Negative, clip_curvature, coordinates_of, standard_error, taylor)
-from spectrim.pruning.importance._probing import probe, rounding_step
 from spectrim.pruning.coordinate_statistics import gradient_pass, moments
+from spectrim.pruning.importance._importance import (
+    Importance,
+    Negative,
+    clip_curvature,
+    coordinates_of,
+    standard_error,
+    taylor,
+)
+from spectrim.pruning.importance._probing import probe, rounding_step
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.sampled_labels import Use, check_temperature, sample_labels
 from spectrim.pruning.spectral import SpectralLinear
-from spectrim.data.tasks import TaskBatch
 
 REFERENCE = "BSI, 2026, arXiv:2605.01627"
 Samples = Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]

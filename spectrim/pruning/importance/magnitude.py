@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from spectrim.registry import NoOptions
 from spectrim.pruning.importance._importance import Importance
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.spectral import SpectralLinear
+from spectrim.registry import NoOptions
 
 REFERENCE = "Wang et al., 2024, arXiv:2405.15877"
 

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spectrim.data.tasks import TaskBatch
 from spectrim.errors import InputError
+from spectrim.pruning.coordinate_statistics import moments
 from spectrim.pruning.importance._importance import Importance, coordinates_of, taylor
 from spectrim.pruning.importance._probing import Probes, probe, rounding_of
-from spectrim.pruning.coordinate_statistics import moments
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.spectral import SpectralLinear
-from spectrim.data.tasks import TaskBatch
 
 REFERENCE = "closed form and probes together; the parts: BSI, arXiv:2605.01627"
 _POWER = 1 / 3

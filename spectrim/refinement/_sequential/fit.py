@@ -20,8 +20,8 @@ from spectrim.linalg.covariance import dense
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
 from spectrim.linalg.regression import regression, weighted_square
 from spectrim.linalg.truncated import weighted_svd
-from spectrim.refinement._sequential.inputs import Sums
 from spectrim.models.linear import get_bias, get_weight
+from spectrim.refinement._sequential.inputs import Sums
 
 
 @dataclass(frozen=True)

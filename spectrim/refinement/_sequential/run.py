@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.errors import NumericalWarning
+from spectrim.models.targets import decoder_blocks as decoder_blocks
 from spectrim.refinement._sequential.fit import TargetMix
 from spectrim.refinement._sequential.state import Keeper, Layers, put_back, restore
 from spectrim.refinement._sequential.task import SequentialInputs
 from spectrim.refinement._sequential.walk import BlockPass
-from spectrim.models.targets import decoder_blocks as decoder_blocks
 
 _SHOWN = 5
 

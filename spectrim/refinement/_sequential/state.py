@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.layers import FactoredLinear
-from spectrim.training.progress import RunContext
-from spectrim.runtime.files import read_tensors, write_tensors
 from spectrim.models.replace import factored_layers, replace_layer, shared_bases
 from spectrim.runtime.cache import exists
+from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.training.progress import RunContext
 
 Layers = dict[str, FactoredLinear]
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from spectrim.calibration import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.training.forward import Precision, Tokens, evaluation_mode
-from spectrim.training.progress import RunContext
 from spectrim.refinement._sequential.state import Layers, rewritable_layers
+from spectrim.training.forward import Precision, Tokens, evaluation_mode
 from spectrim.training.loop import run_key
+from spectrim.training.progress import RunContext
 
 REQUIRES = ("gradient_covariance",)
 

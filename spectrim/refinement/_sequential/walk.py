@@ -20,13 +20,22 @@ from transformers import PreTrainedModel
 
 from spectrim.errors import ModelError
 from spectrim.linalg.metric import Metric
-from spectrim.training.forward import BlockRunner, Tokens
-from spectrim.refinement._sequential.inputs import Stage, Sums, record_inputs, stages
-from spectrim.refinement._sequential.fit import (Problem, TargetMix, dense_form, fit, in_metric, out_metric, rebuild, shift_of)
-from spectrim.refinement._sequential.state import Layers, State, store
-from spectrim.refinement._sequential.task import SequentialInputs
 from spectrim.models.replace import replace_layer
 from spectrim.models.targets import decoder_blocks as decoder_blocks
+from spectrim.refinement._sequential.fit import (
+    Problem,
+    TargetMix,
+    dense_form,
+    fit,
+    in_metric,
+    out_metric,
+    rebuild,
+    shift_of,
+)
+from spectrim.refinement._sequential.inputs import Stage, Sums, record_inputs, stages
+from spectrim.refinement._sequential.state import Layers, State, store
+from spectrim.refinement._sequential.task import SequentialInputs
+from spectrim.training.forward import BlockRunner, Tokens
 
 
 class ModelState:

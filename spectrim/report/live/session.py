@@ -13,17 +13,17 @@ from transformers import PreTrainedModel
 
 from spectrim import checkpoint, pipeline
 from spectrim.errors import InputError
-from spectrim.report.live.job import Job
-from spectrim.runtime.context import ProgressBar
-from spectrim.planning import Decomposition, Plan, make_plan, save_plan
 from spectrim.pipeline.recipe import Recipe
+from spectrim.planning import Decomposition, Plan, make_plan, save_plan
 from spectrim.refinement import RunContext
-from spectrim.report.facts import PAGE_FILE, ReportData
 from spectrim.report.collect import plan_facts, with_curves, with_planned_bytes
+from spectrim.report.facts import PAGE_FILE, ReportData
+from spectrim.report.live.job import Job
 from spectrim.report.load import CompressionResult, Pair
 from spectrim.report.rank_map import rank_map
 from spectrim.report.write import OutputSpec, write_result
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import ProgressBar
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from spectrim.runtime.tracking._run import (TrackedRun, library, off_standard_output, starting)
+from spectrim.runtime.tracking._run import TrackedRun, library, off_standard_output, starting
 
 REFERENCE = "https://mlflow.org; MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME"
 _FORBIDDEN = re.compile(r"[^\w\-. :/]")

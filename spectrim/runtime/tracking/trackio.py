@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from spectrim.runtime.tracking._run import (TrackedRun, library, off_standard_output, starting)
+from spectrim.runtime.tracking._run import TrackedRun, library, off_standard_output, starting
 
 REFERENCE = "https://github.com/gradio-app/trackio; TRACKIO_DIR, TRACKIO_PROJECT"
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spectrim.errors import InputError
 from spectrim.data.tasks import FORMATS, TaskExample, TaskSettings, load_task
+from spectrim.errors import InputError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 unhurried = settings(deadline=None)  # machines are shared

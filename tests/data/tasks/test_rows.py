@@ -16,9 +16,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import spectrim
 from spectrim.calibration import CalibrationSettings, calibrate
+from spectrim.data.tasks import (
+    RowSettings,
+    TaskBatch,
+    TaskExample,
+    TaskRows,
+    calibration_blocks,
+    load_task,
+    task_loss,
+    task_rows,
+)
 from spectrim.errors import InputError
 from spectrim.models.targets import find_targets
-from spectrim.data.tasks import (RowSettings, TaskBatch, TaskExample, TaskRows, calibration_blocks, load_task, task_loss, task_rows)
 from tests.shared_assets import shared_data
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE

@@ -10,15 +10,21 @@ import torch
 
 from spectrim.errors import InputError, UnknownNameError
 from spectrim.evaluation.size import stored_bytes
-from spectrim.inference import fuse
-from spectrim.report import speed_table
-from spectrim.evaluation.speed import (SpeedSettings, bench_speed, factorize_randomly, make_variants, random_model)
+from spectrim.evaluation.speed import (
+    SpeedSettings,
+    bench_speed,
+    factorize_randomly,
+    make_variants,
+    random_model,
+)
+from spectrim.evaluation.speed.memory import peak_activation_bytes
+from spectrim.evaluation.speed.roofline import measure_limits
 from spectrim.evaluation.speed.timing import Times, time_interleaved
 from spectrim.evaluation.speed.variants import cache_bytes, operations, read_bytes
-from spectrim.evaluation.speed.roofline import measure_limits
-from spectrim.evaluation.speed.memory import peak_activation_bytes
 from spectrim.evaluation.speed.workloads import Decode, Prefill
+from spectrim.inference import fuse
 from spectrim.models.replace import factored_layers
+from spectrim.report import speed_table
 from tests.tiny_models import tiny_gqa, tiny_llama, tiny_tied, tiny_tokens
 
 CPU = torch.device("cpu")

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.calibration import Calibration
-from spectrim.planning import Decomposition, Plan
 from spectrim.pipeline.recipe import HessianAveragingRecipe, Recipe, SharingRecipe
+from spectrim.planning import Decomposition, Plan
 from tests.runs import small_recipe
 from tests.tiny_models import tiny_tokens
 

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModel
 
-from spectrim.evaluation import size
 from spectrim.checkpoint import export_dense, export_self_contained, load
-from spectrim.pipeline.replace import replace_layers
+from spectrim.evaluation import size
 from spectrim.models.replace import factored_layers, shared_bases
+from spectrim.pipeline.replace import replace_layers
 from tests.checkpoint.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.pipeline.basis_groups.cases import cases, logits
 from tests.tiny_models import tiny_tokens

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from spectrim.errors import InputError
+from spectrim.models.targets import find_targets
+from spectrim.pipeline.basis_groups import normalized_readers
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.plan import decompose, plan
-from spectrim.pipeline.basis_groups import normalized_readers
 from spectrim.pipeline.recipe import SharingRecipe
-from spectrim.models.targets import find_targets
 from tests.pipeline.basis_groups.cases import MODELS, recipe_for
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.planning.probe import Probe
 from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.models.linear import get_weight
 from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.plan import decompose, probe_curves
-from spectrim.models.linear import get_weight
+from spectrim.planning.probe import Probe
 from tests.pipeline.basis_groups.cases import recipe_for
 from tests.tiny_models import tiny_tokenizer
 from tests.tolerances import (

@@ -10,9 +10,9 @@ import pytest
 
 from spectrim import checkpoint
 from spectrim.errors import InputError
-from spectrim.report.live import Job, Places, Session
 from spectrim.planning import load_plan, make_plan
 from spectrim.report.facts import FACTS_FILE, cell_of, load_facts
+from spectrim.report.live import Job, Places, Session
 from tests.report.live.conftest import TOKEN
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from spectrim.data.sources import hub, jsonl
 from spectrim.data.sources._records import text_of
-from spectrim.errors import InputError
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.settings import TaskSettings
+from spectrim.errors import InputError
 
 HUB_FORM = "hub:NAME[:CONFIG]:SPLIT"
 _BRACES = re.compile(r"\{(\w+)\}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spectrim.errors import InputError
+from spectrim.assets.word_problems import word_problems
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.settings import TaskSettings
-from spectrim.assets.word_problems import word_problems
+from spectrim.errors import InputError
 
 FORM = "arithmetic:SPLIT:COUNT[:SEED], e.g. arithmetic:train:2000"
 COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task arithmetic:train:2000"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spectrim.data.sources import jsonl as source
-from spectrim.errors import InputError
 from spectrim.data.tasks.example import TaskExample
-from spectrim.data.tasks.formats._records import (HUB_FORM, Layout, Record, example, records)
+from spectrim.data.tasks.formats._records import HUB_FORM, Layout, Record, example, records
 from spectrim.data.tasks.settings import TaskSettings
+from spectrim.errors import InputError
 
 FORM = f"PATH.jsonl (also .json with one object per line) or jsonl:{HUB_FORM}"
 COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task task.jsonl"

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from spectrim.data.sources import jsonl
 from spectrim.data.sources._records import home_expanded
-from spectrim.errors import InputError
 from spectrim.data.tasks.answer_parsing import extract_math
 from spectrim.data.tasks.example import TaskExample
-from spectrim.data.tasks.formats._records import (HUB_FORM, Layout, Record, example, records)
+from spectrim.data.tasks.formats._records import HUB_FORM, Layout, Record, example, records
 from spectrim.data.tasks.settings import TaskSettings
+from spectrim.errors import InputError
 
 FORM = f"math:PATH.jsonl, math:DIRECTORY or math:{HUB_FORM}"
 COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task math:train.jsonl"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spectrim.data import SOURCES, open_documents
-from spectrim.errors import InputError
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.settings import TaskSettings
+from spectrim.errors import InputError
 
 FORM = "any text that --data takes, text:PATH.jsonl:FIELD for a field of JSON lines"
 COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task text:corpus.txt"
