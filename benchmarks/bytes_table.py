@@ -22,18 +22,23 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, SpectrimError
 from spectrim.evaluation.size import tensor_bytes
 from spectrim.models.targets import find_targets
-from spectrim.pipeline.plan import price_rounding
+from spectrim.pipeline.calibrate import calibrate
+from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.plan import factorize, price_rounding
+from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.quantize import (
     add_corrections,
     choose_correction_ranks,
     compute_residual,
     correction_figures,
+    with_correction,
 )
+from spectrim.pipeline.quantize_factors import quantize_factors
 from spectrim.pipeline.recipe import (
     CalibrationRecipe,
     CorrectionRecipe,
@@ -41,6 +46,7 @@ from spectrim.pipeline.recipe import (
     QuantizationRecipe,
     Recipe,
 )
+from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.runtime.cache import Cache
 
 DTYPE = torch.bfloat16
@@ -73,17 +79,13 @@ class Table:
             hessian_averaging=HessianAveragingRecipe(below_budget=2.0),
             save_dtype="bfloat16",
         )
-        self.decomposition = pipeline.factorize(
-            self.model, self.tokenizer, self.recipe, self.cache
-        )
-        self.calibration = pipeline.calibrate(
-            self.model, self.tokenizer, self.recipe, self.cache
-        )
+        self.decomposition = factorize(self.model, self.tokenizer, self.recipe, self.cache)
+        self.calibration = calibrate(self.model, self.tokenizer, self.recipe, self.cache)
         self.names = [target.name for target in find_targets(self.model)]
         self.dense = DTYPE.itemsize * sum(t.weights for t in find_targets(self.model))
         print("| bytes | stored as | share | predicted | " + " | ".join(given.eval) + " |")
         print("|---|---|---|---|" + "---|" * len(given.eval), flush=True)
-        dense = pipeline.cast_for_saving(self.model, DTYPE)
+        dense = cast_for_saving(self.model, DTYPE)
         self.row("all", (dense, self.dense, "bfloat16", None))
 
     def row(self, group: str, made: Made) -> None:
@@ -98,7 +100,7 @@ class Table:
         settings = BlockSettings(
             length=self.given.length, max_tokens=self.given.tokens, keep_tail=True
         )
-        figures = pipeline.evaluate(model.float(), self.tokenizer, text, settings)
+        figures = evaluate(model.float(), self.tokenizer, text, settings)
         return figures["perplexity"]
 
     def factored(self, share: float, given: QuantizationRecipe | None) -> Made:
@@ -110,8 +112,8 @@ class Table:
         plan, recipe = min(fitting, key=lambda each: each[0].predicted_loss or 0.0)
         if not plan.ranks:
             raise InputError("every layer stays dense: the plain row over again")
-        smaller = pipeline.replace_layers(self.model, self.decomposition, plan, DTYPE)
-        smaller = pipeline.quantize_factors(smaller, plan, recipe)
+        smaller = replace_layers(self.model, self.decomposition, plan, DTYPE)
+        smaller = quantize_factors(smaller, plan, recipe)
         label = f"low rank, {recipe.layer}, {_bits(given)}"
         return smaller, self.held(smaller), label, plan.predicted_loss
 
@@ -124,7 +126,7 @@ class Table:
         )
         try:
             known = price_rounding(self.calibration, self.decomposition, recipe)
-            return pipeline.plan(known, recipe), recipe
+            return run_plan(known, recipe), recipe
         except SpectrimError as error:
             return error
 
@@ -156,7 +158,7 @@ class Table:
 
     def _with_paths(self, base: str, options: dict[str, int], room: int) -> Recipe:
         wanted = CorrectionRecipe(base, options, rank=0, bytes=room)
-        return pipeline.with_correction(self.recipe.with_changes(correction=wanted))
+        return with_correction(self.recipe.with_changes(correction=wanted))
 
 
 def _bits(given: QuantizationRecipe | None) -> str:

@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.data import BlockSettings
+from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.quantize import (
     add_corrections,
     choose_correction_ranks,
     compute_residual,
     correction_figures,
+    with_correction,
 )
 from spectrim.pipeline.recipe import CalibrationRecipe, CorrectionRecipe, Recipe
 from spectrim.runtime.cache import Cache
@@ -76,7 +78,7 @@ def main() -> None:
     calibration = CalibrationRecipe(
         data=given.data, sequences=given.sequences, length=given.length
     )
-    dense = pipeline.evaluate(model, tokenizer, given.eval, settings)
+    dense = evaluate(model, tokenizer, given.eval, settings)
     print(f"dense perplexity {dense['perplexity']:.3f}, loss {dense['loss']:.4f}\n")
     print("| compressor | path | bytes | of bfloat16 | predicted | measured | perplexity |")
     print("|---|---|---|---|---|---|---|")
@@ -90,13 +92,13 @@ def main() -> None:
                 correction=CorrectionRecipe(base, options),
                 save_dtype="bfloat16",
             )
-            recipe = pipeline.with_correction(recipe)
+            recipe = with_correction(recipe)
             residual = compute_residual(model, tokenizer, recipe, Cache(given.cache))
             for path, chosen in paths(recipe):
                 ranks = choose_correction_ranks(residual, chosen, BYTES)
                 facts = correction_figures(residual, ranks, BYTES)
                 smaller = add_corrections(model, residual, ranks, chosen).float()
-                found = pipeline.evaluate(smaller, tokenizer, given.eval, settings)
+                found = evaluate(smaller, tokenizer, given.eval, settings)
                 spent = facts["base_bytes"] + facts["path_bytes"]
                 print(
                     f"| {label} | {path} | {spent:,} | {spent / facts['dense_bytes']:.3f} "

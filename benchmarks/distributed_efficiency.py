@@ -27,7 +27,7 @@ from llama_shape import llama_config
 from transformers import LlamaForCausalLM
 
 from spectrim import checkpoint
-from spectrim.calibration import Calibration, CalibrationSettings, calibrate
+from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.distributed import calibrate_distributed
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
 from spectrim.models.targets import find_targets
@@ -35,6 +35,7 @@ from spectrim.pipeline.calibrate import batch_tokens
 from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime import distributed
+from spectrim.statistics import Calibration
 
 
 @dataclass(frozen=True)

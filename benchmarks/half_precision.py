@@ -10,9 +10,13 @@ import argparse
 import torch
 from transformers.utils import logging
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.data import BlockSettings
+from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
+from spectrim.pipeline.replace import replace_layers
 from spectrim.runtime.cache import Cache
 
 
@@ -29,14 +33,14 @@ def main() -> None:
     recipe = Recipe(
         budget=given.budget, calibration=CalibrationRecipe(data=given.data, length=256)
     )
-    decomposition = pipeline.factorize(model, tokenizer, recipe, Cache.default())
+    decomposition = factorize(model, tokenizer, recipe, Cache.default())
     print("| layer | weights in | perplexity |")
     print("|---|---|---|")
     for layer in ("lowrank", "pivoted"):
-        plan = pipeline.plan(decomposition, recipe.with_changes(layer=layer))
+        plan = run_plan(decomposition, recipe.with_changes(layer=layer))
         for dtype in (torch.float32, torch.bfloat16):
-            smaller = pipeline.replace_layers(model, decomposition, plan, dtype)
-            figures = pipeline.evaluate(smaller.float(), tokenizer, given.eval, settings)
+            smaller = replace_layers(model, decomposition, plan, dtype)
+            figures = evaluate(smaller.float(), tokenizer, given.eval, settings)
             print(f"| {layer} | {str(dtype)[6:]} | {figures['perplexity']:.4f} |", flush=True)
 
 

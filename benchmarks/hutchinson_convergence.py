@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spectrim.data.tasks import TaskRows
-from spectrim.decompositions import LayerProblem, decompose_layer
+from spectrim.decompositions import decompose_layer
 from spectrim.models.targets import find_targets
 from spectrim.pruning import IMPORTANCE, Objective, SpectralLinear
 from spectrim.registry import NoOptions
+from spectrim.statistics import LayerProblem
 
 PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 REPEATS = 8

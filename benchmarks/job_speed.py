@@ -31,7 +31,7 @@ from llama_shape import llama_config
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spectrim.calibration import Calibration, CalibrationSettings, calibrate
+from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.checkpoint.validation import weight_files
@@ -42,9 +42,7 @@ from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.streaming import _Run
 from spectrim.runtime.memory import peak_bytes, resident_bytes, return_large_blocks, trim_memory
-from spectrim.statistics import STATISTICS
-from spectrim.statistics._io import save_calibration
-from spectrim.statistics._stored import stored_calibration
+from spectrim.statistics import STATISTICS, Calibration, save_calibration, stored_calibration
 
 MIB = 2**20
 DAMPING = 1e-3

@@ -17,17 +17,22 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from spectrim import checkpoint, pipeline
-from spectrim.calibration import Calibration, MemoryBudget
+from spectrim import checkpoint
+from spectrim.calibration import MemoryBudget
 from spectrim.data import BlockSettings
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.calibrate import calibrate
+from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.plan import decompose
+from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.recipe import (
     CalibrationRecipe,
     HessianAveragingRecipe,
     ProbeRecipe,
     Recipe,
 )
-from spectrim.statistics import STATISTICS, CovarianceFormat
+from spectrim.pipeline.replace import replace_layers
+from spectrim.statistics import STATISTICS, Calibration, CovarianceFormat
 from spectrim.statistics._covariance import convert_format
 
 Choice = Callable[[str, str], CovarianceFormat]
@@ -42,17 +47,17 @@ def main() -> None:
     logging.disable_progress_bar()
     model, tokenizer = checkpoint.load(given.model, dtype=torch.float32)
     recipe = _recipe(given)
-    full = pipeline.calibrate(model, tokenizer, recipe)
+    full = calibrate(model, tokenizer, recipe)
     shapes = {target.name: target.shape for target in find_targets(model)}
     print("| covariances | bytes | " + " | ".join(f"{b:g}" for b in given.budget) + " |")
     print("|---|---|" + "---|" * len(given.budget))
     for label, choice in _choices(shapes, recipe, full.bytes):
         calibration = _in_form(full, shapes, choice)
-        decomposition = pipeline.decompose(model, calibration, recipe)
+        decomposition = decompose(model, calibration, recipe)
         row = []
         for budget in given.budget:
-            plan = pipeline.plan(decomposition, recipe.with_changes(budget=budget))
-            smaller = pipeline.replace_layers(model, decomposition, plan)
+            plan = run_plan(decomposition, recipe.with_changes(budget=budget))
+            smaller = replace_layers(model, decomposition, plan)
             row.append(_perplexity(smaller, tokenizer, given))
         share = calibration.bytes / full.bytes
         shown = " | ".join(f"{value:.3f}" for value in row)
@@ -118,7 +123,7 @@ def _in_form(
 
 def _perplexity(model: Any, tokenizer: Any, given: argparse.Namespace) -> float:
     settings = BlockSettings(length=256, max_tokens=given.tokens, keep_tail=True)
-    return pipeline.evaluate(model, tokenizer, given.eval, settings)["perplexity"]
+    return evaluate(model, tokenizer, given.eval, settings)["perplexity"]
 
 
 if __name__ == "__main__":

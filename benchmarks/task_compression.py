@@ -23,7 +23,9 @@ from typing import Any
 import torch
 
 import spectrim
-from spectrim import pipeline
+from spectrim.pipeline.evaluate import evaluate_task
+from spectrim.pipeline.plan import factorize, plan
+from spectrim.pipeline.prune_for_task import prune_for_task
 from spectrim.pipeline.recipe import (
     CalibrationRecipe,
     HessianAveragingRecipe,
@@ -32,6 +34,8 @@ from spectrim.pipeline.recipe import (
     RefinementRecipe,
     TaskRecipe,
 )
+from spectrim.pipeline.refine import refine
+from spectrim.pipeline.replace import replace_layers
 from spectrim.pruning import PruningOptions
 from spectrim.pruning.importance import GradientTerm
 from spectrim.refinement import RunContext
@@ -162,17 +166,17 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
     start = time.process_time()
     progress = RunContext(Cache(arguments.out.with_suffix(".cache")))
     if recipe.pruning is not None:
-        special = pipeline.prune_for_task(model, tokenizer, recipe, progress)
+        special = prune_for_task(model, tokenizer, recipe, progress)
         smaller, kept = special.model, special.plan.kept
         events = [vars(event) for event in special.state.prune_steps]
     else:
-        decomposition = pipeline.factorize(model, tokenizer, recipe, progress.cache)
-        chosen = pipeline.plan(decomposition, recipe)
-        smaller, kept = pipeline.replace_layers(model, decomposition, chosen), chosen.kept
+        decomposition = factorize(model, tokenizer, recipe, progress.cache)
+        chosen = plan(decomposition, recipe)
+        smaller, kept = replace_layers(model, decomposition, chosen), chosen.kept
         events = []
-    smaller = pipeline.refine(model, smaller, tokenizer, recipe, progress)
+    smaller = refine(model, smaller, tokenizer, recipe, progress)
     seconds = time.process_time() - start
-    figures = pipeline.evaluate_task(smaller, tokenizer, TaskRecipe(data=arguments.test))
+    figures = evaluate_task(smaller, tokenizer, TaskRecipe(data=arguments.test))
     return {
         "method": name,
         "ratio": ratio,

@@ -18,13 +18,17 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.cli.console import track
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
 from spectrim.pipeline.benchmark import Bench, BenchSettings
+from spectrim.pipeline.benchmark import bench as run_bench
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.presets import PRESETS
 from spectrim.pipeline.recipe import ProbeRecipe
+from spectrim.pipeline.replace import replace_layers
 from spectrim.report.card import card_for
 from spectrim.runtime.cache import Cache
 
@@ -60,11 +64,11 @@ def main(out: Path) -> None:
         ),
         "default: obd (loss-optimal, pivoted)": default,
     }
-    _print_table(pipeline.bench(model, tokenizer, recipes, [BUDGET], bench))
+    _print_table(run_bench(model, tokenizer, recipes, [BUDGET], bench))
 
-    decomposition = pipeline.factorize(model, tokenizer, default, cache)
-    plan = pipeline.plan(decomposition, default)
-    smaller = pipeline.replace_layers(model, decomposition, plan, stored)
+    decomposition = factorize(model, tokenizer, default, cache)
+    plan = run_plan(decomposition, default)
+    smaller = replace_layers(model, decomposition, plan, stored)
     card = card_for("reference", plan, default)
     extras = {"spectrim_recipe.yaml": default.to_yaml(), "spectrim_plan.yaml": plan.to_yaml()}
     options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=True)

@@ -2,7 +2,7 @@
 
     python scripts/train_arithmetic_model.py --out spectrim/assets/arithmetic
 
-Every batch is freshly generated (spectrim.assets.word_problems, split `train`); the figures
+Every batch is freshly generated (spectrim.data.tasks.word_problems, split `train`); the figures
 are exact matches by greedy decoding on problems whose templates and numbers it never saw.
 A state file beside the output lets an interrupted run continue; `--start` takes weights
 trained before and adds the last phase, with smoothed labels, alone.
@@ -22,8 +22,8 @@ from torch import nn
 from training_loop import Job, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spectrim.assets.word_problems import SPLITS, word_problems
 from spectrim.data.tasks import AccuracySettings, TaskRows, exact_match, task_rows
+from spectrim.data.tasks.word_problems import SPLITS, word_problems
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 PIECES = r" [+\-*/=] |#### |\n|\d| ?[A-Za-z]+(?: (?=\d))?|[^\w\s]|\s"
@@ -181,7 +181,7 @@ its accuracy takes seconds to measure on a CPU. It knows these problems and noth
     from spectrim.checkpoint import load
     model, tokenizer = load("arithmetic", dtype=torch.float32)
 
-- **Problems** come from `spectrim.assets.word_problems`, generated and the same on every
+- **Problems** come from `spectrim.data.tasks.word_problems`, generated and the same on every
   machine. A test problem shares neither its template (scene, order of the operations, wording
   of each sentence) nor its tuple of numbers with any training problem; its words and sentence
   forms occur in training. Results are whole and at most 200; prompt and answer are
@@ -208,7 +208,7 @@ The figures again (float32):
     import torch
     from spectrim.checkpoint import load
     from spectrim.data.tasks import exact_match
-    from spectrim.assets.word_problems import word_problems
+    from spectrim.data.tasks.word_problems import word_problems
     model, tokenizer = load("arithmetic", dtype=torch.float32)
     print(exact_match(model, tokenizer, word_problems("test", 500))["accuracy"])
 """

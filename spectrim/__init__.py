@@ -19,9 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 from spectrim.runtime.log_filters import install_log_filters
+from spectrim.version import __version__
 
 install_log_filters()  # transformers imports torchao where it is installed
 
@@ -94,6 +93,7 @@ __all__ = [
     "NumericalWarning",
     "Recipe",
     "SpectrimError",
+    "__version__",
     "agreement_loss",
     "bench",
     "calibrate",

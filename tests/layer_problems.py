@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration import Calibration, LayerStatistics
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem
-from spectrim.statistics import STATISTICS, LayerTokens
+from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.statistics import (
+    STATISTICS,
+    Calibration,
+    LayerProblem,
+    LayerStatistics,
+    LayerTokens,
+)
 
 LAYER = "layer"
 

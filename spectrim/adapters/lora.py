@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from spectrim.adapters.targets import lora_targets
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.refinement.finetune import next_token_loss, task_rows
 from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.losses import next_token_loss, task_rows
 from spectrim.training.progress import RunContext
 
 

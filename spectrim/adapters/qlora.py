@@ -24,9 +24,9 @@ from spectrim.adapters.lora import AdapterOptions
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.layers.quantized import Adapter, CompensatedLinear, CompressedLinear
-from spectrim.refinement.finetune import next_token_loss, task_rows
 from spectrim.training.balanced_factors import Parameters
 from spectrim.training.loop import Run, Stage, run_key
+from spectrim.training.losses import next_token_loss, task_rows
 from spectrim.training.progress import RunContext
 
 

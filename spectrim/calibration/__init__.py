@@ -2,14 +2,10 @@
 
 from spectrim.calibration.covariance_format import MemoryBudget, Wide
 from spectrim.calibration.in_memory import CalibrationSettings, calibrate
-from spectrim.statistics._result import Calibration, LayerStatistics, PooledStatistics
 
 __all__ = [
-    "Calibration",
     "CalibrationSettings",
-    "LayerStatistics",
     "MemoryBudget",
-    "PooledStatistics",
     "Wide",
     "calibrate",
 ]

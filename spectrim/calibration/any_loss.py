@@ -20,8 +20,7 @@ from spectrim.calibration.in_memory import accumulator, frozen_eval
 from spectrim.errors import InputError, ModelError
 from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.models.targets import Target
-from spectrim.statistics import STATISTICS
-from spectrim.statistics._result import Calibration
+from spectrim.statistics import STATISTICS, Calibration
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Mask = Callable[[Any], Tensor]

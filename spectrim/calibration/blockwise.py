@@ -40,9 +40,7 @@ from spectrim.models.offload.activations import Activations
 from spectrim.models.offload.model import StreamedModel
 from spectrim.models.targets import Target
 from spectrim.runtime.files import write_text
-from spectrim.statistics import STATISTICS, LayerTokens
-from spectrim.statistics._result import Calibration
-from spectrim.statistics._stored import Parts
+from spectrim.statistics import STATISTICS, Calibration, LayerTokens, Parts
 
 INPUT, GRADIENT = "input", "gradient"
 

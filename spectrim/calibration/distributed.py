@@ -32,7 +32,7 @@ from spectrim.errors import InputError
 from spectrim.models.targets import Target
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 from spectrim.runtime import distributed
-from spectrim.statistics._result import Calibration
+from spectrim.statistics import Calibration
 
 
 def calibrate_distributed(

@@ -22,8 +22,13 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
 from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.models.targets import Target
-from spectrim.statistics import STATISTICS, CovarianceFormat, LayerTokens, at_least_float32
-from spectrim.statistics._result import Calibration
+from spectrim.statistics import (
+    STATISTICS,
+    Calibration,
+    CovarianceFormat,
+    LayerTokens,
+    at_least_float32,
+)
 
 LABEL_KINDS = ("data", "sampled")
 PROBED = 64

@@ -16,8 +16,8 @@ from spectrim.checkpoint.correction_entries import COMPENSATED, check_compensate
 from spectrim.checkpoint.quantized_entries import check_inner
 from spectrim.errors import CheckpointError, UnknownNameError
 from spectrim.layers import layer_class
+from spectrim.version import QUANT_METHOD
 
-QUANT_METHOD = "spectrim"
 FORMAT_VERSION = 1
 SHARED = "shared_basis"
 MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from transformers.quantizers import auto
 
-from spectrim.checkpoint.config import QUANT_METHOD, SpectrimConfig
+from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.transformers_plugin import SpectrimQuantizer
+from spectrim.version import QUANT_METHOD
 
 
 def register() -> None:

@@ -9,14 +9,22 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from spectrim import pipeline
 from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, RemoteCode, _load, app, check_processes
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.cli.tracking import Tracker, progress_for, start_tracking
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
-from spectrim.pipeline.benchmark import BUDGETS, MOST_TOKENS, Bench, BenchRow, bench_steps
+from spectrim.pipeline.benchmark import (
+    BUDGETS,
+    MOST_TOKENS,
+    Bench,
+    BenchRow,
+    BenchSettings,
+    bench_steps,
+    named_recipes,
+)
+from spectrim.pipeline.calibrate import default_length
 from spectrim.report.bench_plot import bench_svg
 from spectrim.report.bench_table import markdown, summary, values
 from spectrim.runtime import distributed
@@ -61,7 +69,7 @@ def bench(
     wanted, given = _asked(budgets, latency_budgets, given)
     base = recipe_of(given)
     specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
-    recipes = pipeline.named_recipes(specs, base)
+    recipes = named_recipes(specs, base)
     for recipe in recipes.values():
         check_processes(recipe)
     for recipe in recipes.values():
@@ -70,8 +78,8 @@ def bench(
     asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
     log_metrics = start_tracking(context, track, f"bench {model}", asked)
     original, tokenizer, stored = _load(model, trust_remote_code)
-    length = base.calibration.length or pipeline.default_length(original)
-    settings = pipeline.BenchSettings(
+    length = base.calibration.length or default_length(original)
+    settings = BenchSettings(
         texts=tuple(evals or ["python:held_out"]),
         blocks=BlockSettings(length=length, max_tokens=tokens, keep_tail=True),
         dtype=stored,

@@ -10,9 +10,7 @@ import torch
 import typer
 from transformers.utils import logging
 
-import spectrim
 from spectrim import checkpoint as checkpoint_module
-from spectrim import pipeline
 from spectrim.cli import console
 from spectrim.cli.app import Commands
 from spectrim.cli.logging import log_command
@@ -25,6 +23,12 @@ from spectrim.cli.tracking import Tracker, final_figures, progress_for, start_tr
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError
 from spectrim.evaluation import HarnessSettings, evaluate_harness, size
+from spectrim.pipeline.calibrate import default_length
+from spectrim.pipeline.catalog import list_methods
+from spectrim.pipeline.evaluate import evaluate as run_evaluate
+from spectrim.pipeline.evaluate import evaluate_documents, evaluate_task
+from spectrim.pipeline.latency_table import slow_layers
+from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import Recipe, TaskRecipe
 from spectrim.planning import load_plan, save_plan, size_curve
 from spectrim.refinement import RunContext
@@ -34,6 +38,7 @@ from spectrim.report.load import Pair
 from spectrim.report.write import OutputSpec, write_result
 from spectrim.runtime import distributed
 from spectrim.runtime.files import write_text
+from spectrim.version import __version__
 
 app = typer.Typer(
     cls=Commands,
@@ -55,7 +60,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(spectrim.__version__)
+        print(__version__)
         raise typer.Exit
 
 
@@ -167,13 +172,11 @@ def plan(
     original, tokenizer, stored = _load(model, trust_remote_code)
     recipe = with_save_dtype(recipe, stored)
     progress = RunContext(cache_from(given), console.track)
-    decomposition = pipeline.factorize(
-        original, tokenizer, recipe, progress.cache, progress.track
-    )
+    decomposition = factorize(original, tokenizer, recipe, progress.cache, progress.track)
     points = size_curve(decomposition, recipe)
     chosen = choose_plan(decomposition, recipe, target_loss, progress)
     if check_speed:
-        for text in pipeline.slow_layers(chosen, recipe, progress.cache, progress.track):
+        for text in slow_layers(chosen, recipe, progress.cache, progress.track):
             console.note(f"warning: {text}")
     with distributed.raise_together():
         if distributed.is_main_process():
@@ -224,19 +227,19 @@ def evaluate(
     for name in models:
         model, tokenizer, _ = _load(name, trust_remote_code)
         settings = BlockSettings(
-            length=length or pipeline.default_length(model), max_tokens=tokens, keep_tail=True
+            length=length or default_length(model), max_tokens=tokens, keep_tail=True
         )
         results[name] = _disk_bytes(name)
         if task:
-            results[name] |= pipeline.evaluate_task(model, tokenizer, TaskRecipe(data=task))
+            results[name] |= evaluate_task(model, tokenizer, TaskRecipe(data=task))
         if wanted:
             results[name] |= distributed.run_on_main(
                 partial(evaluate_harness, model, tokenizer, wanted, harness)
             )
         if data or not (task or wanted):
             text = data or "python:held_out"
-            results[name] |= pipeline.evaluate(model, tokenizer, text, settings, reference)
-            results[name] |= pipeline.evaluate_documents(model, tokenizer, text, settings)
+            results[name] |= run_evaluate(model, tokenizer, text, settings, reference)
+            results[name] |= evaluate_documents(model, tokenizer, text, settings)
     if json:
         console.as_json(results)
     else:
@@ -251,7 +254,7 @@ def _disk_bytes(name: str) -> dict[str, float]:
 @app.command()
 def ls(json: Json = False) -> None:
     """Methods, allocations, layers, statistics and evaluators: what each needs, its source."""
-    rows = pipeline.list_methods()
+    rows = list_methods()
     if json:
         console.as_json(rows)
         return

@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, Overwrite, RemoteCode, _load, app
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.errors import InputError
+from spectrim.pipeline.plan import factorize
 from spectrim.report.live import Access, Places, Session, make_server
 from spectrim.report.live.session import Source
 
@@ -54,7 +55,7 @@ def explore(
     if output is not None:
         checkpoint.check_output(output, overwrite)
     source = Source(model, *_load(model, trust_remote_code))
-    decomposition = pipeline.factorize(
+    decomposition = factorize(
         source.model, source.tokenizer, recipe, cache_from(given), console.track
     )
     places = Places(plan, output, overwrite, cache_from(given))

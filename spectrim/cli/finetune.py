@@ -8,13 +8,16 @@ from typing import Annotated
 
 import typer
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
 from spectrim.cli.options import cache_from
 from spectrim.cli.tracking import Tracker, progress_for, start_tracking
 from spectrim.evaluation import size
+from spectrim.pipeline.finetune import FinetuneSettings
+from spectrim.pipeline.finetune import finetune as run_finetune
+from spectrim.pipeline.replace import cast_for_saving
 from spectrim.report.finetuning_card import finetuning_card
 
 
@@ -53,7 +56,7 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Train the factors of a compressed model, or LoRA adapters on them; ranks stay."""
-    settings = pipeline.FinetuneSettings(
+    settings = FinetuneSettings(
         data=data,
         task=task,
         field=field,
@@ -71,8 +74,8 @@ def finetune(
     log_metrics = start_tracking(context, track, f"finetune {model}", asdict(settings))
     loaded, tokenizer, stored = _load(model, trust_remote_code)
     kept = cache_from({"cache": cache, "no_cache": no_cache})
-    tuned = pipeline.finetune(loaded, tokenizer, settings, progress_for(kept, log_metrics))
-    tuned = pipeline.cast_for_saving(tuned, stored)
+    tuned = run_finetune(loaded, tokenizer, settings, progress_for(kept, log_metrics))
+    tuned = cast_for_saving(tuned, stored)
     config: SpectrimConfig = tuned.config.quantization_config
     entry = config.provenance["refinement"][-1]
     options = checkpoint.SaveOptions(card=finetuning_card(model, entry), overwrite=overwrite)

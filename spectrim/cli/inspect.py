@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.cli import console
 from spectrim.cli.commands import Json, RemoteCode, app
 from spectrim.data import BlockSettings, check_vocabulary, token_blocks
 from spectrim.errors import InputError
-from spectrim.pipeline.calibrate import vocabulary_size
+from spectrim.pipeline.calibrate import default_length, vocabulary_size
 from spectrim.pipeline.inspect import (
     LayerReport,
     Timing,
@@ -49,7 +49,7 @@ def inspect(
             if tokenizer is None:
                 raise InputError(f"{name} has no tokenizer; put its files beside the model")
             settings = BlockSettings(
-                length=length or pipeline.default_length(model),
+                length=length or default_length(model),
                 max_tokens=tokens,
                 keep_tail=True,
             )

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 import torch
 import transformers
 
-import spectrim
 from spectrim.runtime.memory import peak_bytes
+from spectrim.version import __version__
 
 LOG = logging.getLogger("spectrim.cli")
 _LEVELS = ("-q", "--quiet", "-v", "--verbose")
@@ -45,7 +45,7 @@ def log_command() -> Iterator[None]:
     begun = time.monotonic()
     LOG.info(
         "spectrim %s, torch %s, transformers %s, Python %s, threads: %d",
-        spectrim.__version__,
+        __version__,
         torch.__version__,
         transformers.__version__,
         platform.python_version(),

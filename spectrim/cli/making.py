@@ -9,9 +9,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.errors import InputError
+from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.embedding import compress_embeddings
+from spectrim.pipeline.latency_table import latency_table
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import plan as run_plan
+from spectrim.pipeline.prune_for_task import prune_for_task
+from spectrim.pipeline.quantize_factors import check_quantization, quantize_factors
 from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.refine import refine
+from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
 from spectrim.planning import Decomposition, Plan, plan_for_loss
 from spectrim.refinement import RunContext
 from spectrim.report.load import CompressionResult
@@ -35,7 +44,7 @@ class CompressArgs:
             recipe = recipe.with_changes(
                 method=plan.method, layer=plan.layer, budget=plan.budget
             )
-        pipeline.check_quantization(recipe)
+        check_quantization(recipe)
         checkpoint.check_output(self.output, self.overwrite)
         return recipe
 
@@ -80,8 +89,8 @@ def choose_plan(
         return plan_for_loss(decomposition, recipe, target_loss)
     times = None
     if recipe.latency is not None:
-        times = pipeline.latency_table(decomposition, recipe, progress.cache, progress.track)
-    return pipeline.plan(decomposition, recipe, times)
+        times = latency_table(decomposition, recipe, progress.cache, progress.track)
+    return run_plan(decomposition, recipe, times)
 
 
 def dtype_of(recipe: Recipe, stored: torch.dtype) -> torch.dtype:
@@ -96,17 +105,17 @@ def make(
     cut = _cut if recipe.pruning is None else _prune
     result = cut(loaded, wanted, recipe, progress)
     original, tokenizer, recipe = loaded.model, loaded.tokenizer, result.made.recipe
-    smaller = pipeline.compress_embeddings(original, result.model, tokenizer, recipe, progress)
+    smaller = compress_embeddings(original, result.model, tokenizer, recipe, progress)
     if recipe.refinement:
-        smaller = pipeline.refine(original, smaller, tokenizer, recipe, progress)
-    smaller = pipeline.cast_for_saving(smaller, dtype_of(recipe, loaded.stored))
-    return replace(result, model=pipeline.quantize_factors(smaller, result.made.plan, recipe))
+        smaller = refine(original, smaller, tokenizer, recipe, progress)
+    smaller = cast_for_saving(smaller, dtype_of(recipe, loaded.stored))
+    return replace(result, model=quantize_factors(smaller, result.made.plan, recipe))
 
 
 def _prune(
     loaded: LoadedModel, wanted: CompressArgs, recipe: Recipe, progress: RunContext
 ) -> Result:
-    special = pipeline.prune_for_task(loaded.model, loaded.tokenizer, recipe, progress)
+    special = prune_for_task(loaded.model, loaded.tokenizer, recipe, progress)
     return Result(
         special.model,
         CompressionResult(wanted.model, special.plan, recipe),
@@ -120,13 +129,11 @@ def _cut(
     """A plan that is followed is checked before the work."""
     model = loaded.model
     if wanted.followed:
-        pipeline.prepare(model, recipe)
-        pipeline.check_plan(model, wanted.followed)
-    decomposition = pipeline.factorize(
-        model, loaded.tokenizer, recipe, progress.cache, progress.track
-    )
+        prepare(model, recipe)
+        check_plan(model, wanted.followed)
+    decomposition = factorize(model, loaded.tokenizer, recipe, progress.cache, progress.track)
     plan = wanted.plan(decomposition, recipe, progress)
     recipe = recipe.at_budget(plan.budget)
     dtype = None if recipe.refinement else dtype_of(recipe, loaded.stored)
-    smaller = pipeline.replace_layers(model, decomposition, plan, dtype)
+    smaller = replace_layers(model, decomposition, plan, dtype)
     return Result(smaller, CompressionResult(wanted.model, plan, recipe, decomposition))

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.cli import console
 from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.errors import InputError
+from spectrim.pipeline.quantize import quantize as run_quantize
+from spectrim.pipeline.quantize import with_correction
 from spectrim.pipeline.recipe import Recipe, recipe_from
 from spectrim.report.compensation_card import compensation_card
 
@@ -60,12 +62,12 @@ def quantize(
     options = {"bits": bits, "group": group_size}
     options |= dict(map(_assigned, quantizer_option or []))
     wanted = {"quantizer": quantizer, "rank": rank, "bytes": correction_bytes}
-    recipe = pipeline.with_correction(_with(recipe_of(given), wanted, options))
+    recipe = with_correction(_with(recipe_of(given), wanted, options))
     checkpoint.check_output(output, overwrite)
     original, tokenizer, stored = _load(model, trust_remote_code)
     if recipe.save_dtype is None:
         recipe = recipe.with_changes(save_dtype=str(stored).removeprefix("torch."))
-    smaller = pipeline.quantize(original, tokenizer, recipe, cache_from(given), console.track)
+    smaller = run_quantize(original, tokenizer, recipe, cache_from(given), console.track)
     config = smaller.config.quantization_config
     extras = {"spectrim_recipe.yaml": recipe.to_yaml()}
     card = compensation_card(model, config, recipe)

@@ -9,11 +9,11 @@ import torch
 import typer
 
 from spectrim import checkpoint as checkpoint_module
-from spectrim import pipeline
 from spectrim.cli import console
 from spectrim.cli.commands import Json, RemoteCode, _load, app
 from spectrim.data import BlockSettings, token_blocks
 from spectrim.errors import InputError
+from spectrim.pipeline.calibrate import default_length
 from spectrim.report.compare import with_divergence, with_texts
 from spectrim.report.facts import PAGE_FILE, ReportData
 from spectrim.report.load import Pair, facts_in, report_extras
@@ -78,7 +78,7 @@ def _compared(
     facts: ReportData, pair: Pair, data: str | None, prompts: list[str]
 ) -> ReportData:
     if data is not None:
-        length = pipeline.default_length(pair.original)
+        length = default_length(pair.original)
         settings = BlockSettings(length=length, keep_tail=True, max_tokens=20_000)
         blocks = token_blocks(data, pair.tokenizer, settings)
         facts = with_divergence(facts, pair.original, pair.smaller, blocks)

@@ -14,11 +14,10 @@ what the weight makes of it, so that calibration sums just that.
 from __future__ import annotations
 
 from spectrim.decompositions._joint import decompose_group, whitened
-from spectrim.decompositions._problem import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions._problem import DECOMPOSITIONS, decompose_layer
 
 __all__ = [
     "DECOMPOSITIONS",
-    "LayerProblem",
     "decompose_group",
     "decompose_layer",
     "whitened",

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from spectrim.calibration import LayerStatistics
 from spectrim.linalg.truncated import Factors, weighted_svd
 from spectrim.registry import Registry
+from spectrim.statistics import LayerProblem
 
 DECOMPOSITIONS = Registry("method", "spectrim.decompositions")
-
-
-@dataclass(frozen=True)
-class LayerProblem:
-    """weight (out, in), bias (out,) or None, statistics of the layer (None when not needed)."""
-
-    name: str
-    weight: Tensor
-    bias: Tensor | None
-    statistics: LayerStatistics | None
-
-    def statistic(self, name: str) -> Any:
-        assert self.statistics is not None, "a method that reads statistics declares REQUIRES"
-        return self.statistics[name]
 
 
 def decompose_layer(method: str, problem: LayerProblem, options: Any) -> Factors:

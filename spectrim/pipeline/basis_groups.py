@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration import Calibration, PooledStatistics
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, whitened
+from spectrim.decompositions import DECOMPOSITIONS, whitened
 from spectrim.errors import InputError
 from spectrim.linalg.joint_basis import ESTIMATES, clusters
 from spectrim.models.linear import get_bias, get_shape, get_weight, is_linear
 from spectrim.models.targets import decoder_blocks
 from spectrim.pipeline.recipe import Recipe, SharingRecipe
+from spectrim.statistics import Calibration, LayerProblem, PooledStatistics
 
 Groups = list[tuple[str, ...]]
 

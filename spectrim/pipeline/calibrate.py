@@ -21,13 +21,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.calibration import Calibration, CalibrationSettings
+from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
 from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.decompose import decompose
@@ -44,9 +45,15 @@ from spectrim.runtime.cache import (
     load_if_valid_locally,
 )
 from spectrim.runtime.context import ProgressBar, silent
-from spectrim.statistics._io import load_calibration, model_fingerprint, save_calibration
-from spectrim.statistics._parts import concat, select
-from spectrim.statistics._stored import open_calibration, stored_calibration
+from spectrim.statistics import (
+    Calibration,
+    concat,
+    load_calibration,
+    open_calibration,
+    save_calibration,
+    select,
+    stored_calibration,
+)
 
 MOST_TOKENS_PER_BATCH = 1024
 """Larger batches are no faster on a processor, and hold more activations."""

@@ -11,14 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-import spectrim
-from spectrim.calibration import Calibration
-from spectrim.decompositions import (
-    DECOMPOSITIONS,
-    LayerProblem,
-    decompose_group,
-    decompose_layer,
-)
+from spectrim.decompositions import DECOMPOSITIONS, decompose_group, decompose_layer
 from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.linalg.truncated import Factors
 from spectrim.models.linear import get_bias, get_weight
@@ -30,6 +23,8 @@ from spectrim.planning.predicted import NEEDED, first_order_effects, predicted_c
 from spectrim.runtime import distributed
 from spectrim.runtime.context import ProgressBar, silent
 from spectrim.runtime.memory import trim_memory
+from spectrim.statistics import Calibration, LayerProblem
+from spectrim.version import __version__
 
 _SHOWN = 5
 
@@ -214,7 +209,7 @@ def _warn_of_others(names: Sequence[str], rest: int) -> None:
 
 def versions() -> dict[str, str]:
     return {
-        "spectrim": spectrim.__version__,
+        "spectrim": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -25,6 +25,7 @@ from spectrim.embeddings import (
 )
 from spectrim.embeddings._gather import Sums, finish, gather
 from spectrim.errors import CheckpointError, InputError
+from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import batch_tokens, calibration_blocks
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
@@ -34,7 +35,6 @@ from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache, load_if_valid
 from spectrim.runtime.context import ProgressBar, silent
 from spectrim.runtime.files import read_tensors, write_tensors
-from spectrim.statistics._io import model_fingerprint
 
 
 @dataclass(frozen=True)

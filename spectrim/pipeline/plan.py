@@ -8,7 +8,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.allocation import LatencyTable
-from spectrim.calibration import Calibration
 from spectrim.pipeline.calibrate import calibrate, calibration_blocks
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.latency_table import latency_table
@@ -21,6 +20,7 @@ from spectrim.planning.quantization_error import with_rounding
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache, load_if_valid
 from spectrim.runtime.context import ProgressBar, silent
+from spectrim.statistics import Calibration
 
 
 def probe_curves(

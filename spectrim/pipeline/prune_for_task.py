@@ -18,11 +18,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig, attach_config
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.linalg.truncated import Factors
 from spectrim.models.experts import split_expert_names
+from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.replace import replace_layer
 from spectrim.models.targets import Target
@@ -45,7 +46,7 @@ from spectrim.pruning import (
     thin_svd,
 )
 from spectrim.refinement import RunContext
-from spectrim.statistics._io import model_fingerprint
+from spectrim.statistics import LayerProblem
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ def prune_for_task(
 ) -> PrunedModel:
     """Select bases of `model` (float32) for the recipe's task.
 
-    Examples that Python gives become a task by `spectrim.data.tasks.write_task`. An interrupted run
-    continues from the workspace. The original is not changed, but for fused experts, which are
-    split. Raises InputError for a task that cannot be read and a budget that cannot be met,
+    Examples that Python gives become a task by `spectrim.data.tasks.write_task`. An interrupted
+    run continues from the workspace. The original is not changed, but for fused experts, which
+    are split. Raises InputError for a task that cannot be read and a budget that cannot be met,
     NumericalError for a loss that is not finite.
     """
     _check(recipe)

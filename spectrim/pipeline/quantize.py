@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.calibration import Calibration
 from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.checkpoint.correction_entries import compensated_entry
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import InputError
 from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear, CompressedLinear
 from spectrim.models.experts import split_expert_names
@@ -33,6 +32,7 @@ from spectrim.planning.correction_ranks import CORRECTION_ALLOCATIONS, correctio
 from spectrim.planning.predicted import NEEDED, predicted_curve
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import ProgressBar, silent
+from spectrim.statistics import Calibration, LayerProblem
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.checkpoint.correction_entries import COMPENSATED, compensated_entry
 from spectrim.checkpoint.quantized_entries import inner_of
-from spectrim.decompositions import LayerProblem
 from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.layers.pivoted import PivotedLinear
 from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear, CompressedLinear
@@ -26,6 +25,7 @@ from spectrim.models.replace import factored_layers, replace_layer
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.recipe import QuantizationRecipe, Recipe
 from spectrim.planning import Plan
+from spectrim.statistics import LayerProblem
 
 
 def quantize_factors(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedModel:

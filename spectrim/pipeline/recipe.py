@@ -171,7 +171,7 @@ class RefinementRecipe:
 
 @dataclass(frozen=True, config=_STRICT)
 class TaskRecipe:
-    """Prompts with answers to specialize for; see `spectrim.data.tasks.TaskSettings` for the rest.
+    """Prompts with answers to specialize for; `spectrim.data.tasks.TaskSettings` has the rest.
 
     data: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:COUNT, or plain text. labels: the
     loss counts the answers' tokens, or all. length: tokens of the longest row, None for the
@@ -209,7 +209,7 @@ class Recipe:
 
     include / exclude: regular expressions on layer names; by default every linear layer of
     the decoder blocks. rank_multiple: ranks are multiples of it; "auto" is the device's (see
-    `spectrim.planning.rank_multiples`). latency: a budget of measured time in place of `budget`.
+    `spectrim.planning.rank_multiples`). latency: a budget of time in place of `budget`.
     task: what to specialize for. pruning: choose the method's bases one
     by one, by what each is worth to the task, in place of an allocation. refinement: what to
     train after compressing, in this order. save_dtype None: the dtype of the original.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.calibration import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.pipeline.calibrate import calibrate, calibration_blocks, default_length
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.pipeline.replace import cast_for_saving
 from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
+from spectrim.statistics import Calibration
 
 _SHARE = 10
 """Of a stage's steps, the first and the last tenth are recorded."""

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrim.calibration import Calibration, CalibrationSettings
+from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
@@ -42,6 +42,7 @@ from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import ProgressBar, silent
 from spectrim.runtime.files import read_mapping, write_text
 from spectrim.runtime.memory import trim_memory
+from spectrim.statistics import Calibration
 
 
 @dataclass(frozen=True)

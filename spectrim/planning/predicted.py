@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectrim.calibration import LayerStatistics
 from spectrim.linalg.covariance import Covariance, ProjectedCovariance
 from spectrim.linalg.spectrum import tail_energy, trailing_block_sums
 from spectrim.linalg.truncated import Factors
+from spectrim.statistics import LayerStatistics
 
 ROUNDING = 1e-10
 """Relative to the curve's first value; below it is rounding, and no rank is worth its cost."""

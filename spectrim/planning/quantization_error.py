@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration import Calibration, LayerStatistics
-from spectrim.decompositions import LayerProblem
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.quantized import COMPRESSORS
@@ -26,6 +24,7 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import SHARED, Decomposition
 from spectrim.planning.layer_bytes import rounded_for
 from spectrim.planning.rank_multiples import multiple_for
+from spectrim.statistics import Calibration, LayerProblem, LayerStatistics
 
 SHARES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
 """Of the full rank, where rounding is tried; beyond the last it is taken to stay."""

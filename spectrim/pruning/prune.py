@@ -27,8 +27,9 @@ from spectrim.pruning.options import PruningOptions, kept_after
 from spectrim.pruning.selection_rules import LayerCost, select, stored_weights
 from spectrim.pruning.spectral import SpectralLinear
 from spectrim.pruning.state import PruneStep, PruningState, parameters_of
-from spectrim.refinement import RunContext, Schedule
 from spectrim.runtime.cache import exists
+from spectrim.training.loop import Schedule
+from spectrim.training.progress import RunContext
 
 _BETAS = (0.9, 0.95)
 _BY_BASIS = {"coordinates": 0, "left": 1, "right": 0}

@@ -14,16 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
-from spectrim.data.tasks import TaskRows, task_loss
 from spectrim.errors import InputError
 from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.forward import Precision
 from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.losses import next_token_loss, task_rows
 from spectrim.training.progress import RunContext
 
 REFERENCE = "the fine-tuning of Basel, arXiv:2405.15877; of AA-SVD's third level"
@@ -76,23 +74,3 @@ def refine(
         schedule = options.schedule(len(rows))
         Run(parameters, progress).complete(key, [stage], schedule, len(rows))
     return compressed
-
-
-def next_token_loss(
-    model: PreTrainedModel, rows: TaskRows, precision: Precision, chosen: Tensor
-) -> Tensor:
-    """Mean cross-entropy over the scored tokens of the rows `chosen` (B,)."""
-    lower = precision != "float32"
-    with torch.autocast(model.device.type, getattr(torch, precision), enabled=lower):
-        summed, tokens = task_loss(model, rows.batch(chosen))
-    return summed / tokens
-
-
-def task_rows(blocks: TokenBlocks) -> TaskRows:
-    """All tokens that follow one count where the blocks do not say which."""
-    mask = torch.ones_like(blocks.ids, dtype=torch.bool) if blocks.mask is None else blocks.mask
-    scored = blocks.scored
-    if scored is None:
-        scored = torch.zeros_like(mask)
-        scored[:, 1:] = mask[:, 1:] & mask[:, :-1]
-    return TaskRows(blocks.ids, mask, scored, blocks.fingerprint, blocks.source)

@@ -27,10 +27,10 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
 from spectrim.layers.lowrank import LowRankLinear
-from spectrim.refinement.finetune import next_token_loss, task_rows
 from spectrim.training.balanced_factors import Parameters, balanced_parameters
 from spectrim.training.forward import Precision
 from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.losses import next_token_loss, task_rows
 from spectrim.training.progress import RunContext
 
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378; Hu et al., 2021, arXiv:2106.09685"

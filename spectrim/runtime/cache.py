@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import spectrim
 from spectrim.errors import CheckpointError
 from spectrim.runtime import distributed
 from spectrim.runtime.files import remove_abandoned
+from spectrim.version import __version__
 
 Entry = TypeVar("Entry")
 SECONDS_BETWEEN_SAVES = 20.0
@@ -39,7 +39,7 @@ class Cache:
     def path(self, kind: str, key: dict[str, Any]) -> Path | None:
         if self.root is None:
             return None
-        text = json.dumps([spectrim.__version__, key], sort_keys=True)
+        text = json.dumps([__version__, key], sort_keys=True)
         return (
             self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
         )

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spectrim.checkpoint.config import QUANT_METHOD
 from spectrim.errors import InputError
 from spectrim.runtime.files import is_full_disk
 from spectrim.runtime.lock import lock
+from spectrim.version import QUANT_METHOD
 
 MARKER = "spectrim_provenance.json"
 """In a directory that spectrim wrote and whose config.json does not say so."""

@@ -21,18 +21,40 @@ States are dictionaries of float64 tensors that merge by addition.
 
 from __future__ import annotations
 
-from spectrim.registry import Registry
 from spectrim.statistics._covariance import FULL, CovarianceFormat, Kind, largest_format
-from spectrim.statistics._tokens import LayerTokens, at_least_float32
-
-STATISTICS = Registry("statistic", "spectrim.statistics")
+from spectrim.statistics._io import load_calibration, save_calibration
+from spectrim.statistics._parts import concat, select
+from spectrim.statistics._problem import LayerProblem
+from spectrim.statistics._registry import STATISTICS
+from spectrim.statistics._result import Calibration, LayerStatistics, PooledStatistics, State
+from spectrim.statistics._stored import (
+    Parts,
+    StoredStates,
+    open_calibration,
+    stored_calibration,
+)
+from spectrim.statistics._tokens import LayerTokens, at_least_float32, sum_of_outer_products
 
 __all__ = [
     "FULL",
     "STATISTICS",
+    "Calibration",
     "CovarianceFormat",
     "Kind",
+    "LayerProblem",
+    "LayerStatistics",
     "LayerTokens",
+    "Parts",
+    "PooledStatistics",
+    "State",
+    "StoredStates",
     "at_least_float32",
+    "concat",
     "largest_format",
+    "load_calibration",
+    "open_calibration",
+    "save_calibration",
+    "select",
+    "stored_calibration",
+    "sum_of_outer_products",
 ]

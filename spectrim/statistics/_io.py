@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from spectrim.errors import CheckpointError
 from spectrim.runtime.files import read_tensors, write_tensors
-from spectrim.statistics import STATISTICS
+from spectrim.statistics._registry import STATISTICS
 from spectrim.statistics._result import Calibration
-
-_SAMPLES = 1024
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
@@ -51,14 +47,3 @@ def load_calibration(path: Path) -> Calibration:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} holds no calibration: {error}") from error
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """sha256 over names, shapes and an even sample of every parameter's values."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        step = max(1, flat.numel() // _SAMPLES)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(flat[::step].float().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import CheckpointError, InputError
-from spectrim.statistics import FULL, STATISTICS, CovarianceFormat
+from spectrim.statistics._covariance import FULL, CovarianceFormat
+from spectrim.statistics._registry import STATISTICS
 
 State = dict[str, Tensor]
 

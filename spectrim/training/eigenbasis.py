@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from spectrim.calibration import Calibration
 from spectrim.errors import InputError
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.shared_basis import SharedBasisLinear
 from spectrim.linalg.covariance import dense
 from spectrim.models.linear import is_linear
+from spectrim.statistics import Calibration
 
 Basis = Literal["parameters", "kfac_eigen"]
 REQUIRES = ("gradient_covariance", "input_covariance")

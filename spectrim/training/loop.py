@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError, NumericalError
+from spectrim.models.fingerprint import model_fingerprint
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import exists
 from spectrim.runtime.files import read_tensors, write_tensors
-from spectrim.statistics._io import model_fingerprint
 from spectrim.training.balanced_factors import Parameters
 from spectrim.training.eigenbasis import Rotations
 from spectrim.training.progress import RunContext

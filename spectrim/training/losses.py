@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from transformers import PreTrainedModel
 
-from spectrim.training.forward import Tokens
+from spectrim.data import TokenBlocks
+from spectrim.data.tasks import TaskRows, task_loss
+from spectrim.training.forward import Precision, Tokens
 from spectrim.training.loop import Schedule
 
 Scaling = Literal["none", "kl"]
@@ -57,3 +59,23 @@ def divergence(wanted: Tensor, logits: Tensor, real: Tensor) -> Tensor:
     log_p = wanted[real].float().log_softmax(-1)
     log_q = logits[real].float().log_softmax(-1)
     return kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def next_token_loss(
+    model: PreTrainedModel, rows: TaskRows, precision: Precision, chosen: Tensor
+) -> Tensor:
+    """Mean cross-entropy over the scored tokens of the rows `chosen` (B,)."""
+    lower = precision != "float32"
+    with torch.autocast(model.device.type, getattr(torch, precision), enabled=lower):
+        summed, tokens = task_loss(model, rows.batch(chosen))
+    return summed / tokens
+
+
+def task_rows(blocks: TokenBlocks) -> TaskRows:
+    """All tokens that follow one count where the blocks do not say which."""
+    mask = torch.ones_like(blocks.ids, dtype=torch.bool) if blocks.mask is None else blocks.mask
+    scored = blocks.scored
+    if scored is None:
+        scored = torch.zeros_like(mask)
+        scored[:, 1:] = mask[:, 1:] & mask[:, :-1]
+    return TaskRows(blocks.ids, mask, scored, blocks.fingerprint, blocks.source)

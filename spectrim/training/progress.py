@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from spectrim.calibration import Calibration
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.tracking import MetricLogger, null_logger
+from spectrim.statistics import Calibration
 
 
 def _unseen(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from spectrim.calibration import Calibration, CalibrationSettings, calibrate
+from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.blockwise import BlockwiseWalk, Places, calibrate_blockwise
 from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.offload import Activations, StreamedModel
 from spectrim.models.targets import find_targets
-from spectrim.statistics import STATISTICS
+from spectrim.statistics import STATISTICS, Calibration
 from tests.tiny_models import TINY_MODELS, tiny_gemma, tiny_llama, tiny_tokens
 from tests.tolerances import BATCH_SPLIT_RELATIVE
 

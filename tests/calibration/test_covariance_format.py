@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spectrim import pipeline
-from spectrim.calibration import Calibration, CalibrationSettings, MemoryBudget, calibrate
+from spectrim.calibration import CalibrationSettings, MemoryBudget, calibrate
 from spectrim.calibration.blockwise import Places, calibrate_blockwise
 from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.data import TokenBlocks
@@ -18,9 +17,11 @@ from spectrim.errors import InputError, NumericalWarning
 from spectrim.linalg.covariance import dense
 from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.calibrate import calibrate as run_calibrate
 from spectrim.pipeline.memory_plan import MemoryEstimate, plan_memory
+from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
-from spectrim.statistics import STATISTICS, CovarianceFormat, largest_format
+from spectrim.statistics import STATISTICS, Calibration, CovarianceFormat, largest_format
 from spectrim.statistics._covariance import convert_format
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer, tiny_tokens
@@ -143,10 +144,10 @@ def test_every_method_works_from_them(kind, method, tmp_path):
         covariance_format=kind,
     )
     recipe = recipe.with_changes(calibration=given)
-    calibration = pipeline.calibrate(model, tiny_tokenizer(), recipe)
+    calibration = run_calibrate(model, tiny_tokenizer(), recipe)
     with warnings.catch_warnings():
         warnings.simplefilter("error", NumericalWarning)
-        found = pipeline.decompose(model, calibration, recipe)
+        found = decompose(model, calibration, recipe)
     assert all(torch.isfinite(curve).all() for curve in found.curves.values())
     assert all((curve >= 0).all() for curve in found.curves.values())
     if "input_mean" in recipe.statistics:
@@ -155,7 +156,7 @@ def test_every_method_works_from_them(kind, method, tmp_path):
         for layer, state in calibration.states[name].items():
             sums = dense(STATISTICS.get(name).finish(state, 1))
             calibration.states[name][layer] = {"sum": sums}
-    expected = pipeline.decompose(model, calibration, recipe)
+    expected = decompose(model, calibration, recipe)
     for layer, factors in expected.factors.items():
         scale = expected.curves[layer][0]
         difference = (found.curves[layer] - expected.curves[layer]).abs().max()
@@ -169,7 +170,7 @@ def test_recipes_name_them(tmp_path):
     given = CalibrationRecipe(data=str(text), sequences=8, length=24, covariance_bytes=200_000)
     assert given.memory_budget == MemoryBudget(200_000, "low_rank")
     assert CalibrationRecipe().memory_budget is None
-    calibration = pipeline.calibrate(tiny_llama(), tiny_tokenizer(), Recipe(calibration=given))
+    calibration = run_calibrate(tiny_llama(), tiny_tokenizer(), Recipe(calibration=given))
     assert calibration.bytes <= 200_000
     assert "room" in calibration.provenance["key"]
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spectrim import pipeline
-from spectrim.calibration import Calibration, CalibrationSettings, MemoryBudget, calibrate
+from spectrim.calibration import CalibrationSettings, MemoryBudget, calibrate
 from spectrim.calibration.blockwise import Places, calibrate_blockwise
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.checkpoint.save_sharded import open_streamed
@@ -21,6 +20,7 @@ from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.linear import get_weight
 from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
+from spectrim.pipeline.plan import decompose, factorize, plan
 from spectrim.pipeline.recipe import (
     CalibrationRecipe,
     CorrectionRecipe,
@@ -32,8 +32,12 @@ from spectrim.pipeline.recipe import (
     SharingRecipe,
 )
 from spectrim.planning.probe import swap_weights
-from spectrim.statistics import CovarianceFormat
-from spectrim.statistics._io import load_calibration, save_calibration
+from spectrim.statistics import (
+    Calibration,
+    CovarianceFormat,
+    load_calibration,
+    save_calibration,
+)
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer, tiny_tokens
 from tests.tolerances import (
@@ -176,9 +180,9 @@ def test_decompositions_are_those_of_full_covariances(name, method, tmp_path):
     recipe = Recipe(method=method)
     assert recipe.wide == "projected"
     settings = replace(settings_for(), statistics=recipe.statistics)
-    found = pipeline.decompose(model, made(model, settings), recipe)
+    found = decompose(model, made(model, settings), recipe)
     settings = replace(settings, wide="full")
-    expected = pipeline.decompose(model, made(model, settings), recipe)
+    expected = decompose(model, made(model, settings), recipe)
     for layer, factors in expected.factors.items():
         curve, rank = expected.curves[layer], max(1, factors.max_rank // 3)
         error = (found.curves[layer] - curve).abs().max()
@@ -203,7 +207,7 @@ def test_they_are_the_optimum_of_the_dense_problem(name, method):
     recipe = Recipe(method=method)
     damping = {"obd": 1e-3, "svd_llm": 1e-6}[method]
     full = made(model, settings_for(wide="full"))
-    found = pipeline.decompose(model, made(model, settings_for()), recipe)
+    found = decompose(model, made(model, settings_for()), recipe)
     for layer, factors in found.factors.items():
         weight = get_weight(model.get_submodule(layer)).detach()
         inner = root(full.layer(layer)["input_covariance"], damping)
@@ -226,14 +230,14 @@ def test_the_whole_trip_with_an_average_along_the_path(tmp_path):
     given = replace(recipe.calibration, wide="full")
     assert (recipe.wide, recipe.with_changes(calibration=given).wide) == ("projected", "full")
     found, expected = (
-        pipeline.factorize(tiny_llama(), tiny_tokenizer(), r)
+        factorize(tiny_llama(), tiny_tokenizer(), r)
         for r in (recipe, recipe.with_changes(calibration=given))
     )
     for layer, curve in expected.curves.items():
         assert (found.curves[layer] - curve).abs().max() <= SEQUENTIAL_RELATIVE * curve[0], (
             layer
         )
-    plans = [pipeline.plan(d, recipe).ranks for d in (found, expected)]
+    plans = [plan(d, recipe).ranks for d in (found, expected)]
     assert sum(abs(plans[0].get(n, 0) - r) for n, r in plans[1].items()) <= 4
 
 

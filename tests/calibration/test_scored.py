@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from spectrim.calibration import Calibration, CalibrationSettings, calibrate
+from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.in_memory import Batch, summed_loss
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.models.targets import find_targets
-from spectrim.statistics import STATISTICS
+from spectrim.statistics import STATISTICS, Calibration
 from tests.calibration.test_store import assert_identical
 from tests.tiny_models import tiny_llama, tiny_tokens
 from tests.tolerances import AUTOGRAD_RELATIVE, SAMPLED_FISHER_RELATIVE

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.calibration import Calibration, CalibrationSettings, calibrate
+from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError, InputError, ModelError, SpectrimError
+from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.targets import find_targets
 from spectrim.runtime.files import write_tensors
-from spectrim.statistics import STATISTICS
-from spectrim.statistics._io import load_calibration, model_fingerprint, save_calibration
+from spectrim.statistics import STATISTICS, Calibration, load_calibration, save_calibration
 from tests.tiny_models import tiny_llama, tiny_qwen2_bias, tiny_tokens
 from tests.tolerances import SAMPLED_FISHER_RELATIVE
 

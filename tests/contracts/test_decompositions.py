@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import InputError, NumericalError, NumericalWarning
 from spectrim.linalg.kronecker import rank_one_kronecker
 from spectrim.linalg.truncated import Factors
-from spectrim.statistics import STATISTICS
+from spectrim.statistics import STATISTICS, LayerProblem
 from tests.layer_problems import (
     LAYER,
     problem_for,

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.calibration import Calibration
 from spectrim.calibration.in_memory import CalibrationSettings, calibrate
 from spectrim.checkpoint import load, save_compressed
 from spectrim.data import TokenBlocks
@@ -24,6 +23,7 @@ from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.targets import find_targets
 from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
 from spectrim.runtime.cache import Cache
+from spectrim.statistics import Calibration
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from spectrim.calibration import Calibration, CalibrationSettings, calibrate
+from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.targets import Target, find_targets
-from spectrim.statistics import STATISTICS
+from spectrim.statistics import STATISTICS, Calibration
 from spectrim.statistics.weight_gradients import BUCKETS
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_moe, tiny_tokens
 from tests.tolerances import AUTOGRAD_RELATIVE, BATCH_SPLIT_RELATIVE

@@ -23,6 +23,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from safetensors.torch import save_file
+from spectrim.calibration.store import save_calibration
+from spectrim.hub import export_self_contained
+from spectrim.pipeline.quantising import quantise_all
+from spectrim.recipe import QuantisationRecipe, Recipe, recipe_from
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -36,11 +40,7 @@ from transformers import (
 
 import spectrim
 from spectrim import pipeline
-from spectrim.checkpoint import export_self_contained
-from spectrim.pipeline.quantize_factors import quantise_all
-from spectrim.pipeline.recipe import QuantisationRecipe, Recipe, recipe_from
 from spectrim.planning import save_plan
-from spectrim.statistics._io import save_calibration
 
 HERE = Path(__file__).parent / "v1"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz ."

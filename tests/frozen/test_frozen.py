@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 import spectrim
 from spectrim.pipeline.presets import load_recipe
 from spectrim.planning import Decomposition, load_plan
-from spectrim.statistics._io import load_calibration
+from spectrim.statistics import load_calibration
 from tests.tolerances import BFLOAT16_RELATIVE, FLOAT64_RELATIVE, FROZEN_ABSOLUTE
 
-replace_layers = spectrim.compress
+replace_layers = spectrim.replace_layers
 decompose = spectrim.decompose
 make_plan = spectrim.plan
 load = spectrim.load

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim import pipeline
 from spectrim.checkpoint import SaveOptions, load, save_distributed, save_together
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, ModelError, SpectrimError
 from spectrim.pipeline import calibrate
+from spectrim.pipeline.benchmark import BenchSettings, bench
+from spectrim.pipeline.calibrate import calibrate as run_calibrate
+from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.recipe import ProbeRecipe, Recipe, RefinementRecipe
+from spectrim.pipeline.refine import refine
+from spectrim.pipeline.replace import replace_layers
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
 from tests.forks import in_processes, needs_fork
@@ -38,13 +44,13 @@ def text(tmp_path) -> Path:
 def run(model, recipe: Recipe, output: Path, cache: Cache) -> dict[str, object]:
     """From tokens to a checkpoint and its figures."""
     tokenizer = tiny_tokenizer()
-    decomposition = pipeline.factorize(model, tokenizer, recipe, cache)
-    plan = pipeline.plan(decomposition, recipe)
-    smaller = pipeline.replace_layers(model, decomposition, plan, torch.float32)
-    smaller = pipeline.refine(model, smaller, tokenizer, recipe)
+    decomposition = factorize(model, tokenizer, recipe, cache)
+    plan = run_plan(decomposition, recipe)
+    smaller = replace_layers(model, decomposition, plan, torch.float32)
+    smaller = refine(model, smaller, tokenizer, recipe)
     save_together(smaller, tokenizer, output, smaller.config.quantization_config, SaveOptions())
     settings = BlockSettings(length=24, max_tokens=400, keep_tail=True)
-    figures = pipeline.evaluate(
+    figures = evaluate(
         smaller.to(model.dtype), tokenizer, recipe.calibration.data, settings, model
     )
     return {"plan": plan, "figures": figures}
@@ -91,10 +97,10 @@ def test_what_two_keep_one_goes_on_from(tmp_path, text):
     cache = Cache(tmp_path / "cache")
 
     def work():
-        decomposition = pipeline.factorize(model, tiny_tokenizer(), recipe, cache)
+        decomposition = factorize(model, tiny_tokenizer(), recipe, cache)
         return decomposition.curves, decomposition.correction
 
-    one = pipeline.factorize(model, tiny_tokenizer(), recipe)
+    one = factorize(model, tiny_tokenizer(), recipe)
     for curves, correction in in_processes(tmp_path / "two", work):
         assert list(curves) == list(one.curves)
         for name, curve in one.curves.items():
@@ -103,7 +109,7 @@ def test_what_two_keep_one_goes_on_from(tmp_path, text):
             )
         assert len(correction.pairs) == len(one.correction.pairs)
     with Forwards(model) as forwards:
-        pipeline.factorize(model, tiny_tokenizer(), recipe, cache)
+        factorize(model, tiny_tokenizer(), recipe, cache)
     assert forwards.count == 0
 
 
@@ -139,16 +145,16 @@ def test_both_go_on_where_they_stopped(tmp_path, text, monkeypatch):
 
     def stopped():
         with pytest.raises(InputError, match="stopped"):
-            pipeline.calibrate(model, tiny_tokenizer(), recipe, cache, stopping)
+            run_calibrate(model, tiny_tokenizer(), recipe, cache, stopping)
 
     def gone_on():
         with Forwards(model) as forwards:
-            found = pipeline.calibrate(model, tiny_tokenizer(), recipe, cache)
+            found = run_calibrate(model, tiny_tokenizer(), recipe, cache)
         return forwards.count, found.states["input_covariance"]
 
     in_processes(tmp_path / "first", stopped)
     assert len(list(cache.root.glob("*.partial"))) == 2
-    expected = pipeline.calibrate(model, tiny_tokenizer(), recipe).states["input_covariance"]
+    expected = run_calibrate(model, tiny_tokenizer(), recipe).states["input_covariance"]
     for forwards, found in in_processes(tmp_path / "second", gone_on):
         assert forwards < 1 + 8 / 2
         for name, state in expected.items():
@@ -166,7 +172,7 @@ def test_weights_that_one_process_cannot_use_end_both(tmp_path, text):
         if distributed.process_index() == 1:
             model.lm_head.weight.data[:] = torch.nan
         with pytest.raises(ModelError, match="not finite"):
-            pipeline.calibrate(model, tiny_tokenizer(), small_recipe(text))
+            run_calibrate(model, tiny_tokenizer(), small_recipe(text))
 
     in_processes(tmp_path / "two", work)
 
@@ -195,10 +201,10 @@ def test_a_bench_by_two(tmp_path, text):
     recipes = {"svd": small_recipe(text, method="svd", allocation="uniform", probe=UNMEASURED)}
 
     def table(rows: Path | None):
-        settings = pipeline.BenchSettings(
+        settings = BenchSettings(
             (str(text),), BlockSettings(length=24, max_tokens=400), rows=rows
         )
-        return pipeline.bench(model, tokenizer, recipes, (0.6,), settings)
+        return bench(model, tokenizer, recipes, (0.6,), settings)
 
     two = in_processes(tmp_path / "two", lambda: table(tmp_path / "rows"))
     one = table(None)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectrim.calibration import Calibration, in_memory
+from spectrim.calibration import in_memory
 from spectrim.errors import CheckpointError, InputError
 from spectrim.pipeline.calibrate import calibrate, gather
 from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import HessianAveragingRecipe
 from spectrim.runtime.cache import Cache
-from spectrim.statistics._parts import concat, select
-from spectrim.statistics._stored import StoredStates
+from spectrim.statistics import Calibration, StoredStates, concat, select
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from spectrim import pipeline
 from spectrim.data import BlockSettings, token_blocks
 from spectrim.errors import ModelError
 from spectrim.pipeline.inspect import (
@@ -17,6 +16,8 @@ from spectrim.pipeline.inspect import (
     representation,
     timings,
 )
+from spectrim.pipeline.plan import factorize, plan
+from spectrim.pipeline.replace import replace_layers
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_moe, tiny_tokenizer
 from tests.tolerances import SPECTRUM_RELATIVE
@@ -57,10 +58,8 @@ def test_every_expert_is_a_layer():
 def test_compressed_layers_have_the_rank_that_they_store(tmp_path, layer):
     model, data = tiny_llama(), text_file(tmp_path / "text.txt")
     recipe = small_recipe(data, layer=layer)
-    decomposition = pipeline.factorize(model, tiny_tokenizer(), recipe)
-    smaller = pipeline.replace_layers(
-        model, decomposition, pipeline.plan(decomposition, recipe)
-    )
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    smaller = replace_layers(model, decomposition, plan(decomposition, recipe))
     before = {report.name: report for report in inspect_layers(model)}
     ranks = smaller.config.quantization_config.layers
     for report in inspect_layers(smaller):
@@ -112,9 +111,7 @@ def test_times_are_of_growing_texts(tmp_path):
 def test_the_walk_does_not_enter_factors(tmp_path):
     model, data = tiny_llama(), text_file(tmp_path / "text.txt")
     recipe = small_recipe(data)
-    decomposition = pipeline.factorize(model, tiny_tokenizer(), recipe)
-    smaller = pipeline.replace_layers(
-        model, decomposition, pipeline.plan(decomposition, recipe)
-    )
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    smaller = replace_layers(model, decomposition, plan(decomposition, recipe))
     dense = [name for name, _ in linear_layers(model)]
     assert [name for name, _ in linear_layers(smaller)] == dense

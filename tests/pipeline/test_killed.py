@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.calibration import in_memory
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.data.tasks import write_task
 from spectrim.pipeline import calibrate as calibrate_module
 from spectrim.pipeline import decompose, pieces
+from spectrim.pipeline.calibrate import calibrate as run_calibrate
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.presets import PRESETS
+from spectrim.pipeline.prune_for_task import prune_for_task
 from spectrim.pipeline.recipe import (
     HessianAveragingRecipe,
     ProbeRecipe,
@@ -27,6 +31,8 @@ from spectrim.pipeline.recipe import (
     RefinementRecipe,
     TaskRecipe,
 )
+from spectrim.pipeline.refine import refine as run_refine
+from spectrim.pipeline.replace import replace_layers
 from spectrim.pipeline.streaming import (
     CompressedParts,
     StreamSizes,
@@ -63,12 +69,12 @@ def progress(place: Path) -> RunContext:
 
 def calibrate(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: pipeline.calibrate(model, tiny_tokenizer(), recipe, Cache(place))
+    return lambda place: run_calibrate(model, tiny_tokenizer(), recipe, Cache(place))
 
 
 def factorise(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: pipeline.factorize(model, tiny_tokenizer(), recipe, Cache(place))
+    return lambda place: factorize(model, tiny_tokenizer(), recipe, Cache(place))
 
 
 SHORT = {
@@ -80,10 +86,8 @@ SHORT = {
 def compressed(root: Path, place: Path) -> None:
     """The checkpoint that refinements start from."""
     recipe, model = recipe_in(root, **SHORT), tiny_llama()
-    decomposition = pipeline.factorize(model, tiny_tokenizer(), recipe)
-    smaller = pipeline.replace_layers(
-        model, decomposition, pipeline.plan(decomposition, recipe)
-    )
+    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    smaller = replace_layers(model, decomposition, run_plan(decomposition, recipe))
     config = smaller.config.quantization_config
     checkpoint.save_compressed(smaller, None, place / "start", config, checkpoint.SaveOptions())
 
@@ -94,7 +98,7 @@ def refine(root: Path, name: str, options: dict[str, int]) -> Work:
     smaller, _ = checkpoint.load(root / "before" / "start")
 
     def work(place: Path) -> None:
-        found = pipeline.refine(model, smaller, tiny_tokenizer(), recipe, progress(place))
+        found = run_refine(model, smaller, tiny_tokenizer(), recipe, progress(place))
         write_tensors(place / "refined.safetensors", dict(found.named_parameters()), {})
 
     return work
@@ -113,9 +117,7 @@ def select(root: Path) -> Work:
         task=TaskRecipe(data=str(root / "task.jsonl")),
     )
     model = tiny_llama()
-    return lambda place: pipeline.prune_for_task(
-        model, tiny_tokenizer(), recipe, progress(place)
-    )
+    return lambda place: prune_for_task(model, tiny_tokenizer(), recipe, progress(place))
 
 
 def save(root: Path) -> Work:
@@ -136,7 +138,7 @@ def stream(root: Path) -> Work:
 
     def work(place: Path) -> None:
         with decompose_streamed(opened, recipe, SIZES, progress(place)) as decomposition:
-            plan = pipeline.plan(decomposition, recipe)
+            plan = run_plan(decomposition, recipe)
             parts = CompressedParts(opened, decomposition, plan, torch.float64)
             options = checkpoint.SaveOptions(overwrite=True)
             save_streamed(opened, parts, place / "out", parts.config(), options)

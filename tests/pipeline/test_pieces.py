@@ -11,7 +11,7 @@ from spectrim.pipeline.pieces import Snapshots
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe
 from spectrim.runtime.cache import Cache
-from spectrim.statistics._io import save_calibration
+from spectrim.statistics import save_calibration
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 

@@ -10,11 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import spectrim
-from spectrim import pipeline
 from spectrim.data.tasks import write_task
 from spectrim.errors import InputError
 from spectrim.evaluation import size
+from spectrim.pipeline import tasks
+from spectrim.pipeline.evaluate import evaluate_task
 from spectrim.pipeline.presets import PRESETS
+from spectrim.pipeline.prune_for_task import prune_for_task
 from spectrim.pipeline.recipe import (
     CalibrationRecipe,
     Recipe,
@@ -59,7 +61,7 @@ def test_every_recipe_on_every_kind_of_model(task, preset, model_name, tmp_path)
     model = TINY_MODELS[model_name]().float()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     recipe = _recipe(task, preset)
-    found = pipeline.prune_for_task(model, tiny_tokenizer(), recipe)
+    found = prune_for_task(model, tiny_tokenizer(), recipe)
     assert found.plan.kept <= BUDGET
     names = set(before) & set(model.state_dict())
     assert all(torch.equal(model.state_dict()[name], before[name]) for name in names)
@@ -77,19 +79,19 @@ def test_the_merged_model_computes_what_the_tuned_one_did(task, tmp_path):
     """Merging and refactoring change the storage, not the function."""
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()
     recipe = _recipe(task, "bsi_published", svd_cutoff=0.0)
-    found = pipeline.prune_for_task(model, tokenizer, recipe)
+    found = prune_for_task(model, tokenizer, recipe)
     last = found.state.prune_steps[-1]
     assert last.kept_after <= BUDGET
-    ours = pipeline.evaluate_task(found.model, tokenizer, recipe.task)["task_loss"]
+    ours = evaluate_task(found.model, tokenizer, recipe.task)["task_loss"]
     again = _recipe(task, "bsi_published", svd_cutoff=0.0, steps=0, prune_until=0.0)
-    bare = pipeline.prune_for_task(model, tokenizer, again)
-    rows = pipeline.tasks.rows_of(model, tokenizer, recipe.task)
-    chosen = pipeline.tasks.some_rows(rows, 8, again.pruning.seed)
+    bare = prune_for_task(model, tokenizer, again)
+    rows = tasks.rows_of(model, tokenizer, recipe.task)
+    chosen = tasks.some_rows(rows, 8, again.pruning.seed)
     from spectrim.pruning import Objective
 
     merged = Objective(chosen, 4).value(bare.model)
     assert merged == pytest.approx(bare.state.prune_steps[-1].loss, rel=1e-4)
-    assert ours < pipeline.evaluate_task(bare.model, tokenizer, recipe.task)["task_loss"]
+    assert ours < evaluate_task(bare.model, tokenizer, recipe.task)["task_loss"]
 
 
 def test_an_interrupted_run_continues(task, tmp_path):
@@ -110,9 +112,9 @@ def test_an_interrupted_run_continues(task, tmp_path):
     cache = Cache(tmp_path)
     stopped = RunContext(cache, Stop(), seconds_between_saves=0)
     with pytest.raises(KeyboardInterrupt):
-        pipeline.prune_for_task(model, tokenizer, recipe, stopped)
-    continued = pipeline.prune_for_task(model, tokenizer, recipe, RunContext(cache))
-    whole = pipeline.prune_for_task(model, tokenizer, recipe)
+        prune_for_task(model, tokenizer, recipe, stopped)
+    continued = prune_for_task(model, tokenizer, recipe, RunContext(cache))
+    whole = prune_for_task(model, tokenizer, recipe)
     for ours, theirs in zip(
         continued.model.parameters(), whole.model.parameters(), strict=True
     ):
@@ -128,13 +130,13 @@ def test_progress_says_how_much_is_kept_and_the_loss(task):
 
     model = TINY_MODELS["llama"]().float()
     recipe = _recipe(task, "basel", prune_until=1.0)
-    pipeline.prune_for_task(model, tiny_tokenizer(), recipe, RunContext(track=track))
+    prune_for_task(model, tiny_tokenizer(), recipe, RunContext(track=track))
     assert any("kept 0." in what and "loss" in what for what in seen)
 
 
 def test_answers_alone_or_all_tokens_are_counted(task):
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()
-    rows_of = pipeline.tasks.rows_of
+    rows_of = tasks.rows_of
     answers = rows_of(model, tokenizer, task)
     everything = rows_of(model, tokenizer, replace(task, labels="all"))
     assert answers.scored.sum() < everything.scored.sum()
@@ -145,7 +147,7 @@ def test_a_method_that_moves_cuts_into_biases_is_refused(task):
     recipe = _recipe(task).with_changes(method="afm", method_options={})
     model = TINY_MODELS["qwen2_bias"]().float()
     with pytest.raises(InputError, match="svd, svd_llm or obd"):
-        pipeline.prune_for_task(model, tiny_tokenizer(), recipe)
+        prune_for_task(model, tiny_tokenizer(), recipe)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_bad_input_is_named(task, changes, words, tmp_path):
     model = TINY_MODELS["llama"]().float()
     recipe = _recipe(task, "basel").with_changes(**changes)
     with pytest.raises(InputError, match=words):
-        pipeline.prune_for_task(model, tiny_tokenizer(), recipe)
+        prune_for_task(model, tiny_tokenizer(), recipe)
 
 
 def test_a_recipe_with_a_task_survives_yaml(task, tmp_path):
@@ -186,7 +188,7 @@ def test_scoring_every_basis_of_the_bundled_model_costs_2k_plus_1_passes(task):
     model, tokenizer = checkpoint.load("reference", dtype=torch.float32)
     recipe = Recipe(method="svd", task=replace(task, limit=4))
     spectral, layers = spectral_copy(model, tokenizer, recipe)
-    rows = pipeline.tasks.rows_of(model, tokenizer, recipe.task)
+    rows = tasks.rows_of(model, tokenizer, recipe.task)
     calls = 0
 
     def counted(given, batch):

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 import spectrim
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.pipeline import memory_plan, streaming
 from spectrim.pipeline.memory_plan import MemoryEstimate, bytes_of, plan_memory
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, SharingRecipe
+from spectrim.pipeline.replace import replace_layers
 from spectrim.pipeline.streaming import (
     CompressedParts,
     StreamSizes,
@@ -56,7 +59,7 @@ def progress(root: Path | None = None) -> RunContext:
 def streamed(directory: Path, recipe: Recipe, output: Path, dtype=torch.float32) -> Path:
     opened = open_streamed(directory)
     with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
-        plan = pipeline.plan(decomposition, recipe)
+        plan = run_plan(decomposition, recipe)
         parts = CompressedParts(opened, decomposition, plan, dtype)
         return save_streamed(opened, parts, output, parts.config(), checkpoint.SaveOptions())
 
@@ -70,9 +73,9 @@ def logits(model) -> Tensor:
 def test_streamed_checkpoint_is_that_of_the_whole_model(root, tmp_path, name):
     recipe = recipe_for(name, root)
     model, tokenizer = spectrim.load(root / name)
-    decomposition = pipeline.factorize(model, tokenizer, recipe)
-    plan = pipeline.plan(decomposition, recipe)
-    expected = pipeline.replace_layers(model, decomposition, plan)
+    decomposition = factorize(model, tokenizer, recipe)
+    plan = run_plan(decomposition, recipe)
+    expected = replace_layers(model, decomposition, plan)
     found, found_tokenizer = checkpoint.load(streamed(root / name, recipe, tmp_path / "out"))
     assert (logits(found) - logits(expected)).abs().max() <= DENSE_EXPORT_ABSOLUTE
     one, other = (m.config.quantization_config for m in (found, expected))
@@ -161,7 +164,7 @@ def test_a_failed_write_leaves_nothing(root, tmp_path):
     opened = open_streamed(root / "llama")
     recipe = recipe_for("llama", root)
     with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
-        plan = pipeline.plan(decomposition, recipe)
+        plan = run_plan(decomposition, recipe)
         parts = CompressedParts(opened, decomposition, plan, torch.float32)
 
         def short(name: str) -> dict[str, Tensor]:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.calibration import Calibration
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import NumericalWarning
 from spectrim.linalg.spectrum import tail_energy
 from spectrim.linalg.truncated import Factors
 from spectrim.planning.predicted import predicted_curve
+from spectrim.statistics import Calibration, LayerProblem
 from tests.layer_problems import (
     LAYER,
     random_layer,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectrim.decompositions import LayerProblem
 from spectrim.errors import InputError
 from spectrim.layers.quantized import COMPRESSORS
 from spectrim.models.linear import get_weight
@@ -14,6 +13,7 @@ from spectrim.pipeline.plan import decompose, factorize, plan
 from spectrim.pipeline.recipe import QuantizationRecipe, SharingRecipe
 from spectrim.planning import plan_for_loss
 from spectrim.planning.quantization_error import with_rounding
+from spectrim.statistics import LayerProblem
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 from tests.tolerances import LOSS_RELATIVE

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.data.tasks import TaskBatch, TaskRows
-from spectrim.decompositions import LayerProblem, decompose_layer
+from spectrim.decompositions import decompose_layer
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.targets import find_targets
 from spectrim.pruning import Objective, SpectralLinear
 from spectrim.registry import NoOptions
+from spectrim.statistics import LayerProblem
 from tests.tiny_models import TINY_MODELS, tiny_tokens
 
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import torch
 
-from spectrim.decompositions import LayerProblem, decompose_layer
+from spectrim.decompositions import decompose_layer
 from spectrim.linalg.truncated import Factors
 from spectrim.pruning import SpectralLinear, thin_svd
 from spectrim.registry import NoOptions
+from spectrim.statistics import LayerProblem
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
 
 

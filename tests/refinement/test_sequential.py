@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration.in_memory import CalibrationSettings, calibrate
 from spectrim.data import TokenBlocks
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.layers import FactoredLinear, layer_class
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
@@ -24,6 +24,7 @@ from spectrim.models.targets import Target, find_targets
 from spectrim.refinement import REFINEMENTS, RunContext
 from spectrim.refinement._sequential.inputs import Input, Sums, record_inputs, stages
 from spectrim.runtime.cache import Cache
+from spectrim.statistics import LayerProblem
 from tests.checkpoint.compressing import replace_by_svd
 from tests.contracts.test_refinements import Stop, case, same, state, tokens
 from tests.tiny_models import TINY_MODELS

@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from spectrim import pipeline
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import plan as run_plan
+from spectrim.pipeline.replace import replace_layers
 from spectrim.report.facts import ReportData
 from spectrim.report.load import CompressionResult, Pair, compare, facts_of
 from tests.runs import small_recipe, text_file
@@ -27,9 +29,9 @@ def made(tmp_path_factory) -> Making:
         model: PreTrainedModel, **changes: Any
     ) -> tuple[ReportData, CompressionResult, Pair]:
         recipe, tokenizer = small_recipe(data, **changes), tiny_tokenizer()
-        decomposition = pipeline.factorize(model, tokenizer, recipe)
-        plan = pipeline.plan(decomposition, recipe)
-        smaller = pipeline.replace_layers(model, decomposition, plan)
+        decomposition = factorize(model, tokenizer, recipe)
+        plan = run_plan(decomposition, recipe)
+        smaller = replace_layers(model, decomposition, plan)
         result = CompressionResult("tiny model", plan, recipe, decomposition)
         pair = Pair(model, smaller, tokenizer, torch.float32)
         return facts_of(result, pair), result, pair

@@ -15,8 +15,9 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.quantizers import auto
 
-from spectrim.checkpoint.config import QUANT_METHOD, SpectrimConfig
+from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.transformers_plugin import SpectrimQuantizer
+from spectrim.version import QUANT_METHOD
 
 
 class RemoteConfig(PreTrainedConfig):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,18 @@ from torch.nn import functional
 
 from spectrim.errors import InputError
 from spectrim.layers._base import double
+
+
+class QuantizationProblem(Protocol):
+    """A weight (out, in) to quantize, and what its inputs are known to be like."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def weight(self) -> Tensor: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+    def statistic(self, name: str) -> Any: ...
 
 
 class Adapter(nn.Module):

@@ -21,7 +21,7 @@ from spectrim.layers.quantized._packing import pack_codes, packed_bytes, unpack_
 from spectrim.linalg.psd import check_finite
 
 if TYPE_CHECKING:
-    from spectrim.decompositions import LayerProblem
+    from spectrim.layers.quantized._base import QuantizationProblem
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "Dettmers et al., 2023, arXiv:2305.14314"
@@ -85,7 +85,7 @@ class Nf4Linear(CompressedLinear):
         return "scales hold values that are NaN or infinite"
 
 
-def compress(problem: LayerProblem, options: Options) -> Nf4Linear:
+def compress(problem: QuantizationProblem, options: Options) -> Nf4Linear:
     """Raises NumericalError for a weight that is not finite."""
     weight = problem.weight.detach().float()
     check_finite(weight, f"the weight of {problem.name}")

@@ -22,7 +22,7 @@ from spectrim.layers.quantized._packing import pack_codes, packed_bytes, unpack_
 from spectrim.linalg.psd import check_finite
 
 if TYPE_CHECKING:
-    from spectrim.decompositions import LayerProblem
+    from spectrim.layers.quantized._base import QuantizationProblem
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "the common baseline; groups as in Frantar et al., 2022, arXiv:2210.17323"
@@ -101,7 +101,7 @@ class RtnLinear(CompressedLinear):
         return by_group.repeat_interleave(self.options.group, 1)[:, : self.in_features]
 
 
-def compress(problem: LayerProblem, options: Options) -> RtnLinear:
+def compress(problem: QuantizationProblem, options: Options) -> RtnLinear:
     """Raises NumericalError for a weight that is not finite or too large for float16 scales."""
     weight = problem.weight.detach().float()
     check_finite(weight, f"the weight of {problem.name}")

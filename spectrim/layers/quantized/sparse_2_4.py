@@ -19,7 +19,7 @@ from spectrim.layers.quantized._packing import pack_codes, packed_bytes, unpack_
 from spectrim.linalg.psd import check_finite
 
 if TYPE_CHECKING:
-    from spectrim.decompositions import LayerProblem
+    from spectrim.layers.quantized._base import QuantizationProblem
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "Mishra et al., 2021, arXiv:2104.08378"
@@ -83,13 +83,15 @@ class Sparse24Linear(CompressedLinear):
         return zeros.scatter(-1, self._places(), values).flatten(1)
 
 
-def compress(problem: LayerProblem, options: Options) -> Sparse24Linear:
+def compress(problem: QuantizationProblem, options: Options) -> Sparse24Linear:
     """Raises ModelError for a width that is no multiple of four, NumericalError for a weight
     that is not finite."""
     return keep_largest(problem, options, problem.weight.abs())
 
 
-def keep_largest(problem: LayerProblem, options: Options, score: Tensor) -> Sparse24Linear:
+def keep_largest(
+    problem: QuantizationProblem, options: Options, score: Tensor
+) -> Sparse24Linear:
     """Keep the two highest scores (out, in) of every four."""
     weight = problem.weight.detach()
     check_width(weight.shape[1], problem.name)

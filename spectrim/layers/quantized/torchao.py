@@ -21,7 +21,7 @@ from spectrim.layers.quantized._base import CompressedLinear, empty_bias
 from spectrim.linalg.psd import check_finite
 
 if TYPE_CHECKING:
-    from spectrim.decompositions import LayerProblem
+    from spectrim.layers.quantized._base import QuantizationProblem
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "torchao, https://github.com/pytorch/ao"
@@ -94,7 +94,7 @@ class TorchaoLinear(CompressedLinear):
         return known.kind.__tensor_unflatten__(inner, known.context, shape, (shape[1], 1))
 
 
-def compress(problem: LayerProblem, options: Options) -> TorchaoLinear:
+def compress(problem: QuantizationProblem, options: Options) -> TorchaoLinear:
     """Raises InputError where torchao is missing, ModelError for a shape it does not take,
     NumericalError for a weight that is not finite."""
     check_finite(problem.weight, f"the weight of {problem.name}")

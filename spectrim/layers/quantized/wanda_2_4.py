@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from spectrim.layers.quantized.sparse_2_4 import Options, Sparse24Linear, keep_largest
 
 if TYPE_CHECKING:
-    from spectrim.decompositions import LayerProblem
+    from spectrim.layers.quantized._base import QuantizationProblem
 
 REQUIRES = ("input_covariance",)
 REFERENCE = "Sun et al., 2023, arXiv:2306.11695"
 
 
-def compress(problem: LayerProblem, options: Options) -> Sparse24Linear:
+def compress(problem: QuantizationProblem, options: Options) -> Sparse24Linear:
     """As `sparse_2_4`, with the root of the input covariance's diagonal as the weight."""
     scale = problem.statistic("input_covariance").diagonal().clamp_min(0).sqrt()
     return keep_largest(problem, options, problem.weight.abs().double() * scale)

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.errors import InputError
+from spectrim.models.fingerprint import model_fingerprint
 from spectrim.pipeline.benchmark.profile import StageTimer
 from spectrim.pipeline.benchmark.results import BenchRow, DenseResult, RowStore
 from spectrim.pipeline.benchmark.run import Subject, dense_figures, rows_of
@@ -40,7 +41,6 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import ProgressBar, silent
-from spectrim.statistics._io import model_fingerprint
 
 BUDGETS = (0.8, 0.6, 0.4)
 MOST_TOKENS = 20_000

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-import spectrim
 from spectrim.errors import InputError
 from spectrim.runtime import distributed
 from spectrim.runtime.files import read_mapping, write_text
+from spectrim.version import __version__
 
 FORMAT = "spectrim-bench-1"
 TOLERATED = 1.02
@@ -97,7 +97,7 @@ class RowStore:
     def _path(self, kind: str, key: Mapping[str, Any]) -> Path | None:
         if self.root is None:
             return None
-        text = json.dumps([FORMAT, spectrim.__version__, key], sort_keys=True)
+        text = json.dumps([FORMAT, __version__, key], sort_keys=True)
         return self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 
     def _load(self, path: Path | None, kind: type) -> Any:

@@ -1,4 +1,4 @@
-"""Recipes by short names: `svd_llm/uniform/lowrank`, `obd+block_distillation`, a preset, or a YAML file.
+"""Recipes by short names: `svd_llm/uniform/lowrank`, `obd+distillation`, a preset, a file.
 
     METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...]     what is left out is the base recipe's
     PRESET[+REFINEMENT...]                          default or fast

@@ -19,7 +19,7 @@ from spectrim.pruning.spectral import SpectralLinear
 class ClosedFormOptions:
     """temperature None: curvature from the data's labels, by the pass of the gradient.
 
-    Otherwise from labels that the model draws itself (see `spectrim.pruning.sampled_labels`), by
+    Otherwise from labels that the model draws itself (`spectrim.pruning.sampled_labels`), by
     one more forward and gradient pass for each of `draws`.
     """
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from spectrim.calibration import Calibration
 from spectrim.layers import FactoredLinear
 from spectrim.linalg.covariance import dense
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
@@ -22,6 +21,7 @@ from spectrim.linalg.regression import regression, weighted_square
 from spectrim.linalg.truncated import weighted_svd
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.refinement._sequential.inputs import Sums
+from spectrim.statistics import Calibration
 
 
 @dataclass(frozen=True)

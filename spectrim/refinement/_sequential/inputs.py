@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.models.experts import SplitExperts
-from spectrim.statistics._tokens import sum_of_outer_products
+from spectrim.statistics import sum_of_outer_products
 
 Stage = dict[str, list[str]]
 """Layers that do not read each other: the first reader of a tensor -> all its readers."""

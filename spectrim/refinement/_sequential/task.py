@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
-from spectrim.calibration import Calibration
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.refinement._sequential.state import Layers, rewritable_layers
+from spectrim.statistics import Calibration
 from spectrim.training.forward import Precision, Tokens, evaluation_mode
 from spectrim.training.loop import run_key
 from spectrim.training.progress import RunContext

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim import checkpoint, pipeline
+from spectrim import checkpoint
 from spectrim.errors import InputError
+from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.refine import refine
+from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan, save_plan
 from spectrim.refinement import RunContext
 from spectrim.report.collect import plan_facts, with_curves, with_planned_bytes
@@ -128,14 +131,12 @@ class Session:
         progress = RunContext(self.places.cache, track)
         steps = iter(track(range(3), "compressing", 3))
         next(steps)
-        smaller = pipeline.replace_layers(source.model, self.decomposition, plan)
-        smaller = pipeline.compress_embeddings(
-            source.model, smaller, source.tokenizer, recipe, progress
-        )
+        smaller = replace_layers(source.model, self.decomposition, plan)
+        smaller = compress_embeddings(source.model, smaller, source.tokenizer, recipe, progress)
         if recipe.refinement:
-            smaller = pipeline.refine(source.model, smaller, source.tokenizer, recipe, progress)
+            smaller = refine(source.model, smaller, source.tokenizer, recipe, progress)
         next(steps)
-        smaller = pipeline.cast_for_saving(smaller, self._dtype)
+        smaller = cast_for_saving(smaller, self._dtype)
         pair = Pair(source.model, smaller, source.tokenizer, source.stored)
         made = CompressionResult(source.name, plan, recipe, self.decomposition)
         next(steps)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from spectrim.assets.word_problems import SPLITS, word_problems
 from spectrim.checkpoint import load
 from spectrim.checkpoint.load import ASSETS
 from spectrim.data.tasks import AccuracySettings, RowSettings, exact_match, task_rows
+from spectrim.data.tasks.word_problems import SPLITS, word_problems
 
 DIRECTORY = ASSETS / "arithmetic"
 LARGEST_WEIGHTS = 8_000_000

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrim.assets.word_problems import SPLITS, word_problems
-from spectrim.assets.word_problems.problems import draw_problems
-from spectrim.assets.word_problems.sentences import EVENTS, OPENINGS, QUESTIONS
 from spectrim.data.tasks.example import TaskExample
+from spectrim.data.tasks.word_problems import SPLITS, word_problems
+from spectrim.data.tasks.word_problems.problems import draw_problems
+from spectrim.data.tasks.word_problems.sentences import EVENTS, OPENINGS, QUESTIONS
 from spectrim.errors import InputError
 
 GOLDEN = "e1e1415b028bd2e043ef12d817e135907f8b0bd8f2b30809a04ff690ce422759"

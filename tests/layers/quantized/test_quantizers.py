@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.decompositions import LayerProblem
 from spectrim.errors import InputError, ModelError, NumericalError
 from spectrim.layers.quantized import COMPRESSORS, Adapter, CompressedLinear, compressor_class
-from spectrim.statistics import STATISTICS
+from spectrim.statistics import STATISTICS, LayerProblem
 from tests.layer_problems import LAYER, random_layer, random_tokens, statistics_of
 from tests.tolerances import FLOAT32_RELATIVE
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.decompositions import DECOMPOSITIONS, LayerProblem, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear
 from spectrim.linalg.truncated import Factors
 from spectrim.planning.predicted import predicted_curve
+from spectrim.statistics import LayerProblem
 from tests.layer_problems import LAYER, random_layer, random_tokens, statistics_of
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE, SPECTRUM_RELATIVE
 

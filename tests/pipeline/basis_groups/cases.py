@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spectrim.calibration import Calibration
 from spectrim.pipeline.recipe import HessianAveragingRecipe, Recipe, SharingRecipe
 from spectrim.planning import Decomposition, Plan
+from spectrim.statistics import Calibration
 from tests.runs import small_recipe
 from tests.tiny_models import tiny_tokens
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from spectrim import pipeline
+from spectrim.pipeline.plan import factorize
 from spectrim.report.live import Access, Places, Session, make_server
 from spectrim.report.live.session import Source
 from tests.runs import small_recipe, text_file
@@ -53,7 +53,7 @@ def source(tmp_path_factory):
     """What sessions share: the model and its decomposition."""
     data = text_file(tmp_path_factory.mktemp("explore") / "text.txt")
     model, tokenizer, recipe = tiny_llama(), tiny_tokenizer(), small_recipe(data)
-    decomposition = pipeline.factorize(model, tokenizer, recipe)
+    decomposition = factorize(model, tokenizer, recipe)
     return Source("tiny model", model, tokenizer, torch.float32), decomposition, recipe
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from spectrim.assets.word_problems import word_problems
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.settings import TaskSettings
+from spectrim.data.tasks.word_problems import word_problems
 from spectrim.errors import InputError
 
 FORM = "arithmetic:SPLIT:COUNT[:SEED], e.g. arithmetic:train:2000"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from spectrim.assets.word_problems import arithmetic
-from spectrim.assets.word_problems.arithmetic import EVENT_PARTS, QUESTION_PARTS, Move
-from spectrim.assets.word_problems.rng import between, generator, one_of
-from spectrim.assets.word_problems.scenes import PEOPLE, SCENES, Scene
-from spectrim.assets.word_problems.sentences import EVENTS, OPENINGS, QUESTIONS
-from spectrim.assets.word_problems.splits import SPLITS, split_of_numbers, split_of_template
 from spectrim.data.tasks.example import TaskExample
+from spectrim.data.tasks.word_problems import arithmetic
+from spectrim.data.tasks.word_problems.arithmetic import EVENT_PARTS, QUESTION_PARTS, Move
+from spectrim.data.tasks.word_problems.rng import between, generator, one_of
+from spectrim.data.tasks.word_problems.scenes import PEOPLE, SCENES, Scene
+from spectrim.data.tasks.word_problems.sentences import EVENTS, OPENINGS, QUESTIONS
+from spectrim.data.tasks.word_problems.splits import SPLITS, split_of_numbers, split_of_template
 from spectrim.errors import InputError
 
 FEWEST_STEPS, MOST_STEPS = 2, 4

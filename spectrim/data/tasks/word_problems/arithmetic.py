@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 
-from spectrim.assets.word_problems.rng import between, one_of
+from spectrim.data.tasks.word_problems.rng import between, one_of
 
 LARGEST = 200
 _ADDED, _GROUPS, _IN_GROUP = 60, 9, 12

@@ -1,1 +1,0 @@
-"""Bundled models and the generated data they were trained on."""

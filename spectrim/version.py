@@ -1,0 +1,5 @@
+"""Identify this library in caches and checkpoints."""
+
+__version__ = "0.1.0"
+QUANT_METHOD = "spectrim"
+"""Name of the format in a checkpoint's `quantization_config`."""
