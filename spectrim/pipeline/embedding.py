@@ -65,7 +65,7 @@ def compress_embeddings(
     recipe: Recipe,
     progress: RunContext | None = None,
 ) -> PreTrainedModel:
-    """`compressed`, what `compress` gave, with the table in two factors where the recipe's
+    """`compressed`, what `replace_layers` gave, with the table in two factors where the recipe's
     `embeddings` asks for it; its config tells of it.
 
     Modules are exchanged in place; the original, which may share tensors, is not touched.

@@ -83,8 +83,8 @@ def test_the_merged_model_computes_what_the_tuned_one_did(task, tmp_path):
     ours = pipeline.evaluate_task(found.model, tokenizer, recipe.task)["task_loss"]
     again = _recipe(task, "bsi_published", svd_cutoff=0.0, steps=0, prune_until=0.0)
     bare = pipeline.prune_for_task(model, tokenizer, again)
-    rows = pipeline.tasks.rows_of(model, tokenizer, recipe.task)
-    chosen = pipeline.tasks.some_rows(rows, 8, again.pruning.seed)
+    rows = pipeline.tasks.load_task_rows(model, tokenizer, recipe.task)
+    chosen = pipeline.tasks.sample_rows(rows, 8, again.pruning.seed)
     from spectrim.selection import Objective
 
     merged = Objective(chosen, 4).value(bare.model)
@@ -134,7 +134,7 @@ def test_progress_says_how_much_is_kept_and_the_loss(task):
 
 def test_answers_alone_or_all_tokens_are_counted(task):
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()
-    rows_of = pipeline.tasks.rows_of
+    rows_of = pipeline.tasks.load_task_rows
     answers = rows_of(model, tokenizer, task)
     everything = rows_of(model, tokenizer, replace(task, labels="all"))
     assert answers.scored.sum() < everything.scored.sum()
@@ -186,7 +186,7 @@ def test_scoring_every_basis_of_the_bundled_model_costs_2k_plus_1_passes(task):
     model, tokenizer = hub.load("reference", dtype=torch.float32)
     recipe = Recipe(method="svd", task=replace(task, limit=4))
     spectral, layers = spectral_copy(model, tokenizer, recipe)
-    rows = pipeline.tasks.rows_of(model, tokenizer, recipe.task)
+    rows = pipeline.tasks.load_task_rows(model, tokenizer, recipe.task)
     calls = 0
 
     def counted(given, batch):
