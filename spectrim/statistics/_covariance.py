@@ -106,7 +106,8 @@ def empty(width: int, form: CovarianceFormat = FULL) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], rows: Tensor, projections: Callable[[], Tensor]) -> None:
-    """Adds rows (t, n) to a state of any form; their `projections` (t, k) where it asks for them."""
+    """Adds rows (t, n) to a state of any form; their `projections` (t, k) where it asks for
+    them."""
     if "sum" in state:
         state["sum"] += sum_of_outer_products(rows)
     elif "through" in state:
