@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from spectrim.selection import PruningOptions
 
 from spectrim.errors import InputError
 from spectrim.pipeline.recipe import Recipe, recipe_from
 from spectrim.pipeline.renamed import FIELDS, VALUES, WORDS, check_field, renamed_option
+from spectrim.pruning import PruningOptions
 
 
 def _nested(path: str, value: object) -> dict[str, object]:
