@@ -71,7 +71,7 @@ class CalibrationSettings:
     def __post_init__(self) -> None:
         if self.wide != "full" and self.memory_budget is not None:
             raise InputError(
-                "room and wide='projected' are two forms of a covariance; give one"
+                "memory_budget and wide='projected' are two forms of a covariance; give one"
             )
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}, expected above 0")

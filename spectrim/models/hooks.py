@@ -130,7 +130,7 @@ class BatchIndex:
 
 @dataclass(frozen=True)
 class CaptureSpec:
-    """What is seen of the batch run inside `observed`, and who is told.
+    """What is seen of the batch run inside `capture`, and who is told.
 
     gradient_only: sink reads nothing but the gradient in the backward pass, so inputs and
     outputs are not kept for it. originals: weights of layers that now hold others, which the
