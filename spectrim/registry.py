@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from spectrim.errors import InputError, UnknownNameError
+from spectrim.errors import InputError, UnknownNameError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,10 @@ class Registry:
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(given or {}) - fields:
             expected = ", ".join(sorted(fields)) or "no options"
+            wrong = min(unknown)
             raise InputError(
-                f"{self.kind} '{name}' has no option {sorted(unknown)}; it takes {expected}"
+                f"{self.kind} '{name}' has no option '{wrong}'{did_you_mean(wrong, fields)}; "
+                f"it takes {expected}"
             )
         try:
             return TypeAdapter(cls).validate_python(given or {})

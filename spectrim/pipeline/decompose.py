@@ -168,7 +168,9 @@ class _Source:
         recipe = self.recipe.with_changes(
             budget=self.recipe.sharing.budget, allocation="loss_optimal", allocation_options={}
         )
-        return sum(layer.predicted_loss for layer in make_plan(result, recipe).layers.values())
+        return sum(
+            layer.predicted_loss for layer in make_plan(result, recipe.planning).layers.values()
+        )
 
 
 def _signed(parts: Mapping[str, Factors], calibration: Calibration) -> Tensor | None:

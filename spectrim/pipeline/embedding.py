@@ -110,7 +110,9 @@ def plan_table(
     if given is None:
         return None
     place = find_table(model)
-    rank = table_rank(place.shape, given.budget, multiple_for(recipe, [place.shape]))
+    rank = table_rank(
+        place.shape, given.budget, multiple_for(recipe.rank_multiple, [place.shape])
+    )
     module = EMBEDDINGS.get(given.method)
     wanted = frozenset(module.REQUIRES) - (frozenset() if place.head else {"head"})
     statistics = None

@@ -24,13 +24,13 @@ from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
-from spectrim.errors import InputError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, is_linear
 from spectrim.models.offload import Activations
 from spectrim.models.offload.tensors import files_fingerprint
 from spectrim.models.targets import find_targets
+from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.decompose import decompose, layers_with_signal
 from spectrim.pipeline.recipe import Recipe
@@ -56,21 +56,8 @@ class StreamSizes:
 
 
 def check_streamable(recipe: Recipe) -> None:
-    """Raises InputError for a recipe with a step that takes the whole model."""
-    whole = {
-        "refinement": recipe.refinement,
-        "pruning": recipe.pruning,
-        "correction": recipe.correction,
-        "quantization": recipe.quantization,
-        "latency": recipe.latency,
-        "embeddings": recipe.embeddings,
-        "sharing": recipe.sharing.rule != "none",
-    }
-    if asked := [name for name, value in whole.items() if value]:
-        raise InputError(
-            f"the recipe's '{asked[0]}' takes the whole model in memory, so it cannot be "
-            "streamed; leave it out, or run without --memory"
-        )
+    """Raise InputError for a recipe with a step that needs the whole model."""
+    compatibility.check(recipe, compatibility.STREAMING)
 
 
 def for_streaming(recipe: Recipe) -> Recipe:

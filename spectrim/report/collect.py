@@ -72,7 +72,7 @@ def _stored(layer: LayerPlan, kind: str) -> int:
 
 def with_curves(facts: ReportData, decomposition: Decomposition, recipe: Recipe) -> ReportData:
     """With the curve of all sizes, what was measured on the way to it, and the spectra."""
-    curve = size_curve(decomposition, recipe, CURVE_BUDGETS)
+    curve = size_curve(decomposition, recipe.planning, CURVE_BUDGETS)
     return replace(
         facts,
         units=decomposition.units,
@@ -88,7 +88,7 @@ def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
     found = []
     for budget in JOINT_BUDGETS if measured else ():
         try:
-            plan = make_plan(decomposition, recipe.for_probing(budget))
+            plan = make_plan(decomposition, recipe.planning.for_probing(budget))
         except InputError:
             continue
         loss = measured.get(sum(layer.predicted_loss for layer in plan.layers.values()))

@@ -60,7 +60,7 @@ def fit_to_budget(
     """
     budget = recipe.budget
     for _ in range(_ATTEMPTS):
-        plan = make_plan(decomposition, recipe.at_budget(budget))
+        plan = make_plan(decomposition, recipe.at_budget(budget).planning)
         smaller = replace_layers(model, decomposition, plan)
         allowed = allowance(model, plan, recipe.budget, dtype)
         over = sum(_stored(smaller, plan.modules, dtype)) - allowed.bytes

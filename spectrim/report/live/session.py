@@ -79,7 +79,7 @@ class Session:
         with self._planning:
             if budget not in self._plans:
                 recipe = self.recipe.with_changes(budget=budget)
-                self._plans[budget] = make_plan(self.decomposition, recipe)
+                self._plans[budget] = make_plan(self.decomposition, recipe.planning)
             return self._plans[budget]
 
     def answer(self, budget: float) -> dict[str, Any]:
