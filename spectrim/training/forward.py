@@ -72,7 +72,7 @@ class BlockRunner:
         if not self.blocks:
             raise ModelError(
                 f"{type(model).__name__} names no decoder blocks to refine one by one; "
-                "use the refinement end_to_end"
+                "use the refinement distillation"
             )
         self._tuples: dict[int, int] = {}
 
@@ -113,7 +113,7 @@ class BlockRunner:
             return reached.hidden
         raise ModelError(
             f"{type(self.model).__name__} did not run its decoder blocks in order; "
-            "use the refinement end_to_end"
+            "use the refinement distillation"
         )
 
 
@@ -130,7 +130,7 @@ def _hidden(values: tuple[Any, ...], module: nn.Module) -> Tensor:
         return values[0]
     raise ModelError(
         f"a {type(module).__name__} does not take and give its hidden state as first "
-        "positional value; use the refinement end_to_end"
+        "positional value; use the refinement distillation"
     )
 
 
