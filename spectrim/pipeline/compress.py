@@ -27,6 +27,7 @@ from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan, plan_for_loss
 from spectrim.runtime.context import RunContext
+from spectrim.training.progress import RunContext as TrainingContext
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def compress(
     original = LoadedModel(model, tokenizer, options.dtype or model.dtype)
     recipe = original.with_save_dtype(recipe)
     if recipe.pruning is not None:
-        return finish(original, _prune(original, recipe, context), context)
+        return finish(original, prune(original, recipe, context), context)
     if options.plan is not None:  # a plan for another model is refused before the calibration
         prepare(model, recipe)
         check_plan(model, options.plan)
@@ -99,14 +100,16 @@ def compress(
 
 
 def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
-    """Return the recipe with what a followed plan fixes. Raises InputError for contradictions."""
+    """Return the recipe as a followed plan changes it. Raises InputError."""
     if (plan := options.plan) is not None:
         recipe = recipe.with_changes(method=plan.method, layer=plan.layer, budget=plan.budget)
     ways = {
         compatibility.FOLLOWED_PLAN: options.plan is not None,
         compatibility.TARGET_LOSS: options.target_loss is not None,
     }
-    compatibility.check(recipe, compatibility.COMPRESS, *(way for way, on in ways.items() if on))
+    compatibility.check(
+        recipe, compatibility.COMPRESS, *(way for way, on in ways.items() if on)
+    )
     return recipe
 
 
@@ -142,7 +145,7 @@ def with_tables(
 ) -> CompressionResult:
     """Factor the embedding table where the recipe asks for it."""
     smaller = compress_embeddings(
-        original.model, result.model, original.tokenizer, result.recipe, context
+        original.model, result.model, original.tokenizer, result.recipe, for_training(context)
     )
     return replace(result, model=smaller)
 
@@ -153,7 +156,9 @@ def refined(
     """Run the recipe's refinements."""
     if not result.recipe.refinement:
         return result
-    smaller = refine(original.model, result.model, original.tokenizer, result.recipe, context)
+    smaller = refine(
+        original.model, result.model, original.tokenizer, result.recipe, for_training(context)
+    )
     return replace(result, model=smaller)
 
 
@@ -164,8 +169,14 @@ def store(original: LoadedModel, result: CompressionResult) -> CompressionResult
     return replace(result, model=smaller)
 
 
-def _prune(original: LoadedModel, recipe: Recipe, context: RunContext) -> CompressionResult:
-    pruned = prune_for_task(original.model, original.tokenizer, recipe, context)
+def for_training(context: RunContext) -> TrainingContext:
+    if isinstance(context, TrainingContext):
+        return context
+    return TrainingContext(context.cache, context.progress, context.log_metrics)
+
+
+def prune(original: LoadedModel, recipe: Recipe, context: RunContext) -> CompressionResult:
+    pruned = prune_for_task(original.model, original.tokenizer, recipe, for_training(context))
     return CompressionResult(
         pruned.model, pruned.plan, recipe, prune_steps=pruned.prune_steps()
     )

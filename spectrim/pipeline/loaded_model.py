@@ -1,4 +1,4 @@
-"""A model as a run needs it: in float32, with its tokenizer and the dtype to save results in."""
+"""A model as a run needs it: in float32, with its tokenizer and its checkpoint's dtype."""
 
 from __future__ import annotations
 
@@ -33,11 +33,15 @@ class LoadedModel:
         """Return the dtype that results of the recipe are saved in."""
         return getattr(torch, recipe.save_dtype) if recipe.save_dtype else self.dtype
 
+    def with_dtype(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the dtype of its results stated."""
+        return recipe.with_changes(
+            save_dtype=str(self.dtype_for(recipe)).removeprefix("torch.")
+        )
+
     def with_save_dtype(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the dtype stated, where its budget counts bytes."""
-        if recipe.quantization is None or recipe.save_dtype is not None:
-            return recipe
-        return recipe.with_changes(save_dtype=str(self.dtype).removeprefix("torch."))
+        """Return the recipe with the dtype stated where its budget counts bytes."""
+        return recipe if recipe.quantization is None else self.with_dtype(recipe)
 
 
 def load_model(name: str, trust_remote_code: bool = False) -> LoadedModel:

@@ -305,7 +305,7 @@ class Recipe:
         try:
             return replace(self, **changes)
         except ValidationError as error:
-            raise InputError(_explain("options", error)) from error
+            raise InputError(explain("options", error)) from error
 
     def to_dict(self) -> Options:
         return TypeAdapter(Recipe).dump_python(self, mode="json")
@@ -322,11 +322,11 @@ def recipe_from(values: Any, source: str) -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
-        raise InputError(_explain(source, error)) from error
+        raise InputError(explain(source, error)) from error
 
 
-def _explain(source: str, error: ValidationError) -> str:
-    """Name each wrong field by its path, with what was given and the nearest right word."""
+def explain(source: str, error: ValidationError) -> str:
+    """Return one line that names each wrong field by its path, with what was given and the nearest right word."""
     parts = []
     for item in error.errors():
         path = [s for s in item["loc"] if isinstance(s, int) or str(s).isidentifier()]
