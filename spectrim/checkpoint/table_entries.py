@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from spectrim.embeddings._modules import FactoredEmbedding, FactoredHead
 from spectrim.errors import CheckpointError
+from spectrim.layers import FactoredEmbedding, FactoredHead
 
 
 def swap_table(model: nn.Module, entry: Mapping[str, Any], inside: Mapping[str, str]) -> None:
