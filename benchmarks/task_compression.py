@@ -170,7 +170,7 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
         smaller, kept = special.model, special.plan.kept
         events = [vars(event) for event in special.state.prune_steps]
     else:
-        decomposition = factorize(model, tokenizer, recipe, progress.cache)
+        decomposition = factorize(model, tokenizer, recipe, progress)
         chosen = plan(decomposition, recipe)
         smaller, kept = replace_layers(model, decomposition, chosen), chosen.kept
         events = []

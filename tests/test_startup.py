@@ -13,9 +13,7 @@ HEAVY = {"torch", "transformers", "numpy", "accelerate", "safetensors"}
 
 def loaded_by(code: str) -> set[str]:
     """Top-level modules that a fresh process has loaded after `code`."""
-    report = (
-        "\nimport json, sys; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
-    )
+    report = "\nimport json, sys; print(json.dumps([m.split('.')[0] for m in sys.modules]))"
     done = subprocess.run(
         [sys.executable, "-c", code + report], capture_output=True, text=True, check=True
     )

@@ -27,10 +27,8 @@ from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import batch_tokens, calibration_blocks
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
 from spectrim.planning.rank_multiples import multiple_for
-from spectrim.refinement import RunContext
-from spectrim.runtime import distributed
-from spectrim.runtime.cache import Cache, load_if_valid
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.cache import load_if_valid, store
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import read_tensors, write_tensors
 from spectrim.statistics import TableStatistics, TableSums
 
@@ -71,7 +69,7 @@ def compress_embeddings(
     embedding already.
     """
     given = progress or RunContext()
-    planned = plan_table(original, tokenizer, recipe, given.cache, given.track)
+    planned = plan_table(original, tokenizer, recipe, given)
     if planned is None:
         return compressed
     _check_still_tied(compressed, planned.place)
@@ -99,8 +97,7 @@ def plan_table(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    cache: Cache | None = None,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> PlannedTable | None:
     """The table as the recipe's `embeddings` asks for it, None where it does not.
 
@@ -116,7 +113,7 @@ def plan_table(
     wanted = frozenset(required) - (frozenset() if place.head else {"head"})
     statistics = None
     if wanted:
-        sums = _gathered(model, tokenizer, recipe, wanted, (cache or Cache(None), track))
+        sums = _gathered(model, tokenizer, recipe, wanted, context or RunContext())
         statistics = TableStatistics.from_sums(sums)
     table = solve_table(model, place, given, statistics)
     return PlannedTable(place, table, rank, given)
@@ -137,10 +134,9 @@ def _gathered(
     tokenizer: Any,
     recipe: Recipe,
     wanted: frozenset[str],
-    run: tuple[Cache, ProgressBar],
+    context: RunContext,
 ) -> TableSums:
     """One pass over the recipe's tokens, kept in the workspace."""
-    cache, track = run
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
     targets = find_targets(model, recipe.include, recipe.exclude)
@@ -157,13 +153,11 @@ def _gathered(
         "wanted": sorted(wanted),
         "labels": settings.label_key,
     }
-    path = cache.path("embedding", key)
+    path = context.cache.path("embedding", key)
     if (earlier := load_if_valid(path, _load)) is not None:
         return earlier
-    sums = sum_table_statistics(model, blocks, wanted, settings, track)
-    with distributed.raise_together():
-        if path is not None and distributed.is_main_process():
-            write_tensors(path, sums, {"kind": "embedding"})
+    sums = sum_table_statistics(model, blocks, wanted, settings, context.progress)
+    store(path, lambda place: write_tensors(place, sums, {"kind": "embedding"}))
     return sums
 
 

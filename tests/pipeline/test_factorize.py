@@ -12,6 +12,7 @@ from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
 from spectrim.planning import Decomposition
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
 
@@ -23,7 +24,7 @@ def text(tmp_path):
 
 def made(text, cache=None, model=None, **changes) -> Decomposition:
     recipe = small_recipe(text, **changes)
-    return factorize(model or tiny_llama(), tiny_tokenizer(), recipe, cache)
+    return factorize(model or tiny_llama(), tiny_tokenizer(), recipe, RunContext(cache))
 
 
 def same(one: Decomposition, two: Decomposition) -> bool:

@@ -130,7 +130,7 @@ def test_progress_says_how_much_is_kept_and_the_loss(task):
 
     model = TINY_MODELS["llama"]().float()
     recipe = _recipe(task, "basel", prune_until=1.0)
-    prune_for_task(model, tiny_tokenizer(), recipe, RunContext(track=track))
+    prune_for_task(model, tiny_tokenizer(), recipe, RunContext(progress=track))
     assert any("kept 0." in what and "loss" in what for what in seen)
 
 

@@ -23,6 +23,7 @@ MODULE = "modeling_spectrim"
 ROOTS = {"RemoteConfig", "RemoteModel"}
 _SOURCES = (
     "spectrim.errors",
+    "spectrim.version",
     "spectrim.models.linear",
     "spectrim.models.experts",
     "spectrim.layers._embedding",
