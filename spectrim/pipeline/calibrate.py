@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
-from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
-from spectrim.models.targets import Target, find_targets
+from spectrim.models.prepare import Preparation, prepare_model
+from spectrim.models.targets import Target
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.pieces import Snapshots
 from spectrim.pipeline.recipe import Recipe
@@ -61,11 +61,9 @@ SMALLEST_ROOM = 256 * 2**20
 """Bytes for activations that even the smallest model may use."""
 
 
-def prepare(model: PreTrainedModel, recipe: Recipe) -> list[Target]:
+def prepare(model: PreTrainedModel, recipe: Recipe) -> Preparation:
     """Split fused experts in place, and find the layers to compress. Raises ModelError."""
-    split = fused_expert_names(model)
-    split_experts(model, split)
-    return find_targets(model, recipe.include, recipe.exclude)
+    return prepare_model(model, recipe.include, recipe.exclude)
 
 
 def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
@@ -155,7 +153,8 @@ def gather(
 def _run_for(
     model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache, track: ProgressBar
 ) -> _Run:
-    targets = prepare(model, recipe)
+    ready = prepare(model, recipe)
+    targets = ready.targets
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -166,7 +165,7 @@ def _run_for(
         wide=recipe.wide,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
-    return _Run(model, targets, blocks, settings, cache, track)
+    return _Run(model, targets, blocks, settings, cache, track, ready.dense)
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
@@ -191,6 +190,7 @@ class _Run:
     settings: CalibrationSettings
     cache: Cache
     track: ProgressBar
+    dense: dict[str, str] = field(default_factory=dict)
 
     def as_kept(self) -> _Run:
         """With covariances in full where the workspace has those and not the ones asked for."""
@@ -217,7 +217,7 @@ class _Run:
             with changed():
                 parts.append(self._once(what, key, missing))
         result = concat(parts)
-        result.provenance["key"] = key
+        result.provenance |= {"key": key, "dense": self.dense}
         if (partial := self._partial(key)) is not None:
             partial.unlink(missing_ok=True)
         return result
