@@ -31,8 +31,8 @@ def check_causal(model: nn.Module, ids: Tensor) -> None:
     allowed = _LEAK.get(next(model.parameters()).dtype, _HALF_LEAK)
     if earlier > allowed * max(last, 1e-6):
         raise ModelError(
-            f"{type(model).__name__} is not causal: a token's prediction changes with the tokens "
-            "after it, so it has no next-token loss; compress it for a loss of its own with "
+            f"{type(model).__name__} is not causal: predictions change with the tokens after "
+            "them, so there is no next-token loss; compress it for a loss of its own with "
             "spectrim.compress_any(model, batches, loss)"
         )
 

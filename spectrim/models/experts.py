@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import ModelError
-from spectrim.models.linear import agree
+from spectrim.models.linear import agree, get_shape
 
 _UP_NAMES = ("gate_up_proj", "up_proj")
 _ROUTED, _BATCHED = 3, 1
-"""Arguments of experts that are given tokens, choices and weights; of those given tokens alone."""
+"""Arguments of experts given tokens, choices and weights, and of those given tokens."""
 _SMALLEST_SIDE = 5
 """Of a matrix in a stack; kernels of convolutions are shorter."""
 
@@ -80,7 +80,7 @@ class SplitExperts(nn.Module):
         count = len(_parameter(fused, "down_proj"))  # experts beyond it have no weights
         self.down = _linears(fused, "down_proj", count)
         self.up = _linears(fused, up_name, count)
-        is_gated = self.up[0].out_features == 2 * self.down[0].in_features
+        is_gated = get_shape(self.up[0])[0] == 2 * get_shape(self.down[0])[1]
         self.has_gate = bool(getattr(fused, "has_gate", is_gated))
         self.activation = _without_parameters(fused)
         self.train(fused.training)
@@ -163,24 +163,19 @@ class ExpertCalls:
             for handle in handles:
                 handle.remove()
 
+    def names_that_split(self) -> list[str]:
+        """Return the modules whose split experts compute the same, where they were run."""
+        return [name for name, fused in self.modules.items() if self._agrees(name, fused)]
+
     @torch.no_grad()
-    def agree(self, name: str, experts: SplitExperts) -> bool:
-        """Return whether `experts` compute what the fused module did, where it was run."""
+    def _agrees(self, name: str, fused: nn.Module) -> bool:
         if name not in self._calls:
             return True
         args, kwargs, output = self._calls[name]
         try:
-            return agree(experts(*args, **kwargs), output)
+            return agree(split(fused, name)(*args, **kwargs), output)
         except (TypeError, RuntimeError, IndexError, AttributeError):
             return False
-
-
-def split_where_equal(model: nn.Module, calls: ExpertCalls) -> None:
-    """Replace the fused modules in place by split ones that compute the same; the others stay."""
-    for name, fused in calls.modules.items():
-        experts = split(fused, name)
-        if calls.agree(name, experts):
-            model.set_submodule(name, experts)
 
 
 def _kind(module: nn.Module) -> type[SplitExperts] | None:
@@ -188,7 +183,8 @@ def _kind(module: nn.Module) -> type[SplitExperts] | None:
     arguments = len(inspect.signature(module.forward).parameters)
     if arguments == _ROUTED:
         return SplitExperts
-    biased = any(name.endswith("_bias") for name, p in module._parameters.items() if p is not None)
+    held = [name for name, value in module._parameters.items() if value is not None]
+    biased = any(name.endswith("_bias") for name in held)
     return SplitBatchedExperts if arguments == _BATCHED and not biased else None
 
 

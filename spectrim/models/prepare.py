@@ -1,42 +1,20 @@
-"""Make a model ready to be compressed, and find by running it what has to stay dense.
-
-No table of model types: the model is run on a few tokens. Meanwhile it is seen what its linear
-layers are given and return, and who reads their tensors.
-"""
+"""Make a model ready to be compressed: what can be factored, and what stays dense and why."""
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging
+from torch import nn
 
 from spectrim.errors import ModelError, NumericalWarning
-from spectrim.models.linear import agree, get_bias, is_linear, get_weight
-from spectrim.models.causality import check_causal
-from spectrim.models.experts import ExpertCalls, split_where_equal, stacked_weight_names
+from spectrim.models.experts import fused_expert_names, split_experts, stacked_weight_names
 from spectrim.models.replace import share_tied_layers
 from spectrim.models.targets import Target, default_names, find_targets
-from spectrim.models.weight_reads import WeightReads, watch_weight_reads
+from spectrim.models.usage import Usage, listed
 
-READ = "the model reads their tensors itself"
-OTHER_OUTPUT = "their class computes something else than x W^T + b"
-OTHER_INPUT = "they are called with something else than one tensor of vectors"
 STACKED = "several matrices in one parameter, in a layout that is not known"
-
-_TOKENS = 32
-_NEW_TOKENS = 2
-_SHOWN = 5
-_SPECIAL = re.compile(r"_token_(id|index)$")
 
 
 @dataclass(frozen=True)
@@ -48,49 +26,27 @@ class Preparation:
 
 
 def prepare_model(
-    model: PreTrainedModel, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    model: nn.Module,
+    usage: Usage,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> Preparation:
     """Split fused experts in place, and find the layers that can be compressed.
 
     Layers that the model uses in another way than by calling them, and experts of an unknown
-    layout, stay dense with a warning that names them. Raises ModelError for a model whose
-    attention is not causal, for one that rewrites its weights as it runs, and when no layer is
-    left.
+    layout, stay dense with a warning that names them. Raises ModelError when no layer is left.
     """
     share_tied_layers(model)
-    experts = ExpertCalls(model)
-    ids = _readable_ids(model)
-    with _evaluating(model):
-        with experts.recorded():
-            unusable = unusable_layers(model, lambda: _use(model, ids))
-        check_causal(model, ids)
-        split_where_equal(model, experts)
+    split_experts(model, [name for name in fused_expert_names(model) if name in usage.split])
     targets = find_targets(model, include, exclude)
     names = [target.name for target in targets]
-    dense = {name: unusable[name] for name in names if name in unusable}
+    dense = {name: usage.unusable[name] for name in names if name in usage.unusable}
     if not include:
         stacked = default_names(model, stacked_weight_names(model), exclude)
         dense |= dict.fromkeys(stacked, STACKED)
     usable = [target for target in targets if target.name not in dense]
     warn_of_dense(dense, len(usable))
     return Preparation(usable, dense)
-
-
-def unusable_layers(model: nn.Module, run: Callable[[], object]) -> dict[str, str]:
-    """Return, by layer, why a low-rank layer could not take its place in what `run` does.
-
-    Raises ModelError for a model that rewrites its weights as it runs.
-    """
-    layers = {name: module for name, module in model.named_modules() if is_linear(module)}
-    unusable: dict[str, str] = {}
-    with ExitStack() as stack:
-        for name, module in layers.items():
-            stack.enter_context(_calls_checked(name, module, unusable))
-        reads = stack.enter_context(watch_weight_reads(model, layers))
-        with torch.no_grad():
-            run()
-    _check_not_rewritten(model, reads, layers)
-    return unusable | dict.fromkeys(reads.replaced(layers), READ)
 
 
 def warn_of_dense(reasons: Mapping[str, str], rest: int) -> None:
@@ -101,7 +57,7 @@ def warn_of_dense(reasons: Mapping[str, str], rest: int) -> None:
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         by_reason.setdefault(reason, []).append(name)
-    parts = "; ".join(f"{_listed(names)}: {why}" for why, names in by_reason.items())
+    parts = "; ".join(f"{listed(names)}: {why}" for why, names in by_reason.items())
     if not rest:
         raise ModelError(f"no layer can be compressed ({parts})")
     warnings.warn(
@@ -110,124 +66,3 @@ def warn_of_dense(reasons: Mapping[str, str], rest: int) -> None:
         NumericalWarning,
         stacklevel=4,
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-@contextmanager
-def _calls_checked(name: str, module: nn.Module, unusable: dict[str, str]) -> Iterator[None]:
-    """Note in `unusable` whether the layer's first calls are those of a linear layer."""
-
-    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() < 2:
-            unusable.setdefault(name, OTHER_INPUT)
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        if name not in unusable and not agree(output, _linear(module, args[0])):
-            unusable[name] = OTHER_OUTPUT
-
-    handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
-    if not _is_plain(module):
-        handles.append(module.register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _is_plain(module: nn.Module) -> bool:
-    forwards = (nn.Linear.forward, Conv1D.forward)
-    return type(module).forward in forwards and "forward" not in vars(module)
-
-
-def _linear(module: nn.Module, x: Tensor) -> Tensor | None:
-    weight = get_weight(module).detach()
-    if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
-        return None
-    return F.linear(x, weight, get_bias(module))
-
-
-def _check_not_rewritten(
-    model: nn.Module, reads: WeightReads, layers: Mapping[str, nn.Module]
-) -> None:
-    if rewritten := reads.rewritten(layers):
-        raise ModelError(
-            f"{type(model).__name__} rewrites weights as it runs ({_listed(rewritten)}), so "
-            "what is in memory is not what its checkpoint holds; it cannot be compressed"
-        )
-
-
-def _use(model: Any, ids: Tensor) -> None:
-    """Read the tokens in both modes, and generate after them."""
-    with suppress(Exception), _quiet(), _as_in_training(model):
-        model(input_ids=ids, use_cache=False)
-    model(input_ids=ids, use_cache=False)
-    mask = torch.ones_like(ids)
-    with suppress(Exception), _quiet():  # not every model generates
-        model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=_NEW_TOKENS,
-            min_new_tokens=_NEW_TOKENS,
-            do_sample=False,
-        )
-
-
-def _readable_ids(model: Any) -> Tensor:
-    """(1, length) tokens of a text model: none that stands for an image, say."""
-    vocabulary = model.get_input_embeddings().num_embeddings
-    config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or _TOKENS
-    special = _special_ids(model.config.to_dict())
-    plain = [i for i in range(min(vocabulary, 1024)) if i not in special] or [0]
-    length = max(2, min(_TOKENS, context - _NEW_TOKENS))
-    ids = [plain[(7 * i + 3) % len(plain)] for i in range(length)]
-    return torch.tensor([ids], device=next(model.parameters()).device)
-
-
-def _special_ids(config: Mapping[str, Any]) -> set[int]:
-    ids: set[int] = set()
-    for key, value in config.items():
-        if isinstance(value, dict):
-            ids |= _special_ids(value)
-        elif _SPECIAL.search(str(key)):
-            ids |= {i for i in (value if isinstance(value, list) else [value]) if i is not None}
-    return ids
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _as_in_training(model: nn.Module) -> Iterator[None]:
-    """Some models change their weights between the modes. Modules without children stay as in
-    evaluation: no normalization counts the tokens."""
-    device = next(model.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _evaluating(model):
-        for module in model.modules():
-            module.training = bool(module._modules)
-        yield
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)

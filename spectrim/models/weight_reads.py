@@ -76,10 +76,10 @@ def _weight(module: nn.Module) -> Tensor:
 def watch_weight_reads(
     model: nn.Module, modules: Mapping[str, nn.Module]
 ) -> Iterator[WeightReads]:
-    """Record every read of `module.weight` and `module.bias` outside the module's forward pass.
+    """Record every read of a module's `weight` and `bias` outside its own forward pass.
 
-    Each module is of a subclass of its own class meanwhile, which sees the reads: parameters are
-    found by `__getattr__`, so there is nothing to patch for other modules.
+    Each module is of a subclass of its own class meanwhile, which sees the reads: parameters
+    are found by `__getattr__`, so there is nothing to patch for other modules.
     """
     reads = WeightReads(model)
     with ExitStack() as stack:

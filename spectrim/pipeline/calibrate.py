@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
@@ -31,6 +32,7 @@ from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.targets import Target
+from spectrim.models.usage import load_usage, observe_usage
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.pieces import Snapshots
 from spectrim.pipeline.recipe import Recipe
@@ -45,6 +47,7 @@ from spectrim.runtime.cache import (
     load_if_valid_locally,
 )
 from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.files import write_text
 from spectrim.statistics import (
     Calibration,
     concat,
@@ -61,9 +64,20 @@ SMALLEST_ROOM = 256 * 2**20
 """Bytes for activations that even the smallest model may use."""
 
 
-def prepare(model: PreTrainedModel, recipe: Recipe) -> Preparation:
-    """Split fused experts in place, and find the layers to compress. Raises ModelError."""
-    return prepare_model(model, recipe.include, recipe.exclude)
+def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) -> Preparation:
+    """Split fused experts in place, and find the layers to compress. Raises ModelError.
+
+    How the model uses its layers is seen by running it on a few tokens, or known to the cache.
+    """
+    key = {"model": model_fingerprint(model), "transformers": transformers.__version__}
+    path = (cache or Cache(None)).path("usage", key)
+    path = None if path is None else path.with_suffix(".json")
+    usage = load_if_valid(path, load_usage)
+    if usage is None:
+        usage = observe_usage(model)
+        if path is not None and distributed.is_main_process():
+            write_text(path, json.dumps(asdict(usage)))
+    return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 
 def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
@@ -153,7 +167,7 @@ def gather(
 def _run_for(
     model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache, track: ProgressBar
 ) -> _Run:
-    ready = prepare(model, recipe)
+    ready = prepare(model, recipe, cache)
     targets = ready.targets
     settings = CalibrationSettings(
         recipe.statistics,

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.errors import CheckpointError
 from spectrim.layers import LAYERS, layer_class
-from spectrim.models.experts import split_expert_names
 from spectrim.models.copying import deep_copy
+from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_shape, is_linear
 from spectrim.models.replace import other_names, replace_layer, share_basis
 from spectrim.pipeline.decompose import versions

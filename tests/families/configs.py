@@ -41,7 +41,7 @@ MLA = {
     "topk_group": 1,
 }
 """Latent attention."""
-INDEXER = {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 2}
+INDEXER = {"index_topk": 32, "index_head_dim": 16, "index_n_heads": 2}
 """Sparse attention by an indexer."""
 SEQ2SEQ = {
     "d_model": 32,
@@ -284,7 +284,7 @@ FAMILIES: list[Family] = [
             "vocab_size_per_layer_input": 128,
             "hidden_size_per_layer_input": 8,
             "layer_types": ["sliding_attention", "full_attention"],
-            "per_layer_config": None,
+            "per_layer_config": {"1": {"head_dim": 16}},
         },
     ),
     Family("gemma4_unified_text", {"layer_types": ["sliding_attention", "full_attention"]}),
@@ -372,7 +372,21 @@ FAMILIES: list[Family] = [
     Family("qwen3_5_moe_text", DELTA | {"layer_types": ["linear_attention", "full_attention"]}),
     Family("qwen3_next", DELTA | {"layer_types": ["linear_attention", "full_attention"]}),
     Family(
-        "qwen4_exp_text", DELTA | {"layer_types": ["linear_attention", "full_attention"]}
+        "qwen4_exp_text",
+        DELTA
+        | {
+            "layer_types": ["linear_attention", "indexed_attention"],
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 16,
+            "indexer_compress_ratio": 4,
+            "hc_count": 2,
+            "hc_lowrank": 8,
+            "ngram_vocab_size_base": 64,
+            "split_ngram_parts": 2,
+            "ple_embed_dim": 16,
+        },
     ),
     Family(
         "reformer",
