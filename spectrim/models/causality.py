@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from spectrim.errors import ModelError
 
 _LENGTH = 12
-_LEAK = {torch.float32: 1e-3, torch.float64: 1e-3}
+_LEAK = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Change of earlier logits, relative to that of the last ones, that is not rounding."""
-_HALF_LEAK = 0.1
+_HALF_LEAK = 0.05
 
 
 @torch.no_grad()

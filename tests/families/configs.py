@@ -55,6 +55,8 @@ SEQ2SEQ = {
     "is_decoder": True,
 }
 """The decoder of an encoder-decoder model."""
+CROSS = r"encoder_attn"
+"""Attention to an encoder, which no text for a decoder alone reaches."""
 DECODER = {"is_decoder": True}
 """An encoder with the causal mask."""
 DELTA = {
@@ -139,7 +141,6 @@ FAMILIES: list[Family] = [
         "ernie4_5_moe",
         "exaone4",
         "exaone_moe",
-        "falcon_mamba",
         "flex_olmo",
         "flint",
         "gemma",
@@ -165,13 +166,10 @@ FAMILIES: list[Family] = [
         "hy_v3",
         "hyperclovax",
         "jais2",
-        "jetmoe",
         "kolibri1",
         "laguna",
         "lfm2",
         "llama",
-        "llama4_text",
-        "mamba",
         "mellum",
         "mimo_v2_flash",
         "minimax",
@@ -193,11 +191,9 @@ FAMILIES: list[Family] = [
         "persimmon",
         "phi",
         "phi3",
-        "phimoe",
         "qwen2",
         "qwen3",
         "qwen3_moe",
-        "rwkv",
         "seed_oss",
         "smollm3",
         "solar_open",
@@ -205,8 +201,16 @@ FAMILIES: list[Family] = [
         "starcoder2",
         "vaultgemma",
     ),
+    Family("falcon_mamba", dense=r"dt_proj$"),
+    Family("mamba", dense=r"dt_proj$"),
+    Family("jetmoe", dense=r"(in|out)put_linear$"),
+    Family("llama4_text", dense=r"router$"),
+    Family("phimoe", dense=r"router$"),
+    Family("rwkv", dense=r"attention.output$|feed_forward.value$"),
     Family("axk1", MLA | {"n_shared_experts": 1, "mlp_layer_types": ["dense", "sparse"]}),
-    Family("axk2", MLA | INDEXER | {"mlp_layer_types": ["dense", "sparse"]}),
+    Family(
+        "axk2", MLA | INDEXER | {"mlp_layer_types": ["dense", "sparse"]}, dense=r"indexer\."
+    ),
     Family(
         "bailing_hybrid",
         MLA
@@ -220,12 +224,12 @@ FAMILIES: list[Family] = [
         },
     ),
     Family("bamba", MAMBA | {"attn_layer_indices": [1]}, ("head_dim",)),
-    Family("bart", SEQ2SEQ),
+    Family("bart", SEQ2SEQ, dense=CROSS),
     Family("bert", DECODER, name="bert (decoder)"),
     Family("bert", name="bert (encoder)", refused="not causal"),
     Family("bert-generation", DECODER),
     Family("big_bird", DECODER | {"attention_type": "original_full"}),
-    Family("bigbird_pegasus", SEQ2SEQ | {"attention_type": "original_full"}),
+    Family("bigbird_pegasus", SEQ2SEQ | {"attention_type": "original_full"}, dense=CROSS),
     Family("blenderbot", SEQ2SEQ),
     Family("blenderbot-small", SEQ2SEQ),
     Family("camembert", DECODER),
@@ -255,8 +259,12 @@ FAMILIES: list[Family] = [
     ),
     Family("deepseek_v2", MLA | {"first_k_dense_replace": 1, "n_shared_experts": 1}),
     Family("deepseek_v3", MLA | {"first_k_dense_replace": 1}),
-    Family("deepseek_v32", MLA | INDEXER | {"mlp_layer_types": ["dense", "sparse"]}),
-    Family("deepseek_v4", MLA | INDEXER),
+    Family(
+        "deepseek_v32",
+        MLA | INDEXER | {"mlp_layer_types": ["dense", "sparse"]},
+        dense=r"indexer\.",
+    ),
+    Family("deepseek_v4", MLA | INDEXER, dense=r"o_a_proj$|compressor|experts"),
     Family("dots1", {"n_shared_experts": 1, "first_k_dense_replace": 1}),
     Family("electra", DECODER | {"embedding_size": 32}),
     Family("ernie", DECODER),
@@ -289,7 +297,11 @@ FAMILIES: list[Family] = [
     ),
     Family("gemma4_unified_text", {"layer_types": ["sliding_attention", "full_attention"]}),
     Family("glm4_moe_lite", MLA | {"mlp_layer_types": ["dense", "sparse"]}),
-    Family("glm_moe_dsa", MLA | INDEXER | {"mlp_layer_types": ["dense", "sparse"]}),
+    Family(
+        "glm_moe_dsa",
+        MLA | INDEXER | {"mlp_layer_types": ["dense", "sparse"]},
+        dense=r"indexer\.",
+    ),
     Family(
         "gpt_neo",
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
@@ -297,10 +309,14 @@ FAMILIES: list[Family] = [
     ),
     Family("gptj", {"rotary_dim": 4}, ("head_dim",)),
     Family("granitemoehybrid", MAMBA | {"layer_types": ["mamba", "attention"]}),
-    Family("hy_v4", MLA | INDEXER),
-    Family("inkling_text"),
+    Family("hy_v4", MLA | INDEXER, dense=r"indexer\."),
+    Family("inkling_text", dense=r"shared_experts$"),
     Family("inkling2_text"),
-    Family("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4}),
+    Family(
+        "jamba",
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4},
+        dense=r"dt_proj$",
+    ),
     Family(
         "kimi_linear",
         MLA
@@ -327,11 +343,12 @@ FAMILIES: list[Family] = [
             "expert_ffn_hidden_size": 24,
         },
         ("num_hidden_layers",),
+        dense=r"router.classifier$",
     ),
     Family("lfm3", {"layer_types": ["conv", "full_attention"]}),
     Family("mamba2", {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1}),
     Family("marian", SEQ2SEQ | {"decoder_vocab_size": 128}),
-    Family("mbart", SEQ2SEQ),
+    Family("mbart", SEQ2SEQ, dense=CROSS),
     Family("megatron-bert", DECODER),
     Family("minicpm3", MLA),
     Family("minimax_m3_vl_text"),
@@ -351,7 +368,7 @@ FAMILIES: list[Family] = [
     ),
     Family("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
     Family("pegasus", SEQ2SEQ),
-    Family("plbart", SEQ2SEQ),
+    Family("plbart", SEQ2SEQ, dense=CROSS),
     Family(
         "prophetnet",
         {
@@ -387,6 +404,7 @@ FAMILIES: list[Family] = [
             "split_ngram_parts": 2,
             "ple_embed_dim": 16,
         },
+        dense=r"indexer\.",
     ),
     Family(
         "reformer",
@@ -398,10 +416,12 @@ FAMILIES: list[Family] = [
             "feed_forward_size": 64,
             "local_attn_chunk_length": 8,
         },
+        refused="does not depend on them",
     ),
     Family(
         "recurrent_gemma",
         {"num_hidden_layers": 3, "num_key_value_heads": 4, "lru_width": 32},
+        dense=r"rg_lru$",
     ),
     Family("rembert", DECODER | {"input_embedding_size": 16, "output_embedding_size": 24}),
     Family("roberta", DECODER, name="roberta (decoder)"),
@@ -418,8 +438,8 @@ FAMILIES: list[Family] = [
         },
     ),
     Family("roformer", DECODER),
-    Family("trocr", {"d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2}),
-    Family("whisper", SEQ2SEQ | {"max_target_positions": 128}),
+    Family("trocr", {"d_model": 32, "decoder_ffn_dim": 64, "decoder_layers": 2}, dense=CROSS),
+    Family("whisper", SEQ2SEQ | {"max_target_positions": 128}, dense=CROSS),
     Family("xglm", {"ffn_dim": 64}),
     Family("xlm", {"causal": True}, name="xlm (causal)"),
     Family("xlm", name="xlm (masked)", refused="not causal"),
@@ -446,6 +466,7 @@ FAMILIES: list[Family] = [
             "mamba_dt_rank": 4,
         },
         ("head_dim",),
+        dense=r"mamba$",
     ),
     Family(
         "zamba2",
@@ -462,5 +483,5 @@ FAMILIES: list[Family] = [
         },
         ("head_dim",),
     ),
-    Family("zaya", {"num_experts_per_tok": 1, "router_hidden_size": 16}),
+    Family("zaya", {"num_experts_per_tok": 1, "router_hidden_size": 16}, dense=r"experts"),
 ]
