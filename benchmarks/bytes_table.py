@@ -48,6 +48,7 @@ from spectrim.pipeline.recipe import (
 )
 from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 
 DTYPE = torch.bfloat16
 GROUP = 32
@@ -79,8 +80,12 @@ class Table:
             hessian_averaging=HessianAveragingRecipe(below_budget=2.0),
             save_dtype="bfloat16",
         )
-        self.decomposition = factorize(self.model, self.tokenizer, self.recipe, self.cache)
-        self.calibration = calibrate(self.model, self.tokenizer, self.recipe, self.cache)
+        self.decomposition = factorize(
+            self.model, self.tokenizer, self.recipe, RunContext(self.cache)
+        )
+        self.calibration = calibrate(
+            self.model, self.tokenizer, self.recipe, RunContext(self.cache)
+        )
         self.names = [target.name for target in find_targets(self.model)]
         self.dense = DTYPE.itemsize * sum(t.weights for t in find_targets(self.model))
         print("| bytes | stored as | share | predicted | " + " | ".join(given.eval) + " |")
@@ -149,7 +154,9 @@ class Table:
             taken = correction_figures(residual, ranks, DTYPE.itemsize)["base_bytes"]
             room = int(share * self.dense) - taken
             recipe = self._with_paths(base, options, max(room, 0))
-            residual = compute_residual(self.model, self.tokenizer, recipe, self.cache)
+            residual = compute_residual(
+                self.model, self.tokenizer, recipe, RunContext(self.cache)
+            )
             ranks = choose_correction_ranks(residual, recipe, DTYPE.itemsize)
         figures = correction_figures(residual, ranks, DTYPE.itemsize)
         smaller = add_corrections(self.model, residual, ranks, recipe)

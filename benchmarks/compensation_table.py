@@ -31,6 +31,7 @@ from spectrim.pipeline.quantize import (
 )
 from spectrim.pipeline.recipe import CalibrationRecipe, CorrectionRecipe, Recipe
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn int4 g32": ("rtn", {"bits": 4}),
@@ -93,7 +94,9 @@ def main() -> None:
                 save_dtype="bfloat16",
             )
             recipe = with_correction(recipe)
-            residual = compute_residual(model, tokenizer, recipe, Cache(given.cache))
+            residual = compute_residual(
+                model, tokenizer, recipe, RunContext(Cache(given.cache))
+            )
             for path, chosen in paths(recipe):
                 ranks = choose_correction_ranks(residual, chosen, BYTES)
                 facts = correction_figures(residual, ranks, BYTES)

@@ -24,6 +24,7 @@ from spectrim.pipeline.embedding import PlannedTable, plan_table
 from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.recipe import CalibrationRecipe, EmbeddingRecipe, Recipe
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 
 COLUMNS = ("metric", "kept of the table", "rank", "lost", "parameters", "perplexity")
 
@@ -66,7 +67,7 @@ def main() -> None:
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for budget in map(float, given.budgets.split(",")):
         for name, recipe in recipes(calibration, budget):
-            planned = plan_table(model, tokenizer, recipe, Cache(given.cache))
+            planned = plan_table(model, tokenizer, recipe, RunContext(Cache(given.cache)))
             assert planned is not None
             smaller = with_table(model, planned)
             figures = evaluate(smaller, tokenizer, given.eval, settings)

@@ -18,6 +18,7 @@ from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
 from spectrim.pipeline.replace import replace_layers
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     recipe = Recipe(
         budget=given.budget, calibration=CalibrationRecipe(data=given.data, length=256)
     )
-    decomposition = factorize(model, tokenizer, recipe, Cache.default())
+    decomposition = factorize(model, tokenizer, recipe, RunContext(Cache.default()))
     print("| layer | weights in | perplexity |")
     print("|---|---|---|")
     for layer in ("lowrank", "pivoted"):

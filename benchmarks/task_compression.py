@@ -160,7 +160,7 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
         hessian_averaging=HessianAveragingRecipe(weight=0.0),
         probe=ProbeRecipe(per_layer=False, joint=False),
         task=TaskRecipe(data=arguments.task),
-        selection=selection,
+        pruning=selection,
         refinement=refinement,
     )
     start = time.process_time()
@@ -170,7 +170,7 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
         smaller, kept = special.model, special.plan.kept
         events = [vars(event) for event in special.state.prune_steps]
     else:
-        decomposition = factorize(model, tokenizer, recipe, progress.cache)
+        decomposition = factorize(model, tokenizer, recipe, progress)
         chosen = plan(decomposition, recipe)
         smaller, kept = replace_layers(model, decomposition, chosen), chosen.kept
         events = []

@@ -31,6 +31,7 @@ from spectrim.pipeline.recipe import ProbeRecipe
 from spectrim.pipeline.replace import replace_layers
 from spectrim.report.card import card_for
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 
 BUDGET = 0.7
 PROMPT = "def read(self, path):\n    "
@@ -66,7 +67,7 @@ def main(out: Path) -> None:
     }
     _print_table(run_bench(model, tokenizer, recipes, [BUDGET], bench))
 
-    decomposition = factorize(model, tokenizer, default, cache)
+    decomposition = factorize(model, tokenizer, default, RunContext(cache))
     plan = run_plan(decomposition, default)
     smaller = replace_layers(model, decomposition, plan, stored)
     card = card_for("reference", plan, default)

@@ -11,8 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.quantized_entries import check_children
-from spectrim.checkpoint.table_entries import check_table
+from spectrim.checkpoint.config_entries import check_children, check_table
 from spectrim.checkpoint.transformers_plugin import detach_quantizer, keep_names, tie_as_named
 from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear
@@ -36,6 +35,11 @@ class SaveOptions:
     extras: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
     max_shard_size: str | int = "5GB"
+
+
+def save(model: PreTrainedModel, tokenizer: Any, directory: str | Path) -> Path:
+    """Write a compressed model that loads with plain `from_pretrained`. Raises InputError."""
+    return save_compressed(model, tokenizer, directory, model.config.quantization_config)
 
 
 def save_compressed(

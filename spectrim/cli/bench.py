@@ -85,7 +85,7 @@ def bench(
         dtype=stored,
         rows=output / "rows",
         cache=cache_from(given),
-        track=progress_for(Cache(None), log_metrics).track,
+        track=progress_for(Cache(None), log_metrics).progress,
     )
     title = f"{model}: {', '.join(recipes)}"
     for result in bench_steps(original, tokenizer, recipes, wanted, settings):

@@ -172,11 +172,11 @@ def plan(
     original, tokenizer, stored = _load(model, trust_remote_code)
     recipe = with_save_dtype(recipe, stored)
     progress = RunContext(cache_from(given), console.track)
-    decomposition = factorize(original, tokenizer, recipe, progress.cache, progress.track)
+    decomposition = factorize(original, tokenizer, recipe, progress)
     points = size_curve(decomposition, recipe)
     chosen = choose_plan(decomposition, recipe, target_loss, progress)
     if check_speed:
-        for text in slow_layers(chosen, recipe, progress.cache, progress.track):
+        for text in slow_layers(chosen, recipe, progress):
             console.note(f"warning: {text}")
     with distributed.raise_together():
         if distributed.is_main_process():

@@ -19,6 +19,7 @@ from spectrim.errors import InputError
 from spectrim.pipeline.plan import factorize
 from spectrim.report.live import Access, Places, Session, make_server
 from spectrim.report.live.session import Source
+from spectrim.runtime.context import RunContext
 
 
 @app.command()
@@ -55,9 +56,8 @@ def explore(
     if output is not None:
         checkpoint.check_output(output, overwrite)
     source = Source(model, *_load(model, trust_remote_code))
-    decomposition = factorize(
-        source.model, source.tokenizer, recipe, cache_from(given), console.track
-    )
+    context = RunContext(cache_from(given), console.track)
+    decomposition = factorize(source.model, source.tokenizer, recipe, context)
     places = Places(plan, output, overwrite, cache_from(given))
     session = Session(source, decomposition, recipe, places)
     log_metrics = _as_json if json else _as_note

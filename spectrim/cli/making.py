@@ -89,7 +89,7 @@ def choose_plan(
         return plan_for_loss(decomposition, recipe, target_loss)
     times = None
     if recipe.latency is not None:
-        times = latency_table(decomposition, recipe, progress.cache, progress.track)
+        times = latency_table(decomposition, recipe, progress)
     return run_plan(decomposition, recipe, times)
 
 
@@ -131,7 +131,7 @@ def _cut(
     if wanted.followed:
         prepare(model, recipe)
         check_plan(model, wanted.followed)
-    decomposition = factorize(model, loaded.tokenizer, recipe, progress.cache, progress.track)
+    decomposition = factorize(model, loaded.tokenizer, recipe, progress)
     plan = wanted.plan(decomposition, recipe, progress)
     recipe = recipe.at_budget(plan.budget)
     dtype = None if recipe.refinement else dtype_of(recipe, loaded.stored)

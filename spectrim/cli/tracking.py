@@ -14,13 +14,8 @@ from spectrim.planning import Plan
 from spectrim.refinement import RunContext
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
-from spectrim.runtime.tracking import (
-    MetricLogger,
-    TrackedRun,
-    null_logger,
-    open_tracker,
-    with_stage_times,
-)
+from spectrim.runtime.context import MetricLogger, null_logger
+from spectrim.runtime.tracking import TrackedRun, open_tracker, with_stage_times
 
 Tracker = Annotated[
     str | None,
@@ -44,9 +39,7 @@ def start_tracking(
 def progress_for(cache: Cache, log_metrics: MetricLogger) -> RunContext:
     if log_metrics is null_logger:
         return RunContext(cache, console.track)
-    return RunContext(
-        cache, with_stage_times(console.track, log_metrics), log_metrics=log_metrics
-    )
+    return RunContext(cache, with_stage_times(console.track, log_metrics), log_metrics)
 
 
 def final_figures(plan: Plan, output: Path) -> dict[str, float]:

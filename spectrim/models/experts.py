@@ -70,8 +70,11 @@ def split(fused: nn.Module, name: str = "") -> SplitExperts:
 class SplitExperts(nn.Module):
     """`sum_e weight_e * down_e(gate(up_e(x)))` over the experts chosen for each token.
 
-    Children: `up.{e}` (H -> 2I, or I when ungated) and `down.{e}` (I -> H).
+    Children: `up.{e}` (H -> 2I, or I when ungated) and `down.{e}` (I -> H). `routes` is filled
+    with the rows of the tokens of each child that is run, where a mapping is given for it.
     """
+
+    routes: dict[nn.Module, Tensor] | None = None
 
     def __init__(self, fused: nn.Module):
         super().__init__()
@@ -104,8 +107,8 @@ class SplitExperts(nn.Module):
 
     def _expert(self, expert: int, hidden_states: Tensor, tokens: Tensor) -> Tensor:
         up, down = self.up[expert], self.down[expert]
-        for child in (up, down):
-            child.token_rows = tokens
+        if self.routes is not None:
+            self.routes |= {up: tokens, down: tokens}
         return down(self._gate(up(hidden_states)))
 
     def _gate(self, up: Tensor) -> Tensor:
@@ -193,6 +196,24 @@ def _is_stacked(module: nn.Module) -> bool:
         return False
     stacks = [p for p in module._parameters.values() if p is not None and p.dim() == 3]
     return any(min(stack.shape[1:]) >= _SMALLEST_SIDE for stack in stacks)
+
+
+@contextmanager
+def record_routes(model: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
+    """Yield a mapping from each expert layer to the rows of the tokens that it was run on last.
+
+    Layers outside of experts, which see all tokens, are not in it. Contexts may be nested.
+    """
+    experts = [module for module in model.modules() if isinstance(module, SplitExperts)]
+    outer = [module.routes for module in experts]
+    routes: dict[nn.Module, Tensor] = next((found for found in outer if found is not None), {})
+    for module in experts:
+        module.routes = routes
+    try:
+        yield routes
+    finally:
+        for module, before in zip(experts, outer, strict=True):
+            module.routes = before
 
 
 def _up_name(module: nn.Module) -> str | None:

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.models.causality import check_causal
 from spectrim.models.experts import ExpertCalls
+from spectrim.models.hooks import evaluation_mode
 from spectrim.models.linear import agree, get_bias, get_weight, is_linear
 from spectrim.models.replace import share_tied_layers
 from spectrim.models.weight_reads import WeightReads, watch_weight_reads
@@ -61,7 +62,7 @@ def observe_usage(model: PreTrainedModel) -> Usage:
     share_tied_layers(model)
     experts = ExpertCalls(model)
     ids = _readable_ids(model)
-    with _evaluating(model):
+    with evaluation_mode(model):
         with experts.recorded():
             unusable = unusable_layers(model, lambda: _use(model, ids))
         check_causal(model, ids)
@@ -182,23 +183,12 @@ def _special_ids(config: Mapping[str, Any]) -> set[int]:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
     """Some models change their weights between the modes. Modules without children stay as in
     evaluation: no normalization counts the tokens."""
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _evaluating(model):
+    with torch.random.fork_rng(devices), evaluation_mode(model):
         for module in model.modules():
             module.training = bool(module._modules)
         yield

@@ -12,10 +12,10 @@ on the model cut to a given budget and mixes the two.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,15 @@ from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.targets import Target
 from spectrim.models.usage import load_usage, observe_usage
 from spectrim.pipeline.decompose import decompose
-from spectrim.pipeline.pieces import Snapshots
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.tasks import load_task_rows, task_blocks
 from spectrim.planning import make_plan
 from spectrim.planning.probe import swap_weights
 from spectrim.runtime import distributed
-from spectrim.runtime.cache import (
-    SECONDS_BETWEEN_SAVES,
-    Cache,
-    load_if_valid,
-    load_if_valid_locally,
-)
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.cache import Cache, load_if_valid, store
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import write_text
+from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import (
     Calibration,
     concat,
@@ -75,8 +70,8 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
     usage = load_if_valid(path, load_usage)
     if usage is None:
         usage = observe_usage(model)
-        if path is not None and distributed.is_main_process():
-            write_text(path, json.dumps(asdict(usage)))
+        text = json.dumps(asdict(usage))
+        store(path, lambda entry: write_text(entry, text))
     return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 
@@ -113,16 +108,15 @@ def calibrate(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe | None = None,
-    cache: Cache | None = None,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> Calibration:
     """Run the model over the recipe's tokens and sum the statistics it needs.
 
     Fused experts of the model are split in place. An interrupted run continues from the
-    workspace. Raises InputError for unusable data, ModelError for unusable weights.
+    cache. Raises InputError for unusable data, ModelError for unusable weights.
     """
     recipe = recipe or Recipe()
-    run = _run_for(model, tokenizer, recipe, cache or Cache(None), track).as_kept()
+    run = _run_for(model, tokenizer, recipe, context or RunContext()).as_kept()
     first = run.gathered("calibrating", run.key())
     if not recipe.averages_hessian:
         return first
@@ -139,21 +133,20 @@ def gather(
     model: PreTrainedModel,
     tokenizer: Any,
     recipes: Sequence[Recipe],
-    cache: Cache,
-    track: ProgressBar = silent,
+    context: RunContext,
 ) -> None:
-    """One pass over the tokens for the statistics of all `recipes`, kept in the workspace.
+    """One pass over the tokens for the statistics of all `recipes`, kept in the cache.
 
     `calibrate` with any of them then finds its own. Covariances are in full for all where one
     of them needs that. Recipes of other
     tokens or layers need a pass of their own, and so do averages along a path. Raises
-    InputError for a workspace that keeps nothing, and what `calibrate` raises.
+    InputError for a cache that keeps nothing, and what `calibrate` raises.
     """
-    if cache.root is None:
-        raise InputError("statistics for several recipes need a workspace that keeps them")
+    if context.cache.root is None:
+        raise InputError("statistics for several recipes need a cache that keeps them")
     alike: dict[str, list[_Run]] = {}
     for recipe in recipes:
-        run = _run_for(model, tokenizer, recipe, cache, track)
+        run = _run_for(model, tokenizer, recipe, context)
         text = json.dumps(run.key() | {"statistics": None, "wide": None}, sort_keys=True)
         alike.setdefault(text, []).append(run)
     for runs in alike.values():
@@ -165,9 +158,9 @@ def gather(
 
 
 def _run_for(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache, track: ProgressBar
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext
 ) -> _Run:
-    ready = prepare(model, recipe, cache)
+    ready = prepare(model, recipe, context.cache)
     targets = ready.targets
     settings = CalibrationSettings(
         recipe.statistics,
@@ -179,7 +172,7 @@ def _run_for(
         wide=recipe.wide,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
-    return _Run(model, targets, blocks, settings, cache, track, ready.dense)
+    return _Run(model, targets, blocks, settings, context, ready.dense)
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
@@ -202,12 +195,11 @@ class _Run:
     targets: list[Target]
     blocks: TokenBlocks
     settings: CalibrationSettings
-    cache: Cache
-    track: ProgressBar
+    context: RunContext
     dense: dict[str, str] = field(default_factory=dict)
 
     def as_kept(self) -> _Run:
-        """With covariances in full where the workspace has those and not the ones asked for."""
+        """With covariances in full where the cache has those and not the ones asked for."""
         full = replace(self, settings=replace(self.settings, wide="full"))
         use = self.settings.wide != "full" and not self._is_kept() and full._is_kept()
         return full if distributed.all_true(use) else self
@@ -222,7 +214,7 @@ class _Run:
         key: dict[str, Any],
         changed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Calibration:
-        """Each statistic from the workspace, which keeps them one by one, and those that it
+        """Each statistic from the cache, which keeps them one by one, and those that it
         has not from one pass over the model, `changed` meanwhile."""
         found = {name: self._kept(key, name) for name in self.settings.statistics}
         parts = [part for part in found.values() if part is not None]
@@ -231,45 +223,44 @@ class _Run:
             with changed():
                 parts.append(self._once(what, key, missing))
         result = concat(parts)
-        result.provenance |= {"key": key, "dense": self.dense}
-        if (partial := self._partial(key)) is not None:
-            partial.unlink(missing_ok=True)
+        result.provenance["key"] = key
+        self._snapshots(key).finish()
         return result
 
     def _kept(self, key: dict[str, Any], statistic: str) -> Calibration | None:
         return load_if_valid(self._path(key, (statistic,)), open_calibration)
 
     def _once(self, what: str, key: dict[str, Any], missing: tuple[str, ...]) -> Calibration:
-        """One pass for what is missing, its statistics kept in the workspace under `key`, and
+        """One pass for what is missing, its statistics kept in the cache under `key`, and
         no longer in memory where they are.
 
         A run that was stopped between storing one statistic and the next misses fewer than it
         had summed: its sums are taken up whole.
         """
-        partial = self._partial(key)
-        resume = _stopped_at(partial, missing)
+        snapshots = self._snapshots(key)
+        resume = self._resumed(snapshots, missing)
         names = missing if resume is None else tuple(resume.states)
         settings = replace(self.settings, statistics=names)
-        result = replace(self, settings=settings)._stored_steps(partial, what, resume)
-        with distributed.raise_together():
-            for name in missing if distributed.is_main_process() else ():
-                if (path := self._path(key, (name,))) is not None:
-                    save_calibration(select(result, name), path)
+        result = replace(self, settings=settings)._stored_steps(snapshots, what, resume)
         paths = [self._path(key, (name,)) for name in missing]
+        for name, path in zip(missing, paths, strict=True):
+            store(path, partial(save_calibration, select(result, name)))
         stored = [path for path in paths if path is not None and path.exists()]
         return stored_calibration(stored, result.provenance) if stored == paths else result
 
-    def _partial(self, key: dict[str, Any]) -> Path | None:
-        """Where the running sums of this run are: of several processes, this one's, of
-        batches of this size."""
-        path = self._path(key, self.settings.statistics)
-        if path is None or (count := distributed.num_processes()) == 1:
-            return None if path is None else path.with_suffix(".partial")
+    def _snapshots(self, key: dict[str, Any]) -> Snapshots:
+        return Snapshots(self._path(key, self.settings.statistics))
+
+    @property
+    def _sums(self) -> str:
+        """Name the snapshot of the running sums; of several processes, by the batch size."""
+        if distributed.num_processes() == 1:
+            return "sums.safetensors"
         size = shard_settings(self.blocks, self.settings).tokens_per_batch
-        return path.with_suffix(f".{distributed.process_index()}-of-{count}-by-{size}.partial")
+        return f"sums-by-{size}.safetensors"
 
     def _path(self, key: dict[str, Any], statistics: tuple[str, ...]) -> Path | None:
-        return self.cache.path("calibration", key | {"statistics": list(statistics)})
+        return self.context.cache.path("calibration", key | {"statistics": list(statistics)})
 
     def key(self) -> dict[str, Any]:
         return {
@@ -281,8 +272,17 @@ class _Run:
             "layers": [target.name for target in self.targets],
         }
 
+    def _resumed(self, snapshots: Snapshots, missing: tuple[str, ...]) -> Calibration | None:
+        """Return stored sums that contain all that is missing, in every process or in none."""
+        resume = snapshots.load(self._sums, load_calibration)
+        if resume is not None and not set(missing) <= set(resume.states):
+            resume = None
+        states = None if resume is None else sorted(resume.states)
+        same = all(each == states for each in distributed.all_gather(states))
+        return resume if same else None
+
     def _stored_steps(
-        self, partial: Path | None, what: str, resume: Calibration | None
+        self, snapshots: Snapshots, what: str, resume: Calibration | None
     ) -> Calibration:
         """All batches, the running sums stored now and then; by several processes, each its
         own batches and sums, which are added up at the end."""
@@ -291,21 +291,11 @@ class _Run:
         with distributed.raise_together():
             result = resume or start_shard(*given)
             steps = calibrate_steps(*given, result)
-            saved = time.monotonic()
-            for result in self.track(_per_sequence(steps), what, len(self.blocks)):
-                if partial is not None and time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
-                    save_calibration(result, partial)
-                    saved = time.monotonic()
+            sequences = _per_sequence(steps)
+            for result in self.context.progress(sequences, what, len(self.blocks)):
+                if snapshots.due():
+                    snapshots.save(self._sums, partial(save_calibration, result))
         return all_reduce(result, len(self.blocks))
-
-
-def _stopped_at(partial: Path | None, missing: tuple[str, ...]) -> Calibration | None:
-    """Sums to go on from, which have all that is missing; in every process or in none."""
-    resume = load_if_valid_locally(partial, load_calibration)
-    if resume is not None and not set(missing) <= set(resume.states):
-        resume = None
-    states = None if resume is None else sorted(resume.states)
-    return resume if all(each == states for each in distributed.all_gather(states)) else None
 
 
 def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
@@ -320,17 +310,17 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
     settings = replace(run.settings, originals=originals)
     fewer = replace(run, blocks=run.blocks.every(step), settings=settings)
     what = "calibrating along the path"
-    pieces = Snapshots(run.cache.path("path", key))
-    second = fewer.gathered(what, key, lambda: _cut(run, first, recipe, pieces))
-    pieces.remove()
+    layers = Snapshots(run.context.cache.path("path", key))
+    second = fewer.gathered(what, key, lambda: _cut(run, first, recipe, layers))
+    layers.finish()
     return second
 
 
 @contextmanager
-def _cut(run: _Run, first: Calibration, recipe: Recipe, pieces: Snapshots) -> Iterator[None]:
+def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> Iterator[None]:
     """The model at the path's budget."""
     model = run.model
-    decomposition = decompose(model, first, recipe, run.track, pieces)
+    decomposition = decompose(model, first, recipe, layers, run.context)
     plan = make_plan(decomposition, recipe.for_probing(recipe.hessian_averaging.at_budget))
     with ExitStack() as stack:
         factors, ranks = decomposition.expand_groups(plan.ranks)

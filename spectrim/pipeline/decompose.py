@@ -16,13 +16,14 @@ from spectrim.linalg.truncated import Factors
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.prepare import warn_of_dense
 from spectrim.pipeline.basis_groups import group_layers, pooled_problems
-from spectrim.pipeline.pieces import Snapshots
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, make_plan
 from spectrim.planning.predicted import NEEDED, first_order_effects, predicted_curve
+from spectrim.planning.snapshots import LayerSnapshots
 from spectrim.runtime import distributed
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import trim_memory
+from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import Calibration, LayerProblem
 from spectrim.version import __version__
 
@@ -35,15 +36,15 @@ def decompose(
     model: nn.Module,
     calibration: Calibration,
     recipe: Recipe | None = None,
-    track: ProgressBar = silent,
-    pieces: Snapshots | None = None,
+    snapshots: Snapshots | None = None,
+    context: RunContext | None = None,
 ) -> Decomposition:
     """Factors of every calibrated layer with their predicted loss curves; by the recipe's
     sharing, of groups of layers on one basis.
 
     A layer that no loss came through (an expert that no token reached, say) gets no factors:
-    it stays dense and outside the budget, with a NumericalWarning that names it. What `pieces`
-    has of an earlier run is not made again. Raises
+    it stays dense and outside the budget, with a NumericalWarning that names it. Layers in
+    `snapshots` are not decomposed again. Raises
     NumericalError for weights or statistics that cannot be factorised.
     """
     recipe = recipe or Recipe()
@@ -61,7 +62,8 @@ def decompose(
     groups = group_layers(model, calibration, names, recipe)
     source = _Source(model, calibration, recipe, options)
     trim_memory()  # what the passes of the calibration held
-    pieces = pieces or Snapshots(None)
+    context = context or RunContext()
+    stored = LayerSnapshots(snapshots or Snapshots(None))
     owners = distributed.balanced_bins(
         [source.cost(group) for group in groups], distributed.num_processes()
     )
@@ -71,14 +73,14 @@ def decompose(
         if owner == distributed.process_index()
     ]
     with distributed.raise_together():
-        earlier = pieces.decomposed() or result.select(())
-        for group in track(own, "decomposing", len(own)):
-            if stored := _stored(earlier, group):
-                result.update(earlier.select(stored))
+        earlier = stored.load() or result.select(())
+        for group in context.progress(own, "decomposing", len(own)):
+            if entries := _stored(earlier, group):
+                result.update(earlier.select(entries))
                 continue
             for entry in source.chosen(group):
                 entry.put_into(result)
-            pieces.keep_layers(result)
+            stored.save_if_due(result)
     return _of_all(result, groups)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
 from spectrim.checkpoint import attach_config
-from spectrim.checkpoint.table_entries import table_entry
+from spectrim.checkpoint.config_entries import table_entry
 from spectrim.embeddings import (
     EMBEDDINGS,
     Table,
@@ -30,10 +30,8 @@ from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import batch_tokens, calibration_blocks
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
 from spectrim.planning.rank_multiples import multiple_for
-from spectrim.refinement import RunContext
-from spectrim.runtime import distributed
-from spectrim.runtime.cache import Cache, load_if_valid
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.cache import load_if_valid, store
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import read_tensors, write_tensors
 
 
@@ -65,15 +63,15 @@ def compress_embeddings(
     recipe: Recipe,
     progress: RunContext | None = None,
 ) -> PreTrainedModel:
-    """`compressed`, what `compress` gave, with the table in two factors where the recipe's
-    `embeddings` asks for it; its config tells of it.
+    """`compressed`, what `replace_layers` gave, with the table in two factors where the
+    recipe's `embeddings` asks for it; its config tells of it.
 
     Modules are exchanged in place; the original, which may share tensors, is not touched.
     Raises what `plan_table` raises, and InputError when the plan has compressed the tied output
     embedding already.
     """
     given = progress or RunContext()
-    planned = plan_table(original, tokenizer, recipe, given.cache, given.track)
+    planned = plan_table(original, tokenizer, recipe, given)
     if planned is None:
         return compressed
     _check_still_tied(compressed, planned.place)
@@ -101,8 +99,7 @@ def plan_table(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    cache: Cache | None = None,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> PlannedTable | None:
     """The table as the recipe's `embeddings` asks for it, None where it does not.
 
@@ -118,7 +115,7 @@ def plan_table(
     wanted = frozenset(module.REQUIRES) - (frozenset() if place.head else {"head"})
     statistics = None
     if wanted:
-        sums = _gathered(model, tokenizer, recipe, wanted, (cache or Cache(None), track))
+        sums = _gathered(model, tokenizer, recipe, wanted, context or RunContext())
         statistics = finish(sums)
     table = solve_table(model, place, given, statistics)
     return PlannedTable(place, table, rank, given)
@@ -139,10 +136,9 @@ def _gathered(
     tokenizer: Any,
     recipe: Recipe,
     wanted: frozenset[str],
-    run: tuple[Cache, ProgressBar],
+    context: RunContext,
 ) -> Sums:
     """One pass over the recipe's tokens, kept in the workspace."""
-    cache, track = run
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
     targets = find_targets(model, recipe.include, recipe.exclude)
@@ -159,13 +155,11 @@ def _gathered(
         "wanted": sorted(wanted),
         "labels": settings.label_key,
     }
-    path = cache.path("embedding", key)
+    path = context.cache.path("embedding", key)
     if (earlier := load_if_valid(path, _load)) is not None:
         return earlier
-    sums = gather(model, blocks, wanted, settings, track)
-    with distributed.raise_together():
-        if path is not None and distributed.is_main_process():
-            write_tensors(path, sums, {"kind": "embedding"})
+    sums = gather(model, blocks, wanted, settings, context.progress)
+    store(path, lambda place: write_tensors(place, sums, {"kind": "embedding"}))
     return sums
 
 

@@ -16,7 +16,7 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, Plan
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache, load_if_valid
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import read_tensors, write_tensors
 
 TOLERATED = 1.05
@@ -38,14 +38,13 @@ Shape = tuple[int, int]
 def latency_table(
     decomposition: Decomposition,
     recipe: Recipe,
-    cache: Cache | None = None,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> LatencyTable:
     """Times of every shape that the decomposition has, dense and as the recipe's layer kind,
     for the recipe's tokens (one by default). Raises InputError for a kind that is not timed."""
     shapes = [s for n, s in decomposition.shapes.items() if n not in decomposition.groups]
     place = timing_spec(recipe)
-    return _table(shapes, recipe.layer, place, cache or Cache(None), track)
+    return _table(shapes, recipe.layer, place, context or RunContext())
 
 
 def timing_spec(recipe: Recipe) -> TimingSpec:
@@ -56,9 +55,7 @@ def timing_spec(recipe: Recipe) -> TimingSpec:
     return TimingSpec(device, dtype, (recipe.latency or LatencyRecipe()).tokens)
 
 
-def slow_layers(
-    plan: Plan, recipe: Recipe, cache: Cache | None = None, track: ProgressBar = silent
-) -> Iterator[str]:
+def slow_layers(plan: Plan, recipe: Recipe, context: RunContext | None = None) -> Iterator[str]:
     """What to say about factored layers that are slower here than the dense ones: a text for
     the recipe's tokens (one by default) and for prompts, where there is something to say.
     Layers of kinds that are not timed, and those on shared bases, are not looked at."""
@@ -71,8 +68,7 @@ def slow_layers(
     for tokens in dict.fromkeys((usual.tokens, PROMPT)):
         for fused in (True, False):
             place = replace(usual, tokens=tokens, fused=fused)
-            kept_in = cache or Cache(None)
-            table = _table(shapes.values(), plan.layer, place, kept_in, track)
+            table = _table(shapes.values(), plan.layer, place, context or RunContext())
             if (text := _complaint(table, shapes, ranks, plan.layer, fused)) is not None:
                 yield text
                 break
@@ -105,12 +101,14 @@ def _complaint(
 
 
 def _table(
-    shapes: Iterable[Shape], kind: str, place: TimingSpec, cache: Cache, track: ProgressBar
+    shapes: Iterable[Shape], kind: str, place: TimingSpec, context: RunContext
 ) -> LatencyTable:
     distinct = list(dict.fromkeys(shapes))
     times = {
-        (shape, kind): distributed.run_on_main(partial(_times, shape, kind, place, cache))
-        for shape in track(distinct, "timing layers", len(distinct))
+        (shape, kind): distributed.run_on_main(
+            partial(_times, shape, kind, place, context.cache)
+        )
+        for shape in context.progress(distinct, "timing layers", len(distinct))
     }
     return LatencyTable(times, place.tokens)
 

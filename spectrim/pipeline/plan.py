@@ -8,18 +8,19 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.allocation import LatencyTable
+from spectrim.data import TokenBlocks
 from spectrim.pipeline.calibrate import calibrate, calibration_blocks
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.latency_table import latency_table
-from spectrim.pipeline.pieces import ResumableProbe, Snapshots
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.planning.measured import probe_jointly, probe_layers
 from spectrim.planning.probe import Probe
 from spectrim.planning.quantization_error import with_rounding
-from spectrim.runtime import distributed
-from spectrim.runtime.cache import Cache, load_if_valid
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.planning.snapshots import ResumableProbe
+from spectrim.runtime.cache import load_if_valid, store
+from spectrim.runtime.context import RunContext
+from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import Calibration
 
 
@@ -28,21 +29,21 @@ def probe_curves(
     tokenizer: Any,
     decomposition: Decomposition,
     recipe: Recipe | None = None,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> Decomposition:
     """The decomposition with curves corrected by forward passes, as the recipe asks."""
     recipe = recipe or Recipe()
-    measuring = _Measuring(model, tokenizer, recipe, track, Snapshots(None))
-    return measuring.corrected(decomposition)
+    given = context or RunContext()
+    return _Probing(model, tokenizer, recipe, Snapshots(None), given).corrected(decomposition)
 
 
 @dataclass(frozen=True)
-class _Measuring:
+class _Probing:
     model: PreTrainedModel
     tokenizer: Any
     recipe: Recipe
-    track: ProgressBar
-    pieces: Snapshots
+    snapshots: Snapshots
+    context: RunContext
 
     def corrected(self, decomposition: Decomposition) -> Decomposition:
         wanted = self.recipe.probe
@@ -50,29 +51,32 @@ class _Measuring:
             return decomposition
         blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
         if wanted.per_layer:
-            probe = ResumableProbe(Probe(self.model, blocks, wanted.tokens), self.pieces)
-            track = lambda names: self.track(names, "measuring curves", len(names))  # noqa: E731
+            probe = self._probe(blocks, wanted.tokens, "per_layer")
+            show = self.context.progress
+            track = lambda names: show(names, "measuring curves", len(names))  # noqa: E731
             decomposition = probe_layers(decomposition, probe, self.recipe, track)
         if wanted.joint:
-            probe = ResumableProbe(Probe(self.model, blocks, wanted.joint_tokens), self.pieces)
+            probe = self._probe(blocks, wanted.joint_tokens, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe)
         return decomposition
+
+    def _probe(self, blocks: TokenBlocks, tokens: int, stage: str) -> ResumableProbe:
+        return ResumableProbe(Probe(self.model, blocks, tokens), self.snapshots, stage)
 
 
 def factorize(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe | None = None,
-    cache: Cache | None = None,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> Decomposition:
-    """calibrate, decompose and measure in one, kept in the workspace as one entry.
+    """calibrate, decompose and measure in one, kept in the cache as one entry.
 
-    A run that was stopped goes on from what it had stored, some seconds before, of the step
-    that it was in.
+    An interrupted run resumes from its last snapshot.
     """
     recipe = recipe or Recipe()
-    calibration = calibrate(model, tokenizer, recipe, cache, track)
+    context = context or RunContext()
+    calibration = calibrate(model, tokenizer, recipe, context)
     key = {
         "calibration": calibration.provenance["key"],
         "path": asdict(recipe.hessian_averaging) if recipe.averages_hessian else None,
@@ -80,33 +84,31 @@ def factorize(
         "measure": asdict(recipe.probe),
         **recipe.sharing_key,
     }
-    path = (cache or Cache(None)).path("decomposition", key)
-    pieces = Snapshots(path)
+    path = context.cache.path("decomposition", key)
+    snapshots = Snapshots(path)
     if (earlier := load_if_valid(path, Decomposition.load)) is not None:
-        pieces.remove()  # of a run that was killed when only this was left to do
-        return price_rounding(calibration, earlier, recipe, track)
-    result = decompose(model, calibration, recipe, track, pieces)
-    result = _Measuring(model, tokenizer, recipe, track, pieces).corrected(result)
-    with distributed.raise_together():
-        if path is not None and distributed.is_main_process():
-            result.save(path)
-    pieces.remove()
-    return price_rounding(calibration, result, recipe, track)
+        snapshots.finish()  # of a run that was killed when only this was left to do
+        return price_rounding(calibration, earlier, recipe, context)
+    result = decompose(model, calibration, recipe, snapshots, context)
+    result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
+    store(path, result.save)
+    snapshots.finish()
+    return price_rounding(calibration, result, recipe, context)
 
 
 def price_rounding(
     calibration: Calibration,
     decomposition: Decomposition,
     recipe: Recipe,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> Decomposition:
     """The decomposition, which for a recipe of fewer bits knows what rounding adds."""
-    total = len(decomposition.shapes)
+    total, progress = len(decomposition.shapes), (context or RunContext()).progress
     return with_rounding(
         calibration,
         decomposition,
         recipe,
-        lambda names: track(names, "rounding", total),
+        lambda names: progress(names, "rounding", total),
     )
 
 

@@ -29,12 +29,12 @@ from spectrim.models.replace import replace_layer
 from spectrim.models.targets import Target
 from spectrim.pipeline.calibrate import calibrate, prepare
 from spectrim.pipeline.decompose import decompose, versions
-from spectrim.pipeline.pieces import Snapshots
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import shared_copy, untie_head, without_layers
 from spectrim.pipeline.tasks import load_task_rows, sample_rows
 from spectrim.planning import Decomposition, LayerPlan, Plan
 from spectrim.planning.predicted import predicted_curve
+from spectrim.planning.snapshots import LayerSnapshots
 from spectrim.pruning import (
     LayerCost,
     Objective,
@@ -46,6 +46,7 @@ from spectrim.pruning import (
     thin_svd,
 )
 from spectrim.refinement import RunContext
+from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import LayerProblem
 
 
@@ -86,7 +87,7 @@ def prune_for_task(
     problem = Problem(spectral, layers, *objectives, costs, recipe.budget)
     key = _key(model, recipe, rows.fingerprint, list(layers))
     state = run_pruning(problem, recipe.pruning, progress, key)
-    _pieces(model, recipe, progress).remove()
+    _snapshots(model, recipe, progress).finish()
     ranks = _merge(model, problem, recipe)
     plan = _plan(problem, recipe, ranks, rows.fingerprint)
     _mark(model, spectral, plan)
@@ -96,7 +97,7 @@ def prune_for_task(
 def _check(recipe: Recipe) -> None:
     """Raises InputError for a recipe that cannot select bases."""
     if recipe.pruning is None or recipe.task is None:
-        raise InputError("a task to specialise for is missing: give --task FILE.jsonl")
+        raise InputError("a task to prune for is missing: give --task FILE.jsonl")
     if not layer_class(recipe.layer).LOSSLESS:
         raise InputError(
             f"layers of kind '{recipe.layer}' do not store the selected bases as they are; "
@@ -114,12 +115,12 @@ def _bases(
     progress: RunContext,
 ) -> dict[str, Factors]:
     """Full-rank factors by the recipe's method, calibrated on the task where it needs that."""
-    pieces = _pieces(model, recipe, progress)
+    snapshots = _snapshots(model, recipe, progress)
     if DECOMPOSITIONS.get(recipe.method).REQUIRES:
-        calibration = calibrate(model, tokenizer, recipe, progress.cache, progress.track)
-        factors = decompose(model, calibration, recipe, progress.track, pieces).factors
+        calibration = calibrate(model, tokenizer, recipe, progress)
+        factors = decompose(model, calibration, recipe, snapshots, progress).factors
     else:
-        factors = _uncalibrated(model, recipe, targets, (progress, pieces))
+        factors = _uncalibrated(model, recipe, targets, (progress, snapshots))
     if any(found.bias_shift is not None for found in factors.values()):
         raise InputError(
             f"method '{recipe.method}' moves what it cuts into biases; bases cannot be "
@@ -134,11 +135,12 @@ def _uncalibrated(
     targets: list[Target],
     kept: tuple[RunContext, Snapshots],
 ) -> dict[str, Factors]:
-    progress, pieces = kept
+    progress, snapshots = kept
+    stored = LayerSnapshots(snapshots)
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
     result = Decomposition(recipe.method, {}, {}, {}, units="own")
-    earlier = pieces.decomposed() or result.select(())
-    for target in progress.track(targets, "decomposing", len(targets)):
+    earlier = stored.load() or result.select(())
+    for target in progress.progress(targets, "decomposing", len(targets)):
         name, layer = target.name, model.get_submodule(target.name)
         if name in earlier.shapes:
             result.update(earlier.select([name]))
@@ -151,11 +153,11 @@ def _uncalibrated(
                 recipe.method, {name: target.shape}, {name: factors}, {name: curve}, "own"
             )
         )
-        pieces.keep_layers(result)
+        stored.save_if_due(result)
     return result.factors
 
 
-def _pieces(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> Snapshots:
+def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> Snapshots:
     """Where bases are until the selection is done that starts from them."""
     key = {
         "model": model_fingerprint(model),

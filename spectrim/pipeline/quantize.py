@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig, attach_config
-from spectrim.checkpoint.correction_entries import compensated_entry
+from spectrim.checkpoint.config_entries import compensated_entry
 from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import InputError
 from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
@@ -30,8 +30,7 @@ from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.planning import Decomposition
 from spectrim.planning.correction_ranks import CORRECTION_ALLOCATIONS, correction_ranks
 from spectrim.planning.predicted import NEEDED, predicted_curve
-from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.context import ProgressBar, RunContext
 from spectrim.statistics import Calibration, LayerProblem
 
 
@@ -52,8 +51,7 @@ def quantize(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe | None = None,
-    cache: Cache | None = None,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> PreTrainedModel:
     """A copy of `model` with every layer compressed by `recipe.correction` and a low-rank
     path beside it, in the recipe's dtype.
@@ -63,7 +61,7 @@ def quantize(
     options that do not fit together, ModelError for layers that cannot be compressed.
     """
     recipe = with_correction(recipe or Recipe())
-    residual = compute_residual(model, tokenizer, recipe, cache, track)
+    residual = compute_residual(model, tokenizer, recipe, context)
     ranks = choose_correction_ranks(residual, recipe, dtype_of(model, recipe).itemsize)
     return add_corrections(model, residual, ranks, recipe)
 
@@ -98,28 +96,31 @@ def compute_residual(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    cache: Cache | None = None,
-    track: ProgressBar = silent,
+    context: RunContext | None = None,
 ) -> Residual:
     """Every layer compressed in the recipe's dtype, in which torchao also stores scales and
     zeros, and its loss decomposed at full rank: ranks are cut from it."""
+    context = context or RunContext()
     given = _given(recipe)
     options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
     calibration = None
     names = [target.name for target in prepare(model, recipe).targets]
     if _needs_text(given):
-        calibration = calibrate(model, tokenizer, recipe, cache, track)
+        calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)
     problems = (_problem(model, calibration, name) for name in names)
     compress = QUANTIZERS.get(given.quantizer).compress
     bases: dict[str, CompressedLinear] = {}
     lost: dict[str, LayerProblem] = {}
-    for problem in track(problems, f"compressing by {given.quantizer}", len(names)):
+    what = f"compressing by {given.quantizer}"
+    for problem in context.progress(problems, what, len(names)):
         stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
         base = bases[problem.name] = compress(stored, options)
         weight = problem.weight.double() - base.dense()[0]
         lost[problem.name] = replace(problem, weight=weight, bias=None)
-    decomposed = None if calibration is None else _decomposed(calibration, lost, recipe, track)
+    decomposed = None
+    if calibration is not None:
+        decomposed = _decomposed(calibration, lost, recipe, context.progress)
     return Residual(bases, decomposed)
 
 

@@ -60,7 +60,7 @@ def _statistics(
     held = progress.calibration
     if not wanted or (held is not None and wanted <= set(held.states)):
         return held
-    return calibrate(original, tokenizer, recipe, progress.cache, progress.track)
+    return calibrate(original, tokenizer, recipe, progress)
 
 
 def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementRecipe) -> Recipe:

@@ -123,7 +123,7 @@ def decompose_streamed(
             sizes.logits_rows,
         )
         walk = BlockwiseWalk(opened.streamed, targets, blocks, settings, places)
-        run = _Run(opened, recipe, walk, directory, progress.track)
+        run = _Run(opened, recipe, walk, directory, progress.progress)
         yield run.decomposition(key)
 
 

@@ -111,7 +111,7 @@ class _Run:
             return
         tuner = _Tuner(self.problem, self.options, self.state.moments)
         steps = range(self.state.step, until)
-        for step in self.progress.track(steps, self._describe(), len(steps)):
+        for step in self.progress.progress(steps, self._describe(), len(steps)):
             self.state.losses.append(tuner.step(step))
             self.state.step = step + 1
             self.progress.log_metrics({"loss/selecting": self.state.losses[-1]}, step + 1)

@@ -21,8 +21,6 @@ from spectrim.runtime.files import remove_abandoned
 from spectrim.version import __version__
 
 Entry = TypeVar("Entry")
-SECONDS_BETWEEN_SAVES = 20.0
-"""Of what a long step has made so far: as much as a stopped run does again."""
 
 
 class Cache:
@@ -52,6 +50,16 @@ def load_if_valid(path: Path | None, load: Callable[[Path], Entry]) -> Entry | N
     """
     entry = load_if_valid_locally(path, load)
     return entry if distributed.all_true(entry is not None) else None
+
+
+def store(path: Path | None, write: Callable[[Path], object]) -> None:
+    """Write the entry at `path` on the main process; nothing without a path.
+
+    All processes have to call it, and an error is raised in all of them.
+    """
+    with distributed.raise_together():
+        if path is not None and distributed.is_main_process():
+            write(path)
 
 
 def exists(path: Path) -> bool:

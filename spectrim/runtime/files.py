@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -78,6 +79,32 @@ def read_some(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Only these tensors of what `write_tensors` wrote; raises as above."""
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in names}
+
+
+@contextmanager
+def lock_file(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold an exclusive lock on the file `path`, which is removed with the lock.
+
+    The operating system frees the lock of a process that ended, so a file that is left behind
+    locks nobody out.
+
+    Raises:
+        filelock.Timeout: another process holds it for longer than `timeout` seconds.
+        InputError: the place cannot be written to.
+    """
+    lock = FileLock(path, timeout=timeout)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        if isinstance(error, Timeout):
+            raise
+        raise InputError(f"cannot write {path}: {_reason(error)}") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 @contextmanager

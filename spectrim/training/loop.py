@@ -187,7 +187,7 @@ class Run:
         losses = self.state.losses.setdefault(stage.name, [])
         steps = range(len(losses), schedule.steps)
         what = f"refining {stage.name}"
-        for step in self.progress.track(steps, what, len(steps)):
+        for step in self.progress.progress(steps, what, len(steps)):
             losses.append(trainer.step(step, schedule.chosen(step, available)))
             _log(stage.name, losses, schedule.steps)
             self.progress.log_metrics({f"loss/{stage.name}": losses[-1]}, len(losses))

@@ -135,7 +135,7 @@ def test_an_error_leaves_the_base_as_it_was(text):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune(made, tiny_tokenizer(), settings(text, None), RunContext(track=broken))
+        finetune(made, tiny_tokenizer(), settings(text, None), RunContext(progress=broken))
     after = made.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -303,14 +303,14 @@ ONE_PASS = ("-o", "out", "--cache", "kept", "--set", "hessian_averaging.weight=0
 
 def test_an_interrupted_calibration_is_continued(compress, tmp_path, monkeypatch):
     """Eight sequences of 24 tokens in batches of 48 tokens are four batches."""
-    monkeypatch.setattr(calibrate, "SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr("spectrim.runtime.snapshots.SECONDS_BETWEEN_SAVES", 0)
     options = (*ONE_PASS, "--set", "calibration.tokens_per_batch=48")
     with monkeypatch.context() as patch:
         batches = Batches(patch, 3)
         assert "interrupted" in compress(*options).failed_with_one_line()
         assert batches.count == 3
     [partial] = (tmp_path / "kept").iterdir()
-    assert partial.suffix == ".partial"
+    assert partial.suffix == ".parts"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
     with monkeypatch.context() as patch:
         batches = Batches(patch, None)
@@ -328,7 +328,7 @@ def same_files(one: Path, two: Path) -> bool:
 
 
 def test_a_damaged_partial_result_is_started_again(compress, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrate, "SECONDS_BETWEEN_SAVES", 0)
+    monkeypatch.setattr("spectrim.runtime.snapshots.SECONDS_BETWEEN_SAVES", 0)
     with monkeypatch.context() as patch:
         Batches(patch, 2)
         compress(*ONE_PASS, "--set", "calibration.tokens_per_batch=48").failed_with_one_line()

@@ -207,7 +207,7 @@ def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
     whole.refine(name, expected, **longer)
     before = state(stopped.compressed)
     with pytest.raises(KeyboardInterrupt):
-        stopped.refine(name, progress("stopped", track=Stop(steps)), **longer)
+        stopped.refine(name, progress("stopped", progress=Stop(steps)), **longer)
     assert same(state(stopped.compressed), before)
     assert list(Path(tmp_path / "stopped").glob("*.partial"))
     resumed = progress("stopped")
@@ -221,7 +221,7 @@ def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
 def test_a_finished_run_is_not_run_again(name, tmp_path):
     first, second = case("llama"), case("llama")
     first.refine(name, RunContext(Cache(tmp_path)))
-    second.refine(name, RunContext(Cache(tmp_path), track=Stop(0)))
+    second.refine(name, RunContext(Cache(tmp_path), progress=Stop(0)))
     assert same(state(first.compressed), state(second.compressed))
 
 

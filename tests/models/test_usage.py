@@ -109,7 +109,9 @@ class Renamed(nn.Linear):
         return F.linear(x, self.weight, self.bias)
 
 
-@pytest.mark.parametrize(("kind", "usable"), [(Router, False), (Scaled, False), (Renamed, True)])
+@pytest.mark.parametrize(
+    ("kind", "usable"), [(Router, False), (Scaled, False), (Renamed, True)]
+)
 def test_subclasses_of_linear_are_judged_by_what_they_compute(kind, usable):
     layer = kind(4, 3)
     model = nn.Sequential(layer)
@@ -120,7 +122,9 @@ def test_subclasses_of_linear_are_judged_by_what_they_compute(kind, usable):
 @pytest.mark.parametrize("name", sorted(TINY_MODELS))
 def test_ordinary_models_are_left_as_they_were(name):
     model = TINY_MODELS[name]().train()
-    before = {n: (type(m), m.training, dict(m._forward_hooks)) for n, m in model.named_modules()}
+    before = {
+        n: (type(m), m.training, dict(m._forward_hooks)) for n, m in model.named_modules()
+    }
     state = {n: t.clone() for n, t in model.state_dict().items()}
     usage = observe_usage(model)
     assert usage.unusable == {}

@@ -10,7 +10,6 @@ import torch
 from spectrim.checkpoint import SaveOptions, load, save_distributed, save_together
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, ModelError, SpectrimError
-from spectrim.pipeline import calibrate
 from spectrim.pipeline.benchmark import BenchSettings, bench
 from spectrim.pipeline.calibrate import calibrate as run_calibrate
 from spectrim.pipeline.evaluate import evaluate
@@ -21,6 +20,7 @@ from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import replace_layers
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.forks import in_processes, needs_fork
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer, tiny_tokens
@@ -44,7 +44,7 @@ def text(tmp_path) -> Path:
 def run(model, recipe: Recipe, output: Path, cache: Cache) -> dict[str, object]:
     """From tokens to a checkpoint and its figures."""
     tokenizer = tiny_tokenizer()
-    decomposition = factorize(model, tokenizer, recipe, cache)
+    decomposition = factorize(model, tokenizer, recipe, RunContext(cache))
     plan = run_plan(decomposition, recipe)
     smaller = replace_layers(model, decomposition, plan, torch.float32)
     smaller = refine(model, smaller, tokenizer, recipe)
@@ -97,7 +97,7 @@ def test_what_two_keep_one_goes_on_from(tmp_path, text):
     cache = Cache(tmp_path / "cache")
 
     def work():
-        decomposition = factorize(model, tiny_tokenizer(), recipe, cache)
+        decomposition = factorize(model, tiny_tokenizer(), recipe, RunContext(cache))
         return decomposition.curves, decomposition.correction
 
     one = factorize(model, tiny_tokenizer(), recipe)
@@ -109,7 +109,7 @@ def test_what_two_keep_one_goes_on_from(tmp_path, text):
             )
         assert len(correction.pairs) == len(one.correction.pairs)
     with Forwards(model) as forwards:
-        factorize(model, tiny_tokenizer(), recipe, cache)
+        factorize(model, tiny_tokenizer(), recipe, RunContext(cache))
     assert forwards.count == 0
 
 
@@ -131,7 +131,7 @@ def test_refining_by_both(tmp_path, text):
 
 
 def test_both_go_on_where_they_stopped(tmp_path, text, monkeypatch):
-    monkeypatch.setattr(calibrate, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("spectrim.runtime.snapshots.SECONDS_BETWEEN_SAVES", 0.0)
     recipe = small_recipe(text, probe=UNMEASURED).with_changes(
         hessian_averaging={"weight": 0.0}, calibration={**small(text), "tokens_per_batch": 24}
     )
@@ -145,21 +145,21 @@ def test_both_go_on_where_they_stopped(tmp_path, text, monkeypatch):
 
     def stopped():
         with pytest.raises(InputError, match="stopped"):
-            run_calibrate(model, tiny_tokenizer(), recipe, cache, stopping)
+            run_calibrate(model, tiny_tokenizer(), recipe, RunContext(cache, stopping))
 
     def gone_on():
         with Forwards(model) as forwards:
-            found = run_calibrate(model, tiny_tokenizer(), recipe, cache)
+            found = run_calibrate(model, tiny_tokenizer(), recipe, RunContext(cache))
         return forwards.count, found.states["input_covariance"]
 
     in_processes(tmp_path / "first", stopped)
-    assert len(list(cache.root.glob("*.partial"))) == 2
+    assert len(list(cache.root.glob("*.parts"))) == 2
     expected = run_calibrate(model, tiny_tokenizer(), recipe).states["input_covariance"]
     for forwards, found in in_processes(tmp_path / "second", gone_on):
         assert forwards < 1 + 8 / 2
         for name, state in expected.items():
             torch.testing.assert_close(found[name], state)
-    assert not list(cache.root.glob("*.partial"))
+    assert not list(cache.root.glob("*.parts"))
 
 
 def small(text: Path) -> dict[str, object]:

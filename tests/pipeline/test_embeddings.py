@@ -196,15 +196,15 @@ def test_nothing_is_asked_nothing_is_done(text):
 def test_statistics_are_kept(text, tmp_path):
     model, recipe = tiny_tied(), recipe_of(text, "obd")
     cache = Cache(tmp_path)
-    first = plan_table(model, tiny_tokenizer(), recipe, cache)
+    first = plan_table(model, tiny_tokenizer(), recipe, RunContext(cache))
     with Forwards(model) as forwards:
-        second = plan_table(model, tiny_tokenizer(), recipe, cache)
+        second = plan_table(model, tiny_tokenizer(), recipe, RunContext(cache))
     assert forwards.count == 0
     assert torch.equal(first.table.weight(5), second.table.weight(5))
     damaged = next(tmp_path.glob("embedding-*"))
     damaged.write_bytes(b"damaged")
     with pytest.warns(UserWarning, match="damaged"):
-        plan_table(model, tiny_tokenizer(), recipe, cache)
+        plan_table(model, tiny_tokenizer(), recipe, RunContext(cache))
 
 
 def test_a_head_in_the_plan_cannot_be_tied_to_the_table(text):
@@ -290,6 +290,6 @@ def test_progress_is_shown(text):
 
     model, recipe = tiny_tied(), recipe_of(text)
     smaller = compressed(model, small_recipe(text, allocation="uniform"))
-    progress = RunContext(track=track)
+    progress = RunContext(progress=track)
     compress_embeddings(model, smaller, tiny_tokenizer(), recipe, progress)
     assert seen == [("embedding statistics", 2)]

@@ -177,7 +177,12 @@ def test_an_interrupted_run_ends_where_it_would_have(text, tmp_path):
     model = small()
     start = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
-        finetune(model, tiny_tokenizer(), settings, RunContext(kept, stopping, 0.0))
+        finetune(
+            model,
+            tiny_tokenizer(),
+            settings,
+            RunContext(kept, stopping, seconds_between_saves=0),
+        )
     for name, tensor in start.items():
         assert torch.equal(model.state_dict()[name], tensor), name
     again = finetune(model, tiny_tokenizer(), settings, RunContext(kept))

@@ -11,6 +11,7 @@ from spectrim.pipeline.calibrate import calibrate, gather
 from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import HessianAveragingRecipe
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.statistics import Calibration, StoredStates, concat, select
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
@@ -71,9 +72,11 @@ def test_one_pass_equals_passes_of_their_own_to_the_last_bit(
     cache = Cache(tmp_path / "kept")
     model = TINY_MODELS[name]()
     passes = Passes(monkeypatch)
-    gather(model, tiny_tokenizer(), list(recipes.values()), cache)
+    gather(model, tiny_tokenizer(), list(recipes.values()), RunContext(cache))
     assert passes.count == 2
-    shared = {m: calibrate(model, tiny_tokenizer(), r, cache) for m, r in recipes.items()}
+    shared = {
+        m: calibrate(model, tiny_tokenizer(), r, RunContext(cache)) for m, r in recipes.items()
+    }
     assert passes.count == 2
     for method, recipe in recipes.items():
         alone = calibrate(TINY_MODELS[name](), tiny_tokenizer(), recipe)
@@ -84,9 +87,9 @@ def test_all_use_what_one_of_them_needs_in_full(recipes, tmp_path, monkeypatch):
     """Two passes would be four batches; what is predicted does not depend on the form."""
     cache, model = Cache(tmp_path / "kept"), tiny_llama()
     passes = Passes(monkeypatch)
-    gather(model, tiny_tokenizer(), list(recipes.values()), cache)
+    gather(model, tiny_tokenizer(), list(recipes.values()), RunContext(cache))
     for method, recipe in recipes.items():
-        shared = calibrate(model, tiny_tokenizer(), recipe, cache)
+        shared = calibrate(model, tiny_tokenizer(), recipe, RunContext(cache))
         assert "wide" not in shared.provenance["key"]
         assert passes.count == 2
         expected = decompose(model, shared, recipe)
@@ -102,10 +105,10 @@ def test_only_what_is_missing_is_gathered(recipes, tmp_path, monkeypatch):
     """The second pass has no gradient to compute: it is for `input_magnitude` alone."""
     cache = Cache(tmp_path / "kept")
     model = tiny_llama()
-    calibrate(model, tiny_tokenizer(), recipes["obd"], cache)
+    calibrate(model, tiny_tokenizer(), recipes["obd"], RunContext(cache))
     before = {path: path.stat().st_mtime_ns for path in cache.root.iterdir()}
     monkeypatch.setattr(in_memory, "summed_loss", lambda *a: pytest.fail("a backward pass"))
-    found = calibrate(model, tiny_tokenizer(), recipes["asvd"], cache)
+    found = calibrate(model, tiny_tokenizer(), recipes["asvd"], RunContext(cache))
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert len(list(cache.root.iterdir())) == len(before) + 1
     monkeypatch.undo()
@@ -114,8 +117,8 @@ def test_only_what_is_missing_is_gathered(recipes, tmp_path, monkeypatch):
 
 def test_what_is_kept_is_not_held_in_memory(recipes, tmp_path):
     cache, recipe = Cache(tmp_path / "kept"), recipes["obd"]
-    made = calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
-    found = calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
+    made = calibrate(tiny_llama(), tiny_tokenizer(), recipe, RunContext(cache))
+    found = calibrate(tiny_llama(), tiny_tokenizer(), recipe, RunContext(cache))
     for calibration in (made, found):
         assert all(isinstance(s, StoredStates) for s in calibration.states.values())
     assert same(made, calibrate(tiny_llama(), tiny_tokenizer(), recipe))
@@ -126,13 +129,13 @@ def test_other_tokens_need_another_pass(recipes, text, tmp_path, monkeypatch):
     other = recipes["svd"].to_dict()["calibration"] | {"seed": 1}
     both = [recipes["svd"], recipes["asvd"], recipes["svd"].with_changes(calibration=other)]
     passes = Passes(monkeypatch)
-    gather(tiny_llama(), tiny_tokenizer(), both, Cache(tmp_path / "kept"))
+    gather(tiny_llama(), tiny_tokenizer(), both, RunContext(Cache(tmp_path / "kept")))
     assert passes.count == 4
 
 
 def test_a_workspace_that_keeps_nothing_is_of_no_use(recipes):
-    with pytest.raises(InputError, match="need a workspace that keeps them"):
-        gather(tiny_llama(), tiny_tokenizer(), list(recipes.values()), Cache(None))
+    with pytest.raises(InputError, match="need a cache that keeps them"):
+        gather(tiny_llama(), tiny_tokenizer(), list(recipes.values()), RunContext(Cache(None)))
 
 
 def test_parts_of_different_calibrations_are_not_joined(recipes):

@@ -17,8 +17,7 @@ from spectrim import checkpoint
 from spectrim.calibration import in_memory
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.data.tasks import write_task
-from spectrim.pipeline import calibrate as calibrate_module
-from spectrim.pipeline import decompose, pieces
+from spectrim.pipeline import decompose
 from spectrim.pipeline.calibrate import calibrate as run_calibrate
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.plan import plan as run_plan
@@ -42,6 +41,7 @@ from spectrim.pipeline.streaming import (
 from spectrim.planning.probe import Probe
 from spectrim.pruning import prune as selection_run
 from spectrim.refinement import RunContext
+from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.files import write_tensors
 from spectrim.training import loop
@@ -57,7 +57,7 @@ TASK = [(f"the number after {n} is ", str(n + 1)) for n in range(40)]
 
 def recipe_in(root: Path, **changes) -> Recipe:
     """Sequences one by one, so that there are several batches; everything stored at once."""
-    calibrate_module.SECONDS_BETWEEN_SAVES = pieces.SECONDS_BETWEEN_SAVES = -1.0
+    snapshots.SECONDS_BETWEEN_SAVES = -1.0
     recipe = small_recipe(text_file(root / "text.txt"), **changes)
     given = replace(recipe.calibration, sequences=6, tokens_per_batch=24)
     return recipe.with_changes(calibration=given)
@@ -69,12 +69,14 @@ def progress(place: Path) -> RunContext:
 
 def calibrate(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: run_calibrate(model, tiny_tokenizer(), recipe, Cache(place))
+    return lambda place: run_calibrate(
+        model, tiny_tokenizer(), recipe, RunContext(Cache(place))
+    )
 
 
 def factorise(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: factorize(model, tiny_tokenizer(), recipe, Cache(place))
+    return lambda place: factorize(model, tiny_tokenizer(), recipe, RunContext(Cache(place)))
 
 
 SHORT = {

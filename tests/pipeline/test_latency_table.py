@@ -12,6 +12,7 @@ from spectrim.pipeline import latency_table as latency_table_module
 from spectrim.pipeline.latency_table import latency_table, slow_layers
 from spectrim.planning import make_plan
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.planning.test_planner import SHAPES, decomposition, recipe
 
 PLACE = TimingSpec(torch.device("cpu"), torch.float32, 1)
@@ -28,10 +29,10 @@ def test_a_layer_is_timed_dense_and_at_some_ranks(kind):
 
 def test_times_are_kept_in_the_workspace(tmp_path, monkeypatch):
     given = recipe(latency=LatencyRecipe(tokens=2))
-    first = latency_table(decomposition(), given, Cache(tmp_path))
+    first = latency_table(decomposition(), given, RunContext(Cache(tmp_path)))
     assert {shape for shape, _ in first.times} == set(SHAPES.values())
     monkeypatch.setattr(latency_table_module, "layer_times", None)
-    assert latency_table(decomposition(), given, Cache(tmp_path)) == first
+    assert latency_table(decomposition(), given, RunContext(Cache(tmp_path))) == first
 
 
 def test_slow_layers_are_named_with_the_reason(monkeypatch):

@@ -19,6 +19,7 @@ from spectrim.pipeline.recipe import (
 )
 from spectrim.pipeline.replace import replace_layers
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.shared_assets import shared_data, shared_model
 
 SEQUENCES = 32
@@ -69,7 +70,7 @@ def test_each_idea_lowers_the_perplexity(subject, cache):
         ("obd", "loss_optimal", "pivoted"),
     ):
         recipe = recipe_of(*choice)
-        decomposition = factorize(*subject, recipe, cache)
+        decomposition = factorize(*subject, recipe, RunContext(cache))
         losses[choice] = loss_of(subject, decomposition, recipe)
     values = list(losses.values())
     assert values == sorted(values, reverse=True), losses
@@ -79,7 +80,7 @@ def test_each_idea_lowers_the_perplexity(subject, cache):
 def test_corrected_curves_predict_better(subject, cache):
     """Of whole plans, the divergence on text that no correction has seen."""
     model, tokenizer = subject
-    plain = factorize(*subject, recipe_of("obd", "loss_optimal", "pivoted"), cache)
+    plain = factorize(*subject, recipe_of("obd", "loss_optimal", "pivoted"), RunContext(cache))
     asked = recipe_of("obd", "loss_optimal", "pivoted").with_changes(
         probe=ProbeRecipe(per_layer=False, joint=True, joint_tokens=2048)
     )
@@ -101,7 +102,7 @@ def test_measuring_layers_lowers_the_perplexity(subject, cache):
     plain = recipe_of("obd", "loss_optimal", "pivoted").with_changes(budget=0.8)
     measured = plain.with_changes(probe=ProbeRecipe(per_layer=True, joint=False, tokens=512))
     losses = [
-        loss_of(subject, factorize(*subject, recipe, cache), recipe)
+        loss_of(subject, factorize(*subject, recipe, RunContext(cache)), recipe)
         for recipe in (plain, measured)
     ]
     assert losses[1] < losses[0], losses

@@ -282,7 +282,7 @@ def test_a_stopped_search_ends_the_same(steps, tmp_path):
     before = state(stopped.compressed)
     expected, resumed = RunContext(), RunContext(Cache(tmp_path))
     run(whole.original, whole.compressed, tokens(), options, expected)
-    first = RunContext(Cache(tmp_path), Stop(steps), 0)
+    first = RunContext(Cache(tmp_path), Stop(steps), seconds_between_saves=0)
     with pytest.raises(KeyboardInterrupt):
         run(stopped.original, stopped.compressed, tokens(), options, first)
     assert same(state(stopped.compressed), before)

@@ -43,7 +43,7 @@ def test_statistics_come_out_of_the_workspace(model, tmp_path):
     steps = (RefinementRecipe("svd_llm_update"), RefinementRecipe("saes_svd"))
     recipe = small_recipe(text_file(tmp_path / "text.txt"), refinement=steps)
     cache, seen = Cache(tmp_path / "cache"), Seen()
-    decomposition = factorize(original, tiny_tokenizer(), recipe, cache)
+    decomposition = factorize(original, tiny_tokenizer(), recipe, RunContext(cache))
     smaller = replace_layers(original, decomposition, plan(decomposition, recipe))
     before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
     progress = RunContext(cache, seen)
@@ -67,5 +67,5 @@ def test_without_a_workspace_they_are_made(tmp_path):
     decomposition = factorize(original, tiny_tokenizer(), recipe)
     smaller = replace_layers(original, decomposition, plan(decomposition, recipe))
     seen = Seen()
-    spectrim.refine(original, smaller, tiny_tokenizer(), recipe, RunContext(track=seen))
+    spectrim.refine(original, smaller, tiny_tokenizer(), recipe, RunContext(progress=seen))
     assert any(what.startswith("calibrating") for what in seen.what)

@@ -40,7 +40,7 @@ from spectrim.pipeline.latency_table import timing_spec
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.context import ProgressBar, RunContext, silent
 
 BUDGETS = (0.8, 0.6, 0.4)
 MOST_TOKENS = 20_000
@@ -166,7 +166,8 @@ def _gathered(subject: Subject, recipes: Sequence[Recipe]) -> float:
     clock = StageTimer(subject.timer)
     with clock("calibrate"):
         if recipes:
-            gather(subject.model, subject.tokenizer, recipes, subject.cache, subject.track)
+            context = RunContext(subject.cache, subject.track)
+            gather(subject.model, subject.tokenizer, recipes, context)
     return clock.seconds["calibrate"]
 
 

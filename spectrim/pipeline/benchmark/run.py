@@ -121,7 +121,10 @@ def _factorize(subject: Subject, recipe: Recipe) -> _Factorized:
         try:
             if recipe.pruning is None:
                 found = factorize(
-                    subject.model, subject.tokenizer, recipe, subject.cache, clock.track
+                    subject.model,
+                    subject.tokenizer,
+                    recipe,
+                    RunContext(subject.cache, clock.track),
                 )
         except SpectrimError as error:
             found = error
@@ -172,7 +175,7 @@ def _compressed(
     model, decomposition = subject.model, found.decomposition
     if isinstance(decomposition, Decomposition) and recipe.latency is not None:
         stored = subject.stored(recipe)
-        times = latency_table(decomposition, stored, subject.cache, subject.track)
+        times = latency_table(decomposition, stored, progress)
         plan, time = fit_to_time(model, decomposition, stored, times)
         smaller = replace_layers(model, decomposition, plan)
     elif isinstance(decomposition, Decomposition):

@@ -39,7 +39,7 @@ class SequentialPass:
             restore(self.task.compressed, name, tensors)
         left = len(self.given) - len(state.layers)
         walk = BlockPass(self.task, self.given, state, rows, mix)
-        for _ in self.task.progress.track(walk.layers(), f"{self.task.name}: {label}", left):
+        for _ in self.task.progress.progress(walk.layers(), f"{self.task.name}: {label}", left):
             self.keeper.now_and_then()
         _warn_of(walk.kept, len(self.given))
 

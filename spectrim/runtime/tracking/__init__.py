@@ -10,24 +10,16 @@ Nothing is imported before a run is started; each library is an optional extra.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from spectrim.registry import Registry
+from spectrim.runtime.context import MetricLogger, null_logger
 from spectrim.runtime.tracking._run import TrackedRun, Tracker, library
 from spectrim.runtime.tracking._stages import with_stage_times
 
 TRACKERS = Registry("tracker", "spectrim.runtime.tracking")
 """By name, the libraries that can be told; others by the entry-point group of that name."""
-MetricLogger = Callable[[Mapping[str, float], int | None], None]
-"""Figures by name, and the step of their series; None for what stands at the end of a run."""
-ProgressBar = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Passes items on and shows progress: items, what is being done, how many."""
-
-
-def null_logger(figures: Mapping[str, float], step: int | None = None) -> None:
-    """Where nobody keeps them."""
 
 
 @contextmanager
@@ -51,12 +43,9 @@ def open_tracker(name: str | None, run: TrackedRun) -> Iterator[MetricLogger]:
 
 __all__ = [
     "TRACKERS",
-    "MetricLogger",
-    "ProgressBar",
     "TrackedRun",
     "Tracker",
     "library",
-    "null_logger",
     "open_tracker",
     "with_stage_times",
 ]

@@ -12,13 +12,8 @@ import pytest
 import yaml
 
 from spectrim.errors import InputError, UnknownNameError
-from spectrim.runtime.tracking import (
-    TRACKERS,
-    TrackedRun,
-    null_logger,
-    open_tracker,
-    with_stage_times,
-)
+from spectrim.runtime.context import null_logger
+from spectrim.runtime.tracking import TRACKERS, TrackedRun, open_tracker, with_stage_times
 
 SETTINGS = {"budget": 0.5, "calibration": {"data": "text", "length": None}, "include": []}
 RUN = TrackedRun("compress model", SETTINGS)

@@ -1,4 +1,4 @@
-"""What a stopped run has stored, and what it makes of a damaged part of it."""
+"""Snapshots of a stopped run, and of a damaged one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from spectrim.pipeline import calibrate, decompose, pieces
-from spectrim.pipeline.pieces import Snapshots
+from spectrim.pipeline import calibrate, decompose
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe
+from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.statistics import save_calibration
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
@@ -41,7 +42,7 @@ def stopped_after(monkeypatch, layers: int) -> None:
 
     decompose_layer = decompose.decompose_layer
     monkeypatch.setattr(decompose, "decompose_layer", counted)
-    monkeypatch.setattr(pieces, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
 
 
 def test_a_damaged_piece_is_made_again(recipe, tmp_path, monkeypatch):
@@ -49,26 +50,17 @@ def test_a_damaged_piece_is_made_again(recipe, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stopped_after(patch, 5)
         with pytest.raises(Stopped):
-            factorize(tiny_llama(), tiny_tokenizer(), recipe, cache)
+            factorize(tiny_llama(), tiny_tokenizer(), recipe, RunContext(cache))
     (directory,) = (tmp_path / "kept").glob("*.parts")
     stored = sorted(directory.glob("*.safetensors"))
     assert len(stored) == 5
     stored[2].write_bytes(stored[2].read_bytes()[:100])
     with pytest.warns(UserWarning, match="again"):
-        found = factorize(tiny_llama(), tiny_tokenizer(), recipe, cache)
+        found = factorize(tiny_llama(), tiny_tokenizer(), recipe, RunContext(cache))
     expected = factorize(tiny_llama(), tiny_tokenizer(), recipe)
     assert list(found.shapes) == list(expected.shapes)
     assert all((found.curves[n] == expected.curves[n]).all() for n in expected.shapes)
     assert not directory.exists()
-
-
-def test_figures_are_computed_once(tmp_path):
-    entry = tmp_path / "entry.safetensors"
-    assert Snapshots(entry, 0.0).figure("a", lambda: 0.1 + 0.2) == 0.1 + 0.2
-    assert Snapshots(entry, 0.0).figure("a", lambda: pytest.fail("again")) == 0.1 + 0.2
-    (tmp_path / "entry.parts" / "measured.json").write_text("[3")
-    with pytest.warns(UserWarning, match="again"):
-        assert Snapshots(entry, 0.0).figure("a", lambda: 5.0) == 5.0
 
 
 def test_stopped_between_storing_two_statistics(recipe, tmp_path, monkeypatch):
@@ -76,23 +68,23 @@ def test_stopped_between_storing_two_statistics(recipe, tmp_path, monkeypatch):
     cache, kept = Cache(tmp_path / "kept"), []
 
     def save(calibration, path):
-        if len(kept) == 1 and path.suffix != ".partial":
+        if len(kept) == 1 and path.parent.suffix != ".parts":
             raise Stopped
         save_calibration(calibration, path)
-        kept.extend([path] * (path.suffix != ".partial"))
+        kept.extend([path] * (path.parent.suffix != ".parts"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrate, "SECONDS_BETWEEN_SAVES", -1.0)
+        patch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", -1.0)
         patch.setattr(calibrate, "save_calibration", save)
         with pytest.raises(Stopped):
-            calibrate.calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
+            calibrate.calibrate(tiny_llama(), tiny_tokenizer(), recipe, RunContext(cache))
     assert len(kept) == 1
     model = tiny_llama()
     with Forwards(model) as forwards:
-        found = calibrate.calibrate(model, tiny_tokenizer(), recipe, cache)
+        found = calibrate.calibrate(model, tiny_tokenizer(), recipe, RunContext(cache))
     assert forwards.count == 0
     expected = calibrate.calibrate(tiny_llama(), tiny_tokenizer(), replace(recipe))
     assert found.digest(found.groups, recipe.statistics) == expected.digest(
         found.groups, recipe.statistics
     )
-    assert not list((tmp_path / "kept").glob("*.partial"))
+    assert not list((tmp_path / "kept").glob("*.parts"))

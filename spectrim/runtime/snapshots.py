@@ -1,0 +1,80 @@
+"""Snapshots of unfinished work, from which an interrupted run resumes.
+
+    KIND-HASH.safetensors    a finished entry of the cache
+    KIND-HASH.parts/NAME     snapshots of an entry that is not finished
+
+They are written every few seconds at most and removed when the entry itself is stored. Two
+runs that make the same entry share them: a snapshot holds nothing but its entry's own values,
+and saving and removing exclude each other.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+from spectrim.runtime import distributed
+from spectrim.runtime.cache import load_if_valid_locally
+from spectrim.runtime.files import lock_file
+
+T = TypeVar("T")
+SECONDS_BETWEEN_SAVES = 20.0
+"""The work that an interrupted run repeats at most."""
+
+
+class Snapshots:
+    """The snapshots beside the cache entry `entry`; without an entry nothing is stored.
+
+    Each of several processes has a directory of its own.
+    """
+
+    def __init__(self, entry: Path | None, every: float | None = None):
+        self.directory = None if entry is None else entry.with_suffix(f"{_shard()}.parts")
+        self._every = SECONDS_BETWEEN_SAVES if every is None else every
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Return whether the last save is long enough ago, and there is a place to save to."""
+        waited = time.monotonic() - self._saved
+        return self.directory is not None and waited >= self._every
+
+    def save(self, name: str, write: Callable[[Path], object]) -> None:
+        """Store a snapshot by `write`, which has to be atomic.
+
+        Raises:
+            InputError: the place cannot be written to.
+        """
+        if self.directory is None:
+            return
+        with self._lock():
+            write(self.directory / name)
+        self._saved = time.monotonic()
+
+    def load(self, name: str, read: Callable[[Path], T]) -> T | None:
+        """Return the snapshot `name`; None if it is absent or, with a warning, damaged."""
+        path = None if self.directory is None else self.directory / name
+        return load_if_valid_locally(path, read)
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """Return the names of the stored snapshots that match `pattern`, in order."""
+        found = [] if self.directory is None else self.directory.glob(pattern)
+        return sorted(path.name for path in found if not path.name.startswith("."))
+
+    def finish(self) -> None:
+        """Remove all snapshots; to be called when the entry is stored."""
+        if self.directory is not None and self.directory.exists():
+            with self._lock():
+                shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _lock(self) -> AbstractContextManager[None]:
+        assert self.directory is not None
+        return lock_file(self.directory.with_name(f".{self.directory.name}.lock"))
+
+
+def _shard() -> str:
+    count = distributed.num_processes()
+    return "" if count == 1 else f".{distributed.process_index()}-of-{count}"
