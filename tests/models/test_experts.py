@@ -171,8 +171,8 @@ def test_what_is_not_fused_is_an_error():
 
 
 def test_experts_in_a_batch_are_split():
-    """Llama 4 weights the tokens before its experts, which get all of them one below another."""
-    fused, split = pair(tiny_llama4, torch.float32)
+    """Llama 4 weights the tokens before its experts, which get them one below another."""
+    _, split = pair(tiny_llama4, torch.float32)
     assert all(
         isinstance(split.get_submodule(name), SplitBatchedExperts)
         for name in split_expert_names(split)

@@ -146,7 +146,7 @@ def test_a_known_model_is_not_run_again(tmp_path):
 
 def test_a_usage_that_is_damaged_is_an_error(tmp_path):
     (tmp_path / "usage.json").write_text('{"unusable": {}}')
-    with pytest.raises(CheckpointError, match="usage.json"):
+    with pytest.raises(CheckpointError, match=r"usage\.json"):
         load_usage(tmp_path / "usage.json")
 
 
