@@ -11,8 +11,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from spectrim.allocation import ALLOCATORS, BY_STORAGE, TIMED
-from spectrim.decompositions import DECOMPOSITIONS
-from spectrim.embeddings import EMBEDDINGS
+from spectrim.decompositions import DECOMPOSITIONS, TABLE_METHODS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.quantized import QUANTIZERS
@@ -139,7 +138,7 @@ def check_names(recipe: Recipe) -> None:
     if (quantization := recipe.quantization) is not None:
         QUANTIZERS.options(quantization.backend, quantization.options)
     if (embeddings := recipe.embeddings) is not None:
-        EMBEDDINGS.options(embeddings.method, embeddings.options)
+        TABLE_METHODS.options(embeddings.method, embeddings.options)
     if (pruning := recipe.pruning) is not None:
         IMPORTANCE.options(pruning.importance, pruning.importance_options)
     for step in recipe.refinement:

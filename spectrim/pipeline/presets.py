@@ -45,8 +45,8 @@ _FOR_A_TASK = {
 _OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "default": (
         (
-            "OBD-LLM, ranks by predicted loss, pivoted storage; curves are measured, nothing is "
-            "trained."
+            "OBD-LLM, ranks by predicted loss, pivoted storage; curves are measured, nothing "
+            "is trained."
         ),
         {},
     ),

@@ -47,7 +47,7 @@ class CalibrationRecipe:
     tokens_per_batch: int | None = Field(
         default=None,
         ge=1,
-        description="Default: activations within the model's size (at least 256 MiB), at most 1024.",
+        description="Default: activations within the model's own size, at most 1024.",
     )
     covariance_bytes: int | None = Field(
         default=None,
@@ -326,7 +326,7 @@ def recipe_from(values: Any, source: str) -> Recipe:
 
 
 def explain(source: str, error: ValidationError) -> str:
-    """Return one line that names each wrong field by its path, with what was given and the nearest right word."""
+    """Return one line: each wrong field by its path, what was given, the nearest word."""
     parts = []
     for item in error.errors():
         path = [s for s in item["loc"] if isinstance(s, int) or str(s).isidentifier()]
