@@ -17,6 +17,7 @@ WIDTH = 80
 """Columns of the widest line, also on wider terminals."""
 _NARROWEST = 50
 _FIRST_COLUMN = 28
+_TYPES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER"}
 
 
 def help_page(command: Any, context: Any) -> str:
@@ -66,9 +67,10 @@ def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
 
 
 def _record(record: tuple[str, str]) -> tuple[str, str]:
-    """Without the types that say no more than the option's name."""
+    """Return option and text with the usual words for types: `--data TEXT`."""
     term, text = record
-    return re.sub(r" / ", "/", term), " ".join(text.split())
+    term = re.sub(r"<(?:list\[)?(\w+)\]?>", lambda m: _TYPES.get(m[1], m[1].upper()), term)
+    return term.replace(" / ", "/"), " ".join(text.split())
 
 
 def _paragraphs(text: str | None) -> list[str]:

@@ -12,7 +12,7 @@ from spectrim.cli import console
 from spectrim.cli.compress import Request
 from spectrim.cli.tracking import final_metrics
 from spectrim.errors import InputError
-from spectrim.pipeline.compress import choose_plan
+from spectrim.pipeline.compress import choose_plan, for_training
 from spectrim.pipeline.memory_plan import MemoryPlan, bytes_of, plan_memory
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.streaming import (
@@ -42,7 +42,9 @@ def within_memory(
         sized = replace(recipe.calibration, tokens_per_batch=chosen.tokens_per_batch)
         return recipe.with_changes(calibration=sized)
     recipe = for_streaming(chosen.fitted(recipe))
-    with decompose_streamed(opened, recipe, chosen.sizes, context) as decomposition:
+    with decompose_streamed(
+        opened, recipe, chosen.sizes, for_training(context)
+    ) as decomposition:
         plan = choose_plan(decomposition, recipe, wanted.options, context)
         recipe = recipe.at_budget(plan.budget)
         stored = checkpoint.stored_dtype(wanted.model) or torch.float32
