@@ -160,7 +160,7 @@ def row(name: str, ratio: float, seed: int, arguments: argparse.Namespace) -> di
         hessian_averaging=HessianAveragingRecipe(weight=0.0),
         probe=ProbeRecipe(per_layer=False, joint=False),
         task=TaskRecipe(data=arguments.task),
-        selection=selection,
+        pruning=selection,
         refinement=refinement,
     )
     start = time.process_time()

@@ -22,8 +22,9 @@ from torch import nn
 from training_loop import Job, train
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spectrim.data.tasks import AccuracySettings, TaskRows, exact_match, task_rows
+from spectrim.data.tasks import TaskRows, task_rows
 from spectrim.data.tasks.word_problems import SPLITS, word_problems
+from spectrim.evaluation.tasks.accuracy import AccuracySettings, exact_match
 
 BOS, EOS, PAD, UNKNOWN = "<s>", "</s>", "<pad>", "<unk>"
 PIECES = r" [+\-*/=] |#### |\n|\d| ?[A-Za-z]+(?: (?=\d))?|[^\w\s]|\s"
@@ -207,7 +208,7 @@ The figures again (float32):
 
     import torch
     from spectrim.checkpoint import load
-    from spectrim.data.tasks import exact_match
+    from spectrim.evaluation.tasks.accuracy import exact_match
     from spectrim.data.tasks.word_problems import word_problems
     model, tokenizer = load("arithmetic", dtype=torch.float32)
     print(exact_match(model, tokenizer, word_problems("test", 500))["accuracy"])

@@ -10,7 +10,7 @@ import spectrim
 
 ROOT = Path(spectrim.__file__).parent
 LEVELS = (
-    {"errors", "version"},
+    {"errors", "import_hook", "lazy", "version"},
     {"registry", "runtime", "linalg"},
     {"data", "layers", "statistics"},
     {"models"},

@@ -162,7 +162,7 @@ def make_recipe(values: dict[str, Any]) -> Any:
 
 def compress(model: Any, tokenizer: Any, recipe: Any) -> Any:
     """Run the whole trip: by one call where there is one, else step by step."""
-    whole = find(":compress")
+    whole = find(":compress", ":replace_layers")
     if "tokenizer" in inspect.signature(whole).parameters:
         result = whole(model, tokenizer, recipe)
         return next(getattr(result, n) for n in ("model", "compressed") if hasattr(result, n))
@@ -174,7 +174,9 @@ def compress(model: Any, tokenizer: Any, recipe: Any) -> Any:
         plan = spectrim.plan(found, recipe)
         recipe = recipe.at_budget(plan.budget)
         smaller = find(":replace_layers", ":compress")(model, found, plan)
-    smaller = find("pipeline:compress_embeddings")(model, smaller, tokenizer, recipe)
+    smaller = find("pipeline.embedding:compress_embeddings", "pipeline:compress_embeddings")(
+        model, smaller, tokenizer, recipe
+    )
     if recipe.refinement:
         smaller = spectrim.refine(model, smaller, tokenizer, recipe)
     return find(":quantize_factors", ":quantise")(smaller, plan, recipe)
@@ -182,8 +184,12 @@ def compress(model: Any, tokenizer: Any, recipe: Any) -> Any:
 
 def compress_offloaded(directory: str, output: str, recipe: Any) -> None:
     """Compress a checkpoint whose tensors stay on disk."""
-    open_ = find("checkpoint:open_offloaded", "hub.stream:open_streamed")
-    save = find("checkpoint:save_sharded", "hub.stream:save_streamed")
+    open_ = find(
+        "checkpoint:open_offloaded",
+        "checkpoint.save_sharded:open_streamed",
+        "hub.stream:open_streamed",
+    )
+    save = find("checkpoint.save_sharded:save_streamed", "hub.stream:save_streamed")
     source = open_(directory)
     run = find("runtime.context:RunContext", "refinement:Progress")()
     sizes = find("pipeline.streaming:StreamSizes")(4, 4, 0)

@@ -8,17 +8,24 @@ examples), so a predicted loss is per example: `share` is then the rows per exam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.in_memory import accumulator, frozen_eval
+from spectrim.calibration.in_memory import accumulator
 from spectrim.errors import InputError, ModelError
-from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.hooks import (
+    BatchIndex,
+    CaptureSpec,
+    attach_hooks,
+    capture,
+    frozen_eval,
+    group_by_input,
+)
 from spectrim.models.targets import Target
 from spectrim.statistics import STATISTICS, Calibration
 
@@ -114,8 +121,9 @@ def _begin(
     return result
 
 
-@contextmanager
-def _graph_from(model: nn.Module, targets: Sequence[Target], backward: bool) -> Iterator[None]:
+def _graph_from(
+    model: nn.Module, targets: Sequence[Target], backward: bool
+) -> AbstractContextManager[None]:
     """The first layers that are reached start the graph: parameters are frozen."""
 
     def start(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -124,12 +132,5 @@ def _graph_from(model: nn.Module, targets: Sequence[Target], backward: bool) -> 
             return None
         return (first.detach().requires_grad_(True), *others)
 
-    handles = []
-    if backward:
-        layers = [model.get_submodule(target.name) for target in targets]
-        handles = [layer.register_forward_pre_hook(start) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    layers = [model.get_submodule(target.name) for target in targets if backward]
+    return attach_hooks((layer, start) for layer in layers)

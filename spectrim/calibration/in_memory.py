@@ -20,7 +20,14 @@ from spectrim.calibration.covariance_format import MemoryBudget, Wide, projected
 from spectrim.calibration.loss import IGNORED, summed_cross_entropy
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
-from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.hooks import (
+    BatchIndex,
+    CaptureSpec,
+    attach_hooks,
+    capture,
+    frozen_eval,
+    group_by_input,
+)
 from spectrim.models.targets import Target
 from spectrim.statistics import (
     STATISTICS,
@@ -64,7 +71,7 @@ class CalibrationSettings:
     def __post_init__(self) -> None:
         if self.wide != "full" and self.memory_budget is not None:
             raise InputError(
-                "room and wide='projected' are two forms of a covariance; give one"
+                "memory_budget and wide='projected' are two forms of a covariance; give one"
             )
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}, expected above 0")
@@ -296,32 +303,7 @@ def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
 @contextmanager
 def frozen_eval_with_graph(model: nn.Module, backward: bool) -> Iterator[None]:
     """`frozen_eval`; the embedding's output starts the graph."""
-    handles = []
-    if backward:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
-        handles.append(
-            embedding.register_forward_hook(lambda m, i, output: output.requires_grad_(True))
-        )
-    try:
-        with frozen_eval(model):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no parameter gradients; both as before on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    model.eval()
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    after = [(embedding, lambda m, i, output: output.requires_grad_(True))] if backward else []
+    with attach_hooks(after=after), frozen_eval(model):
         yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, training in modes:
-            module.training = training

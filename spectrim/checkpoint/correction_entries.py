@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from spectrim.errors import CheckpointError, SpectrimError, UnknownNameError
-from spectrim.layers.quantized import CompensatedLinear, compressor_class
+from spectrim.layers.quantized import CompensatedLinear, quantizer_class
 
 COMPENSATED = "compensated"
 
@@ -39,7 +39,7 @@ def check_compensated(name: str, entry: dict[str, Any]) -> None:
             f"layer {name}: expected a compressor's name and its options, got {entry!r:.200}"
         )
     try:
-        compressor_class(entry["base"]).parsed(options)
+        quantizer_class(entry["base"]).parsed(options)
     except UnknownNameError as error:
         raise CheckpointError(
             f"{error}; the checkpoint may need an extension of spectrim"
@@ -53,7 +53,7 @@ def empty_compensated(
 ) -> CompensatedLinear:
     """A layer to be filled by the loader. Raises CheckpointError where this machine cannot
     hold it."""
-    compressor = compressor_class(entry["base"])
+    compressor = quantizer_class(entry["base"])
     try:
         base = compressor.empty(shape, bias, compressor.parsed(entry["options"]))
     except SpectrimError as error:

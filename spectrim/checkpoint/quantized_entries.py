@@ -16,7 +16,7 @@ from torch import nn
 
 from spectrim.errors import CheckpointError, SpectrimError
 from spectrim.layers import FactoredLinear
-from spectrim.layers.quantized import Adapter, CompressedLinear, compressor_class
+from spectrim.layers.quantized import Adapter, CompressedLinear, quantizer_class
 
 
 def check_inner(inner: object) -> None:
@@ -37,7 +37,7 @@ def check_inner(inner: object) -> None:
             f"'inner' is {inner!r:.80}, expected a compressor's name and its options"
         )
     try:
-        compressor_class(inner["base"]).parsed(inner["options"])
+        quantizer_class(inner["base"]).parsed(inner["options"])
     except SpectrimError as error:
         raise CheckpointError(f"'inner': {error}") from None
 
@@ -49,7 +49,7 @@ def swap_children(model: nn.Module, inner: dict[str, Any] | None) -> None:
     """
     if inner is None:
         return
-    kind = compressor_class(inner["base"])
+    kind = quantizer_class(inner["base"])
     options = kind.parsed(inner["options"])
     for layer in _factored(model):
         for own, child in list(layer.named_children()):
@@ -84,7 +84,7 @@ def check_children(model: nn.Module, inner: dict[str, Any] | None) -> None:
     held = inner_of(model, "" if inner is None else inner["base"])
     stated = None
     if inner is not None and any(_factored(model)):
-        parsed = compressor_class(inner["base"]).parsed(inner["options"])
+        parsed = quantizer_class(inner["base"]).parsed(inner["options"])
         stated = inner | {"options": asdict(parsed)}
     if held != stated:
         raise CheckpointError(

@@ -38,6 +38,11 @@ class SaveOptions:
     max_shard_size: str | int = "5GB"
 
 
+def save(model: PreTrainedModel, tokenizer: Any, directory: str | Path) -> Path:
+    """Write a compressed model that loads with plain `from_pretrained`. Raises InputError."""
+    return save_compressed(model, tokenizer, directory, model.config.quantization_config)
+
+
 def save_compressed(
     model: PreTrainedModel,
     tokenizer: Any,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks, check_vocabulary
@@ -35,20 +34,6 @@ class Batch:
 
     def describe(self) -> str:
         return f"batch of rows {self.start} to {self.start + len(self.ids) - 1}"
-
-
-@contextmanager
-def inference(*models: nn.Module) -> Iterator[None]:
-    """`eval()` and inference mode inside; every module's own mode is put back after."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def batches(blocks: TokenBlocks, size: int) -> Iterator[Batch]:

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
-from spectrim.evaluation._forward import Batch, batches, check_readable, inference
+from spectrim.evaluation._forward import Batch, batches, check_readable
 from spectrim.linalg.spectrum import token_directions
+from spectrim.models.hooks import inference
 
 
 def hidden_states(

@@ -22,10 +22,10 @@ from spectrim.evaluation._forward import (
     batches,
     check_batch_size,
     check_readable,
-    inference,
     log_probabilities,
     logits,
 )
+from spectrim.models.hooks import inference
 from spectrim.runtime import distributed
 
 NEEDS_ORIGINAL = False

@@ -7,8 +7,8 @@ on. So nothing here knows how a model prepares it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import ModelError
+from spectrim.models.hooks import override_forward
 from spectrim.models.offload.model import StreamedModel
 
 
@@ -76,11 +77,9 @@ class StreamedBlockRunner:
         """Logits, where `hidden` is what the last block returned."""
         model: Any = self.streamed.model
         embedding = model.get_input_embeddings()
-        answers = dict.fromkeys(self.streamed.blocks, lambda *a, **k: self._returned(hidden))
-        with (
-            override_forward(model, answers),
-            override_forward(embedding, {"": lambda *a: hidden.detach()}),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(override_forward(embedding, lambda *_: hidden.detach()))
+            self._override(stack, self.streamed.blocks, lambda *_, **__: self._returned(hidden))
             return _run(model, ids, mask)
 
     @property
@@ -107,12 +106,19 @@ class StreamedBlockRunner:
                 raise _Enough
             return self._returned(hidden)
 
-        with override_forward(self.streamed.model, dict.fromkeys(names, record)):
-            try:
-                _run(self.streamed.model, ids, mask)
-            except _Enough:
-                return found[0][0], [call for _, call in found]
+        with ExitStack() as stack, suppress(_Enough):
+            self._override(stack, names, record)
+            _run(self.streamed.model, ids, mask)
+        if len(found) == count:
+            return found[0][0], [call for _, call in found]
         raise ModelError("the model did not run all of its blocks, so it cannot be streamed")
+
+    def _override(
+        self, stack: ExitStack, names: Iterable[str], forward: Callable[..., Any]
+    ) -> None:
+        for name in names:
+            module = self.streamed.model.get_submodule(name)
+            stack.enter_context(override_forward(module, forward))
 
     def _returned(self, hidden: Tensor) -> Any:
         return hidden if self._rest is None else (hidden, *self._rest)
@@ -136,19 +142,6 @@ class StreamedBlockRunner:
 
 class _Enough(Exception):
     """All blocks' calls were seen."""
-
-
-@contextmanager
-def override_forward(root: nn.Module, answers: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Modules that answer instead of computing, until the context ends."""
-    modules = [root.get_submodule(name) for name in answers]
-    for module, answer in zip(modules, answers.values(), strict=True):
-        module.forward = answer
-    try:
-        yield
-    finally:
-        for module in modules:
-            vars(module).pop("forward", None)
 
 
 def rows_of(count: int, most: int) -> Sequence[slice]:

@@ -9,6 +9,8 @@ layout (transposed, biased, gated) are the ones transformers sets on the fused m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,8 +46,11 @@ def split_experts(model: nn.Module, names: list[str]) -> None:
 class SplitExperts(nn.Module):
     """`sum_e weight_e * down_e(gate(up_e(x)))` over the experts chosen for each token.
 
-    Children: `up.{e}` (H -> 2I, or I when ungated) and `down.{e}` (I -> H).
+    Children: `up.{e}` (H -> 2I, or I when ungated) and `down.{e}` (I -> H). `routes` is filled
+    with the rows of the tokens of each child that is run, where a mapping is given for it.
     """
+
+    routes: dict[nn.Module, Tensor] | None = None
 
     def __init__(self, fused: nn.Module):
         super().__init__()
@@ -70,8 +75,8 @@ class SplitExperts(nn.Module):
             tokens, choice = torch.where(top_k_index == expert)
             if tokens.numel() == 0:
                 continue
-            for child in (up, down):
-                child.token_rows = tokens
+            if self.routes is not None:
+                self.routes |= {up: tokens, down: tokens}
             hidden = self._gate(up(hidden_states[tokens]))
             output = down(hidden) * top_k_weights[tokens, choice, None]
             result = result.index_add(0, tokens, output.to(result.dtype))
@@ -80,6 +85,24 @@ class SplitExperts(nn.Module):
     def _gate(self, up: Tensor) -> Tensor:
         activation: Any = self.activation
         return activation._apply_gate(up) if self.has_gate else activation.act_fn(up)
+
+
+@contextmanager
+def record_routes(model: nn.Module) -> Iterator[dict[nn.Module, Tensor]]:
+    """Yield a mapping from each expert layer to the rows of the tokens that it was run on last.
+
+    Layers outside of experts, which see all tokens, are not in it. Contexts may be nested.
+    """
+    experts = [module for module in model.modules() if isinstance(module, SplitExperts)]
+    outer = [module.routes for module in experts]
+    routes: dict[nn.Module, Tensor] = next((found for found in outer if found is not None), {})
+    for module in experts:
+        module.routes = routes
+    try:
+        yield routes
+    finally:
+        for module, before in zip(experts, outer, strict=True):
+            module.routes = before
 
 
 def _up_name(module: nn.Module) -> str | None:

@@ -1,9 +1,12 @@
-"""Hooks that show each target layer's inputs, outputs and output gradients to statistics."""
+"""Hooks, overridden forward passes and evaluation mode: what a model is changed in for a while.
+
+`capture` shows each target layer's inputs, outputs and output gradients to statistics.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,9 +14,85 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectrim.models.experts import record_routes
 from spectrim.models.projections import LayerProducts
 from spectrim.models.targets import Target
 from spectrim.statistics import LayerTokens
+
+Hook = Callable[..., Any]
+
+
+@contextmanager
+def evaluation_mode(*models: nn.Module) -> Iterator[None]:
+    """Keep `models` in evaluation mode; restore the mode of every module on leaving.
+
+    A module that was put in place of another inside the context takes over its mode.
+    """
+    modes = [{name: m.training for name, m in model.named_modules()} for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, by_name in zip(models, modes, strict=True):
+            for name, module in model.named_modules():
+                module.training = by_name.get(name, by_name[""])
+
+
+@contextmanager
+def frozen_eval(model: nn.Module) -> Iterator[None]:
+    """Keep `model` in evaluation mode, without gradients of its parameters."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        with evaluation_mode(model):
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def inference(*models: nn.Module) -> Iterator[None]:
+    """Keep `models` in evaluation mode, and record no gradients at all."""
+    with evaluation_mode(*models), torch.inference_mode():
+        yield
+
+
+@contextmanager
+def attach_hooks(
+    before: Iterable[tuple[nn.Module, Hook]] = (),
+    after: Iterable[tuple[nn.Module, Hook]] = (),
+    **options: bool,
+) -> Iterator[None]:
+    """Call hooks before and after the forward passes of modules, until the context ends.
+
+    options: of `register_forward_pre_hook`, for the hooks that come before. Exactly the hooks
+    that were added are removed, also after an error.
+    """
+    with ExitStack() as handles:
+        for module, hook in before:
+            handle = module.register_forward_pre_hook(hook, **options)
+            handles.callback(handle.remove)
+        for module, hook in after:
+            handles.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+@contextmanager
+def override_forward(module: nn.Module, forward: Hook) -> Iterator[None]:
+    """Let `module` compute `forward` instead of its own, until the context ends."""
+    instance = vars(module)
+    own = instance.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        instance.pop("forward")
+        if own is not None:
+            module.forward = own
+
 
 Consumer = Callable[[str, LayerTokens, bool], None]
 """Called with layer name, its tokens, and whether the gradient is in them."""
@@ -51,7 +130,7 @@ class BatchIndex:
 
 @dataclass(frozen=True)
 class CaptureSpec:
-    """What is seen of the batch run inside `observed`, and who is told.
+    """What is seen of the batch run inside `capture`, and who is told.
 
     gradient_only: sink reads nothing but the gradient in the backward pass, so inputs and
     outputs are not kept for it. originals: weights of layers that now hold others, which the
@@ -72,17 +151,13 @@ def capture(model: nn.Module, targets: Sequence[Target], watch: CaptureSpec) -> 
     Once in the forward pass without a gradient, and, with `backward`, once more in the
     backward pass with it. All hooks are removed on exit.
     """
-    handles = []
-    for target in targets:
-        module, seen = model.get_submodule(target.name), _LayerHook(target.name, watch)
-        handles.append(module.register_forward_hook(seen.forward))
-        if watch.backward:
-            handles.append(module.register_forward_pre_hook(_own_input))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = [model.get_submodule(target.name) for target in targets]
+    with record_routes(model) as routes:
+        layers = [_LayerHook(target.name, watch, routes) for target in targets]
+        after = [(module, hook.forward) for module, hook in zip(modules, layers, strict=True)]
+        before = [(module, _own_input) for module in modules if watch.backward]
+        with attach_hooks(before, after):
+            yield
 
 
 def _own_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -99,6 +174,7 @@ class _LayerHook:
 
     name: str
     watch: CaptureSpec
+    routes: Mapping[nn.Module, Tensor]
 
     def forward(
         self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
@@ -113,7 +189,7 @@ class _LayerHook:
 
     def _tell(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         watch, products = self.watch, LayerProducts(module, self.watch.originals.get(self.name))
-        here = watch.index.select(getattr(module, "token_rows", None))
+        here = watch.index.select(self.routes.get(module))
         x, y, sequence = here.real(inputs[0]), here.real(output), here.real_sequence
         images = partial(products.outputs, x, y)
         watch.sink(self.name, LayerTokens(x, y, None, sequence, images), False)
@@ -156,13 +232,6 @@ def group_by_input(
 
         return hook
 
-    handles = [
-        model.get_submodule(target.name).register_forward_pre_hook(hook_for(target.name))
-        for target in targets
-    ]
-    try:
+    with attach_hooks((model.get_submodule(t.name), hook_for(t.name)) for t in targets):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return groups

@@ -11,7 +11,7 @@ covariance.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.calibration.any_loss import Loss, Mask, calibrate_module, check_losses
-from spectrim.calibration.in_memory import frozen_eval
 from spectrim.embeddings import (
     EMBEDDINGS,
     FactoredEmbedding,
@@ -29,6 +28,7 @@ from spectrim.embeddings import (
     table_rank,
 )
 from spectrim.errors import InputError
+from spectrim.models.hooks import attach_hooks, frozen_eval
 from spectrim.models.replace import replace_layer
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.decompose import decompose
@@ -178,16 +178,15 @@ def _looked_up(
         )
         for name, table in tables.items()
     }
-    with frozen_eval(model), _watched(tables, sums):
+    with frozen_eval(model), _watch(tables, sums):
         for number, batch in enumerate(batches):
             check_losses(loss(model, batch), number).sum().backward()
     return sums
 
 
-@contextmanager
-def _watched(
+def _watch(
     tables: dict[str, nn.Embedding], sums: dict[str, tuple[Tensor, Tensor]]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     def hook_for(name: str) -> Callable[..., Tensor]:
         counts, gradients = sums[name]
 
@@ -204,9 +203,4 @@ def _watched(
 
         return hook
 
-    handles = [table.register_forward_hook(hook_for(name)) for name, table in tables.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return attach_hooks(after=[(table, hook_for(name)) for name, table in tables.items()])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spectrim.decompositions import DECOMPOSITIONS, whitened
 from spectrim.errors import InputError
 from spectrim.linalg.joint_basis import ESTIMATES, clusters
+from spectrim.models.hooks import attach_hooks
 from spectrim.models.linear import get_bias, get_shape, get_weight, is_linear
 from spectrim.models.targets import decoder_blocks
 from spectrim.pipeline.recipe import Recipe, SharingRecipe
@@ -145,20 +146,11 @@ def normalized_readers(model: nn.Module, names: Sequence[str]) -> set[str]:
         if id(inputs[0]) in given:
             found.add(name)
 
-    handles = [
-        module.register_forward_hook(gave) for module in model.modules() if _is_norm(module)
-    ]
-    handles += [
-        model.get_submodule(name).register_forward_pre_hook(partial(reads, name))
-        for name in names
-    ]
+    before = [(model.get_submodule(name), partial(reads, name)) for name in names]
+    after = [(module, gave) for module in model.modules() if _is_norm(module)]
     ids = torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device)
-    try:
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attach_hooks(before, after), torch.no_grad():
+        model(input_ids=ids, use_cache=False)
     return found
 
 

@@ -11,7 +11,7 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
-from spectrim.layers.quantized import COMPRESSORS
+from spectrim.layers.quantized import QUANTIZERS
 from spectrim.pruning import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
@@ -23,7 +23,7 @@ REGISTRIES: dict[str, Registry] = {
     "allocations": ALLOCATORS,
     "layers": LAYERS,
     "embeddings": EMBEDDINGS,
-    "compressors": COMPRESSORS,
+    "compressors": QUANTIZERS,
     "refinements": REFINEMENTS,
     "importance": IMPORTANCE,
     "tasks": FORMATS,

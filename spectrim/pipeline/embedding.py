@@ -63,8 +63,8 @@ def compress_embeddings(
     recipe: Recipe,
     progress: RunContext | None = None,
 ) -> PreTrainedModel:
-    """`compressed`, what `compress` gave, with the table in two factors where the recipe's
-    `embeddings` asks for it; its config tells of it.
+    """`compressed`, what `replace_layers` gave, with the table in two factors where the
+    recipe's `embeddings` asks for it; its config tells of it.
 
     Modules are exchanged in place; the original, which may share tensors, is not touched.
     Raises what `plan_table` raises, and InputError when the plan has compressed the tied output

@@ -7,9 +7,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.data import BlockSettings, check_vocabulary, document_blocks, token_blocks
-from spectrim.data.tasks import exact_match
 from spectrim.evaluation import evaluate_model, perplexity
-from spectrim.evaluation._forward import inference
+from spectrim.evaluation.tasks.accuracy import exact_match
+from spectrim.models.hooks import inference
 from spectrim.pipeline.calibrate import default_length, vocabulary_size
 from spectrim.pipeline.recipe import TaskRecipe
 from spectrim.pipeline.tasks import encode_examples, load_task_examples

@@ -19,7 +19,7 @@ from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.checkpoint.correction_entries import compensated_entry
 from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import InputError
-from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear, CompressedLinear
+from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
 from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import replace_layer
@@ -102,14 +102,14 @@ def compute_residual(
     zeros, and its loss decomposed at full rank: ranks are cut from it."""
     context = context or RunContext()
     given = _given(recipe)
-    options = COMPRESSORS.options(given.quantizer, given.quantizer_options)
+    options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
     calibration = None
     names = [target.name for target in prepare(model, recipe)]
     if _needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)
     problems = (_problem(model, calibration, name) for name in names)
-    compress = COMPRESSORS.get(given.quantizer).compress
+    compress = QUANTIZERS.get(given.quantizer).compress
     bases: dict[str, CompressedLinear] = {}
     lost: dict[str, LayerProblem] = {}
     what = f"compressing by {given.quantizer}"
@@ -182,7 +182,7 @@ def _given(recipe: Recipe) -> CorrectionRecipe:
 
 def _needs_text(given: CorrectionRecipe) -> bool:
     has_path = given.rank > 0 if given.bytes is None else given.bytes > 0
-    return has_path or bool(COMPRESSORS.get(given.quantizer).REQUIRES)
+    return has_path or bool(QUANTIZERS.get(given.quantizer).REQUIRES)
 
 
 def _problem(

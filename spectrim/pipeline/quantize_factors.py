@@ -19,7 +19,7 @@ from spectrim.checkpoint.correction_entries import COMPENSATED, compensated_entr
 from spectrim.checkpoint.quantized_entries import inner_of
 from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.layers.pivoted import PivotedLinear
-from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear, CompressedLinear
+from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import factored_layers, replace_layer
 from spectrim.models.targets import find_targets
@@ -37,7 +37,7 @@ def quantize_factors(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreT
     given = recipe.quantization
     if given is None:
         return model
-    if COMPRESSORS.get(given.backend).REQUIRES:
+    if QUANTIZERS.get(given.backend).REQUIRES:
         raise InputError(f"'{given.backend}' needs calibration; quantise by torchao or rtn")
     if given.bits == 4 and any(isinstance(f, PivotedLinear) for _, f in factored_layers(model)):
         warnings.warn(
@@ -111,6 +111,6 @@ def _dense(plan: Plan) -> list[str]:
 
 def _compressed(name: str, layer: nn.Module, given: QuantizationRecipe) -> CompressedLinear:
     problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), None)
-    options: Any = COMPRESSORS.options(given.backend, given.options)
-    made = COMPRESSORS.get(given.backend).compress(problem, options)
+    options: Any = QUANTIZERS.options(given.backend, given.options)
+    made = QUANTIZERS.get(given.backend).compress(problem, options)
     return made.train(layer.training)

@@ -15,7 +15,7 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.embeddings import EMBEDDINGS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
-from spectrim.layers.quantized import COMPRESSORS
+from spectrim.layers.quantized import QUANTIZERS
 from spectrim.pipeline.renamed import check_fields
 from spectrim.pruning import PruningOptions
 from spectrim.refinement import REFINEMENTS, required_statistics
@@ -121,7 +121,7 @@ class CorrectionRecipe:
     bytes: int | None = Field(default=None, ge=0)
 
     def __post_init__(self) -> None:
-        COMPRESSORS.options(self.quantizer, self.quantizer_options)
+        QUANTIZERS.options(self.quantizer, self.quantizer_options)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -138,7 +138,7 @@ class QuantizationRecipe:
     group_size: int = 32
 
     def __post_init__(self) -> None:
-        COMPRESSORS.options(self.backend, self.options)
+        QUANTIZERS.options(self.backend, self.options)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ class Recipe:
         """What the method and the allocation need, and what prices every method in nats."""
         method = DECOMPOSITIONS.get(self.method).REQUIRES
         allocation = ALLOCATORS.get(self.allocation).REQUIRES
-        base = COMPRESSORS.get(self.correction.quantizer).REQUIRES if self.correction else ()
+        base = QUANTIZERS.get(self.correction.quantizer).REQUIRES if self.correction else ()
         return tuple(sorted({*method, *allocation, *PRICING, *base}))
 
     @property

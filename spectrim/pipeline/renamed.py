@@ -1,4 +1,4 @@
-"""Names of format 1 of recipes and of earlier command lines, with the names that replace them.
+"""Earlier names of recipe fields and of command-line options, with the names that replace them.
 
 Nothing is read under an old name: each ends in one error line that states the new one.
 """
@@ -78,6 +78,8 @@ WORDS = {
     "--tasks": "--lm-eval",
 }
 """Commands and options of the command line."""
+_DEEPEST = 4
+"""Levels of mappings and lists in a recipe: refinement, its entry, options, a value."""
 
 
 def check_field(path: str, source: str) -> None:
@@ -90,32 +92,34 @@ def check_field(path: str, source: str) -> None:
     for number, step in enumerate(steps[1:], 1):
         new.append(FIELDS.get(".".join([*known[:number], step]), step))
     if new != steps:
-        raise InputError(f"{source}: '{path}' is named '{'.'.join(new)}' since format 2")
+        raise InputError(f"{source}: '{path}' is now named '{'.'.join(new)}'")
 
 
 def check_fields(values: dict[Any, Any], source: str) -> None:
     """Raises InputError for the first old name or value in a recipe."""
-    for path, value in _leaves(values, ()):
+    for path, value in _leaves(values):
         check_field(path, source)
         if isinstance(value, str) and (new := VALUES.get((path, value))):
-            raise InputError(f"{source}: {path} '{value}' is named '{new}' since format 2")
+            raise InputError(f"{source}: {path} '{value}' is now named '{new}'")
 
 
-def _leaves(value: Any, parents: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Every field with its path; entries of a list stand under the list's own."""
-    if isinstance(value, list | tuple):
+def _leaves(
+    value: Any, parents: tuple[str, ...] = (), depth: int = _DEEPEST
+) -> Iterator[tuple[str, Any]]:
+    """Yield each field with its path; entries of a list stand under the list's own."""
+    if depth and isinstance(value, list | tuple):
         for entry in value:
-            yield from _leaves(entry, parents)
-    elif isinstance(value, dict):
+            yield from _leaves(entry, parents, depth - 1)
+    elif depth and isinstance(value, dict):
         for name, inner in value.items():
             path = (*parents, str(name))
             yield ".".join(path), inner
-            yield from _leaves(inner, path)
+            yield from _leaves(inner, path, depth - 1)
 
 
 def renamed_option(message: str) -> str | None:
     """An error message for an unknown word of the command line that has a new name."""
     for word in re.findall(r"--[\w-]+|'\w+'", message)[:1]:
         if (new := WORDS.get(word.strip("'"))) is not None:
-            return f"{word.strip(chr(39))} is named {new} now"
+            return f"{word.strip(chr(39))} is now named {new}"
     return None

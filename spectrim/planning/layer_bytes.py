@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 import torch
 
 from spectrim.allocation import Storage
-from spectrim.layers.quantized import COMPRESSORS, compressor_class
+from spectrim.layers.quantized import QUANTIZERS, quantizer_class
 from spectrim.pipeline.recipe import Recipe
 
 
@@ -19,10 +19,10 @@ def storage_of(recipe: Recipe) -> Storage | None:
     if given is None:
         return None
     dtype = recipe.save_dtype or "float32"
-    options = COMPRESSORS.options(given.backend, given.options)
+    options = QUANTIZERS.options(given.backend, given.options)
     if "dtype" in {field.name for field in fields(options)}:
         options = replace(options, dtype=dtype)
-    kind, itemsize = compressor_class(given.backend), getattr(torch, dtype).itemsize
+    kind, itemsize = quantizer_class(given.backend), getattr(torch, dtype).itemsize
     return lambda rows, columns: -(-kind.cost((rows, columns), options, itemsize) // itemsize)
 
 

@@ -6,7 +6,7 @@
 Nats per token of the text. For OBD H is diagonal and this is half the tail energy; for any
 other method it prices its own factors in the same units, so that methods compare and
 layers compete in one currency. OBD's damped metrics are these statistics, so that H follows
-from the factors alone (`Orthogonality`) in a fraction of the operations.
+from the factors alone (`GramDiagonals`) in a fraction of the operations.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
+from spectrim.models.hooks import attach_hooks, override_forward
 from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 
@@ -53,7 +54,8 @@ class Probe:
                 module = self.model.get_submodule(name)
                 stack.enter_context(swap_weights(module, factors[name], rank))
             for name, block in self.blocks[:first]:
-                stack.enter_context(_override_forward(block, self.outputs[name]))
+                output = self.outputs[name]
+                stack.enter_context(override_forward(block, lambda *_, o=output, **__: o))
             changed = self._logits()
         cross = changed.logsumexp(-1) - torch.linalg.vecdot(self.probabilities, changed)
         per_token = self.negative_entropy + cross
@@ -78,12 +80,8 @@ class Probe:
         def keep(name: str) -> Any:
             return lambda module, inputs, output: self.outputs.__setitem__(name, output)
 
-        handles = [block.register_forward_hook(keep(name)) for name, block in self.blocks]
-        try:
+        with attach_hooks(after=[(block, keep(name)) for name, block in self.blocks]):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @contextmanager
@@ -105,13 +103,3 @@ def swap_weights(module: nn.Module, factors: Factors, rank: int) -> Iterator[Non
     finally:
         module.weight = weight
         module.bias = bias
-
-
-@contextmanager
-def _override_forward(block: nn.Module, output: Any) -> Iterator[None]:
-    """The block returns `output` without computing, until the context ends."""
-    block.forward = lambda *args, **kwargs: output
-    try:
-        yield
-    finally:
-        del block.forward

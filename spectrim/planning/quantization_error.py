@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
-from spectrim.layers.quantized import COMPRESSORS
+from spectrim.layers.quantized import QUANTIZERS
 from spectrim.linalg.truncated import Factors
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import SHARED, Decomposition
@@ -121,11 +121,11 @@ def _stored(weight: Tensor, recipe: Recipe) -> Tensor:
 def _rounder(recipe: Recipe) -> Rounded:
     given = recipe.quantization
     assert given is not None
-    options = COMPRESSORS.options(given.backend, given.options)
+    options = QUANTIZERS.options(given.backend, given.options)
     dtype = getattr(torch, recipe.save_dtype or "float32")
 
     def rounded(weight: Tensor) -> Tensor:
         problem = LayerProblem("a layer", weight.to(dtype), None, None)
-        return COMPRESSORS.get(given.backend).compress(problem, options).dense()[0]
+        return QUANTIZERS.get(given.backend).compress(problem, options).dense()[0]
 
     return rounded

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spectrim.models.hooks import attach_hooks
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.spectral import Coordinates, SpectralLinear
 
@@ -121,15 +122,9 @@ def _recording(
     layers: dict[str, SpectralLinear], receivers: Mapping[str, Receiver]
 ) -> Iterator[_Present]:
     present = _Present()
-    handles = [
-        layer.coordinates.register_forward_hook(_hook(receivers[name], present))
-        for name, layer in layers.items()
-    ]
-    try:
+    after = [(layer.coordinates, _hook(receivers[n], present)) for n, layer in layers.items()]
+    with attach_hooks(after=after):
         yield present
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hook(receive: Receiver, present: _Present) -> Callable[..., None]:

@@ -25,11 +25,12 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.models.hooks import evaluation_mode
 from spectrim.models.replace import shared_bases
 from spectrim.training.balanced_factors import Parameters, balanced_parameters
 from spectrim.training.eigenbasis import Basis, Rotations, basis_key, rotations
 from spectrim.training.eigenbasis import requires as basis_requires
-from spectrim.training.forward import BlockRunner, Precision, Tokens, evaluation_mode
+from spectrim.training.forward import BlockRunner, Precision, Tokens
 from spectrim.training.loop import Run, Schedule, Stage, run_key
 from spectrim.training.losses import Scaling, scale_by_divergence
 from spectrim.training.output_metric import output_roots

@@ -24,10 +24,11 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.models.hooks import evaluation_mode
 from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.eigenbasis import Basis, basis_key, rotations
 from spectrim.training.eigenbasis import requires as basis_requires
-from spectrim.training.forward import Precision, Tokens, evaluation_mode
+from spectrim.training.forward import Precision, Tokens
 from spectrim.training.loop import Run, Schedule, Stage, run_key
 from spectrim.training.losses import Scaling, divergence, scale_by_divergence
 from spectrim.training.progress import RunContext

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.data.tasks import TaskExample
-from spectrim.data.tasks.generation import Group, greedy_answers
 from spectrim.data.tokenizing import leading_tokens
 from spectrim.evaluation import kl_divergence
-from spectrim.evaluation._forward import inference
+from spectrim.evaluation.tasks.generation import Group, greedy_answers
+from spectrim.models.hooks import inference
 from spectrim.report.facts import Continuation, ReportData
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 12, 48

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import re
 
-import torch
-
 _GPU_LIBRARY = re.compile(r"Failed to load \S*_C_(mxfp8|cutlass)\w*\.")
 _PYTREE = "torch.utils._pytree"
 _ENUMERATION = re.compile(r"is an Enum subclass and is now natively supported")
@@ -26,6 +24,8 @@ def install_log_filters() -> None:
 
 
 def without_gpu_libraries(record: logging.LogRecord) -> bool:
+    import torch  # imported already where torchao logs
+
     return torch.cuda.is_available() or not _GPU_LIBRARY.search(record.getMessage())
 
 

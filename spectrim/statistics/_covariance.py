@@ -105,12 +105,13 @@ def empty(width: int, form: CovarianceFormat = FULL) -> dict[str, Tensor]:
     }
 
 
-def update(state: dict[str, Tensor], rows: Tensor, images: Callable[[], Tensor]) -> None:
-    """Adds rows (t, n) to a state of any form; their `images` (t, k) where it asks for them."""
+def update(state: dict[str, Tensor], rows: Tensor, projections: Callable[[], Tensor]) -> None:
+    """Adds rows (t, n) to a state of any form; their `projections` (t, k) where it asks for
+    them."""
     if "sum" in state:
         state["sum"] += sum_of_outer_products(rows)
     elif "through" in state:
-        state["through"] += sum_of_outer_products(images())
+        state["through"] += sum_of_outer_products(projections())
         state["diagonal"] += at_least_float32(rows).square().sum(0)
     elif "sketch" in state:
         rows = rows.double()

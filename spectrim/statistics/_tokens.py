@@ -18,7 +18,7 @@ class LayerTokens:
 
     x (n, in) inputs, y (n, out) outputs, g (n, out) gradients of the summed token loss at
     the output or None, sequence (n,) the index of each token's sequence in the data set.
-    images() what the layer's weight W makes of them: W x (n, out), and where g is there
+    projections() what the layer's weight W makes of them: W x (n, out), and where g is there
     W^T g (n, in). Where g is there and all that read it declare GRADIENT_ONLY, x and y are
     empty, so that nothing has to be kept for them.
     """
@@ -39,7 +39,7 @@ class LayerTokens:
         return self.g
 
     def projected(self) -> Tensor:
-        assert self.projections is not None, "whoever keeps sums in this form gives images"
+        assert self.projections is not None, "whoever keeps sums in this form gives projections"
         return self.projections()
 
 

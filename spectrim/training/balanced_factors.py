@@ -24,6 +24,7 @@ from spectrim.errors import ModelError
 from spectrim.layers import FactoredLinear
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.shared_basis import SharedBasisLinear
+from spectrim.models.hooks import evaluation_mode
 from spectrim.models.replace import factored_layers, replace_layer, share_basis, shared_bases
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 
@@ -37,19 +38,16 @@ def balanced_parameters(model: nn.Module) -> Iterator[Parameters]:
     The model is in evaluation mode inside. On leaving, factors are put back into their own
     kinds; after an error the model is what it was before. Raises ModelError.
     """
-    modes = {name: module.training for name, module in model.named_modules()}
     flags = {name: p.requires_grad for name, p in _all_parameters(model)}
     before = _Before()
-    model.eval()
     try:
-        yield _exchange(model, before)
-        _restore_kinds(model, before)
+        with evaluation_mode(model):
+            yield _exchange(model, before)
+            _restore_kinds(model, before)
     except BaseException:
         before.put_back(model)
         raise
     finally:
-        for name, module in model.named_modules():
-            module.training = modes.get(name, model.training)
         for name, parameter in _all_parameters(model):
             parameter.requires_grad_(flags.get(name, parameter.requires_grad))
 

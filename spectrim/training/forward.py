@@ -8,8 +8,8 @@ are not reached.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -18,21 +18,10 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
-from spectrim.models.targets import decoder_blocks as decoder_blocks
+from spectrim.models.hooks import attach_hooks, override_forward
+from spectrim.models.targets import decoder_blocks
 
 Precision = Literal["float32", "bfloat16"]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own mode is put back after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class Tokens:
@@ -69,12 +58,8 @@ class Tokens:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             found.append(_hidden(output if isinstance(output, tuple) else (output,), module))
 
-        hooks = [block.register_forward_hook(keep) for _, block in decoder_blocks(model)]
-        try:
+        with attach_hooks(after=[(block, keep) for _, block in decoder_blocks(model)]):
             return self.run(model, rows).logits, found
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 class BlockRunner:
@@ -87,7 +72,7 @@ class BlockRunner:
         if not self.blocks:
             raise ModelError(
                 f"{type(model).__name__} names no decoder blocks to refine one by one; "
-                "use the refinement end_to_end"
+                "use the refinement distillation"
             )
         self._tuples: dict[int, int] = {}
 
@@ -98,7 +83,8 @@ class BlockRunner:
         def stop(module: nn.Module, args: tuple[Any, ...]) -> None:
             raise _Reached(_hidden(args, module))
 
-        return self._run(rows, [first.register_forward_pre_hook(stop)])
+        with attach_hooks(before=[(first, stop)]):
+            return self._run(rows)
 
     def output(self, number: int, hidden: Tensor, rows: Tensor) -> Tensor:
         """(B, T, d): what block `number` makes of `hidden` (B, T, d)."""
@@ -113,23 +99,21 @@ class BlockRunner:
                 self._tuples[number] = len(output)
             raise _Reached(_hidden(output if isinstance(output, tuple) else (output,), module))
 
-        hooks = [block.register_forward_pre_hook(put), block.register_forward_hook(stop)]
         with ExitStack() as stack:
+            stack.enter_context(attach_hooks(before=[(block, put)], after=[(block, stop)]))
             for earlier, (_, module) in enumerate(self.blocks[:number]):
-                stack.enter_context(_override_forward(module, self._tuples.get(earlier)))
-            return self._run(rows, hooks)
+                forward = _identity(self._tuples.get(earlier))
+                stack.enter_context(override_forward(module, forward))
+            return self._run(rows)
 
-    def _run(self, rows: Tensor, hooks: list[Any]) -> Tensor:
+    def _run(self, rows: Tensor) -> Tensor:
         try:
             self.tokens.run(self.model, rows)
         except _Reached as reached:
             return reached.hidden
-        finally:
-            for hook in hooks:
-                hook.remove()
         raise ModelError(
             f"{type(self.model).__name__} did not run its decoder blocks in order; "
-            "use the refinement end_to_end"
+            "use the refinement distillation"
         )
 
 
@@ -146,19 +130,14 @@ def _hidden(values: tuple[Any, ...], module: nn.Module) -> Tensor:
         return values[0]
     raise ModelError(
         f"a {type(module).__name__} does not take and give its hidden state as first "
-        "positional value; use the refinement end_to_end"
+        "positional value; use the refinement distillation"
     )
 
 
-@contextmanager
-def _override_forward(block: nn.Module, length: int | None) -> Iterator[None]:
-    """The block returns its input, alone or as first of `length` values."""
+def _identity(length: int | None) -> Callable[..., Any]:
+    """Return a forward pass that returns its input, alone or as first of `length` values."""
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
         return hidden if length is None else (hidden, *[None] * (length - 1))
 
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
+    return forward

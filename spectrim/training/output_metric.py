@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from spectrim.linalg.psd import cholesky
+from spectrim.models.hooks import attach_hooks
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 from spectrim.training.forward import Tokens
 
@@ -56,16 +57,12 @@ def _gradients(
         found.append(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    hooks = [block.register_forward_hook(keep) for _, block in decoder_blocks(model)]
-    try:
-        with torch.enable_grad():
-            logits = tokens.run(model, rows).logits.float()
-            labels = _labels(logits, tokens.real(rows), generator)
-            loss = cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, found)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    after = [(block, keep) for _, block in decoder_blocks(model)]
+    with attach_hooks(after=after), torch.enable_grad():
+        logits = tokens.run(model, rows).logits.float()
+        labels = _labels(logits, tokens.real(rows), generator)
+        loss = cross_entropy(logits.flatten(0, 1), labels, reduction="sum")
+        gradients = torch.autograd.grad(loss, found)
     real = tokens.real(rows)
     return [gradient[real].double() for gradient in gradients]
 

@@ -226,8 +226,8 @@ def test_the_whole_trip_with_an_average_along_the_path(tmp_path):
     text = text_file(tmp_path / "text.txt")
     unmeasured = ProbeRecipe(per_layer=False, joint=False)
     path = HessianAveragingRecipe(data_fraction=1, at_budget=0.5)
-    recipe = small_recipe(text, path=path, budget=0.5, probe=unmeasured)
-    given = replace(recipe.calibration, wide="full")
+    recipe = small_recipe(text, hessian_averaging=path, budget=0.5, probe=unmeasured)
+    given = replace(recipe.calibration, wide_covariances="full")
     assert (recipe.wide, recipe.with_changes(calibration=given).wide) == ("projected", "full")
     found, expected = (
         factorize(tiny_llama(), tiny_tokenizer(), r)
@@ -266,10 +266,10 @@ def test_asked_for_more_than_was_summed_they_say_so():
         lambda: known.metric(0.1, "C").whiten(torch.eye(known.shape[0])),
         lambda: known.metric(0.1, "C").gram(torch.eye(known.shape[0])),
     ):
-        with pytest.raises(InputError, match="projected"):
+        with pytest.raises(InputError, match="through"):
             ask()
     with pytest.raises(InputError, match="give one"):
-        settings_for(room=MemoryBudget(10**6))
+        settings_for(memory_budget=MemoryBudget(10**6))
 
 
 def test_their_bytes():

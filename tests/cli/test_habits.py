@@ -74,7 +74,7 @@ def test_completion(cli, monkeypatch):
         assert "_SPECTRIM_COMPLETE" in script, shell
     monkeypatch.setenv("_SPECTRIM_COMPLETE", "complete_bash")
     for typed, place, expected in (
-        ("spectrim comp", "1", {"compress", "quantize"}),
+        ("spectrim comp", "1", {"compress"}),
         ("spectrim finetune --quantize", "2", {"--quantize-base"}),
     ):
         monkeypatch.setenv("COMP_WORDS", typed)

@@ -74,7 +74,7 @@ def test_a_task_also_guides_a_closed_form(cli, shelf, task):
         (("--task", "good.jsonl", "--target-loss", "0.1"), "--budget"),
         (("--task", "good.jsonl", "--budget", "0.0001"), "budget"),
         (("--task", "good.jsonl", "--set", "pruning.importance=guess"), "guess"),
-        (("--task", "good.jsonl", "--set", "pruning.prune_steps=0"), "events"),
+        (("--task", "good.jsonl", "--set", "pruning.prune_steps=0"), "prune_steps"),
         (("--task", "good.jsonl", "--method", "afm"), "svd, svd_llm or obd"),
         (("--task", "good.jsonl", "--set", "task.labels=some"), "labels"),
     ],

@@ -126,7 +126,9 @@ def test_a_path_of_no_weight_is_no_path(text):
         tiny_llama(), tiny_tokenizer(), small_recipe(text, hessian_averaging=NO_PATH)
     )
     tiny = HessianAveragingRecipe(weight=1e-12, data_fraction=0.5)
-    almost = calibrate(tiny_llama(), tiny_tokenizer(), small_recipe(text, path=tiny))
+    almost = calibrate(
+        tiny_llama(), tiny_tokenizer(), small_recipe(text, hessian_averaging=tiny)
+    )
     plain = calibrate(tiny_llama(), tiny_tokenizer(), small_recipe(text, method="svd"))
     assert "path" not in without.provenance
     assert "path" in almost.provenance
@@ -143,7 +145,9 @@ NO_PATH = HessianAveragingRecipe(weight=0)
 def test_a_path_of_full_weight_is_the_cut_models_statistics(text):
     """Scaled to the tokens of the first pass, which saw every sequence."""
     full = HessianAveragingRecipe(weight=1, data_fraction=1, at_budget=0.5)
-    averaged = calibrate(tiny_llama(), tiny_tokenizer(), small_recipe(text, path=full))
+    averaged = calibrate(
+        tiny_llama(), tiny_tokenizer(), small_recipe(text, hessian_averaging=full)
+    )
     original = calibrate(
         tiny_llama(), tiny_tokenizer(), small_recipe(text, hessian_averaging=NO_PATH)
     )

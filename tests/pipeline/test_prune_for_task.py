@@ -85,8 +85,8 @@ def test_the_merged_model_computes_what_the_tuned_one_did(task, tmp_path):
     ours = evaluate_task(found.model, tokenizer, recipe.task)["task_loss"]
     again = _recipe(task, "bsi_published", svd_cutoff=0.0, steps=0, prune_until=0.0)
     bare = prune_for_task(model, tokenizer, again)
-    rows = tasks.rows_of(model, tokenizer, recipe.task)
-    chosen = tasks.some_rows(rows, 8, again.pruning.seed)
+    rows = tasks.load_task_rows(model, tokenizer, recipe.task)
+    chosen = tasks.sample_rows(rows, 8, again.pruning.seed)
     from spectrim.pruning import Objective
 
     merged = Objective(chosen, 4).value(bare.model)
@@ -136,7 +136,7 @@ def test_progress_says_how_much_is_kept_and_the_loss(task):
 
 def test_answers_alone_or_all_tokens_are_counted(task):
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()
-    rows_of = tasks.rows_of
+    rows_of = tasks.load_task_rows
     answers = rows_of(model, tokenizer, task)
     everything = rows_of(model, tokenizer, replace(task, labels="all"))
     assert answers.scored.sum() < everything.scored.sum()
@@ -188,7 +188,7 @@ def test_scoring_every_basis_of_the_bundled_model_costs_2k_plus_1_passes(task):
     model, tokenizer = checkpoint.load("reference", dtype=torch.float32)
     recipe = Recipe(method="svd", task=replace(task, limit=4))
     spectral, layers = spectral_copy(model, tokenizer, recipe)
-    rows = tasks.rows_of(model, tokenizer, recipe.task)
+    rows = tasks.load_task_rows(model, tokenizer, recipe.task)
     calls = 0
 
     def counted(given, batch):

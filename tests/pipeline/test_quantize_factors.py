@@ -185,6 +185,6 @@ def test_recipes_that_do_not_go_together(text):
     with pytest.raises(InputError, match="plain matrices"):
         made(TINY_MODELS["llama"](), recipe_for(text, given, layer="sparse_dictionary"))
     needy = QuantizationRecipe(8, "rtn")
-    object.__setattr__(needy, "base", "wanda_2_4")
+    object.__setattr__(needy, "backend", "wanda_2_4")
     with pytest.raises(InputError, match="options"):
         made(TINY_MODELS["llama"](), recipe_for(text, needy))

@@ -109,7 +109,7 @@ def test_a_budget_of_time_is_never_left_out_silently():
     assert size_curve(decomposition(), recipe(latency=LatencyRecipe())) == size_curve(
         decomposition(), recipe()
     )
-    with pytest.raises(InputError, match="knows no selection"):
+    with pytest.raises(InputError, match="knows no pruning"):
         recipe(latency=LatencyRecipe(), pruning=PruningOptions())
     for wrong in ({"layer": "sparse_dictionary"}, {"sharing": SharingRecipe("adjacent")}):
         with pytest.raises(InputError, match="kind lowrank and pivoted, none that share"):

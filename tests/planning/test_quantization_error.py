@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectrim.errors import InputError
-from spectrim.layers.quantized import COMPRESSORS
+from spectrim.layers.quantized import QUANTIZERS
 from spectrim.models.linear import get_weight
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.plan import decompose, factorize, plan
@@ -36,9 +36,9 @@ def test_a_dense_layer_costs_its_rounding(found):
     known = with_rounding(calibration, decomposition, recipe)
     name = next(iter(known.shapes))
     weight = get_weight(model.get_submodule(name)).detach()
-    options = COMPRESSORS.options("rtn", FOUR.options)
+    options = QUANTIZERS.options("rtn", FOUR.options)
     problem = LayerProblem(name, weight, None, None)
-    error = COMPRESSORS.get("rtn").compress(problem, options).dense()[0] - weight.double()
+    error = QUANTIZERS.get("rtn").compress(problem, options).dense()[0] - weight.double()
     statistics = calibration.layer(name)
     covariances = statistics["gradient_covariance"], statistics["input_covariance"]
     expected = 0.5 * float(torch.trace(covariances[0] @ error @ covariances[1] @ error.T))

@@ -113,10 +113,10 @@ def test_the_order_of_removal_takes_slopes_by_their_size_or_not_at_all():
     slopes, curved = torch.tensor([-3.0, 0.5, 0.0]), torch.tensor([1.0, 2.0, 4.0])
     found = Importance({"layer": slopes + curved}, 1, gradient_terms={"layer": slopes})
     assert found.order("signed")["layer"].tolist() == [-2.0, 2.5, 4.0]
-    assert found.order("size")["layer"].tolist() == [4.0, 2.5, 4.0]
+    assert found.order("absolute")["layer"].tolist() == [4.0, 2.5, 4.0]
     assert found.order("none")["layer"].tolist() == [1.0, 2.0, 4.0]
     without = Importance({"layer": curved}, 0, units="singular value")
-    assert without.order("size")["layer"] is curved
+    assert without.order("absolute")["layer"] is curved
 
 
 def _with_signs(sign: Tensor, model, layers, objective, options):

@@ -104,7 +104,7 @@ def test_another_basis_is_another_run(name, tmp_path):
     results = []
     for basis in ("parameters", "kfac_eigen"):
         given = case("llama")
-        given.refine(name, RunContext(Cache(tmp_path)), basis=basis, **STAGES[name])
+        given.refine(name, RunContext(Cache(tmp_path)), optimizer_basis=basis, **STAGES[name])
         results.append(state(given.compressed))
     assert not same(*results)
 

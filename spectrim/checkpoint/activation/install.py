@@ -13,7 +13,7 @@ from pathlib import Path
 from spectrim.errors import InputError
 
 NAME = "_spectrim_import_hook"
-SOURCE = Path(__file__).with_name("import_hook.py")
+SOURCE = Path(__file__).parents[2] / "import_hook.py"
 
 
 def activate(site_packages: str | Path | None = None) -> Path:

@@ -17,7 +17,7 @@ from types import ModuleType
 from spectrim.checkpoint.export import remote_model
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
-from spectrim.layers.quantized import compressor_class
+from spectrim.layers.quantized import quantizer_class
 
 MODULE = "modeling_spectrim"
 ROOTS = {"RemoteConfig", "RemoteModel"}
@@ -57,12 +57,12 @@ def remote_code(kinds: Iterable[str], compressors: Iterable[str] = ()) -> str:
     """The source of a module that knows the layer `kinds` and `compressors`. Raises InputError
     for one that needs more than its own file, torch and transformers."""
     layers = {kind: layer_class(kind) for kind in sorted(kinds)}
-    bases = {name: compressor_class(name) for name in sorted(compressors)}
+    bases = {name: quantizer_class(name) for name in sorted(compressors)}
     kinds = [*layers, *bases]
     imports: dict[str, str] = {}
     definitions = {
         "layer_class": _look_up("layer", layers),
-        "compressor_class": _look_up("compressor", bases),
+        "quantizer_class": _look_up("compressor", bases),
     }
     clashes: set[str] = set()
     for module in _modules([*layers.values(), *bases.values()]):

@@ -1,6 +1,5 @@
 """Tasks: prompts with answers, read from files or generated, and how well a model does."""
 
-from spectrim.data.tasks.accuracy import READERS, AccuracySettings, exact_match
 from spectrim.data.tasks.answer_parsing import (
     extract_gsm8k,
     extract_math,
@@ -24,8 +23,6 @@ from spectrim.data.tasks.writing import write_task
 
 __all__ = [
     "FORMATS",
-    "READERS",
-    "AccuracySettings",
     "RowSettings",
     "Task",
     "TaskBatch",
@@ -33,7 +30,6 @@ __all__ = [
     "TaskRows",
     "TaskSettings",
     "calibration_blocks",
-    "exact_match",
     "extract_gsm8k",
     "extract_math",
     "extract_number",

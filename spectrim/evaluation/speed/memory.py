@@ -7,14 +7,16 @@ which the profiler reports one by one (workspaces inside a BLAS library are not 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
+
+from spectrim.models.hooks import attach_hooks
 
 _BLOCK = "spectrim: block"
 
@@ -65,7 +67,7 @@ def _allocator_peaks(
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    with _watched(blocks, enter, leave):
+    with _watch(blocks, enter, leave):
         run()
     note()
     return Peaks(highest[0] - before, transient[0])
@@ -84,7 +86,7 @@ def _profiled(run: Callable[[], Any], blocks: Sequence[nn.Module]) -> Peaks:
 
     with (
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
-        _watched(blocks, enter, leave),
+        _watch(blocks, enter, leave),
     ):
         run()
     assert profiler.profiler is not None
@@ -113,14 +115,8 @@ def _highest(changes: list[tuple[int, int]]) -> tuple[int, int]:
     return highest, live
 
 
-@contextmanager
-def _watched(
+def _watch(
     blocks: Sequence[nn.Module], enter: Callable[..., None], leave: Callable[..., None]
-) -> Iterator[None]:
-    hooks = [block.register_forward_pre_hook(enter, prepend=True) for block in blocks]
-    hooks += [block.register_forward_hook(leave) for block in blocks]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+) -> AbstractContextManager[None]:
+    before, after = [(block, enter) for block in blocks], [(block, leave) for block in blocks]
+    return attach_hooks(before, after, prepend=True)

@@ -15,18 +15,18 @@ from spectrim.layers.quantized._base import Adapter, CompressedLinear
 from spectrim.layers.quantized._with_correction import CompensatedLinear
 from spectrim.registry import Registry
 
-COMPRESSORS = Registry("compressor", "spectrim.layers.quantized")
+QUANTIZERS = Registry("quantizer", "spectrim.layers.quantized")
 
 
-def compressor_class(name: str) -> type[CompressedLinear]:
+def quantizer_class(name: str) -> type[CompressedLinear]:
     """The `CompressedLinear` subclass of a compressor. Raises UnknownNameError."""
-    return COMPRESSORS.get(name).LAYER
+    return QUANTIZERS.get(name).LAYER
 
 
 __all__ = [
-    "COMPRESSORS",
+    "QUANTIZERS",
     "Adapter",
     "CompensatedLinear",
     "CompressedLinear",
-    "compressor_class",
+    "quantizer_class",
 ]

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from spectrim.errors import ModelError
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.hooks import attach_hooks
 from spectrim.models.offload.tensors import StoredTensors, persistent_tensors, to_meta
 from spectrim.models.targets import decoder_blocks
 
@@ -68,12 +69,10 @@ class StreamedModel:
             return hook
 
         modules = {n: m for n, m in self._outside() if n not in but}
-        handles = [m.register_forward_pre_hook(hook_for(n)) for n, m in modules.items()]
         try:
-            yield
+            with attach_hooks((module, hook_for(name)) for name, module in modules.items()):
+                yield
         finally:
-            for handle in handles:
-                handle.remove()
             for name in loaded:
                 self._release(name)
 

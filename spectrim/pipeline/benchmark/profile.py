@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
 import time
@@ -14,6 +13,7 @@ import psutil
 import torch
 
 from spectrim.runtime.context import ProgressBar
+from spectrim.runtime.memory import trim_memory
 
 _SECONDS_BETWEEN_SAMPLES = 0.01
 
@@ -32,7 +32,8 @@ class PeakMemory:
         self._done = threading.Event()
 
     def __enter__(self) -> PeakMemory:
-        _hand_back()
+        gc.collect()
+        trim_memory()
         self.start = self.peak = self._process.memory_info().rss
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -49,14 +50,6 @@ class PeakMemory:
 
     def _sample(self) -> None:
         self.peak = max(self.peak, self._process.memory_info().rss)
-
-
-def _hand_back() -> None:
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):
-        return
 
 
 def timer_for(device: torch.device) -> Callable[[], float]:

@@ -9,15 +9,16 @@ model routes to it count with x = x'.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from spectrim.models.experts import SplitExperts
+from spectrim.models.experts import SplitExperts, record_routes
+from spectrim.models.hooks import attach_hooks
 from spectrim.statistics import sum_of_outer_products
 
 Stage = dict[str, list[str]]
@@ -83,12 +84,11 @@ def record_inputs(
     found: dict[str, Input] = {}
 
     def keep(name: str, module: nn.Module, x: Tensor) -> None:
-        rows = getattr(module, "token_rows", None)
-        found[name] = Input(x.detach().flatten(0, -2), rows)
+        found[name] = Input(x.detach().flatten(0, -2), routes.get(module))
         if len(found) == len(names):
             raise _AllSeen
 
-    with _watched(model, names, keep), suppress(_AllSeen):
+    with record_routes(model) as routes, _watched(model, names, keep), suppress(_AllSeen):
         run()
     return found
 
@@ -122,10 +122,9 @@ def _all_experts(model: nn.Module, name: str) -> str:
     return layers if isinstance(model.get_submodule(owner), SplitExperts) else name
 
 
-@contextmanager
 def _watched(
     model: nn.Module, names: Sequence[str], keep: Callable[[str, nn.Module, Tensor], None]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """`keep` is called with name, layer and input at every call of the layers."""
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -134,11 +133,4 @@ def _watched(
 
         return hook
 
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(hook_for(name)) for name in names
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return attach_hooks([(model.get_submodule(name), hook_for(name)) for name in names])

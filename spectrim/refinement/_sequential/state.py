@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.layers import FactoredLinear
+from spectrim.models.hooks import evaluation_mode
 from spectrim.models.replace import factored_layers, replace_layer, shared_bases
 from spectrim.runtime.cache import exists
 from spectrim.runtime.files import read_tensors, write_tensors
@@ -33,16 +34,12 @@ def rewritable_layers(model: nn.Module) -> Iterator[Layers]:
     """
     given = _rewritable(model)
     _check(model, given)
-    modes = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        yield given
-    except BaseException:
-        put_back(model, given)
-        raise
-    finally:
-        for name, module in model.named_modules():
-            module.training = modes.get(name, model.training)
+    with evaluation_mode(model):
+        try:
+            yield given
+        except BaseException:
+            put_back(model, given)
+            raise
 
 
 def put_back(model: nn.Module, layers: Layers) -> None:

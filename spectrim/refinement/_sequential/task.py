@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.models.hooks import evaluation_mode
 from spectrim.refinement._sequential.state import Layers, rewritable_layers
 from spectrim.statistics import Calibration
-from spectrim.training.forward import Precision, Tokens, evaluation_mode
+from spectrim.training.forward import Precision, Tokens
 from spectrim.training.loop import run_key
 from spectrim.training.progress import RunContext
 

@@ -10,8 +10,9 @@ import torch
 
 from spectrim.checkpoint import load
 from spectrim.checkpoint.load import ASSETS
-from spectrim.data.tasks import AccuracySettings, RowSettings, exact_match, task_rows
+from spectrim.data.tasks import RowSettings, task_rows
 from spectrim.data.tasks.word_problems import SPLITS, word_problems
+from spectrim.evaluation.tasks.accuracy import AccuracySettings, exact_match
 
 DIRECTORY = ASSETS / "arithmetic"
 LARGEST_WEIGHTS = 8_000_000

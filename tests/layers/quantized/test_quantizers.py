@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import InputError, ModelError, NumericalError
-from spectrim.layers.quantized import COMPRESSORS, Adapter, CompressedLinear, compressor_class
+from spectrim.layers.quantized import QUANTIZERS, Adapter, CompressedLinear, quantizer_class
 from spectrim.statistics import STATISTICS, LayerProblem
 from tests.layer_problems import LAYER, random_layer, random_tokens, statistics_of
 from tests.tolerances import FLOAT32_RELATIVE
@@ -46,7 +46,7 @@ def problem(shape: tuple[int, int] = SHAPE, bias: bool = True, seed: int = 0) ->
 
 
 def compressed(name: str, options: dict, given: LayerProblem) -> CompressedLinear:
-    return COMPRESSORS.get(name).compress(given, COMPRESSORS.options(name, options))
+    return QUANTIZERS.get(name).compress(given, QUANTIZERS.options(name, options))
 
 
 def inputs(width: int = SHAPE[1], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -57,13 +57,13 @@ def stored(layer: CompressedLinear) -> dict[str, Tensor]:
     return {n: tensor for n, tensor in layer.state_dict().items() if n != "bias"}
 
 
-@pytest.mark.parametrize("name", COMPRESSORS.names())
+@pytest.mark.parametrize("name", QUANTIZERS.names())
 def test_module_declares_itself(name):
-    module = COMPRESSORS.get(name)
+    module = QUANTIZERS.get(name)
     assert module.REFERENCE
-    assert COMPRESSORS.summary(name)
+    assert QUANTIZERS.summary(name)
     assert set(module.REQUIRES) <= set(STATISTICS.names())
-    assert issubclass(compressor_class(name), CompressedLinear)
+    assert issubclass(quantizer_class(name), CompressedLinear)
 
 
 @cases
@@ -215,9 +215,9 @@ def test_torchao_that_is_missing():
 )
 def test_options_that_do_not_exist(name, options):
     with pytest.raises(InputError):
-        COMPRESSORS.options(name, options)
+        QUANTIZERS.options(name, options)
     with pytest.raises(InputError):
-        compressor_class(name).parsed(options)
+        quantizer_class(name).parsed(options)
 
 
 def test_faults_of_loaded_tensors():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
-from spectrim.layers.quantized import COMPRESSORS, CompensatedLinear
+from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear
 from spectrim.linalg.truncated import Factors
 from spectrim.planning.predicted import predicted_curve
 from spectrim.statistics import LayerProblem
@@ -29,7 +29,7 @@ def residual(method: str, base: str) -> tuple[LayerProblem, CompensatedLinear]:
     names = tuple({*DECOMPOSITIONS.get(method).REQUIRES, *PRICED})
     statistics = statistics_of(tokens, SHAPE, names)
     problem = LayerProblem(LAYER, weight, bias, statistics)
-    layer = COMPRESSORS.get(base).compress(problem, COMPRESSORS.options(base))
+    layer = QUANTIZERS.get(base).compress(problem, QUANTIZERS.options(base))
     lost = weight - layer.dense()[0]
     return LayerProblem(LAYER, lost, None, statistics), CompensatedLinear(layer, None, None)
 

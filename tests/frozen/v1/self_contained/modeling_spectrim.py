@@ -41,7 +41,7 @@ def layer_class(name: str) -> type[nn.Module]:
     return kinds[name]
 
 
-def compressor_class(name: str) -> type[nn.Module]:
+def quantizer_class(name: str) -> type[nn.Module]:
     kinds = {}
     if name not in kinds:
         raise UnknownNameError("compressor", name, kinds)
@@ -513,7 +513,7 @@ def check_compensated(name: str, entry: dict[str, Any]) -> None:
             f"layer {name}: expected a compressor's name and its options, got {entry!r:.200}"
         )
     try:
-        compressor_class(entry["base"]).parsed(options)
+        quantizer_class(entry["base"]).parsed(options)
     except UnknownNameError as error:
         raise CheckpointError(
             f"{error}; the checkpoint may need an extension of spectrim"
@@ -527,7 +527,7 @@ def empty_compensated(
 ) -> CompensatedLinear:
     """A layer to be filled by the loader. Raises CheckpointError where this machine cannot
     hold it."""
-    compressor = compressor_class(entry["base"])
+    compressor = quantizer_class(entry["base"])
     try:
         base = compressor.empty(shape, bias, compressor.parsed(entry["options"]))
     except SpectrimError as error:
@@ -553,7 +553,7 @@ def check_inner(inner: object) -> None:
             f"'inner' is {inner!r:.80}, expected a compressor's name and its options"
         )
     try:
-        compressor_class(inner["base"]).parsed(inner["options"])
+        quantizer_class(inner["base"]).parsed(inner["options"])
     except SpectrimError as error:
         raise CheckpointError(f"'inner': {error}") from None
 
@@ -565,7 +565,7 @@ def swap_children(model: nn.Module, inner: dict[str, Any] | None) -> None:
     """
     if inner is None:
         return
-    kind = compressor_class(inner["base"])
+    kind = quantizer_class(inner["base"])
     options = kind.parsed(inner["options"])
     for layer in _factored(model):
         for own, child in list(layer.named_children()):

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from spectrim.data.tasks import AccuracySettings, TaskExample, exact_match
-from spectrim.data.tasks.accuracy import reader_for
-from spectrim.data.tasks.generation import answer_groups
+from spectrim.data.tasks import TaskExample
 from spectrim.errors import InputError, UnknownNameError
+from spectrim.evaluation.tasks.accuracy import AccuracySettings, exact_match, reader_for
+from spectrim.evaluation.tasks.generation import answer_groups
 from tests.tiny_models import TINY_MODELS, VOCABULARY, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 PROMPTS = ["2+2=", "", "what is ten times ten?", "a", "who", "long " * 12, "Q: 7?\nA:"]

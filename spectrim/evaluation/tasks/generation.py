@@ -7,7 +7,7 @@ prompt less room than the others, it runs alone with what is left.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from spectrim.data.tasks.encoding import prompt_tokens, text_tokens
 from spectrim.data.tasks.example import TaskExample
+from spectrim.models.hooks import inference
+from spectrim.runtime.context import ProgressBar
 
-ProgressBar = Callable[[Iterable[Any], str, int], Iterable[Any]]
 MARGIN = 16
 """Tokens that an answer may have more than the longest reference."""
 
@@ -104,21 +105,17 @@ def _text(tokens: list[int], tokenizer: Any, ends: list[int]) -> str:
 @contextmanager
 def _greedy(model: PreTrainedModel, tokenizer: Any) -> Iterator[GenerationConfig]:
     """Evaluation mode and plain argmax, whatever the model's own generation settings say."""
-    modes = [(module, module.training) for module in model.modules()]
     own = model.generation_config
     ends = _ends(own, tokenizer)
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = ends[0] if ends else 0
     model.generation_config = GenerationConfig()
-    model.eval()
     try:
-        with torch.inference_mode():
+        with inference(model):
             yield GenerationConfig(do_sample=False, pad_token_id=pad, eos_token_id=ends or None)
     finally:
         model.generation_config = own
-        for module, training in modes:
-            module.training = training
 
 
 def _ends(config: GenerationConfig | None, tokenizer: Any) -> list[int]:

@@ -23,8 +23,9 @@ from spectrim.data.tasks.answer_parsing import (
     same_answer,
 )
 from spectrim.data.tasks.example import TaskExample
-from spectrim.data.tasks.generation import ProgressBar, answer_groups, greedy_answers
 from spectrim.errors import InputError, UnknownNameError
+from spectrim.evaluation.tasks.generation import answer_groups, greedy_answers
+from spectrim.runtime.context import ProgressBar, silent
 
 Reader = Callable[[str], str | None]
 READERS: dict[str, Reader] = {
@@ -65,7 +66,7 @@ def exact_match(
     tokenizer: Any,
     examples: Sequence[TaskExample],
     settings: AccuracySettings | None = None,
-    track: ProgressBar = lambda items, what, total: items,
+    track: ProgressBar = silent,
 ) -> dict[str, Any]:
     """`accuracy`, `count`, `answered` (share with a final answer), `seconds`, and, if asked
     for, `predictions` (one text per example, in order).

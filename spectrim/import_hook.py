@@ -1,8 +1,9 @@
-"""Installed by `spectrim activate`, removed by `spectrim deactivate`.
+"""Tell transformers of the checkpoint format when its table of quantizers is imported.
 
-A copy of this file is imported whenever Python starts, so it imports next to nothing. When
-transformers' table of quantisers is imported, an entry for spectrim is added; spectrim is
-imported only when a checkpoint asks for it. Without spectrim nothing is added.
+`import spectrim` imports this file; `spectrim activate` installs a copy that is imported
+whenever Python starts. It therefore imports next to nothing: an entry is added to the table,
+and the rest of spectrim is imported only when a checkpoint asks for it. Without spectrim
+nothing is added.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def _run_after(loader: object, action: object) -> None:
         action(module)  # type: ignore[operator]
 
     loader.exec_module = exec_module  # type: ignore[attr-defined]
+
+
+def register_if_imported() -> None:
+    """Add the entry where transformers' table of quantizers is imported already."""
+    if (tables := sys.modules.get(_TABLES)) is not None:
+        _add_entry(tables)
 
 
 def _add_entry(tables: object) -> None:

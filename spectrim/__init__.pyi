@@ -1,0 +1,30 @@
+from spectrim.adapters.targets import lora_targets as lora_targets
+from spectrim.checkpoint import load as load
+from spectrim.checkpoint.save import save as save
+from spectrim.errors import NumericalWarning as NumericalWarning
+from spectrim.errors import SpectrimError as SpectrimError
+from spectrim.evaluation import HarnessSettings as HarnessSettings
+from spectrim.evaluation import evaluate_harness as evaluate_harness
+from spectrim.inference import fuse as fuse
+from spectrim.inference import unfuse as unfuse
+from spectrim.pipeline.any_module import agreement_loss as agreement_loss
+from spectrim.pipeline.any_module import compress_any as compress_any
+from spectrim.pipeline.any_module import factorize_any as factorize_any
+from spectrim.pipeline.benchmark import BenchSettings as BenchSettings
+from spectrim.pipeline.benchmark import bench as bench
+from spectrim.pipeline.calibrate import calibrate as calibrate
+from spectrim.pipeline.evaluate import evaluate as evaluate
+from spectrim.pipeline.finetune import FinetuneSettings as FinetuneSettings
+from spectrim.pipeline.finetune import finetune as finetune
+from spectrim.pipeline.plan import decompose as decompose
+from spectrim.pipeline.plan import factorize as factorize
+from spectrim.pipeline.plan import plan as plan
+from spectrim.pipeline.plan import probe_curves as probe_curves
+from spectrim.pipeline.prune_for_task import prune_for_task as prune_for_task
+from spectrim.pipeline.quantize import quantize as quantize
+from spectrim.pipeline.quantize_factors import quantize_factors as quantize_factors
+from spectrim.pipeline.recipe import Recipe as Recipe
+from spectrim.pipeline.refine import refine as refine
+from spectrim.pipeline.replace import replace_layers as replace_layers
+
+__version__: str
