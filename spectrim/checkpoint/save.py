@@ -11,8 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.quantized_entries import check_children
-from spectrim.checkpoint.table_entries import check_table
+from spectrim.checkpoint.config_entries import check_children, check_table
 from spectrim.checkpoint.transformers_plugin import detach_quantizer, keep_names
 from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear

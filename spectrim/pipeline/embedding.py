@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
 from spectrim.checkpoint import attach_config
-from spectrim.checkpoint.table_entries import table_entry
+from spectrim.checkpoint.config_entries import table_entry
 from spectrim.embeddings import (
     EMBEDDINGS,
     Table,

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig, attach_config
-from spectrim.checkpoint.correction_entries import compensated_entry
+from spectrim.checkpoint.config_entries import compensated_entry
 from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import InputError
 from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
