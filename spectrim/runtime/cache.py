@@ -77,6 +77,6 @@ def load_if_valid_locally(path: Path | None, load: Callable[[Path], Entry]) -> E
         return load(path)
     except CheckpointError:
         entry = path.parent if path.parent.suffix == ".parts" else path
-        kind = entry.name.partition("-")[0]
+        kind = entry.name.partition("-")[0].removesuffix(entry.suffix)
         warnings.warn(f"making the {kind} again: {path} is damaged", stacklevel=2)
         return None

@@ -23,10 +23,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spectrim.errors import CheckpointError, InputError
+from spectrim.errors import DamagedFileError, InputError
 
-_METADATA, _CHECKSUMS = "spectrim", "spectrim_checksums"
-"""Entries of the header of a tensor file."""
+_HEADER, _EARLY_HEADER = "spectrim_checked", "spectrim"
+"""The one entry of a tensor file's header: JSON of metadata (as text) and checksums; in files
+of early versions the metadata alone. (The order of several entries is random.)"""
+_OF_METADATA = ""
+_BAD_HEADER = (KeyError, TypeError, ValueError, AttributeError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 LARGEST_TEXT = 64 * 2**20
 """Bytes; a plan of a thousand layers has a hundred thousand."""
@@ -80,7 +83,8 @@ def write_tensors(
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata)
     sums = {name: _checksum(name, tensor) for name, tensor in contiguous.items()}
-    header = {_METADATA: text, _CHECKSUMS: json.dumps({"": zlib.crc32(text.encode()), **sums})}
+    sums[_OF_METADATA] = zlib.crc32(text.encode())
+    header = {_HEADER: json.dumps([text, sums])}
     _write(path, lambda partial: save_file(contiguous, partial, header), sync)
 
 
@@ -89,23 +93,25 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         InputError: there is no such file.
-        CheckpointError: the file is damaged or foreign.
+        DamagedFileError: the file is damaged or foreign.
     """
     with _opened(path) as file:
-        metadata = _metadata(path, file)
-        return _verified(path, file, file.keys()), metadata
+        metadata, checksums = _header(path, file)
+        names = list(file.keys())
+        _compare(path, "list of tensors", set(names), set(checksums) or set(names))
+        return _verified(path, file, names, checksums), metadata
 
 
 def read_header(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Return names of the tensors and metadata of a file by `write_tensors`; raises as above."""
+    """Return tensor names and metadata of a file by `write_tensors`; raises as above."""
     with _opened(path) as file:
-        return list(file.keys()), _metadata(path, file)
+        return list(file.keys()), _header(path, file)[0]
 
 
 def read_some(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Return the tensors `names` of a file by `write_tensors`; raises as above."""
     with _opened(path) as file:
-        return _verified(path, file, names)
+        return _verified(path, file, names, _header(path, file)[1])
 
 
 @contextmanager
@@ -166,43 +172,44 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
+    except (SafetensorError, OSError, *_BAD_HEADER) as error:
+        raise DamagedFileError(
             f"{path} is not a complete spectrim file ({error}); delete it and run again"
         ) from error
 
 
-def _metadata(path: Path, file: Any) -> dict[str, Any]:
-    text = (file.metadata() or {})[_METADATA]
-    _compare(path, "metadata", zlib.crc32(text.encode()), _checksums(file).get(""))
-    return json.loads(text)
+def _header(path: Path, file: Any) -> tuple[Any, dict[str, int]]:
+    """Return metadata and checksums; files of early versions have no checksums."""
+    header = file.metadata() or {}
+    if _EARLY_HEADER in header:
+        return json.loads(header[_EARLY_HEADER]), {}
+    text, checksums = json.loads(header[_HEADER])
+    _compare(path, "metadata", zlib.crc32(text.encode()), checksums.pop(_OF_METADATA))
+    return json.loads(text), checksums
 
 
-def _verified(path: Path, file: Any, names: Iterable[str]) -> dict[str, Tensor]:
-    expected = _checksums(file)
-    tensors = {}
-    for name in names:
-        tensors[name] = tensor = file.get_tensor(name)
-        if expected:
-            _compare(path, f"tensor '{name}'", _checksum(name, tensor), expected.get(name))
+def _verified(
+    path: Path, file: Any, names: Iterable[str], checksums: dict[str, int]
+) -> dict[str, Tensor]:
+    tensors = {name: file.get_tensor(name) for name in names}
+    for name, tensor in tensors.items() if checksums else ():
+        _compare(path, f"tensor '{name}'", _checksum(name, tensor), checksums.get(name))
     return tensors
 
 
-def _checksums(file: Any) -> dict[str, int]:
-    """Return the checksums in the header; files of early versions have none."""
-    return json.loads((file.metadata() or {}).get(_CHECKSUMS, "{}"))
-
-
-def _compare(path: Path, what: str, found: int, expected: int | None) -> None:
-    if expected is not None and found != expected:
-        raise CheckpointError(f"{path} is damaged: its {what} does not match its checksum")
+def _compare(path: Path, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise DamagedFileError(
+            f"{path} is damaged: its {what} does not match its checksum; delete it and "
+            "run again"
+        )
 
 
 def _checksum(name: str, tensor: Tensor) -> int:
     """Return the CRC of a tensor's bytes, with its name, dtype and shape."""
     start = zlib.crc32(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
     data = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
-    return zlib.crc32(memoryview(data), start)
+    return zlib.crc32(data.data, start)
 
 
 def _write(path: Path, write: Callable[[Path], Any], sync: bool = True) -> None:
