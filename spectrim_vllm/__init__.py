@@ -11,7 +11,7 @@ QUANT_METHOD = "spectrim"
 
 
 def register() -> None:
-    """Make vLLM know our `quant_method`; called in each of its processes, more than once."""
+    """Register our `quant_method`; vLLM calls this in each process, more than once."""
     from vllm.model_executor.layers import quantization
 
     from spectrim_vllm.config import SpectrimConfig

@@ -1,4 +1,4 @@
-"""What vLLM asks of a quantisation: which method multiplies in which layer."""
+"""The quantization config through which vLLM selects the method of each layer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from vllm.model_executor.layers.quantization.base_config import (
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from spectrim_vllm import QUANT_METHOD
-from spectrim_vllm.entries import Entry, projections, read_entries
+from spectrim_vllm.config_entries import Entry, projections, read_entries
 from spectrim_vllm.linear import FactoredLinearMethod
 
 
 class SpectrimConfig(QuantizationConfig):
-    """`entries` by the names that vLLM's model gives its modules; `bases` gathers the `right`
-    of each layer whose basis others use too."""
+    """What a checkpoint's config states, in the names of vLLM's model.
+
+    Attributes:
+        entries: Factored layers by name.
+        bases: The `right` of each layer whose basis others use too, filled as layers load.
+    """
 
     def __init__(self, entries: dict[str, Entry]):
         super().__init__()
@@ -56,12 +60,18 @@ class SpectrimConfig(QuantizationConfig):
         self.entries = hf_to_vllm_mapper.apply_dict(entries)
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """Ours where a projection of the layer is factored. Raises ValueError for a factored
-        layer that vLLM holds as a table of its own."""
+        """Return our method if a projection of the layer is factored.
+
+        Raises:
+            ValueError: A factored module is not one of vLLM's linear layers.
+        """
         names = projections(prefix, self.packed_modules_mapping)
         factored = [name for name in names if name in self.entries]
         if isinstance(layer, LinearBase):
-            return FactoredLinearMethod(self, prefix) if factored else UnquantizedLinearMethod()
+            if not factored:
+                return UnquantizedLinearMethod()
+            packed = self.packed_modules_mapping
+            return FactoredLinearMethod(prefix, self.entries, self.bases, packed)
         if factored:
             kind = "output head" if isinstance(layer, VocabParallelEmbedding) else "module"
             raise ValueError(

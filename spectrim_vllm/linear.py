@@ -6,38 +6,51 @@ one product; dense projections stand there whole, and their rows of it are their
     z = [right_q; right_k; W_v] x,    y = [left_q z_q, left_k z_k, z_v]
 
 In a tensor-parallel group `left` is cut where vLLM cuts outputs, `right` where it cuts inputs
-(`pieces`). Row-parallel layers end in vLLM's own sum over the group, which holds for partial
-outputs because every form here is linear in z.
+(`tensor_parallel`). Row-parallel layers end in vLLM's own sum over the group, which is right
+for partial outputs because every form here is linear in z.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from vllm.model_executor.layers.linear import LinearMethodBase
 
-from spectrim_vllm.empty import add_empty, remove_empty
-from spectrim_vllm.entries import projections
-from spectrim_vllm.pieces import Piece, Share, multiply
+from spectrim_vllm.config_entries import Entry, projections
+from spectrim_vllm.placeholders import add_placeholders, remove_placeholders
 from spectrim_vllm.projection import Projection
 from spectrim_vllm.sharding import joined_rows, local_columns, local_rows, whole_sizes
-
-if TYPE_CHECKING:
-    from spectrim_vllm.config import SpectrimConfig
+from spectrim_vllm.tensor_parallel import LocalFactors, LocalSlice, multiply
 
 _QKV = {"q": 0, "k": 1, "v": 2}
 
 
 class FactoredLinearMethod(LinearMethodBase):
-    """One for each layer: `projections` gather its tensors, `ranges` are the places of each
-    projection's z in the stacked product."""
+    """The method of one layer of vLLM's model.
 
-    def __init__(self, config: SpectrimConfig, prefix: str):
-        self.config = config
+    Attributes:
+        entries: Factored layers of the whole model, by name.
+        bases: The bases of the whole model that several layers use, filled as layers load.
+        packed: vLLM's `packed_modules_mapping`.
+        projections: Collect the tensors of this layer.
+        ranges: The start and end of each projection's z in the stacked product.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        entries: Mapping[str, Entry],
+        bases: dict[str, Tensor],
+        packed: Mapping[str, Sequence[str]],
+    ):
         self.prefix = prefix
+        self.entries = entries
+        self.bases = bases
+        self.packed = packed
         self.projections: list[Projection] = []
         self.ranges: list[tuple[int, int]] = []
 
@@ -51,37 +64,38 @@ class FactoredLinearMethod(LinearMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """Empty parameters under the checkpoint's names, whose loaders gather the tensors."""
-        names = projections(
-            self.prefix, self.config.packed_modules_mapping, len(output_partition_sizes)
-        )
+        """Add empty parameters under the checkpoint's names, whose loaders collect tensors."""
+        names = projections(self.prefix, self.packed, len(output_partition_sizes))
         whole = whole_sizes(layer, output_partition_sizes, output_size)
         rows = local_rows(layer, output_partition_sizes, whole)
         if len(names) == 1:
             whole, rows = [sum(whole)], [joined_rows(rows, whole)]
         columns = local_columns(layer, input_size_per_partition, input_size)
-        for name, out, local in zip(names, whole, rows, strict=True):
-            share = Share((out, input_size), local, columns)
-            self.projections.append(Projection(name, self.config.entries.get(name), share))
+        for name, out, own_rows in zip(names, whole, rows, strict=True):
+            local = LocalSlice((out, input_size), own_rows, columns)
+            self.projections.append(Projection(name, self.entries.get(name), local))
         self.dtype = params_dtype
-        add_empty(layer, self._tensor_names(), self._loader)
+        add_placeholders(layer, self._tensor_names(), self._loader)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Replace the empty parameters by what is multiplied with. Raises ValueError where
-        tensors did not come."""
-        device = remove_empty(layer, self._tensor_names())
-        pieces = self._pieces(layer.bias is not None)
-        stacked = {id(piece.first): piece.first.to(device, self.dtype) for piece in pieces}
+        """Replace the empty parameters by the matrices to multiply with.
+
+        Raises:
+            ValueError: A tensor is missing in the checkpoint.
+        """
+        device = remove_placeholders(layer, self._tensor_names())
+        parts = self._local_factors(layer.bias is not None)
+        stacked = {id(part.first): part.first.to(device, self.dtype) for part in parts}
         ends = list(accumulate(len(first) for first in stacked.values()))
         places = dict(zip(stacked, zip([0, *ends[:-1]], ends, strict=True), strict=True))
-        self.ranges = [places[id(piece.first)] for piece in pieces]
+        self.ranges = [places[id(part.first)] for part in parts]
         _set(layer, "first", _stack(list(stacked.values())))
-        for index, piece in enumerate(pieces):
-            second, position = piece.second, piece.position
+        for index, part in enumerate(parts):
+            second, position = part.second, part.position
             _set(layer, f"second_{index}", _on(second, device, self.dtype))
             layer.register_buffer(f"position_{index}", _on(position, device), persistent=False)
         self._lend_bases(layer.first)
-        self._fill_bias(layer.bias, pieces)
+        self._fill_bias(layer.bias, parts)
         self.projections.clear()
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -107,7 +121,7 @@ class FactoredLinearMethod(LinearMethodBase):
         return load
 
     def _projection(self, shard: Any) -> Projection:
-        """The one that vLLM's shard id means: None, "q", "k", "v", or a number."""
+        """Return the projection of vLLM's shard id: None, "q", "k", "v", or a number."""
         if len(self.projections) == 1:
             return self.projections[0]
         index = _QKV.get(shard, shard)
@@ -115,36 +129,36 @@ class FactoredLinearMethod(LinearMethodBase):
             raise ValueError(f"{self.prefix}: the checkpoint has parts {shard!r} in one tensor")
         return self.projections[index]
 
-    def _pieces(self, has_bias: bool) -> list[Piece]:
-        pieces: dict[str, Piece] = {}
+    def _local_factors(self, has_bias: bool) -> list[LocalFactors]:
+        parts: dict[str, LocalFactors] = {}
         for projection in self.projections:
             basis = None
             if projection.entry and (owner := projection.entry.basis):
-                basis = pieces[owner].first if owner in pieces else self._borrowed(owner)
-            pieces[projection.name] = projection.piece(basis, has_bias)
-        return list(pieces.values())
+                basis = parts[owner].first if owner in parts else self._borrowed(owner)
+            parts[projection.name] = projection.local_factors(basis, has_bias)
+        return list(parts.values())
 
     def _borrowed(self, owner: str) -> Tensor:
-        if owner not in self.config.bases:
+        if owner not in self.bases:
             raise ValueError(
-                f"{self.prefix} needs the basis of {owner}, which is not in this process; "
-                "serve it without pipeline parallelism"
+                f"{self.prefix} needs the basis of {owner}, which another process holds; "
+                "serve the model without pipeline parallelism"
             )
-        return self.config.bases[owner]
+        return self.bases[owner]
 
     def _lend_bases(self, first: Tensor) -> None:
         for projection, (start, end) in zip(self.projections, self.ranges, strict=True):
             entry = projection.entry
             if entry is not None and entry.kind == "shared_basis" and entry.basis is None:
-                self.config.bases[projection.name] = first.data[start:end]
+                self.bases[projection.name] = first.data[start:end]
 
-    def _fill_bias(self, bias: nn.Parameter | None, pieces: list[Piece]) -> None:
-        """The biases that came with factors; vLLM has loaded those of dense projections."""
+    def _fill_bias(self, bias: nn.Parameter | None, parts: list[LocalFactors]) -> None:
+        """Copy the biases of factored projections; vLLM loads those of dense ones."""
         start = 0
-        for projection, piece in zip(self.projections, pieces, strict=True):
-            end = start + len(projection.share.rows)
-            if bias is not None and piece.bias is not None:
-                bias.data[start:end].copy_(piece.bias)
+        for projection, part in zip(self.projections, parts, strict=True):
+            end = start + len(projection.local.rows)
+            if bias is not None and part.bias is not None:
+                bias.data[start:end].copy_(part.bias)
             start = end
 
 
@@ -154,7 +168,7 @@ def _set(layer: Any, name: str, tensor: Tensor | None) -> None:
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
-    """One alone stays itself, so that a basis of several layers is held once."""
+    """Concatenate; a single tensor is returned itself, so a shared basis is held once."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 

@@ -1,26 +1,34 @@
-"""Gathers one projection's tensors while vLLM loads a checkpoint, in whatever order."""
+"""Collect the tensors of one projection while vLLM loads a checkpoint, in any order."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from spectrim_vllm.entries import Entry
-from spectrim_vllm.pieces import Piece, Share, expected_shapes, piece
+from spectrim_vllm.config_entries import Entry
+from spectrim_vllm.tensor_parallel import (
+    LocalFactors,
+    LocalSlice,
+    expected_shapes,
+    local_factors,
+)
 
 _BIASES = ("left.bias", "pivots.bias", "coefficients.bias")
 
 
 class Projection:
-    def __init__(self, name: str, entry: Entry | None, share: Share):
+    def __init__(self, name: str, entry: Entry | None, local: LocalSlice):
         self.name = name
         self.entry = entry
-        self.share = share
-        self.shapes = expected_shapes(entry, share.shape)
+        self.local = local
+        self.shapes = expected_shapes(entry, local.shape)
         self.tensors: dict[str, Tensor] = {}
 
     def take(self, name: str, tensor: Tensor) -> None:
-        """Keep this process's part of one tensor. Raises ValueError for one that the
-        projection does not have, or of another shape."""
+        """Keep this process's part of one tensor.
+
+        Raises:
+            ValueError: The projection has no such tensor, or one of another shape.
+        """
         if name not in self.shapes:
             raise ValueError(f"{self.name} has no {name}; it has {', '.join(self.shapes)}")
         if self.entry is not None:
@@ -29,24 +37,29 @@ class Projection:
             raise ValueError(
                 f"{self.name}.{name} is {tuple(tensor.shape)}, expected {self.shapes[name]}"
             )
-        self.tensors[name] = self.share.cut(name, tensor)
+        self.tensors[name] = self.local.cut(name, tensor)
 
-    def piece(self, basis: Tensor | None, has_bias: bool) -> Piece:
-        """What to multiply with. Raises ValueError where tensors did not come; those of
-        another layer's `basis` are not this projection's."""
-        wanted = [name for name in self.shapes if has_bias or name not in _BIASES]
-        if missing := [name for name in wanted if name not in self.tensors]:
+    def local_factors(self, basis: Tensor | None, has_bias: bool) -> LocalFactors:
+        """Return what to multiply with, on another layer's `basis` where one is given.
+
+        Raises:
+            ValueError: A tensor is missing in the checkpoint.
+        """
+        needed = [name for name in self.shapes if has_bias or name not in _BIASES]
+        if missing := [name for name in needed if name not in self.tensors]:
             raise ValueError(
                 f"the checkpoint has no {', '.join(f'{self.name}.{name}' for name in missing)}"
             )
         tensors = self.tensors if basis is None else self.tensors | {"right.weight": basis}
-        return piece(self.entry, tensors, self.share)
+        return local_factors(self.entry, tensors, self.local)
 
 
 def _as_stored(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """vLLM turns the weights of models made of `Conv1D` (GPT-2) as it reads them; factors are
-    never stored that way, so what came turned is turned back."""
-    here = tensor.is_contiguous() and tuple(tensor.shape) == shape
-    if here or tensor.dim() != 2 or tuple(tensor.T.shape) != shape:
+    """Undo the transposition that vLLM applies to weights of models made of `Conv1D` (GPT-2).
+
+    Factors are never stored transposed.
+    """
+    fits = tensor.is_contiguous() and tuple(tensor.shape) == shape
+    if fits or tensor.dim() != 2 or tuple(tensor.T.shape) != shape:
         return tensor
     return tensor.T if tensor.T.is_contiguous() else tensor

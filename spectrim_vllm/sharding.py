@@ -1,4 +1,4 @@
-"""Which outputs and inputs of a layer one process of a tensor-parallel group holds."""
+"""Compute the outputs and inputs of a layer that one process of a group holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from torch import Tensor, nn
 
 
 def whole_sizes(layer: nn.Module, local: Sequence[int], output_size: int) -> list[int]:
-    """The outputs of each part of vLLM's linear `layer` in the checkpoint, where `local` of
-    them are held here. Key and value heads that vLLM repeats to fill its group count once."""
+    """Return the number of outputs in the checkpoint of each part of vLLM's linear `layer`.
+
+    Key and value heads that vLLM repeats to fill its group count once.
+
+    Args:
+        local: The number of outputs of each part that is held here.
+    """
     sizes = [int(size) for size in getattr(layer, "output_sizes", [output_size])]
     if len(sizes) != len(local):
         raise ValueError(f"{type(layer).__name__} has {len(sizes)} parts, {len(local)} held")
@@ -18,8 +23,8 @@ def whole_sizes(layer: nn.Module, local: Sequence[int], output_size: int) -> lis
 
 
 def local_rows(layer: nn.Module, local: Sequence[int], whole: Sequence[int]) -> list[Tensor]:
-    """For each part, the indices of the outputs held here among those of the checkpoint."""
-    found = []
+    """Return for each part the indices, in the checkpoint, of the outputs held here."""
+    rows = []
     for size, total, count in zip(local, whole, _repeats(layer, whole), strict=True):
         start = 0 if size == total else _rank(layer) // count * size
         if start + size > total:
@@ -27,27 +32,27 @@ def local_rows(layer: nn.Module, local: Sequence[int], whole: Sequence[int]) -> 
                 f"{getattr(layer, 'prefix', 'a layer')} has outputs {start} to {start + size} "
                 f"of {total} here; vLLM pads it, which factors cannot follow"
             )
-        found.append(torch.arange(start, start + size))
-    return found
+        rows.append(torch.arange(start, start + size))
+    return rows
 
 
 def local_columns(layer: nn.Module, local: int, whole: int) -> slice:
-    """The inputs held here."""
+    """Return the range of the inputs held here."""
     start = 0 if local == whole else _rank(layer) * local
     return slice(start, start + local)
 
 
 def joined_rows(rows: Sequence[Tensor], whole: Sequence[int]) -> Tensor:
-    """The rows of all parts as rows of one projection that the checkpoint holds for them."""
-    offset, found = 0, []
+    """Return the rows of all parts as rows of the one projection that the checkpoint holds."""
+    offset, joined = 0, []
     for part, size in zip(rows, whole, strict=True):
-        found.append(part + offset)
+        joined.append(part + offset)
         offset += size
-    return torch.cat(found)
+    return torch.cat(joined)
 
 
 def _repeats(layer: nn.Module, parts: Sequence[object]) -> list[int]:
-    """How many processes hold the same outputs of a part: keys and values may be repeated."""
+    """Return the number of processes that hold the same outputs of each part (key, value)."""
     count = int(getattr(layer, "num_kv_head_replicas", 1))
     return [1, *[count] * (len(parts) - 1)]
 

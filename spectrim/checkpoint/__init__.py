@@ -8,10 +8,9 @@ from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.export.dense import export_dense, export_self_contained
 from spectrim.checkpoint.export.onnx import export_onnx
 from spectrim.checkpoint.load import load, resolve, stored_dtype
-from spectrim.checkpoint.register import register
 from spectrim.checkpoint.save import SaveOptions, add_text_file, attach_config, save_compressed
 from spectrim.checkpoint.save_distributed import save_together
-from spectrim.checkpoint.transformers_plugin import SpectrimQuantizer
+from spectrim.checkpoint.transformers_plugin import SpectrimQuantizer, register
 from spectrim.checkpoint.validation import check_weights
 from spectrim.runtime.output_dir import check_output
 

@@ -1,12 +1,20 @@
-"""The README.md of a compressed checkpoint: how to load it, what it is, how it was made."""
+"""Write and read model cards: how to load a compressed model, and how it was made."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import yaml
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from spectrim.checkpoint.load import resolve
+from spectrim.errors import InputError
+
+CARD_FILE = "README.md"
 LOADING = """\
 Load it after `pip install spectrim`; without the import transformers would start from
 random weights:
@@ -19,14 +27,20 @@ model = AutoModelForCausalLM.from_pretrained("path/or/name/of/this/model")
 tokenizer = AutoTokenizer.from_pretrained("path/or/name/of/this/model")
 ```
 """
-"""What every card begins with."""
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""The beginning of every card."""
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|^(?=[#+=-])")
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """`figures` are table rows (what, base model, this model); `kept` is the fraction of the
-    compressed layers' weights that is left; `ranks` are by module name."""
+    """What a card states about a model compressed by low rank.
+
+    Attributes:
+        kept: Fraction of the compressed layers' weights that is stored.
+        figures: Rows of a table: what, base model, this model.
+        ranks: By module name.
+    """
 
     base_model: str
     method: str
@@ -40,29 +54,67 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts) -> str:
-    """Markdown with YAML front matter. Figures are shown as they are given."""
+    """Return Markdown with YAML front matter; figures are shown as they are given."""
     parts = (
-        _front_matter(facts),
+        front_matter(facts.base_model, facts.license, ["spectrim", "low-rank"]),
         _opening(facts),
         _figures(facts),
         _ranks(facts),
-        _making(facts),
+        _provenance(facts),
     )
     return "\n".join(part for part in parts if part)
 
 
-def _front_matter(facts: CardFacts) -> str:
-    lines = ["---", f"base_model: {json.dumps(facts.base_model)}"]
-    if facts.license:
-        lines.append(f"license: {json.dumps(facts.license)}")
-    lines += ["library_name: transformers", "pipeline_tag: text-generation"]
-    return "\n".join([*lines, "tags:", "- spectrim", "- low-rank", "---", ""])
+def front_matter(base_model: str, license: str | None, tags: list[str]) -> str:
+    """Return the YAML block; a directory, which the Hub would refuse, is no `base_model`."""
+    data = ModelCardData(
+        base_model=base_model if _HUB_NAME.fullmatch(base_model) else None,
+        license=license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=tags,
+    )
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def license_of(name: str) -> str | None:
+    """Return the license that a model's own card states, in its directory or on the Hub.
+
+    None where there is no card, or it states none: a long run must not end on this.
+    """
+    try:
+        source = resolve(name)
+        path = (
+            source / CARD_FILE
+            if isinstance(source, Path)
+            else Path(hf_hub_download(source, CARD_FILE))
+        )
+        return stated_license(path.read_text(encoding="utf-8"))
+    except (InputError, OSError, ValueError, HfHubHTTPError):
+        return None
+
+
+def stated_license(card: str) -> str | None:
+    """Return the license in the front matter of a card's text."""
+    if not card.lstrip().startswith("---"):
+        return None
+    try:
+        stated = ModelCard(card, ignore_metadata_errors=True).data.get("license")
+    except (yaml.YAMLError, ValueError, TypeError):
+        return None
+    return stated if isinstance(stated, str) else None
+
+
+def escape_markdown(text: str) -> str:
+    """Return `text` on one line, with the characters that Markdown reads made literal."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return _MARKDOWN.sub(lambda match: "\\" + match[0], line)
 
 
 def _opening(facts: CardFacts) -> str:
     return f"""\
 {LOADING}
-# {facts.base_model}, {facts.kept:.0%} of its linear weights kept
+# {escape_markdown(facts.base_model)}, {facts.kept:.0%} of its linear weights kept
 
 The linear layers of {_link(facts.base_model)} are replaced by layers of
 kind `{facts.layer_kind}`, chosen by the method `{facts.method}`.
@@ -70,28 +122,23 @@ kind `{facts.layer_kind}`, chosen by the method `{facts.method}`.
 
 
 def _link(base_model: str) -> str:
-    """A link where the name is one of the Hub; a directory stays a name."""
+    """Return a link for a name of the Hub; a directory stays text."""
+    shown = escape_markdown(base_model)
     if _HUB_NAME.fullmatch(base_model):
-        return f"[{base_model}](https://huggingface.co/{base_model})"
-    return base_model
+        return f"[{shown}](https://huggingface.co/{base_model})"
+    return shown
 
 
 def _figures(facts: CardFacts) -> str:
     if not facts.figures:
         return ""
-    rows = [
-        f"| {_cell(what)} | {_cell(old)} | {_cell(new)} |" for what, old, new in facts.figures
-    ]
+    rows = [f"| {' | '.join(map(escape_markdown, row))} |" for row in facts.figures]
     head = ["## Measured", "", "| | base model | this model |", "|---|---|---|"]
     return "\n".join([*head, *rows, ""])
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def _ranks(facts: CardFacts) -> str:
-    """Smallest, middle and largest rank of each layer name's last part."""
+    """Return the lowest, middle and highest rank by the last part of the layers' names."""
     if not facts.ranks:
         return ""
     groups: dict[str, list[int]] = {}
@@ -106,8 +153,9 @@ def _ranks(facts: CardFacts) -> str:
     return "\n".join(["## Ranks", "", head, *rows, ""])
 
 
-def _making(facts: CardFacts) -> str:
-    lines = ["## How it was made", "", f"Calibration data: {facts.data}.", ""]
+def _provenance(facts: CardFacts) -> str:
+    lines = ["## How it was made", ""]
+    lines += [f"Calibration data: {escape_markdown(facts.data)}.", ""]
     if facts.command:
         lines += ["```", facts.command, "```", ""]
     lines += ["Recipe, ranks and versions are in `config.json` under `quantization_config`."]

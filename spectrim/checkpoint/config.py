@@ -12,8 +12,7 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from spectrim.checkpoint.correction_entries import COMPENSATED, check_compensated
-from spectrim.checkpoint.quantized_entries import check_inner
+from spectrim.checkpoint.config_entries import COMPENSATED, check_compensated, check_inner
 from spectrim.errors import CheckpointError, UnknownNameError
 from spectrim.layers import layer_class
 from spectrim.version import QUANT_METHOD

@@ -7,9 +7,12 @@ from typing import Any
 from torch import nn
 
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.correction_entries import COMPENSATED, empty_compensated
-from spectrim.checkpoint.quantized_entries import swap_children
-from spectrim.checkpoint.table_entries import swap_table
+from spectrim.checkpoint.config_entries import (
+    COMPENSATED,
+    empty_compensated,
+    install_empty_children,
+    install_empty_table,
+)
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.layers import layer_class
 from spectrim.layers.shared_basis import SharedBasisLinear
@@ -31,11 +34,11 @@ def install_empty_layers(model: nn.Module, config: SpectrimConfig) -> None:
     except ModelError as error:
         raise CheckpointError(f"the config does not fit the model: {error}") from error
     _swap_layers(model, config)
-    swap_children(model, config.inner)
+    install_empty_children(model, config.inner)
     if (entry := config.embeddings) is not None:
         names = [name for name in (entry["name"], entry["head"]) if name is not None]
         inside = {full: local for local, full in _names_inside(model, names).items()}
-        swap_table(model, entry, inside)
+        install_empty_table(model, entry, inside)
 
 
 def _swap_layers(model: nn.Module, config: SpectrimConfig) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from spectrim.checkpoint.register import register
+from spectrim.checkpoint.transformers_plugin import register
 from spectrim.checkpoint.validation import check_directory, check_loaded, check_weights
 from spectrim.errors import CheckpointError, InputError
 

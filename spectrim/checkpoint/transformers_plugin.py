@@ -1,8 +1,8 @@
 """The plug-in through which plain `from_pretrained` loads a compressed checkpoint.
 
-Transformers builds the model on the meta device, this swaps its modules, and then the
-tensors are found by name. Nothing of the plug-in stays on the loaded model but its config,
-so that casting, training and saving treat it like any other.
+Transformers builds the model on the meta device, the plug-in replaces its modules, and the
+loader then finds the tensors by name. Only the config stays on the loaded model, so that it
+can be cast, trained and saved like any other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from spectrim.checkpoint.config import SpectrimConfig
@@ -19,16 +20,18 @@ from spectrim.checkpoint.placeholders import add_placeholders, remove_placeholde
 from spectrim.errors import CheckpointError
 from spectrim.layers import CompactLinear
 from spectrim.layers.quantized import CompressedLinear
+from spectrim.version import QUANT_METHOD
 
 
 class SpectrimQuantizer(HfQuantizer):
-    """Reads checkpoints; it cannot compress a dense model on the way in."""
+    """Load compressed checkpoints; a dense model cannot be compressed on loading."""
 
     requires_calibration = True
     quantization_config: SpectrimConfig
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         install_empty_layers(model, self.quantization_config)
+        tie_as_named(model)
         add_placeholders(model)
         return model
 
@@ -40,7 +43,7 @@ class SpectrimQuantizer(HfQuantizer):
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
-        """None: a checkpoint of ours names its tensors as the modules are named."""
+        """Return no conversion: our checkpoints name their tensors as the modules are named."""
         return []
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -55,8 +58,16 @@ class SpectrimQuantizer(HfQuantizer):
         return True
 
 
+def register() -> None:
+    """Register the plug-in, in place of an earlier import of it or of the import hook."""
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.pop(QUANT_METHOD, None)
+    auto.AUTO_QUANTIZER_MAPPING.pop(QUANT_METHOD, None)
+    auto.register_quantization_config(QUANT_METHOD)(SpectrimConfig)
+    auto.register_quantizer(QUANT_METHOD)(SpectrimQuantizer)
+
+
 def detach_quantizer(model: Any) -> None:
-    """Remove the marks of a quantised model; `config.quantization_config` stays."""
+    """Remove the marks of a quantized model; `config.quantization_config` stays."""
     model.is_quantized = False
     for name in ("hf_quantizer", "quantization_method"):
         if name in vars(model):
@@ -71,8 +82,16 @@ def keep_names(model: Any) -> None:
     model._weight_conversions = []
 
 
+def tie_as_named(model: Any) -> None:
+    """Tie the tensors of the new layers where the model ties those of the old."""
+    if getattr(model, "all_tied_weights_keys", None):
+        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+        model.all_tied_weights_keys = {key: tied[key] for key in tied.keys() & names}
+
+
 def check_layers(model: nn.Module) -> None:
-    """Raises CheckpointError for tensors that a layer of ours cannot work with."""
+    """Raise CheckpointError for loaded tensors that a layer cannot use."""
     for name, module in model.named_modules():
         if isinstance(module, CompactLinear | CompressedLinear) and (
             fault := module.validate()

@@ -18,7 +18,7 @@ from spectrim.evaluation import size
 from spectrim.pipeline.finetune import FinetuneSettings
 from spectrim.pipeline.finetune import finetune as run_finetune
 from spectrim.pipeline.replace import cast_for_saving
-from spectrim.report.finetuning_card import finetuning_card
+from spectrim.report.card import finetuning_card
 
 
 @app.command()

@@ -15,7 +15,7 @@ from spectrim.errors import InputError
 from spectrim.pipeline.quantize import quantize as run_quantize
 from spectrim.pipeline.quantize import with_correction
 from spectrim.pipeline.recipe import Recipe, recipe_from
-from spectrim.report.compensation_card import compensation_card
+from spectrim.report.card import quantization_card
 from spectrim.runtime.context import RunContext
 
 _FOREIGN = ("budget", "layer", "refine", "probe")
@@ -72,7 +72,7 @@ def quantize(
     smaller = run_quantize(original, tokenizer, recipe, context)
     config = smaller.config.quantization_config
     extras = {"spectrim_recipe.yaml": recipe.to_yaml()}
-    card = compensation_card(model, config, recipe)
+    card = quantization_card(model, config, recipe)
     saving = checkpoint.SaveOptions(card=card, extras=extras, overwrite=overwrite)
     checkpoint.save_compressed(smaller, tokenizer, output, config, saving)
     _print(config, json)

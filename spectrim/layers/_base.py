@@ -30,6 +30,18 @@ class CompactLinear(nn.Module, ABC):
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) and bias (out,) that this layer multiplies with, float64."""
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight (out, in), multiplied out each time it is read: for models that read a
+        layer's weight beside calling it. Gradients flow; what is written to it is lost."""
+        like = next(self.parameters())
+        if like.is_meta:
+            empty = like.new_empty(self.out_features, self.in_features)
+            empty._is_hf_initialized = True  # type: ignore[attr-defined]
+            return empty
+        unit = torch.eye(self.in_features, dtype=like.dtype, device=like.device)
+        return (self.forward(unit) - self.forward(torch.zeros_like(unit[:1]))).T
+
     def validate(self) -> str | None:
         """What is wrong with tensors that were loaded, beginning with a tensor's name."""
         return None

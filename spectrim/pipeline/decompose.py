@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +10,9 @@ import transformers
 from torch import nn
 
 from spectrim.decompositions import DECOMPOSITIONS
-from spectrim.errors import NumericalError, NumericalWarning
+from spectrim.errors import NumericalError
 from spectrim.models.linear import get_weight
+from spectrim.models.prepare import warn_of_dense
 from spectrim.pipeline.basis_groups import Groups, group_layers
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, make_plan
@@ -25,7 +25,9 @@ from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import Calibration
 from spectrim.version import __version__
 
-_SHOWN = 5
+NOT_REACHED = "no token of the calibration text reaches them"
+ZERO_INPUT = "their input is zero on the calibration text"
+NO_LOSS = "the loss of the calibration text does not depend on them"
 
 
 def decompose(
@@ -45,8 +47,8 @@ def decompose(
     """
     recipe = recipe or Recipe()
     context = context or RunContext()
-    solver = make_solver(recipe, calibration.states, calibration.provenance)
     names = layers_with_signal(calibration)
+    solver = make_solver(recipe, calibration.states, provenance_of(calibration))
     groups = group_layers(model, calibration, names, recipe)
     trim_memory()  # what the passes of the calibration held
     own = _shard(model, groups)
@@ -74,6 +76,12 @@ def make_solver(
     )
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
     return Solver(empty, options, None if recipe.sharing.accept == "all" else _price(recipe))
+
+
+def provenance_of(calibration: Calibration) -> dict[str, Any]:
+    """Return the provenance of a calibration, with why layers stay dense, by their names."""
+    dense = calibration.provenance.get("dense", {}) | silent_layers(calibration)
+    return {**calibration.provenance, "dense": dense}
 
 
 def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
@@ -113,33 +121,36 @@ def _gather(own: Decomposition, groups: Groups) -> Decomposition:
 
 
 def layers_with_signal(calibration: Calibration) -> list[str]:
-    """Warns of the others. Raises NumericalError when there is none."""
-    names = [name for name in calibration.groups if _has_signal(calibration, name)]
-    _warn_of_others([name for name in calibration.groups if name not in names], len(names))
+    """Warn of the other layers. Raises NumericalError when there is none."""
+    silent = silent_layers(calibration)
+    names = [name for name in calibration.groups if name not in silent]
+    if not names:
+        raise NumericalError(
+            f"no loss came through any of the layers ({'; '.join(sorted(set(silent.values())))}"
+            "); check the model's weights and the calibration text"
+        )
+    warn_of_dense(silent, len(names))
     return names
 
 
-def _has_signal(calibration: Calibration, name: str) -> bool:
-    """Tokens reached the layer, and where gradients were summed, one of them is not zero."""
-    gradients = calibration.states.get("gradient_covariance")
-    reached = calibration.counts[name] > 0
-    return reached and (gradients is None or any(t.any() for t in gradients[name].values()))
+def silent_layers(calibration: Calibration) -> dict[str, str]:
+    """Return by name, in words, why nothing is known of a layer from this text."""
+    reasons = {name: _silence(calibration, name) for name in calibration.groups}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _warn_of_others(names: Sequence[str], rest: int) -> None:
-    if not rest:
-        raise NumericalError(
-            "no loss came through any of the layers; check the model's weights, "
-            "or calibrate on more data"
-        )
-    if names:
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        warnings.warn(
-            f"no loss came through {len(names)} of {len(names) + rest} calibrated layers "
-            f"({shown}): they stay dense and outside the budget; calibrate on more data",
-            NumericalWarning,
-            stacklevel=4,
-        )
+def _silence(calibration: Calibration, name: str) -> str | None:
+    if calibration.counts[name] == 0:
+        return NOT_REACHED
+    if _is_zero(calibration, "input_covariance", name):
+        return ZERO_INPUT
+    return NO_LOSS if _is_zero(calibration, "gradient_covariance", name) else None
+
+
+def _is_zero(calibration: Calibration, statistic: str, name: str) -> bool:
+    by_layer = calibration.states.get(statistic, {})
+    state = by_layer.get(name) or by_layer.get(calibration.groups[name]) or {}
+    return bool(state) and not any(bool(tensor.any()) for tensor in state.values())
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.embedding import sum_table_statistics
 from spectrim.checkpoint import attach_config
-from spectrim.checkpoint.table_entries import table_entry
+from spectrim.checkpoint.config_entries import table_entry
 from spectrim.decompositions import (
     TABLE_METHODS,
     FactoredTable,

@@ -155,7 +155,7 @@ def spectral_copy(
     Tensors that do not change are shared with the original. Raises InputError for a method
     whose terms cannot be dropped one by one.
     """
-    targets = prepare(model, recipe)
+    targets = prepare(model, recipe).targets
     factors = _bases(model, tokenizer, recipe, targets, progress or RunContext())
     spectral = shared_copy(model)
     spectral.eval()

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig, attach_config
-from spectrim.checkpoint.correction_entries import compensated_entry
+from spectrim.checkpoint.config_entries import compensated_entry
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
@@ -104,7 +104,7 @@ def compute_residual(
     given = _given(recipe)
     options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
     calibration = None
-    names = [target.name for target in prepare(model, recipe)]
+    names = [target.name for target in prepare(model, recipe).targets]
     if _needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)

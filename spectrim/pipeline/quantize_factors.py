@@ -15,8 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig, attach_config
-from spectrim.checkpoint.correction_entries import COMPENSATED, compensated_entry
-from spectrim.checkpoint.quantized_entries import inner_of
+from spectrim.checkpoint.config_entries import COMPENSATED, compensated_entry, inner_entry
 from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.layers.pivoted import PivotedLinear
 from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
@@ -65,7 +64,7 @@ def update_config_ranks(model: PreTrainedModel) -> None:
     """In the config of a quantised model, the ranks of what was trained beside its weights."""
     config: SpectrimConfig = model.config.quantization_config
     if config.inner is not None:
-        config.inner = inner_of(model, config.inner["base"])
+        config.inner = inner_entry(model, config.inner["base"])
     for name, entry in config.layers.items():
         if entry["kind"] == COMPENSATED:
             layer: Any = model.get_submodule(name)
@@ -86,7 +85,7 @@ def _quantize(
         layer_ = CompensatedLinear(base, None, None)
         replace_layer(model, name, layer_)
         config.layers[name] = compensated_entry(given.backend, layer_)
-    config.inner = inner_of(model, given.backend)
+    config.inner = inner_entry(model, given.backend)
     config.provenance["quantisation"] = {"base": given.backend, **given.options}
     attach_config(model, config)
     return model

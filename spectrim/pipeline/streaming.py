@@ -32,7 +32,7 @@ from spectrim.models.offload import Activations
 from spectrim.models.offload.tensors import files_fingerprint
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.pipeline.decompose import layers_with_signal, make_solver
+from spectrim.pipeline.decompose import layers_with_signal, make_solver, provenance_of
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import check_plan, config_for
 from spectrim.planning import Decomposition, Plan
@@ -155,7 +155,7 @@ class _Run:
         calibration = self.walk.result()
         summary = {
             "layers": layers_with_signal(calibration),
-            "provenance": calibration.provenance | {"key": key},
+            "provenance": provenance_of(calibration) | {"key": key},
         }
         write_text(path, json.dumps(summary))
         return summary

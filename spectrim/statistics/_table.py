@@ -1,8 +1,8 @@
 """Statistics of an embedding table, which is a linear layer on one-hot inputs.
 
-    lookup    counts of each row (V,),  C_g = E[g g^T] (d, d) at its output
-    output    C_h = E[h h^T] (d, d) of the last hidden state,  q = E[pi (1 - pi)] (V,), pi the
-              predictions: the head's input, and the diagonal of the Fisher matrix of its logits
+lookup    counts of each row (V,),  C_g = E[g g^T] (d, d) at its output
+output    C_h = E[h h^T] (d, d) of the last hidden state,  q = E[pi (1 - pi)] (V,), pi the
+          predictions: the head's input, and the diagonal of the Fisher matrix of its logits
 """
 
 from __future__ import annotations

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.correction_entries import COMPENSATED
+from spectrim.checkpoint.config_entries import COMPENSATED, fill_table
 from spectrim.checkpoint.export.self_contained import MODULE, remote_code
 from spectrim.checkpoint.load import load, resolve
-from spectrim.checkpoint.table_entries import fill_table
 from spectrim.checkpoint.validation import check_directory, read_json
 from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear, FactoredEmbedding, FactoredHead

@@ -34,11 +34,9 @@ _SOURCES = (
     "spectrim.layers.quantized._with_correction",
     "spectrim.layers.quantized._packing",
 )
-_HUB_SOURCES = (
-    "spectrim.checkpoint.correction_entries",
-    "spectrim.checkpoint.quantized_entries",
+_CHECKPOINT_SOURCES = (
+    "spectrim.checkpoint.config_entries",
     "spectrim.checkpoint.config",
-    "spectrim.checkpoint.table_entries",
     "spectrim.checkpoint.empty_layers",
     "spectrim.checkpoint.placeholders",
     "spectrim.checkpoint.transformers_plugin",
@@ -82,7 +80,7 @@ def remote_code(kinds: Iterable[str], compressors: Iterable[str] = ()) -> str:
 def _modules(classes: list[type]) -> list[ModuleType]:
     own = [importlib.import_module(cls.__module__) for cls in classes]
     found = [*map(importlib.import_module, _SOURCES), *own]
-    return list(dict.fromkeys([*found, *map(importlib.import_module, _HUB_SOURCES)]))
+    return list(dict.fromkeys([*found, *map(importlib.import_module, _CHECKPOINT_SOURCES)]))
 
 
 def _look_up(what: str, classes: Mapping[str, type]) -> str:

@@ -16,11 +16,11 @@ import spectrim_vllm
 from spectrim.checkpoint.config import FORMAT_VERSION, QUANT_METHOD
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.pivoted import pack_bits
-from spectrim_vllm import entries
-from spectrim_vllm.entries import Entry, projections, read_entries
-from spectrim_vllm.pieces import Share, expected_shapes, multiply, unpack_bits
+from spectrim_vllm import config_entries
+from spectrim_vllm.config_entries import Entry, projections, read_entries
 from spectrim_vllm.projection import Projection
 from spectrim_vllm.sharding import joined_rows, local_columns, local_rows, whole_sizes
+from spectrim_vllm.tensor_parallel import LocalSlice, expected_shapes, multiply, unpack_bits
 from tests.tolerances import FLOAT64_RELATIVE
 
 OUT, WIDTH, RANK = 24, 16, 6
@@ -45,18 +45,20 @@ def layer_of(kind: str | None, bias: bool = True) -> nn.Module:
     return layer_class(kind).from_factors(random(OUT, RANK), random(RANK, WIDTH), given)
 
 
-def shares(way: str, count: int) -> list[Share]:
+def shares(way: str, count: int) -> list[LocalSlice]:
     """A group of `count` processes that cut outputs, inputs, or nothing."""
     shape, everything = (OUT, WIDTH), torch.arange(OUT)
     if way == "columns":
-        return [Share(shape, rows, slice(0, WIDTH)) for rows in everything.chunk(count)]
+        return [LocalSlice(shape, rows, slice(0, WIDTH)) for rows in everything.chunk(count)]
     if way == "rows":
         step = WIDTH // count
-        return [Share(shape, everything, slice(i * step, (i + 1) * step)) for i in range(count)]
-    return [Share(shape, everything, slice(0, WIDTH))]
+        return [
+            LocalSlice(shape, everything, slice(i * step, (i + 1) * step)) for i in range(count)
+        ]
+    return [LocalSlice(shape, everything, slice(0, WIDTH))]
 
 
-def loaded(layer: nn.Module, kind: str | None, share: Share) -> Projection:
+def loaded(layer: nn.Module, kind: str | None, share: LocalSlice) -> Projection:
     """A projection with the layer's tensors, the last first."""
     entry = None if kind is None else Entry(kind, RANK)
     projection = Projection(NAME, entry, share)
@@ -68,8 +70,8 @@ def loaded(layer: nn.Module, kind: str | None, share: Share) -> Projection:
 
 @torch.no_grad()
 def output_of(projection: Projection, x: torch.Tensor, has_bias: bool) -> torch.Tensor:
-    piece = projection.piece(None, has_bias)
-    z = nn.functional.linear(x[..., projection.share.columns], piece.first)
+    piece = projection.local_factors(None, has_bias)
+    z = nn.functional.linear(x[..., projection.local.columns], piece.first)
     y = multiply(z, piece.second, piece.position)
     return y if piece.bias is None else y + piece.bias
 
@@ -93,7 +95,7 @@ def test_a_process_keeps_less_than_the_whole(kind):
     layer = layer_of(kind, bias=False)
     whole = sum(p.numel() for p in layer.parameters())
     for way in ("columns", "rows"):
-        piece = loaded(layer, kind, shares(way, 4)[1]).piece(None, False)
+        piece = loaded(layer, kind, shares(way, 4)[1]).local_factors(None, False)
         assert piece.first.numel() + piece.second.numel() < whole
 
 
@@ -107,7 +109,7 @@ def test_pivots_of_extreme_rank(rank):
     x = torch.randn(3, 32, dtype=torch.float64)
     parts = []
     for rows in torch.arange(OUT).chunk(3):
-        share = Share((OUT, 32), rows, slice(0, 32))
+        share = LocalSlice((OUT, 32), rows, slice(0, 32))
         projection = Projection(NAME, Entry("pivoted", rank), share)
         for name, tensor in layer.state_dict().items():
             projection.take(name, tensor)
@@ -121,7 +123,7 @@ def test_a_basis_of_another_layer():
     projection = Projection(NAME, Entry("shared_basis", RANK, "model.x"), share)
     assert "right.weight" not in projection.shapes
     projection.take("left.weight", layer.left.weight.detach())
-    piece = projection.piece(layer.right.weight.detach(), has_bias=False)
+    piece = projection.local_factors(layer.right.weight.detach(), has_bias=False)
     assert torch.equal(piece.first, layer.right.weight)
     assert torch.equal(piece.second, layer.left.weight[share.rows])
 
@@ -134,7 +136,7 @@ def test_tensors_that_do_not_belong_are_refused():
         projection.take("left.weight", torch.zeros(RANK, OUT))
     projection.take("left.weight", torch.zeros(OUT, RANK))
     with pytest.raises(ValueError, match=rf"has no {NAME}\.right\.weight, {NAME}\.left\.bias"):
-        projection.piece(None, has_bias=True)
+        projection.local_factors(None, has_bias=True)
 
 
 @pytest.mark.parametrize("rank", [1, 5, 16])
@@ -231,8 +233,8 @@ def test_entries():
 def test_what_is_written_twice_agrees():
     """The plug-in imports nothing of spectrim, so a few facts stand in both."""
     assert spectrim_vllm.QUANT_METHOD == QUANT_METHOD
-    assert entries.FORMAT_VERSION == FORMAT_VERSION
-    assert set(entries.KINDS) == set(LAYERS.names())
+    assert config_entries.FORMAT_VERSION == FORMAT_VERSION
+    assert set(config_entries.KINDS) == set(LAYERS.names())
     bits = torch.rand(29, generator=torch.Generator().manual_seed(0)) < 0.5
     assert torch.equal(unpack_bits(pack_bits(bits), 29), bits)
 

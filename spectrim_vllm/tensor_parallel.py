@@ -1,4 +1,4 @@
-"""One projection as vLLM multiplies with it, on one process of a tensor-parallel group.
+"""The part of one projection that a process of a tensor-parallel group multiplies with.
 
     z = first x,    y = z                      dense
                     y = second z               plain factors
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spectrim_vllm.entries import Entry
+from spectrim_vllm.config_entries import Entry
 
 Tensors = Mapping[str, Tensor]
 """A projection's tensors by their names in the checkpoint."""
 
 
 @dataclass(frozen=True)
-class Piece:
+class LocalFactors:
     first: Tensor
     second: Tensor | None = None
     position: Tensor | None = None
@@ -32,15 +32,15 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Share:
-    """This process's part of a projection of shape (out, in): output rows, input columns."""
+class LocalSlice:
+    """The part of a projection of shape (out, in) held here: output rows, input columns."""
 
     shape: tuple[int, int]
     rows: Tensor
     columns: slice
 
     def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """What of a checkpoint's tensor is needed here, as far as its name alone tells."""
+        """Return the part of a checkpoint's tensor that is needed here, judged by its name."""
         if name in _WIDE:
             tensor = tensor[:, self.columns]
         if name in _TALL and len(self.rows) < self.shape[0]:
@@ -53,7 +53,7 @@ _TALL = {"weight", "left.weight", "left.bias"}
 
 
 def multiply(z: Tensor, second: Tensor | None, position: Tensor | None) -> Tensor:
-    """The outputs for `z = first x`, without the bias."""
+    """Return the outputs for `z = first x`, without the bias."""
     if second is None:
         return z
     other = nn.functional.linear(z, second)
@@ -63,8 +63,11 @@ def multiply(z: Tensor, second: Tensor | None, position: Tensor | None) -> Tenso
 
 
 def expected_shapes(entry: Entry | None, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a projection's tensors in the checkpoint, its biases among them;
-    entry None for a dense one."""
+    """Return the shapes of a projection's tensors in the checkpoint by name, with its biases.
+
+    Args:
+        entry: None for a dense projection.
+    """
     out, width = shape
     if entry is None:
         return {"weight": (out, width)}
@@ -87,47 +90,51 @@ def expected_shapes(entry: Entry | None, shape: tuple[int, int]) -> dict[str, tu
     return left if entry.basis else {"right.weight": (rank, width), **left}
 
 
-def piece(entry: Entry | None, tensors: Tensors, share: Share) -> Piece:
-    """The process's share of a projection from all its tensors, each cut by `share`; a layer
-    on another's basis finds that among them as its own `right.weight`."""
+def local_factors(entry: Entry | None, tensors: Tensors, local: LocalSlice) -> LocalFactors:
+    """Return this process's factors from the tensors of a projection, each cut by `local`.
+
+    Of a layer on another layer's basis, `tensors` holds that basis as its `right.weight`.
+    """
     kind = "dense" if entry is None else entry.kind
-    return _BUILDERS[kind](tensors, share)
+    return _BUILDERS[kind](tensors, local)
 
 
-def _dense(tensors: Tensors, share: Share) -> Piece:
-    return Piece(tensors["weight"])
+def _dense(tensors: Tensors, local: LocalSlice) -> LocalFactors:
+    return LocalFactors(tensors["weight"])
 
 
-def _plain(tensors: Tensors, share: Share) -> Piece:
-    return Piece(tensors["right.weight"], tensors["left.weight"], bias=tensors.get("left.bias"))
+def _plain(tensors: Tensors, local: LocalSlice) -> LocalFactors:
+    return LocalFactors(
+        tensors["right.weight"], tensors["left.weight"], bias=tensors.get("left.bias")
+    )
 
 
-def _pivoted(tensors: Tensors, share: Share) -> Piece:
-    """The rows that are no pivots are counted in the order of the coefficients."""
+def _pivoted(tensors: Tensors, local: LocalSlice) -> LocalFactors:
+    """Return the factors of a pivoted layer; coefficients are in the order of other rows."""
     first, coefficients = tensors["pivots.weight"], tensors["coefficients.weight"]
-    is_pivot = unpack_bits(tensors["pivot_mask"], share.shape[0])
+    is_pivot = unpack_bits(tensors["pivot_mask"], local.shape[0])
     place = torch.where(is_pivot, is_pivot.cumsum(0) - 1, (~is_pivot).cumsum(0) - 1)
-    local, place = is_pivot[share.rows], place[share.rows]
-    position = torch.where(local, place, len(first) + (~local).cumsum(0) - 1)
+    pivots, place = is_pivot[local.rows], place[local.rows]
+    position = torch.where(pivots, place, len(first) + (~pivots).cumsum(0) - 1)
     bias = None
     if "pivots.bias" in tensors:
         pivot_bias = tensors["pivots.bias"].double()
         other_bias = coefficients.double() @ pivot_bias + tensors["coefficients.bias"].double()
         bias = torch.empty(len(place), dtype=torch.float64)
-        bias[local] = pivot_bias[place[local]]
-        bias[~local] = other_bias[place[~local]]
-    return Piece(first, coefficients[place[~local]], position, bias)
+        bias[pivots] = pivot_bias[place[pivots]]
+        bias[~pivots] = other_bias[place[~pivots]]
+    return LocalFactors(first, coefficients[place[~pivots]], position, bias)
 
 
-def _sparse(tensors: Tensors, share: Share) -> Piece:
+def _sparse(tensors: Tensors, local: LocalSlice) -> LocalFactors:
     dictionary, values = tensors["dictionary.weight"], tensors["values"]
-    out, rank = share.shape[0], len(dictionary)
+    out, rank = local.shape[0], len(dictionary)
     marked = unpack_bits(tensors["mask"], out * rank).view(out, rank)
     coefficients = torch.zeros(out, rank, dtype=values.dtype).masked_scatter(marked, values)
-    return Piece(dictionary, coefficients[share.rows])
+    return LocalFactors(dictionary, coefficients[local.rows])
 
 
-_BUILDERS: dict[str, Callable[[Tensors, Share], Piece]] = {
+_BUILDERS: dict[str, Callable[[Tensors, LocalSlice], LocalFactors]] = {
     "dense": _dense,
     "lowrank": _plain,
     "shared_basis": _plain,
@@ -137,7 +144,7 @@ _BUILDERS: dict[str, Callable[[Tensors, Share], Piece]] = {
 
 
 def unpack_bits(packed: Tensor, count: int) -> Tensor:
-    """The first `count` booleans of bytes that hold eight each, lowest bit first."""
+    """Return the first `count` booleans of bytes that hold eight each, lowest bit first."""
     shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
     return ((packed[:, None] >> shifts) & 1).bool().flatten()[:count]
 

@@ -1,4 +1,4 @@
-"""Parameters without values under the checkpoint's names, so that vLLM's loaders find them."""
+"""Add parameters without values under the checkpoint's names, for vLLM's loaders to find."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from torch import nn
 Loader = Callable[..., None]
 
 
-def add_empty(
+def add_placeholders(
     layer: nn.Module, names: Iterable[str], loader_of: Callable[[str], Loader]
 ) -> None:
-    """A parameter for each of `names`, dotted ones in child modules of their own, with its
-    `weight_loader(parameter, tensor, shard)`."""
+    """Add a parameter for each of `names`, dotted ones in child modules.
+
+    Args:
+        loader_of: Gives each name its `weight_loader(parameter, tensor, shard)`.
+    """
     for name in names:
         parent, _, last = name.rpartition(".")
         if parent and parent not in layer._modules:
@@ -25,8 +28,8 @@ def add_empty(
         layer.get_submodule(parent).register_parameter(last, parameter)
 
 
-def remove_empty(layer: nn.Module, names: Iterable[str]) -> torch.device:
-    """Undo `add_empty`; gives the device that vLLM keeps the layer's parameters on."""
+def remove_placeholders(layer: nn.Module, names: Iterable[str]) -> torch.device:
+    """Undo `add_placeholders`; return the device of the layer's parameters."""
     device: Any = None
     for name in names:
         parent, _, last = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""What a checkpoint's config says of each projection, checked for what vLLM can hold.
+"""Read the entries of a checkpoint's config, checked for what vLLM can hold.
 
     {"model.layers.0.self_attn.q_proj": {"kind": "lowrank", "rank": 12}, ...}
 
@@ -18,7 +18,7 @@ KINDS = ("lowrank", "pivoted", "shared_basis", "sparse_dictionary")
 
 @dataclass(frozen=True)
 class Entry:
-    """`basis`: the layer whose `right` is used too, or None for one of its own."""
+    """A factored projection; `basis` is the layer whose `right` it uses, None for its own."""
 
     kind: str
     rank: int
@@ -26,8 +26,11 @@ class Entry:
 
 
 def read_entries(settings: Mapping[str, Any]) -> dict[str, Entry]:
-    """The factored layers of a `quantization_config`. Raises ValueError for what a newer
-    format or vLLM's own layers (embeddings, fused experts) would need."""
+    """Return the factored layers of a `quantization_config` by name.
+
+    Raises:
+        ValueError: A newer format, or a module that vLLM cannot hold (embeddings, experts).
+    """
     version = settings.get("version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise ValueError(
@@ -46,9 +49,10 @@ def read_entries(settings: Mapping[str, Any]) -> dict[str, Entry]:
 def projections(
     prefix: str, packed: Mapping[str, Sequence[str]], partitions: int | None = None
 ) -> list[str]:
-    """The projections fused in vLLM's layer `prefix`, in its order, by their own names.
+    """Return the names of the projections fused in vLLM's layer `prefix`, in its order.
 
-    Raises ValueError unless there is one for each of its `partitions`, or one for all.
+    Raises:
+        ValueError: There is not one for each of its `partitions`, nor one for all.
     """
     parent, _, last = prefix.rpartition(".")
     names = [f"{parent}.{name}" if parent else name for name in packed.get(last, [last])]
