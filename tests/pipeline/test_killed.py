@@ -74,7 +74,7 @@ def calibrate(root: Path, **changes) -> Work:
     )
 
 
-def factorise(root: Path, **changes) -> Work:
+def factorize(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
     return lambda place: factorize(model, tiny_tokenizer(), recipe, RunContext(Cache(place)))
 
@@ -159,8 +159,8 @@ TUNE, PRUNE = (selection_run._Tuner, "step"), (selection_run._Run, "_prune")
 NO_PATH = {"hessian_averaging": HessianAveragingRecipe(weight=0)}
 STAGES = {
     "calibration along the path": Stage(calibrate, None, (BATCH, LAYER)),
-    "decomposition": Stage(partial(factorise, **SHORT), begun, (BATCH, LAYER)),
-    "measured curves": Stage(partial(factorise, **NO_PATH), begun, (BATCH, LAYER, CURVE)),
+    "decomposition": Stage(partial(factorize, **SHORT), begun, (BATCH, LAYER)),
+    "measured curves": Stage(partial(factorize, **NO_PATH), begun, (BATCH, LAYER, CURVE)),
     "block_distillation": Stage(
         partial(refine, name="block_distillation", options={"epochs": 3}), compressed, (STEP,)
     ),
