@@ -167,8 +167,10 @@ class _Cut:
         return max(self._settings.shortest_row, len(self._prefix) + 1)
 
     def read(self, texts: Iterable[str]) -> tuple[list[list[int]], int]:
-        ordered = in_order(texts, self._settings.seed)
-        limit = self._settings.token_limit
+        """Read no more tokens than fill the rows that are asked for."""
+        settings = self._settings
+        ordered = in_order(texts, settings.seed)
+        limit = settings.token_limit - (settings.sequences or 0) * len(self._prefix)
         return read_tokens(ordered, self._tokenizer, limit, self._document)
 
     def rows(self, documents: list[list[int]]) -> list[Row]:
