@@ -19,7 +19,7 @@ from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.data.tasks import write_task
 from spectrim.pipeline import decompose
 from spectrim.pipeline.calibrate import calibrate as run_calibrate
-from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import factorize as run_factorize
 from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.presets import PRESETS
 from spectrim.pipeline.prune_for_task import prune_for_task
@@ -76,7 +76,7 @@ def calibrate(root: Path, **changes) -> Work:
 
 def factorize(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: factorize(model, tiny_tokenizer(), recipe, RunContext(Cache(place)))
+    return lambda place: run_factorize(model, tiny_tokenizer(), recipe, RunContext(Cache(place)))
 
 
 SHORT = {
