@@ -76,7 +76,9 @@ def calibrate(root: Path, **changes) -> Work:
 
 def factorize(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: run_factorize(model, tiny_tokenizer(), recipe, RunContext(Cache(place)))
+    return lambda place: run_factorize(
+        model, tiny_tokenizer(), recipe, RunContext(Cache(place))
+    )
 
 
 SHORT = {
@@ -88,7 +90,7 @@ SHORT = {
 def compressed(root: Path, place: Path) -> None:
     """The checkpoint that refinements start from."""
     recipe, model = recipe_in(root, **SHORT), tiny_llama()
-    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    decomposition = run_factorize(model, tiny_tokenizer(), recipe)
     smaller = replace_layers(model, decomposition, run_plan(decomposition, recipe))
     config = smaller.config.quantization_config
     checkpoint.save_compressed(smaller, None, place / "start", config, checkpoint.SaveOptions())
