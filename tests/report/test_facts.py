@@ -123,9 +123,7 @@ def test_the_saved_model_is_measured(facts, llama):
 
 def test_texts_are_greedy_continuations(llama):
     plain, result, original = llama
-    facts = with_texts(
-        plain, original.model, result.model, original.tokenizer, ["the cat"]
-    )
+    facts = with_texts(plain, original.model, result.model, original.tokenizer, ["the cat"])
     [text] = facts.texts
     ids = original.tokenizer("the cat", return_tensors="pt").input_ids
     for model, found in ((original.model, text.dense), (result.model, text.compressed)):

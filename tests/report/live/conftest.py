@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize
 from spectrim.report.live import Access, Places, Session, make_server
-from spectrim.pipeline.loaded_model import LoadedModel
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
