@@ -60,13 +60,12 @@ def test_json_of_commands_that_write(cli, compress, monkeypatch):
 
 
 def test_no_color(cli, monkeypatch):
-    """The help is the one thing that is coloured; a terminal is claimed."""
+    """Neither in help nor in tables, also where a terminal is claimed."""
     monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert COLOR.search(cli("compress", "--help").out)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not COLOR.search(cli("compress", "--help").out)
+    for words in (("--help",), ("compress", "--help"), ("ls",), ("recipes", "list")):
+        assert not COLOR.search(cli(*words).out), words
 
 
 def test_completion(cli, monkeypatch):
