@@ -40,6 +40,7 @@ from spectrim.runtime import distributed
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.snapshots import Snapshots
+from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     Calibration,
     concat,
@@ -133,8 +134,10 @@ def gather(
     if context.cache.root is None:
         raise InputError("statistics for several recipes need a cache that keeps them")
     alike: dict[str, list[_Run]] = {}
+    fingerprint = None
     for recipe in recipes:
-        run = _run_for(model, tokenizer, recipe, context)
+        run = _run_for(model, tokenizer, recipe, context, fingerprint)
+        fingerprint = run.fingerprint
         text = json.dumps(run.key() | {"statistics": None, "wide": None}, sort_keys=True)
         alike.setdefault(text, []).append(run)
     for runs in alike.values():
@@ -146,7 +149,11 @@ def gather(
 
 
 def _run_for(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    context: RunContext,
+    fingerprint: str | None = None,
 ) -> _Run:
     targets = prepare(model, recipe)
     settings = CalibrationSettings(
@@ -159,7 +166,8 @@ def _run_for(
         wide=recipe.wide,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
-    return _Run(model, targets, blocks, settings, context)
+    fingerprint = fingerprint or model_fingerprint(model)
+    return _Run(model, targets, blocks, settings, context, fingerprint)
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
@@ -183,6 +191,7 @@ class _Run:
     blocks: TokenBlocks
     settings: CalibrationSettings
     context: RunContext
+    fingerprint: str
 
     def as_kept(self) -> _Run:
         """With covariances in full where the cache has those and not the ones asked for."""
@@ -204,6 +213,7 @@ class _Run:
         has not from one pass over the model, `changed` meanwhile."""
         found = {name: self._kept(key, name) for name in self.settings.statistics}
         parts = [part for part in found.values() if part is not None]
+        repeat_warnings(text for part in parts for text in part.provenance.get("warnings", []))
         missing = tuple(name for name, part in found.items() if part is None)
         if missing:
             with changed():
@@ -227,7 +237,10 @@ class _Run:
         resume = self._resumed(snapshots, missing)
         names = missing if resume is None else tuple(resume.states)
         settings = replace(self.settings, statistics=names)
-        result = replace(self, settings=settings)._stored_steps(snapshots, what, resume)
+        with recorded_warnings() as given:
+            result = replace(self, settings=settings)._stored_steps(snapshots, what, resume)
+        if given:
+            result.provenance["warnings"] = given
         paths = [self._path(key, (name,)) for name in missing]
         for name, path in zip(missing, paths, strict=True):
             store(path, partial(save_calibration, select(result, name)))
@@ -250,7 +263,7 @@ class _Run:
 
     def key(self) -> dict[str, Any]:
         return {
-            "model": model_fingerprint(self.model),
+            "model": self.fingerprint,
             "data": self.blocks.fingerprint,
             "statistics": list(self.settings.statistics),
             "labels": self.settings.label_key,

@@ -29,9 +29,9 @@ from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.errors import DamagedFileError, InputError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.models.experts import split_expert_names
+from spectrim.models.fingerprint import architecture_fingerprint, files_fingerprint
 from spectrim.models.linear import get_bias, is_linear
 from spectrim.models.offload import Activations
-from spectrim.models.offload.tensors import files_fingerprint
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.decompose import decompose, layers_with_signal
@@ -109,7 +109,7 @@ def decompose_streamed(
         wide=recipe.wide,
     )
     key = {
-        "files": files_fingerprint(opened.files),
+        "model": [architecture_fingerprint(model), files_fingerprint(opened.files)],
         "data": blocks.fingerprint,
         "statistics": list(settings.statistics),
         "labels": settings.label_key,
