@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,17 +34,18 @@ from spectrim.models.linear import get_bias, is_linear
 from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.pipeline.decompose import decompose, layers_with_signal
+from spectrim.pipeline.decompose import layers_with_signal, make_solver, provenance_of
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import check_plan, config_for
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.lazy_decomposition import save_layer, stored_decomposition
+from spectrim.planning.solver import layer_problem
 from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache, load_if_valid_locally
 from spectrim.runtime.context import ProgressBar, silent
 from spectrim.runtime.files import lock_file, read_mapping, read_tensors, write_text
 from spectrim.runtime.memory import trim_memory
-from spectrim.statistics import Calibration, load_calibration
+from spectrim.statistics import Calibration, LayerProblem, load_calibration
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class _Run:
         calibration = self.walk.result()
         summary = {
             "layers": layers_with_signal(calibration),
-            "provenance": calibration.provenance | {"key": key},
+            "provenance": provenance_of(calibration) | {"key": key},
         }
         write_text(path, json.dumps(summary))
         return summary
@@ -205,22 +206,22 @@ class _Run:
             return
         parts = self.walk.part_names(number)
         calibration = self.walk.parts.union(parts, summary["provenance"])
-        for part in dict.fromkeys(self.opened.streamed.part_of(name) for name in names):
-            with self.opened.streamed.resident(part):
-                for name in names:
-                    if self.opened.streamed.part_of(name) == part:
-                        self._decompose_layer(name, calibration)
+        solver = make_solver(self.recipe, calibration.states, summary["provenance"])
+        for problem in self._problems(names, calibration):
+            save_layer(solver.solve((problem,)), self._layer_file(problem.name))
         for part in parts:
             self.walk.parts.drop(part)
 
-    def _decompose_layer(self, name: str, calibration: Calibration) -> None:
-        only = replace(
-            calibration,
-            groups={name: calibration.groups[name]},
-            counts={name: calibration.counts[name]},
-        )
-        result = decompose(self.opened.streamed.model, only, self.recipe)
-        save_layer(result, self._layer_file(name))
+    def _problems(
+        self, names: Sequence[str], calibration: Calibration
+    ) -> Iterator[LayerProblem]:
+        """One after the other while the part of the model that holds it is in memory."""
+        streamed = self.opened.streamed
+        for part in dict.fromkeys(streamed.part_of(name) for name in names):
+            with streamed.resident(part):
+                for name in names:
+                    if streamed.part_of(name) == part:
+                        yield layer_problem(streamed.model, calibration, name)
 
     def _layer_file(self, name: str) -> Path:
         return self.directory / "factors" / f"{name}.safetensors"
