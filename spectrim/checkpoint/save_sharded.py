@@ -99,7 +99,7 @@ def _write_shards(
     streamed: StreamedModel, part_tensors: PartTensors, directory: Path
 ) -> tuple[set[str], torch.dtype]:
     """The names of what was written, and its dtype."""
-    parts = [*streamed.blocks, *streamed.outside]
+    parts = streamed.parts
     weight_map: dict[str, str] = {}
     size, dtype = 0, streamed.dtype
     for number, tensors in enumerate(filter(None, map(part_tensors, parts)), 1):
