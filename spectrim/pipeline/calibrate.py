@@ -27,6 +27,7 @@ from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
+from spectrim.models.compressible import check_compressible
 from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
@@ -57,7 +58,8 @@ SMALLEST_ROOM = 256 * 2**20
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe) -> list[Target]:
-    """Split fused experts in place, and find the layers to compress. Raises ModelError."""
+    """Split fused experts in place, and find the layers to compress. Raise ModelError."""
+    check_compressible(model)
     split = fused_expert_names(model)
     split_experts(model, split)
     return find_targets(model, recipe.include, recipe.exclude)
