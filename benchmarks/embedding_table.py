@@ -18,8 +18,9 @@ from transformers.utils import logging
 
 from spectrim import checkpoint
 from spectrim.data import BlockSettings
-from spectrim.embeddings import EMBEDDINGS, replace_table
+from spectrim.decompositions import TABLE_METHODS
 from spectrim.evaluation import size
+from spectrim.models.embedding import replace_table
 from spectrim.pipeline.embedding import PlannedTable, plan_table
 from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.recipe import CalibrationRecipe, EmbeddingRecipe, Recipe
@@ -31,7 +32,7 @@ COLUMNS = ("metric", "kept of the table", "rank", "lost", "parameters", "perplex
 
 def recipes(calibration: CalibrationRecipe, budget: float) -> Iterator[tuple[str, Recipe]]:
     base = Recipe(calibration=calibration)
-    given = {name: EmbeddingRecipe(budget, name) for name in EMBEDDINGS.names()}
+    given = {name: EmbeddingRecipe(budget, name) for name in TABLE_METHODS.names()}
     given["afm, lookups only"] = EmbeddingRecipe(budget, "afm", {"output": 0.0})
     for name, embeddings in given.items():
         yield name, base.with_changes(embeddings=embeddings)

@@ -28,9 +28,13 @@ class NoOptions:
 class Registry:
     """The entries of `package`, e.g. `Registry("decomposition", "spectrim.decompositions")`."""
 
-    def __init__(self, kind: str, package: str):
+    def __init__(self, kind: str, package: str, declares: str = "", options: str = "Options"):
+        """declares: an attribute that only the modules meant here have; "" for all modules.
+        options: the name of their dataclass of options."""
         self.kind = kind
         self.package = package
+        self._declares = declares
+        self._options = options
 
     @cached_property
     def _entries(self) -> dict[str, ModuleType]:
@@ -42,7 +46,10 @@ class Registry:
         }
         for point in entry_points(group=self.package):
             found[point.name] = point.load()
-        return dict(sorted(found.items()))
+        return {name: found[name] for name in sorted(found) if self._takes(found[name])}
+
+    def _takes(self, module: Any) -> bool:
+        return not self._declares or hasattr(module, self._declares)
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -56,7 +63,7 @@ class Registry:
 
     def options(self, name: str, given: dict[str, Any] | None = None) -> Any:
         """The `Options` dataclass of an entry, filled from `given`. Raises InputError."""
-        cls = getattr(self.get(name), "Options", NoOptions)
+        cls = getattr(self.get(name), self._options, NoOptions)
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(given or {}) - fields:
             expected = ", ".join(sorted(fields)) or "no options"

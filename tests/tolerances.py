@@ -100,3 +100,6 @@ LATENCY_RELATIVE = 0.25
 
 FROZEN_ABSOLUTE = 2e-6
 """Logits of size one from stored float32 weights, by another processor or version of torch."""
+
+FAMILY_ABSOLUTE = 1e-5
+"""Logits of size one to ten of the same float32 tensors, loaded by another route."""

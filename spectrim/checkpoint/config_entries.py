@@ -24,9 +24,8 @@ from typing import Any
 
 from torch import nn
 
-from spectrim.embeddings import FactoredEmbedding, FactoredHead
 from spectrim.errors import CheckpointError, SpectrimError, UnknownNameError
-from spectrim.layers import FactoredLinear
+from spectrim.layers import FactoredEmbedding, FactoredHead, FactoredLinear
 from spectrim.layers.quantized import (
     Adapter,
     CompensatedLinear,

@@ -102,8 +102,9 @@ def read_config(name: str | Path, **options: Any) -> dict[str, Any]:
 def stored_dtype(name: str | Path, **options: Any) -> torch.dtype | None:
     """Return the dtype that the checkpoint's config states, or None."""
     config = read_config(name, **options)
-    for values in (config, config.get("text_config")):
-        for field in ("dtype", "torch_dtype") if isinstance(values, Mapping) else ():
+    text = config.get("text_config")
+    for values in (config, text if isinstance(text, dict) else {}):
+        for field in ("dtype", "torch_dtype"):
             dtype = getattr(torch, str(values.get(field)).removeprefix("torch."), None)
             if isinstance(dtype, torch.dtype):
                 return dtype

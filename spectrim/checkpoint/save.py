@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.config_entries import check_children, check_table
-from spectrim.checkpoint.transformers_plugin import detach_quantizer, keep_names
+from spectrim.checkpoint.transformers_plugin import detach_quantizer, keep_names, tie_as_named
 from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear
 from spectrim.models.experts import SplitExperts
 from spectrim.models.replace import compact_layers, shared_bases
-from spectrim.runtime.files import is_full_disk
-from spectrim.runtime.output_dir import is_spectrim_output, output_directory, write_text
+from spectrim.runtime.files import is_full_disk, write_text
+from spectrim.runtime.output_dir import is_spectrim_output, output_directory
 
 _EXTRA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(md|yaml|yml|jsonl?|txt|html|csv)")
 _RESERVED = re.compile(
@@ -82,6 +82,7 @@ def attach_config(model: PreTrainedModel, config: SpectrimConfig) -> None:
     model.config.quantization_config = config
     detach_quantizer(model)
     keep_names(model)
+    tie_as_named(model)
 
 
 def add_text_file(directory: str | Path, name: str, text: str) -> Path:

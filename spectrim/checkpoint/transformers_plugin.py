@@ -31,6 +31,7 @@ class SpectrimQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         install_empty_layers(model, self.quantization_config)
+        tie_as_named(model)
         add_placeholders(model)
         return model
 
@@ -79,6 +80,14 @@ def detach_quantizer(model: Any) -> None:
 def keep_names(model: Any) -> None:
     """Save tensors under their module names, not under those of the original checkpoint."""
     model._weight_conversions = []
+
+
+def tie_as_named(model: Any) -> None:
+    """Tie the tensors of the new layers where the model ties those of the old."""
+    if getattr(model, "all_tied_weights_keys", None):
+        names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+        model.all_tied_weights_keys = {key: tied[key] for key in tied.keys() & names}
 
 
 def check_layers(model: nn.Module) -> None:

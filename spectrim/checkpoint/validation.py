@@ -178,7 +178,7 @@ def _described(settings: Mapping[str, Any]) -> str:
     return method if bits is None else f"{method}, {bits} bits"
 
 
-def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Yield the fields, also of nested configs, that state a number of modules to build."""
     for name, value in config.items():
         if isinstance(value, Mapping) and name.endswith("config"):

@@ -288,7 +288,7 @@ def export(
     json: Json = False,
 ) -> None:
     """A model that runs without spectrim: dense, with its own code, or as an ONNX graph."""
-    ways = {
+    ways: dict[Any, bool] = {
         partial(checkpoint_module.export_dense, trust_remote_code=trust_remote_code): dense,
         checkpoint_module.export_self_contained: self_contained,
         partial(checkpoint_module.export_onnx, trust_remote_code=trust_remote_code): onnx,

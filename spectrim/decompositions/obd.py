@@ -7,17 +7,25 @@ The Hessian of the loss in W is approximated by C_x (x) C_g (K-FAC), so half the
 error is the predicted loss increase per token: half the sum of the squared singular values of
 `L_out^T W L_in` that are cut. Both covariances are damped; no inverse of C_x is formed.
 A layer that no loss came through has no such metric and stays dense.
+
+The inputs of an embedding table are one-hot, C_x = diag(p); where it is the output embedding
+too, the quadratic loss of the logits is added, in nats like that of the lookup.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from spectrim.decompositions._problem import LayerProblem
+from spectrim.decompositions._table import TableMetric, TableProblem, product_of_traces
 from spectrim.linalg.covariance import make_metric
-from spectrim.linalg.metric import Metric
+from spectrim.linalg.metric import CovarianceMetric, Metric
 
 REQUIRES = ("input_covariance", "gradient_covariance")
+TABLE_REQUIRES = ("counts", "gradients", "head")
 REFERENCE = "Li et al., 2026, arXiv:2604.00821"
 THROUGH_WEIGHT = True
 
@@ -29,11 +37,27 @@ class Options:
     damping: float = 1e-3
 
 
+@dataclass(frozen=True)
+class TableOptions:
+    """smoothing: added to every token's count. damping: relative to the mean diagonal."""
+
+    smoothing: Annotated[float, Field(gt=0)] = 0.5
+    damping: Annotated[float, Field(ge=0)] = 1e-3
+
+
 def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
     return (
         _damped(problem, "gradient_covariance", options),
         _damped(problem, "input_covariance", options),
     )
+
+
+def table_metric(problem: TableProblem, options: TableOptions) -> TableMetric:
+    terms = [(problem.frequencies(options.smoothing), problem.lookup_gradients)]
+    if problem.tied:
+        terms.append(problem.output)
+    rows, matrix = product_of_traces(terms)
+    return TableMetric(rows, CovarianceMetric(matrix, options.damping, "table"), centered=True)
 
 
 def _damped(problem: LayerProblem, statistic: str, options: Options) -> Metric:

@@ -7,13 +7,22 @@ which is what the other methods improve on.
 
 from __future__ import annotations
 
+import torch
+
 from spectrim.decompositions._problem import LayerProblem
+from spectrim.decompositions._table import TableMetric, TableProblem
 from spectrim.linalg.metric import IdentityMetric, Metric
 from spectrim.registry import NoOptions
 
 REQUIRES: tuple[str, ...] = ()
+TABLE_REQUIRES: tuple[str, ...] = ()
 REFERENCE = "Eckart and Young, 1936"
 
 
 def metric(problem: LayerProblem, options: NoOptions) -> tuple[Metric, Metric]:
     return IdentityMetric(), IdentityMetric()
+
+
+def table_metric(problem: TableProblem, options: NoOptions) -> TableMetric:
+    rows = torch.ones(len(problem.table), dtype=torch.float64)
+    return TableMetric(rows, IdentityMetric(), centered=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spectrim.layers._base import CompactLinear, FactoredLinear
+from spectrim.layers._embedding import FactoredEmbedding, FactoredHead
 from spectrim.registry import Registry
 
 LAYERS = Registry("layer", "spectrim.layers")
@@ -13,4 +14,11 @@ def layer_class(name: str) -> type[FactoredLinear]:
     return LAYERS.get(name).LAYER
 
 
-__all__ = ["LAYERS", "CompactLinear", "FactoredLinear", "layer_class"]
+__all__ = [
+    "LAYERS",
+    "CompactLinear",
+    "FactoredEmbedding",
+    "FactoredHead",
+    "FactoredLinear",
+    "layer_class",
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -29,6 +30,19 @@ class CompactLinear(nn.Module, ABC):
     @abstractmethod
     def dense(self) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) and bias (out,) that this layer multiplies with, float64."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (out, in), multiplied out each time it is read: for models that read a
+        layer's weight beside calling it. Gradients flow; what is written to it is lost."""
+        stored = list(chain(self.parameters(), self.buffers()))
+        if stored[0].is_meta:
+            empty = torch.empty(self.out_features, self.in_features, device="meta")
+            empty._is_hf_initialized = True  # type: ignore[attr-defined]
+            return empty
+        dtype = next((t.dtype for t in stored if t.is_floating_point()), None)
+        unit = torch.eye(self.in_features, dtype=dtype, device=stored[0].device)
+        return (self.forward(unit) - self.forward(torch.zeros_like(unit[:1]))).T
 
     def validate(self) -> str | None:
         """What is wrong with tensors that were loaded, beginning with a tensor's name."""

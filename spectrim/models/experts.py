@@ -4,11 +4,14 @@ Transformers keeps the experts of a block in 3-D parameters (`gate_up_proj (E, 2
 `down_proj (E, H, I)`) whose products no hook can see. `split_experts` replaces such a
 module by `SplitExperts`: the same arithmetic over plain linear children, which are then
 calibrated, decomposed and replaced like every other layer. The flags that describe the
-layout (transposed, biased, gated) are the ones transformers sets on the fused module.
+layout (transposed, biased, gated) are those of the fused module, or follow from its shapes.
+Experts with other parameters, or called in another way, are not split.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,13 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import ModelError
+from spectrim.models.linear import agree, get_shape
 
 _UP_NAMES = ("gate_up_proj", "up_proj")
+_ROUTED = 3
+_BATCHED = 1
+"""Arguments of experts given tokens, choices and weights, and of those given tokens."""
+_SMALLEST_SIDE = 5
+"""Of a matrix in a stack; kernels of convolutions are shorter."""
 
 
 def is_fused_experts(module: nn.Module) -> bool:
+    """Return whether `module` holds experts in a layout that `split_experts` can follow."""
+    up_name = _up_name(module)
+    if up_name is None or getattr(module, "has_post_expert_norm", False):
+        return False
+    known = {up_name, "down_proj", f"{up_name}_bias", "down_proj_bias"}
+    held = {name for name, value in module._parameters.items() if value is not None}
     down = module._parameters.get("down_proj")
-    return down is not None and down.dim() == 3 and _up_name(module) is not None
+    return held <= known and down is not None and down.dim() == 3 and _kind(module) is not None
 
 
 def fused_expert_names(model: nn.Module) -> list[str]:
@@ -34,13 +49,23 @@ def split_expert_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, SplitExperts)]
 
 
+def stacked_weight_names(model: nn.Module) -> list[str]:
+    """Return the modules that keep several matrices in one parameter, convolutions apart."""
+    return [name for name, module in model.named_modules() if _is_stacked(module)]
+
+
 def split_experts(model: nn.Module, names: list[str]) -> None:
     """Replace the fused modules `names` in place. Raises ModelError for an unknown layout."""
     for name in names:
-        fused = model.get_submodule(name)
-        if not is_fused_experts(fused):
-            raise ModelError(f"{name} is a {type(fused).__name__}, expected fused experts")
-        model.set_submodule(name, SplitExperts(fused))
+        model.set_submodule(name, split(model.get_submodule(name), name))
+
+
+def split(fused: nn.Module, name: str = "") -> SplitExperts:
+    """Return the experts of `fused`, which is left as it is, as linear layers."""
+    kind = _kind(fused)
+    if kind is None or not is_fused_experts(fused):
+        raise ModelError(f"{name} is a {type(fused).__name__}, expected fused experts")
+    return kind(fused)
 
 
 class SplitExperts(nn.Module):
@@ -54,16 +79,14 @@ class SplitExperts(nn.Module):
 
     def __init__(self, fused: nn.Module):
         super().__init__()
-        if getattr(fused, "has_post_expert_norm", False):
-            raise ModelError(f"{type(fused).__name__} normalises inside experts: not supported")
         up_name = _up_name(fused)
         assert up_name is not None
-        self.has_gate = bool(getattr(fused, "has_gate", True))
-        self.up = _linears(fused, up_name)
-        self.down = _linears(fused, "down_proj")
-        self.activation = fused  # keeps the gate function and its constants, not the weights
-        for parameter in list(fused._parameters):
-            delattr(fused, parameter)
+        count = len(_parameter(fused, "down_proj"))  # experts beyond it have no weights
+        self.down = _linears(fused, "down_proj", count)
+        self.up = _linears(fused, up_name, count)
+        is_gated = get_shape(self.up[0])[0] == 2 * get_shape(self.down[0])[1]
+        self.has_gate = bool(getattr(fused, "has_gate", is_gated))
+        self.activation = _without_parameters(fused)
         self.train(fused.training)
 
     def forward(
@@ -71,20 +94,109 @@ class SplitExperts(nn.Module):
     ) -> Tensor:
         """hidden_states (tokens, H), top_k_index and top_k_weights (tokens, k)."""
         result = torch.zeros_like(hidden_states)
-        for expert, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
+        for expert in range(len(self.down)):
             tokens, choice = torch.where(top_k_index == expert)
             if tokens.numel() == 0:
                 continue
-            if self.routes is not None:
-                self.routes |= {up: tokens, down: tokens}
-            hidden = self._gate(up(hidden_states[tokens]))
-            output = down(hidden) * top_k_weights[tokens, choice, None]
+            output = self._expert(expert, hidden_states[tokens], tokens)
+            output = output * top_k_weights[tokens, choice, None]
             result = result.index_add(0, tokens, output.to(result.dtype))
+        if isinstance(getattr(self.activation, "identity_expert", None), nn.Identity):
+            passed = (top_k_weights * (top_k_index >= len(self.down))).sum(-1, keepdim=True)
+            result = result + (hidden_states * passed).to(result.dtype)
         return result
+
+    def _expert(self, expert: int, hidden_states: Tensor, tokens: Tensor) -> Tensor:
+        up, down = self.up[expert], self.down[expert]
+        if self.routes is not None:
+            self.routes |= {up: tokens, down: tokens}
+        return down(self._gate(up(hidden_states)))
 
     def _gate(self, up: Tensor) -> Tensor:
         activation: Any = self.activation
-        return activation._apply_gate(up) if self.has_gate else activation.act_fn(up)
+        if not self.has_gate:
+            return activation.act_fn(up)
+        if hasattr(activation, "_apply_gate"):
+            return activation._apply_gate(up)
+        gate, up = up.chunk(2, dim=-1)
+        return activation.act_fn(gate) * up
+
+
+class SplitBatchedExperts(SplitExperts):
+    """Experts that are given the tokens of each one below another, weighted before: zeros
+    where a token is not for the expert, and zeros come out."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:  # type: ignore[override]
+        """hidden_states (experts * tokens, H)."""
+        batched = hidden_states.view(len(self.down), -1, hidden_states.shape[-1])
+        results = []
+        for expert, hidden in enumerate(batched):
+            result = torch.zeros_like(hidden)
+            (tokens,) = torch.where(hidden.any(-1))
+            if tokens.numel():
+                output = self._expert(expert, hidden[tokens], tokens)
+                result = result.index_add(0, tokens, output.to(result.dtype))
+            results.append(result)
+        return torch.cat(results)
+
+
+class ExpertCalls:
+    """The fused experts of a model, and what each was given and returned when it was run."""
+
+    def __init__(self, model: nn.Module):
+        self.modules = {name: model.get_submodule(name) for name in fused_expert_names(model)}
+        self._calls: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep the first call of each module that is run inside the context."""
+
+        def hook_for(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                self._calls.setdefault(name, (args, kwargs, output))
+
+            return hook
+
+        handles = [
+            module.register_forward_hook(hook_for(name), with_kwargs=True)
+            for name, module in self.modules.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def names_that_split(self) -> list[str]:
+        """Return the modules whose split experts compute the same, where they were run."""
+        return [name for name, fused in self.modules.items() if self._agrees(name, fused)]
+
+    @torch.no_grad()
+    def _agrees(self, name: str, fused: nn.Module) -> bool:
+        if name not in self._calls:
+            return True
+        args, kwargs, output = self._calls[name]
+        try:
+            return agree(split(fused, name)(*args, **kwargs), output)
+        except (TypeError, RuntimeError, IndexError, AttributeError):
+            return False
+
+
+def _kind(module: nn.Module) -> type[SplitExperts] | None:
+    """The split module that is called as the fused one is."""
+    arguments = len(inspect.signature(module.forward).parameters)
+    if arguments == _ROUTED:
+        return SplitExperts
+    held = [name for name, value in module._parameters.items() if value is not None]
+    biased = any(name.endswith("_bias") for name in held)
+    return SplitBatchedExperts if arguments == _BATCHED and not biased else None
+
+
+def _is_stacked(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return False
+    stacks = [p for p in module._parameters.values() if p is not None and p.dim() == 3]
+    return any(min(stack.shape[1:]) >= _SMALLEST_SIDE for stack in stacks)
 
 
 @contextmanager
@@ -113,13 +225,33 @@ def _up_name(module: nn.Module) -> str | None:
     return None
 
 
-def _linears(fused: nn.Module, name: str) -> nn.ModuleList:
-    weights = fused._parameters[name]
-    biases = fused._parameters.get(name + "_bias")
-    assert weights is not None
-    transposed = bool(getattr(fused, "is_transposed", False))
+def _parameter(module: nn.Module, name: str) -> nn.Parameter:
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return parameter
+
+
+def _without_parameters(fused: nn.Module) -> nn.Module:
+    """The module's activation and constants."""
+    shell = copy.copy(fused)
+    shell._parameters = {}
+    return shell
+
+
+def _is_transposed(fused: nn.Module) -> bool:
+    """The module's own flag; else what the width that both parameters share says."""
+    up_name = _up_name(fused)
+    assert up_name is not None
+    up, down = _parameter(fused, up_name), _parameter(fused, "down_proj")
+    stored_in_out = up.shape[1] == down.shape[2] and up.shape[2] != down.shape[1]
+    return bool(getattr(fused, "is_transposed", stored_in_out))
+
+
+def _linears(fused: nn.Module, name: str, count: int) -> nn.ModuleList:
+    weights, biases = _parameter(fused, name), fused._parameters.get(name + "_bias")
+    transposed = _is_transposed(fused)
     linears = nn.ModuleList()
-    for expert in range(weights.shape[0]):
+    for expert in range(count):
         weight = weights.data[expert].T if transposed else weights.data[expert]
         linear = nn.Linear(weight.shape[1], weight.shape[0], biases is not None, "meta")
         linear.weight = nn.Parameter(weight.contiguous().clone(), weights.requires_grad)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -36,3 +38,18 @@ def get_shape(module: nn.Module) -> tuple[int, int]:
 def set_weight(module: nn.Module, weight: Tensor) -> None:
     """Copy `weight` (out, in) into the module, in the module's dtype."""
     get_weight(module).copy_(weight)
+
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_HALF_TOLERANCE = 5e-2
+
+
+def agree(output: Any, expected: Any) -> bool:
+    """Return whether two outputs are the same tensor to the rounding of their dtype."""
+    if not isinstance(output, Tensor) or not isinstance(expected, Tensor):
+        return False
+    if output.shape != expected.shape:
+        return False
+    tolerance = _TOLERANCE.get(expected.dtype, _HALF_TOLERANCE)
+    error = (output.double() - expected.double()).norm()
+    return bool(error <= tolerance * expected.double().norm())

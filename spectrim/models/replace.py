@@ -2,23 +2,67 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from spectrim.layers import CompactLinear, FactoredLinear
 from spectrim.layers.shared_basis import SharedBasisLinear, shared_layers
+from spectrim.models.linear import is_linear
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` at `name`, in the dtype, device and mode of the module that stood there."""
+    """Put `layer` at `name`, in the dtype, device and mode of the module that stood there, and
+    a twin of it with the same parameters everywhere else where the model uses that module."""
     old = model.get_submodule(name)
     parameter = next(old.parameters())
     layer.to(device=parameter.device, dtype=parameter.dtype)
     layer.train(old.training)
     for new in layer.parameters():
         new.requires_grad_(parameter.requires_grad)
-    model.set_submodule(name, layer)
+    for number, (parent, own_name) in enumerate(_places(model, old)):
+        parent._modules[own_name] = layer if number == 0 else _twin(layer)
+
+
+def share_tied_layers(model: nn.Module) -> None:
+    """Let linear layers that have the same parameters be one module, in place.
+
+    A model that uses one block at several depths may tie the parameters of several modules:
+    what is then compressed is one layer, which sees the tokens of all of them.
+    """
+    first: dict[tuple[int, ...], nn.Module] = {}
+    for module in list(model.modules()):
+        if is_linear(module):
+            parameters = (module._parameters["weight"], module._parameters.get("bias"))
+            owner = first.setdefault((*map(id, parameters),), module)
+            if owner is not module and type(owner) is type(module):
+                for parent, own_name in _places(model, module):
+                    parent._modules[own_name] = owner
+
+
+def other_names(model: nn.Module, name: str) -> list[str]:
+    """Return the further names of the module that is at `name`."""
+    module = model.get_submodule(name)
+    every = model.named_modules(remove_duplicate=False)
+    return [other for other, each in every if each is module and other != name]
+
+
+def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Every parent of `module`, with its name there."""
+    return [
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent._modules.items()
+        if child is module
+    ]
+
+
+def _twin(layer: nn.Module) -> nn.Module:
+    """A copy around the same parameters; buffers are its own, since checkpoints tie none."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in layer.parameters()}
+    return copy.deepcopy(layer, memo)
 
 
 def share_basis(

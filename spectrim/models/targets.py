@@ -56,7 +56,7 @@ def find_targets(
     `include` matches it. Raises ModelError when nothing is left, or a pattern matches nothing.
     """
     dense = dict(_dense_layers(model))
-    default = _default_names(model, dense)
+    default = default_names(model, list(dense))
     for pattern in (*include, *exclude):
         _check_matches(pattern, dense)
     names = [n for n in dense if _any(include, n)] if include else default
@@ -79,12 +79,16 @@ def _dense_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _default_names(model: nn.Module, dense: dict[str, nn.Module]) -> list[str]:
+def default_names(
+    model: nn.Module, names: Sequence[str], exclude: Sequence[str] = ()
+) -> list[str]:
+    """Return those of `names` that are targets when nothing is included."""
+    names = [name for name in names if not _any(exclude, name)]
     prefixes = tuple(name + "." for name, _ in decoder_blocks(model))
     if prefixes:
-        return [name for name in dense if name.startswith(prefixes)]
+        return [name for name in names if name.startswith(prefixes)]
     get_output = getattr(model, "get_output_embeddings", lambda: None)
-    return [name for name, module in dense.items() if module is not get_output()]
+    return [name for name in names if model.get_submodule(name) is not get_output()]
 
 
 def _any(patterns: Sequence[str], name: str) -> bool:

@@ -11,31 +11,25 @@ covariance.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from spectrim.calibration.any_loss import Loss, Mask, calibrate_module, check_losses
-from spectrim.embeddings import (
-    EMBEDDINGS,
-    FactoredEmbedding,
-    TableProblem,
-    TableStatistics,
-    factorize_table,
-    table_rank,
-)
+from spectrim.calibration.any_loss import Loss, Mask, calibrate_module
+from spectrim.calibration.embedding import sum_lookups
+from spectrim.decompositions import TABLE_METHODS, TableProblem, decompose_table, table_rank
 from spectrim.errors import InputError
-from spectrim.models.hooks import attach_hooks, frozen_eval
-from spectrim.models.replace import replace_layer
+from spectrim.layers import FactoredEmbedding
+from spectrim.models.replace import replace_layer, share_tied_layers
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.plan import plan
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
 from spectrim.pipeline.replace import replace_layers
 from spectrim.planning import Decomposition, Plan
+from spectrim.statistics import TableStatistics
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,6 +84,7 @@ def factorize_any(
     recipe = recipe or Recipe()
     if recipe.pruning is not None or recipe.sharing.rule != "none" or recipe.refinement:
         raise InputError("selection, sharing and refinement are for language models")
+    share_tied_layers(model)
     targets = find_targets(model, recipe.include, recipe.exclude)
     calibration = calibrate_module(model, targets, batches, loss, recipe.statistics, mask)
     return decompose(model, calibration, recipe)
@@ -125,19 +120,16 @@ def compress_tables(
     Tables with fewer rows than the budget's smallest factors stay, and so do those that a
     padding row, a norm or sparse gradients make special. Raises InputError where none is left.
     """
-    method = EMBEDDINGS.get(given.method)
-    options = EMBEDDINGS.options(given.method, given.options)
+    options = TABLE_METHODS.options(given.method, given.options)
     ranks = _table_ranks(model, given)
     if not ranks:
         raise InputError(f"no lookup table that a budget of {given.budget:g} makes smaller")
-    weights = {name: _table(model, name).weight for name in ranks}
-    sums = _looked_up(model, list(ranks), batches, loss)
-    for name, rank in ranks.items():
-        table = weights[name].detach().double()
-        counts, gradients = sums[name]
-        statistics = TableStatistics(counts, gradients / counts.sum().clamp_min(1))
-        metric = method.metric(TableProblem(table, False, statistics), options)
-        replace_layer(smaller, name, factorize_table(table, metric).module(rank))
+    tables: dict[str, Any] = {name: model.get_submodule(name) for name in ranks}
+    for name, sums in sum_lookups(model, tables, batches, loss).items():
+        weight = tables[name].weight.detach().double()
+        problem = TableProblem(weight, False, TableStatistics.from_sums(sums))
+        table = decompose_table(given.method, problem, options)
+        replace_layer(smaller, name, table.module(ranks[name]))
     return ranks
 
 
@@ -156,51 +148,5 @@ def _table_ranks(model: nn.Module, given: EmbeddingRecipe) -> dict[str, int]:
     return ranks
 
 
-def _table(model: nn.Module, name: str) -> nn.Embedding:
-    table = model.get_submodule(name)
-    assert isinstance(table, nn.Embedding)
-    return table
-
-
 def _special(table: nn.Embedding) -> bool:
     return table.max_norm is not None or table.sparse
-
-
-def _looked_up(
-    model: nn.Module, names: list[str], batches: Iterable[Any], loss: Loss
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """By table, how often each row was read (V,), and `sum g g^T` (d, d) at its output."""
-    tables = {name: _table(model, name) for name in names}
-    sums = {
-        name: (
-            torch.zeros(table.num_embeddings, dtype=torch.float64),
-            torch.zeros(table.embedding_dim, table.embedding_dim, dtype=torch.float64),
-        )
-        for name, table in tables.items()
-    }
-    with frozen_eval(model), _watch(tables, sums):
-        for number, batch in enumerate(batches):
-            check_losses(loss(model, batch), number).sum().backward()
-    return sums
-
-
-def _watch(
-    tables: dict[str, nn.Embedding], sums: dict[str, tuple[Tensor, Tensor]]
-) -> AbstractContextManager[None]:
-    def hook_for(name: str) -> Callable[..., Tensor]:
-        counts, gradients = sums[name]
-
-        def add(g: Tensor) -> None:
-            rows = g.flatten(0, -2).float()
-            gradients.add_((rows.T @ rows).double().cpu())
-
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            ids = inputs[0].flatten().cpu()
-            counts.add_(torch.bincount(ids, minlength=len(counts)).double())
-            watched = output if output.requires_grad else output.detach().requires_grad_(True)
-            watched.register_hook(add)
-            return watched
-
-        return hook
-
-    return attach_hooks(after=[(table, hook_for(name)) for name, table in tables.items()])

@@ -14,11 +14,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
@@ -28,18 +29,21 @@ from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_bl
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
-from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.context import context_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
-from spectrim.models.targets import Target, find_targets
+from spectrim.models.prepare import Preparation, prepare_model
+from spectrim.models.targets import Target
+from spectrim.models.usage import load_usage, observe_usage
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.tasks import load_task_rows, task_blocks
 from spectrim.planning import make_plan
 from spectrim.planning.probe import swap_weights
 from spectrim.runtime import distributed
-from spectrim.runtime.cache import load_if_valid, store
+from spectrim.runtime.cache import Cache, load_if_valid, store
 from spectrim.runtime.context import RunContext
+from spectrim.runtime.files import write_text
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import (
     Calibration,
@@ -57,12 +61,21 @@ SMALLEST_ROOM = 256 * 2**20
 """Bytes for activations that even the smallest model may use."""
 
 
-def prepare(model: PreTrainedModel, recipe: Recipe) -> list[Target]:
-    """Split fused experts in place, and find the layers to compress. Raise ModelError."""
+def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) -> Preparation:
+    """Split fused experts in place, and find the layers to compress. Raises ModelError.
+
+    How the model uses its layers is seen by running it on a few tokens, or known to the cache.
+    """
     check_compressible(model)
-    split = fused_expert_names(model)
-    split_experts(model, split)
-    return find_targets(model, recipe.include, recipe.exclude)
+    key = {"model": model_fingerprint(model), "transformers": transformers.__version__}
+    path = (cache or Cache(None)).path("usage", key)
+    path = None if path is None else path.with_suffix(".json")
+    usage = load_if_valid(path, load_usage)
+    if usage is None:
+        usage = observe_usage(model)
+        text = json.dumps(asdict(usage))
+        store(path, lambda entry: write_text(entry, text))
+    return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 
 def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
@@ -90,7 +103,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 def default_length(model: PreTrainedModel) -> int:
     """Half the context, at least 256 and at most 2048 tokens, never more than the context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    context = context_length(model) or 2048
     return min(context, max(256, min(2048, context // 2)))
 
 
@@ -150,7 +163,8 @@ def gather(
 def _run_for(
     model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext
 ) -> _Run:
-    targets = prepare(model, recipe)
+    ready = prepare(model, recipe, context.cache)
+    targets = ready.targets
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -161,7 +175,7 @@ def _run_for(
         wide=recipe.wide,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
-    return _Run(model, targets, blocks, settings, context)
+    return _Run(model, targets, blocks, settings, context, ready.dense)
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
@@ -185,6 +199,7 @@ class _Run:
     blocks: TokenBlocks
     settings: CalibrationSettings
     context: RunContext
+    dense: dict[str, str] = field(default_factory=dict)
 
     def as_kept(self) -> _Run:
         """With covariances in full where the cache has those and not the ones asked for."""
@@ -211,7 +226,7 @@ class _Run:
             with changed():
                 parts.append(self._once(what, key, missing))
         result = concat(parts)
-        result.provenance["key"] = key
+        result.provenance |= {"key": key, "dense": self.dense}
         self._snapshots(key).finish()
         return result
 

@@ -7,8 +7,7 @@ from typing import Any
 from spectrim.allocation import ALLOCATORS
 from spectrim.data import SOURCES
 from spectrim.data.tasks import FORMATS
-from spectrim.decompositions import DECOMPOSITIONS
-from spectrim.embeddings import EMBEDDINGS
+from spectrim.decompositions import DECOMPOSITIONS, TABLE_METHODS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
 from spectrim.layers.quantized import QUANTIZERS
@@ -22,7 +21,7 @@ REGISTRIES: dict[str, Registry] = {
     "methods": DECOMPOSITIONS,
     "allocations": ALLOCATORS,
     "layers": LAYERS,
-    "embeddings": EMBEDDINGS,
+    "embeddings": TABLE_METHODS,
     "compressors": QUANTIZERS,
     "refinements": REFINEMENTS,
     "importance": IMPORTANCE,

@@ -10,21 +10,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
+from spectrim.calibration.embedding import sum_table_statistics
 from spectrim.checkpoint import attach_config
 from spectrim.checkpoint.config_entries import table_entry
-from spectrim.embeddings import (
-    EMBEDDINGS,
-    Table,
-    TableLocation,
+from spectrim.decompositions import (
+    TABLE_METHODS,
+    FactoredTable,
     TableProblem,
-    TableStatistics,
-    factorize_table,
-    find_table,
-    replace_table,
+    decompose_table,
     table_rank,
 )
-from spectrim.embeddings._gather import Sums, finish, gather
 from spectrim.errors import CheckpointError, InputError
+from spectrim.models.embedding import TableLocation, find_table, replace_table
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import batch_tokens, calibration_blocks
@@ -33,6 +30,7 @@ from spectrim.planning.rank_multiples import multiple_for
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import read_tensors, write_tensors
+from spectrim.statistics import TableStatistics, TableSums
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class PlannedTable:
     """Where the table is, its factors, the rank that meets the budget, and how it was made."""
 
     place: TableLocation
-    table: Table
+    table: FactoredTable
     rank: int
     given: EmbeddingRecipe
 
@@ -111,24 +109,24 @@ def plan_table(
         return None
     place = find_table(model)
     rank = table_rank(place.shape, given.budget, multiple_for(recipe, [place.shape]))
-    module = EMBEDDINGS.get(given.method)
-    wanted = frozenset(module.REQUIRES) - (frozenset() if place.head else {"head"})
+    required = TABLE_METHODS.get(given.method).TABLE_REQUIRES
+    wanted = frozenset(required) - (frozenset() if place.head else {"head"})
     statistics = None
     if wanted:
         sums = _gathered(model, tokenizer, recipe, wanted, context or RunContext())
-        statistics = finish(sums)
+        statistics = TableStatistics.from_sums(sums)
     table = solve_table(model, place, given, statistics)
     return PlannedTable(place, table, rank, given)
 
 
 def solve_table(
     model: Any, place: TableLocation, given: EmbeddingRecipe, statistics: TableStatistics | None
-) -> Table:
+) -> FactoredTable:
     """The table's factors at every rank in the metric of the recipe's method."""
     weight = model.get_submodule(place.name).weight.detach().double().cpu()
     problem = TableProblem(weight, place.head is not None, statistics)
-    options = EMBEDDINGS.options(given.method, given.options)
-    return factorize_table(weight, EMBEDDINGS.get(given.method).metric(problem, options))
+    options = TABLE_METHODS.options(given.method, given.options)
+    return decompose_table(given.method, problem, options)
 
 
 def _gathered(
@@ -137,7 +135,7 @@ def _gathered(
     recipe: Recipe,
     wanted: frozenset[str],
     context: RunContext,
-) -> Sums:
+) -> TableSums:
     """One pass over the recipe's tokens, kept in the workspace."""
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
@@ -158,7 +156,7 @@ def _gathered(
     path = context.cache.path("embedding", key)
     if (earlier := load_if_valid(path, _load)) is not None:
         return earlier
-    sums = gather(model, blocks, wanted, settings, context.progress)
+    sums = sum_table_statistics(model, blocks, wanted, settings, context.progress)
     store(path, lambda place: write_tensors(place, sums, {"kind": "embedding"}))
     return sums
 

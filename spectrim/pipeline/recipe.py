@@ -11,8 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from spectrim.allocation import ALLOCATORS, BY_STORAGE, TIMED, TIMED_ONLY, LatencyRecipe
 from spectrim.calibration import MemoryBudget, Wide
-from spectrim.decompositions import DECOMPOSITIONS
-from spectrim.embeddings import EMBEDDINGS
+from spectrim.decompositions import DECOMPOSITIONS, TABLE_METHODS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS
 from spectrim.layers.quantized import QUANTIZERS
@@ -200,7 +199,7 @@ class EmbeddingRecipe:
     options: dict[str, Any] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        EMBEDDINGS.options(self.method, self.options)
+        TABLE_METHODS.options(self.method, self.options)
 
 
 @dataclass(frozen=True, config=_STRICT)

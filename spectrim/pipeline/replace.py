@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable
 from itertools import chain
@@ -15,9 +14,10 @@ from transformers import PreTrainedModel
 from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.errors import CheckpointError
 from spectrim.layers import LAYERS, layer_class
+from spectrim.models.copying import deep_copy
 from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_shape, is_linear
-from spectrim.models.replace import replace_layer, share_basis
+from spectrim.models.replace import other_names, replace_layer, share_basis
 from spectrim.pipeline.decompose import versions
 from spectrim.planning import SHARED, Decomposition, Plan
 
@@ -52,7 +52,10 @@ def replace_layers(
     if dtype is not None:
         result = cast_for_saving(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
-    attach_config(result, config_for(plan, split_expert_names(result), untied))
+    config = config_for(plan, split_expert_names(result), untied)
+    for name, entry in list(config.layers.items()):
+        config.layers |= dict.fromkeys(other_names(model, name), entry)
+    attach_config(result, config)
     return result
 
 
@@ -129,7 +132,7 @@ def shared_copy(model: M) -> M:
     """A copy of the module tree around the same tensors."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
-    return copy.deepcopy(model, memo)
+    return deep_copy(model, memo)
 
 
 def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
@@ -149,7 +152,7 @@ def cast_for_saving(model: P, dtype: torch.dtype) -> P:
     it. Others, like the rotary frequencies, stay: a loader computes them in float32."""
     if next(model.parameters()).dtype == dtype:
         return model
-    copied = copy.deepcopy(model)
+    copied = deep_copy(model, {})
     stored = copied.state_dict().keys()
     for name, tensor in chain(copied.named_parameters(), copied.named_buffers()):
         if name in stored and tensor.is_floating_point():

@@ -33,6 +33,7 @@ from spectrim.statistics._stored import (
     open_calibration,
     stored_calibration,
 )
+from spectrim.statistics._table import TableStatistics, TableSums
 from spectrim.statistics._tokens import LayerTokens, at_least_float32, sum_of_outer_products
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
     "PooledStatistics",
     "State",
     "StoredStates",
+    "TableStatistics",
+    "TableSums",
     "at_least_float32",
     "concat",
     "largest_format",

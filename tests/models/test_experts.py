@@ -10,8 +10,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GptOssConfig, PreTrainedModel
 
 from spectrim.errors import ModelError
-from spectrim.models.experts import SplitExperts, fused_expert_names, split_experts
+from spectrim.models.experts import (
+    ExpertCalls,
+    SplitBatchedExperts,
+    SplitExperts,
+    fused_expert_names,
+    split_expert_names,
+    split_experts,
+    stacked_weight_names,
+)
 from spectrim.models.targets import find_targets
+from tests.families.configs import FAMILIES
 from tests.tiny_models import tiny_llama, tiny_mixtral, tiny_moe, tiny_tokens
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
 
@@ -41,8 +50,30 @@ def tiny_gpt_oss() -> PreTrainedModel:
     return model
 
 
-BUILDERS = {"moe": tiny_moe, "mixtral": tiny_mixtral, "gpt_oss": tiny_gpt_oss}
+def family(name: str) -> PreTrainedModel:
+    return next(family for family in FAMILIES if str(family) == name).build()
+
+
+def tiny_llama4() -> PreTrainedModel:
+    return family("llama4_text")
+
+
+def tiny_longcat() -> PreTrainedModel:
+    """Experts without weights that pass their tokens on."""
+    return family("longcat_flash")
+
+
+BUILDERS = {
+    "moe": tiny_moe,
+    "mixtral": tiny_mixtral,
+    "gpt_oss": tiny_gpt_oss,
+    "llama4": tiny_llama4,
+}
 builders = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+
+
+def is_transposed(model: nn.Module, name: str) -> bool:
+    return bool(getattr(model.get_submodule(name), "is_transposed", False))
 
 
 def pair(build, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -102,7 +133,7 @@ def test_gradients_reach_every_used_expert(build):
                 assert not whole[expert].any()
                 continue
             gradient = child.weight.grad
-            if getattr(fused.get_submodule(name), "is_transposed", False):
+            if gradient.shape != whole[expert].shape or is_transposed(fused, name):
                 gradient = gradient.T
             assert torch.allclose(gradient, whole[expert], rtol=1e-6, atol=1e-10)
 
@@ -140,3 +171,56 @@ def test_what_is_not_fused_is_an_error():
     assert fused_expert_names(model) == []
     with pytest.raises(ModelError, match="expected fused experts"):
         split_experts(model, ["model.layers.0.mlp"])
+
+
+def test_experts_in_a_batch_are_split():
+    """Llama 4 weights the tokens before its experts, which get all of them together."""
+    _, split = pair(tiny_llama4, torch.float32)
+    assert all(
+        isinstance(split.get_submodule(name), SplitBatchedExperts)
+        for name in split_expert_names(split)
+    )
+    assert len(split_expert_names(split)) == 2
+
+
+@torch.no_grad()
+def test_experts_that_pass_their_tokens_on():
+    fused, split = pair(tiny_longcat, torch.float32)
+    a, b = fused(tiny_tokens(3, 20)).logits, split(tiny_tokens(3, 20)).logits
+    assert float((a - b).norm()) <= FLOAT32_RELATIVE * float(a.norm())
+    experts = split.get_submodule(split_expert_names(split)[0])
+    assert len(experts.up) == len(experts.down) == 4
+
+
+class Unknown(nn.Module):
+    """Experts with a norm of their own between the two products."""
+
+    def __init__(self):
+        super().__init__()
+        self.up_proj = nn.Parameter(torch.randn(2, 8, 6))
+        self.down_proj = nn.Parameter(torch.randn(2, 6, 8))
+        self.act_fn = nn.SiLU()
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        up = nn.functional.layer_norm(hidden_states @ self.up_proj[0].T, (8,))
+        return self.act_fn(up) @ self.down_proj[0].T * top_k_weights.sum(-1, keepdim=True)
+
+
+def test_experts_that_compute_something_else_are_not_split():
+    experts = Unknown()
+    model = nn.ModuleDict({"experts": experts})
+    calls = ExpertCalls(model)
+    with calls.recorded():
+        experts(torch.randn(5, 6), torch.zeros(5, 1, dtype=torch.long), torch.ones(5, 1))
+    assert fused_expert_names(model) == ["experts"]
+    assert calls.names_that_split() == []
+
+
+def test_a_third_stack_of_matrices_is_no_known_layout():
+    experts = Unknown()
+    experts.gate_proj = nn.Parameter(torch.randn(2, 8, 6))
+    model = nn.ModuleDict({"experts": experts})
+    assert fused_expert_names(model) == []
+    assert stacked_weight_names(model) == ["experts"]
+    with pytest.raises(ModelError, match="expected fused experts"):
+        split_experts(model, ["experts"])

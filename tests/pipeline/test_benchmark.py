@@ -194,7 +194,7 @@ def test_an_interrupted_table_keeps_its_rows(recipes, settings, monkeypatch):
     assert next(steps).rows == ()
     assert len(next(steps).rows) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "fitted", _interrupted)
+        patch.setattr(run_module, "fit_to_budget", _interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(steps)
     assert made(recipes, settings).made == 5

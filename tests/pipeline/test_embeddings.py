@@ -13,9 +13,10 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import spectrim
 from spectrim.checkpoint import SpectrimConfig, export_dense, export_self_contained, load
-from spectrim.embeddings import EMBEDDINGS, FactoredEmbedding, FactoredHead
+from spectrim.decompositions import TABLE_METHODS
 from spectrim.errors import CheckpointError, InputError
 from spectrim.evaluation import size
+from spectrim.layers import FactoredEmbedding, FactoredHead
 from spectrim.pipeline.embedding import compress_embeddings, plan_table
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, recipe_from
@@ -29,7 +30,7 @@ from tests.tolerances import DENSE_EXPORT_ABSOLUTE
 
 NAMES = ("llama", "tied", "gpt2")
 TIED = ("tied", "gpt2")
-CASES = [(name, method) for name in NAMES for method in EMBEDDINGS.names()]
+CASES = [(name, method) for name in NAMES for method in TABLE_METHODS.names()]
 RANK = 12  # 0.5 * 128 * 32 / (128 + 32), a multiple of two
 
 

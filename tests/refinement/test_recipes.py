@@ -31,7 +31,8 @@ STEPS = (
 def test_a_recipe_file_names_them_in_order(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "refinement: [{name: block}, {name: end_to_end, options: {tokens: 200000}}]\n"
+        "refinement: [{name: block_distillation},"
+        " {name: distillation, options: {tokens: 200000}}]\n"
     )
     recipe = load_recipe(str(path))
     assert [step.name for step in recipe.refinement] == ["block_distillation", "distillation"]
@@ -45,11 +46,11 @@ def test_a_recipe_file_names_them_in_order(tmp_path):
     ("text", "what"),
     [
         ("[{name: nothing}]", "unknown refinement 'nothing'"),
-        ("[{name: block, options: {steps: 3}}]", "no option"),
-        ("[{name: block, options: {epochs: 0}}]", "epochs"),
-        ("[{name: block, sequences: 0}]", "sequences"),
-        ("[{name: block, options: {tokens: 0}}]", "tokens"),
-        ("[{name: block, sequences: 3, tokens: 99}]", "not both"),
+        ("[{name: block_distillation, options: {steps: 3}}]", "no option"),
+        ("[{name: block_distillation, options: {epochs: 0}}]", "epochs"),
+        ("[{name: block_distillation, sequences: 0}]", "sequences"),
+        ("[{name: block_distillation, options: {tokens: 0}}]", "tokens"),
+        ("[{name: block_distillation, sequences: 3, tokens: 99}]", "not both"),
         ("[block]", "refinement"),
     ],
 )

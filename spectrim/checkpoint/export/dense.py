@@ -19,12 +19,12 @@ from spectrim.checkpoint.config_entries import COMPENSATED, fill_table
 from spectrim.checkpoint.export.self_contained import MODULE, remote_code
 from spectrim.checkpoint.load import load, resolve
 from spectrim.checkpoint.validation import check_directory, read_json
-from spectrim.embeddings import FactoredEmbedding, FactoredHead
 from spectrim.errors import CheckpointError, InputError
-from spectrim.layers import CompactLinear
+from spectrim.layers import CompactLinear, FactoredEmbedding, FactoredHead
 from spectrim.models.experts import SplitExperts
 from spectrim.models.linear import get_bias, get_weight, set_weight
-from spectrim.runtime.output_dir import MARKER, is_spectrim_output, output_directory, write_text
+from spectrim.runtime.files import write_text
+from spectrim.runtime.output_dir import MARKER, is_spectrim_output, output_directory
 
 
 def export_dense(

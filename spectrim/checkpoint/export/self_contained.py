@@ -26,7 +26,7 @@ _SOURCES = (
     "spectrim.version",
     "spectrim.models.linear",
     "spectrim.models.experts",
-    "spectrim.embeddings._modules",
+    "spectrim.layers._embedding",
     "spectrim.layers._base",
     "spectrim.layers.pivoted",
     "spectrim.layers.shared_basis",
@@ -61,7 +61,7 @@ def remote_code(kinds: Iterable[str], compressors: Iterable[str] = ()) -> str:
     imports: dict[str, str] = {}
     definitions = {
         "layer_class": _look_up("layer", layers),
-        "quantizer_class": _look_up("compressor", bases),
+        "quantizer_class": _look_up("quantizer", bases),
     }
     clashes: set[str] = set()
     for module in _modules([*layers.values(), *bases.values()]):

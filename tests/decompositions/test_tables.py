@@ -10,30 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.calibration import CalibrationSettings
+from spectrim.calibration.embedding import sum_table_statistics
 from spectrim.data import TokenBlocks
-from spectrim.embeddings import (
-    EMBEDDINGS,
-    FactoredEmbedding,
-    FactoredHead,
-    Table,
+from spectrim.decompositions import (
+    TABLE_METHODS,
+    FactoredTable,
     TableMetric,
     TableProblem,
-    TableStatistics,
-    factorize_table,
-    find_table,
+    solve_table,
     table_rank,
 )
-from spectrim.embeddings._gather import finish, gather
-from spectrim.embeddings._problem import product_of_traces
-from spectrim.embeddings._table import weighted_error
+from spectrim.decompositions._table import product_of_traces
 from spectrim.errors import InputError, ModelError
+from spectrim.layers import FactoredEmbedding, FactoredHead
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
+from spectrim.models.embedding import find_table, replace_table
 from spectrim.runtime.context import silent
+from spectrim.statistics import TableStatistics
 from tests.tiny_models import TINY_MODELS, tiny_gpt2, tiny_llama, tiny_tied, tiny_tokens
 from tests.tolerances import AUTOGRAD_RELATIVE, FLOAT64_RELATIVE, FULL_RANK_ABSOLUTE
 
 COUNT, WIDTH = 60, 12
-METHODS = EMBEDDINGS.names()
+METHODS = TABLE_METHODS.names()
 methods = pytest.mark.parametrize("method", METHODS)
 tied_or_not = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 
@@ -55,9 +53,19 @@ def problem(tied: bool, seed: int = 0) -> TableProblem:
     return TableProblem(table + 0.5, tied, known)
 
 
-def made(method: str, given: TableProblem, **options: float) -> tuple[Table, TableMetric]:
-    metric = EMBEDDINGS.get(method).metric(given, EMBEDDINGS.options(method, options))
-    return factorize_table(given.table, metric), metric
+def made(
+    method: str, given: TableProblem, **options: float
+) -> tuple[FactoredTable, TableMetric]:
+    metric = TABLE_METHODS.get(method).table_metric(
+        given, TABLE_METHODS.options(method, options)
+    )
+    return solve_table(given.table, metric), metric
+
+
+def weighted_error(table: Tensor, other: Tensor, rows: Tensor, matrix: Tensor) -> float:
+    """Return sum_v rows_v d_v^T M d_v with d = table - other, both (V, d)."""
+    difference = (table - other).to(torch.float64)
+    return float((rows[:, None] * difference * (difference @ matrix)).sum())
 
 
 def matrix_of(metric: TableMetric) -> Tensor:
@@ -66,12 +74,12 @@ def matrix_of(metric: TableMetric) -> Tensor:
 
 @methods
 def test_module_declares_itself(method):
-    module = EMBEDDINGS.get(method)
+    module = TABLE_METHODS.get(method)
     assert module.__doc__
     assert module.REFERENCE
-    assert set(module.REQUIRES) <= {"counts", "gradients", "head"}
+    assert set(module.TABLE_REQUIRES) <= {"counts", "gradients", "head"}
     with pytest.raises(InputError, match="no_such"):
-        EMBEDDINGS.options(method, {"no_such": 1})
+        TABLE_METHODS.options(method, {"no_such": 1})
 
 
 @methods
@@ -170,7 +178,7 @@ def test_rows_without_weight_are_an_error():
     with pytest.raises(InputError, match="smoothing"):
         TableMetric(torch.tensor([1.0, 0.0]), IdentityMetric(), True)
     with pytest.raises(InputError, match="smoothing"):
-        EMBEDDINGS.options("afm", {"smoothing": 0})
+        TABLE_METHODS.options("afm", {"smoothing": 0})
 
 
 def test_directions_that_cost_nothing_go_first():
@@ -179,7 +187,7 @@ def test_directions_that_cost_nothing_go_first():
     matrix[0, 0] = 1e-6
     rows = torch.ones(COUNT, dtype=torch.float64)
     metric = TableMetric(rows, CovarianceMetric(matrix, 0.0), centered=False)
-    table = factorize_table(given.table, metric)
+    table = solve_table(given.table, metric)
     error = (given.table - table.weight(WIDTH - 1)).square().sum(0)
     assert error[0] > 100 * error[1:].sum()
 
@@ -247,7 +255,7 @@ def blocks_of(ids: Tensor, mask: Tensor | None = None) -> TokenBlocks:
 @pytest.mark.parametrize("build", [tiny_tied, tiny_gpt2])
 def test_statistics_are_autograds_in_float64(build):
     model, ids = build(), tiny_tokens(5, 12, seed=2)
-    sums = gather(
+    sums = sum_table_statistics(
         model, blocks_of(ids), ALL, CalibrationSettings((), tokens_per_batch=24), silent
     )
     twin = copy.deepcopy(model).double()
@@ -270,7 +278,7 @@ def test_statistics_are_autograds_in_float64(build):
     for name, value in expected.items():
         error = float((sums[name] - value).norm())
         assert error <= AUTOGRAD_RELATIVE * float(value.norm()), name
-    known = finish(sums)
+    known = TableStatistics.from_sums(sums)
     assert torch.allclose(known.gradients, sums["gradients"] / 60)
 
 
@@ -280,9 +288,9 @@ def test_padding_does_not_count_and_the_model_is_left_as_it_was():
     ids, mask = tiny_tokens(2, 12), torch.ones(2, 12, dtype=torch.bool)
     mask[1, 7:] = False
     settings = CalibrationSettings((), tokens_per_batch=64)
-    sums = gather(model, blocks_of(ids * mask, mask), ALL, settings, silent)
+    sums = sum_table_statistics(model, blocks_of(ids * mask, mask), ALL, settings, silent)
     parts = [
-        gather(model, blocks_of(row[None, :length]), ALL, settings, silent)
+        sum_table_statistics(model, blocks_of(row[None, :length]), ALL, settings, silent)
         for row, length in zip(ids, (12, 7), strict=True)
     ]
     for name, value in sums.items():
@@ -299,7 +307,7 @@ def test_counting_runs_no_model(monkeypatch):
     monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("the model ran"))
     ids = tiny_tokens(2, 12)
     wanted = frozenset({"counts"})
-    sums = gather(model, blocks_of(ids), wanted, CalibrationSettings(()), silent)
+    sums = sum_table_statistics(model, blocks_of(ids), wanted, CalibrationSettings(()), silent)
     assert sums["counts"].sum() == 24
 
 
@@ -307,17 +315,17 @@ def test_weights_that_are_not_finite_are_an_error():
     model = tiny_tied()
     model.model.layers[0].mlp.up_proj.weight.data.fill_(torch.nan)
     with pytest.raises(ModelError, match="not finite"):
-        gather(model, blocks_of(tiny_tokens()), ALL, CalibrationSettings(()), silent)
+        sum_table_statistics(
+            model, blocks_of(tiny_tokens()), ALL, CalibrationSettings(()), silent
+        )
 
 
 def test_full_rank_keeps_a_models_logits():
-    from spectrim.embeddings import replace_table
-
     model, ids = tiny_tied(), tiny_tokens()
     place = find_table(model)
     weight = model.get_input_embeddings().weight.detach().double()
     rows = torch.ones(len(weight), dtype=torch.float64)
-    table = factorize_table(weight, TableMetric(rows, IdentityMetric(), centered=True))
+    table = solve_table(weight, TableMetric(rows, IdentityMetric(), centered=True))
     with torch.no_grad():
         expected = model(ids).logits
         replace_table(model, place, table.module(weight.shape[1]))

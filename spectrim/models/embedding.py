@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from spectrim.embeddings._modules import FactoredEmbedding, FactoredHead
 from spectrim.errors import ModelError
+from spectrim.layers import FactoredEmbedding, FactoredHead
 from spectrim.models.replace import replace_layer
 
 

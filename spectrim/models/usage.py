@@ -1,0 +1,206 @@
+"""See how a model uses its linear layers, by running it on a few tokens.
+
+No table of model types: while the model runs, it is seen what its layers are given and return,
+and who reads their tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+
+from spectrim.errors import CheckpointError, ModelError
+from spectrim.models.causality import check_causal
+from spectrim.models.context import context_length
+from spectrim.models.experts import ExpertCalls
+from spectrim.models.hooks import evaluation_mode
+from spectrim.models.linear import agree, get_bias, get_weight, is_linear
+from spectrim.models.replace import share_tied_layers
+from spectrim.models.weight_reads import WeightReads, watch_weight_reads
+
+READ = "the model reads their tensors itself"
+OTHER_OUTPUT = "their class computes something else than x W^T + b"
+OTHER_INPUT = "they are called with something else than one tensor of vectors"
+
+_TOKENS = 32
+_NEW_TOKENS = 2
+_SHOWN = 5
+_SPECIAL = re.compile(r"_token_(id|index)$")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How a model uses its layers, as seen on a few tokens.
+
+    Attributes:
+        unusable: by name, why a low-rank layer could not take a layer's place.
+        split: fused experts that compute the same as one linear layer per expert.
+    """
+
+    unusable: dict[str, str] = field(default_factory=dict)
+    split: list[str] = field(default_factory=list)
+
+
+def observe_usage(model: PreTrainedModel) -> Usage:
+    """Run the model on a few tokens and return how it uses its layers.
+
+    Raises ModelError for a model whose attention is not causal, and for one that rewrites its
+    weights as it runs.
+    """
+    share_tied_layers(model)
+    experts = ExpertCalls(model)
+    ids = _readable_ids(model)
+    with evaluation_mode(model):
+        with experts.recorded():
+            unusable = unusable_layers(model, lambda: _use(model, ids))
+        check_causal(model, ids)
+        return Usage(unusable, experts.names_that_split())
+
+
+def load_usage(path: Path) -> Usage:
+    """Return a usage that was stored as JSON. Raises CheckpointError for another file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Usage(dict(values["unusable"]), list(values["split"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} is not what was stored: {error}") from error
+
+
+def unusable_layers(model: nn.Module, run: Callable[[], object]) -> dict[str, str]:
+    """Return, by layer, why a low-rank layer could not take its place in what `run` does.
+
+    Raises ModelError for a model that rewrites its weights as it runs.
+    """
+    layers = {name: module for name, module in model.named_modules() if is_linear(module)}
+    unusable: dict[str, str] = {}
+    with ExitStack() as stack:
+        for name, module in layers.items():
+            stack.enter_context(_calls_checked(name, module, unusable))
+        reads = stack.enter_context(watch_weight_reads(model, layers))
+        with torch.no_grad():
+            run()
+    _check_not_rewritten(model, reads, layers)
+    return unusable | dict.fromkeys(reads.replaced(layers), READ)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, and whether there are more."""
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+
+
+@contextmanager
+def _calls_checked(name: str, module: nn.Module, unusable: dict[str, str]) -> Iterator[None]:
+    """Note in `unusable` whether the layer's first calls are those of a linear layer."""
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() < 2:
+            unusable.setdefault(name, OTHER_INPUT)
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if name not in unusable and not agree(output, _linear(module, args[0])):
+            unusable[name] = OTHER_OUTPUT
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
+    if not _is_plain(module):
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _is_plain(module: nn.Module) -> bool:
+    forwards = (nn.Linear.forward, Conv1D.forward)
+    return type(module).forward in forwards and "forward" not in vars(module)
+
+
+def _linear(module: nn.Module, x: Tensor) -> Tensor | None:
+    weight = get_weight(module).detach()
+    if weight.dim() != 2 or x.shape[-1] != weight.shape[1]:
+        return None
+    return F.linear(x, weight, get_bias(module))
+
+
+def _check_not_rewritten(
+    model: nn.Module, reads: WeightReads, layers: Mapping[str, nn.Module]
+) -> None:
+    if rewritten := reads.rewritten(layers):
+        raise ModelError(
+            f"{type(model).__name__} rewrites weights as it runs ({listed(rewritten)}), so "
+            "what is in memory is not what its checkpoint holds; it cannot be compressed"
+        )
+
+
+def _use(model: Any, ids: Tensor) -> None:
+    """Read the tokens in both modes, and generate after them."""
+    with suppress(Exception), _quiet(), _as_in_training(model):
+        model(input_ids=ids, use_cache=False)
+    model(input_ids=ids, use_cache=False)
+    mask = torch.ones_like(ids)
+    with suppress(Exception), _quiet():  # not every model generates
+        model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=_NEW_TOKENS,
+            min_new_tokens=_NEW_TOKENS,
+            do_sample=False,
+        )
+
+
+def _readable_ids(model: Any) -> Tensor:
+    """(1, length) tokens of a text model: none that stands for an image, say."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    context = context_length(model) or _TOKENS
+    special = _special_ids(model.config.to_dict())
+    plain = [i for i in range(min(vocabulary, 1024)) if i not in special] or [0]
+    length = max(2, min(_TOKENS, context - _NEW_TOKENS))
+    ids = [plain[(7 * i + 3) % len(plain)] for i in range(length)]
+    return torch.tensor([ids], device=next(model.parameters()).device)
+
+
+def _special_ids(config: Mapping[str, Any]) -> set[int]:
+    ids: set[int] = set()
+    for key, value in config.items():
+        if isinstance(value, dict):
+            ids |= _special_ids(value)
+        elif _SPECIAL.search(str(key)):
+            ids |= {i for i in (value if isinstance(value, list) else [value]) if i is not None}
+    return ids
+
+
+@contextmanager
+def _as_in_training(model: nn.Module) -> Iterator[None]:
+    """Some models change their weights between the modes. Modules without children stay as in
+    evaluation: no normalization counts the tokens."""
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), evaluation_mode(model):
+        for module in model.modules():
+            module.training = bool(module._modules)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
