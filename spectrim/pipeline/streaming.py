@@ -37,9 +37,8 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import check_plan, config_for
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.lazy_decomposition import save_layer, stored_decomposition
-from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.context import ProgressBar, RunContext, silent
 from spectrim.runtime.files import read_mapping, write_text
 from spectrim.runtime.memory import trim_memory
 from spectrim.statistics import Calibration
