@@ -9,7 +9,7 @@ examples), so a predicted loss is per example: `share` is then the rows per exam
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,9 @@ from spectrim.models.hooks import (
     frozen_eval,
     group_by_input,
 )
+from spectrim.models.prepare import warn_of_dense
 from spectrim.models.targets import Target
+from spectrim.models.usage import unusable_layers
 from spectrim.statistics import STATISTICS, Calibration
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -68,18 +70,22 @@ def calibrate_module(
 ) -> Calibration:
     """Sums over all batches; the model is left as it was.
 
-    mask(batch) (B, T), True on real positions. Raises InputError for no batches, statistics by
-    sequence, or a loss that is not one number per example; ModelError for one that is not
-    finite.
+    mask(batch) (B, T), True on real positions. Targets that the model uses in another way than
+    by calling them are left out, with a warning that names them. Raises InputError for no
+    batches, statistics by sequence, or a loss that is not one number per example; ModelError
+    for one that is not finite.
     """
     if needy := sorted(set(statistics) & set(_BY_SEQUENCE)):
         raise InputError(f"{', '.join(needy)} is summed by sequence, which a module has not")
     backward = any(STATISTICS.get(name).NEEDS_GRADIENT for name in statistics)
     result: Calibration | None = None
-    with frozen_eval(model), _graph_from(model, targets, backward):
+    with ExitStack() as stack:
+        stack.enter_context(frozen_eval(model))
         for number, batch in enumerate(batches):
             if result is None:
                 result = _begin(model, targets, batch, loss, statistics)
+                targets = [target for target in targets if target.name in result.groups]
+                stack.enter_context(_graph_from(model, targets, backward))
             index = AnyRows.masked(None if mask is None else mask(batch))
             watch = CaptureSpec(index, accumulator(result), backward)
             with (
@@ -115,9 +121,19 @@ def _begin(
     def run() -> None:
         loss(model, batch)
 
-    groups = group_by_input(model, targets, run)
-    result = Calibration.empty({t.name: t.shape for t in targets}, groups, names)
-    result.provenance = {"labels": "given by the loss", "key": {}}
+    groups: dict[str, str] = {}
+    unusable = unusable_layers(
+        model, lambda: groups.update(group_by_input(model, targets, run))
+    )
+    dense = {
+        target.name: unusable[target.name] for target in targets if target.name in unusable
+    }
+    warn_of_dense(dense, len(targets) - len(dense))
+    shapes = {target.name: target.shape for target in targets if target.name not in dense}
+    first: dict[str, str] = {}  # of those that are left, by the first of all
+    groups = {name: first.setdefault(groups[name], name) for name in shapes}
+    result = Calibration.empty(shapes, groups, names)
+    result.provenance = {"labels": "given by the loss", "key": {}, "dense": dense}
     return result
 
 

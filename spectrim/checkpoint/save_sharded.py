@@ -21,7 +21,8 @@ from spectrim.checkpoint.save import SaveOptions, attach_config, check_extra_nam
 from spectrim.checkpoint.validation import INDEX, check_directory, weight_files
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.models.offload import StreamedModel
-from spectrim.runtime.output_dir import output_directory, write_text
+from spectrim.runtime.files import write_text
+from spectrim.runtime.output_dir import output_directory
 
 PartTensors = Callable[[str], dict[str, Tensor]]
 """The tensors to store of a part of the model, by their full names."""

@@ -23,7 +23,8 @@ from spectrim.errors import ModelError
 from spectrim.models.linear import agree, get_shape
 
 _UP_NAMES = ("gate_up_proj", "up_proj")
-_ROUTED, _BATCHED = 3, 1
+_ROUTED = 3
+_BATCHED = 1
 """Arguments of experts given tokens, choices and weights, and of those given tokens."""
 _SMALLEST_SIDE = 5
 """Of a matrix in a stack; kernels of convolutions are shorter."""

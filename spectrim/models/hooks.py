@@ -222,16 +222,15 @@ def group_by_input(
     model: nn.Module, targets: Sequence[Target], run: Callable[[], object]
 ) -> dict[str, str]:
     """Layer name -> first layer that was given the very same input tensor in `run()`."""
-    seen: dict[int, tuple[str, Tensor]] = {}
-    groups = {target.name: target.name for target in targets}
+    given: dict[str, list[Any]] = {target.name: [] for target in targets}
 
     def hook_for(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            first, _ = seen.setdefault(id(inputs[0]), (name, inputs[0]))
-            groups[name] = first
-
-        return hook
+        return lambda module, inputs: given[name].append(inputs[0] if inputs else name)
 
     with attach_hooks((model.get_submodule(t.name), hook_for(t.name)) for t in targets):
         run()
-    return groups
+    first: dict[tuple[int, ...], str] = {}
+    return {
+        name: first.setdefault(tuple(map(id, inputs)), name) if inputs else name
+        for name, inputs in given.items()
+    }

@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.models.causality import check_causal
+from spectrim.models.context import context_length
 from spectrim.models.experts import ExpertCalls
 from spectrim.models.hooks import evaluation_mode
 from spectrim.models.linear import agree, get_bias, get_weight, is_linear
@@ -163,8 +164,7 @@ def _use(model: Any, ids: Tensor) -> None:
 def _readable_ids(model: Any) -> Tensor:
     """(1, length) tokens of a text model: none that stands for an image, say."""
     vocabulary = model.get_input_embeddings().num_embeddings
-    config = model.config.get_text_config()
-    context = getattr(config, "max_position_embeddings", None) or _TOKENS
+    context = context_length(model) or _TOKENS
     special = _special_ids(model.config.to_dict())
     plain = [i for i in range(min(vocabulary, 1024)) if i not in special] or [0]
     length = max(2, min(_TOKENS, context - _NEW_TOKENS))

@@ -22,7 +22,7 @@ from spectrim.calibration.embedding import sum_lookups
 from spectrim.decompositions import TABLE_METHODS, TableProblem, decompose_table, table_rank
 from spectrim.errors import InputError
 from spectrim.layers import FactoredEmbedding
-from spectrim.models.replace import replace_layer
+from spectrim.models.replace import replace_layer, share_tied_layers
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.plan import plan
@@ -84,6 +84,7 @@ def factorize_any(
     recipe = recipe or Recipe()
     if recipe.pruning is not None or recipe.sharing.rule != "none" or recipe.refinement:
         raise InputError("selection, sharing and refinement are for language models")
+    share_tied_layers(model)
     targets = find_targets(model, recipe.include, recipe.exclude)
     calibration = calibrate_module(model, targets, batches, loss, recipe.statistics, mask)
     return decompose(model, calibration, recipe)

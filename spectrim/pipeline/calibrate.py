@@ -28,6 +28,7 @@ from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
+from spectrim.models.context import context_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import Preparation, prepare_model
@@ -100,7 +101,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 def default_length(model: PreTrainedModel) -> int:
     """Half the context, at least 256 and at most 2048 tokens, never more than the context."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2048
+    context = context_length(model) or 2048
     return min(context, max(256, min(2048, context // 2)))
 
 
@@ -223,7 +224,7 @@ class _Run:
             with changed():
                 parts.append(self._once(what, key, missing))
         result = concat(parts)
-        result.provenance["key"] = key
+        result.provenance |= {"key": key, "dense": self.dense}
         self._snapshots(key).finish()
         return result
 

@@ -19,6 +19,7 @@ from spectrim.data.tasks import (
     task_rows,
 )
 from spectrim.errors import InputError
+from spectrim.models.context import context_length
 from spectrim.pipeline.recipe import TaskRecipe
 
 LONGEST_ROW = 2048
@@ -42,7 +43,7 @@ def encode_examples(
     model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, examples: list[TaskExample]
 ) -> TaskRows:
     """As `load_task_rows`, of examples that were read already."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model)
     length = recipe.length or min(context or LONGEST_ROW, LONGEST_ROW)
     if context and length > context:
         raise InputError(f"task.length is {length}, the model reads at most {context} tokens")

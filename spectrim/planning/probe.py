@@ -41,6 +41,7 @@ class Probe:
         self.mask = None if blocks.mask is None else blocks.mask[:rows].to(device)
         self.blocks = decoder_blocks(model)
         self.outputs: dict[str, Any] = {}
+        self._replayable: dict[int, bool] = {0: True}
         with self._recorded():
             logits = self._logits()
         self.probabilities = logits.softmax(-1)
@@ -49,19 +50,41 @@ class Probe:
     @torch.inference_mode()
     def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
         first = self._first_changed(ranks)
+        first = first if self._is_replayable(first) else 0
         with ExitStack() as stack:
             for name, rank in ranks.items():
                 module = self.model.get_submodule(name)
                 stack.enter_context(swap_weights(module, factors[name], rank))
-            for name, block in self.blocks[:first]:
-                output = self.outputs[name]
-                stack.enter_context(override_forward(block, lambda *_, o=output, **__: o))
+            stack.enter_context(self._replayed(first))
             changed = self._logits()
         cross = changed.logsumexp(-1) - torch.linalg.vecdot(self.probabilities, changed)
         per_token = self.negative_entropy + cross
         if self.mask is not None:
             per_token = per_token[self.mask[:, :-1]]
         return float(per_token.double().mean())
+
+    @contextmanager
+    def _replayed(self, count: int) -> Iterator[None]:
+        """The first `count` blocks return what they did for the original."""
+        with ExitStack() as stack:
+            for name, block in self.blocks[:count]:
+                output = self.outputs[name]
+                stack.enter_context(override_forward(block, lambda *_, o=output, **__: o))
+            yield
+
+    def _is_replayable(self, count: int) -> bool:
+        """Return whether the later blocks need nothing of the first `count` but their output.
+
+        Keys and values that are handed on beside it, say, would be missing.
+        """
+        if count not in self._replayable:
+            try:
+                with self._replayed(count):
+                    same = torch.equal(self._logits().softmax(-1), self.probabilities)
+            except (KeyError, IndexError, TypeError, AttributeError, RuntimeError):
+                same = False
+            self._replayable[count] = same
+        return self._replayable[count]
 
     def _first_changed(self, layers: Iterable[str]) -> int:
         for number, (name, _) in enumerate(self.blocks):

@@ -98,12 +98,14 @@ def failing(error: BaseException) -> Any:
     ],
 )
 def test_code_2_and_one_line(cli, monkeypatch, error, words):
-    monkeypatch.setattr("spectrim.pipeline.list_methods", failing(error))
+    monkeypatch.setattr("spectrim.cli.commands.list_methods", failing(error))
     assert words in cli("ls").failed_with_one_line()
 
 
 def test_other_errors_are_not_hidden(cli, monkeypatch):
     """An error of ours: Python prints it whole, and its exit code is 1."""
-    monkeypatch.setattr("spectrim.pipeline.list_methods", failing(ZeroDivisionError("a bug")))
+    monkeypatch.setattr(
+        "spectrim.cli.commands.list_methods", failing(ZeroDivisionError("a bug"))
+    )
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli("ls")

@@ -10,7 +10,7 @@ import pytest
 QUICK = (
     *("--set", "pruning.steps=4", "--set", "pruning.prune_steps=2"),
     *("--set", "pruning.batch_size=4", "--set", "pruning.scoring_examples=8"),
-    *("--set", "refinement=[{name: next_token, options: {steps: 2}}]"),
+    *("--set", "refinement=[{name: finetune, options: {steps: 2}}]"),
     *("--set", "calibration.sequences=8", "--budget", "0.4"),
 )
 

@@ -31,8 +31,8 @@ STEPS = (
 def test_a_recipe_file_names_them_in_order(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "refinement: [{name: block_distillation}, "
-        "{name: distillation, options: {tokens: 200000}}]\n"
+        "refinement: [{name: block_distillation},"
+        " {name: distillation, options: {tokens: 200000}}]\n"
     )
     recipe = load_recipe(str(path))
     assert [step.name for step in recipe.refinement] == ["block_distillation", "distillation"]
@@ -51,7 +51,7 @@ def test_a_recipe_file_names_them_in_order(tmp_path):
         ("[{name: block_distillation, sequences: 0}]", "sequences"),
         ("[{name: block_distillation, options: {tokens: 0}}]", "tokens"),
         ("[{name: block_distillation, sequences: 3, tokens: 99}]", "not both"),
-        ("[block_distillation]", "refinement"),
+        ("[block]", "refinement"),
     ],
 )
 def test_a_wrong_one_is_named(tmp_path, text, what):

@@ -23,7 +23,8 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear, FactoredEmbedding, FactoredHead
 from spectrim.models.experts import SplitExperts
 from spectrim.models.linear import get_bias, get_weight, set_weight
-from spectrim.runtime.output_dir import MARKER, is_spectrim_output, output_directory, write_text
+from spectrim.runtime.files import write_text
+from spectrim.runtime.output_dir import MARKER, is_spectrim_output, output_directory
 
 
 def export_dense(

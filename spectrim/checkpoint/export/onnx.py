@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint.load import load
 from spectrim.errors import InputError, ModelError
-from spectrim.runtime.output_dir import MARKER, output_directory, write_text
+from spectrim.runtime.files import write_text
+from spectrim.runtime.output_dir import MARKER, output_directory
 
 GRAPH = "model.onnx"
 INPUTS = ("input_ids", "attention_mask")

@@ -16,6 +16,7 @@ from spectrim.evaluation.speed.roofline import Limits, measure_limits
 from spectrim.evaluation.speed.timing import Times, time_interleaved
 from spectrim.evaluation.speed.variants import SpeedVariant, cache_bytes, operations, read_bytes
 from spectrim.evaluation.speed.workloads import Decode, Prefill, decodes
+from spectrim.models.context import context_length
 from spectrim.models.targets import decoder_blocks
 
 
@@ -101,10 +102,7 @@ def bench_speed(
 def _cases(contestants: Sequence[SpeedVariant], settings: SpeedSettings) -> list[Case]:
     models = [contestant.model for contestant in contestants]
     writes = all(map(decodes, models))
-    context = min(
-        getattr(m.config.get_text_config(), "max_position_embeddings", None) or 2**60
-        for m in models
-    )
+    context = min(context_length(model) or 2**60 for model in models)
     longest = max(settings.lengths) + (settings.steps if writes else 0)
     if longest > context:
         raise InputError(

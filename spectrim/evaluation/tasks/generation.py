@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from spectrim.data.tasks.encoding import prompt_tokens, text_tokens
 from spectrim.data.tasks.example import TaskExample
+from spectrim.models.context import context_length
 from spectrim.models.hooks import inference
 from spectrim.runtime.context import ProgressBar
 
@@ -71,7 +72,7 @@ def answer_groups(
     if most is None:
         most = MARGIN + max(len(text_tokens(one.answer, tokenizer)) for one in examples)
     lengths = [len(prompt_tokens(example, tokenizer)) for example in examples]
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model)
     room = [most if context is None else min(most, context - length) for length in lengths]
     order = sorted(range(len(examples)), key=lambda number: lengths[number])
     full = [number for number in order if room[number] == most]

@@ -1,0 +1,26 @@
+"""How many tokens a model reads at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def context_length(model: Any) -> int | None:
+    """Return how many tokens the model reads at most; None where its config has no limit.
+
+    Where a table of positions has a row for padding, positions are counted from the row after
+    it, and as many rows of the table are never reached.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not limit:
+        return None
+    words = model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    lost = [
+        table.padding_idx + 1
+        for table in tables
+        if table.num_embeddings == limit and table.padding_idx is not None
+    ]
+    return limit - max(lost, default=0)
