@@ -31,12 +31,12 @@ from spectrim.pipeline.latency_table import slow_layers
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import Recipe, TaskRecipe
 from spectrim.planning import load_plan, save_plan, size_curve
-from spectrim.refinement import RunContext
 from spectrim.report.curve_plot import curve_svg
 from spectrim.report.facts import PAGE_FILE
 from spectrim.report.load import Pair
 from spectrim.report.write import OutputSpec, write_result
 from spectrim.runtime import distributed
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import write_text
 from spectrim.version import __version__
 

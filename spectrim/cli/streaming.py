@@ -21,8 +21,8 @@ from spectrim.pipeline.streaming import (
     for_streaming,
 )
 from spectrim.planning import Plan
-from spectrim.refinement import RunContext
 from spectrim.report.card import card_for
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import peak_bytes, return_large_blocks
 
 

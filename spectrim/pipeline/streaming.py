@@ -39,9 +39,8 @@ from spectrim.pipeline.replace import check_plan, config_for, factored_layer
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.lazy_decomposition import save_layer, stored_decomposition
 from spectrim.planning.solver import layer_problems
-from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache, load_if_valid_locally
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.context import ProgressBar, RunContext, silent
 from spectrim.runtime.files import lock_file, read_mapping, read_tensors, write_text
 from spectrim.runtime.memory import trim_memory
 from spectrim.statistics import load_calibration
