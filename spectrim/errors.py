@@ -33,12 +33,17 @@ class CheckpointError(SpectrimError):
     """A saved artefact that is incomplete, foreign, or does not fit the model."""
 
 
+class DamagedFileError(CheckpointError):
+    """A file of the cache that is truncated or altered; it can be made again."""
+
+
 class NumericalWarning(UserWarning):
     """A result that stands, but was obtained with more damping or a stated fallback."""
 
 
 __all__ = [
     "CheckpointError",
+    "DamagedFileError",
     "InputError",
     "ModelError",
     "NumericalError",

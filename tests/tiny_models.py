@@ -140,6 +140,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def plain_tokenizer() -> PreTrainedTokenizerFast:
+    """`tiny_tokenizer`, but nothing is added to a text; BOS and EOS are still known."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    return tokenizer
+
+
 def tiny_tokens(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     """Random token ids (rows, length)."""
     generator = torch.Generator().manual_seed(seed)

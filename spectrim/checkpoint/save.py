@@ -17,8 +17,8 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear
 from spectrim.models.experts import SplitExperts
 from spectrim.models.replace import compact_layers, shared_bases
-from spectrim.runtime.files import is_full_disk
-from spectrim.runtime.output_dir import is_spectrim_output, output_directory, write_text
+from spectrim.runtime.files import is_full_disk, write_text
+from spectrim.runtime.output_dir import is_spectrim_output, output_directory
 
 _EXTRA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(md|yaml|yml|jsonl?|txt|html|csv)")
 _RESERVED = re.compile(

@@ -26,7 +26,8 @@ from spectrim.errors import InputError
 from spectrim.layers.quantized import CompressedLinear
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 from spectrim.runtime import distributed
-from spectrim.runtime.output_dir import output_directory, write_text
+from spectrim.runtime.files import write_text
+from spectrim.runtime.output_dir import output_directory
 
 _LENGTH = 8
 """Bytes at the start of a safetensors file that say how long its header is."""

@@ -1,8 +1,14 @@
 """Token blocks: a stream of documents cut into rows of one length.
 
-document -> strip -> tokens without special ones -> [BOS] + tokens
-stream   =  document_1 ++ document_2 ++ ...        (file order, or shuffled by a seed)
-ids[n]   =  stream[n * length : (n + 1) * length]  (the incomplete tail is dropped)
+    document -> strip -> tokens without special ones
+    stream   =  document_1 ++ document_2 ++ ...      (file order, or shuffled by a seed)
+    ids[n]   =  prefix ++ the next tokens of the stream; between documents the prefix again
+
+`prefix` is what the tokenizer adds to a text (BOS for most models, nothing for some), so that
+every row is what the model meets in use. No prediction of a prefix counts in a loss. A
+tokenizer that adds nothing gets an empty line between documents. `rows="packed"` cuts the
+stream `[BOS] + document_1, [BOS] + document_2, ...` anywhere, as published code does. The
+incomplete last row is dropped, or padded.
 """
 
 from __future__ import annotations
@@ -13,15 +19,23 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from spectrim.data.loading import open_documents
-from spectrim.data.tokenizing import in_order, read_tokens
+from spectrim.data.rows import Row, packed_rows, pad_rows, prefixed_rows
+from spectrim.data.tokenizing import (
+    in_order,
+    leading_tokens,
+    packed_leading_tokens,
+    read_tokens,
+    separating_tokens,
+)
 from spectrim.errors import InputError
 
+RowKind = Literal["prefixed", "packed"]
 SHORTEST_ROW = 2
 """Tokens; one fewer and there is no next token to predict."""
 
@@ -31,7 +45,8 @@ class BlockSettings:
     """How many rows (`None`: all) of how many tokens, and which part of the stream.
 
     `seed=None` keeps the documents in file order. `max_tokens` keeps the first tokens of
-    the stream; `keep_tail` keeps its incomplete last row (two tokens or more), padded.
+    the stream; `keep_tail` keeps its incomplete last row (two tokens or more), padded. `rows`:
+    "prefixed" rows begin as the tokenizer begins a text, "packed" ones anywhere.
     """
 
     sequences: int | None = None
@@ -39,6 +54,7 @@ class BlockSettings:
     seed: int | None = None
     max_tokens: int | None = None
     keep_tail: bool = False
+    rows: RowKind = "prefixed"
 
     def __post_init__(self) -> None:
         _at_least("length", self.length, SHORTEST_ROW)
@@ -60,9 +76,8 @@ class TokenBlocks:
     """`ids` (N, length) int64; `mask` (N, length) bool, True on tokens, None when all are.
 
     `document_of_row` (N,) is set when no row spans two documents (see `document_blocks`).
-    `scored` (N, length) bool is True on the tokens whose prediction counts in the loss of a
-    calibration, None when all but the first do; inputs of the layers are summed over all of
-    `mask` either way.
+    `scored` (N, length) bool is True on the tokens whose prediction counts in a loss, None
+    when all but the first do; inputs of the layers are summed over all of `mask` either way.
     """
 
     ids: Tensor
@@ -98,14 +113,11 @@ def token_blocks(
     there are fewer rows than `settings.sequences`.
     """
     source, texts = _opened(documents_or_spec)
-    limit = settings.token_limit
-    documents, skipped = read_tokens(in_order(texts, settings.seed), tokenizer, limit)
-    stream = torch.tensor(list(chain.from_iterable(documents)), dtype=torch.long)
-    rows = _usable(stream, settings.length, settings.shortest_row)
-    _check_amount(len(stream), len(rows), settings, source)
-    ids, mask = _padded(rows, settings.length)
-    record = _record(settings, skipped)
-    return TokenBlocks(ids, mask, fingerprint(ids, mask), source, len(documents), record)
+    cut = _Cut(tokenizer, settings)
+    documents, skipped = cut.read(texts)
+    rows = [row for row in cut.rows(documents) if len(row.ids) >= cut.shortest]
+    _check_amount(sum(map(len, documents)), len(rows), settings, source)
+    return _blocks(rows[: settings.sequences], settings, source, len(documents), skipped)
 
 
 def document_blocks(
@@ -120,18 +132,61 @@ def document_blocks(
             "documents scored on their own are limited by max_tokens; got sequences"
         )
     source, texts = _opened(documents_or_spec)
-    limit = settings.token_limit
-    documents, skipped = read_tokens(in_order(texts, settings.seed), tokenizer, limit)
+    cut = _Cut(tokenizer, replace(settings, keep_tail=True))
+    documents, skipped = cut.read(texts)
     windows = [
-        _usable(torch.tensor(tokens), settings.length, SHORTEST_ROW) for tokens in documents
+        [row for row in cut.rows([tokens]) if len(row.ids) >= cut.shortest]
+        for tokens in documents
     ]
     rows = list(chain.from_iterable(windows))
     _check_amount(sum(map(len, documents)), len(rows), settings, source)
-    ids, mask = _padded(rows, settings.length)
     counts = torch.tensor([len(window) for window in windows])
     owner = torch.arange(len(windows)).repeat_interleave(counts)
+    blocks = _blocks(rows, settings, source, len(documents), skipped)
+    return replace(blocks, document_of_row=owner)
+
+
+class _Cut:
+    """How documents become rows under some settings, with one tokenizer."""
+
+    def __init__(self, tokenizer: Any, settings: BlockSettings):
+        self._tokenizer, self._settings = tokenizer, settings
+        packed = settings.rows == "packed"
+        self._prefix = [] if packed else leading_tokens(tokenizer)
+        self._separator = [] if packed else separating_tokens(tokenizer)
+        self._document = packed_leading_tokens(tokenizer) if packed else []
+        if len(self._prefix) >= settings.length:
+            raise InputError(
+                f"length is {settings.length}, but the tokenizer begins every text with "
+                f"{len(self._prefix)} tokens; give --length {len(self._prefix) + 1} or more"
+            )
+
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest row that is kept: one prediction at least."""
+        return max(self._settings.shortest_row, len(self._prefix) + 1)
+
+    def read(self, texts: Iterable[str]) -> tuple[list[list[int]], int]:
+        """Read no more tokens than fill the rows that are asked for."""
+        settings = self._settings
+        ordered = in_order(texts, settings.seed)
+        limit = settings.token_limit - (settings.sequences or 0) * len(self._prefix)
+        return read_tokens(ordered, self._tokenizer, limit, self._document)
+
+    def rows(self, documents: list[list[int]]) -> list[Row]:
+        length = self._settings.length
+        if self._settings.rows == "packed":
+            return packed_rows(documents, length)
+        return prefixed_rows(documents, self._prefix, self._separator, length)
+
+
+def _blocks(
+    rows: list[Row], settings: BlockSettings, source: str, documents: int, skipped: int
+) -> TokenBlocks:
+    ids, mask, scored = pad_rows(rows, settings.length)
+    name = fingerprint(ids, mask, scored)
     record = _record(settings, skipped)
-    return TokenBlocks(ids, mask, fingerprint(ids, mask), source, len(documents), record, owner)
+    return TokenBlocks(ids, mask, name, source, documents, record, scored=scored)
 
 
 def fingerprint(ids: Tensor, mask: Tensor | None, scored: Tensor | None = None) -> str:
@@ -160,20 +215,6 @@ def _opened(documents_or_spec: str | Iterable[str]) -> tuple[str, Iterable[str]]
     if isinstance(documents_or_spec, str):
         return documents_or_spec, open_documents(documents_or_spec)
     return "documents", documents_or_spec
-
-
-def _usable(tokens: Tensor, length: int, shortest: int) -> list[Tensor]:
-    """Chunks of `length` tokens, those shorter than `shortest` left out."""
-    return [row for row in tokens.split(length) if len(row) >= shortest]
-
-
-def _padded(rows: list[Tensor], length: int) -> tuple[Tensor, Tensor | None]:
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    mask = torch.zeros(len(rows), length, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = row
-        mask[number, : len(row)] = True
-    return ids, None if mask.all() else mask
 
 
 def _record(settings: BlockSettings, skipped: int) -> dict[str, Any]:

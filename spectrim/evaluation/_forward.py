@@ -21,6 +21,7 @@ class Batch:
     start: int
     ids: Tensor
     mask: Tensor | None
+    scored: Tensor | None = None
 
     @property
     def rows(self) -> slice:
@@ -28,7 +29,9 @@ class Batch:
 
     @property
     def predicted(self) -> Tensor:
-        """(B, T - 1) bool: positions whose next token is there to be predicted."""
+        """(B, T - 1) bool: positions whose next token is there to be predicted and counts."""
+        if self.scored is not None:
+            return self.scored[:, 1:]
         if self.mask is None:
             return torch.ones_like(self.ids[:, 1:], dtype=torch.bool)
         return self.mask[:, 1:]
@@ -41,7 +44,8 @@ def batches(blocks: TokenBlocks, size: int) -> Iterator[Batch]:
     for start in range(0, len(blocks), size):
         rows = slice(start, start + size)
         mask = None if blocks.mask is None else blocks.mask[rows]
-        yield Batch(start, blocks.ids[rows], mask)
+        scored = None if blocks.scored is None else blocks.scored[rows]
+        yield Batch(start, blocks.ids[rows], mask, scored)
 
 
 def logits(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -34,12 +35,13 @@ class CompactLinear(nn.Module, ABC):
     def weight(self) -> Tensor:
         """The weight (out, in), multiplied out each time it is read: for models that read a
         layer's weight beside calling it. Gradients flow; what is written to it is lost."""
-        like = next(self.parameters())
-        if like.is_meta:
-            empty = like.new_empty(self.out_features, self.in_features)
+        stored = list(chain(self.parameters(), self.buffers()))
+        if stored[0].is_meta:
+            empty = torch.empty(self.out_features, self.in_features, device="meta")
             empty._is_hf_initialized = True  # type: ignore[attr-defined]
             return empty
-        unit = torch.eye(self.in_features, dtype=like.dtype, device=like.device)
+        dtype = next((t.dtype for t in stored if t.is_floating_point()), None)
+        unit = torch.eye(self.in_features, dtype=dtype, device=stored[0].device)
         return (self.forward(unit) - self.forward(torch.zeros_like(unit[:1]))).T
 
     def validate(self) -> str | None:

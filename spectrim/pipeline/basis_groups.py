@@ -19,10 +19,11 @@ from spectrim.decompositions import DECOMPOSITIONS, whitened
 from spectrim.errors import InputError
 from spectrim.linalg.joint_basis import ESTIMATES, clusters
 from spectrim.models.hooks import attach_hooks
-from spectrim.models.linear import get_bias, get_shape, get_weight, is_linear
+from spectrim.models.linear import get_shape, is_linear
 from spectrim.models.targets import decoder_blocks
 from spectrim.pipeline.recipe import Recipe, SharingRecipe
-from spectrim.statistics import Calibration, LayerProblem, PooledStatistics
+from spectrim.planning.solver import layer_problem, pool_inputs
+from spectrim.statistics import Calibration
 
 Groups = list[tuple[str, ...]]
 
@@ -44,21 +45,6 @@ def group_layers(
     first = {group[0]: group for group in found if len(group) > 1}
     inside = {name for group in first.values() for name in group}
     return [first.get(n, (n,)) for n in names if n in first or n not in inside]
-
-
-def pooled_problems(
-    model: nn.Module, calibration: Calibration, names: Sequence[str]
-) -> list[LayerProblem]:
-    """One problem per layer, with the inputs of all of them."""
-    return [
-        LayerProblem(
-            name,
-            get_weight(module).detach(),
-            get_bias(module),
-            PooledStatistics(calibration, name, tuple(names)),
-        )
-        for name, module in ((name, model.get_submodule(name)) for name in names)
-    ]
 
 
 def _pools(
@@ -117,7 +103,8 @@ def _clustered(
     """Memory: the pool's weights in float64."""
     sharing = recipe.sharing
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
-    matrices = whitened(recipe.method, pooled_problems(model, calibration, pool), options)
+    problems = pool_inputs([layer_problem(model, calibration, name) for name in pool])
+    matrices = whitened(recipe.method, problems, options)
     estimate = partial(_joint_error, matrices, sharing)
     found = clusters(matrices, estimate, sharing.max_error, sharing.group_size)
     return [tuple(pool[index] for index in cluster) for cluster in found]

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
-from spectrim.decompositions import DECOMPOSITIONS, decompose_group, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import NumericalError
-from spectrim.linalg.truncated import Factors
-from spectrim.models.linear import get_bias, get_weight
+from spectrim.models.linear import get_weight
 from spectrim.models.prepare import warn_of_dense
-from spectrim.pipeline.basis_groups import group_layers, pooled_problems
+from spectrim.models.source import ResidentModel
+from spectrim.pipeline.basis_groups import Groups, group_layers
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, make_plan
-from spectrim.planning.predicted import NEEDED, first_order_effects, predicted_curve
-from spectrim.planning.snapshots import LayerSnapshots
+from spectrim.planning.predicted import NEEDED
+from spectrim.planning.solver import Solver, decompose_problems, entry_names, layer_problems
 from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import trim_memory
 from spectrim.runtime.snapshots import Snapshots
-from spectrim.statistics import Calibration, LayerProblem
+from spectrim.statistics import Calibration
 from spectrim.version import __version__
 
 NOT_REACHED = "no token of the calibration text reaches them"
@@ -48,138 +47,76 @@ def decompose(
     NumericalError for weights or statistics that cannot be factorised.
     """
     recipe = recipe or Recipe()
-    options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
+    context = context or RunContext()
     names = layers_with_signal(calibration)
-    dense = calibration.provenance.get("dense", {}) | silent_layers(calibration)
-    result = Decomposition(
+    solver = make_solver(recipe, calibration.states, provenance_of(calibration))
+    groups = group_layers(model, calibration, names, recipe)
+    trim_memory()  # what the passes of the calibration held
+    own = _shard(model, groups)
+    problems = layer_problems(ResidentModel(model), calibration, own)
+    with distributed.raise_together():
+        shown = context.progress(problems, "decomposing", len(own))
+        result = decompose_problems(shown, solver, snapshots)
+    return _gather(result, groups)
+
+
+def make_solver(
+    recipe: Recipe, statistics: Container[str], provenance: Mapping[str, Any]
+) -> Solver:
+    """Return what decomposes layers by the recipe's method, with the `statistics` that there
+    are."""
+    empty = Decomposition(
         recipe.method,
         shapes={},
         factors={},
         curves={},
-        units="nats per token" if set(NEEDED) <= set(calibration.states) else "own",
-        provenance={**calibration.provenance, "dense": dense, "versions": versions()},
+        units="nats per token" if all(name in statistics for name in NEEDED) else "own",
+        provenance={**provenance, "versions": versions()},
     )
-    groups = group_layers(model, calibration, names, recipe)
-    source = _Source(model, calibration, recipe, options)
-    trim_memory()  # what the passes of the calibration held
-    context = context or RunContext()
-    stored = LayerSnapshots(snapshots or Snapshots(None))
+    options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
+    return Solver(empty, options, None if recipe.sharing.accept == "all" else _price(recipe))
+
+
+def provenance_of(calibration: Calibration) -> dict[str, Any]:
+    """Return the provenance of a calibration, with why layers stay dense, by their names."""
+    dense = calibration.provenance.get("dense", {}) | silent_layers(calibration)
+    return {**calibration.provenance, "dense": dense}
+
+
+def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
+    """Return the predicted loss of the best plan at the budget that sharing is decided at."""
+    recipe = recipe.with_changes(
+        budget=recipe.sharing.budget, allocation="loss_optimal", allocation_options={}
+    )
+
+    def price(result: Decomposition) -> float:
+        return sum(layer.predicted_loss for layer in make_plan(result, recipe).layers.values())
+
+    return price
+
+
+def _shard(model: nn.Module, groups: Groups) -> Groups:
+    """Return the groups that this process decomposes: about as much work as the others."""
     owners = distributed.balanced_bins(
-        [source.cost(group) for group in groups], distributed.num_processes()
+        [_cost(model, group) for group in groups], distributed.num_processes()
     )
-    own = [
-        g
-        for g, owner in zip(groups, owners, strict=True)
-        if owner == distributed.process_index()
-    ]
-    with distributed.raise_together():
-        earlier = stored.load() or result.select(())
-        for group in context.progress(own, "decomposing", len(own)):
-            if entries := _stored(earlier, group):
-                result.update(earlier.select(entries))
-                continue
-            for entry in source.chosen(group):
-                entry.put_into(result)
-            stored.save_if_due(result)
-    return _of_all(result, groups)
+    own = distributed.process_index()
+    return [group for group, owner in zip(groups, owners, strict=True) if owner == own]
 
 
-def _of_all(own: Decomposition, groups: Sequence[tuple[str, ...]]) -> Decomposition:
-    """What each process has decomposed, together and in the order of the groups."""
+def _cost(model: nn.Module, names: Sequence[str]) -> float:
+    """Return the operations up to a factor: out * in * min(out, in) of every layer."""
+    weights = [get_weight(model.get_submodule(name)) for name in names]
+    return float(sum(w.numel() * min(w.shape) for w in weights))
+
+
+def _gather(own: Decomposition, groups: Groups) -> Decomposition:
+    """Return what all processes have decomposed, in the order of the groups."""
     if distributed.num_processes() == 1:
         return own
     shapes, members = distributed.gather_dict(own.shapes), distributed.gather_dict(own.groups)
     whole = own.from_tensors(shapes, distributed.gather_tensors(own.tensors()), members)
-    return whole.select(name for group in groups for name in _stored(whole, group))
-
-
-def _stored(earlier: Decomposition, group: tuple[str, ...]) -> tuple[str, ...]:
-    """The names under which it has all of a group: together, or apart."""
-    together = ("+".join(group),)
-    choices = (together, group)
-    return next((names for names in choices if set(names) <= set(earlier.shapes)), ())
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A decomposed layer, or a group of layers on one basis."""
-
-    name: str
-    factors: Factors
-    curve: Tensor
-    first_order_effects: Tensor | None
-    members: dict[str, int]
-
-    def put_into(self, result: Decomposition) -> None:
-        name, factors = self.name, self.factors
-        result.shapes[name] = (factors.left.shape[0], factors.right.shape[1])
-        result.factors[name] = factors
-        result.curves[name] = self.curve
-        if self.first_order_effects is not None:
-            result.first_order_effects[name] = self.first_order_effects
-        if self.members:
-            result.groups[name] = self.members
-
-
-@dataclass(frozen=True)
-class _Source:
-    model: nn.Module
-    calibration: Calibration
-    recipe: Recipe
-    options: Any
-
-    def cost(self, names: tuple[str, ...]) -> float:
-        """Operations up to a factor: out * in * min(out, in) of every layer."""
-        weights = [get_weight(self.model.get_submodule(name)) for name in names]
-        return float(sum(w.numel() * min(w.shape) for w in weights))
-
-    def chosen(self, names: tuple[str, ...]) -> list[_Entry]:
-        """The layers as a group, or apart where the recipe asks for what is cheaper."""
-        if len(names) == 1:
-            return [self.single(names[0])]
-        together = [self.group(names)]
-        if self.recipe.sharing.accept == "all":
-            return together
-        apart = [self.single(name) for name in names]
-        return together if self.price(together) < self.price(apart) else apart
-
-    def single(self, name: str) -> _Entry:
-        layer = self.model.get_submodule(name)
-        statistics = self.calibration.layer(name)
-        problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), statistics)
-        factors = decompose_layer(self.recipe.method, problem, self.options)
-        curve = predicted_curve(factors, statistics)
-        return _Entry(name, factors, curve, _signed({name: factors}, self.calibration), {})
-
-    def group(self, names: tuple[str, ...]) -> _Entry:
-        problems = pooled_problems(self.model, self.calibration, names)
-        factors = decompose_group(self.recipe.method, problems, self.options)
-        members = {problem.name: len(problem.weight) for problem in problems}
-        parts = factors.split(members)
-        if set(NEEDED) <= set(self.calibration.states):
-            curves = [predicted_curve(f, self.calibration.layer(n)) for n, f in parts.items()]
-        else:
-            curves = [predicted_curve(factors, None)]
-        total, signed = torch.stack(curves).sum(0), _signed(parts, self.calibration)
-        return _Entry("+".join(names), factors, total, signed, members)
-
-    def price(self, entries: list[_Entry]) -> float:
-        """Predicted loss of the best plan at the budget that sharing is decided at."""
-        result = Decomposition(self.recipe.method, {}, {}, {})
-        for entry in entries:
-            entry.put_into(result)
-        recipe = self.recipe.with_changes(
-            budget=self.recipe.sharing.budget, allocation="loss_optimal", allocation_options={}
-        )
-        return sum(layer.predicted_loss for layer in make_plan(result, recipe).layers.values())
-
-
-def _signed(parts: Mapping[str, Factors], calibration: Calibration) -> Tensor | None:
-    """First-order effects, of a group the sum over its members."""
-    if "mean_gradient" not in calibration.states:
-        return None
-    effects = [first_order_effects(f, calibration.layer(name)) for name, f in parts.items()]
-    return torch.stack(effects).sum(0)
+    return whole.select(name for group in groups for name in entry_names(whole, group))
 
 
 def layers_with_signal(calibration: Calibration) -> list[str]:

@@ -18,23 +18,23 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig, attach_config
-from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.linalg.truncated import Factors
 from spectrim.models.experts import split_expert_names
 from spectrim.models.fingerprint import model_fingerprint
-from spectrim.models.linear import get_bias, get_weight, set_weight
+from spectrim.models.linear import get_bias, set_weight
 from spectrim.models.replace import replace_layer
+from spectrim.models.source import ResidentModel
 from spectrim.models.targets import Target
 from spectrim.pipeline.calibrate import calibrate, prepare
-from spectrim.pipeline.decompose import decompose, versions
+from spectrim.pipeline.decompose import decompose, make_solver, versions
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import shared_copy, untie_head, without_layers
 from spectrim.pipeline.tasks import load_task_rows, sample_rows
-from spectrim.planning import Decomposition, LayerPlan, Plan
-from spectrim.planning.predicted import predicted_curve
-from spectrim.planning.snapshots import LayerSnapshots
+from spectrim.planning import LayerPlan, Plan
+from spectrim.planning.solver import decompose_problems, layer_problems
 from spectrim.pruning import (
     LayerCost,
     Objective,
@@ -47,7 +47,6 @@ from spectrim.pruning import (
 )
 from spectrim.refinement import RunContext
 from spectrim.runtime.snapshots import Snapshots
-from spectrim.statistics import LayerProblem
 
 
 @dataclass(frozen=True)
@@ -120,41 +119,16 @@ def _bases(
         calibration = calibrate(model, tokenizer, recipe, progress)
         factors = decompose(model, calibration, recipe, snapshots, progress).factors
     else:
-        factors = _uncalibrated(model, recipe, targets, (progress, snapshots))
+        names = [(target.name,) for target in targets]
+        problems = layer_problems(ResidentModel(model), None, names)
+        shown = progress.progress(problems, "decomposing", len(targets))
+        factors = decompose_problems(shown, make_solver(recipe, (), {}), snapshots).factors
     if any(found.bias_shift is not None for found in factors.values()):
         raise InputError(
             f"method '{recipe.method}' moves what it cuts into biases; bases cannot be "
             "selected one by one then: choose svd, svd_llm or obd"
         )
     return factors
-
-
-def _uncalibrated(
-    model: PreTrainedModel,
-    recipe: Recipe,
-    targets: list[Target],
-    kept: tuple[RunContext, Snapshots],
-) -> dict[str, Factors]:
-    progress, snapshots = kept
-    stored = LayerSnapshots(snapshots)
-    options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
-    result = Decomposition(recipe.method, {}, {}, {}, units="own")
-    earlier = stored.load() or result.select(())
-    for target in progress.progress(targets, "decomposing", len(targets)):
-        name, layer = target.name, model.get_submodule(target.name)
-        if name in earlier.shapes:
-            result.update(earlier.select([name]))
-            continue
-        problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), None)
-        factors = decompose_layer(recipe.method, problem, options)
-        curve = predicted_curve(factors, None)
-        result.update(
-            Decomposition(
-                recipe.method, {name: target.shape}, {name: factors}, {name: curve}, "own"
-            )
-        )
-        stored.save_if_due(result)
-    return result.factors
 
 
 def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> Snapshots:

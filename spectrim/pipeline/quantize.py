@@ -9,6 +9,8 @@ predicted loss of the compressor alone, in nats per token.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,21 +19,20 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.checkpoint.config_entries import compensated_entry
-from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
+from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
 from spectrim.models.experts import split_expert_names
-from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import replace_layer
+from spectrim.models.source import ResidentModel
 from spectrim.pipeline.calibrate import calibrate, prepare
-from spectrim.pipeline.decompose import layers_with_signal, versions
+from spectrim.pipeline.decompose import layers_with_signal, make_solver, versions
 from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.planning import Decomposition
 from spectrim.planning.correction_ranks import CORRECTION_ALLOCATIONS, correction_ranks
-from spectrim.planning.predicted import NEEDED, predicted_curve
-from spectrim.runtime.context import ProgressBar, RunContext
-from spectrim.statistics import Calibration, LayerProblem
+from spectrim.planning.solver import Problems, decompose_problems, layer_problems
+from spectrim.runtime.context import RunContext
 
 
 @dataclass(frozen=True)
@@ -108,20 +109,23 @@ def compute_residual(
     if _needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)
-    problems = (_problem(model, calibration, name) for name in names)
     compress = QUANTIZERS.get(given.quantizer).compress
     bases: dict[str, CompressedLinear] = {}
-    lost: dict[str, LayerProblem] = {}
-    what = f"compressing by {given.quantizer}"
-    for problem in context.progress(problems, what, len(names)):
-        stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
-        base = bases[problem.name] = compress(stored, options)
-        weight = problem.weight.double() - base.dense()[0]
-        lost[problem.name] = replace(problem, weight=weight, bias=None)
-    decomposed = None
-    if calibration is not None:
-        decomposed = _decomposed(calibration, lost, recipe, context.progress)
-    return Residual(bases, decomposed)
+
+    def residuals() -> Iterator[Problems]:
+        groups = [(name,) for name in names]
+        for (problem,) in layer_problems(ResidentModel(model), calibration, groups):
+            stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
+            base = bases[problem.name] = compress(stored, options)
+            weight = problem.weight.double() - base.dense()[0]
+            yield (replace(problem, weight=weight, bias=None),)
+
+    shown = context.progress(residuals(), f"compressing by {given.quantizer}", len(names))
+    if calibration is None:
+        deque(shown, maxlen=0)
+        return Residual(bases, None)
+    solver = make_solver(recipe, calibration.states, calibration.provenance)
+    return Residual(bases, decompose_problems(shown, solver))
 
 
 def choose_correction_ranks(
@@ -183,35 +187,6 @@ def _given(recipe: Recipe) -> CorrectionRecipe:
 def _needs_text(given: CorrectionRecipe) -> bool:
     has_path = given.rank > 0 if given.bytes is None else given.bytes > 0
     return has_path or bool(QUANTIZERS.get(given.quantizer).REQUIRES)
-
-
-def _problem(
-    model: PreTrainedModel, calibration: Calibration | None, name: str
-) -> LayerProblem:
-    layer = model.get_submodule(name)
-    statistics = None if calibration is None else calibration.layer(name)
-    return LayerProblem(name, get_weight(layer).detach(), get_bias(layer), statistics)
-
-
-def _decomposed(
-    calibration: Calibration, lost: dict[str, LayerProblem], recipe: Recipe, track: ProgressBar
-) -> Decomposition:
-    options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
-    priced = set(NEEDED) <= set(calibration.states)
-    result = Decomposition(
-        recipe.method,
-        shapes={},
-        factors={},
-        curves={},
-        units="nats per token" if priced else "own",
-        provenance={**calibration.provenance, "versions": versions()},
-    )
-    for name, problem in track(lost.items(), "decomposing what was lost", len(lost)):
-        factors = decompose_layer(recipe.method, problem, options)
-        result.shapes[name] = (factors.left.shape[0], factors.right.shape[1])
-        result.factors[name] = factors
-        result.curves[name] = predicted_curve(factors, problem.statistics)
-    return result
 
 
 def _layer(residual: Residual, name: str, rank: int) -> CompensatedLinear:

@@ -11,38 +11,40 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 from torch import Tensor
 
 from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
-from spectrim.errors import InputError
-from spectrim.layers import LAYERS, layer_class
+from spectrim.errors import DamagedFileError, InputError
 from spectrim.models.experts import split_expert_names
-from spectrim.models.linear import get_bias, is_linear
+from spectrim.models.fingerprint import architecture_fingerprint, files_fingerprint
+from spectrim.models.linear import get_bias
 from spectrim.models.offload import Activations
-from spectrim.models.offload.tensors import files_fingerprint
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.pipeline.decompose import decompose, layers_with_signal
+from spectrim.pipeline.decompose import layers_with_signal, make_solver, provenance_of
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.replace import check_plan, config_for
+from spectrim.pipeline.replace import check_plan, config_for, factored_layer
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.lazy_decomposition import save_layer, stored_decomposition
+from spectrim.planning.solver import layer_problems
 from spectrim.refinement import RunContext
-from spectrim.runtime.cache import Cache
+from spectrim.runtime.cache import Cache, load_if_valid_locally
 from spectrim.runtime.context import ProgressBar, silent
-from spectrim.runtime.files import read_mapping, write_text
+from spectrim.runtime.files import lock_file, read_mapping, read_tensors, write_text
 from spectrim.runtime.memory import trim_memory
-from spectrim.statistics import Calibration
+from spectrim.statistics import load_calibration
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def decompose_streamed(
         wide=recipe.wide,
     )
     key = {
-        "files": files_fingerprint(opened.files),
+        "model": [architecture_fingerprint(model), files_fingerprint(opened.files)],
         "data": blocks.fingerprint,
         "statistics": list(settings.statistics),
         "labels": settings.label_key,
@@ -136,7 +138,13 @@ class _Run:
     track: ProgressBar = silent
 
     def decomposition(self, key: dict[str, Any]) -> Decomposition:
-        summary = self._calibrated(key)
+        try:
+            summary = self._calibrated(key)
+        except DamagedFileError as error:
+            warnings.warn(f"calibrating again: {error}", stacklevel=2)
+            self._forget()
+            walk = replace(self.walk, calls=[], probes=[])
+            summary = replace(self, walk=walk)._calibrated(key)
         numbers = range(self.walk.count + 1)
         for number in self.track(numbers, "decomposing", len(numbers)):
             self._decompose_part(number, summary)
@@ -147,53 +155,99 @@ class _Run:
     def _calibrated(self, key: dict[str, Any]) -> dict[str, Any]:
         """Statistics of every block in files; layers with signal, and provenance."""
         path = self.directory / "calibrated.json"
-        if path.exists():
-            return read_mapping(path)
+        summary = load_if_valid_locally(path, _read_summary)
+        if summary is not None and self._can_resume(summary):
+            return summary
+        if summary is not None:
+            self._forget()
         for _ in self.track(self.walk.steps(), "calibrating", self.walk.units):
             trim_memory()
         calibration = self.walk.result()
         summary = {
             "layers": layers_with_signal(calibration),
-            "provenance": calibration.provenance | {"key": key},
+            "provenance": provenance_of(calibration) | {"key": key},
         }
         write_text(path, json.dumps(summary))
         return summary
 
-    def _decompose_part(self, number: int, summary: dict[str, Any]) -> None:
+    def _can_resume(self, summary: dict[str, Any]) -> bool:
+        """Return whether the layers that are not decomposed still have their statistics.
+
+        Damaged files of either are as good as none, with a warning.
+        """
+        for number in range(self.walk.count + 1):
+            if self._missing(number, summary):
+                parts = [self.walk.parts.path(name) for name in self.walk.part_names(number)]
+                if any(load_if_valid_locally(part, load_calibration) is None for part in parts):
+                    return False
+                trim_memory()
+        return True
+
+    def _missing(self, number: int, summary: dict[str, Any]) -> list[str]:
+        """Return the layers of a block that are still to be decomposed; damaged files go."""
         wanted = set(summary["layers"])
         names = [t.name for t in self.walk.targets_of(number) if t.name in wanted]
-        names = [name for name in names if not self._layer_file(name).exists()]
-        if not names:
+        missing = []
+        for name in names:
+            if load_if_valid_locally(self._layer_file(name), _verify) is None:
+                self._layer_file(name).unlink(missing_ok=True)
+                missing.append(name)
+        return missing
+
+    def _forget(self) -> None:
+        """Remove the statistics, and all that they were made from."""
+        (self.directory / "calibrated.json").unlink(missing_ok=True)
+        for name in ("statistics", "activations"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def _decompose_part(self, number: int, summary: dict[str, Any]) -> None:
+        if not (names := self._missing(number, summary)):
             return
         parts = self.walk.part_names(number)
         calibration = self.walk.parts.union(parts, summary["provenance"])
-        for part in dict.fromkeys(self.opened.streamed.part_of(name) for name in names):
-            with self.opened.streamed.resident(part):
-                for name in names:
-                    if self.opened.streamed.part_of(name) == part:
-                        self._decompose_layer(name, calibration)
+        solver = make_solver(self.recipe, calibration.states, summary["provenance"])
+        groups = [(name,) for name in names]
+        for problems in layer_problems(self.opened.streamed, calibration, groups):
+            save_layer(solver.solve(problems), self._layer_file(problems[0].name))
         for part in parts:
             self.walk.parts.drop(part)
-
-    def _decompose_layer(self, name: str, calibration: Calibration) -> None:
-        only = replace(
-            calibration,
-            groups={name: calibration.groups[name]},
-            counts={name: calibration.counts[name]},
-        )
-        result = decompose(self.opened.streamed.model, only, self.recipe)
-        save_layer(result, self._layer_file(name))
 
     def _layer_file(self, name: str) -> Path:
         return self.directory / "factors" / f"{name}.safetensors"
 
 
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary = read_mapping(path)
+        return {"layers": list(summary["layers"]), "provenance": dict(summary["provenance"])}
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise DamagedFileError(f"{path} holds no calibration: {error}") from error
+
+
+def _verify(path: Path) -> bool:
+    read_tensors(path)
+    return True
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock, waiting with a warning for another run that holds it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(lock, timeout=0))
+        except Timeout:
+            warnings.warn(f"waiting for another run on the same model ({lock})", stacklevel=2)
+            stack.enter_context(lock_file(lock))
+        yield
+
+
 @contextmanager
 def _directory(cache: Cache, key: dict[str, Any]) -> Iterator[Path]:
-    """Kept in the workspace, else removed with the context."""
+    """Yield a directory in the cache, which no other run uses meanwhile, or a temporary one."""
     path = cache.path("streamed", key)
     if path is not None:
-        yield path.with_suffix("")
+        with _alone(path.with_suffix(".lock")):
+            yield path.with_suffix("")
         return
     with tempfile.TemporaryDirectory(prefix="spectrim-") as name:
         yield Path(name)
@@ -245,11 +299,7 @@ class CompressedParts:
         return tensors
 
     def _factored(self, name: str, layer: torch.nn.Module) -> dict[str, Tensor]:
-        assert is_linear(layer)
-        kind = layer_class(self.plan.layer)
-        options = LAYERS.options(self.plan.layer, self.plan.layer_options)
-        factors = self.decomposition.factors[name]
-        made = kind.from_full(factors, self.plan.ranks[name], get_bias(layer), options)
+        made = factored_layer(self.decomposition, self.plan, name, get_bias(layer))
         made.to(dtype=self.opened.streamed.dtype).to(dtype=self.dtype)
         return {
             f"{name}.{key}": t.detach().contiguous() for key, t in made.state_dict().items()

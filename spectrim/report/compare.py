@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.data.tasks import TaskExample
-from spectrim.data.tokenizing import leading_tokens
+from spectrim.data.tokenizing import first_tokens
 from spectrim.evaluation import kl_divergence
 from spectrim.evaluation.tasks.generation import Group, greedy_answers
 from spectrim.models.hooks import inference
@@ -32,8 +32,10 @@ def with_divergence(
     """With KL(original || smaller) on the first tokens of `blocks`: the expected increase of
     the loss under the original's own predictions."""
     rows = max(1, DIVERGENCE_TOKENS // blocks.ids.shape[1])
-    mask = None if blocks.mask is None else blocks.mask[:rows]
-    part = replace(blocks, ids=blocks.ids[:rows], mask=mask, document_of_row=None, scored=None)
+    mask, scored = (None if t is None else t[:rows] for t in (blocks.mask, blocks.scored))
+    part = replace(
+        blocks, ids=blocks.ids[:rows], mask=mask, document_of_row=None, scored=scored
+    )
     figures = kl_divergence.evaluate(smaller, part, kl_divergence.Options(1), original)
     return replace(
         facts,
@@ -68,7 +70,7 @@ def with_texts(
 
 def draw_prompts(model: PreTrainedModel, tokenizer: Any) -> list[str]:
     """Openings of documents that the model draws; none where no token opens one."""
-    start = leading_tokens(tokenizer)
+    start = first_tokens(tokenizer)
     if not start:
         return []
     generator = torch.Generator().manual_seed(0)

@@ -76,6 +76,7 @@ def load_if_valid_locally(path: Path | None, load: Callable[[Path], Entry]) -> E
     try:
         return load(path)
     except CheckpointError:
-        kind = path.name.partition("-")[0]
+        entry = path.parent if path.parent.suffix == ".parts" else path
+        kind = entry.name.partition("-")[0].removesuffix(entry.suffix)
         warnings.warn(f"making the {kind} again: {path} is damaged", stacklevel=2)
         return None

@@ -1,4 +1,8 @@
-"""Files that are complete or absent: written under a temporary name, then renamed."""
+"""Files that are complete or absent: written beside their place, flushed, then renamed.
+
+Tensor files hold a checksum of each tensor and of their metadata, which is verified when they
+are read. The permissions of every file follow the umask.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,26 @@ import errno
 import json
 import os
 import shutil
-import tempfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spectrim.errors import CheckpointError, InputError
-from spectrim.runtime.processes import is_dead, this_process
+from spectrim.errors import DamagedFileError, InputError
 
-_PARTIAL = ".tmp"
+_HEADER, _EARLY_HEADER = "spectrim_checked", "spectrim"
+"""The one entry of a tensor file's header: JSON of metadata (as text) and checksums; in files
+of early versions the metadata alone. (The order of several entries is random.)"""
+_OF_METADATA = ""
+_BAD_HEADER = (KeyError, TypeError, ValueError, AttributeError)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 LARGEST_TEXT = 64 * 2**20
 """Bytes; a plan of a thousand layers has a hundred thousand."""
@@ -30,7 +38,11 @@ _BAD_TEXT = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, T
 
 
 def read_mapping(path: Path) -> Any:
-    """The values of a `.json` or YAML file. Raises InputError when it cannot be read as one."""
+    """Return the values of a `.json` or YAML file.
+
+    Raises:
+        InputError: the file cannot be read as one.
+    """
     try:
         if path.stat().st_size > LARGEST_TEXT:
             raise InputError(f"{path} is larger than {LARGEST_TEXT} bytes: not a text file")
@@ -42,7 +54,7 @@ def read_mapping(path: Path) -> Any:
 
 
 def is_file(path: Path) -> bool:
-    """False also for a name that the file system refuses."""
+    """Return whether `path` is a file; False also for a name that the file system refuses."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -50,35 +62,56 @@ def is_file(path: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Raises InputError when the place cannot be written (full disk, no permission)."""
+    """Write a file in UTF-8, so that readers see the old text or the new one.
+
+    Raises:
+        InputError: the place cannot be written to (full disk, no permission).
+    """
     _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """A safetensors file with `metadata` as JSON in its header. Raises InputError as above."""
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], sync: bool = True
+) -> None:
+    """Write a safetensors file with `metadata` as JSON and checksums in its header.
+
+    sync: wait until the file is on the disk, for a file that has to outlive a power failure.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    header = {"spectrim": json.dumps(metadata)}
-    _write(path, lambda partial: save_file(contiguous, partial, header))
+    text = json.dumps(metadata)
+    sums = {name: _checksum(name, tensor) for name, tensor in contiguous.items()}
+    sums[_OF_METADATA] = zlib.crc32(text.encode())
+    header = {_HEADER: json.dumps([text, sums])}
+    _write(path, lambda partial: save_file(contiguous, partial, header), sync)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote. Raises CheckpointError for a damaged or foreign file."""
+    """Return tensors and metadata of a file by `write_tensors`.
+
+    Raises:
+        InputError: there is no such file.
+        DamagedFileError: the file is damaged or foreign.
+    """
     with _opened(path) as file:
-        header = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(header["spectrim"])
+        metadata, checksums = _header(path, file)
+        names = list(file.keys())
+        _compare(path, "list of tensors", set(names), set(checksums) or set(names))
+        return _verified(path, file, names, checksums), metadata
 
 
 def read_header(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Names of the tensors, and metadata, of what `write_tensors` wrote; raises as above."""
+    """Return tensor names and metadata of a file by `write_tensors`; raises as above."""
     with _opened(path) as file:
-        return list(file.keys()), json.loads((file.metadata() or {})["spectrim"])
+        return list(file.keys()), _header(path, file)[0]
 
 
 def read_some(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
-    """Only these tensors of what `write_tensors` wrote; raises as above."""
+    """Return the tensors `names` of a file by `write_tensors`; raises as above."""
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in names}
+        return _verified(path, file, names, _header(path, file)[1])
 
 
 @contextmanager
@@ -96,15 +129,40 @@ def lock_file(path: Path, timeout: float = -1) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+    except Timeout:
+        raise
     except OSError as error:
-        if isinstance(error, Timeout):
-            raise
         raise InputError(f"cannot write {path}: {_reason(error)}") from error
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what a killed process left beside the file `path` while it wrote it."""
+    partial, lock = _beside(path, "partial"), _beside(path, "lock")
+    if partial.exists() or lock.exists():
+        with suppress(Timeout, InputError), lock_file(lock, timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a directory's list of files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether it is ENOSPC, also where another library wraps it in its own error."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    wrapped = [f"os error {number})" for number in _FULL] + [f"[Errno {n}]" for n in _FULL]
+    return "No space left" in str(error) or any(text in str(error) for text in wrapped)
 
 
 @contextmanager
@@ -114,50 +172,79 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise CheckpointError(
+    except (SafetensorError, OSError, *_BAD_HEADER) as error:
+        raise DamagedFileError(
             f"{path} is not a complete spectrim file ({error}); delete it and run again"
         ) from error
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
+def _header(path: Path, file: Any) -> tuple[Any, dict[str, int]]:
+    """Return metadata and checksums; files of early versions have no checksums."""
+    header = file.metadata() or {}
+    if _EARLY_HEADER in header:
+        return json.loads(header[_EARLY_HEADER]), {}
+    text, checksums = json.loads(header[_HEADER])
+    _compare(path, "metadata", zlib.crc32(text.encode()), checksums.pop(_OF_METADATA))
+    return json.loads(text), checksums
+
+
+def _verified(
+    path: Path, file: Any, names: Iterable[str], checksums: dict[str, int]
+) -> dict[str, Tensor]:
+    tensors = {name: file.get_tensor(name) for name in names}
+    for name, tensor in tensors.items() if checksums else ():
+        _compare(path, f"tensor '{name}'", _checksum(name, tensor), checksums.get(name))
+    return tensors
+
+
+def _compare(path: Path, what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise DamagedFileError(
+            f"{path} is damaged: its {what} does not match its checksum; delete it and "
+            "run again"
+        )
+
+
+def _checksum(name: str, tensor: Tensor) -> int:
+    """Return the CRC of a tensor's bytes, with its name, dtype and shape."""
+    start = zlib.crc32(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+    data = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
+    return zlib.crc32(data.data, start)
+
+
+def _write(path: Path, write: Callable[[Path], Any], sync: bool = True) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path)
-        # a directory: save_file writes beside its target first, under a name of its own
-        start = f"{path.name}.{this_process().replace(' ', '~')}."
-        directory = Path(tempfile.mkdtemp(prefix=start, suffix=_PARTIAL, dir=path.parent))
-        try:
-            write(directory / path.name)
-            os.replace(directory / path.name, path)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+        with lock_file(_beside(path, "lock")):
+            # a directory: save_file writes beside its target first, under a name of its own
+            partial = _beside(path, "partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                _write_into(partial, path, write, sync)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except Timeout:
+        raise
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {path}: {_reason(error)}") from error
 
 
-def remove_abandoned(path: Path) -> None:
-    """What processes left of this file that were killed while they wrote it."""
-    try:
-        beside = os.listdir(path.parent)
-    except OSError:
-        return
-    for found in beside:
-        if found.startswith(f"{path.name}.") and found.endswith(_PARTIAL):
-            writer = found[len(path.name) + 1 : -len(_PARTIAL)].rpartition(".")[0]
-            if is_dead(writer.replace("~", " ")):
-                shutil.rmtree(path.parent / found, ignore_errors=True)
+def _write_into(partial: Path, path: Path, write: Callable[[Path], Any], sync: bool) -> None:
+    file = partial / path.name
+    write(file)
+    file.chmod(partial.stat().st_mode & 0o666)
+    if sync:
+        flush(file)
+    os.replace(file, path)
+    if sync:
+        flush(path.parent)
+
+
+def _beside(path: Path, role: str) -> Path:
+    return path.with_name(f".{path.name}.{role}")
 
 
 def _reason(error: Exception) -> str:
     if is_full_disk(error):
         return "the disk is full; free some space or choose another place"
     return str(error)
-
-
-def is_full_disk(error: BaseException) -> bool:
-    """True for ENOSPC, also where safetensors or shutil wrap it in an error of their own."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return True
-    wrapped = [f"os error {number})" for number in _FULL] + [f"[Errno {n}]" for n in _FULL]
-    return "No space left" in str(error) or any(text in str(error) for text in wrapped)

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import Timeout
+
 from spectrim.errors import InputError
-from spectrim.runtime.files import is_full_disk
-from spectrim.runtime.lock import lock
+from spectrim.runtime.files import flush, is_full_disk, lock_file
 from spectrim.version import QUANT_METHOD
 
 MARKER = "spectrim_provenance.json"
@@ -24,21 +25,29 @@ MARKER = "spectrim_provenance.json"
 
 @contextmanager
 def output_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary directory that becomes `directory` when the block ends without an error.
+    """Yield a temporary directory that becomes `directory` if the block ends without an error.
 
-    `overwrite` permits to replace an earlier output of spectrim, nothing else. Raises
-    InputError for a directory in use, a concurrent run, or a full disk.
+    Args:
+        directory: the place of the output.
+        overwrite: whether an earlier output of spectrim, and nothing else, may be replaced.
+
+    Raises:
+        InputError: the directory is in use, another run writes to it, or the disk is full.
     """
     target = Path(os.path.abspath(Path(directory).expanduser()))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with lock(_sibling(target, "lock")):
+        with lock_file(_sibling(target, "lock"), timeout=0):
             _recover(target)
             _check_target(target, overwrite)
             with _fresh(_sibling(target, "partial")) as partial:
                 yield partial
                 _flush(partial)
                 _exchange(partial, target)
+    except Timeout as error:
+        raise InputError(
+            f"another run is writing to {directory}; wait for it, or choose another directory"
+        ) from error
     except Exception as error:
         if is_full_disk(error):
             raise InputError(
@@ -50,11 +59,16 @@ def output_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
 
 
 def check_output(directory: str | Path, overwrite: bool) -> None:
-    """Raises InputError where `output_directory` would: for use before long work."""
+    """Check before long work that `output_directory` would accept a place.
+
+    Raises:
+        InputError: it would not.
+    """
     _check_target(Path(os.path.abspath(Path(directory).expanduser())), overwrite)
 
 
 def is_spectrim_output(directory: Path) -> bool:
+    """Return whether spectrim wrote the directory."""
     if (directory / MARKER).is_file():
         return True
     try:
@@ -62,17 +76,6 @@ def is_spectrim_output(directory: Path) -> bool:
         return config["quantization_config"]["quant_method"] == QUANT_METHOD
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader sees the old or the new text, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        _flush_file(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sibling(target: Path, role: str) -> Path:
@@ -123,18 +126,15 @@ def _exchange(partial: Path, target: Path) -> None:
         if old.exists():
             os.rename(old, target)
         raise
-    _flush_file(target.parent)
+    flush(target.parent)
     _remove(old)
 
 
-def _flush(directory: Path) -> None:
-    for path in [*directory.rglob("*"), directory]:
-        _flush_file(path)
-
-
-def _flush_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _flush(partial: Path) -> None:
+    """Bring all to the disk, with the permissions that the umask gave to the directory."""
+    mode = partial.stat().st_mode & 0o666
+    for path in partial.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+        flush(path)
+    flush(partial)

@@ -46,26 +46,27 @@ class Parts:
         if self.directory is None:
             self.held[name] = part
         else:
-            save_calibration(part, self._path(name))
+            save_calibration(part, self.path(name))
 
     def get(self, name: str) -> Calibration:
         if self.directory is None:
             return self.held[name]
-        return load_calibration(self._path(name))
+        return load_calibration(self.path(name))
 
     def drop(self, name: str) -> None:
         if self.directory is None:
             self.held.pop(name, None)
         else:
-            self._path(name).unlink(missing_ok=True)
+            self.path(name).unlink(missing_ok=True)
 
     def union(self, names: Iterable[str], provenance: dict[str, Any]) -> Calibration:
         """All of them as one value. Raises CheckpointError for a damaged file."""
         if self.directory is None:
             return _union([self.held[name] for name in names], provenance)
-        return stored_calibration([self._path(name) for name in names], provenance)
+        return stored_calibration([self.path(name) for name in names], provenance)
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """Return where a part is stored."""
         assert self.directory is not None
         return self.directory / f"{name}.safetensors"
 

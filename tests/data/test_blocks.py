@@ -1,4 +1,4 @@
-"""Blocks are a prefix of the stream; what is recorded identifies them."""
+"""Rows begin as the tokenizer begins a text; packed rows are a prefix of the stream."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from spectrim.data import (
     BlockSettings,
@@ -22,9 +23,9 @@ from spectrim.data import (
     token_blocks,
 )
 from spectrim.data.blocks import fingerprint
-from spectrim.data.tokenizing import SHUFFLE_POOL, in_order, leading_tokens
+from spectrim.data.tokenizing import SHUFFLE_POOL, first_tokens, in_order, leading_tokens
 from spectrim.errors import InputError
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import plain_tokenizer, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 BOS = TOKENIZER.bos_token_id
@@ -34,12 +35,39 @@ unhurried = settings(deadline=None)  # machines are shared
 
 
 def stream(documents: list[str]) -> list[int]:
-    """The slow twin: the whole stream, document by document."""
+    """The slow twin of packed rows: the whole stream, document by document."""
     tokens: list[int] = []
     for text in map(str.strip, documents):
         if text:
             tokens += [BOS, *TOKENIZER(text, add_special_tokens=False)["input_ids"]]
     return tokens
+
+
+def prefixed(documents: list[str], length: int) -> list[list[tuple[int, bool]]]:
+    """The slow twin of prefixed rows, token by token: id, and whether its loss counts."""
+    rows: list[list[tuple[int, bool]]] = []
+    for text in filter(None, map(str.strip, documents)):
+        tokens = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+        if rows and len(rows[-1]) < length:
+            rows[-1].append((BOS, False))
+        for token in tokens:
+            if not rows or len(rows[-1]) == length:
+                rows.append([(BOS, False)])
+            rows[-1].append((token, True))
+    return rows
+
+
+def marked(blocks: TokenBlocks) -> list[list[tuple[int, bool]]]:
+    ones = torch.ones_like(blocks.ids, dtype=torch.bool)
+    mask = ones if blocks.mask is None else blocks.mask
+    scored = blocks.scored
+    if scored is None:
+        scored = mask.clone()
+        scored[:, 0] = False
+    rows = zip(blocks.ids, mask, scored, strict=True)
+    return [
+        list(zip(ids[m].tolist(), marks[m].tolist(), strict=True)) for ids, m, marks in rows
+    ]
 
 
 def real_tokens(blocks: TokenBlocks) -> list[int]:
@@ -55,10 +83,57 @@ def quietly(documents: list[str], **settings: Any) -> TokenBlocks:
 
 @unhurried
 @given(texts, lengths)
-def test_blocks_are_a_prefix_of_the_stream(documents: list[str], length: int) -> None:
+def test_every_row_begins_as_the_tokenizer_begins_a_text(
+    documents: list[str], length: int
+) -> None:
+    expected = prefixed(documents, length)
+    assume(expected and len(expected[0]) >= 2)
+    blocks = quietly(documents, length=length, keep_tail=True)
+    assert marked(blocks) == [row for row in expected if len(row) >= 2]
+    full = [row for row in expected if len(row) == length]
+    assume(full)
+    assert marked(quietly(documents, length=length)) == full
+
+
+@unhurried
+@given(texts, lengths, st.integers(1, 5))
+def test_as_many_prefixed_rows_as_are_asked_for(
+    documents: list[str], length: int, asked: int
+) -> None:
+    full = [row for row in prefixed(documents, length) if len(row) == length]
+    assume(full)
+    assert marked(quietly(documents, length=length, sequences=asked)) == full[:asked]
+
+
+def test_a_prefix_of_several_tokens_is_never_scored() -> None:
+    tokenizer = tiny_tokenizer()
+    first, second = tokenizer.bos_token, tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{first} {second} $A", special_tokens=[(first, 0), (second, 1)]
+    )
+    blocks = token_blocks(["abcd", "ef"], tokenizer, BlockSettings(length=5, keep_tail=True))
+    a = tokenizer.convert_tokens_to_ids("a")
+    assert blocks.ids.tolist() == [
+        [0, 1, a, a + 1, a + 2],
+        [0, 1, a + 3, 0, 1],
+        [0, 1, a + 4, a + 5, 0],
+    ]
+    assert blocks.scored is not None
+    assert blocks.scored.tolist() == [
+        [False, False, True, True, True],
+        [False, False, True, False, False],
+        [False, False, True, True, False],
+    ]
+    with pytest.raises(InputError, match="give --length 3 or more"):
+        token_blocks(["abcd"], tokenizer, BlockSettings(length=2))
+
+
+@unhurried
+@given(texts, lengths)
+def test_packed_blocks_are_a_prefix_of_the_stream(documents: list[str], length: int) -> None:
     expected = stream(documents)
     assume(len(expected) >= length)
-    blocks = quietly(documents, length=length)
+    blocks = quietly(documents, length=length, rows="packed")
     assert blocks.mask is None
     assert real_tokens(blocks) == expected[: len(expected) // length * length]
     assert blocks.documents == sum(bool(text.strip()) for text in documents)
@@ -72,7 +147,7 @@ def test_the_tail_is_kept_when_asked(documents: list[str], length: int, most: in
     assume(len(expected) >= 2)
     if len(expected) % length == 1:  # one token alone predicts nothing
         expected = expected[:-1]
-    blocks = quietly(documents, length=length, max_tokens=most, keep_tail=True)
+    blocks = quietly(documents, length=length, max_tokens=most, keep_tail=True, rows="packed")
     assert real_tokens(blocks) == expected
     assert blocks.tokens == len(expected)
     assert (blocks.mask is None) == (len(expected) % length == 0)
@@ -85,7 +160,7 @@ def test_sequences_limit_and_warn(documents: list[str], length: int, asked: int)
     assume(available)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        settings = BlockSettings(length=length, sequences=asked)
+        settings = BlockSettings(length=length, sequences=asked, rows="packed")
         blocks = token_blocks(documents, TOKENIZER, settings)
     assert len(blocks) == min(asked, available)
     messages = [str(warning.message) for warning in caught]
@@ -107,10 +182,8 @@ def test_documents_on_their_own(documents: list[str], length: int) -> None:
     mask = torch.ones_like(blocks.ids, dtype=torch.bool) if blocks.mask is None else blocks.mask
     for number, text in enumerate(kept):
         own = blocks.document_of_row == number
-        expected = stream([text])
-        if len(expected) % length == 1:
-            expected = expected[:-1]
-        assert blocks.ids[own][mask[own]].tolist() == expected
+        rows = prefixed([text], length)
+        assert blocks.ids[own][mask[own]].tolist() == [t for row in rows for t, _ in row]
 
 
 @unhurried
@@ -120,7 +193,7 @@ def test_a_seed_permutes_the_documents(documents: list[str], seed: int) -> None:
     random.Random(seed).shuffle(shuffled)
     expected = stream(shuffled)
     assume(len(expected) >= 2)
-    blocks = quietly(documents, length=2, seed=seed, keep_tail=True)
+    blocks = quietly(documents, length=2, seed=seed, keep_tail=True, rows="packed")
     assert real_tokens(blocks) == expected[: len(expected) - (len(expected) % 2)]
     assert blocks.settings["seed"] == seed
     assert blocks.settings["order"] == "shuffled"
@@ -141,8 +214,11 @@ def test_no_document_is_read_beyond_what_is_needed() -> None:
         raise AssertionError("one document too many")
 
     blocks = token_blocks(documents(), TOKENIZER, BlockSettings(sequences=2, length=4))
+    assert marked(blocks) == prefixed(["abcdef"], 4)[:2]
+    assert blocks.documents == 1
+    packed = BlockSettings(sequences=2, length=4, rows="packed")
+    blocks = token_blocks(documents(), TOKENIZER, packed)
     assert real_tokens(blocks) == stream(["abcdef", "ghi"])[:8]
-    assert blocks.documents == 2
 
 
 @unhurried
@@ -174,15 +250,23 @@ def test_a_spec_is_a_source(tmp_path: Path) -> None:
     assert blocks.settings | {"length": 4, "sequences": None} == blocks.settings
 
 
-def test_what_goes_before_a_document() -> None:
-    tokenizer = tiny_tokenizer()
-    assert leading_tokens(tokenizer) == [tokenizer.bos_token_id]
-    tokenizer.bos_token = None
-    assert leading_tokens(tokenizer) == [tokenizer.eos_token_id]
-    tokenizer.eos_token = None
+def test_a_tokenizer_that_adds_nothing() -> None:
+    assert leading_tokens(TOKENIZER) == [BOS]
+    tokenizer = plain_tokenizer()
     assert leading_tokens(tokenizer) == []
-    blocks = token_blocks(["abcd"], tokenizer, BlockSettings(length=4))
-    assert real_tokens(blocks) == stream(["abcd"])[1:]
+    assert first_tokens(tokenizer) == [tokenizer.bos_token_id]
+    newline = tokenizer.convert_tokens_to_ids("\n")
+    blocks = token_blocks(["abcd", "ef"], tokenizer, BlockSettings(length=8))
+    assert real_tokens(blocks) == [
+        *stream(["abcd"])[1:],
+        newline,
+        newline,
+        *stream(["ef"])[1:],
+    ]
+    assert blocks.scored is not None
+    assert blocks.scored.tolist() == [[False, True, True, True, False, False, True, True]]
+    packed = BlockSettings(length=5, rows="packed")
+    assert real_tokens(token_blocks(["abcd"], tokenizer, packed)) == stream(["abcd"])
 
 
 @pytest.mark.parametrize(
@@ -207,7 +291,7 @@ def test_no_text(build: Any) -> None:
 
 
 def test_too_few_tokens() -> None:
-    message = "got 4 tokens of text, expected at least 9; give more text or a smaller --length"
+    message = "got 3 tokens of text, expected at least 9; give more text or a smaller --length"
     with pytest.raises(InputError, match=message):
         token_blocks(["abc"], TOKENIZER, BlockSettings(length=9))
 

@@ -33,10 +33,12 @@ def test_divergence_equals_the_slow_twin(blocks: TokenBlocks) -> None:
     original, compressed = tiny_llama(0), tiny_llama(1)
     divergences, agreements = [], []
     assert blocks.mask is not None
-    for row, real in zip(blocks.ids, blocks.mask, strict=True):
+    assert blocks.scored is not None
+    for row, real, scored in zip(blocks.ids, blocks.mask, blocks.scored, strict=True):
         with torch.no_grad():
             p, q = (m(row[real][None]).logits[0].double() for m in (original, compressed))
-        p, q = p.softmax(-1)[:-1], q.softmax(-1)[:-1]
+        counted = scored[real][1:]
+        p, q = p.softmax(-1)[:-1][counted], q.softmax(-1)[:-1][counted]
         divergences += (p * (p / q).log()).sum(-1).tolist()
         agreements += (p.argmax(-1) == q.argmax(-1)).tolist()
     figures = [

@@ -24,7 +24,9 @@ def text(tmp_path):
 
 def made(text, cache=None, model=None, **changes) -> Decomposition:
     recipe = small_recipe(text, **changes)
-    return factorize(model or tiny_llama(), tiny_tokenizer(), recipe, RunContext(cache))
+    return factorize(
+        model or tiny_llama(), tiny_tokenizer(), recipe, RunContext(cache or Cache(None))
+    )
 
 
 def same(one: Decomposition, two: Decomposition) -> bool:

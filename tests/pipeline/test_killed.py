@@ -19,7 +19,7 @@ from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.data.tasks import write_task
 from spectrim.pipeline import decompose
 from spectrim.pipeline.calibrate import calibrate as run_calibrate
-from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.plan import factorize as run_factorize
 from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.presets import PRESETS
 from spectrim.pipeline.prune_for_task import prune_for_task
@@ -74,9 +74,11 @@ def calibrate(root: Path, **changes) -> Work:
     )
 
 
-def factorise(root: Path, **changes) -> Work:
+def factorize(root: Path, **changes) -> Work:
     recipe, model = recipe_in(root, **changes), tiny_llama().double()
-    return lambda place: factorize(model, tiny_tokenizer(), recipe, RunContext(Cache(place)))
+    return lambda place: run_factorize(
+        model, tiny_tokenizer(), recipe, RunContext(Cache(place))
+    )
 
 
 SHORT = {
@@ -88,7 +90,7 @@ SHORT = {
 def compressed(root: Path, place: Path) -> None:
     """The checkpoint that refinements start from."""
     recipe, model = recipe_in(root, **SHORT), tiny_llama()
-    decomposition = factorize(model, tiny_tokenizer(), recipe)
+    decomposition = run_factorize(model, tiny_tokenizer(), recipe)
     smaller = replace_layers(model, decomposition, run_plan(decomposition, recipe))
     config = smaller.config.quantization_config
     checkpoint.save_compressed(smaller, None, place / "start", config, checkpoint.SaveOptions())
@@ -159,8 +161,8 @@ TUNE, PRUNE = (selection_run._Tuner, "step"), (selection_run._Run, "_prune")
 NO_PATH = {"hessian_averaging": HessianAveragingRecipe(weight=0)}
 STAGES = {
     "calibration along the path": Stage(calibrate, None, (BATCH, LAYER)),
-    "decomposition": Stage(partial(factorise, **SHORT), begun, (BATCH, LAYER)),
-    "measured curves": Stage(partial(factorise, **NO_PATH), begun, (BATCH, LAYER, CURVE)),
+    "decomposition": Stage(partial(factorize, **SHORT), begun, (BATCH, LAYER)),
+    "measured curves": Stage(partial(factorize, **NO_PATH), begun, (BATCH, LAYER, CURVE)),
     "block_distillation": Stage(
         partial(refine, name="block_distillation", options={"epochs": 3}), compressed, (STEP,)
     ),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import spectrim
 from spectrim import checkpoint
+from spectrim.calibration.blockwise import BlockwiseWalk
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.pipeline import memory_plan, streaming
@@ -27,6 +28,7 @@ from spectrim.pipeline.streaming import (
 )
 from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
+from spectrim.statistics._stored import Parts
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_gemma, tiny_tokenizer, tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE, LOSS_RELATIVE
@@ -156,7 +158,7 @@ def test_what_takes_the_whole_model_is_refused(root, changes):
 
 def test_a_compressed_model_is_refused(root, tmp_path):
     directory = streamed(root / "llama", recipe_for("llama", root), tmp_path / "small")
-    with pytest.raises(ModelError, match="only dense models are streamed"):
+    with pytest.raises(ModelError, match="already compressed"):
         open_streamed(directory)
 
 
@@ -215,3 +217,87 @@ def test_more_memory_is_larger_batches(root):
     needs = MemoryEstimate.of(opened, recipe)
     rows = [needs.streamed(n) for n in (1, 2, 8)]
     assert rows == sorted(rows)
+
+
+@pytest.mark.parametrize("statistics", ["kept", "gone"])
+def test_a_damaged_layer_is_made_again(root, tmp_path, monkeypatch, statistics):
+    """With its statistics where a run was stopped, else from a new pass over the text."""
+    recipe = recipe_for("llama", root)
+    if statistics == "kept":
+        _killed_at_the_last_part(root, recipe, tmp_path, monkeypatch)
+    else:
+        with _run(root, recipe, tmp_path):
+            pass
+    [directory] = (tmp_path / "cache").glob("streamed-*")
+    assert (directory / "statistics").exists() == (statistics == "kept")
+    file = next((directory / "factors").glob("*up_proj*"))
+    expected = file.read_bytes()
+    file.write_bytes(expected[:-1] + bytes([expected[-1] ^ 1]))
+    with (
+        Counted(monkeypatch) as passes,
+        pytest.warns(UserWarning, match="again"),
+        _run(root, recipe, tmp_path),
+    ):
+        assert file.read_bytes() == expected
+    assert passes.count == (0 if statistics == "kept" else 1)
+
+
+def _killed_at_the_last_part(root, recipe, place, monkeypatch):
+    part = streaming._Run._decompose_part
+
+    def stopping(run, number, summary):
+        if number == run.walk.count:
+            raise Killed
+        part(run, number, summary)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "drop", lambda self, name: None)
+        patch.setattr(streaming._Run, "_decompose_part", stopping)
+        with pytest.raises(Killed), _run(root, recipe, place):
+            pass
+
+
+class Counted:
+    """Counts walks over the blocks."""
+
+    def __init__(self, patch):
+        self.count = 0
+        steps = BlockwiseWalk.steps
+
+        def counted(walk):
+            self.count += 1
+            return steps(walk)
+
+        patch.setattr(BlockwiseWalk, "steps", counted)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+def test_a_damaged_activation_starts_the_pass_again(root, tmp_path, monkeypatch):
+    recipe = recipe_for("llama", root)
+    unit, done = BlockwiseWalk._unit, []
+
+    def stopping(walk, number):
+        if len(done) == 2:
+            raise Killed
+        done.append(number)
+        return unit(walk, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockwiseWalk, "_unit", stopping)
+        with pytest.raises(Killed), _run(root, recipe, tmp_path):
+            pass
+    for file in (tmp_path / "cache").glob("*/activations/*.safetensors"):
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with (
+        pytest.warns(UserWarning, match="calibrating again"),
+        _run(root, recipe, tmp_path) as d,
+    ):
+        losses = {n: float(c[1]) for n, c in d.curves.items()}
+    with _run(root, recipe, tmp_path / "other") as fresh:
+        assert losses == {n: float(c[1]) for n, c in fresh.curves.items()}

@@ -31,7 +31,8 @@ STEPS = (
 def test_a_recipe_file_names_them_in_order(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        "refinement: [{name: block_distillation}, {name: distillation, options: {tokens: 200000}}]\n"
+        "refinement: [{name: block_distillation},"
+        " {name: distillation, options: {tokens: 200000}}]\n"
     )
     recipe = load_recipe(str(path))
     assert [step.name for step in recipe.refinement] == ["block_distillation", "distillation"]

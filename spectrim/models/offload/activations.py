@@ -33,7 +33,7 @@ class Activations:
             self._held[key] = tensor.detach()
             self.used += size
         else:
-            write_tensors(self._path(key), {"value": tensor}, {})
+            write_tensors(self._path(key), {"value": tensor}, {}, sync=False)
 
     def get(self, key: Key) -> Tensor:
         if key in self._held:

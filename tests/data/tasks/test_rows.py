@@ -29,7 +29,7 @@ from spectrim.data.tasks import (
 from spectrim.errors import InputError
 from spectrim.models.targets import find_targets
 from tests.shared_assets import shared_data
-from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer
+from tests.tiny_models import TINY_MODELS, plain_tokenizer, tiny_llama, tiny_tokenizer
 from tests.tolerances import FLOAT32_RELATIVE
 
 REFERENCE = Path(spectrim.__file__).parent / "assets" / "reference"
@@ -52,7 +52,6 @@ def scored_text(rows: TaskRows, number: int, tokenizer: PreTrainedTokenizerFast)
 
 
 def without(tokenizer: PreTrainedTokenizerFast, *names: str) -> PreTrainedTokenizerFast:
-    tokenizer = tiny_tokenizer()
     for name in names:
         setattr(tokenizer, f"{name}_token", None)
     return tokenizer
@@ -90,13 +89,14 @@ class TestRows:
         assert len({first, *(rows.fingerprint for rows in others)}) == 4
 
     def test_a_tokenizer_without_special_tokens(self):
-        rows = task_rows(EXAMPLES, without(tiny_tokenizer(), "bos", "eos"))
+        rows = task_rows(EXAMPLES, without(plain_tokenizer(), "bos", "eos"))
         assert rows.mask.sum(1).tolist() == [5, 5, 10]
         assert rows.scored.sum(1).tolist() == [1, 4, 3]  # nothing predicts a first token
 
-    def test_eos_stands_in_for_bos(self):
-        rows = task_rows(EXAMPLES, without(tiny_tokenizer(), "bos"))
-        assert rows.ids[0].tolist()[:7] == [1, *rows.ids[0].tolist()[1:6], 1]
+    def test_a_tokenizer_that_adds_nothing_has_no_bos_in_its_rows(self, tiny):
+        plain, usual = task_rows(EXAMPLES, plain_tokenizer()), task_rows(EXAMPLES, tiny)
+        assert torch.equal(plain.ids, usual.ids[:, 1:])
+        assert torch.equal(plain.scored[:, 1:], usual.scored[:, 2:])
 
     def test_a_tokenizer_that_cannot_say_where_its_tokens_lie(self, tiny):
         class Slow:
@@ -104,8 +104,7 @@ class TestRows:
             bos_token_id, eos_token_id = 0, 1
 
             def __call__(self, text: str, **options: bool) -> dict[str, list[int]]:
-                assert options["add_special_tokens"] is False
-                return {"input_ids": tiny(text, add_special_tokens=False)["input_ids"]}
+                return {"input_ids": tiny(text, **options)["input_ids"]}
 
         slow, fast = task_rows(EXAMPLES, Slow()), task_rows(EXAMPLES, tiny)
         for name in ("ids", "mask", "scored"):

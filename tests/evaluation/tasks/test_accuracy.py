@@ -13,7 +13,14 @@ from spectrim.data.tasks import TaskExample
 from spectrim.errors import InputError, UnknownNameError
 from spectrim.evaluation.tasks.accuracy import AccuracySettings, exact_match, reader_for
 from spectrim.evaluation.tasks.generation import answer_groups
-from tests.tiny_models import TINY_MODELS, VOCABULARY, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tests.tiny_models import (
+    TINY_MODELS,
+    VOCABULARY,
+    plain_tokenizer,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_tokenizer,
+)
 
 PROMPTS = ["2+2=", "", "what is ten times ten?", "a", "who", "long " * 12, "Q: 7?\nA:"]
 NEW = 12
@@ -235,7 +242,7 @@ def test_unusable_input(tokenizer):
             AccuracySettings(**given)
     with pytest.raises(UnknownNameError, match="gsm8k, math, number, text"):
         AccuracySettings(reader="latex")
-    bare = tiny_tokenizer()
+    bare = plain_tokenizer()
     bare.bos_token = bare.eos_token = None
     with pytest.raises(InputError, match="without tokens"):
         exact_match(tiny_llama(), bare, [TaskExample("", "a")])
