@@ -70,7 +70,7 @@ def bench(
     from spectrim.data import BlockSettings
     from spectrim.pipeline.benchmark import BenchSettings, bench_steps, named_recipes
     from spectrim.pipeline.calibrate import default_length
-    from spectrim.pipeline.loaded_model import load_model
+    from spectrim.pipeline.loaded_model import load_original
     from spectrim.runtime import distributed
     from spectrim.runtime.cache import Cache
 
@@ -82,7 +82,7 @@ def bench(
             recipe.with_changes(budget=budget)
     asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
     log_metrics = start_tracking(context, track, f"bench {model}", asked)
-    original = load_model(model, trust_remote_code)
+    original = load_original(model, trust_remote_code)
     length = base.calibration.length or default_length(original.model)
     settings = BenchSettings(
         texts=tuple(evals or ["python:held_out"]),

@@ -36,6 +36,7 @@ class Request:
     overwrite: bool
     page: bool
     json: bool
+    trust_remote_code: bool = False
 
 
 @with_recipe_options
@@ -75,7 +76,7 @@ def compress(
     from spectrim.cli.tracking import context_for, final_metrics, start_tracking
     from spectrim.pipeline.compress import CompressOptions, prepare_recipe
     from spectrim.pipeline.compress import compress as run
-    from spectrim.pipeline.loaded_model import load_model
+    from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.quantize_factors import check_quantization
     from spectrim.planning import load_plan
 
@@ -86,14 +87,14 @@ def compress(
     check_output(output, overwrite)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     run_context = context_for(cache_from(given), log_metrics)
-    request = Request(model, output, options, overwrite, report, json)
+    request = Request(model, output, options, overwrite, report, json, trust_remote_code)
     if memory is not None:
         from spectrim.cli.streaming import within_memory
 
         if (fitted := within_memory(request, recipe, memory, run_context)) is None:
             return
         recipe = fitted
-    original = load_model(model, trust_remote_code)
+    original = load_original(model, trust_remote_code)
     options = CompressOptions(options.plan, target_loss, original.dtype)
     result = run(original.model, original.tokenizer, recipe, run_context, options)
     _save(request, original, result)

@@ -53,7 +53,7 @@ def explore(
 
     from spectrim.checkpoint import check_output
     from spectrim.pipeline import compatibility
-    from spectrim.pipeline.loaded_model import load_model
+    from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.plan import factorize
     from spectrim.report.live import Access, Places, Session
     from spectrim.runtime.context import RunContext
@@ -61,7 +61,7 @@ def explore(
     compatibility.check(recipe, compatibility.EXPLORE)
     if output is not None:
         check_output(output, overwrite)
-    original = load_model(model, trust_remote_code)
+    original = load_original(model, trust_remote_code)
     recipe = original.with_save_dtype(recipe)
     cache = cache_from(given)
     decomposition = factorize(

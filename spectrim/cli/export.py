@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spectrim.cli.options import Json, Output, Overwrite
+from spectrim.cli.options import Json, Output, Overwrite, RemoteCode
 from spectrim.errors import InputError
 
 
@@ -24,6 +24,7 @@ def export(
         bool, typer.Option("--onnx", help="Write a graph for ONNX Runtime.")
     ] = False,
     overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Export a compressed model to run without spectrim."""
@@ -34,11 +35,11 @@ def export(
     from spectrim.cli import console
 
     if dense:
-        written = formats.export_dense(checkpoint, output, overwrite)
+        written = formats.export_dense(checkpoint, output, overwrite, trust_remote_code)
     elif self_contained:
         written = formats.export_self_contained(checkpoint, output, overwrite)
     else:
-        written = formats.export_onnx(checkpoint, output, overwrite)
+        written = formats.export_onnx(checkpoint, output, overwrite, trust_remote_code)
     if json:
         console.as_json({"saved": str(written)})
     console.note(f"saved to {written}")

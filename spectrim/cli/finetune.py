@@ -42,7 +42,6 @@ def finetune(
     from spectrim.checkpoint import SaveOptions, check_output, save_compressed
     from spectrim.cli.tracking import context_for, start_tracking
     from spectrim.evaluation import size
-    from spectrim.pipeline.compress import for_training
     from spectrim.pipeline.finetune import finetune as run
     from spectrim.pipeline.loaded_model import load_model
     from spectrim.pipeline.replace import cast_for_saving
@@ -52,7 +51,7 @@ def finetune(
     log_metrics = start_tracking(context, track, f"finetune {model}", settings)
     loaded = load_model(model, trust_remote_code)
     run_context = context_for(cache_from({"cache": cache, "no_cache": no_cache}), log_metrics)
-    tuned = run(loaded.model, loaded.tokenizer, wanted, for_training(run_context))
+    tuned = run(loaded.model, loaded.tokenizer, wanted, run_context)
     tuned = cast_for_saving(tuned, loaded.dtype)
     config: Any = tuned.config.quantization_config
     entry = config.provenance["refinement"][-1]

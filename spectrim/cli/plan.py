@@ -48,7 +48,7 @@ def plan(
     from spectrim.cli import console
     from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
     from spectrim.pipeline.latency_table import slow_layers
-    from spectrim.pipeline.loaded_model import load_model
+    from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.plan import factorize
     from spectrim.planning import save_plan, size_curve
     from spectrim.report.curve_plot import curve_svg
@@ -58,7 +58,7 @@ def plan(
 
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
-    original = load_model(model, trust_remote_code)
+    original = load_original(model, trust_remote_code)
     recipe = original.with_save_dtype(recipe)
     context = RunContext(cache_from(given), console.track)
     decomposition = factorize(original.model, original.tokenizer, recipe, context)

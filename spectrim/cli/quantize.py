@@ -69,7 +69,7 @@ def quantize(
     recipe = _with(recipe_of(given), wanted, options)
 
     from spectrim.checkpoint import SaveOptions, check_output, save_compressed
-    from spectrim.pipeline.loaded_model import load_model
+    from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.quantize import quantize as run
     from spectrim.pipeline.quantize import with_correction
     from spectrim.report.card import quantization_card
@@ -77,7 +77,7 @@ def quantize(
 
     recipe = with_correction(recipe)
     check_output(output, overwrite)
-    original = load_model(model, trust_remote_code)
+    original = load_original(model, trust_remote_code)
     recipe = original.with_dtype(recipe)
     context = RunContext(cache_from(given), console.track)
     smaller = run(original.model, original.tokenizer, recipe, context)

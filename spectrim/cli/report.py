@@ -45,7 +45,7 @@ def report(
     from spectrim.report.page import report_page
     from spectrim.runtime.files import write_text
 
-    facts = facts_in(checkpoint)
+    facts = facts_in(checkpoint, trust_remote_code)
     if original is not None:
         facts = _compare(facts, checkpoint, original, trust_remote_code, (data, prompt or []))
     if output is not None:
@@ -88,7 +88,7 @@ def _compare(
 
     data, prompts = asked
     dense = load_model(original, trust_remote_code)
-    smaller, _ = load(checkpoint, dtype=torch.float32)
+    smaller, _ = load(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
     if data is not None:
         length = default_length(dense.model)
         settings = BlockSettings(length=length, keep_tail=True, max_tokens=20_000)

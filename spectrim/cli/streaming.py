@@ -12,7 +12,7 @@ from spectrim.cli import console
 from spectrim.cli.compress import Request
 from spectrim.cli.tracking import final_metrics
 from spectrim.errors import InputError
-from spectrim.pipeline.compress import choose_plan, for_training
+from spectrim.pipeline.compress import choose_plan
 from spectrim.pipeline.memory_plan import MemoryPlan, bytes_of, plan_memory
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.streaming import (
@@ -32,7 +32,7 @@ def within_memory(
     """The recipe with batches that fit, for the whole model in memory; None when the model
     was too large for that, and has been streamed and saved."""
     limit = bytes_of(memory)
-    opened = open_streamed(wanted.model)
+    opened = open_streamed(wanted.model, trust_remote_code=wanted.trust_remote_code)
     if opened.tokenizer is None:
         raise InputError(f"{wanted.model} has no tokenizer; put its files beside the model")
     return_large_blocks()
@@ -42,9 +42,7 @@ def within_memory(
         sized = replace(recipe.calibration, tokens_per_batch=chosen.tokens_per_batch)
         return recipe.with_changes(calibration=sized)
     recipe = for_streaming(chosen.fitted(recipe))
-    with decompose_streamed(
-        opened, recipe, chosen.sizes, for_training(context)
-    ) as decomposition:
+    with decompose_streamed(opened, recipe, chosen.sizes, context) as decomposition:
         plan = choose_plan(decomposition, recipe, wanted.options, context)
         recipe = recipe.at_budget(plan.budget)
         stored = checkpoint.stored_dtype(wanted.model) or torch.float32

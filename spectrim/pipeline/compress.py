@@ -27,7 +27,6 @@ from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan, plan_for_loss
 from spectrim.runtime.context import RunContext
-from spectrim.training.progress import RunContext as TrainingContext
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def with_tables(
 ) -> CompressionResult:
     """Factor the embedding table where the recipe asks for it."""
     smaller = compress_embeddings(
-        original.model, result.model, original.tokenizer, result.recipe, for_training(context)
+        original.model, result.model, original.tokenizer, result.recipe, context
     )
     return replace(result, model=smaller)
 
@@ -156,9 +155,7 @@ def refined(
     """Run the recipe's refinements."""
     if not result.recipe.refinement:
         return result
-    smaller = refine(
-        original.model, result.model, original.tokenizer, result.recipe, for_training(context)
-    )
+    smaller = refine(original.model, result.model, original.tokenizer, result.recipe, context)
     return replace(result, model=smaller)
 
 
@@ -169,14 +166,8 @@ def store(original: LoadedModel, result: CompressionResult) -> CompressionResult
     return replace(result, model=smaller)
 
 
-def for_training(context: RunContext) -> TrainingContext:
-    if isinstance(context, TrainingContext):
-        return context
-    return TrainingContext(context.cache, context.progress, context.log_metrics)
-
-
 def prune(original: LoadedModel, recipe: Recipe, context: RunContext) -> CompressionResult:
-    pruned = prune_for_task(original.model, original.tokenizer, recipe, for_training(context))
+    pruned = prune_for_task(original.model, original.tokenizer, recipe, context)
     return CompressionResult(
         pruned.model, pruned.plan, recipe, prune_steps=pruned.prune_steps()
     )

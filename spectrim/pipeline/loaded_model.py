@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.checkpoint import load, stored_dtype
+from spectrim.checkpoint import check_dense, load, stored_dtype
 from spectrim.errors import InputError
 from spectrim.pipeline.recipe import Recipe
 
@@ -50,3 +50,9 @@ def load_model(name: str, trust_remote_code: bool = False) -> LoadedModel:
     if tokenizer is None:
         raise InputError(f"{name} has no tokenizer; put its files beside the model")
     return LoadedModel(model, tokenizer, stored_dtype(name) or torch.float32, name)
+
+
+def load_original(name: str, trust_remote_code: bool = False) -> LoadedModel:
+    """Load a model to compress. Raises ModelError for one that is compressed already."""
+    check_dense(name)
+    return load_model(name, trust_remote_code)
