@@ -37,6 +37,7 @@ class CompressArgs:
     overwrite: bool = False
     json: bool = False
     page: bool = True
+    trust_remote_code: bool = False
 
     def checked(self, recipe: Recipe) -> Recipe:
         """As a plan that is followed changes it. Raises InputError for what cannot be done."""

@@ -33,7 +33,7 @@ def within_memory(
     was too large for that, and has been streamed and saved."""
     limit = bytes_of(memory)
     check_streamable(recipe)
-    opened = open_streamed(wanted.model)
+    opened = open_streamed(wanted.model, trust_remote_code=wanted.trust_remote_code)
     if opened.tokenizer is None:
         raise InputError(f"{wanted.model} has no tokenizer; put its files beside the model")
     return_large_blocks()

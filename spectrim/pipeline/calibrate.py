@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
@@ -28,6 +27,7 @@ from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
+from spectrim.models.compressible import check_compressible
 from spectrim.models.context import context_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
@@ -44,6 +44,7 @@ from spectrim.runtime.cache import Cache, load_if_valid, store
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import write_text
 from spectrim.runtime.snapshots import Snapshots
+from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     Calibration,
     concat,
@@ -65,14 +66,16 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
 
     How the model uses its layers is seen by running it on a few tokens, or known to the cache.
     """
-    key = {"model": model_fingerprint(model), "transformers": transformers.__version__}
-    path = (cache or Cache(None)).path("usage", key)
-    path = None if path is None else path.with_suffix(".json")
+    check_compressible(model)
+    path = None
+    if cache is not None and cache.root is not None:
+        entry = cache.path("usage", {"model": model_fingerprint(model)})
+        path = None if entry is None else entry.with_suffix(".json")
     usage = load_if_valid(path, load_usage)
     if usage is None:
         usage = observe_usage(model)
         text = json.dumps(asdict(usage))
-        store(path, lambda entry: write_text(entry, text))
+        store(path, lambda place: write_text(place, text))
     return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 
@@ -146,8 +149,10 @@ def gather(
     if context.cache.root is None:
         raise InputError("statistics for several recipes need a cache that keeps them")
     alike: dict[str, list[_Run]] = {}
+    fingerprint = None
     for recipe in recipes:
-        run = _run_for(model, tokenizer, recipe, context)
+        run = _run_for(model, tokenizer, recipe, context, fingerprint)
+        fingerprint = run.fingerprint
         text = json.dumps(run.key() | {"statistics": None, "wide": None}, sort_keys=True)
         alike.setdefault(text, []).append(run)
     for runs in alike.values():
@@ -159,7 +164,11 @@ def gather(
 
 
 def _run_for(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    context: RunContext,
+    fingerprint: str | None = None,
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
@@ -173,7 +182,8 @@ def _run_for(
         wide=recipe.wide,
     )
     blocks = calibration_blocks(model, tokenizer, recipe)
-    return _Run(model, targets, blocks, settings, context, ready.dense)
+    fingerprint = fingerprint or model_fingerprint(model)
+    return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
@@ -197,6 +207,7 @@ class _Run:
     blocks: TokenBlocks
     settings: CalibrationSettings
     context: RunContext
+    fingerprint: str
     dense: dict[str, str] = field(default_factory=dict)
 
     def as_kept(self) -> _Run:
@@ -219,6 +230,7 @@ class _Run:
         has not from one pass over the model, `changed` meanwhile."""
         found = {name: self._kept(key, name) for name in self.settings.statistics}
         parts = [part for part in found.values() if part is not None]
+        repeat_warnings(text for part in parts for text in part.provenance.get("warnings", []))
         missing = tuple(name for name, part in found.items() if part is None)
         if missing:
             with changed():
@@ -242,7 +254,10 @@ class _Run:
         resume = self._resumed(snapshots, missing)
         names = missing if resume is None else tuple(resume.states)
         settings = replace(self.settings, statistics=names)
-        result = replace(self, settings=settings)._stored_steps(snapshots, what, resume)
+        with recorded_warnings() as given:
+            result = replace(self, settings=settings)._stored_steps(snapshots, what, resume)
+        if given:
+            result.provenance["warnings"] = given
         paths = [self._path(key, (name,)) for name in missing]
         for name, path in zip(missing, paths, strict=True):
             store(path, partial(save_calibration, select(result, name)))
@@ -265,7 +280,7 @@ class _Run:
 
     def key(self) -> dict[str, Any]:
         return {
-            "model": model_fingerprint(self.model),
+            "model": self.fingerprint,
             "data": self.blocks.fingerprint,
             "statistics": list(self.settings.statistics),
             "labels": self.settings.label_key,

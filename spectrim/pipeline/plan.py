@@ -21,6 +21,7 @@ from spectrim.planning.snapshots import ResumableProbe
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.snapshots import Snapshots
+from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import Calibration
 
 
@@ -88,9 +89,15 @@ def factorize(
     snapshots = Snapshots(path)
     if (earlier := load_if_valid(path, Decomposition.load)) is not None:
         snapshots.finish()  # of a run that was killed when only this was left to do
+        known = calibration.provenance.get("warnings", [])
+        repeat_warnings(w for w in earlier.provenance.get("warnings", []) if w not in known)
         return price_rounding(calibration, earlier, recipe, context)
-    result = decompose(model, calibration, recipe, snapshots, context)
-    result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
+    with recorded_warnings() as given:
+        result = decompose(model, calibration, recipe, snapshots, context)
+        result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
+    if given:
+        earlier_ones = calibration.provenance.get("warnings", [])
+        result.provenance["warnings"] = [*earlier_ones, *given]
     store(path, result.save)
     snapshots.finish()
     return price_rounding(calibration, result, recipe, context)

@@ -26,6 +26,7 @@ from spectrim.models.experts import split_expert_names
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_bias, set_weight
 from spectrim.models.replace import replace_layer
+from spectrim.models.source import ResidentModel
 from spectrim.models.targets import Target
 from spectrim.pipeline.calibrate import calibrate, prepare
 from spectrim.pipeline.decompose import decompose, make_solver, versions
@@ -33,7 +34,7 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import shared_copy, untie_head, without_layers
 from spectrim.pipeline.tasks import load_task_rows, sample_rows
 from spectrim.planning import LayerPlan, Plan
-from spectrim.planning.solver import decompose_problems, layer_problem
+from spectrim.planning.solver import decompose_problems, layer_problems
 from spectrim.pruning import (
     LayerCost,
     Objective,
@@ -118,7 +119,8 @@ def _bases(
         calibration = calibrate(model, tokenizer, recipe, progress)
         factors = decompose(model, calibration, recipe, snapshots, progress).factors
     else:
-        problems = ((layer_problem(model, None, target.name),) for target in targets)
+        names = [(target.name,) for target in targets]
+        problems = layer_problems(ResidentModel(model), None, names)
         shown = progress.progress(problems, "decomposing", len(targets))
         factors = decompose_problems(shown, make_solver(recipe, (), {}), snapshots).factors
     if any(found.bias_shift is not None for found in factors.values()):
