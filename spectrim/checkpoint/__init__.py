@@ -7,7 +7,7 @@ from spectrim.checkpoint.card import CardFacts, model_card
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.export.dense import export_dense, export_self_contained
 from spectrim.checkpoint.export.onnx import export_onnx
-from spectrim.checkpoint.load import load, resolve, stored_dtype
+from spectrim.checkpoint.load import check_dense, load, resolve, stored_dtype
 from spectrim.checkpoint.save import SaveOptions, add_text_file, attach_config, save_compressed
 from spectrim.checkpoint.save_distributed import save_together
 from spectrim.checkpoint.transformers_plugin import SpectrimQuantizer, register
@@ -24,6 +24,7 @@ __all__ = [
     "activate",
     "add_text_file",
     "attach_config",
+    "check_dense",
     "check_output",
     "check_weights",
     "deactivate",

@@ -16,17 +16,18 @@ from transformers import AutoConfig, GenerationConfig
 
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.empty_layers import install_empty_layers
-from spectrim.checkpoint.load import load_tokenizer, resolve
+from spectrim.checkpoint.load import check_dense, load_tokenizer, resolve
+from spectrim.checkpoint.loading_errors import explain
 from spectrim.checkpoint.save import SaveOptions, attach_config, check_extra_name
 from spectrim.checkpoint.validation import INDEX, check_directory, weight_files
-from spectrim.errors import CheckpointError, InputError, ModelError
+from spectrim.errors import CheckpointError
 from spectrim.models.offload import StreamedModel
 from spectrim.runtime.files import write_text
 from spectrim.runtime.output_dir import output_directory
 
 PartTensors = Callable[[str], dict[str, Tensor]]
 """The tensors to store of a part of the model, by their full names."""
-_WANTED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -37,25 +38,26 @@ class OffloadedCheckpoint:
     files: list[Path]
 
 
-def open_streamed(name: str | Path, dtype: torch.dtype = torch.float32) -> OffloadedCheckpoint:
-    """A dense checkpoint without its weights in memory; nothing that comes with it is run.
+def open_streamed(
+    name: str | Path, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
+) -> OffloadedCheckpoint:
+    """Open a dense checkpoint without reading its weights into memory.
 
-    Raises InputError for what cannot be found, CheckpointError for a damaged checkpoint,
-    ModelError for one that is compressed or quantised, or that cannot be streamed.
+    Raises:
+        InputError: The model cannot be found.
+        CheckpointError: The checkpoint is damaged.
+        ModelError: It is compressed or quantized, or cannot be streamed.
     """
     directory = _local(name)
     check_directory(directory)
-    try:
-        config = AutoConfig.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{directory}: {str(error).splitlines()[0]}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"{name} is compressed or quantised; only dense models are streamed")
-    files = weight_files(directory)
-    streamed = StreamedModel(config, files, dtype)
-    if (directory / "generation_config.json").is_file():
-        streamed.model.generation_config = GenerationConfig.from_pretrained(directory)
-    return OffloadedCheckpoint(streamed, load_tokenizer(directory, {}), directory, files)
+    check_dense(directory)
+    files, options = weight_files(directory), {"trust_remote_code": trust_remote_code}
+    with explain(directory):
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        streamed = StreamedModel(config, files, dtype, trust_remote_code)
+        if (directory / "generation_config.json").is_file():
+            streamed.model.generation_config = GenerationConfig.from_pretrained(directory)
+    return OffloadedCheckpoint(streamed, load_tokenizer(directory, options), directory, files)
 
 
 def save_streamed(
@@ -99,7 +101,7 @@ def _write_shards(
     streamed: StreamedModel, part_tensors: PartTensors, directory: Path
 ) -> tuple[set[str], torch.dtype]:
     """The names of what was written, and its dtype."""
-    parts = [*streamed.blocks, *streamed.outside]
+    parts = streamed.parts
     weight_map: dict[str, str] = {}
     size, dtype = 0, streamed.dtype
     for number, tensors in enumerate(filter(None, map(part_tensors, parts)), 1):
@@ -129,10 +131,5 @@ def _local(name: str | Path) -> Path:
     source = resolve(name)
     if isinstance(source, Path):
         return source
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(_WANTED)))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{source} is neither a directory here nor a model that the Hub gives: {reason}"
-        ) from error
+    with explain(source):
+        return Path(snapshot_download(source, allow_patterns=list(_DOWNLOADED)))

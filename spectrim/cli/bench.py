@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from spectrim.cli import console
-from spectrim.cli.commands import Json, Model, RemoteCode, _load, app, check_processes
+from spectrim.cli.commands import Json, Model, RemoteCode, _load_original, app, check_processes
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.cli.tracking import Tracker, progress_for, start_tracking
 from spectrim.data import BlockSettings
@@ -77,7 +77,7 @@ def bench(
             recipe.with_changes(budget=budget)
     asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
     log_metrics = start_tracking(context, track, f"bench {model}", asked)
-    original, tokenizer, stored = _load(model, trust_remote_code)
+    original, tokenizer, stored = _load_original(model, trust_remote_code)
     length = base.calibration.length or default_length(original)
     settings = BenchSettings(
         texts=tuple(evals or ["python:held_out"]),

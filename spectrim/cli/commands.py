@@ -31,12 +31,12 @@ from spectrim.pipeline.latency_table import slow_layers
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import Recipe, TaskRecipe
 from spectrim.planning import load_plan, save_plan, size_curve
-from spectrim.refinement import RunContext
 from spectrim.report.curve_plot import curve_svg
 from spectrim.report.facts import PAGE_FILE
 from spectrim.report.load import Pair
 from spectrim.report.write import OutputSpec, write_result
 from spectrim.runtime import distributed
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import write_text
 from spectrim.version import __version__
 
@@ -96,6 +96,12 @@ def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
     return model, tokenizer, checkpoint_module.stored_dtype(name) or torch.float32
 
 
+def _load_original(name: str, trust_remote_code: bool) -> tuple[Any, Any, torch.dtype]:
+    """Return what `_load` does. Raise ModelError for a model that is already compressed."""
+    checkpoint_module.check_dense(name)
+    return _load(name, trust_remote_code)
+
+
 def check_processes(recipe: Recipe, memory: str | None = None) -> None:
     """Raises InputError for what several processes do not share."""
     if distributed.num_processes() == 1:
@@ -130,7 +136,9 @@ def compress(
         raise InputError("a recipe that selects bases takes a --budget, no plan or target loss")
     check_processes(recipe, memory)
     followed = load_plan(plan) if plan else None
-    wanted = CompressArgs(model, output, followed, target_loss, overwrite, json, report)
+    wanted = CompressArgs(
+        model, output, followed, target_loss, overwrite, json, report, trust_remote_code
+    )
     recipe = wanted.checked(recipe)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     progress = progress_for(cache_from(given), log_metrics)
@@ -138,7 +146,7 @@ def compress(
         if (sized := within_memory(wanted, recipe, memory, progress)) is None:
             return
         recipe = sized
-    loaded = LoadedModel(*_load(model, trust_remote_code))
+    loaded = LoadedModel(*_load_original(model, trust_remote_code))
     result = make(loaded, wanted, recipe, progress)
     pair = Pair(loaded.model, result.model, loaded.tokenizer, loaded.stored)
     write_result(result.made, pair, OutputSpec(output, overwrite, report), result.prune_steps)
@@ -169,7 +177,7 @@ def plan(
 ) -> None:
     """The size/quality curve before anything is compressed, and a plan to edit."""
     recipe = recipe_of(given)
-    original, tokenizer, stored = _load(model, trust_remote_code)
+    original, tokenizer, stored = _load_original(model, trust_remote_code)
     recipe = with_save_dtype(recipe, stored)
     progress = RunContext(cache_from(given), console.track)
     decomposition = factorize(original, tokenizer, recipe, progress)
@@ -276,13 +284,14 @@ def export(
     ] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="A graph for ONNX Runtime.")] = False,
     overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """A model that runs without spectrim: dense, with its own code, or as an ONNX graph."""
-    ways = {
-        checkpoint_module.export_dense: dense,
+    ways: dict[Any, bool] = {
+        partial(checkpoint_module.export_dense, trust_remote_code=trust_remote_code): dense,
         checkpoint_module.export_self_contained: self_contained,
-        checkpoint_module.export_onnx: onnx,
+        partial(checkpoint_module.export_onnx, trust_remote_code=trust_remote_code): onnx,
     }
     if sum(ways.values()) != 1:
         raise InputError("choose one of --dense, --self-contained and --onnx")

@@ -13,7 +13,7 @@ import typer
 
 from spectrim import checkpoint
 from spectrim.cli import console
-from spectrim.cli.commands import Json, Model, Overwrite, RemoteCode, _load, app
+from spectrim.cli.commands import Json, Model, Overwrite, RemoteCode, _load_original, app
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.errors import InputError
 from spectrim.pipeline.plan import factorize
@@ -55,7 +55,7 @@ def explore(
         raise InputError(f"--host '{host}': name the one address that browsers will ask for")
     if output is not None:
         checkpoint.check_output(output, overwrite)
-    source = Source(model, *_load(model, trust_remote_code))
+    source = Source(model, *_load_original(model, trust_remote_code))
     context = RunContext(cache_from(given), console.track)
     decomposition = factorize(source.model, source.tokenizer, recipe, context)
     places = Places(plan, output, overwrite, cache_from(given))

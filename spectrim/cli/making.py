@@ -22,8 +22,8 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
 from spectrim.planning import Decomposition, Plan, plan_for_loss
-from spectrim.refinement import RunContext
 from spectrim.report.load import CompressionResult
+from spectrim.runtime.context import RunContext
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class CompressArgs:
     overwrite: bool = False
     json: bool = False
     page: bool = True
+    trust_remote_code: bool = False
 
     def checked(self, recipe: Recipe) -> Recipe:
         """As a plan that is followed changes it. Raises InputError for what cannot be done."""

@@ -9,7 +9,15 @@ import yaml
 
 from spectrim import checkpoint
 from spectrim.cli import console
-from spectrim.cli.commands import Json, Model, Output, Overwrite, RemoteCode, _load, app
+from spectrim.cli.commands import (
+    Json,
+    Model,
+    Output,
+    Overwrite,
+    RemoteCode,
+    _load_original,
+    app,
+)
 from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
 from spectrim.errors import InputError
 from spectrim.pipeline.quantize import quantize as run_quantize
@@ -65,7 +73,7 @@ def quantize(
     wanted = {"quantizer": quantizer, "rank": rank, "bytes": correction_bytes}
     recipe = with_correction(_with(recipe_of(given), wanted, options))
     checkpoint.check_output(output, overwrite)
-    original, tokenizer, stored = _load(model, trust_remote_code)
+    original, tokenizer, stored = _load_original(model, trust_remote_code)
     if recipe.save_dtype is None:
         recipe = recipe.with_changes(save_dtype=str(stored).removeprefix("torch."))
     context = RunContext(cache_from(given), console.track)

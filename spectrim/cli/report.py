@@ -42,7 +42,7 @@ def report(
     """One HTML page: size and quality, ranks, spectra, bytes, text before and after."""
     if original is None and (data or prompt):
         raise InputError("--data and --prompt compare two models; name one by --original")
-    facts = facts_in(checkpoint)
+    facts = facts_in(checkpoint, trust_remote_code)
     if original is not None:
         pair = _pair(original, checkpoint, trust_remote_code)
         facts = _compared(facts, pair, data, prompt or [])
@@ -70,7 +70,9 @@ def headline_figures(facts: ReportData) -> dict[str, float | None]:
 
 def _pair(original: str, checkpoint: Path, trust_remote_code: bool) -> Pair:
     dense, tokenizer, stored = _load(original, trust_remote_code)
-    smaller, _ = checkpoint_module.load(checkpoint, dtype=torch.float32)
+    smaller, _ = checkpoint_module.load(
+        checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
     return Pair(dense, smaller, tokenizer, stored)
 
 

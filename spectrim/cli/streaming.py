@@ -21,8 +21,8 @@ from spectrim.pipeline.streaming import (
     for_streaming,
 )
 from spectrim.planning import Plan
-from spectrim.refinement import RunContext
 from spectrim.report.card import card_for
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import peak_bytes, return_large_blocks
 
 
@@ -33,7 +33,7 @@ def within_memory(
     was too large for that, and has been streamed and saved."""
     limit = bytes_of(memory)
     check_streamable(recipe)
-    opened = open_streamed(wanted.model)
+    opened = open_streamed(wanted.model, trust_remote_code=wanted.trust_remote_code)
     if opened.tokenizer is None:
         raise InputError(f"{wanted.model} has no tokenizer; put its files beside the model")
     return_large_blocks()

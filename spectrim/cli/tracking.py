@@ -11,10 +11,9 @@ import typer
 from spectrim.cli import console
 from spectrim.evaluation import size
 from spectrim.planning import Plan
-from spectrim.refinement import RunContext
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import MetricLogger, null_logger
+from spectrim.runtime.context import MetricLogger, RunContext, null_logger
 from spectrim.runtime.tracking import TrackedRun, open_tracker, with_stage_times
 
 Tracker = Annotated[

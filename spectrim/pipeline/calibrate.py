@@ -27,6 +27,7 @@ from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
+from spectrim.models.compressible import check_compressible
 from spectrim.models.context import context_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
@@ -65,6 +66,7 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
 
     How the model uses its layers is seen by running it on a few tokens, or known to the cache.
     """
+    check_compressible(model)
     path = None
     if cache is not None and cache.root is not None:
         entry = cache.path("usage", {"model": model_fingerprint(model)})

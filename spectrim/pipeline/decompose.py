@@ -13,11 +13,12 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import NumericalError
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import warn_of_dense
+from spectrim.models.source import ResidentModel
 from spectrim.pipeline.basis_groups import Groups, group_layers
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, make_plan
 from spectrim.planning.predicted import NEEDED
-from spectrim.planning.solver import Solver, decompose_problems, entry_names, layer_problem
+from spectrim.planning.solver import Solver, decompose_problems, entry_names, layer_problems
 from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import trim_memory
@@ -52,9 +53,7 @@ def decompose(
     groups = group_layers(model, calibration, names, recipe)
     trim_memory()  # what the passes of the calibration held
     own = _shard(model, groups)
-    problems = (
-        tuple(layer_problem(model, calibration, name) for name in group) for group in own
-    )
+    problems = layer_problems(ResidentModel(model), calibration, own)
     with distributed.raise_together():
         shown = context.progress(problems, "decomposing", len(own))
         result = decompose_problems(shown, solver, snapshots)

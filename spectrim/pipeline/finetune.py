@@ -1,4 +1,4 @@
-"""From a compressed model to one that knows a text or a task, at the same ranks and bytes."""
+"""Fine-tune a compressed model on a text or a task, at the same ranks and bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.quantize_factors import quantize_all, update_config_ranks
 from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, TaskRecipe
 from spectrim.pipeline.refine import record
-from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement import REFINEMENTS, TrainingInputs
+from spectrim.runtime.context import RunContext
 
 QUANTIZED_BASES = {
     "int4": QuantizationRecipe(4, "rtn", 32),
@@ -81,12 +82,12 @@ def finetune(
     model: PreTrainedModel,
     tokenizer: Any,
     settings: FinetuneSettings,
-    progress: RunContext | None = None,
+    context: RunContext | None = None,
 ) -> PreTrainedModel:
-    """`model` (compressed, float32) trained in place; it keeps its ranks, and says in its
-    config what it was trained on.
+    """Train `model` (compressed, float32) in place and return it.
 
-    An interrupted run continues from the workspace. Raises InputError for data that cannot be
+    It keeps its ranks, and its config records what it was trained on. An interrupted run
+    resumes from the cache. Raises InputError for data that cannot be
     read, ModelError for a model that is not compressed, NumericalError for a step whose loss
     is not finite.
     """
@@ -105,23 +106,24 @@ def finetune(
             "the factors are quantised; train adapters beside them (--lora 8), or train before "
             "they are (--quantize)"
         )
-    progress = progress or RunContext()
+    context = context or RunContext()
     blocks = _blocks(model, tokenizer, settings)
+    inputs = TrainingInputs(model, model, blocks)
     options: Any
     if settings.lora is None:
         name, module = "finetune", REFINEMENTS.get("finetune")
         options = REFINEMENTS.options(name, settings.training)
-        module.refine(model, model, blocks, options, progress)
+        losses = module.refine(inputs, options, context)
     else:
         options = AdapterOptions(rank=settings.lora, **settings.training)
         if is_quantized(model):
-            name = "adapters beside"
-            train_qlora(model, blocks, options, progress)
+            name = "qlora"
+            losses = train_qlora(model, blocks, options, context)
             update_config_ranks(model)
         else:
-            name = "adapters"
-            train_adapters(model, blocks, options, progress)
-    record(model, name, options, blocks, progress)
+            name = "lora"
+            losses = train_adapters(model, blocks, options, context)
+    record(inputs, name, options, losses)
     return model
 
 

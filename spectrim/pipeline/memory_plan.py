@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from spectrim.allocation._knapsack import MOST_BINS
+from spectrim.allocation import MOST_BINS
 from spectrim.calibration.covariance_format import projected_formats, state_bytes
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.decompositions import DECOMPOSITIONS

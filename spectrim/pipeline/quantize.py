@@ -24,13 +24,14 @@ from spectrim.errors import InputError
 from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
 from spectrim.models.experts import split_expert_names
 from spectrim.models.replace import replace_layer
+from spectrim.models.source import ResidentModel
 from spectrim.pipeline.calibrate import calibrate, prepare
 from spectrim.pipeline.decompose import layers_with_signal, make_solver, versions
 from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.planning import Decomposition
 from spectrim.planning.correction_ranks import CORRECTION_ALLOCATIONS, correction_ranks
-from spectrim.planning.solver import Problems, decompose_problems, layer_problem
+from spectrim.planning.solver import Problems, decompose_problems, layer_problems
 from spectrim.runtime.context import RunContext
 
 
@@ -112,10 +113,10 @@ def compute_residual(
     bases: dict[str, CompressedLinear] = {}
 
     def residuals() -> Iterator[Problems]:
-        for name in names:
-            problem = layer_problem(model, calibration, name)
+        groups = [(name,) for name in names]
+        for (problem,) in layer_problems(ResidentModel(model), calibration, groups):
             stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
-            base = bases[name] = compress(stored, options)
+            base = bases[problem.name] = compress(stored, options)
             weight = problem.weight.double() - base.dense()[0]
             yield (replace(problem, weight=weight, bias=None),)
 

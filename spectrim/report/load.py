@@ -85,10 +85,11 @@ def report_extras(facts: ReportData, page: bool = True) -> dict[str, str]:
     return {FACTS_FILE: facts.to_json(), **pages}
 
 
-def facts_in(directory: Path) -> ReportData:
-    """Those that were kept, else what the checkpoint itself tells.
+def facts_in(directory: Path, trust_remote_code: bool = False) -> ReportData:
+    """Return the data stored in `directory`, or what its checkpoint itself tells.
 
-    Raises InputError for a directory that holds no result.
+    Raises:
+        InputError: The directory holds no result.
     """
     if not is_spectrim_output(directory):
         raise InputError(
@@ -96,15 +97,19 @@ def facts_in(directory: Path) -> ReportData:
             "`spectrim compress -o` wrote"
         )
     kept = (directory / FACTS_FILE).is_file()
-    facts = load_facts(directory / FACTS_FILE) if kept else _facts_of_checkpoint(directory)
+    facts = (
+        load_facts(directory / FACTS_FILE)
+        if kept
+        else _facts_of_checkpoint(directory, trust_remote_code)
+    )
     events = directory / EVENTS_FILE
     if not facts.prunings and events.is_file():
         facts = with_prunings(facts, events.read_text(encoding="utf-8"), str(events))
     return facts
 
 
-def _facts_of_checkpoint(directory: Path) -> ReportData:
-    model, _ = checkpoint.load(directory)
+def _facts_of_checkpoint(directory: Path, trust_remote_code: bool) -> ReportData:
+    model, _ = checkpoint.load(directory, trust_remote_code=trust_remote_code)
     config = model.config.quantization_config
     if not config.layers:
         raise InputError(f"{directory} holds no compressed layers to report on")

@@ -40,9 +40,9 @@ from spectrim.pipeline.streaming import (
 from spectrim.planning import solver
 from spectrim.planning.probe import Probe
 from spectrim.pruning import prune as selection_run
-from spectrim.refinement import RunContext
 from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import write_tensors
 from spectrim.training import loop
 from tests.pipeline.killing import Stage, Work, killed
@@ -64,7 +64,7 @@ def recipe_in(root: Path, **changes) -> Recipe:
 
 
 def progress(place: Path) -> RunContext:
-    return RunContext(Cache(place), seconds_between_saves=0)
+    return RunContext(Cache(place))
 
 
 def calibrate(root: Path, **changes) -> Work:

@@ -28,9 +28,13 @@ class StreamedModel:
     """
 
     def __init__(
-        self, config: PreTrainedConfig, files: Sequence[Path], dtype: torch.dtype
+        self,
+        config: PreTrainedConfig,
+        files: Sequence[Path],
+        dtype: torch.dtype,
+        trust_remote_code: bool = False,
     ) -> None:
-        self._plain = _on_meta(config, dtype)
+        self._plain = _on_meta(config, dtype, trust_remote_code)
         self._stored = StoredTensors(self._plain, files)
         self.dtype = dtype
         self.model = copy.deepcopy(self._plain)
@@ -43,6 +47,10 @@ class StreamedModel:
                 "compress it with the whole model in memory"
             )
         self.outside = [name for name, _ in self._outside()]
+
+    @property
+    def parts(self) -> list[str]:
+        return [*self.blocks, *self.outside]
 
     @contextmanager
     def resident(self, name: str) -> Iterator[nn.Module]:
@@ -157,10 +165,13 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     return (entry for entry in persistent_tensors(module) if entry[0] is module)
 
 
-def _on_meta(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The structure alone, but for buffers that no checkpoint holds."""
+def _on_meta(
+    config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Return the structure alone, but for buffers that no checkpoint holds."""
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, **options)
     _compute_buffers(model)
     return model
 

@@ -34,10 +34,9 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.planning import Decomposition, Plan
-from spectrim.refinement import RunContext
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import ProgressBar
+from spectrim.runtime.context import ProgressBar, RunContext
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan, save_plan
-from spectrim.refinement import RunContext
 from spectrim.report.collect import plan_facts, with_curves, with_planned_bytes
 from spectrim.report.facts import PAGE_FILE, ReportData
 from spectrim.report.live.job import Job
@@ -26,7 +25,7 @@ from spectrim.report.load import CompressionResult, Pair
 from spectrim.report.rank_map import rank_map
 from spectrim.report.write import OutputSpec, write_result
 from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import ProgressBar
+from spectrim.runtime.context import ProgressBar, RunContext
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,29 @@
+"""Refuse models whose weights are not plain floating-point matrices."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from spectrim.errors import ModelError
+from spectrim.layers import CompactLinear
+from spectrim.layers.quantized import CompressedLinear
+
+
+def check_compressible(model: nn.Module) -> None:
+    """Raise ModelError for a model with adapters, or one already compressed or quantized."""
+    if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{type(model).__name__} has PEFT adapters, which compression would not see; "
+            "merge them first: model = model.merge_and_unload()"
+        )
+    if any(isinstance(module, CompactLinear | CompressedLinear) for module in model.modules()):
+        raise ModelError(
+            f"this {type(model).__name__} is already compressed; compress its original with "
+            "another budget, or the result of `spectrim export --dense`"
+        )
+    if getattr(model, "is_quantized", False):
+        method = getattr(model, "quantization_method", "unknown method")
+        raise ModelError(
+            f"this {type(model).__name__} is quantized ({getattr(method, 'value', method)}); "
+            "load the floating-point model that it was made from"
+        )
