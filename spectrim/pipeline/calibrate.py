@@ -337,7 +337,9 @@ def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> It
     """The model at the path's budget."""
     model = run.model
     decomposition = decompose(model, first, recipe, layers, run.context)
-    plan = make_plan(decomposition, recipe.for_probing(recipe.hessian_averaging.at_budget))
+    plan = make_plan(
+        decomposition, recipe.planning.for_probing(recipe.hessian_averaging.at_budget)
+    )
     with ExitStack() as stack:
         factors, ranks = decomposition.expand_groups(plan.ranks)
         for name, rank in ranks.items():
