@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.errors import InputError
+from spectrim.models.context import check_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.benchmark.profile import StageTimer
@@ -182,6 +183,7 @@ def _texts(
     blocks = settings.blocks or BlockSettings(
         length=default_length(model), max_tokens=MOST_TOKENS, keep_tail=True
     )
+    check_length(model, blocks.length)
     found = {text: token_blocks(text, tokenizer, blocks) for text in settings.texts}
     for each in found.values():
         check_vocabulary(each, vocabulary_size(model))
