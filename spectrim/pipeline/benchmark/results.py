@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from spectrim.errors import InputError
 from spectrim.runtime import distributed
+from spectrim.runtime.cache import store
 from spectrim.runtime.files import read_mapping, write_text
 from spectrim.version import __version__
 
@@ -90,9 +91,8 @@ class RowStore:
     def keep(self, key: Mapping[str, Any], value: BenchRow | DenseResult) -> None:
         """Raises InputError when the place cannot be written."""
         path = self._path("row" if isinstance(value, BenchRow) else "dense", key)
-        with distributed.raise_together():
-            if path is not None and distributed.is_main_process():
-                write_text(path, json.dumps(asdict(value), indent=1) + "\n")
+        text = json.dumps(asdict(value), indent=1) + "\n"
+        store(path, lambda place: write_text(place, text))
 
     def _path(self, kind: str, key: Mapping[str, Any]) -> Path | None:
         if self.root is None:
