@@ -42,7 +42,7 @@ class BenchRow:
                    and as measured, fused, in the dtype stored
     exceeds        whether the budget is exceeded, be it of bytes or of measured time
     loss_increase, perplexity   by text; kl_divergence from the original on the first text
-    seconds        by stage; a stage is missing when its result was in the workspace. The pass
+    seconds        by stage; a stage is missing when its result was in the cache. The pass
                    for all rows of a call is in each of them
     peak_memory    bytes of resident memory at the highest, above what was in use before the row
     error          why there are no figures, else None
