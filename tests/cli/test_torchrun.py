@@ -14,6 +14,8 @@ import pytest
 from tests.cli.conftest import SMALL
 from tests.tolerances import DIVERGENCE_ABSOLUTE, DIVERGENCE_RELATIVE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAILS_IN_ONE = """
 import os
