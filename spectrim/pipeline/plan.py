@@ -32,7 +32,7 @@ def probe_curves(
     recipe: Recipe | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """Return the decomposition with curves corrected by forward passes, by the recipe's probe."""
+    """Return the decomposition with curves corrected by the recipe's forward passes."""
     recipe = recipe or Recipe()
     given = context or RunContext()
     return _Probing(model, tokenizer, recipe, Snapshots(None), given).corrected(decomposition)

@@ -1,9 +1,9 @@
 """One job in several processes: sharing the work, gathering results, raising errors in all.
 
-Every process runs the same program on the same values and does its own part of the long steps.
-It is one of `num_processes()` in the default group of `torch.distributed`; without a group it
-is the only one, and everything here leaves it alone. All processes have to call the functions
-that exchange something, in the same order.
+Every process runs the same program on the same values and does its own part of the long
+steps. Without a default group of `torch.distributed` there is one process, and nothing here
+has an effect. All processes have to call the functions that exchange something, in the same
+order.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Calibration:
                     self.states[statistic][key][entry] += tensor
 
     def interpolate(self, other: Calibration, weight: float) -> Calibration:
-        """Return `(1 - weight) * self + weight * other` per token, with the counts of `self`."""
+        """Return `(1 - weight) * self + weight * other` per token, with counts of `self`."""
         states = {
             statistic: {
                 key: {
