@@ -44,7 +44,7 @@ def probe_curves(
     recipe: Recipe | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """The decomposition with curves corrected by forward passes, as the recipe asks."""
+    """Return the decomposition with curves corrected by the recipe's forward passes."""
     recipe = recipe or Recipe()
     given = context or RunContext()
     return _Probing(model, tokenizer, recipe, Snapshots(None), given).corrected(decomposition)
@@ -101,7 +101,7 @@ def factorize(
     recipe: Recipe | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """calibrate, decompose and measure in one, kept in the cache as one entry.
+    """Calibrate, decompose and probe, with the result in the cache as one entry.
 
     An interrupted run resumes from its last snapshot.
     """
@@ -139,7 +139,7 @@ def price_rounding(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """The decomposition, which for a recipe of fewer bits knows what rounding adds."""
+    """Return the decomposition; for quantized factors with the loss that rounding adds."""
     total, progress = len(decomposition.shapes), (context or RunContext()).progress
     return with_rounding(
         calibration,
@@ -154,7 +154,7 @@ def plan(
     recipe: Recipe | None = None,
     times: LatencyTable | None = None,
 ) -> Plan:
-    """The recipe's allocation at the recipe's budget; times: `latency_table`'s, measured now
+    """Return the recipe's allocation at its budget; times: `latency_table`'s, measured now
     where the recipe's budget is one of time and none are given. Raises InputError when it
     misfits."""
     recipe = recipe or Recipe()

@@ -55,7 +55,7 @@ class BenchSettings:
     """texts: what rows are judged on, the calibration's own domain first.
 
     blocks None: the first 20,000 tokens in rows of the default length. dtype None: the model's.
-    rows: where finished rows are kept. A workspace that keeps nothing is replaced by a
+    rows: where finished rows are kept. A cache that keeps nothing is replaced by a
     temporary one while the rows are made.
     """
 
@@ -218,7 +218,7 @@ def _keys(
 
 @contextmanager
 def _lasting(cache: Cache | None) -> Iterator[Cache]:
-    """A workspace that keeps entries at least for the time of the run."""
+    """A cache that keeps entries at least for the time of the run."""
     if cache is not None and cache.root is not None:
         yield cache
         return
