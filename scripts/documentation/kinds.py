@@ -73,7 +73,6 @@ KINDS = {
     "sources": Kind("Sources of text", "spectrim compress MODEL -o OUT --data TEXT"),
     "statistics": Kind("Statistics"),
     "evaluators": Kind("Evaluators"),
-    "trackers": Kind("Trackers", "spectrim compress MODEL -o OUT --track {name}"),
 }
 
 

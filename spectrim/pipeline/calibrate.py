@@ -25,10 +25,9 @@ from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
-from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
-from spectrim.models.context import context_length
+from spectrim.models.context import check_length, context_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import Preparation, prepare_model
@@ -80,7 +79,7 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
 
 
 def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
-    """The recipe's calibration tokens, checked against the model's vocabulary.
+    """Return the recipe's calibration tokens, checked against the model's vocabulary.
 
     With a task these are rows of it, their loss counted where the task counts it.
     """
@@ -88,11 +87,10 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
     if recipe.task is not None:
         rows = load_task_rows(model, tokenizer, recipe.task)
         return task_blocks(rows, given.sequences, given.seed)
-    documents = open_documents(given.data, given.field)
-    settings = BlockSettings(
-        sequences=given.sequences, length=given.length or default_length(model), seed=given.seed
-    )
-    blocks = replace(token_blocks(documents, tokenizer, settings), source=given.data)
+    length = given.length or default_length(model)
+    check_length(model, length)
+    settings = BlockSettings(sequences=given.sequences, length=length, seed=given.seed)
+    blocks = token_blocks(given.data, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
 
@@ -139,12 +137,14 @@ def gather(
     recipes: Sequence[Recipe],
     context: RunContext,
 ) -> None:
-    """One pass over the tokens for the statistics of all `recipes`, kept in the cache.
+    """Collect the statistics of all `recipes` in one pass over the tokens, into the cache.
 
-    `calibrate` with any of them then finds its own. Covariances are in full for all where one
-    of them needs that. Recipes of other
-    tokens or layers need a pass of their own, and so do averages along a path. Raises
-    InputError for a cache that keeps nothing, and what `calibrate` raises.
+    `calibrate` with any of them then finds its own. Covariances are in full for all if one of
+    them needs that. Recipes with other tokens or layers take a pass of their own, and so do
+    averaged Hessians.
+
+    Raises:
+        InputError: the cache stores nothing; and what `calibrate` raises.
     """
     if context.cache.root is None:
         raise InputError("statistics for several recipes need a cache that keeps them")
@@ -334,7 +334,7 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
 
 @contextmanager
 def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> Iterator[None]:
-    """The model at the path's budget."""
+    """Cut the model to the budget that the Hessian is averaged at, within the block."""
     model = run.model
     decomposition = decompose(model, first, recipe, layers, run.context)
     plan = make_plan(
@@ -348,7 +348,7 @@ def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> It
 
 
 def _per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:
-    """The running result, once per sequence done, for a progress bar over sequences."""
+    """Yield the running result once per finished sequence, for a progress bar."""
     done = 0
     for result in steps:
         now = int(result.provenance["sequences_done"])

@@ -138,7 +138,7 @@ def _gathered(
     wanted: frozenset[str],
     context: RunContext,
 ) -> TableSums:
-    """One pass over the recipe's tokens, kept in the workspace."""
+    """One pass over the recipe's tokens, kept in the cache."""
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
     targets = find_targets(model, recipe.include, recipe.exclude)

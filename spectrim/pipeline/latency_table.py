@@ -1,4 +1,4 @@
-"""Times of a plan's layers on this machine, measured once and kept in the workspace."""
+"""Times of a plan's layers on this machine, measured once and kept in the cache."""
 
 from __future__ import annotations
 

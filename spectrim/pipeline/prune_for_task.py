@@ -71,7 +71,7 @@ def prune_for_task(
     """Select bases of `model` (float32) for the recipe's task.
 
     Examples that Python gives become a task by `spectrim.data.tasks.write_task`. An interrupted
-    run continues from the workspace. The original is not changed, but for fused experts, which
+    run continues from the cache. The original is not changed, but for fused experts, which
     are split. Raises InputError for a task that cannot be read and a budget that cannot be met,
     NumericalError for a loss that is not finite.
     """

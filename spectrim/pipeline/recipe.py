@@ -75,8 +75,20 @@ class ProbeRecipe:
 
     per_layer: bool = Field(default=True, description="Each layer alone, on `tokens`.")
     joint: bool = Field(default=True, description="Full-model plans, on `joint_tokens`.")
-    tokens: int = Field(default=2048, ge=2)
-    joint_tokens: int = Field(default=16384, ge=2)
+    tokens: int | None = Field(
+        default=None,
+        ge=2,
+        description="None, here and for joint_tokens: as many as `cost_fraction` pays for.",
+    )
+    joint_tokens: int | None = Field(default=None, ge=2)
+    cost_fraction: float = Field(
+        default=0.5, gt=0, description="Of the calibration's forward and backward passes."
+    )
+    through: Literal["auto", "model", "block"] = Field(
+        default="auto",
+        description="What runs behind a changed layer: the rest of the model, or its own block "
+        "with what follows to second order; auto: the model where that leaves enough tokens.",
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)

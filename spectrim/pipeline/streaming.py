@@ -78,7 +78,7 @@ def decompose_streamed(
 ) -> Iterator[Decomposition]:
     """What `factorize` gives, to rounding, its factors in files that are there in the context.
 
-    Kept in the workspace for another budget, unless that keeps nothing. Raises InputError for
+    Kept in the cache for another budget, unless that keeps nothing. Raises InputError for
     a recipe that cannot be streamed, and what `factorize` raises.
     """
     recipe = for_streaming(recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -232,7 +233,7 @@ def test_fuzzed_options(value):
         for name in registry.names():
             for option in ("damping", "alpha", "floor", "other"):
                 with suppress(InputError):
-                    registry.options(name, {option: value})
+                    assert is_dataclass(registry.options(name, {option: value}))
 
 
 def test_changes_of_a_recipe():

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.errors import InputError
+from spectrim.models.context import check_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.benchmark.profile import StageTimer
@@ -54,7 +55,7 @@ class BenchSettings:
     """texts: what rows are judged on, the calibration's own domain first.
 
     blocks None: the first 20,000 tokens in rows of the default length. dtype None: the model's.
-    rows: where finished rows are kept. A workspace that keeps nothing is replaced by a
+    rows: where finished rows are kept. A cache that keeps nothing is replaced by a
     temporary one while the rows are made.
     """
 
@@ -182,6 +183,7 @@ def _texts(
     blocks = settings.blocks or BlockSettings(
         length=default_length(model), max_tokens=MOST_TOKENS, keep_tail=True
     )
+    check_length(model, blocks.length)
     found = {text: token_blocks(text, tokenizer, blocks) for text in settings.texts}
     for each in found.values():
         check_vocabulary(each, vocabulary_size(model))
@@ -216,7 +218,7 @@ def _keys(
 
 @contextmanager
 def _lasting(cache: Cache | None) -> Iterator[Cache]:
-    """A workspace that keeps entries at least for the time of the run."""
+    """A cache that keeps entries at least for the time of the run."""
     if cache is not None and cache.root is not None:
         yield cache
         return
