@@ -80,9 +80,9 @@ def compress(
     from spectrim.pipeline.quantize_factors import check_quantization
     from spectrim.planning import load_plan
 
+    check_ways(recipe, memory, plan)
     options = CompressOptions(load_plan(plan) if plan else None, target_loss)
     recipe = prepare_recipe(recipe, options)
-    check_ways(recipe, memory)
     check_quantization(recipe)
     check_output(output, overwrite)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
@@ -101,13 +101,14 @@ def compress(
     log_metrics(final_metrics(result.plan, output), None)
 
 
-def check_ways(recipe: Recipe, memory: str | None = None) -> None:
-    """Raise InputError for a recipe that cannot be streamed, or not by several processes."""
+def check_ways(recipe: Recipe, memory: str | None = None, plan: Path | None = None) -> None:
+    """Raise InputError for a recipe that cannot be run as asked for."""
     from spectrim.pipeline import compatibility
     from spectrim.runtime import distributed
 
     ways = {
         compatibility.STREAMING: memory is not None,
+        compatibility.FOLLOWED_PLAN: plan is not None,
         compatibility.PROCESSES: distributed.num_processes() > 1,
     }
     compatibility.check(recipe, *(way for way, asked in ways.items() if asked))

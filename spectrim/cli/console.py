@@ -74,8 +74,13 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     shown = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(head):
         numeric = all(row[number][:1] in "0123456789+-" for row in cells)
-        names = number == 0 or not any(" " in row[number] for row in cells)
-        shown.add_column(Text(name), justify="right" if numeric else "left", no_wrap=names)
+        whole = number == 0 or not any(" " in row[number] for row in cells)
+        shown.add_column(
+            Text(name),
+            justify="right" if numeric else "left",
+            no_wrap=whole,
+            min_width=max(len(row[number]) for row in [head, *cells]) if whole else None,
+        )
     for row in cells:
         shown.add_row(*map(Text, row))
     least = Measurement.get(OUTPUT, OUTPUT.options, shown).minimum
