@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 
 import spectrim
-from spectrim.refinement import RunContext
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.tracking import TrackedRun
 
 REFERENCE = "FIGURES_CSV names the file"
@@ -63,15 +63,22 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
         data=given.data, steps=given.steps, length=given.length, batch_size=8
     )
     run = CsvRun(TrackedRun(f"finetune {given.model}", vars(settings)), given.csv)
-    progress = RunContext(log_metrics=run.log)
+    losses: dict[str, list[float]] = {}
+
+    def log_metrics(figures: Mapping[str, float], step: int | None = None) -> None:
+        run.log(figures, step)
+        for name, value in figures.items():
+            losses.setdefault(name, []).append(value)
+
+    context = RunContext(log_metrics=log_metrics)
     try:
-        tuned = spectrim.finetune(model, tokenizer, settings, progress)
+        tuned = spectrim.finetune(model, tokenizer, settings, context)
     except BaseException:
         run.finish(failed=True)
         raise
     run.finish(failed=False)
     spectrim.save(tuned, tokenizer, given.output)
-    return progress.losses
+    return losses
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from tests.runs import text_file
 from tests.shared_assets import shared_data
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 DIRECTORY = Path(__file__).parents[1] / "examples"
 
 

@@ -83,8 +83,8 @@ class SplitExperts(nn.Module):
         up_name = _up_name(fused)
         assert up_name is not None
         count = len(_parameter(fused, "down_proj"))  # experts beyond it have no weights
-        self.down = _linears(fused, "down_proj", count)
         self.up = _linears(fused, up_name, count)
+        self.down = _linears(fused, "down_proj", count)
         is_gated = get_shape(self.up[0])[0] == 2 * get_shape(self.down[0])[1]
         self.has_gate = bool(getattr(fused, "has_gate", is_gated))
         self.activation = _without_parameters(fused)

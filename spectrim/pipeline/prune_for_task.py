@@ -45,7 +45,7 @@ from spectrim.pruning import (
     run_pruning,
     thin_svd,
 )
-from spectrim.refinement import RunContext
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.snapshots import Snapshots
 
 
@@ -66,7 +66,7 @@ def prune_for_task(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    progress: RunContext | None = None,
+    context: RunContext | None = None,
 ) -> PrunedModel:
     """Select bases of `model` (float32) for the recipe's task.
 
@@ -78,15 +78,15 @@ def prune_for_task(
     _check(recipe)
     assert recipe.pruning is not None
     assert recipe.task is not None
-    progress = progress or RunContext()
+    context = context or RunContext()
     rows = load_task_rows(model, tokenizer, recipe.task)
-    spectral, layers = spectral_copy(model, tokenizer, recipe, progress)
+    spectral, layers = spectral_copy(model, tokenizer, recipe, context)
     objectives = _objectives(rows, recipe.pruning)
     costs = layer_costs(layers, recipe)
     problem = Problem(spectral, layers, *objectives, costs, recipe.budget)
     key = _key(model, recipe, rows.fingerprint, list(layers))
-    state = run_pruning(problem, recipe.pruning, progress, key)
-    _snapshots(model, recipe, progress).finish()
+    state = run_pruning(problem, recipe.pruning, key, context)
+    _snapshots(model, recipe, context).finish()
     ranks = _merge(model, problem, recipe)
     plan = _plan(problem, recipe, ranks, rows.fingerprint)
     _mark(model, spectral, plan)
@@ -97,13 +97,6 @@ def _check(recipe: Recipe) -> None:
     """Raises InputError for a recipe that cannot select bases."""
     if recipe.pruning is None or recipe.task is None:
         raise InputError("a task to prune for is missing: give --task FILE.jsonl")
-    if not layer_class(recipe.layer).LOSSLESS:
-        raise InputError(
-            f"layers of kind '{recipe.layer}' do not store the selected bases as they are; "
-            "choose pivoted or lowrank"
-        )
-    if recipe.sharing.rule != "none":
-        raise InputError("bases are selected layer by layer; leave out sharing")
 
 
 def _bases(
@@ -150,7 +143,7 @@ def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objectiv
 
 
 def spectral_copy(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: RunContext | None = None
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext | None = None
 ) -> tuple[PreTrainedModel, dict[str, SpectralLinear]]:
     """A copy of `model` whose targets are spectral layers on the recipe's bases, by name.
 
@@ -158,7 +151,7 @@ def spectral_copy(
     whose terms cannot be dropped one by one.
     """
     targets = prepare(model, recipe).targets
-    factors = _bases(model, tokenizer, recipe, targets, progress or RunContext())
+    factors = _bases(model, tokenizer, recipe, targets, context or RunContext())
     spectral = shared_copy(model)
     spectral.eval()
     untie_head(spectral, factors)

@@ -111,7 +111,7 @@ class BlockRunner:
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Raise ModelError unless the last block, run alone, gives what it does in the model."""
+        """Raise ModelError unless the last block alone gives what it does in the model."""
         row, last = torch.tensor([0]), len(self.blocks) - 1
         with evaluation_mode(self.model):
             inputs, outputs = self._recorded(row)
