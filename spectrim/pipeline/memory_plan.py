@@ -92,7 +92,7 @@ class MemoryPlan:
 
 
 def plan_memory(opened: OffloadedCheckpoint, recipe: Recipe, limit: int) -> MemoryPlan:
-    """The fastest way that fits. Raises InputError when none does, with what is needed."""
+    """Choose the fastest way that fits. Raises InputError, with the bytes needed, if none."""
     needs = MemoryEstimate.of(opened, recipe)
     whole = needs.whole()
     length = needs.length
@@ -267,8 +267,7 @@ class MemoryEstimate:
         return loaded + most + self._test_matrices
 
     def _loaded(self, name: str) -> int:
-        """A part's tensors in float32, and while they are read as they are on disk, and split
-        where experts are."""
+        """Return the bytes of a part in float32 and, while it is read, as on disk and split."""
         split = bool(split_expert_names(self.opened.streamed.model.get_submodule(name)))
         return self.opened.streamed.bytes(name) * (3 if split else 2)
 
@@ -294,7 +293,7 @@ class MemoryEstimate:
         return matrices + _DOUBLE * numbers
 
     def _side(self, statistic: str, layer: str, width: int) -> int:
-        """A covariance with its root: of parts where the method takes it by its parts."""
+        """Return the bytes of a covariance and its root, by parts if the method takes parts."""
         form = self.forms.get((statistic, layer), FULL)
         if form == FULL or not hasattr(DECOMPOSITIONS.get(self.recipe.method), "metric"):
             return _DOUBLE * 4 * width**2
