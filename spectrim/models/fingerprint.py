@@ -48,7 +48,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def architecture_fingerprint(model: nn.Module) -> str:
     """Return a sha256 over all but the tensors: configuration, modules, code, version."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     described = {
         "class": _class_name(model),
         "config": _without_names(config.to_dict()) if hasattr(config, "to_dict") else None,

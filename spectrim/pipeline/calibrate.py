@@ -25,10 +25,9 @@ from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
-from spectrim.data.loading import open_documents
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
-from spectrim.models.context import context_length
+from spectrim.models.context import check_length, context_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import Preparation, prepare_model
@@ -88,11 +87,10 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
     if recipe.task is not None:
         rows = load_task_rows(model, tokenizer, recipe.task)
         return task_blocks(rows, given.sequences, given.seed)
-    documents = open_documents(given.data, given.field)
-    settings = BlockSettings(
-        sequences=given.sequences, length=given.length or default_length(model), seed=given.seed
-    )
-    blocks = replace(token_blocks(documents, tokenizer, settings), source=given.data)
+    length = given.length or default_length(model)
+    check_length(model, length)
+    settings = BlockSettings(sequences=given.sequences, length=length, seed=given.seed)
+    blocks = token_blocks(given.data, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
 
@@ -337,7 +335,9 @@ def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> It
     """The model at the path's budget."""
     model = run.model
     decomposition = decompose(model, first, recipe, layers, run.context)
-    plan = make_plan(decomposition, recipe.for_probing(recipe.hessian_averaging.at_budget))
+    plan = make_plan(
+        decomposition, recipe.planning.for_probing(recipe.hessian_averaging.at_budget)
+    )
     with ExitStack() as stack:
         factors, ranks = decomposition.expand_groups(plan.ranks)
         for name, rank in ranks.items():

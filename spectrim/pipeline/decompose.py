@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,12 +86,16 @@ def provenance_of(calibration: Calibration) -> dict[str, Any]:
 
 def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
     """Return the predicted loss of the best plan at the budget that sharing is decided at."""
-    recipe = recipe.with_changes(
-        budget=recipe.sharing.budget, allocation="loss_optimal", allocation_options={}
+    settings = replace(
+        recipe.planning,
+        budget=recipe.sharing.budget,
+        allocation="loss_optimal",
+        allocation_options={},
     )
 
     def price(result: Decomposition) -> float:
-        return sum(layer.predicted_loss for layer in make_plan(result, recipe).layers.values())
+        plan = make_plan(result, settings)
+        return sum(layer.predicted_loss for layer in plan.layers.values())
 
     return price
 

@@ -108,7 +108,9 @@ def plan_table(
     if given is None:
         return None
     place = find_table(model)
-    rank = table_rank(place.shape, given.budget, multiple_for(recipe, [place.shape]))
+    rank = table_rank(
+        place.shape, given.budget, multiple_for(recipe.rank_multiple, [place.shape])
+    )
     required = TABLE_METHODS.get(given.method).TABLE_REQUIRES
     wanted = frozenset(required) - (frozenset() if place.head else {"head"})
     statistics = None

@@ -55,10 +55,10 @@ class _Probing:
             probe = self._probe(blocks, wanted.tokens, "per_layer")
             show = self.context.progress
             track = lambda names: show(names, "measuring curves", len(names))  # noqa: E731
-            decomposition = probe_layers(decomposition, probe, self.recipe, track)
+            decomposition = probe_layers(decomposition, probe, self.recipe.planning, track)
         if wanted.joint:
             probe = self._probe(blocks, wanted.joint_tokens, "joint")
-            decomposition = probe_jointly(decomposition, probe, self.recipe)
+            decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
         return decomposition
 
     def _probe(self, blocks: TokenBlocks, tokens: int, stage: str) -> ResumableProbe:
@@ -114,7 +114,7 @@ def price_rounding(
     return with_rounding(
         calibration,
         decomposition,
-        recipe,
+        recipe.planning,
         lambda names: progress(names, "rounding", total),
     )
 
@@ -130,4 +130,4 @@ def plan(
     recipe = recipe or Recipe()
     if recipe.latency is not None and times is None:
         times = latency_table(decomposition, recipe)
-    return make_plan(decomposition, recipe, times)
+    return make_plan(decomposition, recipe.planning, times)

@@ -97,13 +97,6 @@ def _check(recipe: Recipe) -> None:
     """Raise InputError for a recipe that cannot select bases."""
     if recipe.pruning is None or recipe.task is None:
         raise InputError("a task to prune for is missing: give --task FILE.jsonl")
-    if not layer_class(recipe.layer).LOSSLESS:
-        raise InputError(
-            f"layers of kind '{recipe.layer}' do not store the selected bases as they are; "
-            "choose pivoted or lowrank"
-        )
-    if recipe.sharing.rule != "none":
-        raise InputError("bases are selected layer by layer; leave out sharing")
 
 
 def _bases(

@@ -32,6 +32,7 @@ from spectrim.models.fingerprint import architecture_fingerprint, files_fingerpr
 from spectrim.models.linear import get_bias
 from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
+from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.decompose import layers_with_signal, make_solver, provenance_of
 from spectrim.pipeline.recipe import Recipe
@@ -57,21 +58,8 @@ class StreamSizes:
 
 
 def check_streamable(recipe: Recipe) -> None:
-    """Raises InputError for a recipe with a step that takes the whole model."""
-    whole = {
-        "refinement": recipe.refinement,
-        "pruning": recipe.pruning,
-        "correction": recipe.correction,
-        "quantization": recipe.quantization,
-        "latency": recipe.latency,
-        "embeddings": recipe.embeddings,
-        "sharing": recipe.sharing.rule != "none",
-    }
-    if asked := [name for name, value in whole.items() if value]:
-        raise InputError(
-            f"the recipe's '{asked[0]}' takes the whole model in memory, so it cannot be "
-            "streamed; leave it out, or run without --memory"
-        )
+    """Raise InputError for a recipe with a step that needs the whole model."""
+    compatibility.check(recipe, compatibility.STREAMING)
 
 
 def for_streaming(recipe: Recipe) -> Recipe:

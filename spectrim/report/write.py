@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim import checkpoint
+from spectrim.pipeline.compress import CompressionResult
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.card import card_for
-from spectrim.report.facts import EVENTS_FILE
-from spectrim.report.load import CompressionResult, Pair, compare, facts_of, report_extras
+from spectrim.report.facts import EVENTS_FILE, ReportData
+from spectrim.report.load import compare, facts_of, report_extras
 from spectrim.report.pruning_figure import with_prunings
 
 
@@ -22,22 +24,23 @@ class OutputSpec:
 
 
 def write_result(
-    made: CompressionResult, pair: Pair, place: OutputSpec, events: str | None = None
-) -> None:
-    """Card, recipe, plan, facts, the page, and where bases were selected the prunings.
+    original: LoadedModel, result: CompressionResult, place: OutputSpec
+) -> ReportData:
+    """Save the model with its card, recipe, plan, facts and page; return the facts.
 
     Raises InputError where it cannot be written.
     """
-    facts = with_prunings(facts_of(made, pair), events or "")
+    facts = with_prunings(facts_of(original, result), result.prune_steps or "")
     if place.page:
-        facts = compare(facts, pair, made.recipe)
+        facts = compare(facts, original, result.model, result.recipe)
     extras = report_extras(facts, place.page) | {
-        "spectrim_recipe.yaml": made.recipe.to_yaml(),
-        "spectrim_plan.yaml": made.plan.to_yaml(),
+        "spectrim_recipe.yaml": result.recipe.to_yaml(),
+        "spectrim_plan.yaml": result.plan.to_yaml(),
     }
-    if events is not None:
-        extras[EVENTS_FILE] = events
-    card = card_for(made.model, made.plan, made.recipe)
+    if result.prune_steps is not None:
+        extras[EVENTS_FILE] = result.prune_steps
+    card = card_for(original.name, result.plan, result.recipe)
     options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=place.overwrite)
-    config = pair.smaller.config.quantization_config
-    checkpoint.save_together(pair.smaller, pair.tokenizer, place.output, config, options)
+    config = result.model.config.quantization_config
+    checkpoint.save_together(result.model, original.tokenizer, place.output, config, options)
+    return facts

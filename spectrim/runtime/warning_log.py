@@ -31,7 +31,7 @@ def recorded_warnings() -> Iterator[list[list[str]]]:
                 given.append(entry)
             show(message, category, filename, *rest)
 
-        warnings.showwarning = note
+        warnings.showwarning = note  # type: ignore[assignment]
         yield given
 
 

@@ -17,7 +17,6 @@ from spectrim import checkpoint
 from spectrim.calibration import in_memory
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.data.tasks import write_task
-from spectrim.pipeline import decompose
 from spectrim.pipeline.calibrate import calibrate as run_calibrate
 from spectrim.pipeline.plan import factorize as run_factorize
 from spectrim.pipeline.plan import plan as run_plan
@@ -38,6 +37,7 @@ from spectrim.pipeline.streaming import (
     decompose_streamed,
     for_streaming,
 )
+from spectrim.planning import solver
 from spectrim.planning.probe import Probe
 from spectrim.pruning import prune as selection_run
 from spectrim.runtime import snapshots
@@ -157,7 +157,7 @@ def begun(root: Path, place: Path) -> None:
     calibrate(root, **SHORT)(place)
 
 
-BATCH, LAYER = (in_memory, "_run_batch"), (decompose, "decompose_layer")
+BATCH, LAYER = (in_memory, "_run_batch"), (solver, "decompose_layer")
 CURVE, STEP = (Probe, "divergence"), (loop.Trainer, "step")
 PRUNE = (selection_run._Run, "_prune")
 NO_PATH = {"hessian_averaging": HessianAveragingRecipe(weight=0)}

@@ -11,6 +11,7 @@ from spectrim.errors import NumericalWarning
 from spectrim.pipeline import calibrate, decompose
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe
+from spectrim.planning import solver
 from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext
@@ -42,8 +43,8 @@ def stopped_after(monkeypatch, layers: int) -> None:
         made.append(arguments)
         return decompose_layer(*arguments)
 
-    decompose_layer = decompose.decompose_layer
-    monkeypatch.setattr(decompose, "decompose_layer", counted)
+    decompose_layer = solver.decompose_layer
+    monkeypatch.setattr(solver, "decompose_layer", counted)
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
 
 

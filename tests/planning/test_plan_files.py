@@ -254,6 +254,11 @@ def test_presets_round_trip_through_yaml(name, tmp_path):
 def test_every_choice_makes_a_recipe():
     for method in DECOMPOSITIONS.names():
         for allocation in ALLOCATORS.names():
-            for layer in LAYERS.names():
+            for layer in set(LAYERS.names()) - {"shared_basis"}:
                 recipe = Recipe(method=method, allocation=allocation, layer=layer)
                 assert {"input_covariance", "gradient_covariance"} <= set(recipe.statistics)
+
+
+def test_a_shared_basis_needs_layers_that_share_it():
+    with pytest.raises(InputError, match=r"set sharing\.rule"):
+        Recipe(layer="shared_basis")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import spectrim
 from spectrim.checkpoint import load
-from spectrim.cli.commands import app
+from spectrim.cli.app import app
 from spectrim.errors import InputError
 from spectrim.models.replace import factored_layers
 from spectrim.pipeline.plan import factorize, plan
