@@ -355,8 +355,15 @@ def _reason(path: list[Any], item: dict[str, Any]) -> str:
         expected = re.findall(r"'(\w+)'", item["ctx"]["expected"])
         return f"{item['msg']}, got '{given}'{did_you_mean(str(given), expected)}"
     if isinstance(given, int | float | str):
-        return f"{item['msg']}, got {given!r}"
+        return f"{item['msg']}, got {given!r}{_meaning(path)}"
     return str(item["msg"])
+
+
+def _meaning(path: list[Any]) -> str:
+    """What a field stands for, as its option says it."""
+    owner = getattr(_class_at(path[:-1]), "__pydantic_fields__", {})
+    field = owner.get(str(path[-1])) if path else None
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
 
 
 def _class_at(path: list[Any]) -> type:
