@@ -149,11 +149,12 @@ def compress(
     loaded = LoadedModel(*_load_original(model, trust_remote_code))
     result = make(loaded, wanted, recipe, progress)
     pair = Pair(loaded.model, result.model, loaded.tokenizer, loaded.stored)
-    write_result(result.made, pair, OutputSpec(output, overwrite, report), result.prune_steps)
+    place = OutputSpec(output, overwrite, report, reload=memory is None)
+    write_result(result.made, pair, place, result.prune_steps)
     log_metrics(final_figures(result.made.plan, output), None)
     console.print_result(result.made.plan, json)
     console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
-    if report:
+    if report and (output / PAGE_FILE).is_file():
         console.note(f"report in {output / PAGE_FILE}")
 
 

@@ -78,7 +78,9 @@ def finetune(
     tuned = cast_for_saving(tuned, stored)
     config: SpectrimConfig = tuned.config.quantization_config
     entry = config.provenance["refinement"][-1]
-    options = checkpoint.SaveOptions(card=finetuning_card(model, entry), overwrite=overwrite)
+    options = checkpoint.SaveOptions(
+        card=lambda: finetuning_card(model, entry), overwrite=overwrite, source=model
+    )
     checkpoint.save_compressed(tuned, tokenizer, output, config, options)
     ends = {f"loss at the end/{what}": last for what, (_, last) in entry["losses"].items()}
     log_metrics(ends | {"disk_bytes": size.disk_bytes(output)}, None)

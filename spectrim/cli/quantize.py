@@ -80,8 +80,12 @@ def quantize(
     smaller = run_quantize(original, tokenizer, recipe, context)
     config = smaller.config.quantization_config
     extras = {"spectrim_recipe.yaml": recipe.to_yaml()}
-    card = quantization_card(model, config, recipe)
-    saving = checkpoint.SaveOptions(card=card, extras=extras, overwrite=overwrite)
+    saving = checkpoint.SaveOptions(
+        card=lambda: quantization_card(model, config, recipe),
+        extras=extras,
+        overwrite=overwrite,
+        source=model,
+    )
     checkpoint.save_compressed(smaller, tokenizer, output, config, saving)
     _print(config, json)
     console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
