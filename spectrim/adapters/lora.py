@@ -22,9 +22,12 @@ from transformers import PreTrainedModel
 from spectrim.adapters.targets import lora_targets
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.runtime.context import RunContext
+from spectrim.training.inputs import Losses, TrainingInputs
+from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
-from spectrim.training.progress import RunContext
+from spectrim.training.run import TrainingRun
+from spectrim.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,22 @@ class AdapterOptions:
 
 
 def train_adapters(
-    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: RunContext
-) -> PreTrainedModel:
-    """`model` with its factors trained, in place; after an error it is what it was before.
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, context: RunContext
+) -> Losses:
+    """Train the factors of `model`; after an error it is what it was before.
 
     Raises InputError where PEFT is missing, NumericalError naming a step that is not finite.
     """
-    key = run_key("adapters", model, model, blocks, options)
+    key = TrainingInputs(model, model, blocks).key("adapters", options)
     rows = task_rows(blocks)
     with _adapted(model, options) as adapted:
         loss = partial(next_token_loss, adapted, rows, "float32")
         trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
-        stage = Stage("adapters", trained, loss)
-        schedule = options.schedule(len(rows))
-        Run(trained, progress).complete(key, [stage], schedule, len(rows))
+        stage = Stage("adapters", trained, loss, len(rows))
+        run = TrainingRun(trained, key, context)
+        losses = run.complete([stage], options.schedule(len(rows)))
         adapted.merge_and_unload()
-    return model
+    return losses
 
 
 @contextmanager

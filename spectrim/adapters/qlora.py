@@ -24,28 +24,30 @@ from spectrim.adapters.lora import AdapterOptions
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.layers.quantized import Adapter, CompensatedLinear, CompressedLinear
+from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import Parameters
-from spectrim.training.loop import Run, Stage, run_key
+from spectrim.training.inputs import Losses, TrainingInputs
+from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
-from spectrim.training.progress import RunContext
+from spectrim.training.run import TrainingRun
 
 
 def train_qlora(
-    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: RunContext
-) -> PreTrainedModel:
-    """`model` with adapters, in place; those that it has already are trained on.
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, context: RunContext
+) -> Losses:
+    """Train adapters of `model`, new ones where it has none.
 
     After an error it is what it was before. Raises ModelError where nothing is quantised or
     the adapters have another rank, NumericalError naming a step that is not finite.
     """
-    key = run_key("beside", model, model, blocks, options) | {"weights": quantized_key(model)}
+    inputs = TrainingInputs(model, model, blocks)
+    key = inputs.key("qlora", options) | {"weights": quantized_key(model)}
     rows = task_rows(blocks)
     loss = partial(next_token_loss, model, rows, "float32")
     with _adapted(model, options) as trained:
-        stage = Stage("adapters", trained, loss)
-        schedule = options.schedule(len(rows))
-        Run(trained, progress).complete(key, [stage], schedule, len(rows))
-    return model
+        stage = Stage("adapters", trained, loss, len(rows))
+        run = TrainingRun(trained, key, context)
+        return run.complete([stage], options.schedule(len(rows)))
 
 
 def is_quantized(model: nn.Module) -> bool:

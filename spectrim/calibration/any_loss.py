@@ -18,14 +18,8 @@ from torch import Tensor, nn
 
 from spectrim.calibration.in_memory import accumulator
 from spectrim.errors import InputError, ModelError
-from spectrim.models.hooks import (
-    BatchIndex,
-    CaptureSpec,
-    attach_hooks,
-    capture,
-    frozen_eval,
-    group_by_input,
-)
+from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.hooks import attach_hooks, frozen_eval
 from spectrim.models.prepare import warn_of_dense
 from spectrim.models.targets import Target
 from spectrim.models.usage import unusable_layers

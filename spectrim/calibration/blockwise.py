@@ -35,7 +35,7 @@ from spectrim.calibration.in_memory import (
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.models.block_runner import BlockCall, StreamedBlockRunner, rows_of
-from spectrim.models.hooks import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.models.offload.activations import Activations
 from spectrim.models.offload.model import StreamedModel
 from spectrim.models.targets import Target

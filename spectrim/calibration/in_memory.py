@@ -20,14 +20,8 @@ from spectrim.calibration.covariance_format import MemoryBudget, Wide, projected
 from spectrim.calibration.loss import IGNORED, summed_cross_entropy
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
-from spectrim.models.hooks import (
-    BatchIndex,
-    CaptureSpec,
-    attach_hooks,
-    capture,
-    frozen_eval,
-    group_by_input,
-)
+from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.hooks import attach_hooks, frozen_eval
 from spectrim.models.targets import Target
 from spectrim.statistics import (
     STATISTICS,

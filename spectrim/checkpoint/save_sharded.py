@@ -113,7 +113,7 @@ def _write_shards(
     streamed: StreamedModel, part_tensors: PartTensors, directory: Path
 ) -> tuple[set[str], dict[str, Tensor]]:
     """Return the names of what was written, and the smallest tensor of each shard."""
-    parts = [*streamed.blocks, *streamed.outside]
+    parts = streamed.parts
     weight_map: dict[str, str] = {}
     samples: dict[str, Tensor] = {}
     size = 0

@@ -13,7 +13,6 @@ incomplete last row is dropped, or padded.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 from collections.abc import Iterable
@@ -24,9 +23,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from spectrim.data.loading import open_documents
-from spectrim.data.rows import Row, packed_rows, pad_rows, prefixed_rows
+from spectrim.data.loading import open_documents, split_spec
+from spectrim.data.mixing import mix_blocks, share_settings
+from spectrim.data.rows import Row, fingerprint, packed_rows, pad_rows, prefixed_rows
 from spectrim.data.tokenizing import (
+    Reading,
     in_order,
     leading_tokens,
     packed_leading_tokens,
@@ -105,25 +106,32 @@ class TokenBlocks:
 
 
 def token_blocks(
-    documents_or_spec: str | Iterable[str], tokenizer: Any, settings: BlockSettings
+    documents_or_spec: str | Iterable[str],
+    tokenizer: Any,
+    settings: BlockSettings,
+    field: str | None = None,
 ) -> TokenBlocks:
-    """Rows of the concatenated documents; tokenises no more of them than it needs.
+    """Return rows of the concatenated documents; tokenize no more of them than they need.
 
-    Raises InputError for unusable text and for too few tokens; warns (UserWarning) when
-    there are fewer rows than `settings.sequences`.
+    A spec of several texts gives each its share of the rows, the texts' rows in turn. Raises
+    InputError for unusable text and for too few tokens; warns (UserWarning) when there are
+    fewer rows than `settings.sequences`, and of records whose field is null.
     """
-    source, texts = _opened(documents_or_spec)
-    cut = _Cut(tokenizer, settings)
-    documents, skipped = cut.read(texts)
-    rows = [row for row in cut.rows(documents) if len(row.ids) >= cut.shortest]
-    _check_amount(sum(map(len, documents)), len(rows), settings, source)
-    return _blocks(rows[: settings.sequences], settings, source, len(documents), skipped)
+    if not isinstance(documents_or_spec, str):
+        return _text_blocks(documents_or_spec, tokenizer, settings, "documents")
+    parts = split_spec(documents_or_spec)
+    wanted = share_settings(parts, settings)
+    blocks = [
+        _text_blocks(open_documents(part.spec, field), tokenizer, own, part.spec)
+        for part, own in zip(parts, wanted, strict=True)
+    ]
+    return blocks[0] if len(blocks) == 1 else mix_blocks(blocks, settings, documents_or_spec)
 
 
 def document_blocks(
     documents_or_spec: str | Iterable[str], tokenizer: Any, settings: BlockSettings
 ) -> TokenBlocks:
-    """Windows of each document on its own; every incomplete window is kept, padded.
+    """Return windows of each document on its own; every incomplete one is kept, padded.
 
     Raises InputError as `token_blocks` does; `settings.sequences` must be None.
     """
@@ -133,17 +141,27 @@ def document_blocks(
         )
     source, texts = _opened(documents_or_spec)
     cut = _Cut(tokenizer, replace(settings, keep_tail=True))
-    documents, skipped = cut.read(texts)
+    reading = cut.read(texts)
     windows = [
         [row for row in cut.rows([tokens]) if len(row.ids) >= cut.shortest]
-        for tokens in documents
+        for tokens in reading.documents
     ]
     rows = list(chain.from_iterable(windows))
-    _check_amount(sum(map(len, documents)), len(rows), settings, source)
+    _check_amount(reading, len(rows), settings, source)
     counts = torch.tensor([len(window) for window in windows])
     owner = torch.arange(len(windows)).repeat_interleave(counts)
-    blocks = _blocks(rows, settings, source, len(documents), skipped)
+    blocks = _blocks(rows, settings, source, reading)
     return replace(blocks, document_of_row=owner)
+
+
+def _text_blocks(
+    texts: Iterable[Any], tokenizer: Any, settings: BlockSettings, source: str
+) -> TokenBlocks:
+    cut = _Cut(tokenizer, settings)
+    reading = cut.read(texts)
+    rows = [row for row in cut.rows(reading.documents) if len(row.ids) >= cut.shortest]
+    _check_amount(reading, len(rows), settings, source)
+    return _blocks(rows[: settings.sequences], settings, source, reading)
 
 
 class _Cut:
@@ -166,7 +184,7 @@ class _Cut:
         """Tokens of the shortest row that is kept: one prediction at least."""
         return max(self._settings.shortest_row, len(self._prefix) + 1)
 
-    def read(self, texts: Iterable[str]) -> tuple[list[list[int]], int]:
+    def read(self, texts: Iterable[Any]) -> Reading:
         """Read no more tokens than fill the rows that are asked for."""
         settings = self._settings
         ordered = in_order(texts, settings.seed)
@@ -181,22 +199,12 @@ class _Cut:
 
 
 def _blocks(
-    rows: list[Row], settings: BlockSettings, source: str, documents: int, skipped: int
+    rows: list[Row], settings: BlockSettings, source: str, reading: Reading
 ) -> TokenBlocks:
     ids, mask, scored = pad_rows(rows, settings.length)
     name = fingerprint(ids, mask, scored)
-    record = _record(settings, skipped)
-    return TokenBlocks(ids, mask, name, source, documents, record, scored=scored)
-
-
-def fingerprint(ids: Tensor, mask: Tensor | None, scored: Tensor | None = None) -> str:
-    """sha256 of the shape, the ids (int64), the mask and what is scored (bool), row-major."""
-    digest = hashlib.sha256(repr(tuple(ids.shape)).encode())
-    digest.update(ids.cpu().numpy().astype("<i8").tobytes())
-    for marks in (mask, scored):
-        if marks is not None:
-            digest.update(marks.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    record = _record(settings, reading)
+    return TokenBlocks(ids, mask, name, source, len(reading.documents), record, scored=scored)
 
 
 def check_vocabulary(blocks: TokenBlocks, vocab_size: int) -> None:
@@ -211,30 +219,38 @@ def check_vocabulary(blocks: TokenBlocks, vocab_size: int) -> None:
         )
 
 
-def _opened(documents_or_spec: str | Iterable[str]) -> tuple[str, Iterable[str]]:
+def _opened(documents_or_spec: str | Iterable[str]) -> tuple[str, Iterable[Any]]:
     if isinstance(documents_or_spec, str):
         return documents_or_spec, open_documents(documents_or_spec)
     return "documents", documents_or_spec
 
 
-def _record(settings: BlockSettings, skipped: int) -> dict[str, Any]:
+def _record(settings: BlockSettings, reading: Reading) -> dict[str, Any]:
     order = "file" if settings.seed is None else "shuffled"
-    return asdict(settings) | {"order": order, "empty_documents": skipped}
+    counts = {"empty_documents": reading.empty, "null_documents": reading.null}
+    return asdict(settings) | {"order": order} | counts
 
 
-def _check_amount(tokens: int, rows: int, settings: BlockSettings, source: str) -> None:
-    if tokens == 0:
+def _check_amount(reading: Reading, rows: int, settings: BlockSettings, source: str) -> None:
+    if reading.tokens == 0:
         raise InputError(f"'{source}' holds no text: every document is empty")
+    if reading.null:
+        seen = reading.null + reading.empty + len(reading.documents)
+        warnings.warn(
+            f"'{source}': skipped {reading.null} of the {seen} records read: their field is "
+            "null",
+            stacklevel=4,
+        )
     if rows == 0:
         raise InputError(
-            f"got {tokens} tokens of text, expected at least {settings.shortest_row}; "
+            f"got {reading.tokens} tokens of text, expected at least {settings.shortest_row}; "
             "give more text or a smaller --length"
         )
     if settings.sequences is not None and rows < settings.sequences:
         warnings.warn(
             f"asked for {settings.sequences} sequences of {settings.length} tokens, "
             f"the text gives {rows}; using those",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
-from pathlib import Path
+from itertools import chain
 from types import ModuleType
+from typing import NamedTuple
 
+from spectrim.data.conversation import Conversation
 from spectrim.errors import InputError
 from spectrim.registry import Registry
 
 SOURCES = Registry("data source", "spectrim.data.sources")
+BETWEEN_PARTS = " + "
+"""`wiki.txt@0.7 + chat.jsonl@0.3` names two texts, and the shares of the rows they give."""
+_WITH_SHARE = re.compile(r"(.+)@([0-9]*\.?[0-9]+)", re.S)
+
+Document = str | Conversation | None
+"""Text, a conversation for the chat template, or None for a record whose field is null."""
 
 
-def open_documents(spec: str, field: str | None = None) -> Iterable[str]:
-    """The documents of `spec`: a list when in memory, an iterator when they stream.
+class Part(NamedTuple):
+    """One text of a spec; `share`: what was typed after `@`, None where nothing was."""
+
+    spec: str
+    share: float | None = None
+
+
+def split_spec(spec: str) -> list[Part]:
+    """Return the texts that `spec` names. Raises InputError for a share of nothing."""
+    if os.path.exists(os.path.expanduser(spec)):
+        return [Part(spec)]
+    return [_part(one) for one in spec.split(BETWEEN_PARTS)]
+
+
+def open_documents(spec: str, field: str | None = None) -> Iterable[Document]:
+    """Return the documents of `spec`: a list when in memory, an iterator when they stream.
 
     `field` wins over a field named in the spec. Raises InputError.
     """
-    return _source(spec).documents(spec, field)
+    parts = [_source(part.spec).documents(part.spec, field) for part in split_spec(spec)]
+    return parts[0] if len(parts) == 1 else chain.from_iterable(parts)
 
 
-def load_documents(spec: str, field: str | None = None) -> list[str]:
-    """All documents of `spec`; of a streamed data set this downloads the whole split.
+def load_documents(spec: str, field: str | None = None) -> list[Document]:
+    """Return all documents of `spec`; of a streamed data set this downloads the whole split.
 
-    Raises InputError for a spec no source knows, and for text without any document.
+    Records whose field is null are left out. Raises InputError for a spec no source knows,
+    and for text without any document.
     """
-    documents = list(open_documents(spec, field))
+    documents = [document for document in open_documents(spec, field) if document is not None]
     if not documents:
         raise InputError(f"'{spec}' holds no text: every document is empty")
     return documents
+
+
+def _part(spec: str) -> Part:
+    parsed = _WITH_SHARE.fullmatch(spec)
+    if parsed is None or os.path.exists(os.path.expanduser(spec)):
+        return Part(spec)
+    if not float(parsed[2]) > 0:
+        raise InputError(f"'{spec}': the share is {parsed[2]}, expected more than 0")
+    return Part(parsed[1], float(parsed[2]))
 
 
 def _source(spec: str) -> ModuleType:
@@ -37,7 +72,5 @@ def _source(spec: str) -> ModuleType:
         if source.matches(spec):
             return source
     shown = spec if len(spec) <= 80 else f"{spec[:77]}..."
-    if len(spec) < 4096 and "\0" not in spec and Path(spec).is_dir():
-        raise InputError(f"'{shown}' is a directory; give one file of text inside it")
     forms = "; ".join(source.FORM for source in sources)
     raise InputError(f"cannot tell what text '{shown}' means; expected one of: {forms}")

@@ -9,6 +9,7 @@ predictions do not count in a loss.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -72,6 +73,22 @@ def pad_rows(rows: Sequence[Row], length: int) -> tuple[Tensor, Tensor | None, T
         mask[number, : len(row.ids)] = True
         scored[number, : len(row.ids)] = torch.tensor(row.scored)
     scored[:, :1] = False
-    usual = mask.clone()
-    usual[:, :1] = False
-    return ids, None if mask.all() else mask, None if scored.equal(usual) else scored
+    usual = scored.equal(all_but_first(mask))
+    return ids, None if mask.all() else mask, None if usual else scored
+
+
+def all_but_first(mask: Tensor) -> Tensor:
+    """Return the mask without the first token of each row, which nothing predicts."""
+    marks = mask.clone()
+    marks[:, :1] = False
+    return marks
+
+
+def fingerprint(ids: Tensor, mask: Tensor | None, scored: Tensor | None = None) -> str:
+    """Return the sha256 of shape, ids (int64), mask and scored (bool), row-major."""
+    digest = hashlib.sha256(repr(tuple(ids.shape)).encode())
+    digest.update(ids.cpu().numpy().astype("<i8").tobytes())
+    for marks in (mask, scored):
+        if marks is not None:
+            digest.update(marks.cpu().numpy().tobytes())
+    return digest.hexdigest()

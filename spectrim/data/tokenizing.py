@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
+from spectrim.data.conversation import Conversation
+from spectrim.data.pieces import encode, encode_pieces
 from spectrim.errors import InputError
+
+T = TypeVar("T")
 
 _SAMPLE = "a"
 SHUFFLE_POOL = 10_000
 """Documents of a stream that are shuffled; what is in memory is shuffled whole."""
 
 
-def in_order(documents: Iterable[str], seed: int | None) -> Iterable[str]:
-    """`documents` as they come (`seed=None`) or shuffled; a stream within its first pool."""
+@dataclass
+class Reading:
+    """Tokens by document, and how many documents had no text or a field that is null."""
+
+    documents: list[list[int]] = field(default_factory=list)
+    empty: int = 0
+    null: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.documents))
+
+
+def in_order(documents: Iterable[T], seed: int | None) -> Iterable[T]:
+    """Return `documents` as they are (`seed=None`) or shuffled, streams within a first pool."""
     if seed is None:
         return documents
     rest = iter(documents)
@@ -26,28 +44,45 @@ def in_order(documents: Iterable[str], seed: int | None) -> Iterable[str]:
 
 
 def read_tokens(
-    documents: Iterable[str], tokenizer: Any, limit: int, before: Sequence[int] = ()
-) -> tuple[list[list[int]], int]:
+    documents: Iterable[object], tokenizer: Any, limit: int, before: Sequence[int] = ()
+) -> Reading:
     """Tokenize documents, each after the tokens `before`, up to `limit` tokens in all.
-
-    Returns:
-        The tokens by document, and how many documents had none.
 
     Raises:
         InputError: A document is not text.
     """
-    kept: list[list[int]] = []
-    skipped, left = 0, limit
+    reading = Reading()
+    left = limit
     for number, document in enumerate(documents, start=1):
-        tokens = _encode(document, number, tokenizer)
-        if not tokens:
-            skipped += 1
+        if document is None:
+            reading.null += 1
             continue
-        kept.append([*before, *tokens][:left])
-        left -= len(kept[-1])
+        tokens = _first_tokens(_pieces(document, number, tokenizer), left)
+        if not tokens:
+            reading.empty += 1
+            continue
+        if isinstance(document, Conversation):
+            tokens = _without(before or leading_tokens(tokenizer), tokens)
+        reading.documents.append([*before, *tokens][:left])
+        left -= len(reading.documents[-1])
         if left <= 0:
             break
-    return kept, skipped
+    return reading
+
+
+def _first_tokens(pieces: Iterable[list[int]], limit: int) -> list[int]:
+    tokens: list[int] = []
+    for piece in pieces:
+        tokens += piece
+        if len(tokens) >= limit:
+            break
+    return tokens
+
+
+def _without(prefix: Sequence[int], tokens: list[int]) -> list[int]:
+    """Return `tokens` without a `prefix` that a chat template put there already."""
+    begins = bool(prefix) and tokens[: len(prefix)] == list(prefix)
+    return tokens[len(prefix) :] if begins else tokens
 
 
 def leading_tokens(tokenizer: Any) -> list[int]:
@@ -79,23 +114,22 @@ def packed_leading_tokens(tokenizer: Any) -> list[int]:
 
 def separating_tokens(tokenizer: Any) -> list[int]:
     """Return what stands between documents in a row: `leading_tokens`, else an empty line."""
-    return leading_tokens(tokenizer) or _encode_plain("\n\n", tokenizer)
+    return leading_tokens(tokenizer) or encode("\n\n", tokenizer)
 
 
-def _encode(document: str, number: int, tokenizer: Any) -> list[int]:
-    if not isinstance(document, str):
+def _pieces(document: object, number: int, tokenizer: Any) -> Iterator[list[int]]:
+    if isinstance(document, Conversation):
+        text = document.render(tokenizer)
+    elif isinstance(document, str):
+        text = document.strip()
+    else:
         got = type(document).__name__
         raise InputError(f"document {number} is {got}, expected a string")
     try:
-        document.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise InputError(
             f"document {number} holds half a surrogate pair at character {error.start}; "
             "expected valid Unicode text"
         ) from error
-    text = document.strip()
-    return _encode_plain(text, tokenizer) if text else []
-
-
-def _encode_plain(text: str, tokenizer: Any) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return encode_pieces(text, tokenizer) if text else iter(())

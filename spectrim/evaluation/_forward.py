@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks, check_vocabulary
 from spectrim.errors import InputError
-from spectrim.models.context import context_length
+from spectrim.models.context import check_length
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,7 @@ def check_readable(model: PreTrainedModel, blocks: TokenBlocks) -> None:
     """Raises InputError when the ids or the length of the rows do not fit the model."""
     config = model.config.get_text_config()
     check_vocabulary(blocks, config.vocab_size)
-    context = context_length(model)
-    if context and blocks.ids.shape[1] > context:
-        raise InputError(
-            f"rows are {blocks.ids.shape[1]} tokens long, the model reads at most {context}; "
-            f"give --length {context} or less"
-        )
+    check_length(model, blocks.ids.shape[1])
 
 
 def check_batch_size(batch_size: int) -> None:

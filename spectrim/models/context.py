@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from spectrim.errors import InputError
+
 
 def context_length(model: Any) -> int | None:
     """Return how many tokens the model reads at most; None where its config has no limit.
@@ -24,3 +26,13 @@ def context_length(model: Any) -> int | None:
         if table.num_embeddings == limit and table.padding_idx is not None
     ]
     return limit - max(lost, default=0)
+
+
+def check_length(model: Any, length: int) -> None:
+    """Raise InputError for rows that are longer than what the model reads."""
+    context = context_length(model)
+    if context and length > context:
+        raise InputError(
+            f"rows are {length} tokens long, the model reads at most {context}; "
+            f"give --length {context} or less"
+        )

@@ -24,6 +24,7 @@ from spectrim.errors import InputError
 from spectrim.layers import FactoredEmbedding
 from spectrim.models.replace import replace_layer, share_tied_layers
 from spectrim.models.targets import find_targets
+from spectrim.pipeline import compatibility
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.plan import plan
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
@@ -82,8 +83,7 @@ def factorize_any(
     cannot follow.
     """
     recipe = recipe or Recipe()
-    if recipe.pruning is not None or recipe.sharing.rule != "none" or recipe.refinement:
-        raise InputError("selection, sharing and refinement are for language models")
+    compatibility.check(recipe, compatibility.ANY_MODEL)
     share_tied_layers(model)
     targets = find_targets(model, recipe.include, recipe.exclude)
     calibration = calibrate_module(model, targets, batches, loss, recipe.statistics, mask)

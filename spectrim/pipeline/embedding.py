@@ -108,7 +108,9 @@ def plan_table(
     if given is None:
         return None
     place = find_table(model)
-    rank = table_rank(place.shape, given.budget, multiple_for(recipe, [place.shape]))
+    rank = table_rank(
+        place.shape, given.budget, multiple_for(recipe.rank_multiple, [place.shape])
+    )
     required = TABLE_METHODS.get(given.method).TABLE_REQUIRES
     wanted = frozenset(required) - (frozenset() if place.head else {"head"})
     statistics = None
@@ -136,7 +138,7 @@ def _gathered(
     wanted: frozenset[str],
     context: RunContext,
 ) -> TableSums:
-    """One pass over the recipe's tokens, kept in the workspace."""
+    """One pass over the recipe's tokens, kept in the cache."""
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
     targets = find_targets(model, recipe.include, recipe.exclude)

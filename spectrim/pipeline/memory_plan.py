@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from spectrim.allocation._knapsack import MOST_BINS
+from spectrim.allocation import MOST_BINS
 from spectrim.calibration.covariance_format import projected_formats, state_bytes
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.decompositions import DECOMPOSITIONS
@@ -25,6 +25,11 @@ from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.calibrate import MOST_TOKENS_PER_BATCH, default_length
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.streaming import StreamSizes
+from spectrim.planning.probe_tokens import (
+    MOST_JOINT_TOKENS,
+    MOST_LAYER_TOKENS,
+    most_probabilities,
+)
 from spectrim.runtime.memory import resident_bytes
 from spectrim.statistics import FULL, STATISTICS, CovarianceFormat
 
@@ -203,8 +208,10 @@ class MemoryEstimate:
     def _measuring(self) -> int:
         """Probabilities and logits of the tokens that curves are measured on."""
         wanted = self.recipe.probe
-        tokens = max(wanted.per_layer * wanted.tokens, wanted.joint * wanted.joint_tokens)
-        tokens = min(tokens, self.recipe.calibration.sequences * self.length)
+        held = most_probabilities(self.opened.streamed.total_bytes, self._vocabulary)
+        layers = wanted.per_layer * (wanted.tokens or MOST_LAYER_TOKENS)
+        joint = wanted.joint * (wanted.joint_tokens or min(held, MOST_JOINT_TOKENS))
+        tokens = min(max(layers, joint), self.recipe.calibration.sequences * self.length)
         return tokens * _FLOAT * (6 * self._vocabulary + 8 * self._width * len(self._blocks))
 
     def whole_row(self) -> int:

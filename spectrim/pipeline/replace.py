@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import (
@@ -18,7 +18,7 @@ from spectrim.checkpoint import (
     overflow_remedy,
 )
 from spectrim.errors import CheckpointError
-from spectrim.layers import LAYERS, layer_class
+from spectrim.layers import LAYERS, FactoredLinear, layer_class
 from spectrim.models.copying import deep_copy
 from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_shape, is_linear
@@ -45,13 +45,12 @@ def replace_layers(
     _check_fits(model, decomposition, plan)
     result: Any = shared_copy(model)
     untied = isinstance(result, PreTrainedModel) and untie_head(result, _entries(plan))
-    kind, options = layer_class(plan.layer), LAYERS.options(plan.layer, plan.layer_options)
     for name, rank in plan.ranks.items():
         if plan.layers[name].members:
             _share(result, decomposition, {name: rank})
             continue
-        factors, bias = decomposition.factors[name], get_bias(result.get_submodule(name))
-        replace_layer(result, name, kind.from_full(factors, rank, bias, options))
+        bias = get_bias(result.get_submodule(name))
+        replace_layer(result, name, factored_layer(decomposition, plan, name, bias))
     if not isinstance(result, PreTrainedModel):
         return result if dtype is None else result.to(dtype)
     if dtype is not None:
@@ -62,6 +61,15 @@ def replace_layers(
         config.layers |= dict.fromkeys(other_names(model, name), entry)
     attach_config(result, config)
     return result
+
+
+def factored_layer(
+    decomposition: Decomposition, plan: Plan, name: str, bias: Tensor | None
+) -> FactoredLinear:
+    """Return the layer `name` at its rank in the plan's kind; bias: of the dense layer."""
+    options = LAYERS.options(plan.layer, plan.layer_options)
+    factors = decomposition.factors[name]
+    return layer_class(plan.layer).from_full(factors, plan.ranks[name], bias, options)
 
 
 def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimConfig:

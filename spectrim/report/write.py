@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim import checkpoint
+from spectrim.pipeline.compress import CompressionResult
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.card import card_for
-from spectrim.report.facts import EVENTS_FILE
-from spectrim.report.load import CompressionResult, Pair, compare, facts_of, report_extras
+from spectrim.report.collect import plan_facts
+from spectrim.report.facts import EVENTS_FILE, ReportData
+from spectrim.report.load import compare, facts_of, report_extras
 from spectrim.report.pruning_figure import with_prunings
 from spectrim.runtime import distributed
 
@@ -29,45 +32,44 @@ class OutputSpec:
 
 
 def write_result(
-    made: CompressionResult, pair: Pair, place: OutputSpec, events: str | None = None
-) -> None:
-    """Write weights, card, recipe and plan, and then the data of the report and its page.
+    original: LoadedModel, result: CompressionResult, place: OutputSpec
+) -> ReportData:
+    """Save the model with its card, recipe and plan, then facts and page; return the facts.
 
     A report that fails is a warning: the result is saved before it is begun.
-
-    Args:
-        events: The steps of a pruning, where there was one.
 
     Raises:
         InputError: The output cannot be written.
         CheckpointError: What was written differs from the model.
     """
     extras: dict[str, checkpoint.Text] = {
-        "spectrim_recipe.yaml": made.recipe.to_yaml(),
-        "spectrim_plan.yaml": made.plan.to_yaml(),
+        "spectrim_recipe.yaml": result.recipe.to_yaml(),
+        "spectrim_plan.yaml": result.plan.to_yaml(),
     }
-    if events is not None:
-        extras[EVENTS_FILE] = events
+    if result.prune_steps is not None:
+        extras[EVENTS_FILE] = result.prune_steps
     options = checkpoint.SaveOptions(
-        card=lambda: card_for(made.model, made.plan, made.recipe),
+        card=lambda: card_for(original.name, result.plan, result.recipe),
         extras=extras,
         overwrite=place.overwrite,
-        source=made.model,
+        source=original.name or None,
         reload=place.reload,
     )
-    config = pair.smaller.config.quantization_config
-    checkpoint.save_together(pair.smaller, pair.tokenizer, place.output, config, options)
+    config = result.model.config.quantization_config
+    checkpoint.save_together(result.model, original.tokenizer, place.output, config, options)
     with checkpoint.warn_of_failure(f"{place.output} is saved, but its report failed"):
-        _write_report(made, pair, place, events)
+        return _write_report(original, result, place)
+    return plan_facts(original.name, result.plan, result.recipe)
 
 
 def _write_report(
-    made: CompressionResult, pair: Pair, place: OutputSpec, events: str | None
-) -> None:
-    facts = with_prunings(facts_of(made, pair), events or "")
+    original: LoadedModel, result: CompressionResult, place: OutputSpec
+) -> ReportData:
+    facts = with_prunings(facts_of(original, result), result.prune_steps or "")
     if place.page:
-        facts = compare(facts, pair, made.recipe)
+        facts = compare(facts, original, result.model, result.recipe)
     with distributed.raise_together():
         if distributed.is_main_process():
             for name, text in report_extras(facts, place.page).items():
                 checkpoint.add_text_file(place.output, name, text)
+    return facts

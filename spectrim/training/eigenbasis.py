@@ -87,7 +87,7 @@ def _checked(calibration: Calibration | None) -> Calibration:
     if calibration is None or not set(REQUIRES) <= set(calibration.states):
         raise InputError(
             "optimizer_basis 'kfac_eigen' needs input and gradient covariances: give "
-            "RunContext(calibration=...), as `spectrim.refine` does, or set optimizer_basis to "
+            "their statistics, as `spectrim.refine` does, or set optimizer_basis to "
             "'parameters'"
         )
     return calibration

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.data.tasks import TaskRows, task_loss
 from spectrim.training.forward import Precision, Tokens
-from spectrim.training.loop import Schedule
+from spectrim.training.schedule import Schedule
 
 Scaling = Literal["none", "kl"]
 _PROBED = 32

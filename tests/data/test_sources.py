@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gzip
 import json
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrim.data import SOURCES, load_documents, python_sources
-from spectrim.data.sources import hub
+from spectrim.data.conversation import Conversation
+from spectrim.data.loading import open_documents, split_spec
+from spectrim.data.sources import files, hub, jsonl
 from spectrim.errors import InputError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -44,7 +47,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 
 
 def test_every_source_says_what_to_type() -> None:
-    assert SOURCES.names() == ["hub", "jsonl", "parquet", "python", "text"]
+    assert SOURCES.names() == ["files", "hub", "jsonl", "parquet", "python", "text"]
     for name in SOURCES.names():
         assert SOURCES.get(name).FORM
         assert SOURCES.summary(name)
@@ -101,10 +104,9 @@ class TestJsonLines:
             ('["b"]', "line 2 is a JSON list; expected one object per line"),
             ('{"body": "b", "id": 1}', "line 2 has no field 'text'; its fields: body, id"),
             ('{"text": 3}', "line 2: field 'text' is int, expected a string"),
-            ('{"text": null}', "line 2: field 'text' is NoneType, expected a string"),
             ("[" * 100_000, "line 2 is not JSON"),
         ],
-        ids=["broken", "list", "missing", "number", "null", "deep"],
+        ids=["broken", "list", "missing", "number", "deep"],
     )
     def test_bad_line(self, tmp_path: Path, second_line: str, message: str) -> None:
         spec = write(tmp_path / "a.jsonl", '{"text": "a"}\n' + second_line)
@@ -114,6 +116,157 @@ class TestJsonLines:
     def test_bytes_that_are_not_text(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="not UTF-8"):
             load_documents(write(tmp_path / "a.jsonl", b'{"text": "\xff"}'))
+
+    def test_one_array(self, tmp_path: Path) -> None:
+        spec = write(tmp_path / "a.json", '\n [{"text": "one"},\n{"text": "two"}]\n')
+        assert load_documents(spec) == ["one", "two"]
+
+    def test_array_with_something_else(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="item 2 is a JSON int; expected an object"):
+            load_documents(write(tmp_path / "a.json", '[{"text": "one"}, 3]'))
+
+    def test_null_is_no_document(self, tmp_path: Path) -> None:
+        spec = write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": null}\n{"text": "b"}')
+        assert load_documents(spec) == ["a", "b"]
+        assert list(open_documents(spec)) == ["a", None, "b"]
+
+    def test_only_nulls(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="holds no text"):
+            load_documents(write(tmp_path / "a.jsonl", '{"text": null}'))
+
+
+class TestCompressed:
+    @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz:text", "a.JSON.GZ"])
+    def test_gzip(self, tmp_path: Path, name: str) -> None:
+        path = name.partition(":")[0]
+        content = "one" if ".txt" in name else '{"text": "one"}\n'
+        write(tmp_path / path, gzip.compress(content.encode()))
+        assert load_documents(str(tmp_path / name)) == ["one"]
+
+    @pytest.mark.parametrize("name", ["a.txt.zst", "a.jsonl.zst"])
+    def test_zstd(self, tmp_path: Path, name: str) -> None:
+        pyarrow = pytest.importorskip("pyarrow")
+        content = "one" if ".txt" in name else '{"text": "one"}\n{"text": "two"}'
+        with pyarrow.output_stream(str(tmp_path / name), compression="zstd") as stream:
+            stream.write(content.encode())
+        assert load_documents(str(tmp_path / name))[0] == "one"
+
+    @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst", "a.txt.gz"])
+    def test_not_compressed_at_all(self, tmp_path: Path, name: str) -> None:
+        pytest.importorskip("pyarrow")
+        with pytest.raises(InputError, match="cannot be read"):
+            load_documents(write(tmp_path / name, '{"text": "one"}'))
+
+    def test_cut_short(self, tmp_path: Path) -> None:
+        whole = gzip.compress(json.dumps({"text": "one " * 500}).encode())
+        with pytest.raises(InputError, match="cannot be read"):
+            load_documents(write(tmp_path / "a.jsonl.gz", whole[:-9]))
+
+
+class TestConversations:
+    CHAT = (
+        ("messages", {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}),
+        ("conversations", {"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}),
+        (
+            "messages",
+            {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "assistant", "content": "Ho", "tool_calls": None},
+        ),
+    )
+
+    @pytest.mark.parametrize("chat", CHAT, ids=["messages", "conversations", "parts"])
+    @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+    def test_known_fields(self, tmp_path: Path, chat: tuple, suffix: str) -> None:
+        field, *messages = chat
+        path = tmp_path / f"a.{suffix}"
+        if suffix == "jsonl":
+            write(path, json.dumps({field: messages, "id": 1}))
+        else:
+            if isinstance(messages[0].get("content"), list):
+                pytest.skip("a column has one type")
+            pyarrow, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet"))
+            parquet.write_table(pyarrow.table({field: [messages], "id": [1]}), path)
+        (found,) = load_documents(str(path))
+        assert isinstance(found, Conversation)
+        assert found.messages == (
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Ho"},
+        )
+
+    @pytest.mark.parametrize(
+        ("messages", "error"),
+        [
+            ("[]", "line 1: the conversation has no message"),
+            ('[{"role": "user"}]', "message 1 has .'role'., expected role and content"),
+            ('["Hi"]', "message 1 has str"),
+            ('[{"role": 3, "content": "Hi"}]', "the role is int, expected a string"),
+        ],
+    )
+    def test_unusable(self, tmp_path: Path, messages: str, error: str) -> None:
+        with pytest.raises(InputError, match=error):
+            load_documents(write(tmp_path / "a.jsonl", f'{{"messages": {messages}}}'))
+
+
+class TestSeveralFiles:
+    @pytest.fixture
+    def corpus(self, tmp_path: Path) -> Path:
+        (tmp_path / "corpus/below").mkdir(parents=True)
+        write(tmp_path / "corpus/b.jsonl", '{"text": "two", "q": "three"}')
+        write(tmp_path / "corpus/a.txt", "one")
+        write(
+            tmp_path / "corpus/below/c.jsonl.gz", gzip.compress(b'{"text": "four", "q": "5"}')
+        )
+        write(tmp_path / "corpus/.hidden.txt", "no")
+        write(tmp_path / "corpus/picture.png", "no")
+        return tmp_path / "corpus"
+
+    def test_directory_in_order_of_the_paths(self, corpus: Path) -> None:
+        assert load_documents(str(corpus)) == ["one", "two", "four"]
+
+    def test_pattern_with_field(self, corpus: Path) -> None:
+        assert load_documents(f"{corpus}/*.jsonl:q") == ["three"]
+        assert load_documents(f"{corpus}/**/*.jsonl*", "q") == ["three", "5"]
+
+    def test_pattern_without_file(self, corpus: Path) -> None:
+        with pytest.raises(InputError, match="holds no file of text"):
+            load_documents(f"{corpus}/*.parquet")
+
+    def test_a_file_whose_name_looks_like_a_pattern(self, tmp_path: Path) -> None:
+        assert load_documents(write(tmp_path / "a[1].txt", "one")) == ["one"]
+
+    def test_more_than_fits_is_streamed(
+        self, corpus: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert isinstance(open_documents(str(corpus)), list)
+        monkeypatch.setattr(files, "MOST_BYTES_AT_ONCE", 3)
+        stream = open_documents(str(corpus))
+        write(corpus / "b.jsonl", "broken")
+        assert not isinstance(stream, list)
+        assert next(iter(stream)) == "one"
+
+
+class TestSpecsOfSeveralTexts:
+    def test_shares(self) -> None:
+        assert split_spec("a.txt@0.7 + b.jsonl:q@3") == [("a.txt", 0.7), ("b.jsonl:q", 3.0)]
+        assert split_spec("a.txt + python") == [("a.txt", None), ("python", None)]
+        assert split_spec("me@work.txt") == [("me@work.txt", None)]
+
+    def test_files_with_such_names(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        write(tmp_path / "a + b.txt", "one")
+        write(tmp_path / "c.txt@2", "")
+        assert load_documents("a + b.txt") == ["one"]
+        assert split_spec("c.txt@2") == [("c.txt@2", None)]
+
+    def test_share_of_nothing(self) -> None:
+        with pytest.raises(InputError, match=r"the share is 0\.0, expected more than 0"):
+            split_spec("a.txt@0.0")
+
+    def test_all_documents(self, tmp_path: Path) -> None:
+        specs = [write(tmp_path / f"{n}.txt", n) for n in ("one", "two")]
+        assert load_documents(" + ".join(specs)) == ["one", "two"]
 
 
 class TestParquet:
@@ -127,6 +280,9 @@ class TestParquet:
         parquet.write_table(table, tmp_path / "a.parquet")
         return str(tmp_path / "a.parquet")
 
+    def test_null(self, spec: str) -> None:
+        assert load_documents(f"{spec}:body") == ["b", "c"]
+
     def test_column(self, spec: str) -> None:
         assert load_documents(spec) == ["one", "two"]
 
@@ -134,7 +290,6 @@ class TestParquet:
         ("field", "message"),
         [
             ("title", "no column 'title'; its columns: body, n, text"),
-            ("body", "row 3: field 'body' is NoneType"),
             ("n", "row 1: field 'n' is int"),
         ],
     )
@@ -219,15 +374,20 @@ class TestUnusableSpecs:
             load_documents(str(tmp_path / f"absent.{suffix}"))
 
     @pytest.mark.parametrize("name", ["texts", "texts.txt", "texts.jsonl", "texts.parquet"])
-    def test_directory(self, tmp_path: Path, name: str) -> None:
+    def test_directory_without_text(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).mkdir()
-        with pytest.raises(InputError, match="is a directory; give one file"):
+        write(tmp_path / name / "picture.png", "x")
+        with pytest.raises(InputError, match="holds no file of text; expected some of: PATH"):
             load_documents(str(tmp_path / name))
+
+    def test_file_for_a_task_that_is_a_directory(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="is a directory"):
+            list(jsonl.records(str(tmp_path)))
 
     @unhurried
     @given(spec=texts)
     def test_anything_else_lists_the_forms(self, spec: str) -> None:
         if any(SOURCES.get(name).matches(spec) for name in SOURCES.names()):
             return
-        with pytest.raises(InputError, match=r"expected one of: .*PATH.jsonl|is a directory"):
+        with pytest.raises(InputError, match=r"expected one of: .*PATH.jsonl|the share is"):
             load_documents(spec)

@@ -17,13 +17,13 @@ from transformers import (
 )
 
 import spectrim
-from spectrim.allocation import LatencyRecipe, LayerTimes
+from spectrim.allocation import LayerTimes
 from spectrim.calibration.any_loss import calibrate_module
 from spectrim.errors import InputError, ModelError
 from spectrim.layers import CompactLinear
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import latency_table
-from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe, SharingRecipe
+from spectrim.pipeline.recipe import EmbeddingRecipe, LatencyRecipe, Recipe, SharingRecipe
 from tests.tolerances import FLOAT32_RELATIVE, SAMPLED_FISHER_RELATIVE
 
 SIZES = {

@@ -26,8 +26,8 @@ from spectrim.pipeline.streaming import (
     decompose_streamed,
     for_streaming,
 )
-from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.statistics._stored import Parts
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_gemma, tiny_tokenizer, tiny_tokens

@@ -1,5 +1,10 @@
 """Where text comes from: one file per source.
 
 A source has `FORM` (what the user types), `matches(spec)` and `documents(spec, field)`.
-`documents` returns a list when the text is in memory, an iterator when it streams.
+`documents` returns a list when the text is in memory, an iterator when it streams; a document
+is text, a conversation, or None for a record whose field is null.
 """
+
+from spectrim.data.sources._records import home_expanded, text_of
+
+__all__ = ["home_expanded", "text_of"]

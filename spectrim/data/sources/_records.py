@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
 import re
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TextIO
 
+from spectrim.data.conversation import FIELDS, Conversation, read_conversation
 from spectrim.errors import InputError
 
 DEFAULT_FIELD = "text"
+COMPRESSED = ("", ".gz", ".zst")
+"""What may stand after the suffix of a file of text or of JSON."""
+Document = str | Conversation | None
 
 
 def existing_file(spec: str) -> Path:
-    """The file at `spec`. Raises InputError for a missing path or a directory."""
+    """Return the file at `spec`. Raises InputError for a missing path or a directory."""
     path = home_expanded(spec)
     if os.path.isdir(path):
-        raise InputError(f"'{spec}' is a directory; give one file of text inside it")
+        raise InputError(f"'{spec}' is a directory; give a file, or the directory as --data")
     if not os.path.isfile(path):
         raise InputError(
             f"no such file: '{spec}'; check the path, or give 'python' or 'hf:...'"
@@ -29,6 +38,34 @@ def home_expanded(spec: str) -> Path:
     return Path(os.path.expanduser(spec))
 
 
+@contextmanager
+def open_text(spec: str) -> Iterator[TextIO]:
+    """Open a file of UTF-8 text, compressed where its name says so. Raises InputError."""
+    path = existing_file(spec)
+    try:
+        with _byte_stream(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{spec}' is not UTF-8 text (byte {error.start})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"'{spec}' cannot be read: {error}") from error
+
+
+def _byte_stream(path: Path) -> IO[bytes]:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(path)
+    if suffix != ".zst":
+        return path.open("rb")
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise InputError(
+            f"reading '{path.name}' needs pyarrow: pip install 'spectrim[data]'"
+        ) from error
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
 def path_and_field(spec: str, suffixes: tuple[str, ...]) -> tuple[str, str | None] | None:
     """`data.jsonl:question` -> (`data.jsonl`, `question`); None for any other suffix."""
     endings = "|".join(re.escape(suffix) for suffix in suffixes)
@@ -36,8 +73,29 @@ def path_and_field(spec: str, suffixes: tuple[str, ...]) -> tuple[str, str | Non
     return (parsed[1], parsed[2]) if parsed else None
 
 
+def document_of(record: dict[str, Any], field: str | None, where: str) -> Document:
+    """Return the text or the conversation of a record, None where its field is null.
+
+    Without a `field`: "text", else one of `conversation.FIELDS`. Raises InputError naming
+    `where` for a missing field and for what is neither.
+    """
+    name = field or field_among(record)
+    value = record.get(name, "")
+    if value is None:
+        return None
+    if isinstance(value, list):
+        return read_conversation(value, where)
+    return text_of(record, name, where).strip()
+
+
+def field_among(names: Iterable[str]) -> str:
+    """Return the field to read where none is named."""
+    known = set(names)
+    return next((name for name in (DEFAULT_FIELD, *FIELDS) if name in known), DEFAULT_FIELD)
+
+
 def text_of(record: dict[str, Any], field: str, where: str) -> str:
-    """`record[field]`. Raises InputError naming `where` for a missing or non-text field."""
+    """Return `record[field]`. Raises InputError naming `where` for what is no text."""
     if field not in record:
         known = ", ".join(sorted(map(str, record))) or "none"
         raise InputError(f"{where} has no field '{field}'; its fields: {known}")
@@ -47,5 +105,6 @@ def text_of(record: dict[str, Any], field: str, where: str) -> str:
     return record[field]
 
 
-def non_empty(texts: list[str]) -> list[str]:
-    return [stripped for text in texts if (stripped := text.strip())]
+def without_empty(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield the documents but empty texts; None (a null field) stays, to be counted."""
+    return (document for document in documents if document != "")

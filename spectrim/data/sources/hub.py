@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from spectrim.data.sources._records import DEFAULT_FIELD, text_of
+from spectrim.data.sources._records import Document, document_of, without_empty
 from spectrim.errors import InputError
 
 FORM = "hf:NAME[/CONFIG]:SPLIT[:FIELD]"
@@ -36,19 +36,18 @@ def parse(spec: str) -> HubSpec:
     return HubSpec(*parsed.groups())
 
 
-def documents(spec: str, field: str | None) -> Iterator[str]:
-    """Non-empty documents, downloaded as they are asked for.
+def documents(spec: str, field: str | None) -> Iterator[Document]:
+    """Return non-empty documents, downloaded as they are asked for.
 
     Raises InputError when `datasets` is missing, or the data set cannot be reached or read.
     """
     wanted = parse(spec)
-    name = field or wanted.field or DEFAULT_FIELD
-    texts = (text_of(row, name, where).strip() for where, row in records(wanted))
-    return (text for text in texts if text)
+    name = field or wanted.field
+    return without_empty(document_of(row, name, where) for where, row in records(wanted))
 
 
 def records(wanted: HubSpec) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where it stands and the row, streamed; errors as for `documents`."""
+    """Return where it stands and the row, streamed; errors as for `documents`."""
     label = "/".join(filter(None, (wanted.name, wanted.config)))
     try:
         import datasets

@@ -1,58 +1,88 @@
-"""A local JSON-lines file: one object per line, one field of it the document."""
+"""A local file of JSON: one object per line, or one array of objects."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from spectrim.data.sources._records import (
-    DEFAULT_FIELD,
-    existing_file,
-    non_empty,
+    COMPRESSED,
+    Document,
+    document_of,
+    open_text,
     path_and_field,
-    text_of,
+    without_empty,
 )
 from spectrim.errors import InputError
 
-FORM = "PATH.jsonl[:FIELD] (also .json with one object per line)"
+FORM = "PATH.jsonl[:FIELD] (also .json with an object per line or one array; .gz, .zst)"
 COMMAND = "spectrim compress MODEL -o OUT --data corpus.jsonl:text"
-SUFFIXES = (".jsonl", ".json")
+SUFFIXES = tuple(
+    f"{suffix}{compressed}" for compressed in COMPRESSED for suffix in (".jsonl", ".json")
+)
 
 
 def matches(spec: str) -> bool:
     return path_and_field(spec, SUFFIXES) is not None
 
 
-def documents(spec: str, field: str | None) -> list[str]:
-    """The field (`field`, else the spec's, else "text") of every line; blank lines are skipped.
+def documents(spec: str, field: str | None) -> list[Document]:
+    """Return the field (`field`, else the spec's, else the usual one) of every object.
 
     Raises InputError with the line number for a broken line or a missing field.
     """
     path, named = path_and_field(spec, SUFFIXES) or (spec, None)
-    wanted = field or named or DEFAULT_FIELD
-    return non_empty([text_of(record, wanted, where) for where, record in records(path)])
+    wanted = field or named
+    return list(without_empty(document_of(r, wanted, where) for where, r in records(path)))
 
 
 def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where it stands and the object, for every line that is not blank. Raises InputError."""
-    try:
-        with existing_file(path).open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"'{path}' line {number}"
-                    yield where, parse(line, where, "one object per line")
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{path}' is not UTF-8 text (byte {error.start})") from error
+    """Yield where it stands and the object, for every one. Raises InputError."""
+    with open_text(path) as lines:
+        head = list(_up_to_text(lines))
+        if head and head[-1].lstrip().startswith("[") and ".jsonl" not in path.lower():
+            yield from _array(head[-1] + lines.read(), path)
+        else:
+            yield from _lines(chain(head, lines), path)
+
+
+def _up_to_text(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines up to the first one that is not blank."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
+
+
+def _lines(lines: Iterator[str], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"'{path}' line {number}"
+            yield where, parse(line, where, "one object per line")
+
+
+def _array(text: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, record in enumerate(_load(text, f"'{path}'", "an array of objects"), start=1):
+        where = f"'{path}' item {number}"
+        yield where, _object(record, where, "an object")
 
 
 def parse(text: str, where: str, expected: str) -> dict[str, Any]:
-    """The JSON object in `text`. Raises InputError naming `where` and what was `expected`."""
+    """Return the JSON object in `text`. Raises InputError naming `where` and `expected`."""
+    return _object(_load(text, where, expected), where, expected)
+
+
+def _load(text: str, where: str, expected: str) -> Any:
     try:
-        record = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error}); expected {expected}") from error
-    if not isinstance(record, dict):
-        got = type(record).__name__
+
+
+def _object(value: Any, where: str, expected: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        got = type(value).__name__
         raise InputError(f"{where} is a JSON {got}; expected {expected}")
-    return record
+    return value

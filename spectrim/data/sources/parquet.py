@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from spectrim.data.sources._records import (
-    DEFAULT_FIELD,
+    Document,
+    document_of,
     existing_file,
-    non_empty,
+    field_among,
     path_and_field,
-    text_of,
+    without_empty,
 )
 from spectrim.errors import InputError
 
@@ -20,23 +21,20 @@ def matches(spec: str) -> bool:
     return path_and_field(spec, SUFFIXES) is not None
 
 
-def documents(spec: str, field: str | None) -> list[str]:
-    """The column (`field`, else the spec's, else "text"), row by row.
+def documents(spec: str, field: str | None) -> list[Document]:
+    """Return the column (`field`, else the spec's, else the usual one), row by row.
 
     Raises InputError when pyarrow is missing, the file is not Parquet, or the column is
-    missing or not text.
+    missing or neither text nor conversations.
     """
     path, named = path_and_field(spec, SUFFIXES) or (spec, None)
-    wanted = field or named or DEFAULT_FIELD
-    rows = _column(path, wanted)
-    texts = [
-        text_of({wanted: value}, wanted, f"'{path}' row {number}")
-        for number, value in enumerate(rows, start=1)
-    ]
-    return non_empty(texts)
+    name, rows = _column(path, field or named)
+    places = (f"'{path}' row {number}" for number in range(1, len(rows) + 1))
+    pairs = zip(rows, places, strict=True)
+    return list(without_empty(document_of({name: row}, name, where) for row, where in pairs))
 
 
-def _column(path: str, field: str) -> list[object]:
+def _column(path: str, field: str | None) -> tuple[str, list[object]]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -47,9 +45,10 @@ def _column(path: str, field: str) -> list[object]:
     file = existing_file(path)
     try:
         names = parquet.read_schema(file).names
-        if field not in names:
+        name = field or field_among(names)
+        if name not in names:
             known = ", ".join(sorted(names)) or "none"
-            raise InputError(f"'{path}' has no column '{field}'; its columns: {known}")
-        return parquet.read_table(file, columns=[field]).column(field).to_pylist()
+            raise InputError(f"'{path}' has no column '{name}'; its columns: {known}")
+        return name, parquet.read_table(file, columns=[name]).column(name).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"'{path}' cannot be read as Parquet: {error}") from error

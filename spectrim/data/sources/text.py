@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from spectrim.data.sources._records import existing_file, non_empty
+from spectrim.data.sources._records import COMPRESSED, open_text
 from spectrim.errors import InputError
 
-FORM = "PATH.txt (also .raw, .tokens)"
+FORM = "PATH.txt (also .raw, .tokens; .gz, .zst)"
 COMMAND = "spectrim compress MODEL -o OUT --data corpus.txt"
-SUFFIXES = (".txt", ".raw", ".tokens")
+SUFFIXES = tuple(
+    f"{suffix}{compressed}"
+    for compressed in COMPRESSED
+    for suffix in (".txt", ".raw", ".tokens")
+)
 SEPARATOR = "<|endoftext|>"
 
 
 def matches(spec: str) -> bool:
-    return Path(spec).suffix.lower() in SUFFIXES
+    return spec.lower().endswith(SUFFIXES)
 
 
 def documents(spec: str, field: str | None) -> list[str]:
-    """Stripped, non-empty documents; one when the file has no separator.
+    """Return the stripped, non-empty documents; one when the file has no separator.
 
     Raises InputError for a missing file, text that is not UTF-8, and a given `field`.
     """
@@ -26,8 +28,6 @@ def documents(spec: str, field: str | None) -> list[str]:
         raise InputError(
             f"'{spec}' is plain text and has no field '{field}'; leave the field out"
         )
-    try:
-        text = existing_file(spec).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"'{spec}' is not UTF-8 text (byte {error.start})") from error
-    return non_empty(text.split(SEPARATOR))
+    with open_text(spec) as file:
+        text = file.read()
+    return [stripped for part in text.split(SEPARATOR) if (stripped := part.strip())]

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.data import TokenBlocks
-from spectrim.data.blocks import SHORTEST_ROW, fingerprint
+from spectrim.data.blocks import SHORTEST_ROW
+from spectrim.data.rows import fingerprint
 from spectrim.data.tasks.encoding import example_tokens
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tokenizing import leading_tokens

@@ -48,6 +48,10 @@ class StreamedModel:
             )
         self.outside = [name for name, _ in self._outside()]
 
+    @property
+    def parts(self) -> list[str]:
+        return [*self.blocks, *self.outside]
+
     @contextmanager
     def resident(self, name: str) -> Iterator[nn.Module]:
         """The part with its tensors, until the context ends."""

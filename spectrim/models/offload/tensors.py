@@ -7,7 +7,6 @@ asked, with the names of one part only.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,7 +30,6 @@ from transformers.utils import logging
 from spectrim.errors import CheckpointError, ModelError
 
 _SHOWN = 3
-_SAMPLES, _SAMPLE = 4096, 1024
 _BUFFERS = (r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$", r"position_ids$")
 """Buffers that old checkpoints hold and models now compute."""
 
@@ -120,19 +118,6 @@ class StoredTensors:
             raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
         finally:
             _taken_out(self.model)
-
-
-def files_fingerprint(files: Sequence[Path]) -> str:
-    """sha256 over names, sizes and evenly spaced samples of the files."""
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}{size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(_SAMPLE, size // _SAMPLES)):
-                file.seek(start)
-                digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
 
 
 def persistent_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

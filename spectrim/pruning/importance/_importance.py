@@ -11,11 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from spectrim.pruning.options import GradientTerm
 from spectrim.pruning.spectral import SpectralLinear
 
-GradientTerm = Literal["signed", "absolute", "none"]
-"""How the first-order part of a score counts in the order of removal: as it is, by its size,
-or not at all."""
 Negative = Literal["zero", "keep", "magnitude"]
 """A curvature below zero counts as none, as it is, or by its size."""
 

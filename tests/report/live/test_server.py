@@ -29,7 +29,7 @@ def test_the_page_is_the_report_and_knows_its_server(served):
 def test_a_plan_is_the_planners(served, budget):
     found = served.values("GET", f"/plan?budget={budget}")
     session = served.session
-    plan = make_plan(session.decomposition, session.recipe.with_changes(budget=budget))
+    plan = make_plan(session.decomposition, session.recipe.with_changes(budget=budget).planning)
     assert found["kept"] == plan.kept
     assert found["loss"] == plan.predicted_loss
     assert found["ranks"] == {name: layer.rank for name, layer in plan.layers.items()}

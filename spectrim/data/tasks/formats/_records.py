@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from spectrim.data.sources import hub, jsonl
-from spectrim.data.sources._records import text_of
+from spectrim.data.sources import hub, jsonl, text_of
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.settings import TaskSettings
 from spectrim.errors import InputError

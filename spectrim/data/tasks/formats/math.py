@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from spectrim.data.sources import jsonl
-from spectrim.data.sources._records import home_expanded
+from spectrim.data.sources import home_expanded, jsonl
 from spectrim.data.tasks.answer_parsing import extract_math
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.formats._records import HUB_FORM, Layout, Record, example, records

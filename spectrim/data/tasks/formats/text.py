@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from spectrim.data import SOURCES, open_documents
+from spectrim.data.conversation import Conversation
 from spectrim.data.tasks.example import TaskExample
 from spectrim.data.tasks.settings import TaskSettings
 from spectrim.errors import InputError
@@ -22,6 +23,13 @@ def examples(place: str, settings: TaskSettings) -> Iterator[TaskExample]:
     if settings.template or settings.prompt_field:
         raise InputError("plain text has no prompts; leave template and prompt_field out")
     for number, document in enumerate(open_documents(place, settings.answer_field), start=1):
+        if document is None:
+            continue
+        if isinstance(document, Conversation):
+            raise InputError(
+                f"{document.where} is a conversation; expected text, or fields of a prompt and "
+                "an answer"
+            )
         try:
             yield TaskExample("", document)
         except InputError as error:

@@ -1,0 +1,58 @@
+"""Several files: a directory with all below it, or a pattern."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from itertools import chain
+
+from spectrim.data.sources import jsonl, parquet, text
+from spectrim.data.sources._records import Document, home_expanded, path_and_field
+from spectrim.errors import InputError
+
+FORM = "a DIRECTORY of such files, or a pattern like 'DIR/*.jsonl[:FIELD]'"
+COMMAND = "spectrim compress MODEL -o OUT --data 'corpus/*.jsonl'"
+_KINDS = (jsonl, parquet, text)
+_RECORDS = (*jsonl.SUFFIXES, *parquet.SUFFIXES)
+_NOT_FILES = ("hf:", "python")
+MOST_BYTES_AT_ONCE = 2**28
+"""Files of more are read one after the other, as they are needed."""
+
+
+def matches(spec: str) -> bool:
+    if spec.startswith(_NOT_FILES):
+        return False
+    return os.path.isdir(home_expanded(spec)) or _is_pattern(spec)
+
+
+def documents(spec: str, field: str | None) -> Iterable[Document]:
+    """Return the documents of all files, in the order of their paths.
+
+    A list where the files are small enough to be read at once, else an iterator. Raises
+    InputError where there is no file, and what the sources of single files raise.
+    """
+    pattern, named = path_and_field(spec, _RECORDS) or (spec, None)
+    paths = _files_below(spec) if os.path.isdir(home_expanded(spec)) else _files_like(pattern)
+    kinds = [(path, kind) for path in paths for kind in _KINDS if kind.matches(path)]
+    if not kinds:
+        forms = "; ".join(kind.FORM for kind in _KINDS)
+        raise InputError(f"'{spec}' holds no file of text; expected some of: {forms}")
+    wanted = field or named
+    stream = chain.from_iterable(kind.documents(path, wanted) for path, kind in kinds)
+    small = sum(os.path.getsize(path) for path, _ in kinds) <= MOST_BYTES_AT_ONCE
+    return list(stream) if small else stream
+
+
+def _is_pattern(spec: str) -> bool:
+    return glob.has_magic(spec) and not os.path.exists(home_expanded(spec))
+
+
+def _files_like(pattern: str) -> list[str]:
+    found = glob.iglob(str(home_expanded(pattern)), recursive=True)
+    return sorted(path for path in found if os.path.isfile(path))
+
+
+def _files_below(directory: str) -> list[str]:
+    found = (path for path in home_expanded(directory).rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if not path.name.startswith("."))
