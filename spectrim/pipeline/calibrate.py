@@ -46,6 +46,7 @@ from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import (
     Calibration,
     concat,
+    is_few,
     load_calibration,
     open_calibration,
     save_calibration,
@@ -161,6 +162,8 @@ def _run_for(
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
+    blocks = calibration_blocks(model, tokenizer, recipe)
+    widest = max((max(target.shape) for target in targets), default=0)
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -168,9 +171,8 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         memory_budget=recipe.calibration.memory_budget,
-        wide=recipe.wide,
+        wide="full" if is_few(blocks.tokens, widest) else recipe.wide,
     )
-    blocks = calibration_blocks(model, tokenizer, recipe)
     return _Run(model, targets, blocks, settings, context, ready.dense)
 
 
