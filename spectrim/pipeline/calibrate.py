@@ -47,6 +47,7 @@ from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     Calibration,
     concat,
+    is_few,
     load_calibration,
     open_calibration,
     save_calibration,
@@ -172,6 +173,8 @@ def _run_for(
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
+    blocks = calibration_blocks(model, tokenizer, recipe)
+    widest = max((max(target.shape) for target in targets), default=0)
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -179,9 +182,8 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         memory_budget=recipe.calibration.memory_budget,
-        wide=recipe.wide,
+        wide="full" if is_few(blocks.tokens, widest) else recipe.wide,
     )
-    blocks = calibration_blocks(model, tokenizer, recipe)
     fingerprint = fingerprint or model_fingerprint(model)
     return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
 
