@@ -81,7 +81,7 @@ class DiagonalMetric(Metric):
         if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
             raise NumericalError(
                 "a diagonal metric needs positive finite entries; "
-                "some channel has no signal: raise the option `floor`"
+                "some channel is always zero: raise the option `floor`"
             )
 
     def whiten(self, matrix: Tensor) -> Tensor:
