@@ -218,7 +218,7 @@ def _field(values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_rename, "the plan names layer 'model.layers.0.ffn.gate_proj'"),
+        (_rename, "the plan contains layer 'model.layers.0.ffn.gate_proj'"),
         (_reshape, "the plan gives 'model.layers.0.mlp.up_proj' the shape (640, 320)"),
         (_absurd, "rank 1000000 is above 32"),
         (_nothing, "greater than or equal to 1"),
