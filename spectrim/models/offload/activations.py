@@ -38,7 +38,8 @@ class Activations:
     def get(self, key: Key) -> Tensor:
         if key in self._held:
             return self._held[key]
-        return read_tensors(self._path(key))[0]["value"]
+        # a copy, aligned as tensors in memory are: products depend on that in their last bit
+        return read_tensors(self._path(key))[0]["value"].clone()
 
     def drop(self, key: Key) -> None:
         held = self._held.pop(key, None)
