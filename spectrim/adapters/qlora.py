@@ -67,7 +67,7 @@ def quantized_key(model: nn.Module) -> str:
 
 @contextmanager
 def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Parameters]:
-    """The adapters' parameters, by name; nothing else has a gradient inside."""
+    """Yield the adapters' parameters, by name; nothing else has a gradient inside."""
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
     holders = _holders(model)
@@ -93,7 +93,7 @@ Holder = CompressedLinear | CompensatedLinear
 
 
 def _holders(model: nn.Module) -> dict[str, Holder]:
-    """What an adapter is beside: layers that were left dense, quantised factors."""
+    """Return what gets an adapter: quantized factors and layers that were left dense."""
     found: dict[str, Holder] = {}
     within: set[nn.Module] = set()
     for name, module in model.named_modules():
@@ -141,7 +141,7 @@ def _added(holders: dict[str, Holder], options: AdapterOptions) -> Parameters:
 
 
 def _check_rank(name: str, holder: Holder, rank: int, wanted: int) -> None:
-    """A path that compensates has a rank of its own, adapters have the one asked for."""
+    """Check an adapter's rank; a low-rank correction has one of its own."""
     if isinstance(holder, CompressedLinear) and rank != wanted:
         raise ModelError(
             f"{name} has an adapter of rank {rank} beside it, {wanted} is asked for; go on "

@@ -45,7 +45,7 @@ def open_documents(spec: str, field: str | None = None) -> Iterable[Document]:
     return parts[0] if len(parts) == 1 else chain.from_iterable(parts)
 
 
-def load_documents(spec: str, field: str | None = None) -> list[Document]:
+def load_documents(spec: str, field: str | None = None) -> list[str | Conversation]:
     """Return all documents of `spec`; of a streamed data set this downloads the whole split.
 
     Records whose field is null are left out. Raises InputError for a spec no source knows,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -14,8 +14,20 @@ from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, Plan, make_plan
-from spectrim.planning.measured import probe_jointly, probe_layers
+from spectrim.planning.block_probe import BlockProbe
+from spectrim.planning.measured import (
+    JOINT_BUDGETS,
+    measured_modules,
+    probe_jointly,
+    probe_layers,
+)
 from spectrim.planning.probe import Probe
+from spectrim.planning.probe_tokens import (
+    PassCosts,
+    ProbeTokens,
+    first_tokens,
+    held_probabilities,
+)
 from spectrim.planning.quantization_error import with_rounding
 from spectrim.planning.snapshots import ResumableProbe
 from spectrim.runtime.cache import load_if_valid, store
@@ -51,18 +63,36 @@ class _Probing:
         if decomposition.units == "own" or not (wanted.per_layer or wanted.joint):
             return decomposition
         blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
+        tokens = self._tokens(decomposition, blocks)
         if wanted.per_layer:
-            probe = self._probe(blocks, wanted.tokens, "per_layer")
+            kind = Probe if tokens.through == "model" else BlockProbe
+            probe = self._probe(kind, blocks, tokens.layers, "per_layer")
             show = self.context.progress
             track = lambda names: show(names, "measuring curves", len(names))  # noqa: E731
             decomposition = probe_layers(decomposition, probe, self.recipe.planning, track)
         if wanted.joint:
-            probe = self._probe(blocks, wanted.joint_tokens, "joint")
+            probe = self._probe(Probe, blocks, tokens.joint, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
         return decomposition
 
-    def _probe(self, blocks: TokenBlocks, tokens: int, stage: str) -> ResumableProbe:
-        return ResumableProbe(Probe(self.model, blocks, tokens), self.snapshots, stage)
+    def _probe(
+        self, kind: type[Probe | BlockProbe], blocks: TokenBlocks, tokens: int, stage: str
+    ) -> ResumableProbe:
+        probe = kind(self.model, first_tokens(blocks, tokens), tokens)
+        return ResumableProbe(probe, self.snapshots, stage)
+
+    def _tokens(self, decomposition: Decomposition, blocks: TokenBlocks) -> ProbeTokens:
+        """What the recipe gives, else what its share of the calibration's cost pays for."""
+        wanted, planning = self.recipe.probe, self.recipe.planning
+        tokens = ProbeTokens.within(
+            2 * wanted.cost_fraction * blocks.tokens,
+            PassCosts.of(self.model),
+            measured_modules(decomposition, planning) if wanted.per_layer else {},
+            len(JOINT_BUDGETS) if wanted.joint else 0,
+            "model" if wanted.tokens and wanted.through == "auto" else wanted.through,
+        ).at_most(held_probabilities(self.model))
+        layers, joint = wanted.tokens or tokens.layers, wanted.joint_tokens or tokens.joint
+        return replace(tokens, layers=layers, joint=joint)
 
 
 def factorize(

@@ -94,7 +94,7 @@ def prune_for_task(
 
 
 def _check(recipe: Recipe) -> None:
-    """Raises InputError for a recipe that cannot select bases."""
+    """Raise InputError for a recipe that cannot select bases."""
     if recipe.pruning is None or recipe.task is None:
         raise InputError("a task to prune for is missing: give --task FILE.jsonl")
 
@@ -136,7 +136,7 @@ def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> 
 
 
 def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objective]:
-    """What trains the layers, what scores them."""
+    """Return what trains the layers, and what scores them."""
     size = options.batch_size
     scoring = sample_rows(rows, options.scoring_examples, options.seed)
     return Objective(rows, size), Objective(scoring, size)
@@ -145,7 +145,7 @@ def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objectiv
 def spectral_copy(
     model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext | None = None
 ) -> tuple[PreTrainedModel, dict[str, SpectralLinear]]:
-    """A copy of `model` whose targets are spectral layers on the recipe's bases, by name.
+    """Return a copy of `model` with spectral layers on the recipe's bases, and these by name.
 
     Tensors that do not change are shared with the original. Raises InputError for a method
     whose terms cannot be dropped one by one.
@@ -165,7 +165,7 @@ def spectral_copy(
 
 
 def layer_costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
-    """What the layers' bases cost in the recipe's kind of layer, which selects bases."""
+    """Return what the layers' bases cost in the recipe's kind of layer."""
     assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     return {
@@ -200,7 +200,7 @@ def _key(
 
 @torch.no_grad()
 def _merge(model: PreTrainedModel, problem: Problem, recipe: Recipe) -> dict[str, int | None]:
-    """Stored layers in place of the spectral ones; the rank of each, None where it is dense."""
+    """Replace the spectral layers by stored ones; return ranks, None for dense ones."""
     assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     ranks: dict[str, int | None] = {}

@@ -31,7 +31,12 @@ class CalibrationRecipe:
         description="Text file, .jsonl, .parquet, hf:NAME:SPLIT, or python.",
     )
     field: str | None = Field(default=None, description="Field that holds the text.")
-    sequences: int = Field(default=256, ge=1, description="Number of sequences.")
+    sequences: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of sequences (default: 96 tokens for each number of a hidden "
+        "state, 65,536 to 524,288 in all; 256 rows of a task).",
+    )
     length: int | None = Field(
         default=None,
         ge=2,
@@ -75,8 +80,20 @@ class ProbeRecipe:
 
     per_layer: bool = Field(default=True, description="Each layer alone, on `tokens`.")
     joint: bool = Field(default=True, description="Full-model plans, on `joint_tokens`.")
-    tokens: int = Field(default=2048, ge=2)
-    joint_tokens: int = Field(default=16384, ge=2)
+    tokens: int | None = Field(
+        default=None,
+        ge=2,
+        description="None, here and for joint_tokens: as many as `cost_fraction` pays for.",
+    )
+    joint_tokens: int | None = Field(default=None, ge=2)
+    cost_fraction: float = Field(
+        default=0.5, gt=0, description="Of the calibration's forward and backward passes."
+    )
+    through: Literal["auto", "model", "block"] = Field(
+        default="auto",
+        description="What runs behind a changed layer: the rest of the model, or its own block "
+        "with what follows to second order; auto: the model where that leaves enough tokens.",
+    )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -343,8 +360,15 @@ def _reason(path: list[Any], item: dict[str, Any]) -> str:
         expected = re.findall(r"'(\w+)'", item["ctx"]["expected"])
         return f"{item['msg']}, got '{given}'{did_you_mean(str(given), expected)}"
     if isinstance(given, int | float | str):
-        return f"{item['msg']}, got {given!r}"
+        return f"{item['msg']}, got {given!r}{_meaning(path)}"
     return str(item["msg"])
+
+
+def _meaning(path: list[Any]) -> str:
+    """What a field stands for, as its option says it."""
+    owner = getattr(_class_at(path[:-1]), "__pydantic_fields__", {})
+    field = owner.get(str(path[-1])) if path else None
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
 
 
 def _class_at(path: list[Any]) -> type:

@@ -63,8 +63,8 @@ def check_streamable(recipe: Recipe) -> None:
 
 
 def for_streaming(recipe: Recipe) -> Recipe:
-    """The recipe without what takes the whole model: measured curves, and an average along
-    the path to the compressed model. Raises InputError as `check_streamable`."""
+    """Return the recipe without steps that need the whole model: probed curves and an averaged
+    Hessian. Raises InputError as `check_streamable`."""
     check_streamable(recipe)
     return recipe.with_changes(
         probe=replace(recipe.probe, per_layer=False, joint=False),
@@ -76,9 +76,9 @@ def for_streaming(recipe: Recipe) -> Recipe:
 def decompose_streamed(
     opened: OffloadedCheckpoint, recipe: Recipe, sizes: StreamSizes, progress: RunContext
 ) -> Iterator[Decomposition]:
-    """What `factorize` gives, to rounding, its factors in files that are there in the context.
+    """Yield what `factorize` returns, to rounding, its factors in files.
 
-    Kept in the cache for another budget, unless that keeps nothing. Raises InputError for
+    The cache keeps them for other budgets. Raises InputError for
     a recipe that cannot be streamed, and what `factorize` raises.
     """
     recipe = for_streaming(recipe)
@@ -140,7 +140,7 @@ class _Run:
         return stored_decomposition([self._layer_file(name) for name in summary["layers"]])
 
     def _calibrated(self, key: dict[str, Any]) -> dict[str, Any]:
-        """Statistics of every block in files; layers with signal, and provenance."""
+        """Sum the statistics in files, by block; return layers with signal and provenance."""
         path = self.directory / "calibrated.json"
         summary = load_if_valid_locally(path, _read_summary)
         if summary is not None and self._can_resume(summary):
@@ -242,7 +242,7 @@ def _directory(cache: Cache, key: dict[str, Any]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class CompressedParts:
-    """Called with a part of the model: its tensors as the compressed checkpoint has them."""
+    """Return the tensors of a part of the model in the compressed checkpoint when called."""
 
     opened: OffloadedCheckpoint
     decomposition: Decomposition
@@ -250,14 +250,14 @@ class CompressedParts:
     dtype: torch.dtype
 
     def config(self) -> SpectrimConfig:
-        """Raises CheckpointError when plan and model do not belong together."""
+        """Return the config. Raises CheckpointError for a plan of another model."""
         model = self.opened.streamed.model
         check_plan(model, self.plan)
         return config_for(self.plan, split_expert_names(model), self._untied)
 
     @property
     def _untied(self) -> bool:
-        """A tied head that is compressed gets a weight of its own."""
+        """Return whether a tied head is compressed and so gets a weight of its own."""
         model: Any = self.opened.streamed.model
         head = model.get_output_embeddings()
         tied = bool(getattr(model.config, "tie_word_embeddings", False))

@@ -43,7 +43,7 @@ def probe_layers(
 ) -> Decomposition:
     """The decomposition with each layer's curve rescaled by its own measurements, which
     several processes share among them."""
-    ranks = _probe_ranks(decomposition, settings)
+    ranks = probe_ranks(decomposition, settings)
     own = {}
     with distributed.raise_together():
         for name in track(list(distributed.shard(decomposition.shapes))):
@@ -86,9 +86,20 @@ def rescale(curve: Tensor, measured: dict[int, float]) -> Tensor:
     return torch.from_numpy(np.maximum.accumulate(values[::-1])[::-1].copy())
 
 
-def _probe_ranks(
+def measured_modules(
+    decomposition: Decomposition, settings: PlanningSettings
+) -> dict[tuple[str, ...], int]:
+    """Return at how many ranks the modules that are cut together are measured."""
+    return {
+        tuple(decomposition.groups.get(name, (name,))): len(ranks)
+        for name, ranks in probe_ranks(decomposition, settings).items()
+    }
+
+
+def probe_ranks(
     decomposition: Decomposition, settings: PlanningSettings
 ) -> dict[str, list[int]]:
+    """Return the ranks at which each layer or group is measured, ascending."""
     plans = [make_plan(decomposition, settings.for_probing(b)) for b in LAYER_BUDGETS]
     ranks: dict[str, list[int]] = {}
     for name, factors in decomposition.factors.items():

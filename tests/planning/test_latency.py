@@ -85,7 +85,7 @@ def test_times_are_interpolated_and_never_fall_with_the_rank():
 
 
 def test_what_has_no_times_says_so():
-    with pytest.raises(InputError, match="no times of pivoted layers of shape"):
+    with pytest.raises(InputError, match="no measured times of pivoted layers of shape"):
         timed(0.9, table(), layer="pivoted")
     with pytest.raises(InputError, match="'uniform' meets no budget of time"):
         timed(0.9, table(slow="d"), allocation="uniform")

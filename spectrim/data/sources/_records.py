@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 from spectrim.data.conversation import FIELDS, Conversation, read_conversation
 from spectrim.errors import InputError
@@ -51,7 +51,7 @@ def open_text(spec: str) -> Iterator[TextIO]:
         raise InputError(f"'{spec}' cannot be read: {error}") from error
 
 
-def _byte_stream(path: Path) -> IO[bytes]:
+def _byte_stream(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return gzip.open(path)

@@ -36,9 +36,10 @@ class Activations:
             write_tensors(self._path(key), {"value": tensor}, {}, sync=False)
 
     def get(self, key: Key) -> Tensor:
+        """Return a tensor, in memory of its own: products of one that lies in a file depend, in
+        the last bit, on where it begins there."""
         if key in self._held:
             return self._held[key]
-        # a copy, aligned as tensors in memory are: products depend on that in their last bit
         return read_tensors(self._path(key))[0]["value"].clone()
 
     def drop(self, key: Key) -> None:
