@@ -123,8 +123,8 @@ def _arguments(name: str, cls: Any, run: TrackedRun) -> dict[str, Any]:
         quiet = {"auto_log_gpu": False, "auto_log_cpu": False}
         return {"run_name": project, "name": run.name, **quiet}
     if name == "wandb":
-        quiet = {"console": "off", "silent": True}
-        return {"run_name": project, "name": run.name, "settings": quiet}
+        settings = {"console": "off", "silent": True}
+        return {"run_name": project, "name": run.name, "settings": settings}
     if name == "mlflow":
         return {"experiment_name": run.project, "run_name": run.name}
     places = {"logging_dir": os.curdir} if cls.requires_logging_directory else {}
