@@ -22,7 +22,7 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
-from spectrim.calibration import CalibrationSettings
+from spectrim.calibration import CalibrationSettings, Wide
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
@@ -163,7 +163,6 @@ def _run_for(
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
     blocks = calibration_blocks(model, tokenizer, recipe)
-    widest = max((max(target.shape) for target in targets), default=0)
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -171,9 +170,15 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         memory_budget=recipe.calibration.memory_budget,
-        wide="full" if is_few(blocks.tokens, widest) else recipe.wide,
+        wide=wide_format(recipe, blocks, targets),
     )
     return _Run(model, targets, blocks, settings, context, ready.dense)
+
+
+def wide_format(recipe: Recipe, blocks: TokenBlocks, targets: list[Target]) -> Wide:
+    """Return the recipe's format of wide covariances; in full where they are to be shrunk."""
+    widest = max((max(target.shape) for target in targets), default=0)
+    return "full" if is_few(blocks.tokens, widest) else recipe.wide
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
