@@ -1,5 +1,6 @@
 # make demo   set up, compress the bundled model, evaluate, report
 # make test   set up, run all tests
+# make test-fast   without the slow ones: what to run on every change
 # make lint   ruff and mypy
 # make docs   the site, in build/site
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-fast lint docs clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +23,9 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.ready
+	$(BIN)/python -m pytest -m 'not slow'
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

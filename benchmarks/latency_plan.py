@@ -9,7 +9,6 @@ import argparse
 
 import torch
 
-from spectrim.allocation import LatencyRecipe
 from spectrim.evaluation.speed import random_model
 from spectrim.evaluation.speed.plan_latency import time_plan
 
@@ -31,7 +30,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for tokens in map(int, given.tokens.split(",")):
         for budget in map(float, given.budgets.split(",")):
-            found = time_plan(model, LatencyRecipe(budget, tokens), given.layer)
+            found = time_plan(model, budget, tokens, given.layer)
             print(
                 f"| {tokens} | {budget:.2f} | {found.predicted:.3f} | {found.measured:.3f} "
                 f"| {found.dense_layers} of {found.layers} |",

@@ -38,8 +38,8 @@ from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import replace_layers
 from spectrim.pruning import PruningOptions
 from spectrim.pruning.importance import GradientTerm
-from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import write_text
 
 ROWS = 16

@@ -1,13 +1,13 @@
-"""A tracker of one's own: every figure of a fine-tuning as a line of a CSV file.
+"""A tracker of one's own: every metric of a fine-tuning as a line of a CSV file.
 
     spectrim compress reference -o smaller --budget 0.6
     python examples/own_tracker.py smaller --data text.txt --output tuned --csv figures.csv
 
-A module with `REFERENCE` and `start`, as this is, becomes `--track NAME` of every command by an
-entry point of the group `spectrim.runtime.tracking`:
+A subclass of accelerate's `GeneralTracker`, as this is, becomes `--track NAME` of every command
+by an entry point of the group `spectrim.trackers`:
 
-    [project.entry-points."spectrim.runtime.tracking"]
-    csv = "own_tracker"
+    [project.entry-points."spectrim.trackers"]
+    csv = "own_tracker:CsvTracker"
 """
 
 from __future__ import annotations
@@ -16,37 +16,44 @@ import argparse
 import csv
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from accelerate.tracking import GeneralTracker
 
 import spectrim
-from spectrim.refinement import RunContext
-from spectrim.runtime.tracking import TrackedRun
-
-REFERENCE = "FIGURES_CSV names the file"
+from spectrim.runtime.context import RunContext
 
 
-class CsvRun:
+class CsvTracker(GeneralTracker):
     """Lines `figure, step, value`; the step is empty for what stands at the end."""
 
-    def __init__(self, run: TrackedRun, path: str):
-        self._file = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115
+    name = "csv"
+    requires_logging_directory = False
+    main_process_only = False
+
+    def __init__(self, run_name: str, path: str | None = None):
+        super().__init__()
+        self.path = path or os.environ.get("FIGURES_CSV", "figures.csv")
+
+    def start(self) -> None:
+        self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._lines = csv.writer(self._file)
         self._lines.writerow(("figure", "step", "value"))
-        for name, value in run.flat.items():
-            self._lines.writerow((name, "", value))
 
-    def log(self, figures: Mapping[str, float], step: int | None = None) -> None:
-        for name, value in figures.items():
+    @property
+    def tracker(self) -> Any:
+        return self._lines
+
+    def store_init_configuration(self, values: Mapping[str, Any]) -> None:
+        self.log(values)
+
+    def log(self, values: Mapping[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        for name, value in values.items():
             self._lines.writerow((name, "" if step is None else step, value))
 
-    def finish(self, failed: bool) -> None:
-        self._lines.writerow(("failed", "", failed))
+    def finish(self) -> None:
         self._file.close()
-
-
-def start(run: TrackedRun) -> CsvRun:
-    return CsvRun(run, os.environ.get("FIGURES_CSV", "figures.csv"))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
@@ -62,16 +69,23 @@ def main(arguments: list[str] | None = None) -> dict[str, list[float]]:
     settings = spectrim.FinetuneSettings(
         data=given.data, steps=given.steps, length=given.length, batch_size=8
     )
-    run = CsvRun(TrackedRun(f"finetune {given.model}", vars(settings)), given.csv)
-    progress = RunContext(log_metrics=run.log)
+    tracker = CsvTracker(f"finetune {given.model}", given.csv)
+    tracker.start()
+    tracker.store_init_configuration(vars(settings))
+    losses: dict[str, list[float]] = {}
+
+    def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
+        tracker.log(metrics, step)
+        for name, value in metrics.items():
+            losses.setdefault(name, []).append(value)
+
     try:
-        tuned = spectrim.finetune(model, tokenizer, settings, progress)
-    except BaseException:
-        run.finish(failed=True)
-        raise
-    run.finish(failed=False)
+        context = RunContext(log_metrics=log_metrics)
+        tuned = spectrim.finetune(model, tokenizer, settings, context)
+    finally:
+        tracker.finish()
     spectrim.save(tuned, tokenizer, given.output)
-    return progress.losses
+    return losses
 
 
 if __name__ == "__main__":

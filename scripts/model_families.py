@@ -75,7 +75,10 @@ def _why(outcome: Outcome) -> str:
     reasons: dict[str, list[str]] = {}
     for name, reason in outcome.dense.items():
         reasons.setdefault(reason, []).append(name)
-    return "; ".join(f"{patterns(names)}: {why}" for why, names in reasons.items())
+    parts = [f"{patterns(names)}: {why}" for why, names in reasons.items()]
+    if not outcome.cached:
+        parts.append("not generated from: transformers itself does not, in this configuration")
+    return "; ".join(parts)
 
 
 def patterns(names: Iterable[str]) -> str:

@@ -13,18 +13,24 @@ from spectrim.pipeline.any_module import factorize_any as factorize_any
 from spectrim.pipeline.benchmark import BenchSettings as BenchSettings
 from spectrim.pipeline.benchmark import bench as bench
 from spectrim.pipeline.calibrate import calibrate as calibrate
+from spectrim.pipeline.compress import CompressionResult as CompressionResult
+from spectrim.pipeline.compress import CompressOptions as CompressOptions
+from spectrim.pipeline.compress import compress as compress
 from spectrim.pipeline.evaluate import evaluate as evaluate
-from spectrim.pipeline.finetune import FinetuneSettings as FinetuneSettings
 from spectrim.pipeline.finetune import finetune as finetune
+from spectrim.pipeline.finetune_settings import FinetuneSettings as FinetuneSettings
 from spectrim.pipeline.plan import decompose as decompose
 from spectrim.pipeline.plan import factorize as factorize
 from spectrim.pipeline.plan import plan as plan
 from spectrim.pipeline.plan import probe_curves as probe_curves
+from spectrim.pipeline.presets import load_recipe as load_recipe
 from spectrim.pipeline.prune_for_task import prune_for_task as prune_for_task
 from spectrim.pipeline.quantize import quantize as quantize
 from spectrim.pipeline.quantize_factors import quantize_factors as quantize_factors
 from spectrim.pipeline.recipe import Recipe as Recipe
 from spectrim.pipeline.refine import refine as refine
 from spectrim.pipeline.replace import replace_layers as replace_layers
+from spectrim.runtime.cache import Cache as Cache
+from spectrim.runtime.context import RunContext as RunContext
 
 __version__: str

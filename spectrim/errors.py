@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class SpectrimError(Exception):
@@ -14,11 +15,20 @@ class InputError(SpectrimError):
 
 
 class UnknownNameError(InputError):
-    """A name that is not in a registry; the message lists what is available."""
+    """A name that is not in a registry; the message names the nearest and lists all."""
 
     def __init__(self, kind: str, name: str, available: Iterable[str]):
-        known = ", ".join(sorted(available)) or "none"
-        super().__init__(f"unknown {kind} '{name}'; available: {known}")
+        names = sorted(available)
+        known = ", ".join(names) or "none"
+        super().__init__(
+            f"unknown {kind} '{name}'{did_you_mean(name, names)}; available: {known}"
+        )
+
+
+def did_you_mean(name: str, available: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the available name nearest to `name`, else ""."""
+    near = get_close_matches(name, list(available), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 class ModelError(SpectrimError):
@@ -50,4 +60,5 @@ __all__ = [
     "NumericalWarning",
     "SpectrimError",
     "UnknownNameError",
+    "did_you_mean",
 ]

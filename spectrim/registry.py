@@ -17,7 +17,23 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from spectrim.errors import InputError, UnknownNameError
+from spectrim.errors import InputError, UnknownNameError, did_you_mean
+
+RENAMED = {
+    ("allocation", "basis_importance"): "bsi",
+    ("allocation", "effective_rank"): "d_rank",
+    ("allocation", "heavy_tail"): "welore",
+    ("allocation", "zero_sum"): "zs_svd",
+    ("importance", "calibrated"): "scaled_fisher",
+    ("refinement", "anchored"): "aa_svd",
+    ("refinement", "block"): "block_distillation",
+    ("refinement", "end_to_end"): "distillation",
+    ("refinement", "lora"): "svd_llm_lora",
+    ("refinement", "next_token"): "finetune",
+    ("refinement", "saes"): "saes_svd",
+    ("refinement", "shifted"): "svd_llm_update",
+}
+"""New names of entries, by kind and earlier name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +75,8 @@ class Registry:
         try:
             return self._entries[name]
         except KeyError:
+            if (new := RENAMED.get((self.kind, name))) is not None:
+                raise InputError(f"{self.kind} '{name}' is now named '{new}'") from None
             raise UnknownNameError(self.kind, name, self._entries) from None
 
     def options(self, name: str, given: dict[str, Any] | None = None) -> Any:
@@ -67,8 +85,10 @@ class Registry:
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(given or {}) - fields:
             expected = ", ".join(sorted(fields)) or "no options"
+            wrong = min(unknown)
             raise InputError(
-                f"{self.kind} '{name}' has no option {sorted(unknown)}; it takes {expected}"
+                f"{self.kind} '{name}' has no option '{wrong}'{did_you_mean(wrong, fields)}; "
+                f"it takes {expected}"
             )
         try:
             return TypeAdapter(cls).validate_python(given or {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,17 @@ from spectrim.pipeline.recipe import (
 )
 
 _WORDS = 900
+
+
+class MetricLog:
+    """Collects logged metrics: the values of each name, in order."""
+
+    def __init__(self) -> None:
+        self.series: dict[str, list[float]] = {}
+
+    def __call__(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        for name, value in metrics.items():
+            self.series.setdefault(name, []).append(value)
 
 
 def text_file(path: Path, seed: int = 0) -> Path:

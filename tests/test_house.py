@@ -10,7 +10,7 @@ import spectrim
 
 ROOT = Path(spectrim.__file__).parent
 LEVELS = (
-    {"errors", "import_hook", "lazy", "version"},
+    {"errors", "lazy", "version"},
     {"registry", "runtime", "linalg"},
     {"data", "layers", "statistics"},
     {"models"},
@@ -22,7 +22,7 @@ LEVELS = (
 )
 LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))
-FACE = {"__init__", "__main__"}
+FACE = {"__init__", "__main__", "import_hook"}
 """The public face is above every level; nothing inside imports it."""
 LONGEST_FILE = 400
 
@@ -57,7 +57,11 @@ def _inside() -> Iterator[tuple[str, Path, str]]:
 
 def _is_private_elsewhere(path: Path, name: str) -> bool:
     parts = name.split(".")
-    private = [number for number, part in enumerate(parts) if part.startswith("_")]
+    private = [
+        number
+        for number, part in enumerate(parts)
+        if part.startswith("_") and not part.endswith("__")
+    ]
     return bool(private) and not _package(path).startswith(".".join(parts[: private[0]]))
 
 

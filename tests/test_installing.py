@@ -14,6 +14,8 @@ from packaging.utils import canonicalize_name
 
 import spectrim
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(spectrim.__file__).parent
 NAMES = {"pyyaml": "yaml"}
 """Of distributions whose module is called otherwise."""

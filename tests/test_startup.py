@@ -20,6 +20,29 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+def run_by(*words: str) -> set[str]:
+    """Modules loaded by a call of the command line, whatever it answers."""
+    return loaded_by(
+        f"import sys; sys.argv = {['spectrim', *words]}\n"
+        "from spectrim.cli import main\ntry: main()\nexcept SystemExit: pass"
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["--help"],
+        ["compress", "--help"],
+        ["compress", "--bugdet", "1"],
+        ["cmprss"],
+    ],
+    ids=" ".join,
+)
+def test_questions_to_the_command_line_load_nothing_heavy(words):
+    assert run_by(*words) & HEAVY == set()
+
+
 def test_importing_spectrim_loads_nothing_heavy():
     assert loaded_by("import spectrim") & HEAVY == set()
 

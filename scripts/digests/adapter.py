@@ -193,8 +193,10 @@ def compress_offloaded(directory: str, output: str, recipe: Any) -> None:
     source = open_(directory)
     run = find("runtime.context:RunContext", "refinement:Progress")()
     sizes = find("pipeline.streaming:StreamSizes")(4, 4, 0)
-    recipe = find("pipeline.streaming:streamable")(recipe)
-    decomposed = find("pipeline.streaming:streamed_decomposition")
+    recipe = find("pipeline.streaming:for_streaming", "pipeline.streaming:streamable")(recipe)
+    decomposed = find(
+        "pipeline.streaming:decompose_streamed", "pipeline.streaming:streamed_decomposition"
+    )
     with decomposed(source, recipe, sizes, run) as decomposition:
         plan = spectrim.plan(decomposition, recipe)
         replaced = find("pipeline.streaming:CompressedParts")

@@ -61,19 +61,18 @@ KINDS = {
     ),
     "importance": Kind(
         "Importance of bases",
-        "spectrim compress MODEL -o OUT --recipe bsi --task TASK.jsonl "
+        "spectrim compress MODEL -o OUT --recipe task --task TASK.jsonl "
         "--set pruning.importance={name}",
         "--set pruning.importance_options.{option}={value}",
         True,
     ),
     "tasks": Kind(
         "Task formats",
-        "spectrim compress MODEL -o OUT --recipe bsi --task TASK",
+        "spectrim compress MODEL -o OUT --recipe task --task TASK",
     ),
     "sources": Kind("Sources of text", "spectrim compress MODEL -o OUT --data TEXT"),
     "statistics": Kind("Statistics"),
     "evaluators": Kind("Evaluators"),
-    "trackers": Kind("Trackers", "spectrim compress MODEL -o OUT --track {name}"),
 }
 
 

@@ -3,8 +3,8 @@
     min_{A, B}  E_t[-log p(x_t | x_<t)],    W_i + (alpha / rank) B_i A_i,   all W_i fixed
 
 over the scored tokens. A factor (out, in) stays one of its shape, so ranks and bytes stay. This
-is the usual adapter of the ecosystem (extra `peft`); the refinement `lora` is SVD-LLM's, which
-trains one side after the other. Source: Hu et al., 2021, arXiv:2106.09685.
+is the usual adapter of the ecosystem (extra `peft`); SVD-LLM's trains one side after the other
+(refinement `svd_llm_lora`). Source: Hu et al., 2021, arXiv:2106.09685.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from transformers import PreTrainedModel
 from spectrim.adapters.targets import lora_targets
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.runtime.context import RunContext
+from spectrim.training.inputs import Losses, TrainingInputs
+from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
-from spectrim.training.progress import RunContext
+from spectrim.training.run import TrainingRun
+from spectrim.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
 class AdapterOptions:
     """rank of the adapters, at most that of a factor; alpha None: twice the rank; the rest as
-    in `next_token`."""
+    in the refinement `finetune`."""
 
     rank: int = 8
     alpha: int | None = None
@@ -57,27 +60,27 @@ class AdapterOptions:
 
 
 def train_adapters(
-    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: RunContext
-) -> PreTrainedModel:
-    """`model` with its factors trained, in place; after an error it is what it was before.
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, context: RunContext
+) -> Losses:
+    """Train the factors of `model`; after an error it is what it was before.
 
     Raises InputError where PEFT is missing, NumericalError naming a step that is not finite.
     """
-    key = run_key("adapters", model, model, blocks, options)
+    key = TrainingInputs(model, model, blocks).key("adapters", options)
     rows = task_rows(blocks)
     with _adapted(model, options) as adapted:
         loss = partial(next_token_loss, adapted, rows, "float32")
         trained = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
-        stage = Stage("adapters", trained, loss)
-        schedule = options.schedule(len(rows))
-        Run(trained, progress).complete(key, [stage], schedule, len(rows))
+        stage = Stage("adapters", trained, loss, len(rows))
+        run = TrainingRun(trained, key, context)
+        losses = run.complete([stage], options.schedule(len(rows)))
         adapted.merge_and_unload()
-    return model
+    return losses
 
 
 @contextmanager
 def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Any]:
-    """The model with adapters, drawn from the seed; without them again on leaving."""
+    """Add adapters, drawn from the seed, to the model; remove them on leaving."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:

@@ -24,28 +24,30 @@ from spectrim.adapters.lora import AdapterOptions
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.layers.quantized import Adapter, CompensatedLinear, CompressedLinear
+from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import Parameters
-from spectrim.training.loop import Run, Stage, run_key
+from spectrim.training.inputs import Losses, TrainingInputs
+from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
-from spectrim.training.progress import RunContext
+from spectrim.training.run import TrainingRun
 
 
 def train_qlora(
-    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, progress: RunContext
-) -> PreTrainedModel:
-    """`model` with adapters, in place; those that it has already are trained on.
+    model: PreTrainedModel, blocks: TokenBlocks, options: AdapterOptions, context: RunContext
+) -> Losses:
+    """Train adapters of `model`, new ones where it has none.
 
     After an error it is what it was before. Raises ModelError where nothing is quantised or
     the adapters have another rank, NumericalError naming a step that is not finite.
     """
-    key = run_key("beside", model, model, blocks, options) | {"weights": quantized_key(model)}
+    inputs = TrainingInputs(model, model, blocks)
+    key = inputs.key("qlora", options) | {"weights": quantized_key(model)}
     rows = task_rows(blocks)
     loss = partial(next_token_loss, model, rows, "float32")
     with _adapted(model, options) as trained:
-        stage = Stage("adapters", trained, loss)
-        schedule = options.schedule(len(rows))
-        Run(trained, progress).complete(key, [stage], schedule, len(rows))
-    return model
+        stage = Stage("adapters", trained, loss, len(rows))
+        run = TrainingRun(trained, key, context)
+        return run.complete([stage], options.schedule(len(rows)))
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -65,7 +67,7 @@ def quantized_key(model: nn.Module) -> str:
 
 @contextmanager
 def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Parameters]:
-    """The adapters' parameters, by name; nothing else has a gradient inside."""
+    """Yield the adapters' parameters, by name; nothing else has a gradient inside."""
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
     holders = _holders(model)
@@ -91,7 +93,7 @@ Holder = CompressedLinear | CompensatedLinear
 
 
 def _holders(model: nn.Module) -> dict[str, Holder]:
-    """What an adapter is beside: layers that were left dense, quantised factors."""
+    """Return what gets an adapter: quantized factors and layers that were left dense."""
     found: dict[str, Holder] = {}
     within: set[nn.Module] = set()
     for name, module in model.named_modules():
@@ -139,7 +141,7 @@ def _added(holders: dict[str, Holder], options: AdapterOptions) -> Parameters:
 
 
 def _check_rank(name: str, holder: Holder, rank: int, wanted: int) -> None:
-    """A path that compensates has a rank of its own, adapters have the one asked for."""
+    """Check an adapter's rank; a low-rank correction has one of its own."""
     if isinstance(holder, CompressedLinear) and rank != wanted:
         raise ModelError(
             f"{name} has an adapter of rank {rank} beside it, {wanted} is asked for; go on "

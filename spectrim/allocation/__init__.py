@@ -6,12 +6,11 @@ A module declares `REQUIRES` (statistics beyond the method's), `REFERENCE`, opti
     allocate(request, options) -> {layer name: rank, or None to leave it dense}
 """
 
-from spectrim.allocation._knapsack import KnapsackGroup, solve_knapsack
+from spectrim.allocation._knapsack import MOST_BINS, KnapsackGroup, solve_knapsack
 from spectrim.allocation._latency import (
     BY_TIME,
     TIMED,
     TIMED_ONLY,
-    LatencyRecipe,
     LatencyTable,
     LayerTimes,
     TimedRequest,
@@ -25,11 +24,11 @@ __all__ = [
     "ALLOCATORS",
     "BY_STORAGE",
     "BY_TIME",
+    "MOST_BINS",
     "TIMED",
     "TIMED_ONLY",
     "AllocationRequest",
     "KnapsackGroup",
-    "LatencyRecipe",
     "LatencyTable",
     "LayerCurve",
     "LayerTimes",

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from spectrim.allocation._request import AllocationRequest, LayerCurve, RankChoices
 from spectrim.errors import InputError
@@ -30,14 +28,6 @@ TIMED_ONLY = (
 )
 """What is said where another one is to be timed."""
 Key = tuple[tuple[int, int], str]
-
-
-@pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class LatencyRecipe:
-    """The plan's layers together take `budget` of the dense ones' time here, for `tokens`."""
-
-    budget: float = Field(default=0.7, gt=0, le=1)
-    tokens: int = Field(default=1, ge=1)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Calibration of any module under any loss: the user runs it, the hooks watch.
+"""Calibrate any module under any loss: the caller's loss runs it, hooks sum the statistics.
 
     loss(model, batch) -> (n,)    one loss per example, of its graph
 
@@ -18,14 +18,8 @@ from torch import Tensor, nn
 
 from spectrim.calibration.in_memory import accumulator
 from spectrim.errors import InputError, ModelError
-from spectrim.models.hooks import (
-    BatchIndex,
-    CaptureSpec,
-    attach_hooks,
-    capture,
-    frozen_eval,
-    group_by_input,
-)
+from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.hooks import attach_hooks, frozen_eval
 from spectrim.models.prepare import warn_of_dense
 from spectrim.models.targets import Target
 from spectrim.models.usage import unusable_layers
@@ -68,7 +62,7 @@ def calibrate_module(
     statistics: Sequence[str],
     mask: Mask | None = None,
 ) -> Calibration:
-    """Sums over all batches; the model is left as it was.
+    """Sum the statistics over all batches; the model is left as it was.
 
     mask(batch) (B, T), True on real positions. Targets that the model uses in another way than
     by calling them are left out, with a warning that names them. Raises InputError for no
@@ -76,7 +70,10 @@ def calibrate_module(
     for one that is not finite.
     """
     if needy := sorted(set(statistics) & set(_BY_SEQUENCE)):
-        raise InputError(f"{', '.join(needy)} is summed by sequence, which a module has not")
+        raise InputError(
+            f"{', '.join(needy)} is summed by sequence, which only language models have; "
+            "choose another method"
+        )
     backward = any(STATISTICS.get(name).NEEDS_GRADIENT for name in statistics)
     result: Calibration | None = None
     with ExitStack() as stack:
@@ -140,7 +137,7 @@ def _begin(
 def _graph_from(
     model: nn.Module, targets: Sequence[Target], backward: bool
 ) -> AbstractContextManager[None]:
-    """The first layers that are reached start the graph: parameters are frozen."""
+    """Start the graph at the first layers that are reached: parameters are frozen."""
 
     def start(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         first, *others = inputs

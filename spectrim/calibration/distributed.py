@@ -41,7 +41,7 @@ def calibrate_distributed(
     blocks: TokenBlocks,
     settings: CalibrationSettings,
 ) -> Calibration:
-    """What `calibrate` gives, to rounding, in every process of the default group.
+    """Return in every process of the default group what `calibrate` returns, to rounding.
 
     Each process holds the whole model, or its shard of one that `shard_model` has split, and
     calls this with the same arguments. Raises InputError where there is no group; what
@@ -57,7 +57,7 @@ def calibrate_distributed(
         missing = _rounds(blocks, own) - _passes(part, blocks, own)
         part = calibrate(model, targets, blocks, own, resume=part)
         if in_shards:
-            _keep_company(model, blocks, own, missing)
+            _run_idle_passes(model, blocks, own, missing)
     return all_reduce(part, len(blocks))
 
 
@@ -86,7 +86,7 @@ def start_shard(
 
 
 def all_reduce(part: Calibration, sequences: int) -> Calibration:
-    """The sums of all processes, in place and the same bits in each of them."""
+    """Sum a calibration over the processes in place, to the same bits in each of them."""
     if distributed.num_processes() == 1:
         return part
     states = [state for by_layer in part.states.values() for state in by_layer.values()]
@@ -134,10 +134,10 @@ def _passes(part: Calibration, blocks: TokenBlocks, settings: CalibrationSetting
     return max(0, -(-left // step))
 
 
-def _keep_company(
+def _run_idle_passes(
     model: nn.Module, blocks: TokenBlocks, settings: CalibrationSettings, passes: int
 ) -> None:
-    """Passes that nothing is summed over."""
+    """Run passes that contribute nothing, while other processes have batches left."""
     ids = blocks.ids[:1].to(next(model.parameters()).device)
     for _ in range(passes):
         with (

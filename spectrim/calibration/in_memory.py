@@ -20,14 +20,8 @@ from spectrim.calibration.covariance_format import MemoryBudget, Wide, projected
 from spectrim.calibration.loss import IGNORED, summed_cross_entropy
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
-from spectrim.models.hooks import (
-    BatchIndex,
-    CaptureSpec,
-    attach_hooks,
-    capture,
-    frozen_eval,
-    group_by_input,
-)
+from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.hooks import attach_hooks, frozen_eval
 from spectrim.models.targets import Target
 from spectrim.statistics import (
     STATISTICS,
@@ -39,7 +33,7 @@ from spectrim.statistics import (
 
 LABEL_KINDS = ("data", "sampled")
 PROBED = 64
-"""Tokens of one sequence on which it is seen who shares an input."""
+"""Tokens of the sequence that shows which layers share an input."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,9 @@ class CalibrationSettings:
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}, expected above 0")
         if self.temperature != 1.0 and self.labels != "sampled":
-            raise InputError("a temperature is for labels that are sampled; set labels=sampled")
+            raise InputError(
+                "a temperature needs labels drawn from the model; set labels=sampled"
+            )
         if self.labels not in LABEL_KINDS:
             raise InputError(f"labels '{self.labels}' unknown; expected one of {LABEL_KINDS}")
         for name in self.statistics:
@@ -191,7 +187,7 @@ def begin(
     blocks: TokenBlocks,
     settings: CalibrationSettings,
 ) -> Calibration:
-    """Sums over no tokens; the model is run on one sequence to see who shares an input."""
+    """Return sums over no tokens; one sequence is run to find which layers share an input."""
     device = next(model.parameters()).device
     probe = blocks.ids[:1, :PROBED].to(device)
 
@@ -241,7 +237,7 @@ def _run_batch(
 
 
 def check_finite(value: Tensor, first_sequence: int) -> None:
-    """Raises ModelError for a loss or a sum of logits that is not finite."""
+    """Raise ModelError for a loss or a sum of logits that is not finite."""
     if not torch.isfinite(value):
         raise ModelError(
             f"the loss is not finite on sequences from {first_sequence} on; "

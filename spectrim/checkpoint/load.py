@@ -1,21 +1,34 @@
-"""Load a dense or compressed model, or say why not; never a re-initialised weight."""
+"""Load a dense or compressed model, or say why not; never a re-initialized weight."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
+from spectrim.checkpoint.loading_errors import explain, reason
 from spectrim.checkpoint.transformers_plugin import register
-from spectrim.checkpoint.validation import check_directory, check_loaded, check_weights
-from spectrim.errors import CheckpointError, InputError
+from spectrim.checkpoint.validation import (
+    CONFIG,
+    check_config,
+    check_directory,
+    check_loaded,
+    check_weights,
+    read_json,
+)
+from spectrim.errors import CheckpointError, InputError, ModelError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = ("reference", "arithmetic")
@@ -26,45 +39,81 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
-    """The model and its tokenizer (None if it has none) of a directory, a Hub name, or a
-    bundled model. `options` go to `from_pretrained`; remote code runs only if they ask for it.
+    """Return the model and its tokenizer, or None where it has none.
 
-    Raises InputError for what cannot be found, CheckpointError for missing, unexpected,
-    misshapen or damaged tensors, ModelError for weights that are not finite.
+    Args:
+        name: A directory, a Hub name, or a bundled model.
+        options: Passed to `from_pretrained`; remote code runs only if they ask for it.
+
+    Raises:
+        InputError: The model cannot be found.
+        CheckpointError: Tensors are missing, unexpected, misshapen or damaged.
+        ModelError: Weights are not finite, or quantized by another library.
     """
     source = resolve(name)
+    options = {"trust_remote_code": False, **options}
     if isinstance(source, Path):
         check_directory(source)
-    options = {"trust_remote_code": False, **options}
+    else:
+        _check_hub(source, options)
     register()
-    model = _load_model(source, options)
+    model = load_strictly(AutoModelForCausalLM, source, options)
     check_weights(model)
     return model, load_tokenizer(source, options)
 
 
+def check_dense(name: str | Path, **options: Any) -> None:
+    """Raise ModelError for a compressed checkpoint, without loading it."""
+    settings = read_config(name, **options).get("quantization_config")
+    if settings is not None:
+        check_config({"quantization_config": settings}, str(name))
+        raise ModelError(
+            f"{name} is already compressed by spectrim; compress its original with another "
+            f"budget, or run `spectrim export --dense {name} -o DIR` and compress DIR"
+        )
+
+
 def resolve(name: str | Path) -> Path | str:
-    """An existing directory (of a bundled model too), or a Hub name. Raises InputError."""
+    """Return an existing directory (also of a bundled model) or a Hub name."""
     if name in BUNDLED:
         return _bundled(str(name))
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _expand(name)
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise InputError(f"there is no directory {name}: {error.strerror}") from error
+    if exists:
         return path
     if isinstance(name, Path) or not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise InputError(f"there is no directory {name}")
     return name
 
 
-def stored_dtype(name: str | Path) -> torch.dtype | None:
-    """The dtype that the checkpoint's config states, or None."""
+def read_config(name: str | Path, **options: Any) -> dict[str, Any]:
+    """Return the values in a checkpoint's config.json; no code of the model is run."""
     source = resolve(name)
-    with _explained(source):
-        dtype = AutoConfig.from_pretrained(source).dtype
-    return dtype if isinstance(dtype, torch.dtype) else None
+    if isinstance(source, Path):
+        path = source / CONFIG
+        return read_json(path) if path.is_file() else {}
+    with explain(source):
+        return PreTrainedConfig.get_config_dict(source, **_hub_options(options))[0]
+
+
+def stored_dtype(name: str | Path, **options: Any) -> torch.dtype | None:
+    """Return the dtype that the checkpoint's config states, or None."""
+    config = read_config(name, **options)
+    text = config.get("text_config")
+    for values in (config, text if isinstance(text, dict) else {}):
+        for field in ("dtype", "torch_dtype"):
+            dtype = getattr(torch, str(values.get(field)).removeprefix("torch."), None)
+            if isinstance(dtype, torch.dtype):
+                return dtype
+    return None
 
 
 def load_tokenizer(source: Path | str, options: dict[str, Any]) -> Any:
-    """The tokenizer, or None where no file of one exists. Raises CheckpointError."""
-    known = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    """Return the tokenizer, or None where no file of one exists. Raise CheckpointError."""
+    known = _hub_options(options)
     known["trust_remote_code"] = options.get("trust_remote_code", False)
     if isinstance(source, Path) and not any((source / f).is_file() for f in _TOKENIZER_FILES):
         return None
@@ -73,48 +122,57 @@ def load_tokenizer(source: Path | str, options: dict[str, Any]) -> Any:
     except OSError as error:
         if isinstance(source, str):
             return None
-        raise CheckpointError(f"{source}: {_first_line(error)}") from error
+        raise CheckpointError(f"{source}: {reason(error)}") from error
     except Exception as error:  # tokenizers raises plain Exception for a broken file
-        raise CheckpointError(f"the tokenizer of {source}: {_first_line(error)}") from error
+        raise CheckpointError(f"the tokenizer of {source}: {reason(error)}") from error
 
 
-def _load_model(source: Path | str, options: dict[str, Any]) -> PreTrainedModel:
-    options = options | {"output_loading_info": True, "use_safetensors": True}
-    options["ignore_mismatched_sizes"] = True  # so that all of them are listed, as an error
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained
-    with _explained(source), _quiet():
-        model, info = from_pretrained(source, **options)
+def load_strictly(
+    loader: Any, source: Path | str, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Return what `loader.from_pretrained` gives, if every tensor is there and fits.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or misshapen.
+    """
+    strict = {
+        "output_loading_info": True,
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # so that all of them are listed, as an error
+    }
+    with explain(source), _quiet():
+        model, info = loader.from_pretrained(source, **{**options, **strict})
     check_loaded(info, str(source))
     return model
 
 
-@contextmanager
-def _explained(source: Path | str) -> Iterator[None]:
+def _check_hub(source: str, options: Mapping[str, Any]) -> None:
+    """Raise ModelError for a model of the Hub that is an adapter or quantized."""
+    known = _hub_options(options)
+    with explain(source):
+        if find_adapter_config_file(source, **known):
+            raise ModelError(
+                f"{source} is a PEFT adapter or holds one; merge it with peft "
+                f"(AutoPeftModelForCausalLM.from_pretrained('{source}').merge_and_unload()"
+                ".save_pretrained(NEW)) and give NEW"
+            )
+    check_config(read_config(source, **options), source)
+
+
+def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in _HUB_OPTIONS if key in options}
+
+
+def _expand(name: str | Path) -> Path:
     try:
-        yield
-    except OSError as error:
-        if isinstance(source, Path):
-            raise CheckpointError(f"{source}: {_first_line(error)}") from error
-        raise InputError(
-            f"{source} is neither a directory here nor a model that the Hub gives: "
-            f"{_first_line(error)}"
-        ) from error
-    except torch.OutOfMemoryError:
-        raise
-    except ValueError as error:
-        asks = (
-            "; it asks for trust_remote_code=True" if "trust_remote_code" in str(error) else ""
-        )
-        raise CheckpointError(
-            f"{source} cannot be loaded: {_first_line(error)}{asks}"
-        ) from error
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{source} cannot be loaded: {_first_line(error)}") from error
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"there is no directory {name}: {error}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own report on the tensors, which would repeat ours."""
+    """Silence transformers' own report on the tensors, which would repeat ours."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -127,7 +185,3 @@ def _bundled(name: str) -> Path:
     if not (ASSETS / name).is_dir():
         raise InputError(f"this installation has no {name} model; name a directory")
     return ASSETS / name
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

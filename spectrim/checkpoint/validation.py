@@ -1,40 +1,95 @@
-"""What is looked at before and after a checkpoint is loaded."""
+"""Check a checkpoint's files before it is loaded, and its tensors after."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from spectrim.errors import CheckpointError, InputError, ModelError
+from spectrim.version import QUANT_METHOD
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+_OTHER_CONFIGS = ("generation_config.json", "tokenizer_config.json")
+_LARGEST_JSON = 32 * 2**20
+"""Bytes of a config or index; 50,000 experts that are layers of their own take 5 MB."""
+_LARGEST_COUNT = 1000
+"""Layers or experts that are built without comparing them with the stored tensors."""
 _SHOWN = 5
 
 
 def check_directory(directory: Path) -> None:
-    """Raises InputError for what is no model directory, CheckpointError for a damaged one."""
+    """Raise InputError for what is no model directory, CheckpointError for a damaged one.
+
+    ModelError names a model that is quantized by another library.
+    """
     if not directory.exists():
         raise InputError(f"there is no directory {directory}")
     if not directory.is_dir():
         raise InputError(f"{directory} is a file, expected a model directory")
-    if not (directory / "config.json").is_file():
-        raise InputError(f"{directory} has no config.json, so it is not a model directory")
-    read_json(directory / "config.json")
+    _check_no_adapter(directory)
+    if not (directory / CONFIG).is_file():
+        raise InputError(f"{directory} has no {CONFIG}, so it is not a model directory")
+    config = read_json(directory / CONFIG)
+    for name in _OTHER_CONFIGS:
+        if (directory / name).is_file():
+            read_json(directory / name)
+    check_config(config, directory)
     files = weight_files(directory)
     if not files:
         raise CheckpointError(_no_weights(directory))
-    for file in files:
-        _check_file(file)
+    check_counts(config, sum(map(_count_tensors, files)), directory)
+
+
+def check_config(config: Mapping[str, Any], source: Path | str) -> None:
+    """Raise ModelError for a model that another library quantized, or that names a kernel.
+
+    The Hub's kernels are code, which transformers would fetch and run.
+    """
+    kernel = str(config.get("_attn_implementation") or config.get("attn_implementation"))
+    if "/" in kernel:
+        raise ModelError(
+            f"{source}: {CONFIG} asks for attention code of the Hub ({kernel}), which is not "
+            "run; remove '_attn_implementation' from it"
+        )
+    settings = config.get("quantization_config")
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(
+            f"{source}: 'quantization_config' in {CONFIG} is a {type(settings).__name__}, "
+            "expected a mapping"
+        )
+    method = settings.get("quant_method")
+    if method != QUANT_METHOD:
+        raise ModelError(
+            f"{source} is quantized ({_described(settings)}); spectrim reads floating-point "
+            "weights: give the model that it was made from"
+        )
+
+
+def check_counts(config: Mapping[str, Any], tensors: int, source: Path | str) -> None:
+    """Raise CheckpointError for more layers or experts than there are tensors.
+
+    Every layer is built before its tensors are looked for, so a damaged count would take hours.
+    """
+    for name, value in _counts(config):
+        if value > max(tensors, _LARGEST_COUNT):
+            raise CheckpointError(
+                f"{source}: '{name}' is {value} in {CONFIG}, but its files hold {tensors} "
+                "tensors; the config is damaged or belongs to another model"
+            )
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files that the index names, or all there are."""
+    """Return the safetensors files that the index names, or all there are."""
     index = directory / INDEX
     if not index.is_file():
         return sorted(directory.glob("*.safetensors"))
@@ -48,7 +103,11 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError when the file is not a JSON mapping."""
+    """Return the mapping in a JSON file. Raise CheckpointError when it holds none."""
+    if (size := path.stat().st_size) > _LARGEST_JSON:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, expected at most {_LARGEST_JSON:,}; it is damaged"
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -59,41 +118,97 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_loaded(info: Mapping[str, Any], name: str) -> None:
-    """Raises CheckpointError unless each tensor was found, expected, and of the right shape."""
+    """Raise CheckpointError unless each tensor was found, expected, and of the right shape."""
     mismatched = [
-        f"{key} {tuple(saved)} instead of {tuple(wanted)}"
-        for key, saved, wanted in info["mismatched_keys"]
+        f"{key} {tuple(saved)} instead of {tuple(expected)}"
+        for key, saved, expected in info["mismatched_keys"]
     ]
-    found = {
+    faults = {
         "missing": sorted(info["missing_keys"]),
         "unexpected": sorted(info["unexpected_keys"]),
         "of another shape": sorted(mismatched),
         "unreadable": sorted(map(str, info.get("error_msgs") or ())),
     }
-    if any(found.values()):
-        parts = [f"{_listed(keys)} {what}" for what, keys in found.items() if keys]
+    if any(faults.values()):
+        parts = [f"{_listed(keys)} {what}" for what, keys in faults.items() if keys]
         raise CheckpointError(f"{name} is incomplete or foreign: {'; '.join(parts)}")
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raises ModelError naming the first tensor that holds a NaN or an infinity."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point():
+def check_weights(model: nn.Module, remedy: str | None = None) -> None:
+    """Raise ModelError naming the first tensor that holds a NaN or an infinity.
+
+    Args:
+        remedy: What to do about it, if not the model's checkpoint is to blame.
+    """
+    remedy = remedy or "the checkpoint is damaged or its training diverged"
+    check_finite_tensors(dict(model.named_parameters()), remedy)
+
+
+def check_finite_tensors(tensors: Mapping[str, Tensor], remedy: str) -> None:
+    """Raise ModelError naming the first of `tensors` that holds a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta or not tensor.is_floating_point():
             continue
-        bad = parameter.numel() - int(torch.isfinite(parameter.detach()).sum())
+        bad = tensor.numel() - int(torch.isfinite(tensor.detach()).sum())
         if bad:
             raise ModelError(
-                f"{name} {tuple(parameter.shape)} has {bad} values that are NaN or infinite; "
-                "the checkpoint is damaged or its training diverged"
+                f"{name} {tuple(tensor.shape)} has {bad} values that are NaN or infinite; "
+                + remedy
             )
 
 
-def _check_file(file: Path) -> None:
+def overflow_remedy(dtype: torch.dtype) -> str:
+    """Return what to do about values of a compressed model in `dtype` that are not finite."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return "a step of the compression diverged; report it with the model's name"
+    return (
+        f"they do not fit into {str(dtype).removeprefix('torch.')}; save in another type "
+        "(--set save_dtype=bfloat16 or float32)"
+    )
+
+
+def _check_no_adapter(directory: Path) -> None:
+    if not (directory / ADAPTER).is_file():
+        return
+    merge = (
+        f"AutoPeftModelForCausalLM.from_pretrained('{directory}').merge_and_unload()"
+        ".save_pretrained(NEW)"
+    )
+    if (directory / CONFIG).is_file():
+        raise ModelError(
+            f"{directory} holds a model and a PEFT adapter ({ADAPTER}); merge them with peft "
+            f"({merge}) and give NEW, or remove the adapter's files to use the model alone"
+        )
+    base = read_json(directory / ADAPTER).get("base_model_name_or_path")
+    raise InputError(
+        f"{directory} is a PEFT adapter of {base}, not a model; merge it with peft ({merge}) "
+        "and give NEW"
+    )
+
+
+def _described(settings: Mapping[str, Any]) -> str:
+    """Return the method, and the bits where they are stated: `gptq, 4 bits`."""
+    four, eight = settings.get("load_in_4bit"), settings.get("load_in_8bit")
+    bits = settings.get("bits") or (4 if four else 8 if eight else None)
+    method = str(settings.get("quant_method") or "by an unnamed method")
+    return method if bits is None else f"{method}, {bits} bits"
+
+
+def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the fields, also of nested configs, that state a number of modules to build."""
+    for name, value in config.items():
+        if isinstance(value, Mapping) and name.endswith("config"):
+            yield from _counts(value)
+        elif isinstance(value, int | float) and ("layer" in name or "expert" in name):
+            yield name, value
+
+
+def _count_tensors(file: Path) -> int:
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; the index names it")
     try:
         with safe_open(file, framework="pt") as tensors:
-            tensors.keys()
+            return len(tensors.keys())
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
 
@@ -102,7 +217,9 @@ def _no_weights(directory: Path) -> str:
     if pickles := sorted(path.name for path in directory.glob("*.bin")):
         return (
             f"{directory} has its weights only as a pickle ({pickles[0]}), which can run code "
-            "when opened; convert it to safetensors first"
+            'when opened; if you trust it, convert it: python -c "from transformers import '
+            f"AutoModelForCausalLM as M; M.from_pretrained('{directory}')"
+            ".save_pretrained('NEW')\" and copy the tokenizer's files to NEW"
         )
     return f"{directory} has no safetensors weights"
 

@@ -12,46 +12,54 @@ FAILED = 2
 
 
 def main() -> None:
+    """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = _one_line
     try:
-        import spectrim.cli.bench
-        import spectrim.cli.bench_speed
-        import spectrim.cli.explore
-        import spectrim.cli.finetune
-        import spectrim.cli.inspect
-        import spectrim.cli.quantize
-        import spectrim.cli.recipes
-        import spectrim.cli.report  # noqa: F401  adds its command
-        from spectrim.cli.commands import app
-        from spectrim.cli.torchrun import group
-
-        with group():
-            app(prog_name="spectrim")
+        _run()
     except SpectrimError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted")
     except (MemoryError, RuntimeError) as error:
-        from spectrim.cli.torchrun import is_lost
+        _explain(error)
 
-        if is_lost(error):
-            _fail("another process of this run has ended; see why above, and start again")
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-            _failed_first()
-            raise
-        _fail("out of memory; use a shorter --length or --set calibration.tokens_per_batch=N")
+
+def _run() -> None:
+    from spectrim.cli.app import app
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        app(prog_name="spectrim")
+        return
+    from spectrim.cli.torchrun import group
+
+    with group():
+        app(prog_name="spectrim")
+
+
+def _explain(error: MemoryError | RuntimeError) -> None:
+    """Exit with a line for what is no bug; raise the error again otherwise."""
+    from spectrim.cli.torchrun import is_first_failure, is_lost
+
+    if is_lost(error):
+        _fail("another process of this run has ended; see why above, and start again")
+    if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        is_first_failure()
+        raise error
+    _fail("out of memory; use a shorter --length or --set calibration.tokens_per_batch=N")
 
 
 def _fail(message: str) -> None:
-    if _failed_first():
+    if _is_first_failure():
         print(f"error: {' '.join(message.splitlines())}", file=sys.__stderr__)
         sys.stderr.flush()
     sys.exit(FAILED)
 
 
-def _failed_first() -> bool:
-    """Of several processes, each of which says once that it failed."""
+def _is_first_failure() -> bool:
+    """Whether this process says why; of several, the others end without a word."""
+    if "torch" not in sys.modules:
+        return True
     from spectrim.cli.torchrun import is_first_failure
 
     return is_first_failure()

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import json as json_text
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from spectrim.cli import console
-from spectrim.cli.commands import Json, Model, RemoteCode, _load, app, check_processes
-from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
-from spectrim.cli.tracking import Tracker, progress_for, start_tracking
-from spectrim.data import BlockSettings
+from spectrim.cli.compress import check_ways
+from spectrim.cli.options import (
+    Json,
+    Model,
+    RemoteCode,
+    Tracker,
+    cache_from,
+    recipe_of,
+    with_recipe_options,
+)
 from spectrim.errors import InputError
-from spectrim.pipeline.benchmark import (
-    BUDGETS,
-    MOST_TOKENS,
-    Bench,
-    BenchRow,
-    BenchSettings,
-    bench_steps,
-    named_recipes,
-)
-from spectrim.pipeline.calibrate import default_length
-from spectrim.report.bench_plot import bench_svg
-from spectrim.report.bench_table import markdown, summary, values
-from spectrim.runtime import distributed
-from spectrim.runtime.cache import Cache
-from spectrim.runtime.files import write_text
 
-_METHODS = escape(
-    "METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], a preset, or a YAML file of recipes by name; "
-    "several with commas or by repeating the option."
+if TYPE_CHECKING:
+    from spectrim.pipeline.benchmark import Bench, BenchRow
+
+_BUDGETS = (0.8, 0.6, 0.4)
+_TOKENS = 20_000
+_METHODS = (
+    "Presets, METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], or a YAML file of recipes by name; "
+    "separate several with commas."
 )
 
 
-@app.command()
 @with_recipe_options
 def bench(
     context: typer.Context,
@@ -46,49 +40,60 @@ def bench(
     output: Annotated[Path, typer.Option("-o", "--output", help="Directory of the results.")],
     given: dict[str, Any],
     budgets: Annotated[
-        str | None, typer.Option(help="Kept fractions, with commas. Default 0.8,0.6,0.4.")
+        str | None, typer.Option(help="Fractions of the weights to keep (default 0.8,0.6,0.4).")
     ] = None,
     latency_budgets: Annotated[
         str | None,
-        typer.Option(help="In place of bytes: shares of the dense layers' time, with commas."),
+        typer.Option(help="Fractions of the dense layers' time, in place of --budgets."),
     ] = None,
     evals: Annotated[
         list[str] | None,
-        typer.Option("--eval", help="Text to judge on: the data's own domain first, others."),
+        typer.Option(
+            "--eval",
+            help="Evaluation text; repeat for several, the calibration's domain first.",
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of each text to use.")] = MOST_TOKENS,
+    tokens: Annotated[int, typer.Option(help="Tokens of each text to use.")] = _TOKENS,
     track: Tracker = None,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Several recipes on one model at equal bytes or time, with one calibration, in one table.
+    """Compare recipes on one model at equal bytes or time, in one table.
 
-    Started again with the same output it goes on where it stopped, and with more methods or
-    budgets makes the rows that are missing.
+    The same command resumes an interrupted table; more methods or budgets add rows to it.
     """
     wanted, given = _asked(budgets, latency_budgets, given)
     base = recipe_of(given)
     specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
+
+    from spectrim.cli.tracking import context_for, start_tracking
+    from spectrim.data import BlockSettings
+    from spectrim.pipeline.benchmark import BenchSettings, bench_steps, named_recipes
+    from spectrim.pipeline.calibrate import default_length
+    from spectrim.pipeline.loaded_model import load_original
+    from spectrim.runtime import distributed
+    from spectrim.runtime.cache import Cache
+
     recipes = named_recipes(specs, base)
     for recipe in recipes.values():
-        check_processes(recipe)
+        check_ways(recipe)
     for recipe in recipes.values():
         for budget in wanted:
             recipe.with_changes(budget=budget)
     asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
     log_metrics = start_tracking(context, track, f"bench {model}", asked)
-    original, tokenizer, stored = _load(model, trust_remote_code)
-    length = base.calibration.length or default_length(original)
+    original = load_original(model, trust_remote_code)
+    length = base.calibration.length or default_length(original.model)
     settings = BenchSettings(
         texts=tuple(evals or ["python:held_out"]),
         blocks=BlockSettings(length=length, max_tokens=tokens, keep_tail=True),
-        dtype=stored,
+        dtype=original.dtype,
         rows=output / "rows",
         cache=cache_from(given),
-        track=progress_for(Cache(None), log_metrics).progress,
+        track=context_for(Cache(None), log_metrics).progress,
     )
     title = f"{model}: {', '.join(recipes)}"
-    for result in bench_steps(original, tokenizer, recipes, wanted, settings):
+    for result in bench_steps(original.model, original.tokenizer, recipes, wanted, settings):
         with distributed.raise_together():
             if distributed.is_main_process():
                 _write(result, output, model, title)
@@ -113,7 +118,7 @@ def _asked(
 
 def _budgets(option: str, text: str | None, single: float | None) -> list[float]:
     if text is None:
-        return list(BUDGETS) if single is None else [single]
+        return list(_BUDGETS) if single is None else [single]
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
@@ -123,6 +128,10 @@ def _budgets(option: str, text: str | None, single: float | None) -> list[float]
 
 
 def _write(result: Bench, output: Path, model: str, title: str) -> None:
+    from spectrim.report.bench_plot import bench_svg
+    from spectrim.report.bench_table import markdown, values
+    from spectrim.runtime.files import write_text
+
     write_text(output / "bench.md", markdown(result, title))
     write_text(output / "bench.json", json_text.dumps(values(result, model), indent=1) + "\n")
     write_text(output / "bench.svg", bench_svg(result.rows, f"{model}: loss increase"))
@@ -145,6 +154,8 @@ def _figures(row: BenchRow) -> dict[str, float]:
 
 
 def _show(result: Bench, output: Path, model: str, json: bool) -> None:
+    from spectrim.report.bench_table import summary, values
+
     if json:
         console.as_json(values(result, model))
     else:

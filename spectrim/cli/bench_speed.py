@@ -6,19 +6,18 @@ import copy
 import json as json_text
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from spectrim import checkpoint
 from spectrim.cli import console
-from spectrim.cli.commands import Json, RemoteCode, app
+from spectrim.cli.options import Json, RemoteCode
 from spectrim.errors import InputError
-from spectrim.evaluation import speed
-from spectrim.models.replace import factored_layers
-from spectrim.report import speed_table
-from spectrim.runtime.files import write_text
+
+if TYPE_CHECKING:
+    import torch
+
+    from spectrim.evaluation import speed
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,21 +26,23 @@ Named = Annotated[str | None, typer.Argument(help="Compressed model; or give a -
 Original = Annotated[str | None, typer.Option(help="Dense model to compare with.")]
 ShapeName = Annotated[
     str | None,
-    typer.Option(help=f"Random weights: {', '.join(speed.SHAPES)}, or a config.json."),
+    typer.Option(help="Random weights of this shape (llama-7b, ...), or a config.json."),
 ]
-Keep = Annotated[float, typer.Option(help="Of a shape's weights, in the factors.")]
-Layer = Annotated[str, typer.Option(help="Of a shape: lowrank or pivoted.")]
-Multiple = Annotated[int, typer.Option(help="Of a shape: rounds ranks.")]
-Blocks = Annotated[int | None, typer.Option(help="Of a shape: how many, where not all.")]
+Keep = Annotated[float, typer.Option(help="Fraction of the shape's weights to keep.")]
+Layer = Annotated[str, typer.Option(metavar="lowrank|pivoted", help="Layer type of the shape.")]
+Multiple = Annotated[int, typer.Option(help="Round the shape's ranks to multiples of it.")]
+Blocks = Annotated[int | None, typer.Option(help="Number of the shape's blocks (default all).")]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda; by default a GPU if there is one.")
+    str | None, typer.Option(metavar="cpu|cuda", help="Default: a GPU if there is one.")
 ]
-Dtype = Annotated[str | None, typer.Option(help=f"{', '.join(_DTYPES)}.")]
-Threads = Annotated[int | None, typer.Option(help="Of the processor.")]
-Batches = Annotated[str, typer.Option(help="Rows at once, with commas.")]
-Lengths = Annotated[str, typer.Option(help="Tokens of a row, with commas.")]
+Dtype = Annotated[
+    str | None, typer.Option(metavar="|".join(_DTYPES), help="Dtype of the weights.")
+]
+Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.")]
+Batches = Annotated[str, typer.Option(help="Batch sizes, separated by commas.")]
+Lengths = Annotated[str, typer.Option(help="Tokens per row, separated by commas.")]
 Rounds = Annotated[int, typer.Option(help="Repetitions of each measurement.")]
-Steps = Annotated[int, typer.Option(help="Tokens of a timed decode.")]
+Steps = Annotated[int, typer.Option(help="Tokens of a timed decoding.")]
 Compiled = Annotated[
     bool, typer.Option("--compile", help="Also with torch.compile (minutes to prepare).")
 ]
@@ -56,7 +57,6 @@ Results = Annotated[
 ]
 
 
-@app.command()
 def bench_speed(
     model: Named = None,
     original: Original = None,
@@ -79,11 +79,15 @@ def bench_speed(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Time of prompts and of single tokens, peak memory, weights; plain and fused.
+    """Measure time of prompts and tokens, peak memory and weights.
 
-    Limits of the device are measured first; models take turns, and ratios are taken between
-    runs that followed each other.
+    The device's limits are measured first; models take turns, and ratios are between runs
+    that follow each other.
     """
+    import torch
+
+    from spectrim.evaluation import speed
+
     settings = speed.SpeedSettings(
         _numbers("batches", batches), _numbers("lengths", lengths), rounds, steps
     )
@@ -121,6 +125,10 @@ class _Shape:
 
     def models(self, dtype: torch.dtype | None, place: torch.device) -> tuple[Any, Any]:
         """Dense and compressed; by default in the dtype that the device works in."""
+        import torch
+
+        from spectrim.evaluation import speed
+
         usual = torch.float32 if place.type == "cpu" else torch.bfloat16
         dense = speed.random_model(self.name, dtype or usual, place, blocks=self.blocks)
         copied = copy.deepcopy(dense)
@@ -133,6 +141,9 @@ def _loaded(
     name: str, original: str | None, dtype: torch.dtype | None, place: Any, trust: bool
 ) -> tuple[Any, Any]:
     """The dense model or None, and the compressed one or None."""
+    from spectrim import checkpoint
+    from spectrim.models.replace import factored_layers
+
     options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust}
     found = checkpoint.load(name, **options)[0].to(place).eval()
     dense = None
@@ -147,6 +158,9 @@ def _loaded(
 
 
 def _print(result: speed.SpeedResult, what: str, output: Path | None, json: bool) -> None:
+    from spectrim.report import speed_table
+    from spectrim.runtime.files import write_text
+
     values = speed_table.values(result, what)
     if output is not None:
         write_text(output / "speed.md", speed_table.markdown(result, what))
@@ -166,6 +180,8 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _device(name: str | None) -> torch.device:
+    import torch
+
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -178,6 +194,8 @@ def _device(name: str | None) -> torch.device:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
     if name is not None and name not in _DTYPES:
         raise InputError(f"--dtype {name}: expected one of {', '.join(_DTYPES)}")
     return None if name is None else getattr(torch, name)

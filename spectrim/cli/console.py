@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,9 +18,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from spectrim.cli.help import definitions
 from spectrim.cli.logging import log_stage, set_log_level
-from spectrim.planning import Plan, SizeLossPoint
+
+if TYPE_CHECKING:
+    from spectrim.planning import Plan, SizeLossPoint
 
 OUTPUT = Console(highlight=False, soft_wrap=True)
 NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -59,15 +65,37 @@ def note(text: str) -> None:
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns of numbers are set to the right, all others to the left."""
+    """Print a table: numbers to the right, words whole, markup as written.
+
+    A table too wide for the terminal is printed wide: a line that the terminal wraps can be
+    read and copied, a name folded inside a cell cannot.
+    """
     cells = [list(row) for row in rows]
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(head):
         numeric = all(row[number][:1] in "0123456789+-" for row in cells)
-        shown.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        names = number == 0 or not any(" " in row[number] for row in cells)
+        shown.add_column(Text(name), justify="right" if numeric else "left", no_wrap=names)
     for row in cells:
-        shown.add_row(*row)
-    OUTPUT.print(shown)
+        shown.add_row(*map(Text, row))
+    least = Measurement.get(OUTPUT, OUTPUT.options, shown).minimum
+    OUTPUT.print(shown, width=max(OUTPUT.width, least), crop=False, soft_wrap=False)
+
+
+def definition_list(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Print names with the texts that explain them, in two columns."""
+    print("\n".join([title, *definitions(rows), ""]))
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return names of layers without the parents that all of them share."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    for level in zip(*(part[:-1] for part in parts), strict=False):
+        if len(parts) < 2 or len(set(level)) > 1:
+            break
+        shared += 1
+    return [".".join(part[shared:]) for part in parts]
 
 
 def as_json(values: Any) -> None:

@@ -7,61 +7,70 @@ import secrets
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectrim import checkpoint
 from spectrim.cli import console
-from spectrim.cli.commands import Json, Model, Overwrite, RemoteCode, _load, app
-from spectrim.cli.options import cache_from, recipe_of, with_recipe_options
+from spectrim.cli.options import (
+    Json,
+    Model,
+    Overwrite,
+    RemoteCode,
+    cache_from,
+    recipe_of,
+    with_recipe_options,
+)
 from spectrim.errors import InputError
-from spectrim.pipeline.plan import factorize
-from spectrim.report.live import Access, Places, Session, make_server
-from spectrim.report.live.session import Source
-from spectrim.runtime.context import RunContext
+
+if TYPE_CHECKING:
+    from spectrim.report.live import Access, Session
 
 
-@app.command()
 @with_recipe_options
 def explore(
     model: Model,
     given: dict[str, Any],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Directory that Compress writes.")
+        Path | None, typer.Option("-o", "--output", help="Directory for the Compress button.")
     ] = None,
-    plan: Annotated[Path, typer.Option(help="File that Save plan writes.")] = Path("plan.yaml"),
+    plan: Annotated[Path, typer.Option(help="File for the Save plan button.")] = Path(
+        "plan.yaml"
+    ),
     host: Annotated[
         str, typer.Option(help="Address to listen on; any other opens it to the network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 0,
     open_: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Calibrate, then try any size in a page: loss, bytes and ranks at once."""
+    """Open a live page that shows loss, bytes and ranks at any size."""
     recipe = recipe_of(given)
-    if recipe.pruning is not None:
-        raise InputError("a recipe that selects bases has no curve to explore")
-    if recipe.quantization is not None:
-        raise InputError("explore plans factors in full precision; use compress --quantize")
-    if recipe.latency is not None:
-        raise InputError(
-            "the page's slider is a share of the weights; plan by time with `spectrim plan "
-            "--latency-budget`"
-        )
     if host in ("", "0.0.0.0", "::"):
-        raise InputError(f"--host '{host}': name the one address that browsers will ask for")
+        raise InputError(f"--host '{host}': give the one address that browsers will use")
+
+    from spectrim.checkpoint import check_output
+    from spectrim.pipeline import compatibility
+    from spectrim.pipeline.loaded_model import load_original
+    from spectrim.pipeline.plan import factorize
+    from spectrim.report.live import Access, Places, Session
+    from spectrim.runtime.context import RunContext
+
+    compatibility.check(recipe, compatibility.EXPLORE)
     if output is not None:
-        checkpoint.check_output(output, overwrite)
-    source = Source(model, *_load(model, trust_remote_code))
-    context = RunContext(cache_from(given), console.track)
-    decomposition = factorize(source.model, source.tokenizer, recipe, context)
-    places = Places(plan, output, overwrite, cache_from(given))
-    session = Session(source, decomposition, recipe, places)
-    log_metrics = _as_json if json else _as_note
-    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_, log_metrics)
+        check_output(output, overwrite)
+    original = load_original(model, trust_remote_code)
+    recipe = original.with_save_dtype(recipe)
+    cache = cache_from(given)
+    decomposition = factorize(
+        original.model, original.tokenizer, recipe, RunContext(cache, console.track)
+    )
+    places = Places(plan, output, overwrite, cache)
+    session = Session(original, decomposition, recipe, places)
+    announce = _as_json if json else _as_note
+    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_, announce)
 
 
 def _as_json(address: str) -> None:
@@ -79,6 +88,8 @@ def _serve(
     opened: bool,
     log_metrics: Callable[[str], None],
 ) -> None:
+    from spectrim.report.live import make_server
+
     try:
         server = make_server(session, access, port)
     except (OSError, OverflowError) as error:

@@ -4,41 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from spectrim import checkpoint
 from spectrim.cli import console
-from spectrim.cli.commands import Json, RemoteCode, app
-from spectrim.data import BlockSettings, check_vocabulary, token_blocks
+from spectrim.cli.options import Json, RemoteCode
 from spectrim.errors import InputError
-from spectrim.pipeline.calibrate import default_length, vocabulary_size
-from spectrim.pipeline.inspect import (
-    LayerReport,
-    Timing,
-    inspect_layers,
-    representation,
-    timings,
-)
+
+if TYPE_CHECKING:
+    from spectrim.pipeline.inspect import LayerReport, Timing
 
 _COLUMNS = ("layer", "shape", "rank", "effective", "stable", "tail", "plain <", "pivoted <")
 _TITLE = "{}: ranks of the weights, tail exponent, most rank that still saves weights"
 
 
-@app.command()
 def inspect(
     models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
-    data: Annotated[
-        str | None, typer.Option(help="Text: also look at the hidden states on it.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Text for the hidden states.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 4096,
     length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Effective and stable rank, heavy tails and break-even ranks of every layer."""
+    """Show effective and stable rank, heavy tails and break-even ranks of every layer."""
+    import torch
+
+    from spectrim import checkpoint
+    from spectrim.data import BlockSettings, check_vocabulary, token_blocks
+    from spectrim.pipeline.calibrate import default_length, vocabulary_size
+    from spectrim.pipeline.inspect import inspect_layers, representation, timings
+
     results = {}
     for name in models:
         model, tokenizer = checkpoint.load(
@@ -79,14 +75,17 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print(name: str, found: dict[str, Any]) -> None:
-    console.table(_TITLE.format(name), _COLUMNS, [_row(layer) for layer in found["layers"]])
+    layers = found["layers"]
+    names = console.short_names([layer.name for layer in layers])
+    rows = [_row(short, layer) for short, layer in zip(names, layers, strict=True)]
+    console.table(_TITLE.format(name), _COLUMNS, rows)
     if times := found.get("times"):
         _print_times(name, times)
 
 
-def _row(layer: LayerReport) -> tuple[str, ...]:
+def _row(name: str, layer: LayerReport) -> tuple[str, ...]:
     return (
-        layer.name,
+        name,
         f"{layer.shape[0]}x{layer.shape[1]}",
         "dense" if layer.rank is None else str(layer.rank),
         f"{layer.effective_rank:.1f}",

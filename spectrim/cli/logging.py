@@ -12,10 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-import transformers
-
-from spectrim.runtime.memory import peak_bytes
 from spectrim.version import __version__
 
 LOG = logging.getLogger("spectrim.cli")
@@ -42,6 +38,11 @@ def set_log_level(level: int) -> None:
 
 @contextmanager
 def log_command() -> Iterator[None]:
+    import torch
+    import transformers
+
+    from spectrim.runtime.memory import peak_bytes
+
     begun = time.monotonic()
     LOG.info(
         "spectrim %s, torch %s, transformers %s, Python %s, threads: %d",

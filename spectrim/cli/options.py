@@ -1,168 +1,218 @@
-"""The options that shape a recipe, declared once for every command that takes them."""
+"""The options that several commands share; those of a recipe come from the recipe's fields."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from spectrim.errors import InputError
-from spectrim.pipeline.presets import PRESETS, load_recipe
+from spectrim.errors import InputError, did_you_mean
+from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import QuantizationRecipe, Recipe, recipe_from
 from spectrim.pipeline.renamed import check_field
-from spectrim.runtime.cache import Cache
 
-_RECIPE = "Recipe (each overrides the recipe file or preset)"
+if TYPE_CHECKING:
+    from spectrim.runtime.cache import Cache
+
+Model = Annotated[str, typer.Argument(help="Directory, hub name, 'reference' or 'arithmetic'.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Directory to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Tracker = Annotated[
+    str | None,
+    typer.Option(
+        "--track",
+        envvar="SPECTRIM_TRACK",
+        help="Also log metrics to trackio, wandb or mlflow.",
+    ),
+]
+CacheDirectory = Annotated[
+    Path | None, typer.Option("--cache", help="Directory of statistics and snapshots.")
+]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no statistics or snapshots.")]
+
+_RECIPE = "Recipe (overrides the preset or file)"
 _CALIBRATION = "Calibration"
-
-OPTIONS: dict[str, Any] = {
-    "recipe": Annotated[str, typer.Option(help=f"Preset ({', '.join(PRESETS)}) or YAML file.")],
-    "budget": Annotated[
-        float | None,
-        typer.Option(help="Fraction of the layers' weights kept.", rich_help_panel=_RECIPE),
-    ],
-    "latency_budget": Annotated[
-        float | None,
-        typer.Option(
-            help="In place of bytes: share of the layers' time for one token, measured here.",
-            rich_help_panel=_RECIPE,
-        ),
-    ],
-    "method": Annotated[
-        str | None, typer.Option(help="See `spectrim ls`.", rich_help_panel=_RECIPE)
-    ],
-    "allocation": Annotated[
-        str | None, typer.Option(help="Rank allocation.", rich_help_panel=_RECIPE)
-    ],
-    "layer": Annotated[str | None, typer.Option(help="Layer kind.", rich_help_panel=_RECIPE)],
-    "rank_multiple": Annotated[
-        str | None,
-        typer.Option(help="Round ranks to it; auto: the device's.", rich_help_panel=_RECIPE),
-    ],
-    "include": Annotated[
-        list[str] | None,
-        typer.Option(help="Only layers whose name matches.", rich_help_panel=_RECIPE),
-    ],
-    "exclude": Annotated[
-        list[str] | None,
-        typer.Option(help="Not the layers whose name matches.", rich_help_panel=_RECIPE),
-    ],
-    "refine": Annotated[
-        list[str] | None,
-        typer.Option(help="Refinements to run after, in order.", rich_help_panel=_RECIPE),
-    ],
-    "quantize": Annotated[
-        str | None,
-        typer.Option(
-            help="Factors in int8, int4 or nf4; the budget then counts bytes.",
-            rich_help_panel=_RECIPE,
-        ),
-    ],
-    "task": Annotated[
-        str | None,
-        typer.Option(
-            help="Prune for it: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:2000.",
-            rich_help_panel=_RECIPE,
-        ),
-    ],
-    "probe": Annotated[
-        bool | None,
-        typer.Option(
-            "--probe/--no-probe",
-            help="Correct the curves by forward passes.",
-            rich_help_panel=_RECIPE,
-        ),
-    ],
-    "set": Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Any recipe field, as field=value (method_options.damping=0.01).",
-            rich_help_panel=_RECIPE,
-        ),
-    ],
-    "data": Annotated[
-        str | None,
-        typer.Option(
-            help="Text file, .jsonl, .parquet, hf:NAME:SPLIT, or python.",
-            rich_help_panel=_CALIBRATION,
-        ),
-    ],
-    "field": Annotated[
-        str | None, typer.Option(help="Text field.", rich_help_panel=_CALIBRATION)
-    ],
-    "sequences": Annotated[
-        int | None, typer.Option(help="Sequences to use.", rich_help_panel=_CALIBRATION)
-    ],
-    "length": Annotated[
-        int | None, typer.Option(help="Tokens per sequence.", rich_help_panel=_CALIBRATION)
-    ],
-    "labels": Annotated[
-        str | None, typer.Option(help="data or sampled.", rich_help_panel=_CALIBRATION)
-    ],
-    "cache": Annotated[
-        Path | None,
-        typer.Option(help="Where calibrations are kept.", rich_help_panel=_CALIBRATION),
-    ],
-    "no_cache": Annotated[
-        bool,
-        typer.Option("--no-cache", help="Keep no calibration.", rich_help_panel=_CALIBRATION),
-    ],
+_QUANTIZERS: dict[str, dict[str, Any]] = {
+    "int8": {"bits": 8},
+    "int4": {"bits": 4},
+    "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
 }
-_DEFAULTS = {"recipe": "default", "no_cache": False}
-_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "labels")
 _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "include", "exclude")
+_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "labels")
+
+
+def _field_option(path: str, panel: str) -> Any:
+    """An option for a field of a recipe; left out, it is None and changes nothing."""
+    owner: Any = Recipe
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = get_type_hints(owner)[parent]
+    return _option_for(owner, name, get_type_hints(owner)[name] | None, panel)
+
+
+def _option_for(cls: Any, name: str, hint: Any, panel: str | None) -> Any:
+    """An option with the type, choices and description of a field of `cls`."""
+    choices = [
+        c for part in (hint, *get_args(hint)) if _is_choice(part) for c in get_args(part)
+    ]
+    option = typer.Option(
+        metavar="|".join(choices)
+        if choices and all(isinstance(c, str) for c in choices)
+        else None,
+        help=cls.__pydantic_fields__[name].description,
+        rich_help_panel=panel,
+    )
+    return Annotated[_option_type(hint), option]
+
+
+def _is_choice(hint: Any) -> bool:
+    return get_origin(hint) is Literal and get_args(hint) != ("auto",)
+
+
+def _option_type(hint: Any) -> Any:
+    """What typer parses for a field: numbers as such, tuples as lists, all else as text."""
+    parts = set(get_args(hint)) or {hint}
+    optional = type(None) in parts
+    if any(get_origin(part) is tuple for part in parts):
+        found: Any = list[str]
+    elif len(parts - {type(None)}) == 1 and (kinds := parts & {int, float}):
+        found = kinds.pop()
+    else:
+        found = str
+    return found | None if optional else found
+
+
+def _recipe_options() -> dict[str, Any]:
+    text, texts = str | None, list[str] | None
+    options: dict[str, Any] = {
+        "recipe": Annotated[str, typer.Option(help="Preset (`spectrim recipes`) or YAML file.")]
+    }
+    options |= {name: _field_option(name, _RECIPE) for name in _TOP_FIELDS}
+    options |= {
+        "latency_budget": Annotated[
+            float | None,
+            typer.Option(
+                help="Fraction of the layers' time for one token, measured here, in place of "
+                "--budget.",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
+        "refine": Annotated[
+            texts,
+            typer.Option(
+                help="Refinement to run afterwards; repeat for several.",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
+        "quantize": Annotated[
+            text,
+            typer.Option(
+                metavar="|".join(_QUANTIZERS),
+                help="Store factors in fewer bits; the budget then counts bytes.",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
+        "task": Annotated[
+            text,
+            typer.Option(
+                help="Prune for this task: FILE.jsonl, gsm8k:FILE, math:FILE, "
+                "arithmetic:train:2000.",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
+        "probe": Annotated[
+            bool | None,
+            typer.Option(
+                "--probe/--no-probe",
+                help="Correct predicted curves by forward passes.",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
+        "set": Annotated[
+            texts,
+            typer.Option(
+                metavar="FIELD=VALUE",
+                help="Any recipe field (method_options.damping=0.01).",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
+    }
+    options |= {
+        name: _field_option(f"calibration.{name}", _CALIBRATION) for name in _CALIBRATION_FIELDS
+    }
+    return options | {"cache": CacheDirectory, "no_cache": NoCache}
+
+
+OPTIONS = _recipe_options()
+"""By parameter name, the options that shape a recipe."""
+_DEFAULTS = {"recipe": "default", "no_cache": False}
 
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add all `OPTIONS` to a typer command, which receives them as one dict `given`."""
+    """Add `OPTIONS` to a command, which receives them as one dict `given`."""
+    return _with_options(command, "given", OPTIONS, _DEFAULTS)
+
+
+def with_settings(cls: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add an option for each field of a dataclass; the command receives a dict `settings`."""
+    hints = get_type_hints(cls)
+    defaults = {name: field.default for name, field in cls.__pydantic_fields__.items()}
+    options = {name: _option_for(cls, name, hints[name], None) for name in defaults}
+    return lambda command: _with_options(command, "settings", options, defaults)
+
+
+def _with_options(
+    command: Callable[..., None],
+    gathered: str,
+    options: dict[str, Any],
+    defaults: dict[str, Any],
+) -> Callable[..., None]:
+    """Return the command with more options, which it receives as one dict `gathered`."""
     own = inspect.signature(command)
-    added = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=_DEFAULTS.get(name),
-            annotation=annotation,
-        )
-        for name, annotation in OPTIONS.items()
+    hints = inspect.get_annotations(command, eval_str=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        parameter.replace(kind=keyword, annotation=hints[name])
+        for name, parameter in own.parameters.items()
+        if name != gathered
+    ]
+    parameters += [
+        inspect.Parameter(name, keyword, default=defaults.get(name), annotation=annotation)
+        for name, annotation in options.items()
     ]
 
     def wrapped(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in OPTIONS}
-        command(**arguments, given=given)
+        given = {name: arguments.pop(name) for name in options}
+        command(**arguments, **{gathered: given})
 
-    hints = inspect.get_annotations(command, eval_str=True)
-    kept = [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
-        for name, parameter in own.parameters.items()
-        if name != "given"
-    ]
-    signature = own.replace(parameters=[*kept, *added], return_annotation=None)
+    signature = own.replace(parameters=parameters, return_annotation=None)
     for name, value in {
         "__name__": command.__name__,
         "__doc__": command.__doc__,
         "__signature__": signature,
-        "__annotations__": {p.name: p.annotation for p in signature.parameters.values()},
+        "__annotations__": {p.name: p.annotation for p in parameters},
     }.items():
         setattr(wrapped, name, value)
     return wrapped
 
 
 def recipe_of(given: dict[str, Any]) -> Recipe:
-    """The recipe file or preset with the command line's values over it. Raises InputError."""
+    """Return the preset or file with the command line's values over it. Raises InputError."""
     recipe = load_recipe(given["recipe"])
     values = recipe.to_dict()
     for name in _TOP_FIELDS:
         if given[name] not in (None, []):
             values[name] = given[name]
-    if given["method"] not in (None, recipe.method):
-        values["method_options"] = {}
-    if given["allocation"] not in (None, recipe.allocation):
-        values["allocation_options"] = {}
-    if given["layer"] not in (None, recipe.layer):
-        values["layer_options"] = {}
+    for name in ("method", "allocation", "layer"):
+        if given[name] not in (None, getattr(recipe, name)):
+            values[f"{name}_options"] = {}
     for name in _CALIBRATION_FIELDS:
         if given[name] is not None:
             values["calibration"][name] = given[name]
@@ -183,23 +233,21 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
 
 
 def _sets_options(assignment: str) -> bool:
-    """A name goes first: it takes away the options of the one that it replaces."""
+    """Names go first: a new name clears the options of the one it replaces."""
     return "options" in assignment.partition("=")[0]
 
 
 def _bits(name: str) -> dict[str, Any]:
-    known: dict[str, dict[str, Any]] = {
-        "int8": {"bits": 8},
-        "int4": {"bits": 4},
-        "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
-    }
-    if name not in known:
-        raise InputError(f"--quantize {name}: expected int8, int4 or nf4")
-    return known[name]
+    if name not in _QUANTIZERS:
+        raise InputError(
+            f"--quantize {name}: expected {', '.join(_QUANTIZERS)}"
+            f"{did_you_mean(name, _QUANTIZERS)}"
+        )
+    return _QUANTIZERS[name]
 
 
 def _fit_ranks(values: dict[str, Any]) -> None:
-    """Ranks that the quantization's kernel reads, where nobody said which."""
+    """Choose ranks that the quantizer's kernel reads, where none were asked for."""
     if values["quantization"] and values["rank_multiple"] == 1:
         try:
             values["rank_multiple"] = QuantizationRecipe(**values["quantization"]).multiple
@@ -233,6 +281,9 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 
 
 def cache_from(given: dict[str, Any]) -> Cache:
+    """Return the cache that --cache and --no-cache ask for."""
+    from spectrim.runtime.cache import Cache
+
     if given["no_cache"]:
         return Cache(None)
     return Cache(given["cache"]) if given["cache"] else Cache.default()

@@ -8,52 +8,74 @@ from typing import Annotated
 import typer
 
 from spectrim.cli import console
-from spectrim.cli.commands import Json, Overwrite, app
-from spectrim.errors import InputError, UnknownNameError
-from spectrim.pipeline.presets import PRESETS
-from spectrim.runtime.files import write_text
+from spectrim.cli.app import SETTINGS, Command, Subcommands
+from spectrim.cli.options import Json, Overwrite
+from spectrim.errors import InputError
+from spectrim.pipeline.presets import PAPERS, PRESETS, SUMMARIES, unknown_preset
 
-recipes = typer.Typer(no_args_is_help=True, help="Presets, to look at and to start from.")
-app.add_typer(recipes, name="recipes")
+recipes = typer.Typer(
+    cls=Subcommands,
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    context_settings=SETTINGS,
+    help="List, show and copy presets.",
+)
+Name = Annotated[str, typer.Argument(help="One of `spectrim recipes list`.")]
 
 
-@recipes.command("list")
+@recipes.callback()
+def _default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        _print_list()
+
+
+@recipes.command("list", cls=Command)
 def list_(json: Json = False) -> None:
-    """The presets and what each of them is made of."""
+    """List the presets and what each does."""
     if json:
         console.as_json({name: recipe.to_dict() for name, recipe in PRESETS.items()})
-        return
-    rows = [
-        (
-            name,
-            f"{recipe.method}, {'pruning' if recipe.pruning else recipe.allocation}",
-            recipe.layer,
-            f"{recipe.budget:g}",
-            f"{recipe.calibration.sequences}",
-            ", ".join(step.name for step in recipe.refinement) or "-",
-        )
-        for name, recipe in PRESETS.items()
-    ]
-    head = ("name", "method, ranks", "layer", "budget", "sequences", "refinement")
-    console.table("recipes", head, rows)
+    else:
+        _print_list()
 
 
-@recipes.command()
+@recipes.command(cls=Command)
+def show(name: Name, json: Json = False) -> None:
+    """Print a preset as YAML."""
+    recipe = PRESETS[_known(name)]
+    if json:
+        console.as_json(recipe.to_dict())
+    else:
+        print(recipe.to_yaml(), end="")
+
+
+@recipes.command(cls=Command)
 def copy(
-    name: Annotated[str, typer.Argument(help="One of `spectrim recipes list`.")],
+    name: Name,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="YAML file; default NAME.yaml.")
+        Path | None, typer.Option("-o", "--output", help="YAML file (default NAME.yaml).")
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write a preset as a YAML file that `--recipe` reads."""
-    if name not in PRESETS:
-        raise UnknownNameError("recipe", name, PRESETS)
-    place = output or Path(f"{name}.yaml")
+    """Write a preset as a YAML file to edit, for --recipe."""
+    from spectrim.runtime.files import write_text
+
+    place = output or Path(f"{_known(name)}.yaml")
     if place.exists() and not overwrite:
         raise InputError(f"{place} exists; name another file with -o, or give --overwrite")
     write_text(place, PRESETS[name].to_yaml())
     if json:
         console.as_json({"recipe": str(place)})
     console.note(f"{place}: edit it, then --recipe {place}")
+
+
+def _known(name: str) -> str:
+    if name not in PRESETS:
+        raise unknown_preset(name)
+    return name
+
+
+def _print_list() -> None:
+    own = [(name, text) for name, text in SUMMARIES.items() if name not in PAPERS]
+    console.definition_list("spectrim", own)
+    console.definition_list("papers, as published", [(n, SUMMARIES[n]) for n in PAPERS])

@@ -9,31 +9,30 @@ import torch
 from spectrim import checkpoint
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.cli import console
-from spectrim.cli.making import CompressArgs, dtype_of
-from spectrim.cli.tracking import final_figures
+from spectrim.cli.compress import Request
+from spectrim.cli.tracking import final_metrics
 from spectrim.errors import InputError
+from spectrim.pipeline.compress import choose_plan
 from spectrim.pipeline.memory_plan import MemoryPlan, bytes_of, plan_memory
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.streaming import (
     CompressedParts,
-    check_streamable,
     decompose_streamed,
     for_streaming,
 )
 from spectrim.planning import Plan
-from spectrim.refinement import RunContext
 from spectrim.report.card import card_for
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import peak_bytes, return_large_blocks
 
 
 def within_memory(
-    wanted: CompressArgs, recipe: Recipe, memory: str, progress: RunContext
+    wanted: Request, recipe: Recipe, memory: str, context: RunContext
 ) -> Recipe | None:
     """The recipe with batches that fit, for the whole model in memory; None when the model
     was too large for that, and has been streamed and saved."""
     limit = bytes_of(memory)
-    check_streamable(recipe)
-    opened = open_streamed(wanted.model)
+    opened = open_streamed(wanted.model, trust_remote_code=wanted.trust_remote_code)
     if opened.tokenizer is None:
         raise InputError(f"{wanted.model} has no tokenizer; put its files beside the model")
     return_large_blocks()
@@ -43,22 +42,27 @@ def within_memory(
         sized = replace(recipe.calibration, tokens_per_batch=chosen.tokens_per_batch)
         return recipe.with_changes(calibration=sized)
     recipe = for_streaming(chosen.fitted(recipe))
-    with decompose_streamed(opened, recipe, chosen.sizes, progress) as decomposition:
-        plan = wanted.plan(decomposition, recipe, progress)
+    with decompose_streamed(opened, recipe, chosen.sizes, context) as decomposition:
+        plan = choose_plan(decomposition, recipe, wanted.options, context)
         recipe = recipe.at_budget(plan.budget)
-        dtype = dtype_of(recipe, checkpoint.stored_dtype(wanted.model) or torch.float32)
+        stored = checkpoint.stored_dtype(wanted.model) or torch.float32
+        dtype = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
         parts = CompressedParts(opened, decomposition, plan, dtype)
         texts = {"recipe": recipe.to_yaml(), "plan": plan.to_yaml()}
         extras = {f"spectrim_{name}.yaml": text for name, text in texts.items()}
-        card = card_for(wanted.model, plan, recipe)
-        options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=wanted.overwrite)
+        options = checkpoint.SaveOptions(
+            card=lambda: card_for(wanted.model, plan, recipe),
+            extras=extras,
+            overwrite=wanted.overwrite,
+            source=wanted.model,
+        )
         save_streamed(opened, parts, wanted.output, parts.config(), options)
-    progress.log_metrics(final_figures(plan, wanted.output), None)
+    context.log_metrics(final_metrics(plan, wanted.output), None)
     _told(wanted, plan, chosen)
     return None
 
 
-def _told(wanted: CompressArgs, plan: Plan, chosen: MemoryPlan) -> None:
+def _told(wanted: Request, plan: Plan, chosen: MemoryPlan) -> None:
     console.print_result(plan, wanted.json)
     peak = peak_bytes() / 2**20
     console.note(

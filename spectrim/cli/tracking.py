@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from spectrim.cli import console
 from spectrim.evaluation import size
 from spectrim.planning import Plan
-from spectrim.refinement import RunContext
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import MetricLogger, null_logger
+from spectrim.runtime.context import MetricLogger, RunContext, null_logger
 from spectrim.runtime.tracking import TrackedRun, open_tracker, with_stage_times
-
-Tracker = Annotated[
-    str | None,
-    typer.Option(
-        "--track",
-        envvar="SPECTRIM_TRACK",
-        help="Keep the figures in trackio, wandb or mlflow as well.",
-    ),
-]
 
 
 def start_tracking(
@@ -36,13 +26,13 @@ def start_tracking(
     return context.obj.enter_context(open_tracker(tracker, TrackedRun(name, settings)))
 
 
-def progress_for(cache: Cache, log_metrics: MetricLogger) -> RunContext:
+def context_for(cache: Cache, log_metrics: MetricLogger) -> RunContext:
     if log_metrics is null_logger:
         return RunContext(cache, console.track)
     return RunContext(cache, with_stage_times(console.track, log_metrics), log_metrics)
 
 
-def final_figures(plan: Plan, output: Path) -> dict[str, float]:
+def final_metrics(plan: Plan, output: Path) -> dict[str, float]:
     found = {"kept": plan.kept, "layers/factored": float(len(plan.ranks))}
     found["disk_bytes"] = size.disk_bytes(output)
     if plan.predicted_loss is not None:

@@ -9,7 +9,8 @@ A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen data
 A metric pair that makes its covariances by `make_metric` and reads nothing else of them may
 declare `THROUGH_WEIGHT = True`: of the covariance of a layer's wider side the solver asks only
 what the weight makes of it, so that calibration sums just that. A method that factors embedding
-tables too declares what `_table` says.
+tables too declares what `_table` says. `REDUCES_TO_SVD = True` lets the contract tests hold
+that identity statistics give the plain SVD.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from spectrim.linalg.metric import DiagonalMetric, IdentityMetric, Metric
 
 REQUIRES = ("input_magnitude",)
 REFERENCE = "Yuan et al., 2023, arXiv:2312.05821"
+REDUCES_TO_SVD = True
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from spectrim.linalg.metric import DiagonalMetric, IdentityMetric, Metric
 
 REQUIRES = ("row_fisher",)
 REFERENCE = "Hsu et al., 2022, arXiv:2207.00112"
+REDUCES_TO_SVD = True
 
 
 @dataclass(frozen=True)

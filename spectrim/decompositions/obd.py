@@ -27,6 +27,7 @@ from spectrim.linalg.metric import CovarianceMetric, Metric
 REQUIRES = ("input_covariance", "gradient_covariance")
 TABLE_REQUIRES = ("counts", "gradients", "head")
 REFERENCE = "Li et al., 2026, arXiv:2604.00821"
+REDUCES_TO_SVD = True
 THROUGH_WEIGHT = True
 
 

@@ -17,6 +17,7 @@ from spectrim.registry import NoOptions
 REQUIRES: tuple[str, ...] = ()
 TABLE_REQUIRES: tuple[str, ...] = ()
 REFERENCE = "Eckart and Young, 1936"
+REDUCES_TO_SVD = True
 
 
 def metric(problem: LayerProblem, options: NoOptions) -> tuple[Metric, Metric]:

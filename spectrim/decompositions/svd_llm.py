@@ -14,6 +14,7 @@ from spectrim.linalg.metric import IdentityMetric, Metric
 
 REQUIRES = ("input_covariance",)
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378"
+REDUCES_TO_SVD = True
 THROUGH_WEIGHT = True
 
 

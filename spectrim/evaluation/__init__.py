@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.evaluation._harness import HarnessSettings, evaluate_harness
+from spectrim.evaluation._hidden import hidden_states
 from spectrim.registry import Registry
 
 EVALUATORS = Registry("evaluator", "spectrim.evaluation")
@@ -50,4 +51,10 @@ def _check_reference(name: str, reference: PreTrainedModel | None) -> None:
         )
 
 
-__all__ = ["EVALUATORS", "HarnessSettings", "evaluate_harness", "evaluate_model"]
+__all__ = [
+    "EVALUATORS",
+    "HarnessSettings",
+    "evaluate_harness",
+    "evaluate_model",
+    "hidden_states",
+]

@@ -22,7 +22,7 @@ from spectrim.inference.kernels.factor_spec import is_readable
 from spectrim.inference.tiling import Tiling
 from spectrim.inference.tiling.hooks import FEWEST, unhook
 from spectrim.layers import FactoredLinear
-from spectrim.models.hooks import group_by_input
+from spectrim.models.capture import group_by_input
 from spectrim.models.replace import factored_layers
 from spectrim.models.targets import Target
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import ModelError
+from spectrim.models.hooks import attach_hooks
 from spectrim.models.linear import agree, get_shape
 
 _UP_NAMES = ("gate_up_proj", "up_proj")
@@ -82,8 +83,8 @@ class SplitExperts(nn.Module):
         up_name = _up_name(fused)
         assert up_name is not None
         count = len(_parameter(fused, "down_proj"))  # experts beyond it have no weights
-        self.down = _linears(fused, "down_proj", count)
         self.up = _linears(fused, up_name, count)
+        self.down = _linears(fused, "down_proj", count)
         is_gated = get_shape(self.up[0])[0] == 2 * get_shape(self.down[0])[1]
         self.has_gate = bool(getattr(fused, "has_gate", is_gated))
         self.activation = _without_parameters(fused)
@@ -157,15 +158,9 @@ class ExpertCalls:
 
             return hook
 
-        handles = [
-            module.register_forward_hook(hook_for(name), with_kwargs=True)
-            for name, module in self.modules.items()
-        ]
-        try:
+        after = [(module, hook_for(name)) for name, module in self.modules.items()]
+        with attach_hooks(after=after, with_kwargs=True):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def names_that_split(self) -> list[str]:
         """Return the modules whose split experts compute the same, where they were run."""
@@ -183,7 +178,7 @@ class ExpertCalls:
 
 
 def _kind(module: nn.Module) -> type[SplitExperts] | None:
-    """The split module that is called as the fused one is."""
+    """Return the class of split module that is called as the fused one is."""
     arguments = len(inspect.signature(module.forward).parameters)
     if arguments == _ROUTED:
         return SplitExperts
@@ -232,14 +227,14 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
 
 
 def _without_parameters(fused: nn.Module) -> nn.Module:
-    """The module's activation and constants."""
+    """Return the module's activation and constants alone."""
     shell = copy.copy(fused)
     shell._parameters = {}
     return shell
 
 
 def _is_transposed(fused: nn.Module) -> bool:
-    """The module's own flag; else what the width that both parameters share says."""
+    """Return the module's flag, else whether the width shared by both parameters is last."""
     up_name = _up_name(fused)
     assert up_name is not None
     up, down = _parameter(fused, up_name), _parameter(fused, "down_proj")

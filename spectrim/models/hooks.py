@@ -1,23 +1,16 @@
 """Hooks, overridden forward passes and evaluation mode: what a model is changed in for a while.
 
-`capture` shows each target layer's inputs, outputs and output gradients to statistics.
+Each context leaves the model as it was, after an error too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from spectrim.models.experts import record_routes
-from spectrim.models.projections import LayerProducts
-from spectrim.models.targets import Target
-from spectrim.statistics import LayerTokens
+from torch import nn
 
 Hook = Callable[..., Any]
 
@@ -64,19 +57,33 @@ def inference(*models: nn.Module) -> Iterator[None]:
 def attach_hooks(
     before: Iterable[tuple[nn.Module, Hook]] = (),
     after: Iterable[tuple[nn.Module, Hook]] = (),
-    **options: bool,
+    *,
+    prepend: bool = False,
+    with_kwargs: bool = False,
+    always_call: bool = False,
 ) -> Iterator[None]:
     """Call hooks before and after the forward passes of modules, until the context ends.
 
-    options: of `register_forward_pre_hook`, for the hooks that come before. Exactly the hooks
-    that were added are removed, also after an error.
+    Exactly the hooks that were added are removed.
+
+    Args:
+        before: modules with hooks that are called with their inputs.
+        after: modules with hooks that are called with their inputs and outputs.
+        prepend: call the hooks of `before` ahead of those that are attached already.
+        with_kwargs: call all hooks with the keyword arguments too.
+        always_call: call the hooks of `after` after an error too.
     """
     with ExitStack() as handles:
         for module, hook in before:
-            handle = module.register_forward_pre_hook(hook, **options)
+            handle = module.register_forward_pre_hook(
+                hook, prepend=prepend, with_kwargs=with_kwargs
+            )
             handles.callback(handle.remove)
         for module, hook in after:
-            handles.callback(module.register_forward_hook(hook).remove)
+            handle = module.register_forward_hook(
+                hook, with_kwargs=with_kwargs, always_call=always_call
+            )
+            handles.callback(handle.remove)
         yield
 
 
@@ -92,145 +99,3 @@ def override_forward(module: nn.Module, forward: Hook) -> Iterator[None]:
         instance.pop("forward")
         if own is not None:
             module.forward = own
-
-
-Consumer = Callable[[str, LayerTokens, bool], None]
-"""Called with layer name, its tokens, and whether the gradient is in them."""
-
-
-@dataclass(frozen=True)
-class BatchIndex:
-    """Which rows of a flattened (B * T) batch are real (None: all), and each one's sequence."""
-
-    mask: Tensor | None
-    sequence: Tensor
-
-    @classmethod
-    def of(cls, mask: Tensor, first_sequence: int) -> BatchIndex:
-        rows, length = mask.shape
-        numbers = torch.arange(first_sequence, first_sequence + rows, device=mask.device)
-        real = None if bool(mask.all()) else mask.flatten()
-        return cls(real, numbers.repeat_interleave(length))
-
-    def select(self, rows: Tensor | None) -> BatchIndex:
-        """The same for the tokens `rows` that were routed to an expert."""
-        if rows is None:
-            return self
-        return BatchIndex(None if self.mask is None else self.mask[rows], self.sequence[rows])
-
-    def real(self, values: Tensor) -> Tensor:
-        """(..., d) -> (n, d), the rows of real tokens."""
-        flat = values.detach().flatten(0, -2)
-        return flat if self.mask is None else flat[self.mask]
-
-    @property
-    def real_sequence(self) -> Tensor:
-        return self.sequence if self.mask is None else self.sequence[self.mask]
-
-
-@dataclass(frozen=True)
-class CaptureSpec:
-    """What is seen of the batch run inside `capture`, and who is told.
-
-    gradient_only: sink reads nothing but the gradient in the backward pass, so inputs and
-    outputs are not kept for it. originals: weights of layers that now hold others, which the
-    images of tokens are to be those of.
-    """
-
-    index: BatchIndex
-    sink: Consumer
-    backward: bool = False
-    gradient_only: bool = False
-    originals: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@contextmanager
-def capture(model: nn.Module, targets: Sequence[Target], watch: CaptureSpec) -> Iterator[None]:
-    """Call the sink at every target for the batch run inside the context.
-
-    Once in the forward pass without a gradient, and, with `backward`, once more in the
-    backward pass with it. All hooks are removed on exit.
-    """
-    modules = [model.get_submodule(target.name) for target in targets]
-    with record_routes(model) as routes:
-        layers = [_LayerHook(target.name, watch, routes) for target in targets]
-        after = [(module, hook.forward) for module, hook in zip(modules, layers, strict=True)]
-        before = [(module, _own_input) for module in modules if watch.backward]
-        with attach_hooks(before, after):
-            yield
-
-
-def _own_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """A view for this layer alone, whose gradient is this layer's W^T g."""
-    first, *others = inputs
-    if not (torch.is_grad_enabled() and first.requires_grad):
-        return None
-    return (first.view_as(first), *others)
-
-
-@dataclass(frozen=True)
-class _LayerHook:
-    """One layer's hooks."""
-
-    name: str
-    watch: CaptureSpec
-    routes: Mapping[nn.Module, Tensor]
-
-    def forward(
-        self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
-    ) -> Tensor | None:
-        """The output, where the graph begins with it: nothing before it has to be gone back
-        through. A copy, since a leaf of the graph may not be changed in place."""
-        begins = self.watch.backward and torch.is_grad_enabled() and not output.requires_grad
-        if begins:
-            output = output.detach().requires_grad_(True).clone()
-        self._tell(module, inputs, output)
-        return output if begins else None
-
-    def _tell(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        watch, products = self.watch, LayerProducts(module, self.watch.originals.get(self.name))
-        here = watch.index.select(self.routes.get(module))
-        x, y, sequence = here.real(inputs[0]), here.real(output), here.real_sequence
-        images = partial(products.outputs, x, y)
-        watch.sink(self.name, LayerTokens(x, y, None, sequence, images), False)
-        if not (watch.backward and output.requires_grad):
-            return
-        if watch.gradient_only:
-            x, y = x.new_empty(0, x.shape[1]), y.new_empty(0, y.shape[1])
-        self._later(inputs[0], output, LayerTokens(x, y, None, sequence), (here, products))
-
-    def _later(
-        self, given: Tensor, output: Tensor, tokens: LayerTokens, rest: tuple[Any, Any]
-    ) -> None:
-        """Tell the sink in the backward pass: once the gradient is at the layer's own input,
-        where that has one."""
-        here, products = rest
-        held: list[Tensor] = []
-
-        def log_metrics(g: Tensor, back: Tensor | None) -> None:
-            images = partial(products.gradients, g, None if back is None else here.real(back))
-            self.watch.sink(self.name, replace(tokens, g=g, projections=images), True)
-
-        if given.requires_grad:
-            output.register_hook(lambda g: held.append(here.real(g)))
-            given.register_hook(lambda back: log_metrics(held.pop(), back))
-        else:
-            output.register_hook(lambda g: log_metrics(here.real(g), None))
-
-
-def group_by_input(
-    model: nn.Module, targets: Sequence[Target], run: Callable[[], object]
-) -> dict[str, str]:
-    """Layer name -> first layer that was given the very same input tensor in `run()`."""
-    given: dict[str, list[Any]] = {target.name: [] for target in targets}
-
-    def hook_for(name: str) -> Callable[..., None]:
-        return lambda module, inputs: given[name].append(inputs[0] if inputs else name)
-
-    with attach_hooks((model.get_submodule(t.name), hook_for(t.name)) for t in targets):
-        run()
-    first: dict[tuple[int, ...], str] = {}
-    return {
-        name: first.setdefault(tuple(map(id, inputs)), name) if inputs else name
-        for name, inputs in given.items()
-    }

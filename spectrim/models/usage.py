@@ -10,7 +10,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from spectrim.errors import CheckpointError, ModelError
 from spectrim.models.causality import check_causal
 from spectrim.models.context import context_length
 from spectrim.models.experts import ExpertCalls
-from spectrim.models.hooks import evaluation_mode
+from spectrim.models.hooks import attach_hooks, evaluation_mode
 from spectrim.models.linear import agree, get_bias, get_weight, is_linear
 from spectrim.models.replace import share_tied_layers
 from spectrim.models.weight_reads import WeightReads, watch_weight_reads
@@ -88,7 +88,7 @@ def unusable_layers(model: nn.Module, run: Callable[[], object]) -> dict[str, st
     unusable: dict[str, str] = {}
     with ExitStack() as stack:
         for name, module in layers.items():
-            stack.enter_context(_calls_checked(name, module, unusable))
+            stack.enter_context(_check_calls(name, module, unusable))
         reads = stack.enter_context(watch_weight_reads(model, layers))
         with torch.no_grad():
             run()
@@ -101,26 +101,21 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-@contextmanager
-def _calls_checked(name: str, module: nn.Module, unusable: dict[str, str]) -> Iterator[None]:
+def _check_calls(
+    name: str, module: nn.Module, unusable: dict[str, str]
+) -> AbstractContextManager[None]:
     """Note in `unusable` whether the layer's first calls are those of a linear layer."""
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         if kwargs or len(args) != 1 or not isinstance(args[0], Tensor) or args[0].dim() < 2:
             unusable.setdefault(name, OTHER_INPUT)
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if name not in unusable and not agree(output, _linear(module, args[0])):
             unusable[name] = OTHER_OUTPUT
 
-    handles = [module.register_forward_pre_hook(before, with_kwargs=True)]
-    if not _is_plain(module):
-        handles.append(module.register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    check_output = [] if _is_plain(module) else [(module, after)]
+    return attach_hooks([(module, before)], check_output, with_kwargs=True)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -184,8 +179,10 @@ def _special_ids(config: Mapping[str, Any]) -> set[int]:
 
 @contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
-    """Some models change their weights between the modes. Modules without children stay as in
-    evaluation: no normalization counts the tokens."""
+    """Put the model in training mode, in which some models change their weights.
+
+    Modules without children stay in evaluation mode: no normalization counts the tokens.
+    """
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluation_mode(model):

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectrim.models.hooks import attach_hooks
+
 _TENSORS = ("weight", "bias")
 
 
@@ -97,12 +99,10 @@ def _watched(name: str, module: nn.Module, reads: WeightReads) -> Iterator[None]
             reads.note(name, self, attribute)
         return original.__getattr__(self, attribute)
 
-    start = module.register_forward_pre_hook(lambda *_: reads.start(name))
-    stop = module.register_forward_hook(lambda *_: reads.stop(name), always_call=True)
+    before, after = (lambda *_: reads.start(name)), (lambda *_: reads.stop(name))
     module.__class__ = type(original.__name__, (original,), {"__getattr__": read})
     try:
-        yield
+        with attach_hooks([(module, before)], [(module, after)], always_call=True):
+            yield
     finally:
         module.__class__ = original
-        start.remove()
-        stop.remove()

@@ -24,6 +24,7 @@ from spectrim.errors import InputError
 from spectrim.layers import FactoredEmbedding
 from spectrim.models.replace import replace_layer, share_tied_layers
 from spectrim.models.targets import find_targets
+from spectrim.pipeline import compatibility
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.plan import plan
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
@@ -50,7 +51,7 @@ def compress_any(
     recipe: Recipe | None = None,
     mask: Mask | None = None,
 ) -> CompressedModule[M]:
-    """A smaller copy of `model` for what `loss(model, batch) -> (n,)` measures.
+    """Return a smaller copy of `model` for what `loss(model, batch) -> (n,)` measures.
 
     batches: what can be gone through twice; mask(batch): True on real positions (B, T). With
     `recipe.embeddings` every lookup table is factored too, at that budget. A recipe's
@@ -76,14 +77,13 @@ def factorize_any(
     recipe: Recipe | None = None,
     mask: Mask | None = None,
 ) -> Decomposition:
-    """Factors of every target layer with predicted losses per example, to plan and cut from.
+    """Return the factors of every target layer, with predicted losses per example.
 
     Layers that the loss does not reach stay dense. Raises InputError for recipes that a module
     cannot follow.
     """
     recipe = recipe or Recipe()
-    if recipe.pruning is not None or recipe.sharing.rule != "none" or recipe.refinement:
-        raise InputError("selection, sharing and refinement are for language models")
+    compatibility.check(recipe, compatibility.ANY_MODEL)
     share_tied_layers(model)
     targets = find_targets(model, recipe.include, recipe.exclude)
     calibration = calibrate_module(model, targets, batches, loss, recipe.statistics, mask)
@@ -91,7 +91,7 @@ def factorize_any(
 
 
 def agreement_loss(outputs: Callable[[nn.Module, Any], Tensor], seed: int = 0) -> Loss:
-    """The loss "as the original": 1/2 ||f(x) - y||^2, y ~ N(f(x), 1) drawn anew.
+    """Return the loss of disagreeing: 1/2 ||f(x) - y||^2 with new y ~ N(f(x), 1) each time.
 
     outputs(model, batch) -> (n, d), embeddings of unit length, say: then the change of
     1/2 ||f - f_0||^2 is that of 1 - cos. E[g g^T] is J^T J, the curvature of agreement at the
@@ -115,7 +115,7 @@ def compress_tables(
     loss: Loss,
     given: EmbeddingRecipe,
 ) -> dict[str, int]:
-    """Factored tables in `smaller` in the place of those of `model`; gives their ranks.
+    """Replace the tables of `smaller` by factors of those of `model`; return their ranks.
 
     Tables with fewer rows than the budget's smallest factors stay, and so do those that a
     padding row, a norm or sparse gradients make special. Raises InputError where none is left.

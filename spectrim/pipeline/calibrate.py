@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings, Wide
@@ -27,6 +26,7 @@ from spectrim.calibration.distributed import all_reduce, shard_settings, start_s
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
 from spectrim.errors import InputError
+from spectrim.models.compressible import check_compressible
 from spectrim.models.context import check_length, context_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
@@ -43,6 +43,7 @@ from spectrim.runtime.cache import Cache, load_if_valid, store
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import write_text
 from spectrim.runtime.snapshots import Snapshots
+from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     Calibration,
     concat,
@@ -65,19 +66,21 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
 
     How the model uses its layers is seen by running it on a few tokens, or known to the cache.
     """
-    key = {"model": model_fingerprint(model), "transformers": transformers.__version__}
-    path = (cache or Cache(None)).path("usage", key)
-    path = None if path is None else path.with_suffix(".json")
+    check_compressible(model)
+    path = None
+    if cache is not None and cache.root is not None:
+        entry = cache.path("usage", {"model": model_fingerprint(model)})
+        path = None if entry is None else entry.with_suffix(".json")
     usage = load_if_valid(path, load_usage)
     if usage is None:
         usage = observe_usage(model)
         text = json.dumps(asdict(usage))
-        store(path, lambda entry: write_text(entry, text))
+        store(path, lambda place: write_text(place, text))
     return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 
 def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
-    """The recipe's calibration tokens, checked against the model's vocabulary.
+    """Return the recipe's calibration tokens, checked against the model's vocabulary.
 
     With a task these are rows of it, their loss counted where the task counts it.
     """
@@ -135,18 +138,22 @@ def gather(
     recipes: Sequence[Recipe],
     context: RunContext,
 ) -> None:
-    """One pass over the tokens for the statistics of all `recipes`, kept in the cache.
+    """Collect the statistics of all `recipes` in one pass over the tokens, into the cache.
 
-    `calibrate` with any of them then finds its own. Covariances are in full for all where one
-    of them needs that. Recipes of other
-    tokens or layers need a pass of their own, and so do averages along a path. Raises
-    InputError for a cache that keeps nothing, and what `calibrate` raises.
+    `calibrate` with any of them then finds its own. Covariances are in full for all if one of
+    them needs that. Recipes with other tokens or layers take a pass of their own, and so do
+    averaged Hessians.
+
+    Raises:
+        InputError: the cache stores nothing; and what `calibrate` raises.
     """
     if context.cache.root is None:
         raise InputError("statistics for several recipes need a cache that keeps them")
     alike: dict[str, list[_Run]] = {}
+    fingerprint = None
     for recipe in recipes:
-        run = _run_for(model, tokenizer, recipe, context)
+        run = _run_for(model, tokenizer, recipe, context, fingerprint)
+        fingerprint = run.fingerprint
         text = json.dumps(run.key() | {"statistics": None, "wide": None}, sort_keys=True)
         alike.setdefault(text, []).append(run)
     for runs in alike.values():
@@ -158,7 +165,11 @@ def gather(
 
 
 def _run_for(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe,
+    context: RunContext,
+    fingerprint: str | None = None,
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
@@ -172,7 +183,8 @@ def _run_for(
         memory_budget=recipe.calibration.memory_budget,
         wide=wide_format(recipe, blocks, targets),
     )
-    return _Run(model, targets, blocks, settings, context, ready.dense)
+    fingerprint = fingerprint or model_fingerprint(model)
+    return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
 
 
 def wide_format(recipe: Recipe, blocks: TokenBlocks, targets: list[Target]) -> Wide:
@@ -202,6 +214,7 @@ class _Run:
     blocks: TokenBlocks
     settings: CalibrationSettings
     context: RunContext
+    fingerprint: str
     dense: dict[str, str] = field(default_factory=dict)
 
     def as_kept(self) -> _Run:
@@ -224,6 +237,7 @@ class _Run:
         has not from one pass over the model, `changed` meanwhile."""
         found = {name: self._kept(key, name) for name in self.settings.statistics}
         parts = [part for part in found.values() if part is not None]
+        repeat_warnings(text for part in parts for text in part.provenance.get("warnings", []))
         missing = tuple(name for name, part in found.items() if part is None)
         if missing:
             with changed():
@@ -247,7 +261,10 @@ class _Run:
         resume = self._resumed(snapshots, missing)
         names = missing if resume is None else tuple(resume.states)
         settings = replace(self.settings, statistics=names)
-        result = replace(self, settings=settings)._stored_steps(snapshots, what, resume)
+        with recorded_warnings() as given:
+            result = replace(self, settings=settings)._stored_steps(snapshots, what, resume)
+        if given:
+            result.provenance["warnings"] = given
         paths = [self._path(key, (name,)) for name in missing]
         for name, path in zip(missing, paths, strict=True):
             store(path, partial(save_calibration, select(result, name)))
@@ -270,7 +287,7 @@ class _Run:
 
     def key(self) -> dict[str, Any]:
         return {
-            "model": model_fingerprint(self.model),
+            "model": self.fingerprint,
             "data": self.blocks.fingerprint,
             "statistics": list(self.settings.statistics),
             "labels": self.settings.label_key,
@@ -324,10 +341,12 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
 
 @contextmanager
 def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> Iterator[None]:
-    """The model at the path's budget."""
+    """Cut the model to the budget that the Hessian is averaged at, within the block."""
     model = run.model
     decomposition = decompose(model, first, recipe, layers, run.context)
-    plan = make_plan(decomposition, recipe.for_probing(recipe.hessian_averaging.at_budget))
+    plan = make_plan(
+        decomposition, recipe.planning.for_probing(recipe.hessian_averaging.at_budget)
+    )
     with ExitStack() as stack:
         factors, ranks = decomposition.expand_groups(plan.ranks)
         for name, rank in ranks.items():
@@ -336,7 +355,7 @@ def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> It
 
 
 def _per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:
-    """The running result, once per sequence done, for a progress bar over sequences."""
+    """Yield the running result once per finished sequence, for a progress bar."""
     done = 0
     for result in steps:
         now = int(result.provenance["sequences_done"])

@@ -14,7 +14,6 @@ from spectrim.layers.quantized import QUANTIZERS
 from spectrim.pruning import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
-from spectrim.runtime.tracking import TRACKERS
 from spectrim.statistics import STATISTICS
 
 REGISTRIES: dict[str, Registry] = {
@@ -29,7 +28,6 @@ REGISTRIES: dict[str, Registry] = {
     "sources": SOURCES,
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
-    "trackers": TRACKERS,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import warn_of_dense
+from spectrim.models.source import ResidentModel
 from spectrim.pipeline.basis_groups import Groups, group_layers
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, make_plan
 from spectrim.planning.predicted import NEEDED
-from spectrim.planning.solver import Solver, decompose_problems, entry_names, layer_problem
+from spectrim.planning.solver import Solver, decompose_problems, entry_names, layer_problems
 from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import trim_memory
@@ -54,9 +56,7 @@ def decompose(
     groups = group_layers(model, calibration, names, recipe)
     trim_memory()  # what the passes of the calibration held
     own = _shard(model, groups)
-    problems = (
-        tuple(layer_problem(model, calibration, name) for name in group) for group in own
-    )
+    problems = layer_problems(ResidentModel(model), calibration, own)
     with distributed.raise_together():
         shown = context.progress(problems, "decomposing", len(own))
         result = decompose_problems(shown, solver, snapshots)
@@ -88,12 +88,16 @@ def provenance_of(calibration: Calibration) -> dict[str, Any]:
 
 def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
     """Return the predicted loss of the best plan at the budget that sharing is decided at."""
-    recipe = recipe.with_changes(
-        budget=recipe.sharing.budget, allocation="loss_optimal", allocation_options={}
+    settings = replace(
+        recipe.planning,
+        budget=recipe.sharing.budget,
+        allocation="loss_optimal",
+        allocation_options={},
     )
 
     def price(result: Decomposition) -> float:
-        return sum(layer.predicted_loss for layer in make_plan(result, recipe).layers.values())
+        plan = make_plan(result, settings)
+        return sum(layer.predicted_loss for layer in plan.layers.values())
 
     return price
 

@@ -1,4 +1,4 @@
-"""The factors of a model's embedding table, made beside those of its linear layers."""
+"""Factor a model's embedding table beside its linear layers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def compress_embeddings(
 
 
 def _check_still_tied(compressed: PreTrainedModel, place: TableLocation) -> None:
-    """The plan has left a tied output embedding alone."""
+    """Raise InputError where the plan has compressed a tied output embedding."""
     if place.head is None:
         return
     weight: Any = compressed.get_submodule(place.name).weight
@@ -99,7 +99,7 @@ def plan_table(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> PlannedTable | None:
-    """The table as the recipe's `embeddings` asks for it, None where it does not.
+    """Factor the table as the recipe's `embeddings` states; None without it.
 
     Raises ModelError for a table that is more than a lookup, InputError for a budget below
     rank 1 and for unusable data.
@@ -108,7 +108,9 @@ def plan_table(
     if given is None:
         return None
     place = find_table(model)
-    rank = table_rank(place.shape, given.budget, multiple_for(recipe, [place.shape]))
+    rank = table_rank(
+        place.shape, given.budget, multiple_for(recipe.rank_multiple, [place.shape])
+    )
     required = TABLE_METHODS.get(given.method).TABLE_REQUIRES
     wanted = frozenset(required) - (frozenset() if place.head else {"head"})
     statistics = None
@@ -122,7 +124,7 @@ def plan_table(
 def solve_table(
     model: Any, place: TableLocation, given: EmbeddingRecipe, statistics: TableStatistics | None
 ) -> FactoredTable:
-    """The table's factors at every rank in the metric of the recipe's method."""
+    """Factor the table at every rank in the metric of the recipe's method."""
     weight = model.get_submodule(place.name).weight.detach().double().cpu()
     problem = TableProblem(weight, place.head is not None, statistics)
     options = TABLE_METHODS.options(given.method, given.options)
@@ -136,7 +138,7 @@ def _gathered(
     wanted: frozenset[str],
     context: RunContext,
 ) -> TableSums:
-    """One pass over the recipe's tokens, kept in the workspace."""
+    """One pass over the recipe's tokens, kept in the cache."""
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
     targets = find_targets(model, recipe.include, recipe.exclude)

@@ -1,9 +1,8 @@
-"""From a compressed model to one that knows a text or a task, at the same ranks and bytes."""
+"""Fine-tune a compressed model on a text or a task, at the same ranks and bytes."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -12,67 +11,14 @@ from spectrim.adapters.lora import AdapterOptions, train_adapters
 from spectrim.adapters.qlora import is_quantized, train_qlora
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.data import TokenBlocks
-from spectrim.errors import InputError, ModelError
+from spectrim.errors import ModelError
 from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.finetune_settings import QUANTIZED_BASES, FinetuneSettings
 from spectrim.pipeline.quantize_factors import quantize_all, update_config_ranks
-from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, TaskRecipe
+from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, TaskRecipe
 from spectrim.pipeline.refine import record
-from spectrim.refinement import REFINEMENTS, RunContext
-
-QUANTIZED_BASES = {
-    "int4": QuantizationRecipe(4, "rtn", 32),
-    "nf4": QuantizationRecipe(4, "nf4", 64),
-}
-"""By kernels through which gradients pass to the input; torchao's int4 has no such."""
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """What to learn: `data` is text (every token counts) or `task` examples (the answers' do).
-
-    lora: rank of PEFT adapters; None trains the factors themselves and all else in the blocks.
-    quantize_base "int4" or "nf4": quantise all layers first, and leave adapters beside them.
-    learning_rate None: 5e-4 for factors, 2e-3 for adapters. steps None: `epochs` over the rows.
-    length None: of text as in a calibration, of a task the model's context.
-    """
-
-    data: str | None = None
-    task: str | None = None
-    field: str | None = None
-    sequences: int | None = None
-    length: int | None = None
-    lora: int | None = None
-    quantize_base: str | None = None
-    epochs: int = 3
-    steps: int | None = None
-    batch_size: int = 32
-    learning_rate: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.data is None) == (self.task is None):
-            raise InputError("give one of data (text) and task (examples with answers)")
-        if self.quantize_base not in (None, *QUANTIZED_BASES):
-            raise InputError(
-                f"a base is quantised to {' or '.join(QUANTIZED_BASES)}, not to "
-                f"'{self.quantize_base}'"
-            )
-        if self.quantize_base is not None and self.lora is None:
-            raise InputError(
-                "quantised factors are not trained; give adapters a rank: --lora 8"
-            )
-
-    @property
-    def training(self) -> dict[str, Any]:
-        given = {
-            "epochs": self.epochs,
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
-        rate = self.learning_rate
-        return given if rate is None else given | {"learning_rate": rate}
-
+from spectrim.refinement import REFINEMENTS, TrainingInputs
+from spectrim.runtime.context import RunContext
 
 _TEXT_SEQUENCES = 2000
 
@@ -81,12 +27,12 @@ def finetune(
     model: PreTrainedModel,
     tokenizer: Any,
     settings: FinetuneSettings,
-    progress: RunContext | None = None,
+    context: RunContext | None = None,
 ) -> PreTrainedModel:
-    """`model` (compressed, float32) trained in place; it keeps its ranks, and says in its
-    config what it was trained on.
+    """Train `model` (compressed, float32) in place and return it.
 
-    An interrupted run continues from the workspace. Raises InputError for data that cannot be
+    It keeps its ranks, and its config records what it was trained on. An interrupted run
+    resumes from the cache. Raises InputError for data that cannot be
     read, ModelError for a model that is not compressed, NumericalError for a step whose loss
     is not finite.
     """
@@ -105,23 +51,24 @@ def finetune(
             "the factors are quantised; train adapters beside them (--lora 8), or train before "
             "they are (--quantize)"
         )
-    progress = progress or RunContext()
+    context = context or RunContext()
     blocks = _blocks(model, tokenizer, settings)
+    inputs = TrainingInputs(model, model, blocks)
     options: Any
     if settings.lora is None:
         name, module = "finetune", REFINEMENTS.get("finetune")
         options = REFINEMENTS.options(name, settings.training)
-        module.refine(model, model, blocks, options, progress)
+        losses = module.refine(inputs, options, context)
     else:
         options = AdapterOptions(rank=settings.lora, **settings.training)
         if is_quantized(model):
-            name = "adapters beside"
-            train_qlora(model, blocks, options, progress)
+            name = "qlora"
+            losses = train_qlora(model, blocks, options, context)
             update_config_ranks(model)
         else:
-            name = "adapters"
-            train_adapters(model, blocks, options, progress)
-    record(model, name, options, blocks, progress)
+            name = "lora"
+            losses = train_adapters(model, blocks, options, context)
+    record(inputs, name, options, losses)
     return model
 
 

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
-from spectrim.evaluation import evaluate_model
-from spectrim.evaluation._hidden import hidden_states
+from spectrim.evaluation import evaluate_model, hidden_states
 from spectrim.layers import CompactLinear, layer_class
 from spectrim.linalg import spectrum as spectra
 from spectrim.models.experts import fused_expert_names, split_experts

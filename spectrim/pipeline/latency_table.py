@@ -1,4 +1,4 @@
-"""Times of a plan's layers on this machine, measured once and kept in the workspace."""
+"""Times of a plan's layers on this machine, measured once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
+from spectrim.allocation import LatencyTable, LayerTimes
 from spectrim.evaluation.speed.layer_times import TimingSpec, layer_times
 from spectrim.evaluation.speed.random_models import is_timed
-from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.recipe import LatencyRecipe, Recipe
 from spectrim.planning import Decomposition, Plan
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache, load_if_valid

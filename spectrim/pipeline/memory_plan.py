@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from spectrim.allocation._knapsack import MOST_BINS
+from spectrim.allocation import MOST_BINS
 from spectrim.calibration.covariance_format import projected_formats, state_bytes
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.decompositions import DECOMPOSITIONS
@@ -25,6 +25,11 @@ from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.calibrate import MOST_TOKENS_PER_BATCH, default_length
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.streaming import StreamSizes
+from spectrim.planning.probe_tokens import (
+    MOST_JOINT_TOKENS,
+    MOST_LAYER_TOKENS,
+    most_probabilities,
+)
 from spectrim.runtime.memory import resident_bytes
 from spectrim.statistics import FULL, STATISTICS, CovarianceFormat
 
@@ -87,7 +92,7 @@ class MemoryPlan:
 
 
 def plan_memory(opened: OffloadedCheckpoint, recipe: Recipe, limit: int) -> MemoryPlan:
-    """The fastest way that fits. Raises InputError when none does, with what is needed."""
+    """Choose the fastest way that fits. Raises InputError, with the bytes needed, if none."""
     needs = MemoryEstimate.of(opened, recipe)
     whole = needs.whole()
     length = needs.length
@@ -203,8 +208,10 @@ class MemoryEstimate:
     def _measuring(self) -> int:
         """Probabilities and logits of the tokens that curves are measured on."""
         wanted = self.recipe.probe
-        tokens = max(wanted.per_layer * wanted.tokens, wanted.joint * wanted.joint_tokens)
-        tokens = min(tokens, self.recipe.calibration.sequences * self.length)
+        held = most_probabilities(self.opened.streamed.total_bytes, self._vocabulary)
+        layers = wanted.per_layer * (wanted.tokens or MOST_LAYER_TOKENS)
+        joint = wanted.joint * (wanted.joint_tokens or min(held, MOST_JOINT_TOKENS))
+        tokens = min(max(layers, joint), self.recipe.calibration.sequences * self.length)
         return tokens * _FLOAT * (6 * self._vocabulary + 8 * self._width * len(self._blocks))
 
     def whole_row(self) -> int:
@@ -260,8 +267,7 @@ class MemoryEstimate:
         return loaded + most + self._test_matrices
 
     def _loaded(self, name: str) -> int:
-        """A part's tensors in float32, and while they are read as they are on disk, and split
-        where experts are."""
+        """Return the bytes of a part in float32 and, while it is read, as on disk and split."""
         split = bool(split_expert_names(self.opened.streamed.model.get_submodule(name)))
         return self.opened.streamed.bytes(name) * (3 if split else 2)
 
@@ -287,7 +293,7 @@ class MemoryEstimate:
         return matrices + _DOUBLE * numbers
 
     def _side(self, statistic: str, layer: str, width: int) -> int:
-        """A covariance with its root: of parts where the method takes it by its parts."""
+        """Return the bytes of a covariance and its root, by parts if the method takes parts."""
         form = self.forms.get((statistic, layer), FULL)
         if form == FULL or not hasattr(DECOMPOSITIONS.get(self.recipe.method), "metric"):
             return _DOUBLE * 4 * width**2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -14,13 +14,26 @@ from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, Plan, make_plan
-from spectrim.planning.measured import probe_jointly, probe_layers
+from spectrim.planning.block_probe import BlockProbe
+from spectrim.planning.measured import (
+    JOINT_BUDGETS,
+    measured_modules,
+    probe_jointly,
+    probe_layers,
+)
 from spectrim.planning.probe import Probe
+from spectrim.planning.probe_tokens import (
+    PassCosts,
+    ProbeTokens,
+    first_tokens,
+    held_probabilities,
+)
 from spectrim.planning.quantization_error import with_rounding
 from spectrim.planning.snapshots import ResumableProbe
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.snapshots import Snapshots
+from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import Calibration
 
 
@@ -31,7 +44,7 @@ def probe_curves(
     recipe: Recipe | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """The decomposition with curves corrected by forward passes, as the recipe asks."""
+    """Return the decomposition with curves corrected by the recipe's forward passes."""
     recipe = recipe or Recipe()
     given = context or RunContext()
     return _Probing(model, tokenizer, recipe, Snapshots(None), given).corrected(decomposition)
@@ -50,18 +63,36 @@ class _Probing:
         if decomposition.units == "own" or not (wanted.per_layer or wanted.joint):
             return decomposition
         blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
+        tokens = self._tokens(decomposition, blocks)
         if wanted.per_layer:
-            probe = self._probe(blocks, wanted.tokens, "per_layer")
+            kind = Probe if tokens.through == "model" else BlockProbe
+            probe = self._probe(kind, blocks, tokens.layers, "per_layer")
             show = self.context.progress
             track = lambda names: show(names, "measuring curves", len(names))  # noqa: E731
-            decomposition = probe_layers(decomposition, probe, self.recipe, track)
+            decomposition = probe_layers(decomposition, probe, self.recipe.planning, track)
         if wanted.joint:
-            probe = self._probe(blocks, wanted.joint_tokens, "joint")
-            decomposition = probe_jointly(decomposition, probe, self.recipe)
+            probe = self._probe(Probe, blocks, tokens.joint, "joint")
+            decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
         return decomposition
 
-    def _probe(self, blocks: TokenBlocks, tokens: int, stage: str) -> ResumableProbe:
-        return ResumableProbe(Probe(self.model, blocks, tokens), self.snapshots, stage)
+    def _probe(
+        self, kind: type[Probe | BlockProbe], blocks: TokenBlocks, tokens: int, stage: str
+    ) -> ResumableProbe:
+        probe = kind(self.model, first_tokens(blocks, tokens), tokens)
+        return ResumableProbe(probe, self.snapshots, stage)
+
+    def _tokens(self, decomposition: Decomposition, blocks: TokenBlocks) -> ProbeTokens:
+        """What the recipe gives, else what its share of the calibration's cost pays for."""
+        wanted, planning = self.recipe.probe, self.recipe.planning
+        tokens = ProbeTokens.within(
+            2 * wanted.cost_fraction * blocks.tokens,
+            PassCosts.of(self.model),
+            measured_modules(decomposition, planning) if wanted.per_layer else {},
+            len(JOINT_BUDGETS) if wanted.joint else 0,
+            "model" if wanted.tokens and wanted.through == "auto" else wanted.through,
+        ).at_most(held_probabilities(self.model))
+        layers, joint = wanted.tokens or tokens.layers, wanted.joint_tokens or tokens.joint
+        return replace(tokens, layers=layers, joint=joint)
 
 
 def factorize(
@@ -70,7 +101,7 @@ def factorize(
     recipe: Recipe | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """calibrate, decompose and measure in one, kept in the cache as one entry.
+    """Calibrate, decompose and probe, with the result in the cache as one entry.
 
     An interrupted run resumes from its last snapshot.
     """
@@ -88,9 +119,15 @@ def factorize(
     snapshots = Snapshots(path)
     if (earlier := load_if_valid(path, Decomposition.load)) is not None:
         snapshots.finish()  # of a run that was killed when only this was left to do
+        known = calibration.provenance.get("warnings", [])
+        repeat_warnings(w for w in earlier.provenance.get("warnings", []) if w not in known)
         return price_rounding(calibration, earlier, recipe, context)
-    result = decompose(model, calibration, recipe, snapshots, context)
-    result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
+    with recorded_warnings() as given:
+        result = decompose(model, calibration, recipe, snapshots, context)
+        result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
+    if given:
+        earlier_ones = calibration.provenance.get("warnings", [])
+        result.provenance["warnings"] = [*earlier_ones, *given]
     store(path, result.save)
     snapshots.finish()
     return price_rounding(calibration, result, recipe, context)
@@ -102,12 +139,12 @@ def price_rounding(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """The decomposition, which for a recipe of fewer bits knows what rounding adds."""
+    """Return the decomposition; for quantized factors with the loss that rounding adds."""
     total, progress = len(decomposition.shapes), (context or RunContext()).progress
     return with_rounding(
         calibration,
         decomposition,
-        recipe,
+        recipe.planning,
         lambda names: progress(names, "rounding", total),
     )
 
@@ -117,10 +154,10 @@ def plan(
     recipe: Recipe | None = None,
     times: LatencyTable | None = None,
 ) -> Plan:
-    """The recipe's allocation at the recipe's budget; times: `latency_table`'s, measured now
+    """Return the recipe's allocation at its budget; times: `latency_table`'s, measured now
     where the recipe's budget is one of time and none are given. Raises InputError when it
     misfits."""
     recipe = recipe or Recipe()
     if recipe.latency is not None and times is None:
         times = latency_table(decomposition, recipe)
-    return make_plan(decomposition, recipe, times)
+    return make_plan(decomposition, recipe.planning, times)

@@ -26,6 +26,7 @@ from spectrim.models.experts import split_expert_names
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_bias, set_weight
 from spectrim.models.replace import replace_layer
+from spectrim.models.source import ResidentModel
 from spectrim.models.targets import Target
 from spectrim.pipeline.calibrate import calibrate, prepare
 from spectrim.pipeline.decompose import decompose, make_solver, versions
@@ -33,7 +34,7 @@ from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import shared_copy, untie_head, without_layers
 from spectrim.pipeline.tasks import load_task_rows, sample_rows
 from spectrim.planning import LayerPlan, Plan
-from spectrim.planning.solver import decompose_problems, layer_problem
+from spectrim.planning.solver import decompose_problems, layer_problems
 from spectrim.pruning import (
     LayerCost,
     Objective,
@@ -44,7 +45,7 @@ from spectrim.pruning import (
     run_pruning,
     thin_svd,
 )
-from spectrim.refinement import RunContext
+from spectrim.runtime.context import RunContext
 from spectrim.runtime.snapshots import Snapshots
 
 
@@ -65,27 +66,27 @@ def prune_for_task(
     model: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    progress: RunContext | None = None,
+    context: RunContext | None = None,
 ) -> PrunedModel:
     """Select bases of `model` (float32) for the recipe's task.
 
     Examples that Python gives become a task by `spectrim.data.tasks.write_task`. An interrupted
-    run continues from the workspace. The original is not changed, but for fused experts, which
+    run continues from the cache. The original is not changed, but for fused experts, which
     are split. Raises InputError for a task that cannot be read and a budget that cannot be met,
     NumericalError for a loss that is not finite.
     """
     _check(recipe)
     assert recipe.pruning is not None
     assert recipe.task is not None
-    progress = progress or RunContext()
+    context = context or RunContext()
     rows = load_task_rows(model, tokenizer, recipe.task)
-    spectral, layers = spectral_copy(model, tokenizer, recipe, progress)
+    spectral, layers = spectral_copy(model, tokenizer, recipe, context)
     objectives = _objectives(rows, recipe.pruning)
     costs = layer_costs(layers, recipe)
     problem = Problem(spectral, layers, *objectives, costs, recipe.budget)
     key = _key(model, recipe, rows.fingerprint, list(layers))
-    state = run_pruning(problem, recipe.pruning, progress, key)
-    _snapshots(model, recipe, progress).finish()
+    state = run_pruning(problem, recipe.pruning, key, context)
+    _snapshots(model, recipe, context).finish()
     ranks = _merge(model, problem, recipe)
     plan = _plan(problem, recipe, ranks, rows.fingerprint)
     _mark(model, spectral, plan)
@@ -93,16 +94,9 @@ def prune_for_task(
 
 
 def _check(recipe: Recipe) -> None:
-    """Raises InputError for a recipe that cannot select bases."""
+    """Raise InputError for a recipe that cannot select bases."""
     if recipe.pruning is None or recipe.task is None:
         raise InputError("a task to prune for is missing: give --task FILE.jsonl")
-    if not layer_class(recipe.layer).LOSSLESS:
-        raise InputError(
-            f"layers of kind '{recipe.layer}' do not store the selected bases as they are; "
-            "choose pivoted or lowrank"
-        )
-    if recipe.sharing.rule != "none":
-        raise InputError("bases are selected layer by layer; leave out sharing")
 
 
 def _bases(
@@ -118,7 +112,8 @@ def _bases(
         calibration = calibrate(model, tokenizer, recipe, progress)
         factors = decompose(model, calibration, recipe, snapshots, progress).factors
     else:
-        problems = ((layer_problem(model, None, target.name),) for target in targets)
+        names = [(target.name,) for target in targets]
+        problems = layer_problems(ResidentModel(model), None, names)
         shown = progress.progress(problems, "decomposing", len(targets))
         factors = decompose_problems(shown, make_solver(recipe, (), {}), snapshots).factors
     if any(found.bias_shift is not None for found in factors.values()):
@@ -141,22 +136,22 @@ def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> 
 
 
 def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objective]:
-    """What trains the layers, what scores them."""
+    """Return what trains the layers, and what scores them."""
     size = options.batch_size
     scoring = sample_rows(rows, options.scoring_examples, options.seed)
     return Objective(rows, size), Objective(scoring, size)
 
 
 def spectral_copy(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, progress: RunContext | None = None
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext | None = None
 ) -> tuple[PreTrainedModel, dict[str, SpectralLinear]]:
-    """A copy of `model` whose targets are spectral layers on the recipe's bases, by name.
+    """Return a copy of `model` with spectral layers on the recipe's bases, and these by name.
 
     Tensors that do not change are shared with the original. Raises InputError for a method
     whose terms cannot be dropped one by one.
     """
     targets = prepare(model, recipe).targets
-    factors = _bases(model, tokenizer, recipe, targets, progress or RunContext())
+    factors = _bases(model, tokenizer, recipe, targets, context or RunContext())
     spectral = shared_copy(model)
     spectral.eval()
     untie_head(spectral, factors)
@@ -170,7 +165,7 @@ def spectral_copy(
 
 
 def layer_costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
-    """What the layers' bases cost in the recipe's kind of layer, which selects bases."""
+    """Return what the layers' bases cost in the recipe's kind of layer."""
     assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     return {
@@ -205,7 +200,7 @@ def _key(
 
 @torch.no_grad()
 def _merge(model: PreTrainedModel, problem: Problem, recipe: Recipe) -> dict[str, int | None]:
-    """Stored layers in place of the spectral ones; the rank of each, None where it is dense."""
+    """Replace the spectral layers by stored ones; return ranks, None for dense ones."""
     assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     ranks: dict[str, int | None] = {}

@@ -19,18 +19,18 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint import SpectrimConfig, attach_config
 from spectrim.checkpoint.config_entries import compensated_entry
-from spectrim.decompositions import DECOMPOSITIONS
-from spectrim.errors import InputError
 from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear, CompressedLinear
 from spectrim.models.experts import split_expert_names
 from spectrim.models.replace import replace_layer
+from spectrim.models.source import ResidentModel
+from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibrate, prepare
 from spectrim.pipeline.decompose import layers_with_signal, make_solver, versions
 from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.planning import Decomposition
-from spectrim.planning.correction_ranks import CORRECTION_ALLOCATIONS, correction_ranks
-from spectrim.planning.solver import Problems, decompose_problems, layer_problem
+from spectrim.planning.correction_ranks import correction_ranks, uniform_cost
+from spectrim.planning.solver import Problems, decompose_problems, layer_problems
 from spectrim.runtime.context import RunContext
 
 
@@ -67,25 +67,16 @@ def quantize(
 
 
 def with_correction(recipe: Recipe) -> Recipe:
-    """With the default compensation where it has none, and statistics of the original only.
+    """Return the recipe with a correction, and statistics of the original only.
 
-    Raises InputError for a method that is no metric, or another allocation.
+    Raises InputError for what a correction cannot be combined with.
     """
-    if not hasattr(DECOMPOSITIONS.get(recipe.method), "metric"):
-        metric = [n for n in DECOMPOSITIONS.names() if hasattr(DECOMPOSITIONS.get(n), "metric")]
-        raise InputError(
-            f"method '{recipe.method}' is not a pair of metrics, so it has no optimum for the "
-            f"residual of a compressed weight; choose one of {', '.join(metric)}"
-        )
-    if recipe.allocation not in CORRECTION_ALLOCATIONS:
-        raise InputError(
-            f"allocation '{recipe.allocation}' does not allocate paths; "
-            f"choose one of {', '.join(CORRECTION_ALLOCATIONS)}"
-        )
-    return recipe.with_changes(
+    recipe = recipe.with_changes(
         correction=recipe.correction or CorrectionRecipe(),
         hessian_averaging=replace(recipe.hessian_averaging, weight=0.0),
     )
+    compatibility.check(recipe, compatibility.QUANTIZE)
+    return recipe
 
 
 def dtype_of(model: PreTrainedModel, recipe: Recipe) -> torch.dtype:
@@ -112,10 +103,10 @@ def compute_residual(
     bases: dict[str, CompressedLinear] = {}
 
     def residuals() -> Iterator[Problems]:
-        for name in names:
-            problem = layer_problem(model, calibration, name)
+        groups = [(name,) for name in names]
+        for (problem,) in layer_problems(ResidentModel(model), calibration, groups):
             stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
-            base = bases[name] = compress(stored, options)
+            base = bases[problem.name] = compress(stored, options)
             weight = problem.weight.double() - base.dense()[0]
             yield (replace(problem, weight=weight, bias=None),)
 
@@ -130,10 +121,14 @@ def compute_residual(
 def choose_correction_ranks(
     residual: Residual, recipe: Recipe, itemsize: int
 ) -> dict[str, int]:
-    """By layer, the rank of its path, for numbers of `itemsize` bytes."""
+    """Return the rank of each layer's correction, for numbers of `itemsize` bytes."""
     if residual.decomposition is None:
         return dict.fromkeys(residual.bases, 0)
-    return correction_ranks(residual.decomposition, recipe, itemsize)
+    given = _given(recipe)
+    budget = uniform_cost(residual.shapes, given.rank)
+    if given.bytes is not None:
+        budget = given.bytes // itemsize
+    return correction_ranks(residual.decomposition, recipe.planning, budget)
 
 
 def add_corrections(

@@ -64,6 +64,11 @@ VALUES = {
     ("refinement.options.lr_scaling", "divergence"): "kl",
 }
 """Values of recipe fields."""
+PRESETS = {
+    "bsi_published": "'bsi'; for its formula with signs add --set pruning.gradient_term=signed",
+    "obd": "'obd_llm' as published, or 'default'",
+}
+"""Recipes by earlier names."""
 WORDS = {
     "compensate": "quantize",
     "--base": "--quantizer",

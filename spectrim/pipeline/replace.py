@@ -8,12 +8,17 @@ from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim.checkpoint import SpectrimConfig, attach_config
+from spectrim.checkpoint import (
+    SpectrimConfig,
+    attach_config,
+    check_weights,
+    overflow_remedy,
+)
 from spectrim.errors import CheckpointError
-from spectrim.layers import LAYERS, layer_class
+from spectrim.layers import LAYERS, FactoredLinear, layer_class
 from spectrim.models.copying import deep_copy
 from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_shape, is_linear
@@ -31,8 +36,9 @@ def replace_layers(
     plan: Plan,
     dtype: torch.dtype | None = None,
 ) -> M:
-    """A compressed copy of `model`; tensors that do not change are shared with it. A model of
-    transformers says in its config what it has become.
+    """Return a compressed copy of `model`; tensors that do not change are shared with it.
+
+    The config of a transformers model describes the compressed layers.
 
     dtype: of the whole result; None keeps the model's. Raises CheckpointError when plan,
     decomposition and model do not belong together.
@@ -40,13 +46,12 @@ def replace_layers(
     _check_fits(model, decomposition, plan)
     result: Any = shared_copy(model)
     untied = isinstance(result, PreTrainedModel) and untie_head(result, _entries(plan))
-    kind, options = layer_class(plan.layer), LAYERS.options(plan.layer, plan.layer_options)
     for name, rank in plan.ranks.items():
         if plan.layers[name].members:
             _share(result, decomposition, {name: rank})
             continue
-        factors, bias = decomposition.factors[name], get_bias(result.get_submodule(name))
-        replace_layer(result, name, kind.from_full(factors, rank, bias, options))
+        bias = get_bias(result.get_submodule(name))
+        replace_layer(result, name, factored_layer(decomposition, plan, name, bias))
     if not isinstance(result, PreTrainedModel):
         return result if dtype is None else result.to(dtype)
     if dtype is not None:
@@ -59,8 +64,17 @@ def replace_layers(
     return result
 
 
+def factored_layer(
+    decomposition: Decomposition, plan: Plan, name: str, bias: Tensor | None
+) -> FactoredLinear:
+    """Return the layer `name` at its rank in the plan's kind; bias: of the dense layer."""
+    options = LAYERS.options(plan.layer, plan.layer_options)
+    factors = decomposition.factors[name]
+    return layer_class(plan.layer).from_full(factors, plan.ranks[name], bias, options)
+
+
 def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimConfig:
-    """What the checkpoint of a model compressed by `plan` says of itself."""
+    """Return the checkpoint config of a model compressed by `plan`."""
     return SpectrimConfig(
         layers=_entries(plan),
         split_experts=split_experts,
@@ -70,7 +84,7 @@ def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimCo
 
 
 def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:
-    """Layers on one basis in place of each group's members."""
+    """Put layers on one basis in place of each group's members."""
     factors, by_module = decomposition.expand_groups(ranks)
     parts = {name: factors[name].truncated(rank) for name, rank in by_module.items()}
     biases = {
@@ -92,7 +106,7 @@ def _entries(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
-    """Raises CheckpointError unless `model`, its experts split, has the plan's layers."""
+    """Raise CheckpointError unless `model`, its experts split, has the plan's layers."""
     modules = dict(model.named_modules())
     for name, layer in plan.layers.items():
         for module, rows in (layer.members or {name: layer.shape[0]}).items():
@@ -123,20 +137,20 @@ def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> N
 
 def _foreign(name: str) -> CheckpointError:
     return CheckpointError(
-        f"the plan names layer '{name}', which this model or decomposition has not; "
+        f"the plan contains layer '{name}', which is not in this model or decomposition; "
         "make the plan from the same model with `spectrim plan`"
     )
 
 
 def shared_copy(model: M) -> M:
-    """A copy of the module tree around the same tensors."""
+    """Copy the module tree around the same tensors."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     return deep_copy(model, memo)
 
 
 def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
-    """Give a tied output embedding that is to be compressed a weight of its own."""
+    """Give a tied output embedding that will be compressed a weight of its own."""
     head = model.get_output_embeddings()
     if head is None or not getattr(model.config, "tie_word_embeddings", False):
         return False
@@ -148,8 +162,11 @@ def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
 
 
 def cast_for_saving(model: P, dtype: torch.dtype) -> P:
-    """`model`, or unless it is in `dtype` a copy with the tensors that a checkpoint holds in
-    it. Others, like the rotary frequencies, stay: a loader computes them in float32."""
+    """Return `model` if it is in `dtype`, else a copy with its stored tensors in `dtype`.
+
+    Tensors that no checkpoint holds, like the rotary frequencies, stay: a loader computes
+    them in float32. Raise ModelError for a tensor whose values do not fit into `dtype`.
+    """
     if next(model.parameters()).dtype == dtype:
         return model
     copied = deep_copy(model, {})
@@ -158,6 +175,7 @@ def cast_for_saving(model: P, dtype: torch.dtype) -> P:
         if name in stored and tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
     copied.config.dtype = dtype
+    check_weights(copied, overflow_remedy(dtype))
     return copied
 
 

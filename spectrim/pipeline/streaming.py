@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +27,12 @@ from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.errors import DamagedFileError, InputError
-from spectrim.layers import LAYERS, layer_class
 from spectrim.models.experts import split_expert_names
-from spectrim.models.linear import get_bias, is_linear
+from spectrim.models.fingerprint import architecture_fingerprint, files_fingerprint
+from spectrim.models.linear import get_bias
 from spectrim.models.offload import Activations
-from spectrim.models.offload.tensors import files_fingerprint
 from spectrim.models.targets import find_targets
+from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibration_blocks, wide_format
 from spectrim.pipeline.decompose import (
     layers_with_signal,
@@ -41,16 +41,15 @@ from spectrim.pipeline.decompose import (
     warn_of_few_tokens,
 )
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.replace import check_plan, config_for
+from spectrim.pipeline.replace import check_plan, config_for, factored_layer
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.lazy_decomposition import save_layer, stored_decomposition
-from spectrim.planning.solver import layer_problem
-from spectrim.refinement import RunContext
+from spectrim.planning.solver import layer_problems
 from spectrim.runtime.cache import Cache, load_if_valid_locally
-from spectrim.runtime.context import ProgressBar, silent
+from spectrim.runtime.context import ProgressBar, RunContext, silent
 from spectrim.runtime.files import lock_file, read_mapping, read_tensors, write_text
 from spectrim.runtime.memory import trim_memory
-from spectrim.statistics import Calibration, LayerProblem, load_calibration
+from spectrim.statistics import load_calibration
 
 
 @dataclass(frozen=True)
@@ -64,26 +63,13 @@ class StreamSizes:
 
 
 def check_streamable(recipe: Recipe) -> None:
-    """Raises InputError for a recipe with a step that takes the whole model."""
-    whole = {
-        "refinement": recipe.refinement,
-        "pruning": recipe.pruning,
-        "correction": recipe.correction,
-        "quantization": recipe.quantization,
-        "latency": recipe.latency,
-        "embeddings": recipe.embeddings,
-        "sharing": recipe.sharing.rule != "none",
-    }
-    if asked := [name for name, value in whole.items() if value]:
-        raise InputError(
-            f"the recipe's '{asked[0]}' takes the whole model in memory, so it cannot be "
-            "streamed; leave it out, or run without --memory"
-        )
+    """Raise InputError for a recipe with a step that needs the whole model."""
+    compatibility.check(recipe, compatibility.STREAMING)
 
 
 def for_streaming(recipe: Recipe) -> Recipe:
-    """The recipe without what takes the whole model: measured curves, and an average along
-    the path to the compressed model. Raises InputError as `check_streamable`."""
+    """Return the recipe without steps that need the whole model: probed curves and an averaged
+    Hessian. Raises InputError as `check_streamable`."""
     check_streamable(recipe)
     return recipe.with_changes(
         probe=replace(recipe.probe, per_layer=False, joint=False),
@@ -95,9 +81,9 @@ def for_streaming(recipe: Recipe) -> Recipe:
 def decompose_streamed(
     opened: OffloadedCheckpoint, recipe: Recipe, sizes: StreamSizes, progress: RunContext
 ) -> Iterator[Decomposition]:
-    """What `factorize` gives, to rounding, its factors in files that are there in the context.
+    """Yield what `factorize` returns, to rounding, its factors in files.
 
-    Kept in the workspace for another budget, unless that keeps nothing. Raises InputError for
+    The cache keeps them for other budgets. Raises InputError for
     a recipe that cannot be streamed, and what `factorize` raises.
     """
     recipe = for_streaming(recipe)
@@ -115,7 +101,7 @@ def decompose_streamed(
         wide=wide_format(recipe, blocks, targets),
     )
     key = {
-        "files": files_fingerprint(opened.files),
+        "model": [architecture_fingerprint(model), files_fingerprint(opened.files)],
         "data": blocks.fingerprint,
         "statistics": list(settings.statistics),
         "labels": settings.label_key,
@@ -159,7 +145,7 @@ class _Run:
         return stored_decomposition([self._layer_file(name) for name in summary["layers"]])
 
     def _calibrated(self, key: dict[str, Any]) -> dict[str, Any]:
-        """Statistics of every block in files; layers with signal, and provenance."""
+        """Sum the statistics in files, by block; return layers with signal and provenance."""
         path = self.directory / "calibrated.json"
         summary = load_if_valid_locally(path, _read_summary)
         if summary is not None and self._can_resume(summary):
@@ -214,21 +200,11 @@ class _Run:
         parts = self.walk.part_names(number)
         calibration = self.walk.parts.union(parts, summary["provenance"])
         solver = make_solver(self.recipe, calibration.states, summary["provenance"])
-        for problem in self._problems(names, calibration):
-            save_layer(solver.solve((problem,)), self._layer_file(problem.name))
+        groups = [(name,) for name in names]
+        for problems in layer_problems(self.opened.streamed, calibration, groups):
+            save_layer(solver.solve(problems), self._layer_file(problems[0].name))
         for part in parts:
             self.walk.parts.drop(part)
-
-    def _problems(
-        self, names: Sequence[str], calibration: Calibration
-    ) -> Iterator[LayerProblem]:
-        """One after the other while the part of the model that holds it is in memory."""
-        streamed = self.opened.streamed
-        for part in dict.fromkeys(streamed.part_of(name) for name in names):
-            with streamed.resident(part):
-                for name in names:
-                    if streamed.part_of(name) == part:
-                        yield layer_problem(streamed.model, calibration, name)
 
     def _layer_file(self, name: str) -> Path:
         return self.directory / "factors" / f"{name}.safetensors"
@@ -273,7 +249,7 @@ def _directory(cache: Cache, key: dict[str, Any]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class CompressedParts:
-    """Called with a part of the model: its tensors as the compressed checkpoint has them."""
+    """Return the tensors of a part of the model in the compressed checkpoint when called."""
 
     opened: OffloadedCheckpoint
     decomposition: Decomposition
@@ -281,14 +257,14 @@ class CompressedParts:
     dtype: torch.dtype
 
     def config(self) -> SpectrimConfig:
-        """Raises CheckpointError when plan and model do not belong together."""
+        """Return the config. Raises CheckpointError for a plan of another model."""
         model = self.opened.streamed.model
         check_plan(model, self.plan)
         return config_for(self.plan, split_expert_names(model), self._untied)
 
     @property
     def _untied(self) -> bool:
-        """A tied head that is compressed gets a weight of its own."""
+        """Return whether a tied head is compressed and so gets a weight of its own."""
         model: Any = self.opened.streamed.model
         head = model.get_output_embeddings()
         tied = bool(getattr(model.config, "tie_word_embeddings", False))
@@ -317,11 +293,7 @@ class CompressedParts:
         return tensors
 
     def _factored(self, name: str, layer: torch.nn.Module) -> dict[str, Tensor]:
-        assert is_linear(layer)
-        kind = layer_class(self.plan.layer)
-        options = LAYERS.options(self.plan.layer, self.plan.layer_options)
-        factors = self.decomposition.factors[name]
-        made = kind.from_full(factors, self.plan.ranks[name], get_bias(layer), options)
+        made = factored_layer(self.decomposition, self.plan, name, get_bias(layer))
         made.to(dtype=self.opened.streamed.dtype).to(dtype=self.dtype)
         return {
             f"{name}.{key}": t.detach().contiguous() for key, t in made.state_dict().items()

@@ -1,8 +1,8 @@
-"""Ranks of low-rank paths beside compressed layers, under one budget of bytes.
+"""Ranks of low-rank corrections beside quantized layers, under one budget.
 
     min sum_l loss_l(r_l)   subject to   sum_l r_l (out_l + in_l) <= budget
 
-where loss_l(0) is what the compressor alone loses. Unlike a factored layer, rank 0 costs
+where loss_l(0) is what the quantizer alone loses. Unlike a factored layer, rank 0 costs
 nothing and is allowed.
 """
 
@@ -11,26 +11,23 @@ from __future__ import annotations
 import numpy as np
 
 from spectrim.allocation import KnapsackGroup, solve_knapsack
-from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.rank_multiples import multiple_for
+from spectrim.planning.settings import PlanningSettings
 
-CORRECTION_ALLOCATIONS = ("loss_optimal", "uniform")
 Shapes = dict[str, tuple[int, int]]
 
 
-def correction_ranks(residual: Decomposition, recipe: Recipe, itemsize: int) -> dict[str, int]:
-    """By layer, the rank of its path; `itemsize` bytes per number.
+def correction_ranks(
+    residual: Decomposition, settings: PlanningSettings, budget: int
+) -> dict[str, int]:
+    """Return the rank of each layer's correction, for `budget` numbers in all of them.
 
-    The budget is the recipe's `bytes`, or what its rank for every layer takes. Ranks are
-    multiples of the recipe's, but for layers that have fewer.
+    Ranks are multiples of the settings', except for layers that have fewer.
     """
-    given, shapes = recipe.correction or CorrectionRecipe(), residual.shapes
-    budget = uniform_cost(shapes, given.rank)
-    if given.bytes is not None:
-        budget = given.bytes // itemsize
-    multiple = multiple_for(recipe, shapes.values())
-    if recipe.allocation == "uniform":
+    shapes = residual.shapes
+    multiple = multiple_for(settings.rank_multiple, shapes.values())
+    if settings.allocation == "uniform":
         return _uniform(shapes, budget, multiple)
     items = [_items(residual, name, multiple) for name in shapes]
     picked = solve_knapsack(items, budget)
@@ -38,7 +35,7 @@ def correction_ranks(residual: Decomposition, recipe: Recipe, itemsize: int) -> 
 
 
 def uniform_cost(shapes: Shapes, rank: int) -> int:
-    """Numbers in paths of one rank, or of the highest that a layer has."""
+    """Return the numbers in corrections of one rank, or of the highest that a layer has."""
     return sum(sum(shape) * min(rank, *shape) for shape in shapes.values())
 
 

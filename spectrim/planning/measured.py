@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrim.pipeline.recipe import Recipe
 from spectrim.planning.decomposition import Decomposition, JointCorrection
 from spectrim.planning.planner import make_plan
 from spectrim.planning.probe import DivergenceProbe
+from spectrim.planning.settings import PlanningSettings
 from spectrim.runtime import distributed
 
 LAYER_BUDGETS = (0.75, 0.35)
@@ -38,12 +38,12 @@ ProgressBar = Callable[[Sequence[str]], Iterable[str]]
 def probe_layers(
     decomposition: Decomposition,
     probe: DivergenceProbe,
-    recipe: Recipe,
+    settings: PlanningSettings,
     track: ProgressBar = iter,
 ) -> Decomposition:
     """The decomposition with each layer's curve rescaled by its own measurements, which
     several processes share among them."""
-    ranks = _probe_ranks(decomposition, recipe)
+    ranks = probe_ranks(decomposition, settings)
     own = {}
     with distributed.raise_together():
         for name in track(list(distributed.shard(decomposition.shapes))):
@@ -59,13 +59,13 @@ def probe_layers(
 
 
 def probe_jointly(
-    decomposition: Decomposition, probe: DivergenceProbe, recipe: Recipe
+    decomposition: Decomposition, probe: DivergenceProbe, settings: PlanningSettings
 ) -> Decomposition:
     """The decomposition with the map from summed to joint divergence."""
     own = []
     with distributed.raise_together():
         for budget in distributed.shard(JOINT_BUDGETS):
-            plan = make_plan(decomposition, recipe.for_probing(budget))
+            plan = make_plan(decomposition, settings.for_probing(budget))
             summed = sum(layer.predicted_loss for layer in plan.layers.values())
             if summed > 0 and plan.ranks:
                 measured = probe.divergence(*decomposition.expand_groups(plan.ranks))
@@ -86,8 +86,21 @@ def rescale(curve: Tensor, measured: dict[int, float]) -> Tensor:
     return torch.from_numpy(np.maximum.accumulate(values[::-1])[::-1].copy())
 
 
-def _probe_ranks(decomposition: Decomposition, recipe: Recipe) -> dict[str, list[int]]:
-    plans = [make_plan(decomposition, recipe.for_probing(b)) for b in LAYER_BUDGETS]
+def measured_modules(
+    decomposition: Decomposition, settings: PlanningSettings
+) -> dict[tuple[str, ...], int]:
+    """Return at how many ranks the modules that are cut together are measured."""
+    return {
+        tuple(decomposition.groups.get(name, (name,))): len(ranks)
+        for name, ranks in probe_ranks(decomposition, settings).items()
+    }
+
+
+def probe_ranks(
+    decomposition: Decomposition, settings: PlanningSettings
+) -> dict[str, list[int]]:
+    """Return the ranks at which each layer or group is measured, ascending."""
+    plans = [make_plan(decomposition, settings.for_probing(b)) for b in LAYER_BUDGETS]
     ranks: dict[str, list[int]] = {}
     for name, factors in decomposition.factors.items():
         stand_in = max(1, int(DENSE_STAND_IN * factors.max_rank))

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from spectrim.allocation import AllocationRequest, LatencyTable, LayerCurve
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
-from spectrim.pipeline.recipe import Recipe
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.layer_bytes import rounded_for, storage_of
 from spectrim.planning.plan import SHARED, LayerPlan, Plan
 from spectrim.planning.rank_multiples import multiple_for
 from spectrim.planning.ranks import choose_ranks
+from spectrim.planning.settings import PlanningSettings
 
 DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
 _BISECTIONS = 20
@@ -28,9 +28,11 @@ class SizeLossPoint:
     predicted_loss: float
 
 
-def curves_of(decomposition: Decomposition, recipe: Recipe) -> tuple[LayerCurve, ...]:
-    """With what rounding adds, where the recipe rounds and the decomposition knows it."""
-    known = rounded_for(recipe) == decomposition.rounded_for
+def curves_of(
+    decomposition: Decomposition, settings: PlanningSettings
+) -> tuple[LayerCurve, ...]:
+    """Return the layers' curves, with the quantization error where it is known."""
+    known = rounded_for(settings) == decomposition.rounded_for
     rounding = decomposition.rounding if known else {}
     added = {name: losses.numpy() for name, losses in rounding.items()}
     signed = {
@@ -51,18 +53,21 @@ def curves_of(decomposition: Decomposition, recipe: Recipe) -> tuple[LayerCurve,
 
 
 def make_plan(
-    decomposition: Decomposition, recipe: Recipe, times: LatencyTable | None = None
+    decomposition: Decomposition, settings: PlanningSettings, times: LatencyTable | None = None
 ) -> Plan:
-    """The recipe's allocation at its budget, one of time where `times` are given. Raises
-    InputError when that does not fit."""
+    """Return the plan of the settings' allocation at its budget.
+
+    times: measured times, for a budget of time. Raises InputError for a budget that no ranks
+    meet.
+    """
     request = AllocationRequest(
-        curves_of(decomposition, recipe),
-        recipe.budget,
-        recipe.layer,
-        multiple_for(recipe, decomposition.shapes.values()),
-        storage_of(recipe),
+        curves_of(decomposition, settings),
+        settings.budget,
+        settings.layer,
+        multiple_for(settings.rank_multiple, decomposition.shapes.values()),
+        storage_of(settings),
     )
-    ranks, facts = choose_ranks(request, recipe, times)
+    ranks, facts = choose_ranks(request, settings, times)
     layers = {
         curve.name: LayerPlan(
             curve.shape,
@@ -75,20 +80,20 @@ def make_plan(
     spent = sum(request.cost(curve, ranks[curve.name]) for curve in request.curves)
     return Plan(
         method=decomposition.method,
-        allocation=recipe.allocation,
-        layer=recipe.layer,
-        budget=recipe.budget,
+        allocation=settings.allocation,
+        layer=settings.layer,
+        budget=settings.budget,
         kept=spent / request.dense_cost,
-        predicted_loss=_total(decomposition, layers) if _priced(recipe) else None,
+        predicted_loss=_total(decomposition, layers) if _priced(settings) else None,
         layers=layers,
         provenance=dict(decomposition.provenance) | facts,
-        layer_options=dict(recipe.layer_options),
+        layer_options=dict(settings.layer_options),
     )
 
 
-def _priced(recipe: Recipe) -> bool:
+def _priced(settings: PlanningSettings) -> bool:
     """The curves, which are those of cut factors, are also the layer kind's."""
-    return layer_class(recipe.layer).LOSSLESS
+    return layer_class(settings.layer).LOSSLESS
 
 
 def _total(decomposition: Decomposition, layers: dict[str, LayerPlan]) -> float | None:
@@ -98,13 +103,15 @@ def _total(decomposition: Decomposition, layers: dict[str, LayerPlan]) -> float 
 
 
 def size_curve(
-    decomposition: Decomposition, recipe: Recipe, budgets: Sequence[float] = DEFAULT_BUDGETS
+    decomposition: Decomposition,
+    settings: PlanningSettings,
+    budgets: Sequence[float] = DEFAULT_BUDGETS,
 ) -> list[SizeLossPoint]:
     """Predicted loss for every budget that the layers can meet."""
     points = []
     for budget in budgets:
         try:
-            plan = make_plan(decomposition, recipe.with_changes(budget=budget, latency=None))
+            plan = make_plan(decomposition, settings.at_budget(budget))
         except InputError:
             continue
         if plan.predicted_loss is not None:
@@ -112,7 +119,9 @@ def size_curve(
     return points
 
 
-def plan_for_loss(decomposition: Decomposition, recipe: Recipe, target: float) -> Plan:
+def plan_for_loss(
+    decomposition: Decomposition, settings: PlanningSettings, target: float
+) -> Plan:
     """The smallest plan whose predicted loss increase is at most `target` nats per token.
 
     Raises InputError for a target that is not positive.
@@ -121,21 +130,21 @@ def plan_for_loss(decomposition: Decomposition, recipe: Recipe, target: float) -
         raise InputError(f"target loss {target} must be above 0 nats per token")
     if decomposition.units == "own":
         raise InputError("a target loss needs curves in nats: calibrate with gradients")
-    if not _priced(recipe):
+    if not _priced(settings):
         raise InputError(
-            f"layers of kind '{recipe.layer}' have no predicted loss to aim at; "
+            f"layers of kind '{settings.layer}' have no predicted loss to aim at; "
             "give a budget, or another kind"
         )
     low, high = 0.0, 1.0
-    best = make_plan(decomposition, recipe.with_changes(budget=1.0))
-    if recipe.quantization is not None and (best.predicted_loss or 0.0) > target:
+    best = make_plan(decomposition, settings.at_budget(1.0))
+    if settings.quantizer is not None and (best.predicted_loss or 0.0) > target:
         raise InputError(
             f"rounding alone is predicted to cost {best.predicted_loss:.4f} nats per token, "
             f"more than the target loss {target}; take more bits"
         )
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        plan = _plan_or_none(decomposition, recipe.with_changes(budget=middle))
+        plan = _plan_or_none(decomposition, settings.at_budget(middle))
         if plan is not None and (plan.predicted_loss or 0.0) <= target:
             best, high = plan, middle
         else:
@@ -145,8 +154,8 @@ def plan_for_loss(decomposition: Decomposition, recipe: Recipe, target: float) -
     return best
 
 
-def _plan_or_none(decomposition: Decomposition, recipe: Recipe) -> Plan | None:
+def _plan_or_none(decomposition: Decomposition, settings: PlanningSettings) -> Plan | None:
     try:
-        return make_plan(decomposition, recipe)
+        return make_plan(decomposition, settings)
     except InputError:
         return None

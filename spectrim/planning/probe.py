@@ -20,7 +20,8 @@ from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
 from spectrim.models.hooks import attach_hooks, override_forward
 from spectrim.models.linear import get_bias, get_weight, set_weight
-from spectrim.models.targets import decoder_blocks as decoder_blocks
+from spectrim.models.targets import decoder_blocks
+from spectrim.statistics import at_least_float32
 
 
 class DivergenceProbe(Protocol):
@@ -39,6 +40,7 @@ class Probe:
         self.model = model
         self.ids = blocks.ids[:rows].to(device)
         self.mask = None if blocks.mask is None else blocks.mask[:rows].to(device)
+        self.counted = counted_positions(blocks, rows).to(device)
         self.blocks = decoder_blocks(model)
         self.outputs: dict[str, Any] = {}
         self._replayable: dict[int, bool] = {0: True}
@@ -58,9 +60,7 @@ class Probe:
             stack.enter_context(self._replayed(first))
             changed = self._logits()
         cross = changed.logsumexp(-1) - torch.linalg.vecdot(self.probabilities, changed)
-        per_token = self.negative_entropy + cross
-        if self.mask is not None:
-            per_token = per_token[self.mask[:, :-1]]
+        per_token = (self.negative_entropy + cross)[self.counted]
         return float(per_token.double().mean())
 
     @contextmanager
@@ -96,7 +96,7 @@ class Probe:
     def _logits(self) -> Tensor:
         attention = None if self.mask is None else self.mask.long()
         output = self.model(input_ids=self.ids, attention_mask=attention, use_cache=False)
-        return output.logits[:, :-1].float()
+        return at_least_float32(output.logits[:, :-1])
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -105,6 +105,15 @@ class Probe:
 
         with attach_hooks(after=[(block, keep(name)) for name, block in self.blocks]):
             yield
+
+
+def counted_positions(blocks: TokenBlocks, rows: int) -> Tensor:
+    """Return (rows, T - 1) bool: the positions of the first rows whose next token counts."""
+    if blocks.scored is not None:
+        return blocks.scored[:rows, 1:]
+    if blocks.mask is None:
+        return torch.ones_like(blocks.ids[:rows, 1:], dtype=torch.bool)
+    return blocks.mask[:rows, :-1]
 
 
 @contextmanager

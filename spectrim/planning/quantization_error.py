@@ -10,6 +10,7 @@ to be uncorrelated with what was cut. Computed at a few ranks, linear in between
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.quantized import QUANTIZERS
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import SHARED, Decomposition
 from spectrim.planning.layer_bytes import rounded_for
 from spectrim.planning.rank_multiples import multiple_for
+from spectrim.planning.settings import FactorQuantizer, PlanningSettings
 from spectrim.statistics import Calibration, LayerProblem, LayerStatistics
 
 SHARES = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 15 / 16)
@@ -32,32 +33,32 @@ Rounded = Callable[[Tensor], Tensor]
 
 
 def with_rounding(
-    calibration: Calibration, decomposition: Decomposition, recipe: Recipe, track: Any = iter
+    calibration: Calibration,
+    decomposition: Decomposition,
+    settings: PlanningSettings,
+    track: Any = iter,
 ) -> Decomposition:
-    """The decomposition with `rounding` for the recipe's bits and layer kind, in place of what
-    it knew; unchanged where nothing is rounded or prices are not in nats.
+    """Return the decomposition with the predicted loss of quantizing each rank's factors.
 
-    A rank whose matrices the compressor does not take is passed over here. Raises InputError
-    where the compressor is missing.
+    Unchanged without a quantizer, and where losses are not in nats. Ranks whose matrices the
+    quantizer does not take are skipped. Raises InputError where the quantizer is missing.
     """
-    if recipe.quantization is None or decomposition.units == "own":
+    if settings.quantizer is None or decomposition.units == "own":
         return decomposition
-    multiple = multiple_for(recipe, decomposition.shapes.values())
+    multiple = multiple_for(settings.rank_multiple, decomposition.shapes.values())
     found = {}
     for name in track(list(decomposition.shapes)):
         parts = decomposition.expand_groups({name: 1})[0]
-        kind = SHARED if name in decomposition.groups else recipe.layer
+        kind = SHARED if name in decomposition.groups else settings.layer
         most = len(decomposition.curves[name]) - 1
         losses = {}
         for rank in (0, *_ranks(most, multiple)):
             tried = [
-                _loss(f, calibration.layer(n), rank, kind, recipe) for n, f in parts.items()
+                _loss(f, calibration.layer(n), rank, kind, settings) for n, f in parts.items()
             ]
             losses[rank] = None if None in tried else sum(filter(None, tried))
         found[name] = _between(losses, most)
-    decomposition.rounding = found
-    decomposition.rounded_for = rounded_for(recipe)
-    return decomposition
+    return replace(decomposition, rounding=found, rounded_for=rounded_for(settings))
 
 
 def _ranks(most: int, multiple: int) -> list[int]:
@@ -75,36 +76,40 @@ def _between(losses: dict[int, float | None], most: int) -> Tensor:
 
 
 def _loss(
-    factors: Factors, statistics: LayerStatistics, rank: int, kind: str, recipe: Recipe
+    factors: Factors,
+    statistics: LayerStatistics,
+    rank: int,
+    kind: str,
+    settings: PlanningSettings,
 ) -> float | None:
     """Of one layer at `rank`, 0 for the dense one; None for shapes that are refused."""
     try:
-        error = _error(factors, rank, kind, recipe)
+        error = _error(factors, rank, kind, settings)
     except ModelError:
         return None
     outputs, inputs = statistics["gradient_covariance"], statistics["input_covariance"]
     return float(0.5 * statistics.share * ((outputs @ error) * (error @ inputs)).sum())
 
 
-def _error(factors: Factors, rank: int, kind: str, recipe: Recipe) -> Tensor:
+def _error(factors: Factors, rank: int, kind: str, settings: PlanningSettings) -> Tensor:
     """Q(W_r) - W_r (out, in), float64."""
-    rounded = _rounder(recipe)
+    rounded = _rounder(settings)
     if rank == 0:
-        weight = _stored(factors.left @ factors.right, recipe)
+        weight = _stored(factors.left @ factors.right, settings)
         return rounded(weight) - weight
-    layer = _layer(factors, rank, kind, recipe)
+    layer = _layer(factors, rank, kind, settings)
     for child in _children(layer):
-        child.weight.data = _stored(child.weight.detach(), recipe)
+        child.weight.data = _stored(child.weight.detach(), settings)
     before = layer.dense()[0]
     for child in _children(layer):
         child.weight.data = rounded(child.weight.detach())
     return layer.dense()[0] - before
 
 
-def _layer(factors: Factors, rank: int, kind: str, recipe: Recipe) -> Any:
+def _layer(factors: Factors, rank: int, kind: str, settings: PlanningSettings) -> Any:
     if kind == SHARED:
         return layer_class("lowrank").from_full(factors, rank, None, None)
-    options = LAYERS.options(kind, recipe.layer_options)
+    options = LAYERS.options(kind, dict(settings.layer_options))
     return layer_class(kind).from_full(factors, rank, None, options)
 
 
@@ -113,19 +118,23 @@ def _children(layer: nn.Module) -> Sequence[Any]:
     return [child for child in children if child.weight.numel()]
 
 
-def _stored(weight: Tensor, recipe: Recipe) -> Tensor:
+def _stored(weight: Tensor, settings: PlanningSettings) -> Tensor:
     """In the numbers that are rounded, as float64."""
-    return weight.to(getattr(torch, recipe.save_dtype or "float32")).double()
+    return weight.to(getattr(torch, _quantizer(settings).dtype)).double()
 
 
-def _rounder(recipe: Recipe) -> Rounded:
-    given = recipe.quantization
-    assert given is not None
-    options = QUANTIZERS.options(given.backend, given.options)
-    dtype = getattr(torch, recipe.save_dtype or "float32")
+def _quantizer(settings: PlanningSettings) -> FactorQuantizer:
+    assert settings.quantizer is not None
+    return settings.quantizer
+
+
+def _rounder(settings: PlanningSettings) -> Rounded:
+    quantizer = _quantizer(settings)
+    options = QUANTIZERS.options(quantizer.name, dict(quantizer.options))
+    dtype = getattr(torch, quantizer.dtype)
 
     def rounded(weight: Tensor) -> Tensor:
         problem = LayerProblem("a layer", weight.to(dtype), None, None)
-        return QUANTIZERS.get(given.backend).compress(problem, options).dense()[0]
+        return QUANTIZERS.get(quantizer.name).compress(problem, options).dense()[0]
 
     return rounded

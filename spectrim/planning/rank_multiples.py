@@ -8,19 +8,19 @@ of their narrower side at most.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
-
-from spectrim.pipeline.recipe import Recipe
 
 MULTIPLES = {"cpu": 8, "cuda": 64}
 """By device kind; others count as a processor."""
 SHARE = 16
 
 
-def multiple_for(recipe: Recipe, shapes: Iterable[tuple[int, int]]) -> int:
-    if recipe.rank_multiple != "auto":
-        return recipe.rank_multiple
+def multiple_for(multiple: int | Literal["auto"], shapes: Iterable[tuple[int, int]]) -> int:
+    """Return `multiple`, or for "auto" what suits the device and the layers of `shapes`."""
+    if multiple != "auto":
+        return multiple
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     return auto_multiple(kind, shapes)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from spectrim.errors import CheckpointError, InputError
 from spectrim.linalg.truncated import Factors
+from spectrim.planning.block_probe import BlockProbe
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.probe import Probe
 from spectrim.runtime.files import read_mapping, write_text
@@ -53,7 +54,7 @@ class LayerSnapshots:
 class ResumableProbe:
     """A probe that stores its divergences in `snapshots`, in a file for each `stage`."""
 
-    def __init__(self, probe: Probe, snapshots: Snapshots, stage: str):
+    def __init__(self, probe: Probe | BlockProbe, snapshots: Snapshots, stage: str):
         self.probe = probe
         self._snapshots = snapshots
         self._file = f"{stage}.json"
@@ -61,7 +62,8 @@ class ResumableProbe:
 
     def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
         """Return the probe's divergence, from a snapshot where it holds it."""
-        text = json.dumps([list(self.probe.ids.shape), dict(ranks)], sort_keys=True)
+        kind = type(self.probe).__name__
+        text = json.dumps([kind, list(self.probe.ids.shape), dict(ranks)], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:20]
         if name not in self._figures:
             self._figures[name] = self.probe.divergence(factors, ranks)

@@ -6,7 +6,7 @@ quantized weight and several layers that are to share a basis are all `LayerProb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spectrim.decompositions import decompose_group, decompose_layer
 from spectrim.linalg.truncated import Factors
 from spectrim.models.linear import get_bias, get_weight
+from spectrim.models.source import ModelSource
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.predicted import NEEDED, first_order_effects, predicted_curve
 from spectrim.planning.snapshots import LayerSnapshots
@@ -125,6 +126,19 @@ def layer_problem(model: nn.Module, calibration: Calibration | None, name: str) 
     if calibration is not None:
         statistics = with_shrinkage(calibration.layer(name), max(weight.shape))
     return LayerProblem(name, weight, get_bias(layer), statistics)
+
+
+def layer_problems(
+    source: ModelSource, calibration: Calibration | None, groups: Iterable[tuple[str, ...]]
+) -> Iterator[Problems]:
+    """Yield the layers of each group while the part that holds them is resident."""
+    by_part: dict[str, list[tuple[str, ...]]] = {}
+    for group in groups:
+        by_part.setdefault(source.part_of(group[0]), []).append(group)
+    for part, inside in by_part.items():
+        with source.resident(part):
+            for group in inside:
+                yield tuple(layer_problem(source.model, calibration, name) for name in group)
 
 
 def pool_inputs(problems: Sequence[LayerProblem]) -> list[LayerProblem]:

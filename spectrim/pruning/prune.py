@@ -12,26 +12,24 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from spectrim.errors import CheckpointError, NumericalError
 from spectrim.pruning.importance import IMPORTANCE, Importance
 from spectrim.pruning.objective import Objective
 from spectrim.pruning.options import PruningOptions, kept_after
 from spectrim.pruning.selection_rules import LayerCost, select, stored_weights
 from spectrim.pruning.spectral import SpectralLinear
 from spectrim.pruning.state import PruneStep, PruningState, parameters_of
-from spectrim.runtime.cache import exists
-from spectrim.training.loop import Schedule
-from spectrim.training.progress import RunContext
+from spectrim.runtime.cache import load_if_valid, store
+from spectrim.runtime.context import RunContext
+from spectrim.runtime.snapshots import Snapshots
+from spectrim.training.loop import Moments, Stage, Trainer, train
+from spectrim.training.schedule import Schedule
 
-_BETAS = (0.9, 0.95)
 _BY_BASIS = {"coordinates": 0, "left": 1, "right": 0}
 """Which dimension of a parameter counts the bases."""
 
@@ -57,9 +55,9 @@ class Problem:
 
 
 def run_pruning(
-    problem: Problem, options: PruningOptions, progress: RunContext, key: dict[str, Any]
+    problem: Problem, options: PruningOptions, key: dict[str, Any], context: RunContext
 ) -> PruningState:
-    """Prunes and tunes the layers in place; continues what the workspace has under `key`.
+    """Prune and tune the layers in place; resume a run under `key` that was interrupted.
 
     Raises NumericalError for a loss that is not finite, InputError for a budget that one
     basis per layer does not fit.
@@ -68,7 +66,12 @@ def run_pruning(
         layer.add_bases(options.extra_rank_for(layer.shape), options.seed * 1_000_003 + number)
         if options.trainable == "factors":
             layer.unfreeze()
-    return _Run(problem, options, progress, progress.cache.path("selection", key)).finished()
+    entry, layers = context.cache.path("selection", key), problem.layers
+    if (state := load_if_valid(entry, partial(PruningState.load, layers=layers))) is None:
+        state = _Run(problem, options, Snapshots(entry, shared=True), context).finish()
+        store(entry, partial(state.save, layers=layers))
+    Snapshots(entry, shared=True).finish()
+    return state
 
 
 class _Run:
@@ -76,47 +79,35 @@ class _Run:
         self,
         problem: Problem,
         options: PruningOptions,
-        progress: RunContext,
-        path: Path | None,
+        snapshots: Snapshots,
+        context: RunContext,
     ):
         self.problem = problem
         self.options = options
-        self.progress = progress
-        self.path = path
-        self.state = self._taken_up() or PruningState.start(problem.layers)
-        self._saved = time.monotonic()
+        self.context = context
+        self.snapshots = snapshots
+        saved = snapshots.load("state", partial(PruningState.load, layers=problem.layers))
+        self.state = saved or PruningState.start(problem.layers)
 
-    def finished(self) -> PruningState:
+    def finish(self) -> PruningState:
         due = self.options.prune_at
         while len(self.state.prune_steps) < len(due):
             self._tune(due[len(self.state.prune_steps)])
             self._prune()
         self._tune(self.options.steps)
         self.state.moments = {}
-        self._save()
         return self.state
 
-    def _taken_up(self) -> PruningState | None:
-        if self.path is None or not exists(self.path):
-            return None
-        try:
-            return PruningState.load(self.path, self.problem.layers)
-        except CheckpointError as error:
-            warnings.warn(f"starting the selection again: {error}", stacklevel=5)
-            return None
-
     def _tune(self, until: int) -> None:
-        """Steps up to number `until`."""
+        """Take steps up to number `until`."""
         if self.state.step >= until:
             return
-        tuner = _Tuner(self.problem, self.options, self.state.moments)
-        steps = range(self.state.step, until)
-        for step in self.progress.progress(steps, self._describe(), len(steps)):
-            self.state.losses.append(tuner.step(step))
-            self.state.step = step + 1
-            self.progress.log_metrics({"loss/selecting": self.state.losses[-1]}, step + 1)
-            self._save_now_and_then(tuner)
-        self.state.moments = tuner.moments()
+        trainer = _trainer(self.problem, self.options, self.state.moments)
+        for _ in train(trainer, self.state.losses, until, self._describe(), self.context):
+            if self.snapshots.due():
+                self.state.moments = trainer.moments()
+                self._save()
+        self.state.moments = trainer.moments()
 
     def _describe(self) -> str:
         recent = self.state.losses[-10:]
@@ -158,7 +149,7 @@ class _Run:
             )
         )
         pruned = {"selecting/kept": problem.kept(), "selecting/loss after pruning": loss}
-        self.progress.log_metrics(pruned, self.state.step)
+        self.context.log_metrics(pruned, self.state.step)
         self._save()
 
     def _importance(self) -> Importance:
@@ -169,7 +160,7 @@ class _Run:
         )
 
     def _keep(self, chosen: dict[str, Tensor]) -> dict[str, int]:
-        """Removes the others from layers, state and moments; how many went, by layer."""
+        """Remove the other bases from layers, state and moments; return how many, by layer."""
         removed = {}
         for name, layer in self.problem.layers.items():
             gone = layer.bases - len(chosen[name])
@@ -186,19 +177,11 @@ class _Run:
         return removed
 
     def _save(self) -> None:
-        if self.path is not None:
-            self.state.save(self.path, self.problem.layers)
-            self._saved = time.monotonic()
-
-    def _save_now_and_then(self, tuner: _Tuner) -> None:
-        waited = time.monotonic() - self._saved
-        if self.path is not None and waited >= self.progress.seconds_between_saves:
-            self.state.moments = tuner.moments()
-            self._save()
+        self.snapshots.save("state", partial(self.state.save, layers=self.problem.layers))
 
 
 def _sum_removed(importance: Importance, chosen: dict[str, Tensor]) -> float | None:
-    """Summed score of what goes, in nats per token; None for scores in other units."""
+    """Return the summed score of what goes, in nats per token; None for other units."""
     if importance.units != "nats per token":
         return None
     return sum(
@@ -217,62 +200,23 @@ def _error_removed(importance: Importance, chosen: dict[str, Tensor]) -> float |
     return math.sqrt(max(0.0, squares)) if math.isfinite(squares) else None
 
 
-class _Tuner:
-    """AdamW on coordinates and new bases; the rate of a step depends on its number alone."""
+def _trainer(problem: Problem, options: PruningOptions, moments: Moments) -> Trainer:
+    """Return the trainer of coordinates and new bases, each with a rate of its own."""
+    parameters = {name: p for name, p in parameters_of(problem.layers).items() if p.numel()}
+    by_kind = {
+        "coordinates": options.learning_rate,
+        "left": options.factor_lr,
+        "right": options.factor_lr,
+    }
+    rates = {
+        name: by_kind.get(name.rpartition(".")[2], options.extra_rank_lr) for name in parameters
+    }
+    training = problem.training
 
-    def __init__(
-        self, problem: Problem, options: PruningOptions, moments: dict[str, dict[str, Tensor]]
-    ):
-        self.problem = problem
-        self.parameters = {
-            name: p for name, p in parameters_of(problem.layers).items() if p.numel()
-        }
-        self.schedule = Schedule(
-            options.steps,
-            options.batch_size,
-            1.0,
-            int(options.warmup_ratio * options.steps),
-            options.seed,
-            options.max_grad_norm,
-        )
-        rates = {
-            "coordinates": options.learning_rate,
-            "left": options.factor_lr,
-            "right": options.factor_lr,
-        }
-        groups = [
-            {"params": [p], "rate": rates.get(name.rpartition(".")[2], options.extra_rank_lr)}
-            for name, p in self.parameters.items()
-        ]
-        self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
-        for name, entries in moments.items():
-            self.optimizer.state[self.parameters[name]] = dict(entries)
+    def loss(rows: Tensor) -> Tensor:
+        summed, tokens = training.loss(problem.model, training.rows.batch(rows))
+        return summed / max(1, int(tokens))
 
-    def step(self, number: int) -> float:
-        training = self.problem.training
-        batch = training.rows.batch(self.schedule.chosen(number, len(training.rows)))
-        summed, tokens = training.loss(self.problem.model, batch)
-        loss = summed / max(1, int(tokens))
-        value = float(loss.detach())
-        parameters = list(self.parameters.values())
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(parameters, self.schedule.max_grad_norm)
-        if not (math.isfinite(value) and math.isfinite(float(norm))):
-            raise NumericalError(
-                f"the task's loss is {value} and its gradient's norm {float(norm)} at step "
-                f"{number + 1}; check the model for NaN, or set a smaller learning_rate"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * self.schedule.rate(number)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return value
-
-    def moments(self) -> dict[str, dict[str, Tensor]]:
-        return {
-            name: dict(self.optimizer.state[parameter])
-            for name, parameter in self.parameters.items()
-            if parameter in self.optimizer.state
-        }
+    stage = Stage("selecting", parameters, loss, len(training.rows), rates=rates)
+    schedule = Schedule.of(options, options.steps, options.batch_size)
+    return Trainer(stage, replace(schedule, learning_rate=1.0), moments)

@@ -62,7 +62,7 @@ class SoftObjective(Objective):
 def sample_labels(
     model: nn.Module, objective: Objective, temperature: float, seed: int, use: Use
 ) -> SoftObjective:
-    """Labels drawn by one forward pass over the rows, at `temperature` T, for one `use`."""
+    """Draw labels by one forward pass over the rows, at `temperature` T, for one `use`."""
     generator = torch.Generator().manual_seed(seed)
     power = POWERS[use]
     scale = temperature**power
@@ -80,7 +80,7 @@ def sample_labels(
 
 
 def check_temperature(temperature: float | None, draws: int = 1) -> None:
-    """Raises InputError."""
+    """Raise InputError for a temperature or a number of draws out of range."""
     if (temperature is not None and not temperature > 0) or draws < 1:
         raise InputError(
             f"temperature is {temperature} and draws {draws}, expected above 0 (temperature "

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from spectrim.errors import InputError
+from spectrim.pruning.options import Rule
 
-Rule = Literal["global", "energy"]
 _BISECTIONS = 60
 
 

@@ -1,4 +1,4 @@
-"""Where a selection run stands, in one file, so that it goes on where it stopped."""
+"""The state of a pruning run, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PruneStep:
     """One pruning. Fractions of the dense layers' weights; losses in nats per scored token.
 
     predicted: the removed bases' importance, summed; measured: what the scoring loss did.
-    removed: bases by layer. largest: the largest importance that was removed.
+    removed: bases by layer.
     """
 
     number: int
@@ -38,42 +38,49 @@ class PruneStep:
 
 @dataclass
 class PruningState:
-    """step: tuning steps done. chosen[name]: which of the decomposition's bases are left.
+    """Where a pruning run stands.
 
-    moments: AdamW's, by parameter and name of the moment.
+    Attributes:
+        chosen: which of the decomposition's bases are left, by layer.
+        losses: the loss of every tuning step so far.
+        moments: AdamW's, by parameter and name of the moment.
     """
 
     chosen: dict[str, Tensor]
-    step: int = 0
     losses: list[float] = field(default_factory=list)
     prune_steps: list[PruneStep] = field(default_factory=list)
     moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Return the number of tuning steps that are done."""
+        return len(self.losses)
 
     @classmethod
     def start(cls, layers: dict[str, SpectralLinear]) -> PruningState:
         return cls({name: torch.arange(layer.bases) for name, layer in layers.items()})
 
     def save(self, path: Path, layers: dict[str, SpectralLinear]) -> None:
-        """Atomic. Raises InputError when the place cannot be written."""
+        """Write the state atomically. Raises InputError for a place that is not writable."""
         tensors = {f"chosen|{name}": chosen for name, chosen in self.chosen.items()}
         for name, parameter in parameters_of(layers).items():
             tensors[f"parameter|{name}"] = parameter
         for name, entries in self.moments.items():
             tensors |= {f"{entry}|{name}": tensor for entry, tensor in entries.items()}
         events = [asdict(event) for event in self.prune_steps]
-        metadata = {"step": self.step, "losses": self.losses, "events": events}
+        metadata = {"losses": self.losses, "events": events}
         write_tensors(path, tensors, metadata)
 
     @classmethod
     @torch.no_grad()
     def load(cls, path: Path, layers: dict[str, SpectralLinear]) -> PruningState:
-        """Into untouched `layers`, or not at all. Raises CheckpointError if they misfit."""
+        """Load into untouched `layers`, or not at all. Raises CheckpointError on a misfit."""
         tensors, metadata = read_tensors(path)
         try:
             state = cls._read(tensors, metadata, layers)
             values = {n: tensors[f"parameter|{n}"] for n in parameters_of(layers)}
         except (KeyError, ValueError, TypeError, IndexError) as error:
-            raise CheckpointError(f"{path} holds no selection of this model") from error
+            raise CheckpointError(f"{path} holds no pruning of this model") from error
         for name, layer in layers.items():
             layer.prune(state.chosen[name])
         for name, parameter in parameters_of(layers).items():
@@ -96,11 +103,11 @@ class PruningState:
             if tensors[f"parameter|{name}.new_left"].shape != layer.new_left.shape:
                 raise ValueError("other new bases")
         events = [PruneStep(**entry) for entry in metadata["events"]]
-        return cls(chosen, int(metadata["step"]), list(metadata["losses"]), events, moments)
+        return cls(chosen, list(metadata["losses"]), events, moments)
 
 
 def parameters_of(layers: dict[str, SpectralLinear]) -> dict[str, nn.Parameter]:
-    """What is trained, by name: coordinates, new bases, and the bases where they are free."""
+    """Return what is trained, by name: coordinates, new bases, and bases that are free."""
     found: dict[str, nn.Parameter] = {}
     for name, layer in layers.items():
         found[f"{name}.coordinates"] = layer.coordinates.value

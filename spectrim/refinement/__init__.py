@@ -4,14 +4,17 @@ A refinement declares its docstring (first line: what it minimises), `REFERENCE`
 dataclass `Options`, where it reads statistics of the original `REQUIRES` (and, when that
 depends on its options, `requires(options)`), and
 
-    refine(original, compressed, blocks, options, progress) -> compressed
+    refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses
 
-with both models on one device, the compressed one in float32, `blocks` the `TokenBlocks` to fit
-it on and `progress` a `RunContext`, which also brings the statistics. It changes `compressed`
-in place and returns it. The original is not touched, also where the two share tensors; modes
-and `requires_grad` flags are as before. A run that is stopped leaves `compressed` as it was;
-started again with the same workspace, it continues and ends with the same weights to the last
-bit (float32, one thread).
+It changes `inputs.compressed` in place and returns the loss of every step, by stage. The
+original is not touched, also where the two share tensors; modes and `requires_grad` flags are
+as before. A run that is stopped leaves `compressed` as it was; started again with the same
+cache, it resumes and ends with the same weights to the last bit (float32, one thread).
+
+The contract tests of every refinement read the tags of its file:
+
+    QUICK = {"epochs": 4}     options with which a test takes a second, at least 12 steps
+    NEEDS_LOSSLESS = True     only for layers that store any factors of their rank
 """
 
 from __future__ import annotations
@@ -19,18 +22,17 @@ from __future__ import annotations
 from typing import Any
 
 from spectrim.registry import Registry
-from spectrim.training.loop import Schedule
-from spectrim.training.progress import RunContext
+from spectrim.training.inputs import Losses, TrainingInputs
 
 REFINEMENTS = Registry("refinement", "spectrim.refinement")
 
 
 def required_statistics(name: str, given: dict[str, Any]) -> tuple[str, ...]:
-    """Statistics that a refinement reads with the options `given`. Raises InputError."""
+    """Return the statistics that a refinement reads with `given` options. Raises InputError."""
     module = REFINEMENTS.get(name)
     if hasattr(module, "requires"):
         return module.requires(REFINEMENTS.options(name, given))
     return tuple(getattr(module, "REQUIRES", ()))
 
 
-__all__ = ["REFINEMENTS", "RunContext", "Schedule", "required_statistics"]
+__all__ = ["REFINEMENTS", "Losses", "TrainingInputs", "required_statistics"]

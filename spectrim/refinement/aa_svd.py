@@ -4,7 +4,7 @@
 
 x the original's inputs, x' those that the rewritten prefix gives. `original_input_weight` 1 is
 the anchored objective of AA-SVD: every layer is asked to undo what the layers before it have
-lost; where much is lost that spends the rank on noise, and 0 (`shifted`) is better.
+lost; where much is lost that spends the rank on noise, and 0 (`svd_llm_update`) is better.
 `original_input_weight` "search" walks through all layers once for each of `candidates` on
 `search_share` of the sequences, measures KL(original || compressed) on an eighth of the
 sequences that no candidate was fitted on, and walks once more, with the best, on all.
@@ -22,20 +22,21 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.refinement._sequential import task as task_module
+from spectrim.refinement._sequential import inputs as sequential
 from spectrim.refinement._sequential.fit import TargetMix
+from spectrim.refinement._sequential.inputs import SequentialInputs, SequentialOptions
 from spectrim.refinement._sequential.run import SequentialPass, rewrite
-from spectrim.refinement._sequential.task import SequentialInputs, SequentialOptions
+from spectrim.runtime.context import RunContext
+from spectrim.training.inputs import Losses, TrainingInputs
 from spectrim.training.losses import mean_divergence
-from spectrim.training.progress import RunContext
 
 REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
-REQUIRES = task_module.REQUIRES
-requires = task_module.requires
+QUICK = {"original_input_weight": 0.5}
+NEEDS_LOSSLESS = True
+REQUIRES = sequential.REQUIRES
+requires = sequential.requires
 _HELD_OUT = 8
 """One in so many sequences judges the candidates."""
 
@@ -67,20 +68,17 @@ class Options(SequentialOptions):
             )
 
 
-def refine(
-    original: PreTrainedModel,
-    compressed: PreTrainedModel,
-    blocks: TokenBlocks,
-    options: Options,
-    progress: RunContext,
-) -> PreTrainedModel:
-    """Rewrites `compressed` in place. Raises InputError without the statistics it needs, or
-    for a search with fewer than two sequences."""
-    task = SequentialInputs("aa_svd", original, compressed, blocks, options, progress)
-    if options.original_input_weight == "search" and len(blocks) < 2:
+def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
+    """Rewrite `inputs.compressed`.
+
+    Raises InputError without the statistics it needs, and for a search with fewer than two
+    sequences.
+    """
+    task = SequentialInputs("aa_svd", inputs, options, context)
+    if options.original_input_weight == "search" and len(inputs.blocks) < 2:
         raise InputError(
             "the search for a mix holds sequences out and needs two or more, got "
-            f"{len(blocks)}; give more sequences or set original_input_weight"
+            f"{len(inputs.blocks)}; give more sequences or set original_input_weight"
         )
     return rewrite(task, lambda walker: _constant(_chosen(walker, options)))
 
@@ -90,11 +88,11 @@ def _constant(mix: float) -> TargetMix:
 
 
 def _chosen(walker: SequentialPass, options: Options) -> float:
-    """The mix that is set, or the candidate of smallest divergence on what is held out."""
+    """Return the mix that is set, or the candidate of smallest held-out divergence."""
     if options.original_input_weight != "search":
         return options.original_input_weight
-    fitted, held_out = _split(len(walker.task.blocks), options.search_share)
-    figures = walker.keeper.state.figures
+    fitted, held_out = _split(len(walker.task.inputs.blocks), options.search_share)
+    figures = walker.state.figures
     for mix in options.candidates:
         label = _label(mix)
         if label not in figures:
@@ -108,7 +106,7 @@ def _label(mix: float) -> str:
 
 
 def _split(sequences: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices to fit on, and those held out; both spread evenly over the text."""
+    """Return indices to fit on, and held-out ones; both spread evenly over the text."""
     rows = torch.arange(sequences)
     held_out = rows[::_HELD_OUT]
     rest = rows[rows % _HELD_OUT != 0]

@@ -1,11 +1,11 @@
-"""Block by block, the original block's output from the inputs that the refined prefix gives.
+"""Train each block to return the original's output on the refined prefix's inputs.
 
     min  E_t ||F_i(x_t) - G_i(x'_t)||^2 / E_t ||F_i(x_t)||^2
 
 F_i and G_i the original and the compressed block i, x the original model's hidden states and
 x' those of the compressed model with blocks 1 ... i - 1 already refined. Factors, norms, biases
 and what stayed dense in the block are trained. A basis that layers of several blocks
-share stays fixed, since the later ones' coefficients are made for it: `end_to_end` trains it.
+share stays fixed, since the later ones' coefficients are made for it: `distillation` trains it.
 
 Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
 step through one block, and two arrays of hidden states, tokens x width x 4 bytes each; with
@@ -21,22 +21,25 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.models.hooks import evaluation_mode
 from spectrim.models.replace import shared_bases
+from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import Parameters, balanced_parameters
 from spectrim.training.eigenbasis import Basis, Rotations, basis_key, rotations
 from spectrim.training.eigenbasis import requires as basis_requires
 from spectrim.training.forward import BlockRunner, Precision, Tokens
-from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.inputs import Losses, TrainingInputs
+from spectrim.training.loop import Stage
 from spectrim.training.losses import Scaling, scale_by_divergence
 from spectrim.training.output_metric import output_roots
-from spectrim.training.progress import RunContext
+from spectrim.training.run import TrainingRun
+from spectrim.training.schedule import Schedule
 
 REFERENCE = "AA-SVD, 2026, arXiv:2604.02119"
+QUICK = {"epochs": 4}
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Options:
     """epochs: passes over the sequences for each block, or tokens: to train each block on,
     padding included, in their place; `warmup_ratio` is a share of the steps; precision is that
     of the matrix products ("float32" or "bfloat16"); optimizer_basis: the coordinates of Adam's
-    steps (`spectrim/training/eigenbasis.py`), lr_scaling of its rate (`_divergence.py`);
-    out_metric "gradient": errors weighted by what they cost (`_output_metric.py`)."""
+    steps (`spectrim/training/eigenbasis.py`), lr_scaling of its rate
+    (`spectrim/training/losses.py`); out_metric "gradient": errors weighted by their cost."""
 
     epochs: int = 8
     tokens: int | None = None
@@ -78,39 +81,32 @@ class Options:
 
 
 def requires(options: Options) -> tuple[str, ...]:
-    """The statistics of the original that these options make use of."""
+    """Return the statistics of the original that these options make use of."""
     return basis_requires(options.optimizer_basis)
 
 
-def refine(
-    original: PreTrainedModel,
-    compressed: PreTrainedModel,
-    blocks: TokenBlocks,
-    options: Options,
-    progress: RunContext,
-) -> PreTrainedModel:
-    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
-    key = run_key("block_distillation", original, compressed, blocks, options)
-    key |= basis_key(options.optimizer_basis, progress.calibration)
+def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
+    """Train `inputs.compressed`. Raises NumericalError naming a step that is not finite."""
+    original, compressed, blocks = inputs.original, inputs.compressed, inputs.blocks
+    key = inputs.key("block_distillation", options)
+    key |= basis_key(options.optimizer_basis, inputs.statistics)
     schedule = options.schedule(blocks)
     tokens = Tokens(blocks, compressed.device, options.precision)
     with evaluation_mode(original), balanced_parameters(compressed) as parameters:
-        run = Run(parameters, progress)
-        if not run.finished(key):
+        run = TrainingRun(parameters, key, context)
+        if not run.finished:
             if options.lr_scaling == "kl":
                 schedule = scale_by_divergence(schedule, original, compressed, tokens)
-            run.go_on()
+            run.resume()
             runners = BlockRunner(original, tokens), BlockRunner(compressed, tokens)
             gradient = options.out_metric == "gradient"
             roots = output_roots(original, tokens, schedule.rows) if gradient else []
             pair = _Pair(*runners, schedule.rows, roots)
-            turned = rotations(
-                compressed, parameters, options.optimizer_basis, progress.calibration
-            )
-            for number, stage in enumerate(pair.stages(parameters, turned)):
-                run.stage(number, stage, schedule, len(blocks))
-            run.finish()
-    return compressed
+            basis = options.optimizer_basis
+            bases = rotations(compressed, parameters, basis, inputs.statistics)
+            for number, stage in enumerate(pair.stages(parameters, bases)):
+                run.train_stage(number, stage, schedule)
+        return run.finish()
 
 
 class _Pair:
@@ -129,8 +125,8 @@ class _Pair:
         self.roots = roots
         self.fixed = self._bases_of_several()
 
-    def stages(self, parameters: Parameters, turned: Rotations) -> Iterator[Stage]:
-        """One stage per block; asking for the next takes the block as it is by then."""
+    def stages(self, parameters: Parameters, bases: Rotations) -> Iterator[Stage]:
+        """Yield one stage per block; the next begins with the block as it is by then."""
         count = len(self.compressed.blocks)
         for number, (name, _) in enumerate(self.compressed.blocks):
             self._advance(self.original, number, self.targets)
@@ -141,8 +137,8 @@ class _Pair:
                 if n.startswith(name + ".") and id(p) not in self.fixed
             }
             loss = partial(self._loss, number)
-            own = {n: rotation for n, rotation in turned.items() if n in inside}
-            yield Stage(f"block {number + 1} of {count}", inside, loss, own)
+            own = {n: rotation for n, rotation in bases.items() if n in inside}
+            yield Stage(f"block {number + 1} of {count}", inside, loss, len(self.tokens), own)
             self._advance(self.compressed, number, self.inputs)
 
     def _bases_of_several(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""Everything in the blocks on KL(original || compressed) of predictions and hidden states.
+"""Train everything in the blocks on KL(original || compressed) and on hidden states.
 
     min  E_t[ sum_v p_t(v) (log p_t(v) - log q_t(v)) ]
          + hidden / L  sum_i E_t ||h_it - h'_it||^2 / E_t ||h_it||^2
@@ -20,20 +20,23 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.models.hooks import evaluation_mode
+from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.eigenbasis import Basis, basis_key, rotations
 from spectrim.training.eigenbasis import requires as basis_requires
 from spectrim.training.forward import Precision, Tokens
-from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.inputs import Losses, TrainingInputs
+from spectrim.training.loop import Stage
 from spectrim.training.losses import Scaling, divergence, scale_by_divergence
-from spectrim.training.progress import RunContext
+from spectrim.training.run import TrainingRun
+from spectrim.training.schedule import Schedule
 
 REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv:2604.02119"
+QUICK = {"tokens": 1024}
 
 
 @dataclass(frozen=True)
@@ -70,20 +73,15 @@ class Options:
 
 
 def requires(options: Options) -> tuple[str, ...]:
-    """The statistics of the original that these options make use of."""
+    """Return the statistics of the original that these options make use of."""
     return basis_requires(options.optimizer_basis)
 
 
-def refine(
-    original: PreTrainedModel,
-    compressed: PreTrainedModel,
-    blocks: TokenBlocks,
-    options: Options,
-    progress: RunContext,
-) -> PreTrainedModel:
-    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
-    key = run_key("distillation", original, compressed, blocks, options)
-    key |= basis_key(options.optimizer_basis, progress.calibration)
+def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
+    """Train `inputs.compressed`. Raises NumericalError naming a step that is not finite."""
+    original, compressed, blocks = inputs.original, inputs.compressed, inputs.blocks
+    key = inputs.key("distillation", options)
+    key |= basis_key(options.optimizer_basis, inputs.statistics)
     tokens = Tokens(blocks, compressed.device, options.precision)
 
     def loss(rows: Tensor) -> Tensor:
@@ -96,19 +94,17 @@ def refine(
         return divergence(wanted, logits, real) + options.hidden * hidden
 
     with evaluation_mode(original), balanced_parameters(compressed) as parameters:
-        run = Run(parameters, progress)
-        if not run.finished(key):
+        run = TrainingRun(parameters, key, context)
+        if not run.finished:
             schedule = options.schedule(blocks)
             if options.lr_scaling == "kl":
                 schedule = scale_by_divergence(schedule, original, compressed, tokens)
-            run.go_on()
-            turned = rotations(
-                compressed, parameters, options.optimizer_basis, progress.calibration
-            )
-            stage = Stage("end to end", parameters, loss, turned)
-            run.stage(0, stage, schedule, len(blocks))
-            run.finish()
-    return compressed
+            run.resume()
+            basis = options.optimizer_basis
+            bases = rotations(compressed, parameters, basis, inputs.statistics)
+            stage = Stage("end to end", parameters, loss, len(blocks), bases)
+            run.train_stage(0, stage, schedule)
+        return run.finish()
 
 
 def relative_error(wanted: Tensor, output: Tensor, real: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Everything in the blocks on the loss itself: next-token cross-entropy, of a task's answers.
+"""Train everything in the blocks on the next-token loss, of a text or a task's answers.
 
     min  1/n sum_t -log p(x_t | x_<t),     t over the scored tokens (all of a text)
 
@@ -14,17 +14,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from transformers import PreTrainedModel
-
-from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.forward import Precision
-from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.inputs import Losses, TrainingInputs
+from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
-from spectrim.training.progress import RunContext
+from spectrim.training.run import TrainingRun
+from spectrim.training.schedule import Schedule
 
 REFERENCE = "the fine-tuning of Basel, arXiv:2405.15877; of AA-SVD's third level"
+QUICK = {"steps": 16, "batch_size": 4}
 
 
 @dataclass(frozen=True)
@@ -58,19 +59,12 @@ class Options:
         return Schedule.of(self, steps, rows)
 
 
-def refine(
-    original: PreTrainedModel,
-    compressed: PreTrainedModel,
-    blocks: TokenBlocks,
-    options: Options,
-    progress: RunContext,
-) -> PreTrainedModel:
-    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
-    key = run_key("finetune", original, compressed, blocks, options)
-    rows = task_rows(blocks)
-    loss = partial(next_token_loss, compressed, rows, options.precision)
-    with balanced_parameters(compressed) as parameters:
-        stage = Stage("next token", parameters, loss)
-        schedule = options.schedule(len(rows))
-        Run(parameters, progress).complete(key, [stage], schedule, len(rows))
-    return compressed
+def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
+    """Train `inputs.compressed`. Raises NumericalError naming a step that is not finite."""
+    key = inputs.key("finetune", options)
+    rows = task_rows(inputs.blocks)
+    loss = partial(next_token_loss, inputs.compressed, rows, options.precision)
+    with balanced_parameters(inputs.compressed) as parameters:
+        stage = Stage("next token", parameters, loss, len(rows))
+        run = TrainingRun(parameters, key, context)
+        return run.complete([stage], options.schedule(len(rows)))

@@ -1,4 +1,4 @@
-"""SAES-SVD: as anchored, the share of the original inputs' output chosen for each layer (ACES).
+"""SAES-SVD: as AA-SVD, the share of the original inputs' output chosen for each layer (ACES).
 
     min_{rank r}  E || L_out^T (W - W_hat) x' ||^2 + alpha E || L_out^T (W_hat x' - W x) ||^2
 
@@ -17,20 +17,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.linalg.aces import AcesObjective
-from spectrim.refinement._sequential import task as task_module
+from spectrim.refinement._sequential import inputs as sequential
 from spectrim.refinement._sequential.fit import Problem
+from spectrim.refinement._sequential.inputs import SequentialInputs, SequentialOptions
 from spectrim.refinement._sequential.run import rewrite
-from spectrim.refinement._sequential.task import SequentialInputs, SequentialOptions
-from spectrim.training.progress import RunContext
+from spectrim.runtime.context import RunContext
+from spectrim.training.inputs import Losses, TrainingInputs
 
 REFERENCE = "SAES-SVD, 2026, arXiv:2602.03051"
-REQUIRES = task_module.REQUIRES
-requires = task_module.requires
+NEEDS_LOSSLESS = True
+REQUIRES = sequential.REQUIRES
+requires = sequential.requires
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,9 @@ class Options(SequentialOptions):
         return low, high
 
 
-def refine(
-    original: PreTrainedModel,
-    compressed: PreTrainedModel,
-    blocks: TokenBlocks,
-    options: Options,
-    progress: RunContext,
-) -> PreTrainedModel:
-    """Rewrites `compressed` in place. Raises InputError without the statistics it needs."""
-    task = SequentialInputs("saes_svd", original, compressed, blocks, options, progress)
+def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
+    """Rewrite `inputs.compressed`. Raises InputError without the statistics it needs."""
+    task = SequentialInputs("saes_svd", inputs, options, context)
     return rewrite(task, lambda walker: lambda problem: _beta(problem, options.betas))
 
 

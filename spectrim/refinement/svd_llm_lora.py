@@ -22,18 +22,21 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
 from spectrim.layers.lowrank import LowRankLinear
+from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import Parameters, balanced_parameters
 from spectrim.training.forward import Precision
-from spectrim.training.loop import Run, Schedule, Stage, run_key
+from spectrim.training.inputs import Losses, TrainingInputs
+from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
-from spectrim.training.progress import RunContext
+from spectrim.training.run import TrainingRun
+from spectrim.training.schedule import Schedule
 
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378; Hu et al., 2021, arXiv:2106.09685"
+QUICK = {"epochs": 8, "learning_rate": 1e-2}
+NEEDS_LOSSLESS = True
 FACTORS = ("left", "right")
 """In the order in which they are updated."""
 
@@ -92,32 +95,26 @@ class LowRankUpdate(nn.Module):
         return self.factor
 
 
-def refine(
-    original: PreTrainedModel,
-    compressed: PreTrainedModel,
-    blocks: TokenBlocks,
-    options: Options,
-    progress: RunContext,
-) -> PreTrainedModel:
-    """Trains `compressed` in place. Raises NumericalError naming a step that is not finite."""
-    key = run_key("svd_llm_lora", original, compressed, blocks, options)
-    rows = task_rows(blocks)
-    loss = partial(next_token_loss, compressed, rows, options.precision)
+def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
+    """Train `inputs.compressed`. Raises NumericalError naming a step that is not finite."""
+    key = inputs.key("svd_llm_lora", options)
+    rows = task_rows(inputs.blocks)
+    loss = partial(next_token_loss, inputs.compressed, rows, options.precision)
     with (
-        balanced_parameters(compressed) as inside,
-        add_updates(compressed, inside, options) as stages,
+        balanced_parameters(inputs.compressed) as inside,
+        add_updates(inputs.compressed, inside, options) as updates,
     ):
-        run = Run({n: p for stage in stages.values() for n, p in stage.items()}, progress)
-        ordered = [Stage(factor, own, loss) for factor, own in stages.items()]
-        run.complete(key, ordered, options.schedule(len(rows)), len(rows))
-    return compressed
+        parameters = {n: p for stage in updates.values() for n, p in stage.items()}
+        stages = [Stage(factor, own, loss, len(rows)) for factor, own in updates.items()]
+        run = TrainingRun(parameters, key, context)
+        return run.complete(stages, options.schedule(len(rows)))
 
 
 @contextmanager
 def add_updates(
     model: nn.Module, inside: Parameters, options: Options
 ) -> Iterator[dict[str, Parameters]]:
-    """Updates of the factors that are among the parameters `inside`: by factor, then by name.
+    """Add updates to the factors among the parameters `inside`; yield them by factor and name.
 
     They are merged on leaving; the first stage's, fixed from then on, are part of their
     factor all the same while the second is trained. Raises ModelError when there are none.

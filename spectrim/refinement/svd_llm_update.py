@@ -12,27 +12,20 @@ to three forward passes, and a Cholesky factor and an eigenproblem per layer.
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
-
-from spectrim.data import TokenBlocks
-from spectrim.refinement._sequential import task as task_module
+from spectrim.refinement._sequential import inputs as sequential
+from spectrim.refinement._sequential.inputs import SequentialInputs, SequentialOptions
 from spectrim.refinement._sequential.run import rewrite
-from spectrim.refinement._sequential.task import SequentialInputs, SequentialOptions
-from spectrim.training.progress import RunContext
+from spectrim.runtime.context import RunContext
+from spectrim.training.inputs import Losses, TrainingInputs
 
 REFERENCE = "Wang et al., 2024, arXiv:2403.07378; L_out: Li et al., 2026, arXiv:2604.00821"
-REQUIRES = task_module.REQUIRES
-requires = task_module.requires
+NEEDS_LOSSLESS = True
+REQUIRES = sequential.REQUIRES
+requires = sequential.requires
 Options = SequentialOptions
 
 
-def refine(
-    original: PreTrainedModel,
-    compressed: PreTrainedModel,
-    blocks: TokenBlocks,
-    options: Options,
-    progress: RunContext,
-) -> PreTrainedModel:
-    """Rewrites `compressed` in place. Raises InputError without the statistics it needs."""
-    task = SequentialInputs("svd_llm_update", original, compressed, blocks, options, progress)
+def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
+    """Rewrite `inputs.compressed`. Raises InputError without the statistics it needs."""
+    task = SequentialInputs("svd_llm_update", inputs, options, context)
     return rewrite(task, lambda walker: None)

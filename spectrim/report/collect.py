@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spectrim.allocation import Storage
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import SHARED, Decomposition, LayerPlan, Plan, make_plan, size_curve
+from spectrim.planning.layer_bytes import storage_of
 from spectrim.planning.measured import JOINT_BUDGETS
 from spectrim.report.facts import Cell, LayerFacts, Part, Point, ReportData, cell_of
 
@@ -72,7 +75,7 @@ def _stored(layer: LayerPlan, kind: str) -> int:
 
 def with_curves(facts: ReportData, decomposition: Decomposition, recipe: Recipe) -> ReportData:
     """With the curve of all sizes, what was measured on the way to it, and the spectra."""
-    curve = size_curve(decomposition, recipe, CURVE_BUDGETS)
+    curve = size_curve(decomposition, recipe.planning, CURVE_BUDGETS)
     return replace(
         facts,
         units=decomposition.units,
@@ -88,7 +91,7 @@ def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
     found = []
     for budget in JOINT_BUDGETS if measured else ():
         try:
-            plan = make_plan(decomposition, recipe.for_probing(budget))
+            plan = make_plan(decomposition, recipe.planning.for_probing(budget))
         except InputError:
             continue
         loss = measured.get(sum(layer.predicted_loss for layer in plan.layers.values()))
@@ -167,22 +170,39 @@ def with_bytes(
     return replace(facts, parts=parts, itemsize=parameter.element_size())
 
 
-def with_planned_bytes(
-    facts: ReportData, original: nn.Module, stored: torch.dtype, saved: torch.dtype
-) -> ReportData:
-    """With where the bytes will go, when all else than the plan's layers stays as it is."""
+def with_planned_bytes(facts: ReportData, original: LoadedModel, recipe: Recipe) -> ReportData:
+    """Add where the bytes will go when all but the planned layers stays as it is."""
+    saved, model = original.dtype_for(recipe), original.model
     dense, left = (
         {
             name: tensor.numel()
             * (dtype.itemsize if tensor.is_floating_point() else tensor.element_size())
-            for name, tensor in _tensors(original).items()
+            for name, tensor in _tensors(model).items()
         }
-        for dtype in (stored, saved)
+        for dtype in (original.dtype, saved)
     )
-    left |= {f"{layer.name}.weight": layer.weights * saved.itemsize for layer in facts.layers}
-    outside = _names_of(original, "get_input_embeddings", "get_output_embeddings")
+    storage = storage_of(recipe.planning)
+    left |= {
+        f"{layer.name}.weight": _numbers(layer, storage) * saved.itemsize
+        for layer in facts.layers
+    }
+    outside = _names_of(model, "get_input_embeddings", "get_output_embeddings")
     parts = parts_of(dense, left, {layer.name for layer in facts.layers}, outside)
     return replace(facts, parts=parts, itemsize=saved.itemsize)
+
+
+def _numbers(layer: LayerFacts, storage: Storage | None) -> int:
+    """Return what a planned layer stores, in numbers of the dtype saved."""
+    if storage is None:
+        return layer.weights
+    out, inner = layer.shape
+    if layer.rank is None:
+        return storage(out, inner)
+    if layer.kind != SHARED:
+        matrices = layer_class(layer.kind).matrices(out, inner, layer.rank)
+        return sum(storage(*shape) for shape in matrices)
+    holds_basis = layer.weights > layer.rank * out
+    return storage(out, layer.rank) + (storage(layer.rank, inner) if holds_basis else 0)
 
 
 def parts_of(

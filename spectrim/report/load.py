@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -18,9 +17,10 @@ from spectrim.errors import InputError, SpectrimError
 from spectrim.layers import CompactLinear
 from spectrim.models.linear import get_shape
 from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.compress import CompressionResult
 from spectrim.pipeline.inspect import linear_layers
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
-from spectrim.planning import Decomposition, Plan
 from spectrim.report.collect import parts_of, plan_facts, with_bytes, with_curves
 from spectrim.report.compare import with_divergence, with_texts
 from spectrim.report.facts import (
@@ -36,43 +36,26 @@ from spectrim.report.pruning_figure import with_prunings
 from spectrim.runtime.output_dir import is_spectrim_output
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The models before and after; `stored` is the dtype of the original's checkpoint."""
-
-    original: PreTrainedModel
-    smaller: PreTrainedModel
-    tokenizer: Any
-    stored: torch.dtype
+def facts_of(original: LoadedModel, result: CompressionResult) -> ReportData:
+    """Return what a page shows without running a model."""
+    facts = plan_facts(original.name, result.plan, result.recipe)
+    if result.decomposition is not None:
+        facts = with_curves(facts, result.decomposition, result.recipe)
+    return with_bytes(facts, original.model, result.model, original.dtype)
 
 
-@dataclass(frozen=True)
-class CompressionResult:
-    """What was compressed, by which plan and recipe, and what the plan was cut from."""
+def compare(
+    facts: ReportData, original: LoadedModel, smaller: PreTrainedModel, recipe: Recipe
+) -> ReportData:
+    """Add what both models do on the first calibration tokens and on a few prompts.
 
-    model: str
-    plan: Plan
-    recipe: Recipe
-    decomposition: Decomposition | None = None
-
-
-def facts_of(made: CompressionResult, pair: Pair) -> ReportData:
-    """Without running a model."""
-    facts = plan_facts(made.model, made.plan, made.recipe)
-    if made.decomposition is not None:
-        facts = with_curves(facts, made.decomposition, made.recipe)
-    return with_bytes(facts, pair.original, pair.smaller, pair.stored)
-
-
-def compare(facts: ReportData, pair: Pair, recipe: Recipe) -> ReportData:
-    """With what both models do on the calibration's first tokens and on a few prompts.
-
-    A model that cannot be run so is still a result: the page goes without, with a warning.
+    A model that cannot be run so is still a result: a warning says why the page goes without.
     """
+    model, tokenizer = original.model, original.tokenizer
     try:
-        tokens = calibration_blocks(pair.original, pair.tokenizer, recipe)
-        facts = with_divergence(facts, pair.original, pair.smaller, tokens)
-        return with_texts(facts, pair.original, pair.smaller, pair.tokenizer)
+        tokens = calibration_blocks(model, tokenizer, recipe)
+        facts = with_divergence(facts, model, smaller, tokens)
+        return with_texts(facts, model, smaller, tokenizer)
     except (SpectrimError, RuntimeError, ValueError, TypeError) as error:
         reason = str(error).split("\n")[0]
         warnings.warn(f"the report does not compare the models: {reason}", stacklevel=2)
@@ -85,10 +68,11 @@ def report_extras(facts: ReportData, page: bool = True) -> dict[str, str]:
     return {FACTS_FILE: facts.to_json(), **pages}
 
 
-def facts_in(directory: Path) -> ReportData:
-    """Those that were kept, else what the checkpoint itself tells.
+def facts_in(directory: Path, trust_remote_code: bool = False) -> ReportData:
+    """Return the data stored in `directory`, or what its checkpoint itself tells.
 
-    Raises InputError for a directory that holds no result.
+    Raises:
+        InputError: The directory holds no result.
     """
     if not is_spectrim_output(directory):
         raise InputError(
@@ -96,15 +80,19 @@ def facts_in(directory: Path) -> ReportData:
             "`spectrim compress -o` wrote"
         )
     kept = (directory / FACTS_FILE).is_file()
-    facts = load_facts(directory / FACTS_FILE) if kept else _facts_of_checkpoint(directory)
+    facts = (
+        load_facts(directory / FACTS_FILE)
+        if kept
+        else _facts_of_checkpoint(directory, trust_remote_code)
+    )
     events = directory / EVENTS_FILE
     if not facts.prunings and events.is_file():
         facts = with_prunings(facts, events.read_text(encoding="utf-8"), str(events))
     return facts
 
 
-def _facts_of_checkpoint(directory: Path) -> ReportData:
-    model, _ = checkpoint.load(directory)
+def _facts_of_checkpoint(directory: Path, trust_remote_code: bool) -> ReportData:
+    model, _ = checkpoint.load(directory, trust_remote_code=trust_remote_code)
     config = model.config.quantization_config
     if not config.layers:
         raise InputError(f"{directory} holds no compressed layers to report on")

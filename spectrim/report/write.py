@@ -1,4 +1,4 @@
-"""A compressed model, with all that stands beside its weights."""
+"""Save a compressed model first, and then all that stands beside its weights."""
 
 from __future__ import annotations
 
@@ -6,38 +6,70 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim import checkpoint
+from spectrim.pipeline.compress import CompressionResult
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.card import card_for
-from spectrim.report.facts import EVENTS_FILE
-from spectrim.report.load import CompressionResult, Pair, compare, facts_of, report_extras
+from spectrim.report.collect import plan_facts
+from spectrim.report.facts import EVENTS_FILE, ReportData
+from spectrim.report.load import compare, facts_of, report_extras
 from spectrim.report.pruning_figure import with_prunings
+from spectrim.runtime import distributed
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """Where to, and whether over an earlier result and with a page."""
+    """Where to write, whether over an earlier result, and what else to do.
+
+    Attributes:
+        page: Whether to write an HTML page.
+        reload: Whether to load the result again to compare it, where memory allows.
+    """
 
     output: Path
     overwrite: bool = False
     page: bool = True
+    reload: bool = True
 
 
 def write_result(
-    made: CompressionResult, pair: Pair, place: OutputSpec, events: str | None = None
-) -> None:
-    """Card, recipe, plan, facts, the page, and where bases were selected the prunings.
+    original: LoadedModel, result: CompressionResult, place: OutputSpec
+) -> ReportData:
+    """Save the model with its card, recipe and plan, then facts and page; return the facts.
 
-    Raises InputError where it cannot be written.
+    A report that fails is a warning: the result is saved before it is begun.
+
+    Raises:
+        InputError: The output cannot be written.
+        CheckpointError: What was written differs from the model.
     """
-    facts = with_prunings(facts_of(made, pair), events or "")
-    if place.page:
-        facts = compare(facts, pair, made.recipe)
-    extras = report_extras(facts, place.page) | {
-        "spectrim_recipe.yaml": made.recipe.to_yaml(),
-        "spectrim_plan.yaml": made.plan.to_yaml(),
+    extras: dict[str, checkpoint.Text] = {
+        "spectrim_recipe.yaml": result.recipe.to_yaml(),
+        "spectrim_plan.yaml": result.plan.to_yaml(),
     }
-    if events is not None:
-        extras[EVENTS_FILE] = events
-    card = card_for(made.model, made.plan, made.recipe)
-    options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=place.overwrite)
-    config = pair.smaller.config.quantization_config
-    checkpoint.save_together(pair.smaller, pair.tokenizer, place.output, config, options)
+    if result.prune_steps is not None:
+        extras[EVENTS_FILE] = result.prune_steps
+    options = checkpoint.SaveOptions(
+        card=lambda: card_for(original.name, result.plan, result.recipe),
+        extras=extras,
+        overwrite=place.overwrite,
+        source=original.name or None,
+        reload=place.reload,
+    )
+    config = result.model.config.quantization_config
+    checkpoint.save_together(result.model, original.tokenizer, place.output, config, options)
+    with checkpoint.warn_of_failure(f"{place.output} is saved, but its report failed"):
+        return _write_report(original, result, place)
+    return plan_facts(original.name, result.plan, result.recipe)
+
+
+def _write_report(
+    original: LoadedModel, result: CompressionResult, place: OutputSpec
+) -> ReportData:
+    facts = with_prunings(facts_of(original, result), result.prune_steps or "")
+    if place.page:
+        facts = compare(facts, original, result.model, result.recipe)
+    with distributed.raise_together():
+        if distributed.is_main_process():
+            for name, text in report_extras(facts, place.page).items():
+                checkpoint.add_text_file(place.output, name, text)
+    return facts

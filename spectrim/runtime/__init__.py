@@ -1,1 +1,1 @@
-"""What every long run needs: files, cache, processes, progress, memory, tracking."""
+"""Foundations of long runs: files, cache, snapshots, processes, context, memory, tracking."""

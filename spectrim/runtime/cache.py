@@ -1,8 +1,7 @@
-"""Where long results are kept between runs: `$SPECTRIM_CACHE`, or ~/.cache/spectrim.
+"""The cache of long results between runs: `$SPECTRIM_CACHE`, or ~/.cache/spectrim.
 
-Every entry is named by a hash of all it depends on (weights, tokens, settings), so an
-entry is right or absent. Work in progress is stored beside it, under a `.partial` name or in
-a directory `.parts`, now and then, and is gone when the entry is there.
+Every entry is named by a hash of all it depends on (the model with its configuration and code,
+tokens, settings), so an entry is right or absent. Snapshots of work in progress lie beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Entry = TypeVar("Entry")
 
 
 class Cache:
-    """A directory of entries; `None` keeps nothing."""
+    """A directory of entries; with the root `None` nothing is stored."""
 
     def __init__(self, root: Path | None):
         self.root = root
@@ -44,9 +43,9 @@ class Cache:
 
 
 def load_if_valid(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
-    """The entry at `path`; None where it is absent or, with a warning, damaged.
+    """Return the entry at `path`; None if it is absent or, with a warning, damaged.
 
-    Of several processes, all of which have to ask: None where one of them has it not.
+    All processes have to call it; None where the entry is missing in one of them.
     """
     entry = load_if_valid_locally(path, load)
     return entry if distributed.all_true(entry is not None) else None
@@ -63,14 +62,13 @@ def store(path: Path | None, write: Callable[[Path], object]) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Whether a file of the workspace is there. What killed writers left of it goes: where the
-    work is done, nobody writes it again."""
+    """Return whether an entry is there, and remove what killed processes left beside it."""
     remove_abandoned(path)
     return path.exists()
 
 
 def load_if_valid_locally(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:
-    """`load_if_valid` as one process sees it."""
+    """Return the entry as `load_if_valid` does, in this process alone."""
     if path is None or not exists(path):
         return None
     try:

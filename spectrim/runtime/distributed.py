@@ -1,9 +1,9 @@
-"""Several processes at one job: who does what, how results come together, how errors end all.
+"""One job in several processes: sharing the work, gathering results, raising errors in all.
 
-Every process runs the same program on the same values and does its own part of the long steps.
-It is one of `num_processes()` in the default group of `torch.distributed`; without a group it
-is the only one, and everything here leaves it alone. All processes have to call the functions
-that exchange something, in the same order.
+Every process runs the same program on the same values and does its own part of the long
+steps. Without a default group of `torch.distributed` there is one process, and nothing here
+has an effect. All processes have to call the functions that exchange something, in the same
+order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spectrim.errors import SpectrimError
 T = TypeVar("T")
 _ALONE = ContextVar("alone", default=False)
 _SMALL = 2**17
-"""Numbers; tensors below it are added up together, since each sum costs a round trip."""
+"""Numbers; smaller tensors are reduced together, since each reduction costs a round trip."""
 
 
 def num_processes() -> int:
@@ -37,17 +37,17 @@ def process_index() -> int:
 
 
 def is_main_process() -> bool:
-    """The process that writes what all of them have, and prints."""
+    """Return whether this process writes what all processes have, and prints."""
     return process_index() == 0
 
 
 def shard(items: Iterable[T]) -> Iterator[T]:
-    """Every `num_processes()`-th, beginning with this process's number."""
+    """Return every `num_processes()`-th item, beginning with this process's index."""
     return islice(items, process_index(), None, num_processes())
 
 
 def balanced_bins(costs: Sequence[float], bins: int) -> list[int]:
-    """For each cost its bin: the largest first, each into the bin that holds least."""
+    """Return a bin for each cost: the largest first, each into the bin that holds least."""
     filled = [0.0] * bins
     owners = [0] * len(costs)
     for item in sorted(range(len(costs)), key=lambda i: -costs[i]):
@@ -57,7 +57,7 @@ def balanced_bins(costs: Sequence[float], bins: int) -> list[int]:
 
 
 def all_gather(value: T) -> list[T]:
-    """Every process's value, in their order; small ones that can be pickled."""
+    """Return the value of every process, in order; for small values that can be pickled."""
     if num_processes() == 1:
         return [value]
     values: list[Any] = [None] * num_processes()
@@ -66,17 +66,17 @@ def all_gather(value: T) -> list[T]:
 
 
 def gather_dict(mine: Mapping[str, T]) -> dict[str, T]:
-    """The entries of every process's mapping, whose keys differ."""
+    """Return the union of all processes' mappings, whose keys differ."""
     return {key: value for part in all_gather(mine) for key, value in part.items()}
 
 
 def all_true(condition: bool) -> bool:
-    """True where it holds in every process."""
+    """Return whether the condition holds in every process."""
     return all(all_gather(condition))
 
 
 def all_reduce_sum_(tensors: Iterable[Tensor]) -> None:
-    """Sums over the processes, in place; the same bits in each of them."""
+    """Sum tensors over the processes in place, to the same bits in each of them."""
     if num_processes() == 1:
         return
     small: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
@@ -94,7 +94,7 @@ def all_reduce_sum_(tensors: Iterable[Tensor]) -> None:
 
 
 def gather_tensors(mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of every process, whose names differ, on the CPU and contiguous."""
+    """Return the tensors of all processes, whose names differ, on the CPU and contiguous."""
     if num_processes() == 1:
         return dict(mine)
     headers = all_gather({name: (tensor.shape, tensor.dtype) for name, tensor in mine.items()})
@@ -109,8 +109,10 @@ def gather_tensors(mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def raise_together() -> Iterator[None]:
-    """Work without exchanges, each process its own: an error of ours in one of them is raised
-    in all at the end of the block, and so are the warnings given."""
+    """Raise an error of one process in all of them at the end of the block.
+
+    Warnings are given in all of them too. The block must not exchange anything.
+    """
     if num_processes() == 1:
         yield
         return
@@ -136,9 +138,9 @@ def _again(kind: type[SpectrimError], text: str) -> SpectrimError:
 
 
 def run_on_main(make: Callable[[], T]) -> T:
-    """What `make` returns, a small value, in the first process; the others wait for it.
+    """Return in all processes the small value that `make` returns in the main process.
 
-    Inside, the first is on its own. Its errors are raised in all.
+    Inside `make` the main process is the only one. Its errors are raised in all.
     """
     if num_processes() == 1:
         return make()

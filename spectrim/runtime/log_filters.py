@@ -1,8 +1,7 @@
-"""Lines that torchao logs wherever it is imported without a GPU, and that ask for nothing.
+"""Filters of log lines that torchao writes on import without a GPU and that need no action.
 
 Its libraries for GPUs do not load there, and it registers two enumerations in a way that torch
-is about to forbid. Everything else that the two loggers say is passed on, also these lines
-where a GPU is present.
+is about to forbid. All other lines of the two loggers pass, these too where a GPU is present.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _ENUMERATION = re.compile(r"is an Enum subclass and is now natively supported")
 
 
 def install_log_filters() -> None:
-    """For this process, from before torchao is imported."""
+    """Install the filters in this process; to be called before torchao is imported."""
     for name, known in (("torchao", without_gpu_libraries), (_PYTREE, without_enumerations)):
         logger = logging.getLogger(name)
         if known not in logger.filters:

@@ -1,4 +1,4 @@
-"""What this process holds, and giving freed memory back to the system.
+"""The memory of this process, and giving freed memory back to the system.
 
 The C library keeps freed blocks below a threshold that it raises as a program goes on, so that
 a process looks larger than what it uses. With a fixed threshold every large tensor is returned
@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _THRESHOLD_OPTION, _THRESHOLD = -3, 2**18
 
 
@@ -26,23 +28,22 @@ def trim_memory() -> None:
 
 
 def return_large_blocks() -> None:
-    """Blocks of a quarter MiB and more go back when they are freed, from now on."""
+    """Return blocks of a quarter MiB and more when they are freed, from now on."""
     if (library := _library()) is not None:
         library.mallopt(_THRESHOLD_OPTION, _THRESHOLD)
 
 
 def resident_bytes() -> int:
-    """What this process has in memory now; the most that it had where that is not known."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * resource.getpagesize()
-    except (OSError, ValueError, IndexError):
-        return peak_bytes()
+    """Return the memory that this process holds now."""
+    return psutil.Process().memory_info().rss
 
 
 def peak_bytes() -> int:
-    """The most that this process had in memory. (What `getrusage` says begins with the peak of
-    the process that started this one, so it is asked only where there is nothing better.)"""
+    """Return the most memory that this process held.
+
+    `getrusage` begins with the peak of the process that started this one, so on Linux the
+    kernel's own figure is read; psutil has none there.
+    """
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

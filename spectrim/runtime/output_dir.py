@@ -1,4 +1,4 @@
-"""A directory that appears complete or not at all.
+"""Output directories that appear complete or not at all.
 
 Everything is written to a hidden sibling, flushed to the disk, and renamed. An earlier
 output is moved aside first and comes back if the exchange was interrupted.
@@ -20,7 +20,7 @@ from spectrim.runtime.files import flush, is_full_disk, lock_file
 from spectrim.version import QUANT_METHOD
 
 MARKER = "spectrim_provenance.json"
-"""In a directory that spectrim wrote and whose config.json does not say so."""
+"""A file in directories of spectrim whose config.json does not name it."""
 
 
 @contextmanager

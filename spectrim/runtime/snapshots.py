@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spectrim.runtime import distributed
-from spectrim.runtime.cache import load_if_valid_locally
+from spectrim.runtime.cache import load_if_valid, load_if_valid_locally
 from spectrim.runtime.files import lock_file
 
 T = TypeVar("T")
@@ -29,18 +29,22 @@ SECONDS_BETWEEN_SAVES = 20.0
 class Snapshots:
     """The snapshots beside the cache entry `entry`; without an entry nothing is stored.
 
-    Each of several processes has a directory of its own.
+    Each of several processes has a directory of its own, unless they are `shared`: then the
+    main process alone saves, and all of them load the same.
     """
 
-    def __init__(self, entry: Path | None, every: float | None = None):
-        self.directory = None if entry is None else entry.with_suffix(f"{_shard()}.parts")
+    def __init__(self, entry: Path | None, every: float | None = None, shared: bool = False):
+        suffix = ".parts" if shared else f"{_shard()}.parts"
+        self.directory = None if entry is None else entry.with_suffix(suffix)
+        self._shared = shared
+        self._writes = not shared or distributed.is_main_process()
         self._every = SECONDS_BETWEEN_SAVES if every is None else every
         self._saved = time.monotonic()
 
     def due(self) -> bool:
         """Return whether the last save is long enough ago, and there is a place to save to."""
         waited = time.monotonic() - self._saved
-        return self.directory is not None and waited >= self._every
+        return self.directory is not None and self._writes and waited >= self._every
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
         """Store a snapshot by `write`, which has to be atomic.
@@ -48,7 +52,7 @@ class Snapshots:
         Raises:
             InputError: the place cannot be written to.
         """
-        if self.directory is None:
+        if self.directory is None or not self._writes:
             return
         with self._lock():
             write(self.directory / name)
@@ -57,7 +61,7 @@ class Snapshots:
     def load(self, name: str, read: Callable[[Path], T]) -> T | None:
         """Return the snapshot `name`; None if it is absent or, with a warning, damaged."""
         path = None if self.directory is None else self.directory / name
-        return load_if_valid_locally(path, read)
+        return load_if_valid(path, read) if self._shared else load_if_valid_locally(path, read)
 
     def names(self, pattern: str = "*") -> list[str]:
         """Return the names of the stored snapshots that match `pattern`, in order."""
@@ -66,7 +70,7 @@ class Snapshots:
 
     def finish(self) -> None:
         """Remove all snapshots; to be called when the entry is stored."""
-        if self.directory is not None and self.directory.exists():
+        if self.directory is not None and self._writes and self.directory.exists():
             with self._lock():
                 shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -68,7 +68,7 @@ FULL = CovarianceFormat()
 
 
 def largest_format(width: int, limit: float, kind: Kind) -> CovarianceFormat | None:
-    """The best of this kind within `limit` bytes, in full where that fits; None for none."""
+    """Return the best of a kind within `limit` bytes, full if that fits; None for none."""
     if FULL.bytes(width) <= limit:
         return FULL
     if kind == "low_rank":
@@ -106,7 +106,7 @@ def empty(width: int, form: CovarianceFormat = FULL) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], rows: Tensor, projections: Callable[[], Tensor]) -> None:
-    """Adds rows (t, n) to a state of any form; their `projections` (t, k) where it asks for
+    """Add rows (t, n) to a state of any form; their `projections` (t, k) where it asks for
     them."""
     if "sum" in state:
         state["sum"] += sum_of_outer_products(rows)
@@ -139,7 +139,7 @@ def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
 
 
 def convert_format(state: dict[str, Tensor], form: CovarianceFormat) -> dict[str, Tensor]:
-    """A full state as the same sums in another form."""
+    """Return a full state as the same sums in another form."""
     matrix = state["sum"]
     if form.kind == "low_rank":
         sketch = matrix @ _test_matrix(len(matrix), form.number)

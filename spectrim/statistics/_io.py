@@ -1,4 +1,4 @@
-"""Calibrations on disk: one safetensors file, provenance in its header."""
+"""Calibrations on disk: one safetensors file each, with the provenance in its header."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from spectrim.statistics._result import Calibration
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Raises InputError when the place cannot be written."""
+    """Write a calibration to one file.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
     tensors = {
         f"{statistic}|{key}|{entry}": tensor
         for statistic, by_layer in calibration.states.items()
@@ -30,7 +34,12 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Raises InputError for a missing file, CheckpointError for a damaged one."""
+    """Return the calibration in a file.
+
+    Raises:
+        InputError: there is no such file.
+        CheckpointError: the file is damaged or foreign.
+    """
     tensors, metadata = read_tensors(path)
     states: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     try:

@@ -1,4 +1,4 @@
-"""A calibration by its statistics: apart to be kept one by one, and together again."""
+"""Splitting a calibration by its statistics, to store them one by one, and joining it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from spectrim.statistics._result import Calibration
 
 
 def select(calibration: Calibration, statistic: str) -> Calibration:
-    """The part with one statistic, around the same tensors."""
+    """Return the part with one statistic; the tensors are shared."""
     states = {statistic: calibration.states[statistic]}
     return replace(calibration, states=states, provenance=dict(calibration.provenance))
 
 
 def concat(parts: Sequence[Calibration]) -> Calibration:
-    """Different statistics of the same tokens and layers as one, around the same tensors.
+    """Join different statistics of the same tokens and layers; the tensors are shared.
 
     Raises CheckpointError for parts of other layers or another number of tokens.
     """

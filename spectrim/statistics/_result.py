@@ -42,8 +42,15 @@ class Calibration:
         names: Iterable[str],
         forms: Mapping[tuple[str, str], CovarianceFormat] | None = None,
     ) -> Calibration:
-        """forms: by statistic and layer, of those that are not kept in full. An input that
-        several layers read is not kept through the weight of one of them."""
+        """Return sums over no tokens.
+
+        Args:
+            shapes: (out, in) of each layer's weight.
+            groups: layer -> name of the first layer that reads the same input.
+            names: the statistics.
+            forms: (statistic, layer) -> format of covariances that are not kept in full. An
+                input that several layers read is not projected by the weight of one of them.
+        """
         readers = Counter(groups.values())
         states: dict[str, dict[str, State]] = {}
         for name in names:
@@ -81,7 +88,7 @@ class Calibration:
                     self.states[statistic][key][entry] += tensor
 
     def interpolate(self, other: Calibration, weight: float) -> Calibration:
-        """`(1 - weight) * self + weight * other` per token, counted as `self` is."""
+        """Return `(1 - weight) * self + weight * other` per token, with counts of `self`."""
         states = {
             statistic: {
                 key: {
@@ -98,7 +105,7 @@ class Calibration:
         )
 
     def digest(self, layers: Iterable[str], statistics: Iterable[str]) -> str:
-        """A hash of the diagonals of these statistics, which are matrices."""
+        """Return a hash of the diagonals of these statistics, which are matrices."""
         digest, names = hashlib.sha256(), tuple(statistics)
         for layer in map(self.layer, layers):
             for name in names:
@@ -143,7 +150,7 @@ class LayerStatistics:
         return statistic in self.calibration.states
 
     def __getitem__(self, statistic: str) -> Any:
-        """What the statistic's `finish` returns. Raises InputError when it was not kept."""
+        """Return the finished statistic. Raises InputError if it was not collected."""
         if statistic not in self:
             have = ", ".join(sorted(self.calibration.states)) or "none"
             raise InputError(

@@ -1,4 +1,4 @@
-"""A calibration in parts, a file for each: read where it is used, and dropped again."""
+"""Calibrations in several files, which are read where they are used."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ class Parts:
     held: dict[str, Calibration] = field(default_factory=dict)
 
     def put(self, name: str, part: Calibration) -> None:
-        """Raises InputError when the place cannot be written."""
+        """Store a part.
+
+        Raises:
+            InputError: the place cannot be written to.
+        """
         if self.directory is None:
             self.held[name] = part
         else:
@@ -60,7 +64,7 @@ class Parts:
             self.path(name).unlink(missing_ok=True)
 
     def union(self, names: Iterable[str], provenance: dict[str, Any]) -> Calibration:
-        """All of them as one value. Raises CheckpointError for a damaged file."""
+        """Return the union of the parts. Raises CheckpointError for a damaged file."""
         if self.directory is None:
             return _union([self.held[name] for name in names], provenance)
         return stored_calibration([self.path(name) for name in names], provenance)
@@ -72,13 +76,16 @@ class Parts:
 
 
 def stored_calibration(paths: Iterable[Path], provenance: dict[str, Any]) -> Calibration:
-    """Around the files at `paths`, whose states are read when they are asked for."""
+    """Return the union of the calibrations at `paths`, whose states are read on access."""
     return _union([_lazy(path) for path in paths], provenance)
 
 
 def open_calibration(path: Path) -> Calibration:
-    """The calibration in a file, its states read when they are asked for. Raises
-    CheckpointError for a damaged file, which is read whole to see that."""
+    """Return the calibration in a file, whose states are read on access.
+
+    Raises:
+        CheckpointError: the file, which is verified as a whole, is damaged.
+    """
     load_calibration(path)
     return _lazy(path)
 
@@ -114,7 +121,7 @@ def _union(parts: list[Calibration], provenance: dict[str, Any]) -> Calibration:
 
 
 def _items(by_layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a mapping holds; of stored ones where it is, not read."""
+    """Return the states of a mapping; of a stored one their files instead."""
     return dict(by_layer._files) if isinstance(by_layer, StoredStates) else dict(by_layer)
 
 

@@ -33,7 +33,7 @@ Parameters = dict[str, nn.Parameter]
 
 @contextmanager
 def balanced_parameters(model: nn.Module) -> Iterator[Parameters]:
-    """The parameters to train, by name; they are the model's own and in float32.
+    """Yield the parameters to train, by name; they are the model's own and in float32.
 
     The model is in evaluation mode inside. On leaving, factors are put back into their own
     kinds; after an error the model is what it was before. Raises ModelError.
@@ -67,7 +67,7 @@ class _Before:
 
 
 def _exchange(model: nn.Module, before: _Before) -> Parameters:
-    """New parameters in place of all in the blocks; those used outside them too stay fixed."""
+    """Replace all parameters in the blocks by copies, but for those used outside them too."""
     outer = _trained_modules(model)
     outside = _parameters_outside(model, outer)
     shared = _exchange_shared(model, before, outer, outside)
@@ -114,7 +114,7 @@ def _exchange_shared(
 
 
 def _trained_modules(model: nn.Module) -> tuple[str, ...]:
-    """Name prefixes: the decoder blocks, or where a model names none its factored layers."""
+    """Return the names of decoder blocks, or of the factored layers of a model without."""
     found = [name for name, _ in decoder_blocks(model) or factored_layers(model)]
     if not found:
         raise ModelError(
@@ -142,7 +142,7 @@ def _trainable_copy(name: str, parameter: nn.Parameter) -> nn.Parameter:
 
 
 def balanced_factors(layer: FactoredLinear) -> tuple[Tensor, Tensor, Tensor | None]:
-    """left (out, r), right (r, in) with `left^T left = right right^T = S`, and the bias."""
+    """Return left (out, r), right (r, in), `left^T left = right right^T = S`, and the bias."""
     weight, bias = layer.dense()
     return *balance(weight, layer.rank), bias
 
@@ -154,7 +154,7 @@ def balance(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _restore_kinds(model: nn.Module, before: _Before) -> None:
-    """The trained factors in the kinds that stood there before, without stored gradients."""
+    """Store the trained factors in the kinds that stood there before; drop gradients."""
     for name, layer in before.layers.items():
         trained = model.get_submodule(name)
         if isinstance(trained, SharedBasisLinear):

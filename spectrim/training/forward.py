@@ -9,7 +9,7 @@ are not reached.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
-from spectrim.models.hooks import attach_hooks, override_forward
+from spectrim.models.hooks import attach_hooks, evaluation_mode, override_forward
+from spectrim.models.linear import agree
 from spectrim.models.targets import decoder_blocks
 
 Precision = Literal["float32", "bfloat16"]
@@ -63,7 +64,8 @@ class Tokens:
 
 
 class BlockRunner:
-    """Runs single decoder blocks of a model. Raises ModelError for a model without them."""
+    """Runs single decoder blocks of a model. Raises ModelError for a model without them, and
+    for one whose blocks hand on more than one hidden state."""
 
     def __init__(self, model: PreTrainedModel, tokens: Tokens):
         self.model = model
@@ -75,6 +77,7 @@ class BlockRunner:
                 "use the refinement distillation"
             )
         self._tuples: dict[int, int] = {}
+        self._check()
 
     def first_input(self, rows: Tensor) -> Tensor:
         """(B, T, d): what the first block is given."""
@@ -105,6 +108,39 @@ class BlockRunner:
                 forward = _identity(self._tuples.get(earlier))
                 stack.enter_context(override_forward(module, forward))
             return self._run(rows)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Raise ModelError unless the last block alone gives what it does in the model."""
+        row, last = torch.tensor([0]), len(self.blocks) - 1
+        with evaluation_mode(self.model):
+            inputs, outputs = self._recorded(row)
+            if len(outputs) == len(self.blocks) and inputs[last].dim() == 3:
+                self._tuples |= {n: len(o) for n, o in enumerate(outputs) if type(o) is tuple}
+                expected = outputs[last][0] if last in self._tuples else outputs[last]
+                with suppress(KeyError, IndexError, TypeError, RuntimeError):
+                    if agree(self.output(last, inputs[last], row), expected):
+                        return
+        raise ModelError(
+            f"the blocks of {type(self.model).__name__} hand on more than one hidden state, so "
+            "they cannot be refined one by one; use the refinement distillation"
+        )
+
+    def _recorded(self, row: Tensor) -> tuple[list[Tensor], list[Any]]:
+        """Return each block's input and output when the model reads `row`."""
+        inputs: list[Tensor] = []
+        outputs: list[Any] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            inputs.append(_hidden(args, module).clone())
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            outputs.append(output)
+
+        blocks = [block for _, block in self.blocks]
+        with attach_hooks([(b, before) for b in blocks], [(b, after) for b in blocks]):
+            self.tokens.run(self.model, row)
+        return inputs, outputs
 
     def _run(self, rows: Tensor) -> Tensor:
         try:

@@ -11,11 +11,11 @@ from spectrim.checkpoint import export_dense, export_self_contained, load, save_
 from spectrim.errors import InputError, ModelError
 from spectrim.layers.quantized import CompensatedLinear, CompressedLinear
 from spectrim.pipeline.finetune import QUANTIZED_BASES, FinetuneSettings, finetune
-from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.checkpoint.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.pipeline.test_finetune import QUICK, small
-from tests.runs import text_file
+from tests.runs import MetricLog, text_file
 from tests.tiny_models import tiny_tokenizer, tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE
 
@@ -53,9 +53,10 @@ def logits(model):
 @pytest.mark.parametrize(("model", "kind"), [("llama", "lowrank"), ("moe", "pivoted")])
 def test_adapters_learn_and_are_loaded(model, kind, base, text, tmp_path):
     made = small(kind, model)
-    progress = RunContext()
-    tuned = finetune(made, tiny_tokenizer(), settings(text, base), progress)
-    [losses] = progress.losses.values()
+    log = MetricLog()
+    context = RunContext(log_metrics=log)
+    tuned = finetune(made, tiny_tokenizer(), settings(text, base), context)
+    [losses] = log.series.values()
     assert sum(losses[-3:]) < sum(losses[:3])
     config = tuned.config.quantization_config
     assert config.inner["base"] == {"int4": "rtn", "nf4": "nf4"}[base]

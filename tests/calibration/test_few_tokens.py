@@ -14,7 +14,7 @@ CHANNELS = 24
 
 def covariance(tokens: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    scale = torch.linspace(1, 0.1, CHANNELS, dtype=torch.float64)
+    scale = torch.logspace(0, -2, CHANNELS, dtype=torch.float64)
     rows = torch.randn(tokens, CHANNELS, generator=generator, dtype=torch.float64) * scale
     return rows.T @ rows / tokens
 
@@ -39,14 +39,13 @@ def test_identity_is_added_and_the_rest_stays(tokens: int) -> None:
 
 
 def test_more_tokens_are_shrunk_less() -> None:
-    amounts = []
-    for tokens in (2, 8, 24, 47):
+    def amount(tokens: int) -> float:
         matrix = covariance(tokens)
         added = dense(shrink(matrix, tokens)) - matrix
-        amounts.append(float(added[0, 0] / matrix.diagonal().mean()))
-    assert amounts == pytest.approx(sorted(amounts, reverse=True))
-    assert amounts[0] == pytest.approx(1.0)
-    assert amounts[-1] < 0.5
+        return float(added[0, 0] / matrix.diagonal().mean())
+
+    assert amount(2) == pytest.approx(1.0)
+    assert amount(47) < amount(30) < 1.0
 
 
 def test_every_form_is_shrunk_alike() -> None:
@@ -62,7 +61,7 @@ def test_every_form_is_shrunk_alike() -> None:
 
 def test_the_truth_is_nearer() -> None:
     """Eigenvalues of eight Gaussian vectors in 24 channels: most are zero."""
-    truth = torch.linspace(1, 0.1, CHANNELS, dtype=torch.float64).square().diag()
+    truth = torch.logspace(0, -4, CHANNELS, dtype=torch.float64).diag()
     sample = covariance(8)
     shrunk = dense(shrink(sample, 8))
 
@@ -70,4 +69,4 @@ def test_the_truth_is_nearer() -> None:
         product = torch.linalg.solve(truth, matrix + 1e-6 * torch.eye(CHANNELS))
         return float(torch.linalg.eigvals(product).real.clamp_min(1e-12).log().abs().mean())
 
-    assert log_det_distance(shrunk) < 0.5 * log_det_distance(sample)
+    assert log_det_distance(shrunk) < 0.7 * log_det_distance(sample)

@@ -9,6 +9,8 @@ import pytest
 from spectrim.checkpoint import activate, deactivate, is_active
 from spectrim.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def test_activate_and_deactivate(tmp_path):
     assert not is_active(tmp_path)

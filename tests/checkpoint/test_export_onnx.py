@@ -14,6 +14,8 @@ from tests.checkpoint.compressing import compress
 from tests.tiny_models import tiny_gqa, tiny_moe, tiny_qwen2_bias, tiny_tokenizer, tiny_tokens
 from tests.tolerances import ONNX_ABSOLUTE
 
+pytestmark = pytest.mark.slow
+
 MODELS = {"lowrank": tiny_gqa, "pivoted": tiny_qwen2_bias}
 SHAPES = ((1, 1), (2, 12), (5, 33))
 

@@ -20,6 +20,8 @@ from spectrim.checkpoint import activate, export_dense, export_self_contained
 from tests.tiny_models import tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 WITHOUT_SPECTRIM = """
 import sys

@@ -59,6 +59,7 @@ def logits(directory: Path) -> torch.Tensor:
     return load(directory)[0](tiny_tokens()).logits
 
 
+@pytest.mark.slow
 def test_contract_in_fresh_processes(shelf, tmp_path):
     """The call that scripts make, then a program that knows only transformers and us."""
     out = tmp_path / "out"

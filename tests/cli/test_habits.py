@@ -11,15 +11,17 @@ import pytest
 import typer
 
 from spectrim import checkpoint
-from spectrim.cli.commands import app
+from spectrim.cli.app import app
 
 COLOR = re.compile(r"\x1b\[[0-9;]*(3[0-7]|9[0-7])[0-9;]*m")
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for name, command in group.commands.items():
+    context = group.make_context("spectrim", [], resilient_parsing=True)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         here = (*path, name)
-        if hasattr(command, "commands"):
+        if hasattr(command, "list_commands"):
             yield from commands(command, here)
         else:
             yield here, command
@@ -58,13 +60,12 @@ def test_json_of_commands_that_write(cli, compress, monkeypatch):
 
 
 def test_no_color(cli, monkeypatch):
-    """The help is the one thing that is coloured; a terminal is claimed."""
+    """Neither in help nor in tables, also where a terminal is claimed."""
     monkeypatch.setattr("typer.rich_utils.FORCE_TERMINAL", True)
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    assert COLOR.search(cli("compress", "--help").out)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not COLOR.search(cli("compress", "--help").out)
+    for words in (("--help",), ("compress", "--help"), ("ls",), ("recipes", "list")):
+        assert not COLOR.search(cli(*words).out), words
 
 
 def test_completion(cli, monkeypatch):
@@ -98,14 +99,14 @@ def failing(error: BaseException) -> Any:
     ],
 )
 def test_code_2_and_one_line(cli, monkeypatch, error, words):
-    monkeypatch.setattr("spectrim.cli.commands.list_methods", failing(error))
+    monkeypatch.setattr("spectrim.pipeline.catalog.list_methods", failing(error))
     assert words in cli("ls").failed_with_one_line()
 
 
 def test_other_errors_are_not_hidden(cli, monkeypatch):
     """An error of ours: Python prints it whole, and its exit code is 1."""
     monkeypatch.setattr(
-        "spectrim.cli.commands.list_methods", failing(ZeroDivisionError("a bug"))
+        "spectrim.pipeline.catalog.list_methods", failing(ZeroDivisionError("a bug"))
     )
     with pytest.raises(ZeroDivisionError, match="a bug"):
         cli("ls")

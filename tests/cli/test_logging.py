@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from spectrim import checkpoint
-from spectrim.cli.commands import app
+from spectrim.cli.app import app
 from spectrim.cli.logging import move_levels_first
 from tests.cli.conftest import SMALL
 from tests.cli.test_habits import commands

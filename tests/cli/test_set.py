@@ -20,7 +20,7 @@ def test_an_option_inside_a_part_that_was_left_out():
 
 
 def test_another_name_comes_without_the_options_of_the_first():
-    assert recipe("bsi").pruning.importance_options == {"temperature": 1.0}
+    assert recipe("task").pruning.importance_options == {"temperature": 1.0}
     assert recipe("bsi", "pruning.importance=magnitude").pruning.importance_options == {}
     same = recipe("bsi", "pruning.importance=fisher").pruning
     assert same.importance_options == {"temperature": 1.0}

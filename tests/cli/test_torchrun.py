@@ -14,18 +14,20 @@ import pytest
 from tests.cli.conftest import SMALL
 from tests.tolerances import DIVERGENCE_ABSOLUTE, DIVERGENCE_RELATIVE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FAILS_IN_ONE = """
 import os
 from spectrim.cli import main
 from spectrim.errors import NumericalError
-from spectrim.pipeline import decomposing
+from spectrim.planning import solver
 
 def fail(*given):
     raise NumericalError("this layer cannot be factorised")
 
 if os.environ["RANK"] == "1":
-    decomposing.decompose_layer = fail
+    solver.decompose_layer = fail
 main()
 """
 

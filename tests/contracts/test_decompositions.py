@@ -167,6 +167,13 @@ def test_covariance_factors_are_of_the_damped_covariances(method):
     assert close(out_factor.T @ out_factor, out)
 
 
+REDUCE_TO_SVD = [
+    name
+    for name in DECOMPOSITIONS.names()
+    if getattr(DECOMPOSITIONS.get(name), "REDUCES_TO_SVD", False)
+]
+
+
 def identity_states(shape: tuple[int, int]) -> dict[str, dict[str, Tensor]]:
     """Summed states that make every metric the identity (or a multiple of it)."""
     out, inner = shape
@@ -179,7 +186,7 @@ def identity_states(shape: tuple[int, int]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-@pytest.mark.parametrize("method", ["svd", "obd", "svd_llm", "asvd", "fwsvd"])
+@pytest.mark.parametrize("method", REDUCE_TO_SVD)
 @shapes
 def test_identity_statistics_reduce_to_plain_svd(method, shape):
     weight, _ = random_layer(shape)

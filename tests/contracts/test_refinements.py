@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pytest
@@ -21,8 +20,10 @@ from spectrim.errors import InputError, ModelError, NumericalError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.targets import find_targets
-from spectrim.refinement import REFINEMENTS, RunContext, required_statistics
+from spectrim.refinement import REFINEMENTS, Losses, TrainingInputs, required_statistics
+from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.statistics import Calibration
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
@@ -30,29 +31,19 @@ from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
 NAMES = REFINEMENTS.names()
 KINDS = LAYERS.names()
 MODELS = ("llama", "gpt2", "moe")
-QUICK: dict[str, dict[str, Any]] = {
-    "block_distillation": {"epochs": 4},
-    "distillation": {"tokens": 4 * 8 * 16},
-    "finetune": {"steps": 4, "batch_size": 8},
-    "svd_llm_lora": {"epochs": 8, "learning_rate": 1e-2},
-    "aa_svd": {"original_input_weight": 0.5},
-}
-LONGER: dict[str, dict[str, Any]] = {
-    "block_distillation": {"epochs": 4},
-    "distillation": {"tokens": 16 * 4 * 16},
-    "finetune": {"steps": 16, "batch_size": 4},
-    "svd_llm_lora": {"epochs": 8},
-}
 TRAINED = [
     name
     for name in NAMES
     if "learning_rate" in {field.name for field in fields(REFINEMENTS.get(name).Options)}
 ]
 """The others are closed forms: without a rate, a seed and steps."""
-FACTORS_ONLY = ("aa_svd", "svd_llm_lora", "saes_svd", "svd_llm_update")
-"""For layers that store any factors of their rank."""
 refinements = pytest.mark.parametrize("name", NAMES)
 trained = pytest.mark.parametrize("name", TRAINED)
+
+
+def tag(name: str, word: str, default: Any) -> Any:
+    """Return what the file of a refinement declares for its contract tests."""
+    return getattr(REFINEMENTS.get(name), word, default)
 
 
 def pairs(word: str, values: tuple[Any, ...]) -> pytest.MarkDecorator:
@@ -64,7 +55,7 @@ def pairs(word: str, values: tuple[Any, ...]) -> pytest.MarkDecorator:
             (name, kind, values[(row + column) % len(values)])
             for row, name in enumerate(NAMES)
             for column, kind in enumerate(KINDS)
-            if name not in FACTORS_ONLY or layer_class(kind).LOSSLESS
+            if layer_class(kind).LOSSLESS or not tag(name, "NEEDS_LOSSLESS", False)
         ],
     )
 
@@ -80,16 +71,14 @@ class Case:
 
     blocks: TokenBlocks | None = None
 
-    def refine(
-        self, name: str, progress: RunContext | None = None, **options: Any
-    ) -> PreTrainedModel:
-        given = QUICK.get(name, {}) | options
+    def refine(self, name: str, context: RunContext | None = None, **options: Any) -> Losses:
+        """Refine by quick options, changed by `options`, with the statistics that it reads."""
+        given = tag(name, "QUICK", {}) | options
+        required = required_statistics(name, given)
+        found = statistics(self.original, required) if required else None
+        inputs = TrainingInputs(self.original, self.compressed, self.blocks or tokens(), found)
         chosen = REFINEMENTS.options(name, given)
-        progress = progress or RunContext()
-        if wanted := required_statistics(name, given):
-            progress = replace(progress, calibration=statistics(self.original, wanted))
-        run = REFINEMENTS.get(name).refine
-        return run(self.original, self.compressed, self.blocks or tokens(), chosen, progress)
+        return REFINEMENTS.get(name).refine(inputs, chosen, context or RunContext())
 
 
 def statistics(model: PreTrainedModel, names: tuple[str, ...]) -> Calibration:
@@ -142,10 +131,9 @@ def test_module_declares_itself(name):
 
 @models
 def test_loss_falls(name, kind, model):
-    progress = RunContext()
-    case(model, kind).refine(name, progress)
-    assert progress.losses
-    for losses in progress.losses.values():
+    stages = case(model, kind).refine(name)
+    assert stages
+    for losses in stages.values():
         quarter = max(1, len(losses) // 4)
         assert sum(losses[-quarter:]) < sum(losses[:quarter])
 
@@ -161,7 +149,8 @@ def test_original_flags_and_modes_stay(name, kind, model):
     flags = {n: p.requires_grad for n, p in given.compressed.named_parameters()}
     modes = {n: m.training for n, m in given.compressed.named_modules()}
     before = state(given.compressed)
-    refined = given.refine(name)
+    given.refine(name)
+    refined = given.compressed
     assert same(state(given.original), weights)
     assert all(module.training for module in given.original.modules())
     assert {n: p.requires_grad for n, p in refined.named_parameters()} == flags
@@ -176,7 +165,8 @@ def test_original_flags_and_modes_stay(name, kind, model):
 @models
 def test_saved_is_what_was_refined(name, kind, model, tmp_path):
     given = case(model, kind)
-    refined = given.refine(name)
+    given.refine(name)
+    refined = given.compressed
     save_compressed(refined, tiny_tokenizer(), tmp_path / "saved", given.config)
     loaded, _ = load(tmp_path / "saved")
     assert same(state(loaded), state(refined))
@@ -197,24 +187,20 @@ class Stop:
 
 
 @pairs("steps", (1, 5, 11))
-def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread):
-    def progress(folder: str, **changes: Any) -> RunContext:
-        return RunContext(Cache(tmp_path / folder), seconds_between_saves=0, **changes)
-
-    longer = LONGER.get(name, {})
+def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread, monkeypatch):
+    monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
     whole, stopped = case("moe", kind), case("moe", kind)
-    expected = progress("whole")
-    whole.refine(name, expected, **longer)
+    expected = whole.refine(name, RunContext(Cache(tmp_path / "whole")))
     before = state(stopped.compressed)
+    cache = Cache(tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
-        stopped.refine(name, progress("stopped", progress=Stop(steps)), **longer)
+        stopped.refine(name, RunContext(cache, Stop(steps)))
     assert same(state(stopped.compressed), before)
-    assert list(Path(tmp_path / "stopped").glob("*.partial"))
-    resumed = progress("stopped")
-    stopped.refine(name, resumed, **longer)
+    assert list((tmp_path / "stopped").glob("*.parts/state"))
+    resumed = stopped.refine(name, RunContext(cache))
     assert same(state(stopped.compressed), state(whole.compressed))
-    assert resumed.losses == expected.losses
-    assert not list(Path(tmp_path / "stopped").glob("*.partial"))
+    assert resumed == expected
+    assert not list((tmp_path / "stopped").glob("*.parts"))
 
 
 @refinements
@@ -277,9 +263,8 @@ def test_padding_does_not_matter(name):
 
 @refinements
 def test_bfloat16_products(name):
-    progress = RunContext()
-    case("llama").refine(name, progress, precision="bfloat16")
-    assert all(losses[-1] < losses[0] for losses in progress.losses.values())
+    stages = case("llama").refine(name, precision="bfloat16")
+    assert all(losses[-1] < losses[0] for losses in stages.values())
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import shlex
 from functools import cache
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import typer
 
-import spectrim.cli
+from spectrim.cli.app import app
 from spectrim.cli.options import OPTIONS, recipe_of
 from spectrim.pipeline.recipe import Recipe
 
@@ -21,10 +19,8 @@ _PLACEHOLDERS = {"K": "0.5", "L": "lowrank", "NAME": "text.txt", "N": "4"}
 
 @cache
 def group() -> Any:
-    """With the commands of every file of the command line."""
-    for info in pkgutil.iter_modules(spectrim.cli.__path__):
-        importlib.import_module(f"spectrim.cli.{info.name}")
-    return typer.main.get_command(spectrim.cli.commands.app)
+    """The program with all its commands."""
+    return typer.main.get_command(app)
 
 
 def words_of(line: str) -> list[str]:
@@ -35,9 +31,11 @@ def words_of(line: str) -> list[str]:
 def found(words: list[str]) -> tuple[Any, list[str]]:
     """The command that the first words name, and the words after them."""
     command = group()
-    while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        assert words[0] in command.commands, f"no command '{words[0]}'"
-        command, words = command.commands[words[0]], words[1:]
+    while hasattr(command, "list_commands") and words and not words[0].startswith("-"):
+        context = command.make_context("spectrim", [], resilient_parsing=True)
+        inner = command.get_command(context, words[0])
+        assert inner is not None, f"no command '{words[0]}'"
+        command, words = inner, words[1:]
     return command, words
 
 
@@ -60,7 +58,9 @@ def all_options() -> set[str]:
     """Of every command."""
 
     def walk(command: Any) -> set[str]:
-        inner = getattr(command, "commands", {}).values()
-        return names_of(command).union(*(walk(c) for c in inner))
+        context = command.make_context("spectrim", [], resilient_parsing=True)
+        names = command.list_commands(context) if hasattr(command, "list_commands") else []
+        inner = [command.get_command(context, name) for name in names]
+        return names_of(command).union(*map(walk, inner))
 
     return walk(group())

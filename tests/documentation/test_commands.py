@@ -9,6 +9,8 @@ import pytest
 from tests.documentation.pages import ROOT, WRITTEN, Command, commands, options
 from tests.documentation.parsing import all_options, found, names_of, parse, words_of
 
+pytestmark = pytest.mark.slow
+
 LINES = [c for page in WRITTEN for c in commands(page.name, page.read_text(encoding="utf-8"))]
 FOREIGN = {"--tensor-parallel-size", "--load-format"}
 """Options of other programs that the pages name."""

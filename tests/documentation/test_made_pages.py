@@ -10,6 +10,8 @@ import pytest
 from spectrim.pipeline.catalog import REGISTRIES
 from spectrim.pipeline.presets import PRESETS, SUMMARIES
 
+pytestmark = pytest.mark.slow
+
 LONG = 10
 """Lines from which a public method has to say what it does."""
 

@@ -10,6 +10,8 @@ from tests.documentation.pages import ROOT
 from tests.serving.page import PORT, blocks, own_environment
 from tests.serving.servers import free_port, running
 
+pytestmark = pytest.mark.slow
+
 PAGE = ROOT / "docs" / "quick_start.md"
 QUICK = "--recipe fast --sequences 8 --length 64 --cache cache"
 """Added to what calibrates; the page's own take a minute each."""

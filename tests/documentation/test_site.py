@@ -11,6 +11,8 @@ import pytest
 
 from tests.documentation.pages import ROOT
 
+pytestmark = pytest.mark.slow
+
 LOADED = re.compile(r'<(?:script|img|iframe)[^>]+src="https?:|<link[^>]+href="https?:')
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import spectrim
-from spectrim.allocation import LatencyRecipe
 from spectrim.calibration import in_memory
 from spectrim.data import BlockSettings
 from spectrim.errors import InputError, ModelError
@@ -20,7 +19,7 @@ from spectrim.pipeline.benchmark.equal_bytes import allowance, fit_to_budget
 from spectrim.pipeline.benchmark.profile import FactorizeTimer, PeakMemory, StageTimer
 from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.plan import factorize, plan
-from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.pipeline.recipe import HessianAveragingRecipe, LatencyRecipe, ProbeRecipe, Recipe
 from spectrim.pipeline.replace import replace_layers
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import silent

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spectrim.errors import InputError
 from spectrim.pipeline.benchmark import named_recipes
-from spectrim.pipeline.presets import PRESETS
+from spectrim.pipeline.presets import PAPERS, PRESETS
 from spectrim.pipeline.recipe import (
     CalibrationRecipe,
     HessianAveragingRecipe,
@@ -25,14 +25,30 @@ BASE = Recipe(
 
 
 def test_missing_parts_are_the_bases():
-    found = named_recipes(["svd_llm", "asvd/uniform", "obd/uniform/lowrank"], BASE)
+    found = named_recipes(["obd_bias", "asvd/uniform", "obd/uniform/lowrank"], BASE)
     assert found == {
-        "svd_llm/loss_optimal/pivoted": BASE.with_changes(method="svd_llm", method_options={}),
+        "obd_bias/loss_optimal/pivoted": BASE.with_changes(
+            method="obd_bias", method_options={}
+        ),
         "asvd/uniform/pivoted": BASE.with_changes(
             method="asvd", method_options={}, allocation="uniform"
         ),
         "obd/uniform/lowrank": BASE.with_changes(allocation="uniform", layer="lowrank"),
     }
+
+
+def test_the_name_of_a_paper_is_its_published_combination():
+    base = BASE.with_changes(layer="pivoted", budget=0.6)
+    found = named_recipes([*PAPERS, "default"], base)
+    assert list(found) == [*PAPERS, "default"]
+    parts = {n: (r.method, r.allocation, r.layer) for n, r in found.items()}
+    assert parts["svd_llm"] == ("svd_llm", "uniform", "lowrank")
+    assert parts["d_rank"] == ("svd_llm", "d_rank", "lowrank")
+    assert parts["welore"] == ("svd", "welore", "lowrank")
+    assert parts["zs_svd"] == ("svd_llm", "zs_svd", "lowrank")
+    assert parts["cospadi"] == ("svd_llm", "uniform", "sparse_dictionary")
+    assert parts["default"] == ("obd", "loss_optimal", "pivoted")
+    assert all((r.calibration, r.budget) == (base.calibration, 0.6) for r in found.values())
 
 
 def test_refinements_in_order():
@@ -85,7 +101,10 @@ def test_a_file_of_named_recipes_changes_single_fields(tmp_path):
         (["obd/"], "expected METHOD"),
         (["/uniform"], "expected METHOD"),
         (["obd/uniform/lowrank/more"], "expected METHOD"),
-        (["nope"], "unknown method 'nope'; available: "),
+        (["nope"], "unknown method or preset 'nope'; available: "),
+        (["svdllm"], r"'svdllm' \(did you mean 'svd_llm'\?\)"),
+        (["bsi_published"], "is now named 'bsi'"),
+        (["obd/heavy_tail"], "allocation 'heavy_tail' is now named 'welore'"),
         (["obd/nope"], "unknown allocation 'nope'; available: "),
         (["obd/uniform/nope"], "unknown layer 'nope'; available: "),
         (["obd+nope"], "unknown refinement 'nope'; available: "),

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from spectrim.allocation import LatencyRecipe, LayerTimes
+from spectrim.allocation import LayerTimes
 from spectrim.data import BlockSettings
 from spectrim.evaluation.speed.layer_times import TimingSpec
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import benchmark, latency_table
 from spectrim.pipeline.benchmark import Bench, BenchSettings, bench, equal_time
-from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
+from spectrim.pipeline.recipe import HessianAveragingRecipe, LatencyRecipe, ProbeRecipe, Recipe
 from spectrim.planning import LayerPlan, Plan
 from spectrim.report import bench_table
 from spectrim.report.bench_plot import bench_svg, lines_of

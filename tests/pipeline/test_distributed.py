@@ -32,7 +32,7 @@ from tests.tolerances import (
     PRODUCT_ABSOLUTE,
 )
 
-pytestmark = needs_fork
+pytestmark = [pytest.mark.slow, needs_fork]
 UNMEASURED = ProbeRecipe(per_layer=False, joint=False)
 
 

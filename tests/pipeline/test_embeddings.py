@@ -22,8 +22,8 @@ from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, recipe_from
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, replace_layers
-from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.runs import Forwards, small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tied, tiny_tokenizer, tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE

@@ -114,6 +114,7 @@ def test_config_ranks_and_budget(done, case):
     assert 0.55 < kept / dense <= 0.6
 
 
+@pytest.mark.slow
 def test_fresh_process_gives_the_same_logits(done, tmp_path):
     found = run(tmp_path, "import spectrim\n", [case.directory for case in done.values()])
     for case in done.values():

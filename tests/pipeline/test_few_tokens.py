@@ -32,7 +32,7 @@ def text(tmp_path: Path) -> Path:
 def plan_for(text: Path, sequences: int, length: int) -> Plan:
     model, recipe = tiny_llama(), recipe_for(text, sequences, length)
     calibration = calibrate(model, tiny_tokenizer(), recipe)
-    return make_plan(decompose(model, calibration, recipe), recipe)
+    return make_plan(decompose(model, calibration, recipe), recipe.planning)
 
 
 def test_warning_has_the_numbers_and_the_budget_is_spent(text: Path) -> None:

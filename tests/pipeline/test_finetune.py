@@ -16,10 +16,11 @@ from spectrim.checkpoint import attach_config, load, save_compressed
 from spectrim.errors import InputError, ModelError
 from spectrim.layers import LAYERS, CompactLinear
 from spectrim.pipeline.finetune import FinetuneSettings, finetune
-from spectrim.refinement import RunContext
+from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.checkpoint.compressing import compress
-from tests.runs import text_file
+from tests.runs import MetricLog, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer, tiny_tokens
 from tests.tolerances import PRODUCT_ABSOLUTE
 
@@ -148,9 +149,9 @@ def test_finetuning_lowers_the_loss_at_the_same_ranks(lora, text):
     before, fingers = ranks(model), spectrim.lora_targets(model)
     head = model.lm_head.weight.clone()
     settings = FinetuneSettings(data=str(text), lora=lora, learning_rate=2e-2, **QUICK)
-    progress = RunContext()
-    tuned = finetune(model, tiny_tokenizer(), settings, progress)
-    [losses] = progress.losses.values()
+    log = MetricLog()
+    tuned = finetune(model, tiny_tokenizer(), settings, RunContext(log_metrics=log))
+    [losses] = log.series.values()
     assert sum(losses[-5:]) < 0.98 * sum(losses[:5])
     assert ranks(tuned) == before
     assert spectrim.lora_targets(tuned) == fingers
@@ -163,7 +164,8 @@ def test_finetuning_lowers_the_loss_at_the_same_ranks(lora, text):
 
 
 @needs_peft
-def test_an_interrupted_run_ends_where_it_would_have(text, tmp_path):
+def test_an_interrupted_run_ends_where_it_would_have(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
     settings = FinetuneSettings(data=str(text), lora=4, learning_rate=2e-2, **QUICK)
 
     def stopping(items, what, total):
@@ -177,12 +179,7 @@ def test_an_interrupted_run_ends_where_it_would_have(text, tmp_path):
     model = small()
     start = {name: p.clone() for name, p in model.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
-        finetune(
-            model,
-            tiny_tokenizer(),
-            settings,
-            RunContext(kept, stopping, seconds_between_saves=0),
-        )
+        finetune(model, tiny_tokenizer(), settings, RunContext(kept, stopping))
     for name, tensor in start.items():
         assert torch.equal(model.state_dict()[name], tensor), name
     again = finetune(model, tiny_tokenizer(), settings, RunContext(kept))
@@ -208,7 +205,7 @@ def test_answers_are_learnt(tmp_path):
     path = tmp_path / "task.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     settings = FinetuneSettings(task=str(path), steps=30, batch_size=8, learning_rate=1e-2)
-    progress = RunContext()
-    finetune(small(), tiny_tokenizer(), settings, progress)
-    [losses] = progress.losses.values()
+    log = MetricLog()
+    finetune(small(), tiny_tokenizer(), settings, RunContext(log_metrics=log))
+    [losses] = log.series.values()
     assert losses[-1] < 0.95 * losses[0]

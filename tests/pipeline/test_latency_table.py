@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spectrim.allocation import LatencyRecipe, LayerTimes
+from spectrim.allocation import LayerTimes
 from spectrim.errors import InputError
 from spectrim.evaluation.speed.layer_times import TimingSpec, layer_times
 from spectrim.pipeline import latency_table as latency_table_module
 from spectrim.pipeline.latency_table import latency_table, slow_layers
+from spectrim.pipeline.recipe import LatencyRecipe
 from spectrim.planning import make_plan
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext
-from tests.planning.test_planner import SHAPES, decomposition, recipe
+from tests.planning.test_latency import recipe
+from tests.planning.test_planner import SHAPES, decomposition
 
 PLACE = TimingSpec(torch.device("cpu"), torch.float32, 1)
 
@@ -36,7 +38,7 @@ def test_times_are_kept_in_the_workspace(tmp_path, monkeypatch):
 
 
 def test_slow_layers_are_named_with_the_reason(monkeypatch):
-    plan = make_plan(decomposition(), recipe(budget=0.7))
+    plan = make_plan(decomposition(), recipe(budget=0.7).planning)
 
     def measured(shape, kind, place):
         slow = shape == SHAPES["d"]
@@ -57,7 +59,7 @@ def test_slow_layers_are_named_with_the_reason(monkeypatch):
 
 def test_layers_that_are_slow_until_they_are_fused_are_named(monkeypatch):
     """As pivoted ones of keep .8 are for prompts."""
-    plan = make_plan(decomposition(), recipe(budget=0.7, layer="pivoted"))
+    plan = make_plan(decomposition(), recipe(budget=0.7, layer="pivoted").planning)
 
     def measured(shape, kind, place):
         slow = place.tokens > 1 and not place.fused
@@ -73,4 +75,4 @@ def test_kinds_that_are_not_timed_say_so_or_are_left_alone():
     given = recipe(layer="sparse_dictionary")
     with pytest.raises(InputError, match="lowrank or pivoted"):
         latency_table(decomposition(), given)
-    assert list(slow_layers(make_plan(decomposition(), given), given)) == []
+    assert list(slow_layers(make_plan(decomposition(), given.planning), given)) == []

@@ -25,8 +25,9 @@ from spectrim.pipeline.recipe import (
     TaskRecipe,
 )
 from spectrim.pruning import PruningOptions
-from spectrim.refinement import RunContext
+from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer
 
 TASK = [(f"the number after {n} is ", str(n + 1)) for n in range(40)]
@@ -94,7 +95,8 @@ def test_the_merged_model_computes_what_the_tuned_one_did(task, tmp_path):
     assert ours < evaluate_task(bare.model, tokenizer, recipe.task)["task_loss"]
 
 
-def test_an_interrupted_run_continues(task, tmp_path):
+def test_an_interrupted_run_continues(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()
     recipe = _recipe(task, "basel")
 
@@ -110,7 +112,7 @@ def test_an_interrupted_run_continues(task, tmp_path):
                 yield item
 
     cache = Cache(tmp_path)
-    stopped = RunContext(cache, Stop(), seconds_between_saves=0)
+    stopped = RunContext(cache, Stop())
     with pytest.raises(KeyboardInterrupt):
         prune_for_task(model, tokenizer, recipe, stopped)
     continued = prune_for_task(model, tokenizer, recipe, RunContext(cache))

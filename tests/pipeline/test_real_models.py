@@ -22,6 +22,8 @@ from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext
 from tests.shared_assets import shared_data, shared_model
 
+pytestmark = pytest.mark.slow
+
 SEQUENCES = 32
 HELD_OUT = BlockSettings(length=256, max_tokens=8_000, keep_tail=True)
 BUDGET = 0.6

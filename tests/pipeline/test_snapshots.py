@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
 
+from spectrim.errors import NumericalWarning
 from spectrim.pipeline import calibrate, decompose
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe
+from spectrim.planning import solver
 from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext
@@ -40,8 +43,8 @@ def stopped_after(monkeypatch, layers: int) -> None:
         made.append(arguments)
         return decompose_layer(*arguments)
 
-    decompose_layer = decompose.decompose_layer
-    monkeypatch.setattr(decompose, "decompose_layer", counted)
+    decompose_layer = solver.decompose_layer
+    monkeypatch.setattr(solver, "decompose_layer", counted)
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
 
 
@@ -88,3 +91,45 @@ def test_stopped_between_storing_two_statistics(recipe, tmp_path, monkeypatch):
         found.groups, recipe.statistics
     )
     assert not list((tmp_path / "kept").glob("*.parts"))
+
+
+def test_warnings_of_a_calibration_and_a_decomposition_are_repeated(
+    recipe, tmp_path, monkeypatch
+):
+    """From the cache each is given once, as where it was made."""
+
+    def given() -> list[str]:
+        with pytest.warns(NumericalWarning) as shown:
+            factorize(
+                tiny_llama(), tiny_tokenizer(), recipe, RunContext(Cache(tmp_path / "kept"))
+            )
+        return sorted(str(each.message) for each in shown)
+
+    with monkeypatch.context() as patch:
+        for module, name in ((calibrate, "all_reduce"), (decompose, "layers_with_signal")):
+            patch.setattr(module, name, warning(getattr(module, name)))
+        first = given()
+    assert first == ["all_reduce is doubtful", "layers_with_signal is doubtful"]
+    assert given() == first
+    for path in (tmp_path / "kept").glob("decomposition-*"):
+        path.unlink()
+    assert given() == first[:1], "decomposed without a doubt"
+
+
+def warning(function):
+    def warned(*arguments):
+        warnings.warn(f"{function.__name__} is doubtful", NumericalWarning, stacklevel=2)
+        return function(*arguments)
+
+    return warned
+
+
+def test_another_network_with_the_same_weights_is_calibrated_again(recipe, tmp_path):
+    cache = RunContext(Cache(tmp_path / "kept"))
+    calibrate.calibrate(tiny_llama(), tiny_tokenizer(), recipe, cache)
+    for changes, again in (({}, False), ({"hidden_act": "relu"}, True)):
+        model = tiny_llama()
+        model.config.update(changes)
+        with Forwards(model) as seen:
+            calibrate.calibrate(model, tiny_tokenizer(), recipe, cache)
+        assert (seen.count > 0) == again

@@ -18,6 +18,8 @@ from spectrim.runtime.memory import resident_bytes, trim_memory
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 CYCLES = int(os.environ.get("SPECTRIM_SOAK", "24"))
 """SPECTRIM_SOAK=200 for the long run."""
 WARM = 8

@@ -26,8 +26,8 @@ from spectrim.pipeline.streaming import (
     decompose_streamed,
     for_streaming,
 )
-from spectrim.refinement import RunContext
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.statistics._stored import Parts
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_gemma, tiny_tokenizer, tiny_tokens
@@ -158,7 +158,7 @@ def test_what_takes_the_whole_model_is_refused(root, changes):
 
 def test_a_compressed_model_is_refused(root, tmp_path):
     directory = streamed(root / "llama", recipe_for("llama", root), tmp_path / "small")
-    with pytest.raises(ModelError, match="only dense models are streamed"):
+    with pytest.raises(ModelError, match="already compressed"):
         open_streamed(directory)
 
 

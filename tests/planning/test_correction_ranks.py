@@ -9,9 +9,9 @@ import torch
 
 from spectrim.linalg.spectrum import tail_energy
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.planning import Decomposition
 from spectrim.planning.correction_ranks import correction_ranks, uniform_cost
+from spectrim.planning.settings import PlanningSettings
 from tests.tolerances import LOSS_RELATIVE
 
 SHAPES = {"a": (3, 5), "b": (4, 4), "c": (6, 2)}
@@ -31,12 +31,9 @@ def residual() -> Decomposition:
 
 
 def ranks(allocation: str, multiple: int = 1, **given: int) -> dict[str, int]:
-    recipe = Recipe(
-        allocation=allocation,
-        rank_multiple=multiple,
-        correction=CorrectionRecipe(**given),
-    )
-    return correction_ranks(residual(), recipe, 2)
+    settings = PlanningSettings(allocation=allocation, rank_multiple=multiple)
+    numbers = given["bytes"] // 2 if "bytes" in given else uniform_cost(SHAPES, given["rank"])
+    return correction_ranks(residual(), settings, numbers)
 
 
 def cost(chosen: dict[str, int]) -> int:

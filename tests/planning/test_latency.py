@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spectrim.allocation import LatencyRecipe, LatencyTable, LayerTimes
+from spectrim.allocation import LatencyTable, LayerTimes
 from spectrim.errors import InputError
-from spectrim.pipeline.recipe import SharingRecipe
+from spectrim.pipeline.recipe import LatencyRecipe, Recipe, SharingRecipe
 from spectrim.planning import make_plan, size_curve
 from spectrim.planning.rank_multiples import auto_multiple, multiple_for
 from spectrim.pruning import PruningOptions
-from tests.planning.test_planner import SHAPES, decomposition, recipe
+from tests.planning.test_planner import SHAPES, decomposition
 
 RANKS = (1, 4, 16)
 
@@ -28,9 +28,13 @@ def table(slow: str = "", tokens: int = 1) -> LatencyTable:
     return LatencyTable(times, tokens)
 
 
+def recipe(**changes) -> Recipe:
+    return Recipe(method="svd", **{"layer": "lowrank", **changes})
+
+
 def timed(budget: float, times: LatencyTable, **changes):
     given = recipe(latency=LatencyRecipe(budget=budget), **changes)
-    return make_plan(decomposition(), given, times)
+    return make_plan(decomposition(), given.planning, times)
 
 
 def total(plan, times: LatencyTable) -> float:
@@ -98,21 +102,26 @@ def test_an_allocation_by_weights_gets_as_many_as_the_time_allows(allocation):
     assert plan.provenance["latency"]["predicted"] <= 0.8
     dense = sum(times.seconds(shape, "lowrank", None) for shape in SHAPES.values())
     for budget in np.arange(0.2, 1.0, 0.01):
-        other = make_plan(decomposition(), recipe(budget=budget, allocation=allocation))
+        other = make_plan(
+            decomposition(), recipe(budget=budget, allocation=allocation).planning
+        )
         if total(other, times) <= 0.8 * dense:
             assert other.kept <= plan.kept + 1e-9
 
 
 def test_a_budget_of_time_is_never_left_out_silently():
     with pytest.raises(InputError, match="needs measured times"):
-        make_plan(decomposition(), recipe(latency=LatencyRecipe()))
-    assert size_curve(decomposition(), recipe(latency=LatencyRecipe())) == size_curve(
-        decomposition(), recipe()
+        make_plan(decomposition(), recipe(latency=LatencyRecipe()).planning)
+    assert size_curve(decomposition(), recipe(latency=LatencyRecipe()).planning) == size_curve(
+        decomposition(), recipe().planning
     )
-    with pytest.raises(InputError, match="knows no pruning"):
+    with pytest.raises(InputError, match="latency and pruning cannot be combined"):
         recipe(latency=LatencyRecipe(), pruning=PruningOptions())
-    for wrong in ({"layer": "sparse_dictionary"}, {"sharing": SharingRecipe("adjacent")}):
-        with pytest.raises(InputError, match="kind lowrank and pivoted, none that share"):
+    for wrong, why in (
+        ({"layer": "sparse_dictionary"}, "only lowrank and pivoted layers are timed"),
+        ({"sharing": SharingRecipe("adjacent")}, "layers on a shared basis is not measured"),
+    ):
+        with pytest.raises(InputError, match=why):
             recipe(latency=LatencyRecipe(), **wrong)
 
 
@@ -122,6 +131,6 @@ def test_multiples_by_device_and_size():
     assert auto_multiple("cpu", [(768, 768)]) == 8
     assert auto_multiple("cpu", [(40, 40)]) == 2
     assert auto_multiple("cpu", [(8, 8)]) == 1
-    assert multiple_for(recipe(rank_multiple=3), [(8, 8)]) == 3
-    plan = make_plan(decomposition(), recipe(budget=0.9, rank_multiple="auto"))
+    assert multiple_for(3, [(8, 8)]) == 3
+    plan = make_plan(decomposition(), recipe(budget=0.9, rank_multiple="auto").planning)
     assert plan.ranks

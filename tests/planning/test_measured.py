@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, JointCorrection
 from spectrim.planning.measured import _FLOOR, _ascending, probe_layers, rescale
+from spectrim.planning.settings import PlanningSettings
 from tests.tolerances import LOSS_RELATIVE
 
 RISES = st.lists(st.floats(0, 10), min_size=3, max_size=12)
@@ -91,7 +91,7 @@ def some_decomposition(layers: int = 3, size: int = 12) -> Decomposition:
 def test_every_layer_is_measured_at_ranks_below_the_full_one():
     decomposition = some_decomposition()
     probe = Scripted(decomposition)
-    corrected = probe_layers(decomposition, probe, Recipe())
+    corrected = probe_layers(decomposition, probe, PlanningSettings())
     assert set(probe.asked) == set(decomposition.shapes)
     assert all(1 <= rank < 12 for ranks in probe.asked.values() for rank in ranks)
     for name, curve in decomposition.curves.items():

@@ -15,7 +15,6 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.linalg.spectrum import tail_energy
 from spectrim.linalg.truncated import Factors
-from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import (
     Decomposition,
     JointCorrection,
@@ -26,6 +25,7 @@ from spectrim.planning import (
     size_curve,
 )
 from spectrim.planning.planner import DEFAULT_BUDGETS
+from spectrim.planning.settings import PlanningSettings
 from spectrim.runtime.files import write_tensors
 from tests.layer_problems import random_layer
 from tests.tolerances import LOSS_RELATIVE
@@ -55,8 +55,8 @@ def decomposition(**changes: object) -> Decomposition:
     )
 
 
-def recipe(**changes: object) -> Recipe:
-    return Recipe(method="svd", **{"layer": "lowrank", **changes})
+def settings_of(**changes: object) -> PlanningSettings:
+    return PlanningSettings(**{"layer": "lowrank", **changes})
 
 
 @pytest.mark.parametrize("allocation", ALLOCATORS.names())
@@ -64,7 +64,7 @@ def recipe(**changes: object) -> Recipe:
 @pytest.mark.parametrize("budget", [0.4, 0.8, 1.0])
 def test_a_plan_says_what_it_costs(allocation, kind, budget, tmp_path):
     whole = decomposition()
-    plan = make_plan(whole, recipe(allocation=allocation, layer=kind, budget=budget))
+    plan = make_plan(whole, settings_of(allocation=allocation, layer=kind, budget=budget))
     assert list(plan.layers) == list(SHAPES)
     spent = sum(
         SHAPES[name][0] * SHAPES[name][1]
@@ -85,15 +85,15 @@ def test_a_plan_says_what_it_costs(allocation, kind, budget, tmp_path):
 
 
 def test_curves_in_their_own_units_promise_no_loss():
-    plan = make_plan(decomposition(units="own"), recipe(budget=0.5))
+    plan = make_plan(decomposition(units="own"), settings_of(budget=0.5))
     assert plan.predicted_loss is None
-    assert size_curve(decomposition(units="own"), recipe()) == []
+    assert size_curve(decomposition(units="own"), settings_of()) == []
     with pytest.raises(InputError, match="nats"):
-        plan_for_loss(decomposition(units="own"), recipe(), 0.1)
+        plan_for_loss(decomposition(units="own"), settings_of(), 0.1)
 
 
 def test_a_kind_that_is_not_lossless_promises_no_loss():
-    chosen = recipe(layer="sparse_dictionary", layer_options={"rounds": 3})
+    chosen = settings_of(layer="sparse_dictionary", layer_options={"rounds": 3})
     assert make_plan(decomposition(), chosen).layer_options == {"rounds": 3}
     assert size_curve(decomposition(), chosen) == []
     with pytest.raises(InputError, match="'sparse_dictionary' have no predicted loss"):
@@ -102,7 +102,7 @@ def test_a_kind_that_is_not_lossless_promises_no_loss():
 
 @pytest.mark.parametrize("kind", [k for k in LAYERS.names() if layer_class(k).LOSSLESS])
 def test_size_curve_falls(kind):
-    points = size_curve(decomposition(), recipe(layer=kind))
+    points = size_curve(decomposition(), settings_of(layer=kind))
     assert [p.budget for p in points] == sorted(p.budget for p in points)
     assert points[-1].predicted_loss == 0.0
     assert len(points) == len(DEFAULT_BUDGETS)
@@ -116,23 +116,23 @@ def test_size_curve_falls(kind):
 @pytest.mark.parametrize("target", [1e-9, 1e-3, 0.02, 0.1, 0.5, 1e6])
 def test_plan_for_loss_is_within_its_target(allocation, target, pairs):
     whole = decomposition(correction=JointCorrection(pairs))
-    plan = plan_for_loss(whole, recipe(allocation=allocation), target)
+    plan = plan_for_loss(whole, settings_of(allocation=allocation), target)
     assert plan.predicted_loss <= target
     if allocation == "loss_optimal" and plan.budget > 0.15:
-        smaller = make_plan(whole, recipe(budget=plan.budget - 0.01))
+        smaller = make_plan(whole, settings_of(budget=plan.budget - 0.01))
         assert smaller.predicted_loss > target
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, float("nan")])
 def test_a_target_that_is_not_positive(target):
     with pytest.raises(InputError, match="target"):
-        plan_for_loss(decomposition(), recipe(), target)
+        plan_for_loss(decomposition(), settings_of(), target)
 
 
 @pytest.mark.parametrize("budget", [1e-6, 0.05])
 def test_a_budget_that_cannot_be_met(budget):
     with pytest.raises(InputError, match="smallest"):
-        make_plan(decomposition(), recipe(budget=budget, rank_multiple=8))
+        make_plan(decomposition(), settings_of(budget=budget, rank_multiple=8))
 
 
 # --- joint correction ----------------------------------------------------------------
@@ -203,7 +203,9 @@ def test_decomposition_round_trip_is_exact(tmp_path):
             )
     assert torch.equal(again.factors["b"].bias_shift, whole.factors["b"].bias_shift)
     assert again.factors["a"].bias_shift is None
-    assert make_plan(again, recipe(budget=0.5)) == make_plan(whole, recipe(budget=0.5))
+    assert make_plan(again, settings_of(budget=0.5)) == make_plan(
+        whole, settings_of(budget=0.5)
+    )
 
 
 def test_damaged_and_foreign_decompositions(tmp_path):

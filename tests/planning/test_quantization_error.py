@@ -33,7 +33,7 @@ def found(tmp_path_factory):
 
 def test_a_dense_layer_costs_its_rounding(found):
     model, calibration, decomposition, recipe = found
-    known = with_rounding(calibration, decomposition, recipe)
+    known = with_rounding(calibration, decomposition, recipe.planning)
     name = next(iter(known.shapes))
     weight = get_weight(model.get_submodule(name)).detach()
     options = QUANTIZERS.options("rtn", FOUR.options)
@@ -53,7 +53,7 @@ def test_fewer_bits_and_multiplied_rounding_cost_more(found):
         for bits in (8, 4):
             given = QuantizationRecipe(bits, "rtn", 8)
             one = recipe.with_changes(quantization=given, layer=layer)
-            rounding = with_rounding(calibration, decomposition, one).rounding
+            rounding = with_rounding(calibration, decomposition, one.planning).rounding
             total[layer, bits] = sum(float(losses[1:].sum()) for losses in rounding.values())
             assert all(bool((losses >= 0).all()) for losses in rounding.values())
     assert total["lowrank", 8] < 0.05 * total["lowrank", 4]
@@ -62,7 +62,7 @@ def test_fewer_bits_and_multiplied_rounding_cost_more(found):
 
 def test_a_plan_counts_it_once_for_its_own_recipe(found):
     _, calibration, decomposition, recipe = found
-    known = with_rounding(calibration, decomposition, recipe)
+    known = with_rounding(calibration, decomposition, recipe.planning)
     chosen = plan(known, recipe)
     for name, layer in chosen.layers.items():
         rank = layer.rank or 0
@@ -83,9 +83,9 @@ def test_a_plan_counts_it_once_for_its_own_recipe(found):
 
 def test_a_target_below_the_rounding(found):
     _, calibration, decomposition, recipe = found
-    known = with_rounding(calibration, decomposition, recipe)
+    known = with_rounding(calibration, decomposition, recipe.planning)
     with pytest.raises(InputError, match="rounding alone"):
-        plan_for_loss(known, recipe, 1e-9)
+        plan_for_loss(known, recipe.planning, 1e-9)
 
 
 def test_layers_on_one_basis_and_the_whole_pipeline(tmp_path):

@@ -13,8 +13,9 @@ from torch import nn
 from spectrim.errors import InputError, NumericalError
 from spectrim.layers import layer_class
 from spectrim.pruning import LayerCost, Objective, Problem, PruningOptions, run_pruning
-from spectrim.refinement import RunContext
+from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from tests.pruning.building import Quadratic, rows, spectral
 from tests.tiny_models import TINY_MODELS
 from tests.tolerances import QUADRATIC_RELATIVE
@@ -49,7 +50,7 @@ def test_a_run_meets_the_budget_and_lowers_the_loss(importance, kind):
     options = PruningOptions(
         **{**vars(OPTIONS), "importance": importance, "importance_options": more, "steps": 40}
     )
-    state = run_pruning(problem, options, RunContext(), {})
+    state = run_pruning(problem, options, {}, RunContext())
     assert problem.kept() <= 0.4
     assert len(state.losses) == 40
     assert len(state.prune_steps) == 3
@@ -67,7 +68,7 @@ def test_events_tell_what_was_removed_and_what_it_did():
     before = {name: layer.bases for name, layer in problem.layers.items()}
     start = problem.scoring.value(problem.model)
     options = PruningOptions(**{**vars(OPTIONS), "steps": 0, "prune_steps": 1})
-    (event,) = run_pruning(problem, options, RunContext(), {}).prune_steps
+    (event,) = run_pruning(problem, options, {}, RunContext()).prune_steps
     assert event.loss == problem.scoring.value(problem.model)
     assert event.measured == pytest.approx(event.loss - start)
     removed = {n: before[n] - layer.bases for n, layer in problem.layers.items()}
@@ -93,18 +94,17 @@ class Stop:
 
 @pytest.mark.parametrize("tuned", ["singular_values", "factors"])
 @pytest.mark.parametrize("steps", [0, 1, 3, 5, 10])
-def test_a_stopped_run_ends_the_same(tmp_path, steps, tuned):
+def test_a_stopped_run_ends_the_same(tmp_path, steps, tuned, monkeypatch):
+    monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
     key = {"test": steps}
     options = replace(OPTIONS, trainable=tuned)
     whole = _problem()
-    expected = run_pruning(whole, options, RunContext(), key)
+    expected = run_pruning(whole, options, key, RunContext())
     place = Cache(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run_pruning(
-            _problem(), options, RunContext(place, Stop(steps), seconds_between_saves=0), key
-        )
+        run_pruning(_problem(), options, key, RunContext(place, Stop(steps)))
     resumed = _problem()
-    state = run_pruning(resumed, options, RunContext(place), key)
+    state = run_pruning(resumed, options, key, RunContext(place))
     ours, theirs = _state(resumed.model), _state(whole.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert state.losses == expected.losses
@@ -119,7 +119,7 @@ def test_bases_are_tuned_where_the_options_say_so():
     for tuned in ("singular_values", "factors"):
         problem = _problem()
         options = replace(OPTIONS, **steps, trainable=tuned, factor_lr=1e-2)
-        run_pruning(problem, options, RunContext(), {})
+        run_pruning(problem, options, {}, RunContext())
         losses[tuned] = problem.training.value(problem.model)
         moved = {isinstance(layer.left, nn.Parameter) for layer in problem.layers.values()}
         assert moved == {tuned == "factors"}
@@ -128,22 +128,22 @@ def test_bases_are_tuned_where_the_options_say_so():
 
 def test_a_finished_run_is_not_made_again(tmp_path):
     first = _problem()
-    run_pruning(first, OPTIONS, RunContext(Cache(tmp_path)), {})
+    run_pruning(first, OPTIONS, {}, RunContext(Cache(tmp_path)))
     again = _problem()
-    run_pruning(again, OPTIONS, RunContext(Cache(tmp_path), Stop(0)), {})
+    run_pruning(again, OPTIONS, {}, RunContext(Cache(tmp_path), Stop(0)))
     ours, theirs = _state(again.model), _state(first.model)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_state_of_another_run_is_left_alone(tmp_path):
-    run_pruning(_problem(), OPTIONS, RunContext(Cache(tmp_path)), {})
+    run_pruning(_problem(), OPTIONS, {}, RunContext(Cache(tmp_path)))
     (entry,) = tmp_path.glob("selection-*")
     other = PruningOptions(**{**vars(OPTIONS), "extra_rank": 2})
     with pytest.warns(UserWarning, match="again"):
-        run_pruning(_problem(0.6), other, RunContext(Cache(tmp_path)), {})
+        run_pruning(_problem(0.6), other, {}, RunContext(Cache(tmp_path)))
     entry.write_bytes(b"nonsense")
     with pytest.warns(UserWarning, match="again"):
-        run_pruning(_problem(), OPTIONS, RunContext(Cache(tmp_path)), {})
+        run_pruning(_problem(), OPTIONS, {}, RunContext(Cache(tmp_path)))
 
 
 def test_predicted_equals_measured_where_the_loss_is_quadratic_and_bases_do_not_meet():
@@ -163,7 +163,7 @@ def test_predicted_equals_measured_where_the_loss_is_quadratic_and_bases_do_not_
         importance="hutchinson",
         importance_options={"probes": 1, "negative": "keep"},
     )
-    (event,) = run_pruning(problem, options, RunContext(), {}).prune_steps
+    (event,) = run_pruning(problem, options, {}, RunContext()).prune_steps
     assert event.predicted == pytest.approx(event.measured, rel=QUADRATIC_RELATIVE)
 
 
@@ -177,9 +177,9 @@ def test_a_loss_that_is_not_finite_is_named():
         broken, layers, problem.training, problem.scoring, problem.costs, problem.budget
     )
     with pytest.raises(NumericalError, match="NaN"):
-        run_pruning(bad, OPTIONS, RunContext(), {})
+        run_pruning(bad, OPTIONS, {}, RunContext())
 
 
 def test_a_budget_that_one_basis_per_layer_exceeds_is_refused():
     with pytest.raises(InputError, match="budget"):
-        run_pruning(_problem(0.01), OPTIONS, RunContext(), {})
+        run_pruning(_problem(0.01), OPTIONS, {}, RunContext())

@@ -14,7 +14,8 @@ from spectrim.errors import InputError
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, RefinementRecipe, TaskRecipe
 from spectrim.pipeline.refine import refine
 from spectrim.pruning import Objective
-from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement import REFINEMENTS, TrainingInputs
+from spectrim.runtime.context import RunContext
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
 
@@ -46,9 +47,9 @@ def test_its_first_loss_is_that_of_the_counted_tokens(scored):
     model, blocks = _compressed(), _blocks(scored)
     expected = _loss(model, blocks)
     options = REFINEMENTS.options("finetune", {"steps": 1, "batch_size": 8})
-    progress = RunContext()
-    REFINEMENTS.get("finetune").refine(model, model, blocks, options, progress)
-    assert progress.losses["next token"] == pytest.approx([expected], rel=1e-5)
+    inputs = TrainingInputs(model, model, blocks)
+    losses = REFINEMENTS.get("finetune").refine(inputs, options, RunContext())
+    assert losses["next token"] == pytest.approx([expected], rel=1e-5)
 
 
 def test_training_on_answers_lowers_their_loss_more():
@@ -56,7 +57,8 @@ def test_training_on_answers_lowers_their_loss_more():
     after = {}
     for scored in (True, False):
         model = _compressed()
-        REFINEMENTS.get("finetune").refine(model, model, _blocks(scored), options, RunContext())
+        inputs = TrainingInputs(model, model, _blocks(scored))
+        REFINEMENTS.get("finetune").refine(inputs, options, RunContext())
         after[scored] = _loss(model, _blocks(True))
     assert after[True] < after[False] < _loss(_compressed(), _blocks(True))
 

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 import spectrim
 from spectrim.checkpoint import load
-from spectrim.cli.commands import app
+from spectrim.cli.app import app
 from spectrim.errors import InputError
 from spectrim.models.replace import factored_layers
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.pipeline.replace import cast_for_saving, replace_layers
-from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement import REFINEMENTS
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
@@ -72,14 +72,9 @@ def test_the_verb_runs_all_and_records_them(text, tmp_path):
     decomposition = factorize(model, tiny_tokenizer(), recipe)
     smaller = replace_layers(model, decomposition, plan(decomposition, recipe), torch.bfloat16)
     before = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
-    progress = RunContext()
-    refined = spectrim.refine(model, smaller, tiny_tokenizer(), recipe, progress)
+    refined = spectrim.refine(model, smaller, tiny_tokenizer(), recipe)
     assert refined.dtype == torch.float32
     assert all(torch.equal(before[name], t) for name, t in smaller.state_dict().items())
-    assert {name.split(",")[0] for name in progress.losses} == {
-        "block_distillation",
-        "distillation",
-    }
     spectrim.save(
         cast_for_saving(refined, torch.bfloat16), tiny_tokenizer(), str(tmp_path / "saved")
     )
@@ -87,6 +82,8 @@ def test_the_verb_runs_all_and_records_them(text, tmp_path):
     entries = config["quantization_config"]["provenance"]["refinement"]
     assert [entry["name"] for entry in entries] == ["block_distillation", "distillation"]
     assert entries[0]["options"]["epochs"] == 1
+    stages = [list(entry["losses"]) for entry in entries]
+    assert stages == [["block 1 of 2", "block 2 of 2"], ["end to end"]]
     assert [entry["data"]["sequences"] for entry in entries] == [8, 12]
     assert load(tmp_path / "saved")[0].dtype == torch.bfloat16
 

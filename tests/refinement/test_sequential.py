@@ -21,9 +21,11 @@ from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import factored_layers, replace_layer
 from spectrim.models.targets import Target, find_targets
-from spectrim.refinement import REFINEMENTS, RunContext
-from spectrim.refinement._sequential.inputs import Input, Sums, record_inputs, stages
+from spectrim.refinement import REFINEMENTS, TrainingInputs
+from spectrim.refinement._sequential.layer_inputs import Input, Sums, record_inputs, stages
+from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.statistics import LayerProblem
 from tests.checkpoint.compressing import replace_by_svd
 from tests.contracts.test_refinements import Stop, case, same, state, tokens
@@ -37,8 +39,8 @@ names = pytest.mark.parametrize("name", NAMES)
 
 def rewritten(given, name: str, blocks: TokenBlocks | None = None, **options) -> None:
     chosen = REFINEMENTS.options(name, {"out_metric": "identity"} | options)
-    run = REFINEMENTS.get(name).refine
-    run(given.original, given.compressed, blocks or tokens(), chosen, RunContext())
+    inputs = TrainingInputs(given.original, given.compressed, blocks or tokens())
+    REFINEMENTS.get(name).refine(inputs, chosen, RunContext())
 
 
 def inputs_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
@@ -123,12 +125,12 @@ def test_on_the_originals_own_inputs_it_is_the_decomposition(method, metric, ref
     expected = decompose_layer(method, problem, options).weight(6)
     own, changes = refinement
     chosen = REFINEMENTS.options(own, {"out_metric": metric, "damping": DAMPING} | changes)
-    models = given.original, given.compressed
-    REFINEMENTS.get(own).refine(*models, tokens(), chosen, RunContext(calibration=found))
+    inputs = TrainingInputs(given.original, given.compressed, tokens(), found)
+    REFINEMENTS.get(own).refine(inputs, chosen, RunContext())
     assert near(given.compressed.get_submodule(name).dense()[0], expected)
     # once there, again changes nothing
     before = given.compressed.get_submodule(name).dense()[0]
-    REFINEMENTS.get(own).refine(*models, tokens(), chosen, RunContext(calibration=found))
+    REFINEMENTS.get(own).refine(inputs, chosen, RunContext())
     assert near(given.compressed.get_submodule(name).dense()[0], before)
 
 
@@ -262,11 +264,11 @@ def test_the_joint_divergence_falls(name):
 
 
 def test_the_search_takes_the_best_candidate():
-    given, progress = case("llama"), RunContext()
+    given = case("llama")
     search = REFINEMENTS.options("aa_svd", {"out_metric": "identity", "search_share": 1.0})
-    run = REFINEMENTS.get("aa_svd").refine
-    run(given.original, given.compressed, tokens(), search, progress)
-    figures = {mix: progress.losses[f"KL with mix {mix:g}"][0] for mix in search.candidates}
+    inputs = TrainingInputs(given.original, given.compressed, tokens())
+    losses = REFINEMENTS.get("aa_svd").refine(inputs, search, RunContext())
+    figures = {mix: losses[f"KL with mix {mix:g}"][0] for mix in search.candidates}
     assert len(set(figures.values())) == len(figures)
     best = min(figures, key=figures.__getitem__)
     other = case("llama")
@@ -275,20 +277,22 @@ def test_the_search_takes_the_best_candidate():
 
 
 @pytest.mark.parametrize("steps", [3, 20, 60])
-def test_a_stopped_search_ends_the_same(steps, tmp_path):
+def test_a_stopped_search_ends_the_same(steps, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
     options = REFINEMENTS.options("aa_svd", {"out_metric": "identity"})
     run = REFINEMENTS.get("aa_svd").refine
     whole, stopped = case("llama"), case("llama")
     before = state(stopped.compressed)
-    expected, resumed = RunContext(), RunContext(Cache(tmp_path))
-    run(whole.original, whole.compressed, tokens(), options, expected)
-    first = RunContext(Cache(tmp_path), Stop(steps), seconds_between_saves=0)
+    inputs, again = (
+        TrainingInputs(c.original, c.compressed, tokens()) for c in (whole, stopped)
+    )
+    expected = run(inputs, options, RunContext())
     with pytest.raises(KeyboardInterrupt):
-        run(stopped.original, stopped.compressed, tokens(), options, first)
+        run(again, options, RunContext(Cache(tmp_path), Stop(steps)))
     assert same(state(stopped.compressed), before)
-    run(stopped.original, stopped.compressed, tokens(), options, resumed)
+    resumed = run(again, options, RunContext(Cache(tmp_path)))
     assert same(state(stopped.compressed), state(whole.compressed))
-    assert resumed.losses == expected.losses
+    assert resumed == expected
 
 
 def test_a_search_needs_two_sequences():

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from spectrim.layers.shared_basis import SharedBasisLinear
 from spectrim.models.linear import get_weight
 from spectrim.models.replace import share_basis, shared_bases
-from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement import REFINEMENTS, TrainingInputs
+from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import balanced_parameters
 from tests.contracts.test_refinements import tokens
 from tests.tiny_models import tiny_llama, tiny_tokens
@@ -70,9 +71,10 @@ def test_refining_keeps_sharing(name):
     groups = shared_bases(model)
     spaces = {n: row_space(model, n) for n in groups}
     options = REFINEMENTS.options(name, OPTIONS[name])
-    refined = REFINEMENTS.get(name).refine(tiny_llama(), model, tokens(), options, RunContext())
-    assert shared_bases(refined) == groups
-    moved = {n: float((row_space(refined, n) - spaces[n]).norm()) for n in groups}
+    inputs = TrainingInputs(tiny_llama(), model, tokens())
+    REFINEMENTS.get(name).refine(inputs, options, RunContext())
+    assert shared_bases(model) == groups
+    moved = {n: float((row_space(model, n) - spaces[n]).norm()) for n in groups}
     assert moved[INSIDE[0]] > 1e-3
     assert (moved[ACROSS[0]] > 1e-3) == (name == "distillation")
 

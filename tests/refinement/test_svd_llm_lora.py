@@ -8,8 +8,9 @@ from torch import nn
 
 from spectrim.errors import InputError, ModelError
 from spectrim.models.replace import factored_layers
-from spectrim.refinement import REFINEMENTS, RunContext
+from spectrim.refinement import REFINEMENTS, TrainingInputs
 from spectrim.refinement.svd_llm_lora import LowRankUpdate, Options
+from spectrim.runtime.context import RunContext
 from tests.contracts.test_refinements import case, state, tokens
 from tests.tiny_models import tiny_llama
 from tests.tolerances import FLOAT32_RELATIVE
@@ -47,17 +48,18 @@ def test_only_the_factors_change_and_by_a_low_rank(kind):
 
 
 def test_both_factors_are_trained_one_after_the_other():
-    given, progress = case("llama"), RunContext()
-    given.refine("svd_llm_lora", progress, epochs=2)
-    assert list(progress.losses) == ["left", "right"]
-    assert [len(losses) for losses in progress.losses.values()] == [4, 4]
+    stages = case("llama").refine("svd_llm_lora", epochs=2)
+    assert list(stages) == ["left", "right"]
+    assert [len(losses) for losses in stages.values()] == [4, 4]
 
 
 def test_a_model_without_factors_is_refused():
     model = tiny_llama()
     options = REFINEMENTS.options("svd_llm_lora", {})
     with pytest.raises(ModelError, match="compress it first"):
-        REFINEMENTS.get("svd_llm_lora").refine(model, model, tokens(), options, RunContext())
+        REFINEMENTS.get("svd_llm_lora").refine(
+            TrainingInputs(model, model, tokens()), options, RunContext()
+        )
 
 
 @pytest.mark.parametrize("name", ["rank", "epochs", "alpha", "learning_rate"])

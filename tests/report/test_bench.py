@@ -134,4 +134,7 @@ def test_the_plot_has_a_line_for_each_recipe_and_a_dot_for_each_row():
 
 def test_a_plot_without_rows_or_with_losses_below_zero():
     for rows in ([], [row("svd", 0.8, -0.1)], [row("svd", 0.8, 0.0), row("svd", 0.4, 1.0)]):
-        ElementTree.fromstring(bench_svg(rows, "empty"))
+        text = bench_svg(rows, "empty")
+        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert "nan" not in text
+        assert "inf" not in text

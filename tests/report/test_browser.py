@@ -14,6 +14,8 @@ from spectrim.report.page import report_page
 from tests.browser import PHONE, WIDE, browser, console, requests, resize, set_slider
 from tests.browser import without_script as scriptless
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def driver():

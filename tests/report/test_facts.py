@@ -54,7 +54,7 @@ def test_layers_and_curve_are_those_of_the_plan(llama):
     }
     stored = sum(layer.weights for layer in facts.layers)
     assert stored / facts.dense_weights == pytest.approx(made.plan.kept)
-    expected = size_curve(made.decomposition, made.recipe, CURVE_BUDGETS)
+    expected = size_curve(made.decomposition, made.recipe.planning, CURVE_BUDGETS)
     assert [p.budget for p in facts.curve] == [p.budget for p in expected]
     losses = [p.predicted_loss for p in expected]
     assert [p.loss for p in facts.curve] == pytest.approx(losses, rel=ROUNDED)
@@ -80,8 +80,8 @@ def test_probes_are_the_measured_plans(llama):
 @pytest.mark.parametrize("model", [tiny_llama, tiny_tied, tiny_gpt2, tiny_moe])
 def test_parts_are_all_the_bytes(made, model):
     dense = size.stored_bytes(model())
-    facts, _, pair = made(model())
-    assert sum(part.stored for part in facts.parts) == size.stored_bytes(pair.smaller)
+    facts, result, _ = made(model())
+    assert sum(part.stored for part in facts.parts) == size.stored_bytes(result.model)
     assert sum(part.dense for part in facts.parts) == dense
     names = [part.name for part in facts.parts]
     assert names[-2:] == ["embedding and output head", "norms, biases and the rest"]
@@ -111,10 +111,10 @@ def test_groups_on_one_basis_are_told_by_module(made):
 
 
 def test_the_saved_model_is_measured(facts, llama):
-    _, made, pair = llama
-    blocks = calibration_blocks(pair.original, pair.tokenizer, made.recipe)
+    _, made, original = llama
+    blocks = calibration_blocks(original.model, original.tokenizer, made.recipe)
     figures = kl_divergence.evaluate(
-        pair.smaller, blocks, kl_divergence.Options(), pair.original
+        made.model, blocks, kl_divergence.Options(), original.model
     )
     assert facts.result == pytest.approx(figures["kl_divergence"], rel=ROUNDED)
     assert facts.agreement == figures["top1_agreement"]
@@ -122,14 +122,14 @@ def test_the_saved_model_is_measured(facts, llama):
 
 
 def test_texts_are_greedy_continuations(llama):
-    plain, _, pair = llama
-    facts = with_texts(plain, pair.original, pair.smaller, pair.tokenizer, ["the cat"])
+    plain, result, original = llama
+    facts = with_texts(plain, original.model, result.model, original.tokenizer, ["the cat"])
     [text] = facts.texts
-    ids = pair.tokenizer("the cat", return_tensors="pt").input_ids
-    for model, found in ((pair.original, text.dense), (pair.smaller, text.compressed)):
+    ids = original.tokenizer("the cat", return_tensors="pt").input_ids
+    for model, found in ((original.model, text.dense), (result.model, text.compressed)):
         expected = model.generate(ids, do_sample=False, max_new_tokens=NEW_TOKENS)
         tokens = expected[0, ids.shape[1] :]
-        assert found == pair.tokenizer.decode(tokens, skip_special_tokens=True)
+        assert found == original.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def test_prompts_are_drawn_by_the_model_and_repeat():

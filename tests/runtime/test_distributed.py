@@ -11,6 +11,8 @@ from spectrim.errors import InputError, NumericalWarning, UnknownNameError
 from spectrim.runtime import distributed
 from tests.forks import in_processes, needs_fork
 
+pytestmark = pytest.mark.slow
+
 
 def test_alone_everything_is_ones_own():
     assert (

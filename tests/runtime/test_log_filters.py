@@ -42,7 +42,11 @@ def test_other_lines_stay(text):
 def test_an_import_says_nothing():
     pytest.importorskip("torchao", reason="without torchao nothing is logged")
     done = subprocess.run(
-        [sys.executable, "-c", "import spectrim.cli.commands, torchao"],
+        [
+            sys.executable,
+            "-c",
+            "import spectrim.cli.compress, spectrim.pipeline.compress, torchao",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -7,12 +7,17 @@ import shlex
 from pathlib import Path
 
 import pytest
+from torch import nn
+from transformers import AutoModelForCausalLM
 
 from spectrim.checkpoint import is_active, load
+from spectrim.models.replace import factored_layers
 from tests.serving.compressing import greedy
 from tests.serving.conftest import save_small
 from tests.serving.page import PORT, ROLES, ROOT, Environment, blocks, section
 from tests.serving.servers import free_port, running
+
+pytestmark = pytest.mark.slow
 
 PROMPT, COUNT = "Once upon a time", 20
 SMALL_MACHINE = "--dtype float32 --max-model-len 128 --enforce-eager"
@@ -52,6 +57,11 @@ def test_dense(environment):
     export, use = section("llama.cpp, CTranslate2 and everything else", "run")
     environment.run(export)
     environment.run(use)
+    dense = AutoModelForCausalLM.from_pretrained(environment.directory / "dense")
+    assert not factored_layers(dense)
+    assert {m.weight.dtype for m in dense.modules() if isinstance(m, nn.Linear)} == {
+        load(environment.directory / "small")[0].dtype
+    }
 
 
 def test_vllm(tmp_path):

@@ -8,6 +8,8 @@ from spectrim.checkpoint import load
 from tests.serving.compressing import greedy
 from tests.serving.servers import HOST
 
+pytestmark = pytest.mark.slow
+
 PROMPT, COUNT = "Once upon a time", 20
 
 

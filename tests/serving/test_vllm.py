@@ -36,7 +36,7 @@ KINDS = {
     "pivoted": ("pivoted",),
     "mixed": ("sparse_dictionary", *MIXED, "pivoted"),
 }
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def vllm_python() -> str:

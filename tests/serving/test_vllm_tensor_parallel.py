@@ -23,6 +23,8 @@ from spectrim_vllm.sharding import joined_rows, local_columns, local_rows, whole
 from spectrim_vllm.tensor_parallel import LocalSlice, expected_shapes, multiply, unpack_bits
 from tests.tolerances import FLOAT64_RELATIVE
 
+pytestmark = pytest.mark.slow
+
 OUT, WIDTH, RANK = 24, 16, 6
 NAME = "model.layers.0.self_attn.q_proj"
 KINDS = (None, "lowrank", "pivoted", "sparse_dictionary")

@@ -10,11 +10,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import InputError
-from spectrim.refinement import REFINEMENTS, RunContext, Schedule
+from spectrim.refinement import REFINEMENTS, TrainingInputs
+from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.eigenbasis import REQUIRES, Rotation, rotations
-from spectrim.training.loop import Run, Stage
+from spectrim.training.loop import Stage
+from spectrim.training.run import TrainingRun
+from spectrim.training.schedule import Schedule
 from tests.contracts.test_refinements import Stop, case, same, state, statistics, tokens
 from tests.tolerances import FLOAT32_RELATIVE
 
@@ -76,25 +80,25 @@ def test_ill_conditioned_quadratic_is_solved_sooner():
     for turned in ({}, {"w": Rotation(right=basis)}):
         weight = nn.Parameter(start.clone())
         stage = Stage(
-            "w", {"w": weight}, lambda rows, w=weight: (w @ root).square().sum(), turned
+            "w", {"w": weight}, lambda rows, w=weight: (w @ root).square().sum(), 1, turned
         )
-        run = Run({"w": weight}, RunContext())
-        run.stage(0, stage, Schedule(60, 1, 0.1, 0, 0, max_grad_norm=1e9), 1)
+        TrainingRun({"w": weight}, {}, RunContext()).complete(
+            [stage], Schedule(60, 1, 0.1, 0, 0, max_grad_norm=1e9)
+        )
         ends.append(float((weight.detach() @ root).square().sum()))
     assert ends[1] < 0.5 * ends[0]
 
 
 @refinements
-def test_loss_falls_and_a_stopped_run_ends_the_same(name, tmp_path):
+def test_loss_falls_and_a_stopped_run_ends_the_same(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
     options = STAGES[name] | {"optimizer_basis": "kfac_eigen"}
     whole, stopped = case("llama"), case("llama")
-    progress = RunContext(Cache(tmp_path / "whole"))
-    whole.refine(name, progress, **options)
-    for losses in progress.losses.values():
+    for losses in whole.refine(name, **options).values():
         assert sum(losses[-2:]) < sum(losses[:2])
     place = Cache(tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
-        stopped.refine(name, RunContext(place, Stop(3), seconds_between_saves=0), **options)
+        stopped.refine(name, RunContext(place, Stop(3)), **options)
     stopped.refine(name, RunContext(place), **options)
     assert same(state(stopped.compressed), state(whole.compressed))
 
@@ -113,6 +117,6 @@ def test_another_basis_is_another_run(name, tmp_path):
 def test_without_statistics_it_says_what_to_give(name):
     given = case("llama")
     options = REFINEMENTS.options(name, STAGES[name] | {"optimizer_basis": "kfac_eigen"})
-    run = REFINEMENTS.get(name).refine
+    inputs = TrainingInputs(given.original, given.compressed, tokens())
     with pytest.raises(InputError, match="basis to 'parameters'"):
-        run(given.original, given.compressed, tokens(), options, RunContext())
+        REFINEMENTS.get(name).refine(inputs, options, RunContext())

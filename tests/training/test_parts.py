@@ -10,13 +10,16 @@ import torch
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
 from spectrim.layers import LAYERS, layer_class
-from spectrim.refinement import RunContext, block_distillation, distillation
+from spectrim.refinement import block_distillation, distillation
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
 from spectrim.training import losses
 from spectrim.training.balanced_factors import balanced_factors, balanced_parameters
 from spectrim.training.forward import BlockRunner, Tokens
-from spectrim.training.loop import Run, Schedule
+from spectrim.training.inputs import TrainingInputs
 from spectrim.training.output_metric import output_roots
+from spectrim.training.run import TrainingRun
+from spectrim.training.schedule import Schedule
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokens
 from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE, OUTPUT_METRIC_RELATIVE
@@ -153,7 +156,7 @@ def test_an_error_puts_the_model_back():
 
 def test_every_epoch_visits_every_sequence_once():
     schedule = Schedule(steps=8, rows=3, learning_rate=1.0, warmup=2, seed=0)
-    chosen = [schedule.chosen(step, 12) for step in range(8)]
+    chosen = [schedule.batch_indices(step, 12) for step in range(8)]
     for epoch in (chosen[:4], chosen[4:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(12))
     assert torch.cat(chosen[:4]).tolist() != torch.cat(chosen[4:]).tolist()
@@ -176,7 +179,7 @@ def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
     never exceeds the one given."""
     seen: list[Schedule] = []
     monkeypatch.setattr(
-        Run, "stage", lambda self, n, stage, schedule, of: seen.append(schedule)
+        TrainingRun, "train_stage", lambda self, n, stage, schedule: seen.append(schedule)
     )
     options = module.Options(tokens=256, learning_rate=1e-3, lr_scaling="kl")
     ids, sizes = tiny_tokens(rows=8, length=16), (0.01, 0.02)
@@ -188,7 +191,7 @@ def test_the_rate_follows_the_distance_at_the_start(monkeypatch, module):
                 if name.endswith("down_proj.weight"):
                     parameter += size * torch.randn(parameter.shape, generator=generator)
         blocks = TokenBlocks(ids, None, str(size), "random", 1)
-        module.refine(tiny_llama(), compressed, blocks, options, RunContext())
+        module.refine(TrainingInputs(tiny_llama(), compressed, blocks), options, RunContext())
     per_model = len(seen) // len(sizes)
     small, large = (schedule.learning_rate for schedule in seen[::per_model])
     assert small < options.learning_rate
@@ -207,8 +210,8 @@ def test_a_finished_run_is_found_before_the_distance_is_measured(monkeypatch, mo
         with torch.no_grad():
             compressed.model.layers[0].mlp.down_proj.weight.mul_(1.1)
         monkeypatch.setattr(losses, "mean_divergence", lambda *g, a=away: a or 1 / 0)
-        progress = RunContext(Cache(tmp_path))
-        module.refine(tiny_llama(), compressed, blocks, options, progress)
+        inputs = TrainingInputs(tiny_llama(), compressed, blocks)
+        module.refine(inputs, options, RunContext(Cache(tmp_path)))
         trained.append(compressed.state_dict())
     assert all(torch.equal(value, trained[1][name]) for name, value in trained[0].items())
 

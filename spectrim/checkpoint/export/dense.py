@@ -28,14 +28,18 @@ from spectrim.runtime.output_dir import MARKER, is_spectrim_output, output_direc
 
 
 def export_dense(
-    checkpoint: str | Path, directory: str | Path, overwrite: bool = False
+    checkpoint: str | Path,
+    directory: str | Path,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write the compressed `checkpoint` as a plain model of its original architecture.
 
-    Raises CheckpointError when `checkpoint` is no spectrim checkpoint, InputError for a
-    directory that cannot be used.
+    Raises:
+        CheckpointError: `checkpoint` is not compressed by spectrim.
+        InputError: The directory cannot be written.
     """
-    model, tokenizer = load(checkpoint)
+    model, tokenizer = load(checkpoint, trust_remote_code=trust_remote_code)
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, SpectrimConfig):
         raise CheckpointError(f"{checkpoint} is not compressed, so there is nothing to export")
@@ -51,11 +55,14 @@ def export_dense(
 def export_self_contained(
     checkpoint: str | Path, directory: str | Path, overwrite: bool = False
 ) -> Path:
-    """Copy a compressed `checkpoint` and add the code that loads it, for
-    `from_pretrained(directory, trust_remote_code=True)` without spectrim.
+    """Copy a compressed `checkpoint` and add the code that loads it without spectrim.
 
-    Raises CheckpointError when `checkpoint` is no spectrim checkpoint, InputError when a
-    directory cannot be used or a layer kind needs more than torch and transformers.
+    It is loaded by `from_pretrained(directory, trust_remote_code=True)`.
+
+    Raises:
+        CheckpointError: `checkpoint` is not compressed by spectrim.
+        InputError: The directory cannot be written, the model comes with code of its own, or
+            a layer kind needs more than torch and transformers.
     """
     source = resolve(checkpoint)
     if not isinstance(source, Path):
@@ -64,6 +71,8 @@ def export_self_contained(
     settings = read_json(source / "config.json")
     if not (is_spectrim_output(source) and "quantization_config" in settings):
         raise CheckpointError(f"{checkpoint} is not compressed, so there is nothing to export")
+    if "auto_map" in settings:
+        raise InputError(f"{checkpoint} comes with its own code already; export it --dense")
     config = SpectrimConfig.from_dict(settings["quantization_config"])
     kinds = {entry["kind"] for entry in config.layers.values()} - {COMPENSATED}
     entries = [*config.layers.values(), config.inner or {}]

@@ -37,14 +37,24 @@ _DIFFERENCE = 1e-3
 """Of the graph's logits, relative to the largest: far above rounding, far below a mistake."""
 
 
-def export_onnx(checkpoint: str | Path, directory: str | Path, overwrite: bool = False) -> Path:
+def export_onnx(
+    checkpoint: str | Path,
+    directory: str | Path,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
     """Write `model.onnx` and the tokenizer of a compressed or dense `checkpoint`.
 
-    The graph is run before it is kept. Raises InputError without the packages that this needs
-    or for a directory that cannot be used, ModelError for a model that has no such graph.
+    The graph is run and compared with the model before it is kept.
+
+    Raises:
+        InputError: A package is missing, or the directory cannot be written.
+        ModelError: The model cannot be written as a graph.
     """
     _check_packages()
-    model, tokenizer = load(checkpoint, dtype=torch.float32)
+    model, tokenizer = load(
+        checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
     program = _Logits(model).eval()
     with output_directory(directory, overwrite) as partial:
         _write_graph(program, partial / GRAPH)

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from spectrim.allocation import (
     ALLOCATORS,
     AllocationRequest,
-    LatencyRecipe,
     LatencyTable,
     LayerCurve,
     TimedRequest,
@@ -46,24 +45,28 @@ class PlannedTime:
 
 
 def time_plan(
-    model: PreTrainedModel, recipe: LatencyRecipe, kind: str = "lowrank", multiple: int = 8
+    model: PreTrainedModel,
+    budget: float,
+    tokens: int = 1,
+    kind: str = "lowrank",
+    multiple: int = 8,
 ) -> PlannedTime:
     """Plan `model` by time, at the losses of plain SVD, and time the result.
 
     Raises InputError for a budget that no ranks meet, and a layer kind that is not timed.
     """
     targets, parameter = find_targets(model), next(model.parameters())
-    place = TimingSpec(parameter.device, parameter.dtype, recipe.tokens)
+    place = TimingSpec(parameter.device, parameter.dtype, tokens)
     shapes = dict.fromkeys(target.shape for target in targets)
     times = {(shape, kind): layer_times(shape, kind, place) for shape in shapes}
-    request = AllocationRequest(_curves(model, targets), recipe.budget, kind, multiple)
-    timed = TimedRequest.of(request, recipe.budget, LatencyTable(times, recipe.tokens))
+    request = AllocationRequest(_curves(model, targets), budget, kind, multiple)
+    timed = TimedRequest.of(request, budget, LatencyTable(times, tokens))
     options = ALLOCATORS.options("loss_optimal", {})
     ranks = ALLOCATORS.get("loss_optimal").allocate(timed, options)
     smaller = _with_ranks(model, targets, kind, ranks)
     fuse(smaller)
     return PlannedTime(
-        recipe.budget,
+        budget,
         timed.facts(ranks)["latency"]["predicted"],
         measure_share(model, smaller, targets, place),
         len(targets),

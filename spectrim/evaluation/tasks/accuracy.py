@@ -97,7 +97,7 @@ def exact_match(
 
 
 def reader_for(example: TaskExample) -> str:
-    """The name of the first reader that finds the example's `final` in its own answer."""
+    """Return the name of the first reader that finds the example's `final` in its answer."""
     if example.final is None:
         return "text"
     found = (
@@ -109,7 +109,7 @@ def reader_for(example: TaskExample) -> str:
 def _final(
     example: TaskExample, text: str, settings: AccuracySettings
 ) -> tuple[str | None, str]:
-    """What the model's text and the reference say in the end."""
+    """Return the final answers of the model's text and of the reference."""
     reader = READERS[settings.reader or reader_for(example)]
     wanted = example.final or reader(example.answer) or example.answer
     return reader(text), wanted

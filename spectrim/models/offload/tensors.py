@@ -7,7 +7,6 @@ asked, with the names of one part only.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,7 +30,6 @@ from transformers.utils import logging
 from spectrim.errors import CheckpointError, ModelError
 
 _SHOWN = 3
-_SAMPLES, _SAMPLE = 4096, 1024
 _BUFFERS = (r"rotary_emb\.inv_freq$", r"\.attn\.(masked_)?bias$", r"position_ids$")
 """Buffers that old checkpoints hold and models now compute."""
 
@@ -53,8 +51,10 @@ class StoredTensors:
         self._check_complete()
 
     def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
-        """The model's tensors `names`. Raises CheckpointError for one of another shape, and
-        ModelError for one that is not finite."""
+        """Read the model's tensors `names`.
+
+        Raises CheckpointError for one of another shape, ModelError for one that is not finite.
+        """
         wanted = {name: self.aliases.get(name, name) for name in names}
         targets = set(wanted.values())
         keys = [k for k, target in self._target_of.items() if self._first(target) in targets]
@@ -68,7 +68,7 @@ class StoredTensors:
         return {name: by_first[first] for name, first in wanted.items()}
 
     def bytes(self, names: Iterable[str]) -> int:
-        """What the model's tensors `names` take in its dtype, tied ones counted once."""
+        """Return the bytes of the model's tensors `names` in its dtype, tied ones once."""
         firsts = {self.aliases.get(name, name) for name in names}
         return sum(self._meta[n].numel() * self._meta[n].element_size() for n in firsts)
 
@@ -120,19 +120,6 @@ class StoredTensors:
             raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
         finally:
             _taken_out(self.model)
-
-
-def files_fingerprint(files: Sequence[Path]) -> str:
-    """sha256 over names, sizes and evenly spaced samples of the files."""
-    digest = hashlib.sha256()
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}{size}".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(_SAMPLE, size // _SAMPLES)):
-                file.seek(start)
-                digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
 
 
 def persistent_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

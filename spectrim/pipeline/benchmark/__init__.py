@@ -26,6 +26,7 @@ from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_bl
 from spectrim.errors import InputError
 from spectrim.models.context import check_length
 from spectrim.models.fingerprint import model_fingerprint
+from spectrim.pipeline import compatibility
 from spectrim.pipeline.benchmark.profile import StageTimer
 from spectrim.pipeline.benchmark.results import BenchRow, DenseResult, RowStore
 from spectrim.pipeline.benchmark.run import Subject, dense_figures, rows_of
@@ -38,6 +39,7 @@ from spectrim.pipeline.calibrate import (
     vocabulary_size,
 )
 from spectrim.pipeline.latency_table import timing_spec
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
@@ -53,7 +55,7 @@ class BenchSettings:
     """texts: what rows are judged on, the calibration's own domain first.
 
     blocks None: the first 20,000 tokens in rows of the default length. dtype None: the model's.
-    rows: where finished rows are kept. A workspace that keeps nothing is replaced by a
+    rows: where finished rows are kept. A cache that keeps nothing is replaced by a
     temporary one while the rows are made.
     """
 
@@ -105,11 +107,8 @@ def bench_steps(
     wanted = {n: [_at(r, budget) for budget in budgets] for n, r in recipes.items()}
     if not recipes or not budgets:
         raise InputError("a table needs at least one recipe and one budget")
-    if quantized := [name for name, r in recipes.items() if r.quantization is not None]:
-        raise InputError(
-            f"{quantized[0]} quantises its factors; this table fits rows that store numbers of "
-            "one dtype to their bytes: leave out quantisation"
-        )
+    for recipe in recipes.values():
+        compatibility.check(recipe, compatibility.BENCH)
     if len({r.latency and r.latency.tokens for r in recipes.values()}) > 1:
         raise InputError(
             "rows are compared at equal bytes, or at equal time for as many tokens: give all "
@@ -118,14 +117,9 @@ def bench_steps(
     if len(set(budgets)) < len(budgets):
         raise InputError(f"a budget is named twice in {', '.join(map(str, budgets))}")
     with _lasting(settings.cache) as cache:
-        subject = Subject(
-            model,
-            tokenizer,
-            _texts(model, tokenizer, settings),
-            settings.dtype or model.dtype,
-            cache,
-            settings.track,
-        )
+        original = LoadedModel(model, tokenizer, settings.dtype or model.dtype)
+        texts = _texts(model, tokenizer, settings)
+        subject = Subject(original, texts, RunContext(cache, settings.track))
         yield from _steps(subject, RowStore(settings.rows), wanted)
 
 
@@ -140,7 +134,7 @@ def _steps(
 ) -> Iterator[Bench]:
     total = sum(map(len, wanted.values()))
     for recipes in wanted.values():
-        prepare(subject.model, recipes[0])
+        prepare(subject.original.model, recipes[0])
     fixed = _fixed_key(subject)
     dense = store.dense(fixed)
     if dense is None:
@@ -167,8 +161,8 @@ def _gathered(subject: Subject, recipes: Sequence[Recipe]) -> float:
     clock = StageTimer(subject.timer)
     with clock("calibrate"):
         if recipes:
-            context = RunContext(subject.cache, subject.track)
-            gather(subject.model, subject.tokenizer, recipes, context)
+            original = subject.original
+            gather(original.model, original.tokenizer, recipes, subject.context)
     return clock.seconds["calibrate"]
 
 
@@ -199,9 +193,9 @@ def _texts(
 def _fixed_key(subject: Subject) -> dict[str, Any]:
     """What all rows depend on, and all that the original's figures do."""
     return {
-        "model": model_fingerprint(subject.model),
+        "model": model_fingerprint(subject.original.model),
         "texts": {name: blocks.fingerprint for name, blocks in subject.texts.items()},
-        "dtype": str(subject.dtype),
+        "dtype": str(subject.original.dtype),
     }
 
 
@@ -212,18 +206,19 @@ def _keys(
     rows at equal time so is the machine."""
     keys = {}
     for name, recipes in wanted.items():
-        tokens = calibration_blocks(subject.model, subject.tokenizer, recipes[0]).fingerprint
+        original = subject.original
+        blocks = calibration_blocks(original.model, original.tokenizer, recipes[0])
         for recipe in recipes:
-            own = {"recipe": recipe.to_dict(), "tokens": tokens}
+            own = {"recipe": recipe.to_dict(), "tokens": blocks.fingerprint}
             if recipe.latency is not None:
-                own["place"] = timing_spec(subject.stored(recipe)).key()
+                own["place"] = timing_spec(original.with_dtype(recipe)).key()
             keys[name, recipe.budget] = fixed | own
     return keys
 
 
 @contextmanager
 def _lasting(cache: Cache | None) -> Iterator[Cache]:
-    """A workspace that keeps entries at least for the time of the run."""
+    """A cache that keeps entries at least for the time of the run."""
     if cache is not None and cache.root is not None:
         yield cache
         return

@@ -10,7 +10,7 @@ again with that much less.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.models.linear import get_bias
+from spectrim.pipeline.compress import CompressionResult, cut
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.replace import replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan
 
 _ATTEMPTS = 5
@@ -52,22 +53,23 @@ def allowance(
 
 
 def fit_to_budget(
-    model: PreTrainedModel, decomposition: Decomposition, recipe: Recipe, dtype: torch.dtype
-) -> tuple[Plan, PreTrainedModel]:
-    """The plan and the model, in `model`'s own dtype, whose layers fit when saved in `dtype`.
+    original: LoadedModel, decomposition: Decomposition, recipe: Recipe
+) -> CompressionResult:
+    """Return the largest model, not yet refined, whose layers fit once they are stored.
 
-    Raises InputError when no plan does.
+    Raises InputError where no plan does.
     """
-    budget = recipe.budget
+    budget, dtype = recipe.budget, original.dtype_for(recipe)
     for _ in range(_ATTEMPTS):
-        plan = make_plan(decomposition, recipe.at_budget(budget))
-        smaller = replace_layers(model, decomposition, plan)
-        allowed = allowance(model, plan, recipe.budget, dtype)
-        over = sum(_stored(smaller, plan.modules, dtype)) - allowed.bytes
+        smaller_recipe = original.with_save_dtype(recipe.at_budget(budget))
+        plan = make_plan(decomposition, smaller_recipe.planning)
+        result = cut(original, decomposition, plan, recipe)
+        allowed = allowance(original.model, plan, recipe.budget, dtype)
+        over = _stored_bytes(result, allowed, dtype) - allowed.bytes
         if over <= 0:
             break
         budget -= over / allowed.dense
-    return plan, smaller
+    return replace(result, recipe=recipe)
 
 
 def bytes_below(names: Iterable[str], sizes: dict[str, int]) -> int:
@@ -76,11 +78,25 @@ def bytes_below(names: Iterable[str], sizes: dict[str, int]) -> int:
     return sum(size for name, size in sizes.items() if name.startswith(prefixes))
 
 
-def _stored(model: PreTrainedModel, names: Iterable[str], dtype: torch.dtype) -> Iterable[int]:
-    for name in names:
-        state: dict[str, Any] = model.get_submodule(name).state_dict()
-        for tensor in state.values():
-            yield tensor.numel() * _itemsize(tensor, dtype)
+def _stored_bytes(result: CompressionResult, allowed: Allowance, dtype: torch.dtype) -> int:
+    """Return the bytes of the planned layers once they are stored.
+
+    Quantized weights take what the plan counts; indices and biases stay as they are.
+    """
+    tensors = [
+        (key, tensor)
+        for name in result.plan.modules
+        for key, tensor in _state(result.model, name).items()
+    ]
+    if result.recipe.quantization is None:
+        return sum(tensor.numel() * _itemsize(tensor, dtype) for _, tensor in tensors)
+    others = (t for key, t in tensors if not key.endswith("weight"))
+    weights = round(result.plan.kept * allowed.dense)
+    return weights + sum(tensor.numel() * _itemsize(tensor, dtype) for tensor in others)
+
+
+def _state(model: PreTrainedModel, name: str) -> dict[str, Any]:
+    return model.get_submodule(name).state_dict()
 
 
 def _itemsize(tensor: Tensor, dtype: torch.dtype) -> int:

@@ -41,7 +41,7 @@ def fit_to_time(
     """
     assert recipe.latency is not None
     asked, place = recipe.latency.budget, timing_spec(recipe)
-    plan = make_plan(decomposition, recipe, times)
+    plan = make_plan(decomposition, recipe.planning, times)
     budget, time = asked, _measured(model, plan, place)
     for _ in range(_ATTEMPTS):
         if time <= TOLERATED * asked:
@@ -49,7 +49,7 @@ def fit_to_time(
         budget *= asked / time
         less = recipe.with_changes(latency=replace(recipe.latency, budget=budget))
         try:
-            plan = make_plan(decomposition, less, times)
+            plan = make_plan(decomposition, less.planning, times)
         except InputError:  # there is no smaller one; the row shows that it exceeds
             break
         time = _measured(model, plan, place)

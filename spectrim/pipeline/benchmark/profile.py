@@ -78,9 +78,9 @@ class StageTimer:
 class FactorizeTimer:
     """The seconds of `factorize` by stage, told by the steps that it tracks.
 
-    What comes before decomposing is calibration (the passes that the workspace had not, and
+    What comes before decomposing is calibration (the passes that the cache had not, and
     reading the others), what comes after it measuring. Both of the latter are missing when the
-    decomposition was in the workspace.
+    decomposition was in the cache.
     """
 
     def __init__(self, track: ProgressBar, timer: Callable[[], float]):

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from spectrim.errors import InputError
 from spectrim.runtime import distributed
+from spectrim.runtime.cache import store
 from spectrim.runtime.files import read_mapping, write_text
 from spectrim.version import __version__
 
@@ -41,7 +42,7 @@ class BenchRow:
                    and as measured, fused, in the dtype stored
     exceeds        whether the budget is exceeded, be it of bytes or of measured time
     loss_increase, perplexity   by text; kl_divergence from the original on the first text
-    seconds        by stage; a stage is missing when its result was in the workspace. The pass
+    seconds        by stage; a stage is missing when its result was in the cache. The pass
                    for all rows of a call is in each of them
     peak_memory    bytes of resident memory at the highest, above what was in use before the row
     error          why there are no figures, else None
@@ -90,9 +91,8 @@ class RowStore:
     def keep(self, key: Mapping[str, Any], value: BenchRow | DenseResult) -> None:
         """Raises InputError when the place cannot be written."""
         path = self._path("row" if isinstance(value, BenchRow) else "dense", key)
-        with distributed.raise_together():
-            if path is not None and distributed.is_main_process():
-                write_text(path, json.dumps(asdict(value), indent=1) + "\n")
+        text = json.dumps(asdict(value), indent=1) + "\n"
+        store(path, lambda place: write_text(place, text))
 
     def _path(self, kind: str, key: Mapping[str, Any]) -> Path | None:
         if self.root is None:

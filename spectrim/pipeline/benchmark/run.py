@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from spectrim import checkpoint
@@ -26,43 +25,40 @@ from spectrim.pipeline.benchmark.profile import (
     timer_for,
 )
 from spectrim.pipeline.benchmark.results import BenchRow, DenseResult
-from spectrim.pipeline.embedding import compress_embeddings
+from spectrim.pipeline.compress import (
+    CompressionResult,
+    cut,
+    prune,
+    refined,
+    store,
+    with_tables,
+)
 from spectrim.pipeline.latency_table import latency_table
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize
-from spectrim.pipeline.prune_for_task import prune_for_task
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.refine import refine
-from spectrim.pipeline.replace import cast_for_saving, replace_layers
-from spectrim.planning import Decomposition, Plan
-from spectrim.refinement import RunContext
+from spectrim.planning import Decomposition
 from spectrim.runtime import distributed
-from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import ProgressBar
+from spectrim.runtime.context import RunContext
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The original in float32, the texts that rows are judged on (the first one is the text's
-    own domain), and the dtype that results are stored in."""
+    """What all rows have in common.
 
-    model: PreTrainedModel
-    tokenizer: Any
+    Attributes:
+        original: the model that every row compresses.
+        texts: evaluation datasets by name; the first is of the calibration's own domain.
+        context: cache and progress.
+    """
+
+    original: LoadedModel
     texts: dict[str, TokenBlocks]
-    dtype: torch.dtype
-    cache: Cache
-    track: ProgressBar
+    context: RunContext
 
     @property
     def timer(self) -> Callable[[], float]:
-        return timer_for(self.model.device)
-
-    def dtype_of(self, recipe: Recipe) -> torch.dtype:
-        return getattr(torch, recipe.save_dtype) if recipe.save_dtype else self.dtype
-
-    def stored(self, recipe: Recipe) -> Recipe:
-        """The recipe with the dtype that its results are stored in."""
-        dtype = str(self.dtype_of(recipe)).removeprefix("torch.")
-        return recipe.with_changes(save_dtype=dtype)
+        return timer_for(self.original.model.device)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class _Factorized:
 def dense_figures(subject: Subject) -> DenseResult:
     """The original's losses by text, and its bytes on disk."""
     figures = {
-        name: evaluate_model(subject.model, blocks, ["perplexity"])
+        name: evaluate_model(subject.original.model, blocks, ["perplexity"])
         for name, blocks in subject.texts.items()
     }
     return DenseResult(
@@ -90,8 +86,8 @@ def dense_figures(subject: Subject) -> DenseResult:
 
 def _file_bytes(subject: Subject) -> int:
     with tempfile.TemporaryDirectory() as directory:
-        stored: Any = copy.deepcopy(subject.model)
-        stored.to(subject.dtype).save_pretrained(directory)
+        stored: Any = copy.deepcopy(subject.original.model)
+        stored.to(subject.original.dtype).save_pretrained(directory)
         return size.disk_bytes(directory)
 
 
@@ -115,17 +111,13 @@ def rows_of(
 
 
 def _factorize(subject: Subject, recipe: Recipe) -> _Factorized:
-    clock = FactorizeTimer(subject.track, subject.timer)
+    clock, original = FactorizeTimer(subject.context.progress, subject.timer), subject.original
+    context = replace(subject.context, progress=clock.track)
     with PeakMemory() as memory:
         found: Decomposition | SpectrimError | None = None
         try:
             if recipe.pruning is None:
-                found = factorize(
-                    subject.model,
-                    subject.tokenizer,
-                    recipe,
-                    RunContext(subject.cache, clock.track),
-                )
+                found = factorize(original.model, original.tokenizer, recipe, context)
         except SpectrimError as error:
             found = error
         seconds = clock.seconds()
@@ -135,18 +127,20 @@ def _factorize(subject: Subject, recipe: Recipe) -> _Factorized:
 def _row(
     subject: Subject, dense: DenseResult, recipe: Recipe, found: _Factorized, empty: BenchRow
 ) -> BenchRow:
-    clock, dtype = StageTimer(subject.timer), subject.dtype_of(recipe)
+    clock, original = StageTimer(subject.timer), subject.original
     with PeakMemory() as memory:
         with clock("compress"):
-            plan, smaller, time = _compressed(subject, recipe, found)
+            result, time = _cut(subject, recipe, found.decomposition)
+            result = with_tables(original, result, subject.context)
         if recipe.refinement:
             with clock("refine"):
-                smaller = _refined(subject, smaller, recipe)
-        smaller = cast_for_saving(smaller, dtype)
-        sizes, file_bytes = distributed.run_on_main(partial(_saved_sizes, smaller))
+                result = refined(original, result, subject.context)
+        result = store(original, result)
+        sizes, file_bytes = distributed.run_on_main(partial(_saved_sizes, result.model))
         with clock("evaluate"):
-            figures = _evaluated(subject, smaller.float())
-    allowed = allowance(subject.model, plan, recipe.budget, dtype)
+            figures = _evaluated(subject, _to_evaluate(result))
+    plan = result.plan
+    allowed = allowance(original.model, plan, recipe.budget, original.dtype_for(recipe))
     layer_bytes = bytes_below(plan.modules, sizes)
     losses = {text: each["loss"] - dense.loss[text] for text, each in figures.items()}
     return replace(
@@ -166,37 +160,35 @@ def _row(
     )
 
 
-def _compressed(
-    subject: Subject, recipe: Recipe, found: _Factorized
-) -> tuple[Plan, PreTrainedModel, float | None]:
-    """In the original's dtype, with the measured time where the budget is one. Bases that a
-    recipe selects are not fitted to their bytes."""
-    progress, time = RunContext(subject.cache, subject.track), None
-    model, decomposition = subject.model, found.decomposition
-    if isinstance(decomposition, Decomposition) and recipe.latency is not None:
-        stored = subject.stored(recipe)
-        times = latency_table(decomposition, stored, progress)
-        plan, time = fit_to_time(model, decomposition, stored, times)
-        smaller = replace_layers(model, decomposition, plan)
-    elif isinstance(decomposition, Decomposition):
-        plan, smaller = fit_to_budget(model, decomposition, recipe, subject.dtype_of(recipe))
-    else:
-        special = prune_for_task(subject.model, subject.tokenizer, recipe, progress)
-        plan, smaller = special.plan, special.model
-    smaller = compress_embeddings(subject.model, smaller, subject.tokenizer, recipe, progress)
-    return plan, smaller, time
+def _cut(
+    subject: Subject, recipe: Recipe, decomposition: object
+) -> tuple[CompressionResult, float | None]:
+    """Return the model before refinement, and the measured time where the budget is one.
+
+    Pruned models are not fitted to their bytes.
+    """
+    original, context = subject.original, subject.context
+    if not isinstance(decomposition, Decomposition):
+        return prune(original, recipe, context), None
+    if recipe.latency is None:
+        return fit_to_budget(original, decomposition, recipe), None
+    stored = original.with_dtype(recipe)
+    times = latency_table(decomposition, stored, context)
+    plan, time = fit_to_time(original.model, decomposition, stored, times)
+    return replace(cut(original, decomposition, plan, recipe), recipe=recipe), time
 
 
-def _refined(subject: Subject, smaller: PreTrainedModel, recipe: Recipe) -> PreTrainedModel:
-    progress = RunContext(subject.cache, subject.track)
-    return refine(subject.model, smaller, subject.tokenizer, recipe, progress)
+def _to_evaluate(result: CompressionResult) -> PreTrainedModel:
+    """Return the stored model in float32; quantized weights stay as they are."""
+    return result.model.float() if result.recipe.quantization is None else result.model
 
 
 def _saved_sizes(model: PreTrainedModel) -> tuple[dict[str, int], int]:
     """Bytes by tensor and of the files, from a checkpoint that is written and removed."""
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory) / "model"
-        checkpoint.save_compressed(model, None, target, model.config.quantization_config)
+        config, options = model.config.quantization_config, checkpoint.SaveOptions(reload=False)
+        checkpoint.save_compressed(model, None, target, config, options)
         return size.tensor_bytes(target), size.disk_bytes(target)
 
 
@@ -205,5 +197,5 @@ def _evaluated(subject: Subject, model: PreTrainedModel) -> dict[str, dict[str, 
     figures: dict[str, dict[str, float]] = {}
     for name, blocks in subject.texts.items():
         wanted = ["perplexity"] if figures else ["perplexity", "kl_divergence"]
-        figures[name] = evaluate_model(model, blocks, wanted, subject.model)
+        figures[name] = evaluate_model(model, blocks, wanted, subject.original.model)
     return figures

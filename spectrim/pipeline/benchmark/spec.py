@@ -1,12 +1,12 @@
-"""Recipes by short names: `svd_llm/uniform/lowrank`, `obd+distillation`, a preset, a file.
+"""Recipes by short names: a preset, METHOD/ALLOCATION/LAYER, or a YAML file.
 
-    METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...]     what is left out is the base recipe's
-    PRESET[+REFINEMENT...]                          default or fast
+    PRESET[+REFINEMENT...]                          `svd_llm`, `d_rank`, `default`, ...
+    METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...]     the base recipe fills what is left out
     FILE.yaml                                       a recipe, or a mapping: name -> its fields
 
-All stand on one base recipe. The calibration, the task and the budget (of weights or time) of
-a preset or of a whole recipe file give way to the base's; a named mapping may set fields of the
-calibration.
+The name of a paper is the preset of its published combination. The base recipe gives every
+preset and recipe file its calibration, task and budget; a named mapping may set calibration
+fields of its own.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from spectrim.errors import InputError
-from spectrim.pipeline.presets import PRESETS
+from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.errors import InputError, UnknownNameError
+from spectrim.pipeline.presets import PRESETS, unknown_preset
 from spectrim.pipeline.recipe import Recipe, recipe_from
+from spectrim.pipeline.renamed import PRESETS as RENAMED_PRESETS
 from spectrim.runtime.files import is_file, read_mapping
 
 _FILES = (".yaml", ".yml", ".json")
@@ -36,7 +38,7 @@ def named_recipes(specs: Iterable[str], base: Recipe | None = None) -> dict[str,
                 raise InputError(f"'{name}' is named twice; each row needs a name of its own")
             found[name] = recipe
     if not found:
-        raise InputError("no method is named; give --methods svd_llm/uniform/lowrank,obd")
+        raise InputError("no method is named; give --methods svd_llm,d_rank,default")
     return found
 
 
@@ -54,10 +56,14 @@ def _recipes(spec: str, base: Recipe) -> Iterator[tuple[str, Recipe]]:
 
 def _compact(head: str, spec: str, base: Recipe) -> Recipe:
     parts = head.split("/")
+    if len(parts) == 1 and head and head not in DECOMPOSITIONS.names():
+        if head in RENAMED_PRESETS:
+            raise unknown_preset(head)
+        raise UnknownNameError("method or preset", head, {*PRESETS, *DECOMPOSITIONS.names()})
     if not all(parts) or len(parts) > len(_PARTS):
         raise InputError(
             f"--methods '{spec}': expected METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], "
-            f"one of the presets {', '.join(PRESETS)}, or a YAML file"
+            f"a preset (`spectrim recipes`), or a YAML file"
         )
     return _with(base, dict(zip(_PARTS, parts, strict=False)), spec)
 

@@ -11,11 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from spectrim.pruning.options import GradientTerm
 from spectrim.pruning.spectral import SpectralLinear
 
-GradientTerm = Literal["signed", "absolute", "none"]
-"""How the first-order part of a score counts in the order of removal: as it is, by its size,
-or not at all."""
 Negative = Literal["zero", "keep", "magnitude"]
 """A curvature below zero counts as none, as it is, or by its size."""
 
@@ -36,7 +34,7 @@ class Importance:
     gradient_terms: dict[str, Tensor] | None = None
 
     def order(self, gradient_term: GradientTerm) -> dict[str, Tensor]:
-        """What bases that go together are ordered by, the smallest first.
+        """Return the scores by which bases are removed, the smallest first.
 
         A slope is exact for one basis. Of many that seem to do harm the slopes add up to a
         long step down the gradient, far beyond where it holds; by size, what the loss depends

@@ -20,7 +20,7 @@ from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
 from spectrim.linalg.regression import regression, weighted_square
 from spectrim.linalg.truncated import weighted_svd
 from spectrim.models.linear import get_bias, get_weight
-from spectrim.refinement._sequential.inputs import Sums
+from spectrim.refinement._sequential.layer_inputs import Sums
 from spectrim.statistics import Calibration
 
 
@@ -35,7 +35,7 @@ class Problem:
     rank: int
 
     def product(self, mix: float) -> Tensor:
-        """P (out, in) of the target `W (x' + mix (x - x'))`."""
+        """Return P (out, in) of the target `W (x' + mix (x - x'))`."""
         covariance = self.in_metric.covariance
         if self.shift is not None and mix:
             covariance = covariance + mix * self.shift
@@ -58,7 +58,7 @@ class Fit:
 
 
 def fit(problem: Problem, mix: float, present: Tensor) -> Fit:
-    """The optimum of rank `problem.rank`; `present` (out, in) is what stands there now."""
+    """Return the optimum of rank `problem.rank`; `present` (out, in) is the present weight."""
     metrics = problem.out_metric, problem.in_metric
     target = regression(problem.product(mix), problem.in_metric)
     left, right = weighted_svd(target, *metrics).truncated(problem.rank)
@@ -69,7 +69,7 @@ def fit(problem: Problem, mix: float, present: Tensor) -> Fit:
 
 
 def out_metric(calibration: Calibration | None, name: str, damping: float) -> Metric | None:
-    """chol(C_g) of the calibration, the identity without one; None where C_g is zero."""
+    """Return chol(C_g) of the calibration, the identity without one; None where C_g is zero."""
     if calibration is None:
         return IdentityMetric()
     covariance = dense(calibration.layer(name)["gradient_covariance"]).cpu()
@@ -89,7 +89,7 @@ def shift_of(sums: Sums) -> Tensor | None:
 
 
 def dense_form(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight (out, in) and bias (out,) of a layer of any kind, float64, on the CPU."""
+    """Return weight (out, in) and bias (out,) of a layer of any kind, float64, on the CPU."""
     if isinstance(layer, FactoredLinear):
         weight, bias = layer.dense()
     else:
@@ -98,8 +98,10 @@ def dense_form(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def rebuild(layer: FactoredLinear, fitted: Fit, bias: Tensor | None) -> FactoredLinear:
-    """The same kind of layer with the new factors and the original's bias (out,), zero where
-    the layer stores one that the original has not."""
+    """Return the same kind of layer with the new factors and the original's bias (out,).
+
+    The bias is zero where the layer stores one and the original does not.
+    """
     _, present = layer.dense()
     if present is not None and bias is None:
         bias = present.cpu() * 0

@@ -1,136 +1,145 @@
-"""What layers are given in the rewritten prefix x', beside what the original gives them x.
-
-    covariance = E[x' x'^T],   shift = E[(x - x') x'^T]
-
-Inputs are recorded while a block runs; layers that are given the very same tensor share
-their sums. An expert is given other tokens in each model: tokens that only the rewritten
-model routes to it count with x = x'.
-"""
+"""What a sequential refinement works on, and the options that all of them have."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers import PreTrainedModel
 
-from spectrim.models.experts import SplitExperts, record_routes
-from spectrim.models.hooks import attach_hooks
-from spectrim.statistics import sum_of_outer_products
+from spectrim.errors import InputError, ModelError
+from spectrim.layers import FactoredLinear
+from spectrim.models.hooks import evaluation_mode
+from spectrim.models.replace import factored_layers, shared_bases
+from spectrim.runtime.context import RunContext
+from spectrim.statistics import Calibration
+from spectrim.training.forward import Precision, Tokens
+from spectrim.training.inputs import TrainingInputs
 
-Stage = dict[str, list[str]]
-"""Layers that do not read each other: the first reader of a tensor -> all its readers."""
+REQUIRES = ("gradient_covariance",)
+Layers = dict[str, FactoredLinear]
 
 
 @dataclass(frozen=True)
-class Input:
-    """x (n, in) of one batch; rows (n,) are its flat positions (B * T), None for all."""
+class SequentialOptions:
+    """Options of every sequential refinement.
 
-    x: Tensor
-    rows: Tensor | None
-
-    def real(self, real: Tensor) -> Input:
-        """Without padding; real (B * T) bool."""
-        if self.rows is None:
-            return Input(self.x[real], None)
-        kept = real[self.rows]
-        return Input(self.x[kept], self.rows[kept])
-
-
-@dataclass
-class Sums:
-    """Sums over `count` tokens, float64, (in, in) each; no shift where it is not wanted."""
-
-    count: int = 0
-    covariance: Tensor | None = None
-    shift: Tensor | None = None
-
-    def add(self, own: Input, other: Input | None) -> None:
-        self.count += len(own.x)
-        self.covariance = _added(self.covariance, sum_of_outer_products(own.x))
-        if other is not None:
-            away = _partners(own, other).float() - own.x.float()
-            self.shift = _added(self.shift, away.T @ own.x.float())
-
-
-def _added(total: Tensor | None, part: Tensor) -> Tensor:
-    return part.double() if total is None else total.add_(part)
-
-
-def _partners(own: Input, other: Input) -> Tensor:
-    """(n, in): what the other model gives this layer at each of `own`'s tokens."""
-    if own.rows is None or other.rows is None:
-        return other.x
-    partners = own.x.clone()
-    shared = torch.isin(own.rows, other.rows)  # both ascend, so they stay in step
-    partners[shared] = other.x[torch.isin(other.rows, own.rows)]
-    return partners
-
-
-class _AllSeen(Exception):
-    """Ends a forward pass once nothing more is to be recorded."""
-
-
-def record_inputs(
-    model: nn.Module, names: Sequence[str], run: Callable[[], object]
-) -> dict[str, Input]:
-    """Each layer's input in `run()`, which ends early when all have been given theirs.
-
-    An expert that no token reached is missing.
+    Attributes:
+        out_metric: "gradient", errors weighted by the loss's curvature, or "identity", all
+            outputs alike.
+        damping: of the covariances, relative to their mean diagonal.
+        batch_size: sequences per forward pass.
+        precision: of the forward passes, "float32" or "bfloat16".
     """
-    found: dict[str, Input] = {}
 
-    def keep(name: str, module: nn.Module, x: Tensor) -> None:
-        found[name] = Input(x.detach().flatten(0, -2), routes.get(module))
-        if len(found) == len(names):
-            raise _AllSeen
+    out_metric: Literal["gradient", "identity"] = "gradient"
+    damping: float = 1e-3
+    batch_size: int = 4
+    precision: Precision = "float32"
 
-    with record_routes(model) as routes, _watched(model, names, keep), suppress(_AllSeen):
-        run()
-    return found
+    def __post_init__(self) -> None:
+        if not 0 <= self.damping <= 1 or self.batch_size < 1:
+            raise InputError(
+                "damping has to lie between 0 and 1 and batch_size to be positive, "
+                f"got {self.damping} and {self.batch_size}"
+            )
 
 
-def stages(model: nn.Module, names: Sequence[str], run: Callable[[], object]) -> list[Stage]:
-    """The layers in the order in which `run()` reaches them, together where they are apart.
+def requires(options: SequentialOptions) -> tuple[str, ...]:
+    """Return the statistics of the original that these options make use of."""
+    return REQUIRES if options.out_metric == "gradient" else ()
 
-    A stage is the readers of one tensor (q/k/v, gate/up), or the same layer of all experts.
-    Layers that `run()` does not reach come in model order.
+
+@dataclass(frozen=True)
+class SequentialInputs:
+    """One sequential refinement by name, with everything that its `refine` was given."""
+
+    name: str
+    inputs: TrainingInputs
+    options: SequentialOptions
+    context: RunContext
+
+    @property
+    def original(self) -> PreTrainedModel:
+        return self.inputs.original
+
+    @property
+    def compressed(self) -> PreTrainedModel:
+        return self.inputs.compressed
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Return the gradient covariances, where the output metric uses them."""
+        return self.inputs.statistics if requires(self.options) else None
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        return Tokens(self.inputs.blocks, self.compressed.device, self.options.precision)
+
+    def check(self) -> None:
+        if requires(self.options) and self.calibration is None:
+            raise InputError(
+                f"{self.name} with out_metric 'gradient' needs the gradient covariances of the "
+                "original as statistics, as `spectrim.refine` gives them, or set out_metric to "
+                "'identity'"
+            )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[Layers]:
+        """Keep both models in evaluation mode; yield the factored layers as they stand."""
+        with evaluation_mode(self.original), rewritable_layers(self.compressed) as layers:
+            yield layers
+
+    def key(self, layers: Layers) -> dict[str, Any]:
+        """Return all that the result depends on."""
+        statistics = self.calibration
+        digest = None if statistics is None else statistics.digest(layers, REQUIRES)
+        return self.inputs.key(self.name, self.options) | {"statistics": digest}
+
+
+@contextmanager
+def rewritable_layers(model: nn.Module) -> Iterator[Layers]:
+    """Yield the layers to rewrite as they stand, by name, with `model` in evaluation mode.
+
+    They are the factored ones that store any factors of their rank without loss, each by
+    itself. After an error they stand there again. Raises ModelError for a model that has
+    none, or that is not in float32.
     """
-    first: dict[int, tuple[str, Tensor]] = {}
-    leaders: dict[str, str] = {}
-
-    def keep(name: str, module: nn.Module, x: Tensor) -> None:
-        leaders[name] = first.setdefault(id(x), (name, x))[0]
-
-    with _watched(model, names, keep):
-        run()
-    found: dict[str, Stage] = {}
-    for name in [*leaders, *(name for name in names if name not in leaders)]:
-        leader = leaders.get(name, name)
-        stage = found.setdefault(_all_experts(model, leader), {})
-        stage.setdefault(leader, []).append(name)
-    return list(found.values())
-
-
-def _all_experts(model: nn.Module, name: str) -> str:
-    """The list that holds this layer of all experts; any other layer's own name."""
-    layers = name.rpartition(".")[0]
-    owner = layers.rpartition(".")[0]
-    return layers if isinstance(model.get_submodule(owner), SplitExperts) else name
+    together = {name for group in shared_bases(model).values() for name in group}
+    layers = {
+        name: layer
+        for name, layer in factored_layers(model)
+        if layer.LOSSLESS and name not in together
+    }
+    _check(model, layers)
+    with evaluation_mode(model):
+        try:
+            yield layers
+        except BaseException:
+            put_back(model, layers)
+            raise
 
 
-def _watched(
-    model: nn.Module, names: Sequence[str], keep: Callable[[str, nn.Module, Tensor], None]
-) -> AbstractContextManager[None]:
-    """`keep` is called with name, layer and input at every call of the layers."""
+def put_back(model: nn.Module, layers: Layers) -> None:
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
 
-    def hook_for(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            keep(name, module, inputs[0])
 
-        return hook
-
-    return attach_hooks([(model.get_submodule(name), hook_for(name)) for name in names])
+def _check(model: nn.Module, layers: Layers) -> None:
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no factored layer that can be rewritten by itself; "
+            "compress it with layers of the kind lowrank or pivoted first"
+        )
+    for name, layer in layers.items():
+        dtype = next(layer.parameters()).dtype
+        if dtype != torch.float32:
+            raise ModelError(
+                f"{name} is in {dtype}; refine a model in float32 (`model.float()`) "
+                "and cast it afterwards"
+            )

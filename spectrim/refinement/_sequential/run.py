@@ -1,4 +1,4 @@
-"""Sequential objectives: walks that rewrite every factored layer, kept and continued."""
+"""Sequential objectives: passes that rewrite every factored layer, resumed after a stop."""
 
 from __future__ import annotations
 
@@ -12,44 +12,54 @@ from transformers import PreTrainedModel
 from spectrim.errors import NumericalWarning
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 from spectrim.refinement._sequential.fit import TargetMix
-from spectrim.refinement._sequential.state import Keeper, Layers, put_back, restore
-from spectrim.refinement._sequential.task import SequentialInputs
-from spectrim.refinement._sequential.walk import BlockPass
+from spectrim.refinement._sequential.inputs import Layers, SequentialInputs, put_back
+from spectrim.refinement._sequential.walk import BlockPass, PassState
+from spectrim.runtime.cache import load_if_valid, store
+from spectrim.runtime.snapshots import Snapshots
+from spectrim.training.inputs import Losses
 
 _SHOWN = 5
+_LAST = "last walk"
 
 
 class SequentialPass:
-    """Rewrites the factored layers of `task.compressed`; `given` is how they stood."""
+    """Rewrites the factored layers of `task.compressed`; `layers` is how they stood."""
 
-    def __init__(self, task: SequentialInputs, keeper: Keeper, given: Layers):
+    def __init__(
+        self, task: SequentialInputs, layers: Layers, state: PassState, snapshots: Snapshots
+    ):
         self.task = task
-        self.keeper = keeper
-        self.given = given
+        self.layers = layers
+        self.state = state
+        self.snapshots = snapshots
 
     @torch.no_grad()
     def walk(self, label: str, rows: Tensor, mix: TargetMix | None) -> None:
-        """One pass over all layers, on the sequences `rows`; without a mix the original's
-        inputs are not looked at. A walk that was stopped under this label goes on."""
-        state = self.keeper.state
-        if state.walk != label:
-            put_back(self.task.compressed, self.given)
-            state.walk, state.layers, state.errors = label, {}, {}
-        for name, tensors in state.layers.items():
-            restore(self.task.compressed, name, tensors)
-        left = len(self.given) - len(state.layers)
-        walk = BlockPass(self.task, self.given, state, rows, mix)
-        for _ in self.task.progress.progress(walk.layers(), f"{self.task.name}: {label}", left):
-            self.keeper.now_and_then()
-        _warn_of(walk.kept, len(self.given))
+        """Rewrite all layers once, on the sequences `rows`.
+
+        Without a mix the original's inputs are not looked at. A pass that was stopped under
+        this label is resumed.
+        """
+        state = self.state
+        if state.label != label:
+            put_back(self.task.compressed, self.layers)
+            state.label, state.layers, state.errors = label, {}, {}
+        state.restore(self.task.compressed)
+        left = len(self.layers) - len(state.layers)
+        walk = BlockPass(self.task, self.layers, state, rows, mix)
+        description = f"{self.task.name}: {label}"
+        for _ in self.task.context.progress(walk.rewrite(), description, left):
+            if self.snapshots.due():
+                self.snapshots.save("state", state.save)
+        _warn_of(walk.unchanged, len(self.layers))
 
 
-def _warn_of(kept: Sequence[str], count: int) -> None:
-    if kept:
-        names = ", ".join(kept[:_SHOWN]) + (", ..." if len(kept) > _SHOWN else "")
+def _warn_of(unchanged: Sequence[str], count: int) -> None:
+    if unchanged:
+        names = ", ".join(unchanged[:_SHOWN]) + (", ..." if len(unchanged) > _SHOWN else "")
         warnings.warn(
-            f"too few tokens, or no loss, came through {len(kept)} of {count} layers "
-            f"({names}): they keep their factors; give more sequences",
+            f"too few tokens, or only zero gradients, reached {len(unchanged)} of {count} "
+            f"layers ({names}): they keep their factors; give more sequences",
             NumericalWarning,
             stacklevel=5,
         )
@@ -57,28 +67,31 @@ def _warn_of(kept: Sequence[str], count: int) -> None:
 
 def rewrite(
     task: SequentialInputs, choose: Callable[[SequentialPass], TargetMix | None]
-) -> PreTrainedModel:
-    """`task.compressed` with every factored layer rewritten in place; `choose` may walk
-    before it gives the mix of the last walk."""
+) -> Losses:
+    """Rewrite every factored layer of `task.compressed`, and return the errors by block.
+
+    `choose` may walk before it returns the mix of the last pass.
+    """
     task.check()
-    with task.models_ready() as given:
-        keeper = Keeper(task.progress, task.key(given))
-        if keeper.finished:
-            for name, tensors in keeper.state.layers.items():
-                restore(task.compressed, name, tensors)
+    with task.evaluating() as layers:
+        entry = task.context.cache.path("refinement", task.key(layers))
+        snapshots = Snapshots(entry, shared=True)
+        if (state := load_if_valid(entry, PassState.load)) is not None:
+            state.restore(task.compressed)
         else:
-            walker = SequentialPass(task, keeper, given)
-            walker.walk("last walk", torch.arange(len(task.blocks)), choose(walker))
-        keeper.finish()
-        task.progress.losses.update(_losses(task.compressed, keeper))
-    return task.compressed
+            state = snapshots.load("state", PassState.load) or PassState()
+            walker = SequentialPass(task, layers, state, snapshots)
+            walker.walk(_LAST, torch.arange(len(task.inputs.blocks)), choose(walker))
+            store(entry, state.save)
+        snapshots.finish()
+        return _losses(task.compressed, state)
 
 
-def _losses(model: PreTrainedModel, keeper: Keeper) -> dict[str, list[float]]:
-    """By block, the layers' mean objective before and after; what earlier walks gave."""
+def _losses(model: PreTrainedModel, state: PassState) -> Losses:
+    """Return the layers' mean objective before and after, by block, and earlier figures."""
     names = [name for name, _ in decoder_blocks(model)]
     by_block: dict[str, list[list[float]]] = {}
-    for layer, pair in keeper.state.errors.items():
+    for layer, pair in state.errors.items():
         number = next((n for n, b in enumerate(names) if layer.startswith(b + ".")), None)
         place = "outside" if number is None else f"block {number + 1} of {len(names)}"
         by_block.setdefault(place, []).append(pair)
@@ -86,4 +99,4 @@ def _losses(model: PreTrainedModel, keeper: Keeper) -> dict[str, list[float]]:
         place: [sum(column) / len(pairs) for column in zip(*pairs, strict=True)]
         for place, pairs in by_block.items()
     }
-    return losses | {label: [figure] for label, figure in keeper.state.figures.items()}
+    return losses | {label: [figure] for label, figure in state.figures.items()}

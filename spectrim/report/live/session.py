@@ -8,25 +8,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-
 from spectrim import checkpoint
 from spectrim.errors import InputError
-from spectrim.pipeline.embedding import compress_embeddings
+from spectrim.pipeline.compress import cut, finish
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.refine import refine
-from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan, save_plan
-from spectrim.refinement import RunContext
 from spectrim.report.collect import plan_facts, with_curves, with_planned_bytes
 from spectrim.report.facts import PAGE_FILE, ReportData
 from spectrim.report.live.job import Job
-from spectrim.report.load import CompressionResult, Pair
 from spectrim.report.rank_map import rank_map
 from spectrim.report.write import OutputSpec, write_result
 from spectrim.runtime.cache import Cache
-from spectrim.runtime.context import ProgressBar
+from spectrim.runtime.context import ProgressBar, RunContext
 
 
 @dataclass(frozen=True)
@@ -39,21 +33,11 @@ class Places:
     cache: Cache = field(default_factory=lambda: Cache(None))
 
 
-@dataclass(frozen=True)
-class Source:
-    """The original by name, loaded in float32, and the dtype of its checkpoint."""
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: Any
-    stored: torch.dtype
-
-
 class Session:
     """Raises InputError for a recipe whose curves are no losses."""
 
     def __init__(
-        self, source: Source, decomposition: Decomposition, recipe: Recipe, places: Places
+        self, source: LoadedModel, decomposition: Decomposition, recipe: Recipe, places: Places
     ):
         self.source = source
         self.decomposition = decomposition
@@ -79,7 +63,7 @@ class Session:
         with self._planning:
             if budget not in self._plans:
                 recipe = self.recipe.with_changes(budget=budget)
-                self._plans[budget] = make_plan(self.decomposition, recipe)
+                self._plans[budget] = make_plan(self.decomposition, recipe.planning)
             return self._plans[budget]
 
     def answer(self, budget: float) -> dict[str, Any]:
@@ -119,28 +103,18 @@ class Session:
 
     def _facts(self, plan: Plan) -> ReportData:
         facts = plan_facts(self.source.name, plan, self.recipe.at_budget(plan.budget))
-        return with_planned_bytes(facts, self.source.model, self.source.stored, self._dtype)
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        given = self.recipe.save_dtype
-        return getattr(torch, given) if given else self.source.stored
+        return with_planned_bytes(facts, self.source, self.recipe)
 
     def _compress(self, plan: Plan, output: Path, track: ProgressBar) -> str:
-        recipe, source = self.recipe.at_budget(plan.budget), self.source
-        progress = RunContext(self.places.cache, track)
+        context = RunContext(self.places.cache, track)
         steps = iter(track(range(3), "compressing", 3))
         next(steps)
-        smaller = replace_layers(source.model, self.decomposition, plan)
-        smaller = compress_embeddings(source.model, smaller, source.tokenizer, recipe, progress)
-        if recipe.refinement:
-            smaller = refine(source.model, smaller, source.tokenizer, recipe, progress)
+        result = finish(
+            self.source, cut(self.source, self.decomposition, plan, self.recipe), context
+        )
         next(steps)
-        smaller = cast_for_saving(smaller, self._dtype)
-        pair = Pair(source.model, smaller, source.tokenizer, source.stored)
-        made = CompressionResult(source.name, plan, recipe, self.decomposition)
         next(steps)
-        write_result(made, pair, OutputSpec(output, self.places.overwrite))
+        write_result(self.source, result, OutputSpec(output, self.places.overwrite))
         return f"saved to {output}"
 
     def report(self) -> str:

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 
-from spectrim.allocation import LatencyRecipe
 from spectrim.evaluation.speed import random_model
 from spectrim.evaluation.speed.plan_latency import time_plan
 from tests.tolerances import LATENCY_RELATIVE
@@ -24,7 +23,7 @@ def model(tmp_path_factory):
 
 
 def test_predicted_and_measured_time_of_a_plan_agree(model):
-    found = time_plan(model, LatencyRecipe(0.8))
+    found = time_plan(model, 0.8)
     assert found.predicted <= 0.8 + 1e-3
     assert found.dense_layers < found.layers == 42
     assert abs(found.measured - found.predicted) <= LATENCY_RELATIVE * found.predicted

@@ -81,6 +81,7 @@ def test_saved_again_is_the_same_file(done, case, tmp_path):
     assert (tmp_path / "model.safetensors").read_bytes() == first
 
 
+@pytest.mark.slow
 def test_fresh_processes(done, tmp_path):
     directories = [case.directory for case in done.values()]
     found = run(tmp_path, "import spectrim\n", directories)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize
 from spectrim.report.live import Access, Places, Session, make_server
-from spectrim.report.live.session import Source
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
@@ -54,7 +54,7 @@ def source(tmp_path_factory):
     data = text_file(tmp_path_factory.mktemp("explore") / "text.txt")
     model, tokenizer, recipe = tiny_llama(), tiny_tokenizer(), small_recipe(data)
     decomposition = factorize(model, tokenizer, recipe)
-    return Source("tiny model", model, tokenizer, torch.float32), decomposition, recipe
+    return LoadedModel(model, tokenizer, torch.float32, "tiny model"), decomposition, recipe
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from spectrim.report import formatting
 from spectrim.report.curve_figure import WIDTH, axes_of
 from tests.browser import PHONE, WIDE, browser, console, requests, resize, set_slider
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def driver():

@@ -1,0 +1,131 @@
+"""`spectrim compress`: calibrate, decompose, plan, replace, refine, save."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spectrim.cli.options import (
+    Json,
+    Model,
+    Output,
+    Overwrite,
+    RemoteCode,
+    Tracker,
+    cache_from,
+    recipe_of,
+    with_recipe_options,
+)
+from spectrim.errors import InputError
+
+if TYPE_CHECKING:
+    from spectrim.pipeline.compress import CompressOptions
+    from spectrim.pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for besides a recipe."""
+
+    model: str
+    output: Path
+    options: CompressOptions
+    overwrite: bool
+    page: bool
+    json: bool
+    trust_remote_code: bool = False
+    reload: bool = True
+
+
+@with_recipe_options
+def compress(
+    context: typer.Context,
+    model: Model,
+    output: Output,
+    given: dict[str, Any],
+    plan: Annotated[
+        Path | None, typer.Option(help="Use the ranks of a plan file (`spectrim plan -o`).")
+    ] = None,
+    target_loss: Annotated[
+        float | None,
+        typer.Option(help="Smallest model within this predicted loss, nats per token."),
+    ] = None,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write an HTML page.")
+    ] = True,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory limit, like 6GiB; larger models are streamed from disk.",
+        ),
+    ] = None,
+    track: Tracker = None,
+    overwrite: Overwrite = False,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Compress a model and save it with a card, its plan and a report."""
+    if given["budget"] is not None and target_loss is not None:
+        raise InputError("choose one of --budget and --target-loss")
+    recipe = recipe_of(given)
+
+    from spectrim.checkpoint import check_output
+    from spectrim.cli.tracking import context_for, final_metrics, start_tracking
+    from spectrim.pipeline.compress import CompressOptions, prepare_recipe
+    from spectrim.pipeline.compress import compress as run
+    from spectrim.pipeline.loaded_model import load_original
+    from spectrim.pipeline.quantize_factors import check_quantization
+    from spectrim.planning import load_plan
+
+    options = CompressOptions(load_plan(plan) if plan else None, target_loss)
+    recipe = prepare_recipe(recipe, options)
+    check_ways(recipe, memory)
+    check_quantization(recipe)
+    check_output(output, overwrite)
+    log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
+    run_context = context_for(cache_from(given), log_metrics)
+    request = Request(
+        model, output, options, overwrite, report, json, trust_remote_code, memory is None
+    )
+    if memory is not None:
+        from spectrim.cli.streaming import within_memory
+
+        if (fitted := within_memory(request, recipe, memory, run_context)) is None:
+            return
+        recipe = fitted
+    original = load_original(model, trust_remote_code)
+    options = CompressOptions(options.plan, target_loss, original.dtype)
+    result = run(original.model, original.tokenizer, recipe, run_context, options)
+    _save(request, original, result)
+    log_metrics(final_metrics(result.plan, output), None)
+
+
+def check_ways(recipe: Recipe, memory: str | None = None) -> None:
+    """Raise InputError for a recipe that cannot be streamed, or not by several processes."""
+    from spectrim.pipeline import compatibility
+    from spectrim.runtime import distributed
+
+    ways = {
+        compatibility.STREAMING: memory is not None,
+        compatibility.PROCESSES: distributed.num_processes() > 1,
+    }
+    compatibility.check(recipe, *(way for way, asked in ways.items() if asked))
+
+
+def _save(request: Request, original: Any, result: Any) -> None:
+    from spectrim.cli.console import note, print_result
+    from spectrim.report.facts import PAGE_FILE
+    from spectrim.report.summary import summary
+    from spectrim.report.write import OutputSpec, write_result
+
+    place = OutputSpec(request.output, request.overwrite, request.page, request.reload)
+    facts = write_result(original, result, place)
+    print_result(result.plan, request.json)
+    note(summary(facts))
+    note(f"saved to {request.output}: `import spectrim`, then from_pretrained")
+    if request.page and (request.output / PAGE_FILE).is_file():
+        note(f"report in {request.output / PAGE_FILE}")

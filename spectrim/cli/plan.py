@@ -1,0 +1,81 @@
+"""`spectrim plan`: the size/quality curve before anything is compressed, and a plan to edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spectrim.cli.options import (
+    Json,
+    Model,
+    RemoteCode,
+    cache_from,
+    recipe_of,
+    with_recipe_options,
+)
+from spectrim.errors import InputError
+
+
+@with_recipe_options
+def plan(
+    model: Model,
+    given: dict[str, Any],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Plan file (.yaml or .json).")
+    ] = None,
+    target_loss: Annotated[
+        float | None,
+        typer.Option(help="Smallest model within this predicted loss, nats per token."),
+    ] = None,
+    plot: Annotated[Path, typer.Option(help="SVG file of the curve.")] = Path("plan.svg"),
+    check_speed: Annotated[
+        bool,
+        typer.Option(
+            "--check-speed/--no-check-speed",
+            help="Time the planned layers here; warn of those slower than dense.",
+        ),
+    ] = True,
+    trust_remote_code: RemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Show the size/quality curve before compressing, and write a plan to edit."""
+    if given["budget"] is not None and target_loss is not None:
+        raise InputError("choose one of --budget and --target-loss")
+    recipe = recipe_of(given)
+
+    from spectrim.cli import console
+    from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
+    from spectrim.pipeline.latency_table import slow_layers
+    from spectrim.pipeline.loaded_model import load_original
+    from spectrim.pipeline.plan import factorize
+    from spectrim.planning import save_plan, size_curve
+    from spectrim.report.curve_plot import curve_svg
+    from spectrim.runtime import distributed
+    from spectrim.runtime.context import RunContext
+    from spectrim.runtime.files import write_text
+
+    options = CompressOptions(target_loss=target_loss)
+    recipe = prepare_recipe(recipe, options)
+    original = load_original(model, trust_remote_code)
+    recipe = original.with_save_dtype(recipe)
+    context = RunContext(cache_from(given), console.track)
+    decomposition = factorize(original.model, original.tokenizer, recipe, context)
+    points = size_curve(decomposition, recipe.planning)
+    chosen = choose_plan(decomposition, recipe, options, context)
+    if check_speed:
+        for text in slow_layers(chosen, recipe, context):
+            console.note(f"warning: {text}")
+    with distributed.raise_together():
+        if distributed.is_main_process():
+            title = f"{model}: {recipe.method}, {recipe.layer}"
+            write_text(plot, curve_svg(points, title, chosen.kept))
+            if output:
+                save_plan(chosen, output)
+    if json:
+        console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
+        return
+    console.curve_table(points)
+    console.plan_table(chosen)
+    console.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))

@@ -1,0 +1,173 @@
+"""The one trip: from a model and a recipe to a compressed model with its plan.
+
+    tokens -> statistics -> spectra -> measured curves -> plan -> layers -> refined -> stored
+
+The command line, `bench` and the live page run these functions; each step is public under its
+own name as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.pipeline import compatibility
+from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.embedding import compress_embeddings
+from spectrim.pipeline.latency_table import latency_table
+from spectrim.pipeline.loaded_model import LoadedModel
+from spectrim.pipeline.plan import factorize
+from spectrim.pipeline.prune_for_task import prune_for_task
+from spectrim.pipeline.quantize_factors import quantize_factors
+from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.refine import refine
+from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
+from spectrim.planning import Decomposition, Plan, make_plan, plan_for_loss
+from spectrim.runtime.context import RunContext
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """What a run asks for besides its recipe.
+
+    Attributes:
+        plan: ranks to use, in place of an allocation.
+        target_loss: the smallest model within this predicted loss, nats per token.
+        dtype: of the result where the recipe leaves `save_dtype` open; default the model's.
+    """
+
+    plan: Plan | None = None
+    target_loss: float | None = None
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """A compressed model and how it came about.
+
+    Attributes:
+        model: in the dtype to be saved.
+        plan: the rank of every layer.
+        recipe: what was done, with the budget that the plan keeps.
+        decomposition: what the plan was cut from; None where bases were pruned for a task.
+        prune_steps: one JSON object per pruning, a line each; None without pruning.
+    """
+
+    model: PreTrainedModel
+    plan: Plan
+    recipe: Recipe
+    decomposition: Decomposition | None = None
+    prune_steps: str | None = None
+
+
+def compress(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    recipe: Recipe | None = None,
+    context: RunContext | None = None,
+    options: CompressOptions | None = None,
+) -> CompressionResult:
+    """Compress `model` as the recipe says.
+
+    Args:
+        model: in float32; it is not changed, except that fused experts are split.
+        tokenizer: of the model, for calibration and refinement text.
+        recipe: default `Recipe()`; `load_recipe(NAME)` gives a preset.
+        context: cache, progress and metrics.
+        options: a plan to follow, a target loss, the result's dtype.
+
+    Raises:
+        InputError: the recipe, its text or the options cannot be used.
+        ModelError: the model has no layers to compress or unusable weights.
+        NumericalError: a step fails in the given numbers.
+    """
+    context, options = context or RunContext(), options or CompressOptions()
+    recipe = prepare_recipe(recipe or Recipe(), options)
+    original = LoadedModel(model, tokenizer, options.dtype or model.dtype)
+    recipe = original.with_save_dtype(recipe)
+    if recipe.pruning is not None:
+        return finish(original, prune(original, recipe, context), context)
+    if options.plan is not None:  # a plan for another model is refused before the calibration
+        prepare(model, recipe)
+        check_plan(model, options.plan)
+    decomposition = factorize(model, tokenizer, recipe, context)
+    plan = choose_plan(decomposition, recipe, options, context)
+    return finish(original, cut(original, decomposition, plan, recipe), context)
+
+
+def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
+    """Return the recipe as a followed plan changes it. Raises InputError."""
+    if (plan := options.plan) is not None:
+        recipe = recipe.with_changes(method=plan.method, layer=plan.layer, budget=plan.budget)
+    ways = {
+        compatibility.FOLLOWED_PLAN: options.plan is not None,
+        compatibility.TARGET_LOSS: options.target_loss is not None,
+    }
+    compatibility.check(
+        recipe, compatibility.COMPRESS, *(way for way, on in ways.items() if on)
+    )
+    return recipe
+
+
+def choose_plan(
+    decomposition: Decomposition, recipe: Recipe, options: CompressOptions, context: RunContext
+) -> Plan:
+    """Return the plan to follow, or one at the target loss, the time or the budget."""
+    if options.plan is not None:
+        return options.plan
+    if options.target_loss is not None:
+        return plan_for_loss(decomposition, recipe.planning, options.target_loss)
+    times = latency_table(decomposition, recipe, context) if recipe.latency else None
+    return make_plan(decomposition, recipe.planning, times)
+
+
+def cut(
+    original: LoadedModel, decomposition: Decomposition, plan: Plan, recipe: Recipe
+) -> CompressionResult:
+    """Replace the planned layers by factored ones, not yet refined or stored."""
+    smaller = replace_layers(original.model, decomposition, plan)
+    return CompressionResult(smaller, plan, recipe.at_budget(plan.budget), decomposition)
+
+
+def finish(
+    original: LoadedModel, result: CompressionResult, context: RunContext
+) -> CompressionResult:
+    """Factor tables, refine, and store in the recipe's dtype and bits."""
+    return store(original, refined(original, with_tables(original, result, context), context))
+
+
+def with_tables(
+    original: LoadedModel, result: CompressionResult, context: RunContext
+) -> CompressionResult:
+    """Factor the embedding table where the recipe asks for it."""
+    smaller = compress_embeddings(
+        original.model, result.model, original.tokenizer, result.recipe, context
+    )
+    return replace(result, model=smaller)
+
+
+def refined(
+    original: LoadedModel, result: CompressionResult, context: RunContext
+) -> CompressionResult:
+    """Run the recipe's refinements."""
+    if not result.recipe.refinement:
+        return result
+    smaller = refine(original.model, result.model, original.tokenizer, result.recipe, context)
+    return replace(result, model=smaller)
+
+
+def store(original: LoadedModel, result: CompressionResult) -> CompressionResult:
+    """Cast to the dtype to be saved and quantize the factors where the recipe asks for it."""
+    smaller = cast_for_saving(result.model, original.dtype_for(result.recipe))
+    smaller = quantize_factors(smaller, result.plan, result.recipe)
+    return replace(result, model=smaller)
+
+
+def prune(original: LoadedModel, recipe: Recipe, context: RunContext) -> CompressionResult:
+    pruned = prune_for_task(original.model, original.tokenizer, recipe, context)
+    return CompressionResult(
+        pruned.model, pruned.plan, recipe, prune_steps=pruned.prune_steps()
+    )

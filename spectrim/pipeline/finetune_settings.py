@@ -1,0 +1,67 @@
+"""What `finetune` trains on, and how; the command line takes its options from here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from spectrim.errors import InputError
+from spectrim.pipeline.recipe import QuantizationRecipe
+
+QUANTIZED_BASES = {
+    "int4": QuantizationRecipe(4, "rtn", 32),
+    "nf4": QuantizationRecipe(4, "nf4", 64),
+}
+"""Kernels through which gradients pass to the input; torchao's int4 is none of them."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class FinetuneSettings:
+    """Text (`data`, every token counts) or examples (`task`, the answers' tokens count)."""
+
+    data: str | None = Field(
+        default=None, description="Text: FILE.txt, .jsonl, .parquet, hf:NAME:SPLIT, python."
+    )
+    task: str | None = Field(
+        default=None, description="Examples, whose answers are learned: FILE.jsonl."
+    )
+    field: str | None = Field(default=None, description="Field that holds the text.")
+    sequences: int | None = Field(default=None, description="Rows to train on.")
+    length: int | None = Field(default=None, description="Tokens of the longest row.")
+    lora: int | None = Field(
+        default=None,
+        description="Rank of LoRA adapters, merged in the end (default: train the factors).",
+    )
+    quantize_base: Literal["int4", "nf4"] | None = Field(
+        default=None, description="Quantize the layers first; adapters stay beside them."
+    )
+    epochs: int = Field(default=3, description="Passes over the rows.")
+    steps: int | None = Field(default=None, description="Optimizer steps, in place of epochs.")
+    batch_size: int = Field(default=32, description="Rows per optimizer step.")
+    learning_rate: float | None = Field(
+        default=None, description="Default: 5e-4 for factors, 2e-3 for adapters."
+    )
+    seed: int = Field(
+        default=0, description="Random seed for row order and adapter initialization."
+    )
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (self.task is None):
+            raise InputError("give one of data (text) and task (examples with answers)")
+        if self.quantize_base is not None and self.lora is None:
+            raise InputError(
+                "quantized factors are not trained; give adapters a rank: --lora 8"
+            )
+
+    @property
+    def training(self) -> dict[str, Any]:
+        given = {
+            "epochs": self.epochs,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+        rate = self.learning_rate
+        return given if rate is None else given | {"learning_rate": rate}

@@ -1,0 +1,11 @@
+from spectrim.planning.decomposition import Decomposition as Decomposition
+from spectrim.planning.decomposition import JointCorrection as JointCorrection
+from spectrim.planning.plan import SHARED as SHARED
+from spectrim.planning.plan import LayerPlan as LayerPlan
+from spectrim.planning.plan import Plan as Plan
+from spectrim.planning.plan import load_plan as load_plan
+from spectrim.planning.plan import save_plan as save_plan
+from spectrim.planning.planner import SizeLossPoint as SizeLossPoint
+from spectrim.planning.planner import make_plan as make_plan
+from spectrim.planning.planner import plan_for_loss as plan_for_loss
+from spectrim.planning.planner import size_curve as size_curve

@@ -1,0 +1,151 @@
+"""How many tokens curves are measured on, so that it costs a share of the calibration.
+
+A pass is the products with the weights of all blocks and of the output embedding, for one
+token. Calibrating N tokens takes 2 N passes (forward and backward), and measuring
+
+    joint       (1 + plans) T                                  the original and every plan
+    model       T + sum over measurements of T (rest)          from the layer's block on
+    block       2 T + sum over measurements of T (one block)   forward, backward, own block
+
+The budget share * 2 N is split between whole plans and layers, and T follows. Layers are run
+through the rest of the model where that leaves them `ENOUGH` tokens, else through their own
+block (`BlockProbe`), of which a model of any depth has the same number of passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor, nn
+
+from spectrim.data import TokenBlocks
+from spectrim.models.targets import decoder_blocks, find_targets
+
+Through = Literal["model", "block"]
+
+ENOUGH = 512
+"""Tokens from which the whole model tells a layer's loss better than its own block does."""
+MOST_LAYER_TOKENS = 2048
+MOST_JOINT_TOKENS = 16384
+JOINT_SHARE = 0.2
+SMALLEST_ROOM = 256 * 2**20
+"""Bytes for the original's probabilities that even the smallest model may use."""
+
+
+@dataclass(frozen=True)
+class PassCosts:
+    """Parts of a whole pass: of each block, by name and in order, and of what comes after."""
+
+    blocks: dict[str, float]
+    head: float
+
+    @classmethod
+    def of(cls, model: nn.Module) -> PassCosts:
+        sizes = {name: 0 for name, _ in decoder_blocks(model)}
+        for target in find_targets(model):
+            for name in sizes:
+                if target.name.startswith(name + "."):
+                    sizes[name] += target.weights
+        head = _head_weights(model)
+        total = max(1, sum(sizes.values()) + head)
+        return cls({name: size / total for name, size in sizes.items()}, head / total)
+
+    def rest(self, modules: Iterable[str]) -> float:
+        """From the first block that holds one of the modules to the end."""
+        held = self._held(modules)
+        if held is None:
+            return 1.0
+        return sum(list(self.blocks.values())[held[0] :]) + self.head
+
+    def own(self, modules: Iterable[str]) -> float:
+        """Of the blocks that hold the modules; all where one is in none of them."""
+        held = self._held(modules)
+        if held is None:
+            return 1.0
+        return sum(list(self.blocks.values())[held[0] : held[-1] + 1])
+
+    def _held(self, modules: Iterable[str]) -> list[int] | None:
+        names = list(self.blocks)
+        numbers = [
+            next((i for i, name in enumerate(names) if m.startswith(name + ".")), None)
+            for m in modules
+        ]
+        inside = sorted(number for number in numbers if number is not None)
+        return inside if inside and len(inside) == len(numbers) else None
+
+
+@dataclass(frozen=True)
+class ProbeTokens:
+    """Tokens for each layer, how they are run, and tokens for whole plans."""
+
+    layers: int
+    through: Through
+    joint: int
+
+    @classmethod
+    def within(
+        cls,
+        budget: float,
+        costs: PassCosts,
+        measurements: Mapping[tuple[str, ...], int],
+        plans: int,
+        through: Through | Literal["auto"] = "auto",
+    ) -> ProbeTokens:
+        """budget: passes of one token in all; measurements: by the modules that are cut
+        together, at how many ranks; 0 plans or no measurements leave all to the other."""
+        share = (JOINT_SHARE if measurements else 1.0) if plans else 0.0
+        joint = min(MOST_JOINT_TOKENS, int(share * budget / (1 + plans)))
+        rest = budget - joint * (1 + plans) if plans else budget
+        model = 1 + sum(n * costs.rest(modules) for modules, n in measurements.items())
+        block = 2 + sum(n * costs.own(modules) for modules, n in measurements.items())
+        if through == "auto":
+            through = "model" if int(rest / model) >= ENOUGH else "block"
+        if not costs.blocks:
+            through = "model"
+        passes = model if through == "model" else block
+        return cls(max(2, min(MOST_LAYER_TOKENS, int(rest / passes))), through, max(2, joint))
+
+    def at_most(self, held: int) -> ProbeTokens:
+        """No more tokens with probabilities of the whole vocabulary than `held`."""
+        layers = min(self.layers, held) if self.through == "model" else self.layers
+        return replace(self, layers=layers, joint=min(self.joint, held))
+
+
+def held_probabilities(model: nn.Module) -> int:
+    """Tokens whose probabilities take at most half of the model's own bytes."""
+    own = sum(p.numel() * p.element_size() for p in model.parameters())
+    return most_probabilities(own, _vocabulary(model))
+
+
+def most_probabilities(model_bytes: int, vocabulary: int) -> int:
+    """`held_probabilities` of a model of so many bytes."""
+    return max(2, max(model_bytes // 2, SMALLEST_ROOM) // (4 * max(1, vocabulary)))
+
+
+def first_tokens(blocks: TokenBlocks, tokens: int) -> TokenBlocks:
+    """As many rows, evenly cut, as hold about `tokens` tokens, at least one of two."""
+    count, length = blocks.ids.shape
+    rows = min(count, max(1, -(-tokens // length)))
+    width = max(2, min(length, tokens // rows))
+    mask = None if blocks.mask is None else blocks.mask[:rows, :width].contiguous()
+    scored = None if blocks.scored is None else blocks.scored[:rows, :width].contiguous()
+    owner = None if blocks.document_of_row is None else blocks.document_of_row[:rows]
+    ids = blocks.ids[:rows, :width].contiguous()
+    return replace(blocks, ids=ids, mask=mask, scored=scored, document_of_row=owner)
+
+
+def _head_weights(model: nn.Module) -> int:
+    weight = _head(model)
+    return 0 if weight is None else weight.numel()
+
+
+def _vocabulary(model: nn.Module) -> int:
+    weight = _head(model)
+    return 1 if weight is None else weight.shape[0]
+
+
+def _head(model: nn.Module) -> Tensor | None:
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    return getattr(output, "weight", None)

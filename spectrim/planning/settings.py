@@ -1,0 +1,56 @@
+"""What a plan depends on besides the spectra: budget, allocation, layer type, bytes, time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class FactorQuantizer:
+    """How factors are stored in fewer bits.
+
+    Attributes:
+        name: a quantizer of `spectrim ls`.
+        options: of that quantizer.
+        dtype: the dtype that is quantized, and in which dense weights are counted.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class PlanningSettings:
+    """How ranks are chosen and what they cost.
+
+    Attributes:
+        budget: fraction of the weights (of the bytes with a quantizer) to keep.
+        allocation, allocation_options: the allocator.
+        layer, layer_options: the layer type that stores the factors.
+        rank_multiple: ranks are multiples of it; "auto" depends on the device.
+        quantizer: None stores factors in full precision.
+        latency_budget: fraction of the dense layers' time, in place of `budget`.
+    """
+
+    budget: float = 0.8
+    allocation: str = "loss_optimal"
+    allocation_options: Mapping[str, Any] = field(default_factory=dict)
+    layer: str = "pivoted"
+    layer_options: Mapping[str, Any] = field(default_factory=dict)
+    rank_multiple: int | Literal["auto"] = 1
+    quantizer: FactorQuantizer | None = None
+    latency_budget: float | None = None
+
+    def at_budget(self, budget: float) -> PlanningSettings:
+        """Return the settings with another budget of weights or bytes, none of time."""
+        return replace(self, budget=budget, latency_budget=None)
+
+    def for_probing(self, budget: float) -> PlanningSettings:
+        """Return settings for plans to measure: loss-optimal plain factors at `budget`.
+
+        They depend on nothing else, so the measurements serve every recipe.
+        """
+        return PlanningSettings(budget=budget, layer="lowrank")

@@ -1,0 +1,16 @@
+from spectrim.pruning.coordinate_statistics import Moments as Moments
+from spectrim.pruning.coordinate_statistics import moments as moments
+from spectrim.pruning.importance import IMPORTANCE as IMPORTANCE
+from spectrim.pruning.importance import Importance as Importance
+from spectrim.pruning.objective import Objective as Objective
+from spectrim.pruning.options import PruningOptions as PruningOptions
+from spectrim.pruning.prune import Problem as Problem
+from spectrim.pruning.prune import run_pruning as run_pruning
+from spectrim.pruning.selection_rules import LayerCost as LayerCost
+from spectrim.pruning.selection_rules import select as select
+from spectrim.pruning.selection_rules import stored_weights as stored_weights
+from spectrim.pruning.spectral import SpectralLinear as SpectralLinear
+from spectrim.pruning.spectral import ThinSVD as ThinSVD
+from spectrim.pruning.spectral import thin_svd as thin_svd
+from spectrim.pruning.state import PruneStep as PruneStep
+from spectrim.pruning.state import PruningState as PruningState

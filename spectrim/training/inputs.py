@@ -1,0 +1,43 @@
+"""The models, the text and the statistics that a training or a refinement works on."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from spectrim.data import TokenBlocks
+from spectrim.models.fingerprint import model_fingerprint
+from spectrim.runtime import distributed
+from spectrim.statistics import Calibration
+
+Losses = dict[str, list[float]]
+"""The loss of every step, by stage."""
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a refinement reads, and the model that it changes.
+
+    Attributes:
+        original: the model before its compression; trainings of one model alone name that one.
+        compressed: the model to change in place, in float32, on the device of the original.
+        blocks: the sequences to fit it on.
+        statistics: those of the original, for a refinement that requires some.
+    """
+
+    original: PreTrainedModel
+    compressed: PreTrainedModel
+    blocks: TokenBlocks
+    statistics: Calibration | None = None
+
+    def key(self, name: str, options: Any) -> dict[str, Any]:
+        """Return all that the result of `name` with these inputs depends on."""
+        count = distributed.num_processes()
+        return ({"processes": count} if count > 1 else {}) | {
+            "refinement": [name, asdict(options)],
+            "original": model_fingerprint(self.original),
+            "compressed": model_fingerprint(self.compressed),
+            "data": self.blocks.fingerprint,
+        }

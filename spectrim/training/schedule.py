@@ -1,0 +1,58 @@
+"""Which sequences a step trains on, and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class TrainingOptions(Protocol):
+    """What the options of everything that trains have."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def warmup_ratio(self) -> float: ...
+    @property
+    def max_grad_norm(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps of `rows` sequences each; the rate rises over `warmup` steps, then falls to zero
+    along a cosine. Every epoch visits the sequences in an order drawn from `seed`."""
+
+    steps: int
+    rows: int
+    learning_rate: float
+    warmup: int
+    seed: int
+    max_grad_norm: float = 1.0
+
+    @classmethod
+    def of(cls, options: TrainingOptions, steps: int, rows: int) -> Schedule:
+        """Return the schedule with `options.warmup_ratio` as a share of the steps."""
+        warmup = int(options.warmup_ratio * steps)
+        return cls(
+            steps, rows, options.learning_rate, warmup, options.seed, options.max_grad_norm
+        )
+
+    def rate(self, step: int) -> float:
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / (self.warmup + 1)
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+    def batch_indices(self, step: int, available: int) -> Tensor:
+        """Return the indices (rows,) of a step's sequences, of `available` ones."""
+        rows = min(self.rows, available)
+        epoch, number = divmod(step, available // rows)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(available, generator=generator)
+        return order[number * rows : (number + 1) * rows]
