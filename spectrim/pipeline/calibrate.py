@@ -24,7 +24,13 @@ from transformers import PreTrainedModel
 from spectrim.calibration import CalibrationSettings, Wide
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
-from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
+from spectrim.data import (
+    DEFAULT_TEXT,
+    BlockSettings,
+    TokenBlocks,
+    check_vocabulary,
+    token_blocks,
+)
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
 from spectrim.models.context import check_length, context_length
@@ -90,8 +96,8 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
         return task_blocks(rows, given.sequences, given.seed)
     length = given.length or default_length(model)
     check_length(model, length)
-    settings = BlockSettings(sequences=given.sequences, length=length, seed=given.seed)
-    blocks = token_blocks(given.data, tokenizer, settings, given.field)
+    settings = BlockSettings(given.sequences, length, given.seed, rows=given.rows)
+    blocks = token_blocks(given.data or DEFAULT_TEXT, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
 

@@ -13,6 +13,7 @@ from spectrim.checkpoint.card import (
     front_matter,
     license_of,
 )
+from spectrim.data import DEFAULT_TEXT
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Plan
 
@@ -96,4 +97,6 @@ def _data(recipe: Recipe) -> str:
     if recipe.task is not None:
         counted = "the answers' tokens" if recipe.task.labels == "answer" else "all tokens"
         return f"the task {recipe.task.data}, its loss counted on {counted}"
-    return f"{recipe.calibration.data}, {recipe.calibration.sequences} sequences"
+    return (
+        f"{recipe.calibration.data or DEFAULT_TEXT}, {recipe.calibration.sequences} sequences"
+    )
