@@ -250,9 +250,10 @@ def check_text(recipe: Recipe, model: str) -> None:
     The Python sources, which those are calibrated on, are no text that a model of another kind
     should be judged by.
     """
-    from spectrim.checkpoint.load import BUNDLED
+    from spectrim.checkpoint.load import BUNDLED, resolve
 
     if recipe.calibration.data is None and recipe.task is None and model not in BUNDLED:
+        resolve(model)  # a model that is not there is the first thing to say
         raise InputError(
             "no calibration text; give --data with text like the model's own (a file, a "
             "directory, hf:NAME:SPLIT; --data python for the Python sources of this machine)"
