@@ -16,6 +16,7 @@ from spectrim.cli.options import (
     RemoteCode,
     Tracker,
     cache_from,
+    check_text,
     recipe_of,
     with_recipe_options,
 )
@@ -77,6 +78,7 @@ def bench(
     recipes = named_recipes(specs, base)
     for recipe in recipes.values():
         check_ways(recipe)
+        check_text(recipe, model)
     for recipe in recipes.values():
         for budget in wanted:
             recipe.with_changes(budget=budget)
@@ -86,7 +88,9 @@ def bench(
     length = base.calibration.length or default_length(original.model)
     settings = BenchSettings(
         texts=tuple(evals or ["python:held_out"]),
-        blocks=BlockSettings(length=length, max_tokens=tokens, keep_tail=True),
+        blocks=BlockSettings(
+            length=length, max_tokens=tokens, keep_tail=True, rows=base.calibration.rows
+        ),
         dtype=original.dtype,
         rows=output / "rows",
         cache=cache_from(given),

@@ -18,6 +18,7 @@ from spectrim.cli.options import (
     Overwrite,
     RemoteCode,
     cache_from,
+    check_text,
     recipe_of,
     with_recipe_options,
 )
@@ -59,6 +60,7 @@ def explore(
     from spectrim.runtime.context import RunContext
 
     compatibility.check(recipe, compatibility.EXPLORE)
+    check_text(recipe, model)
     if output is not None:
         check_output(output, overwrite)
     original = load_original(model, trust_remote_code)

@@ -11,7 +11,7 @@ import typer
 
 from spectrim.errors import InputError, did_you_mean
 from spectrim.pipeline.presets import load_recipe
-from spectrim.pipeline.recipe import QuantizationRecipe, Recipe, recipe_from
+from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, recipe_from
 from spectrim.pipeline.renamed import check_field
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _QUANTIZERS: dict[str, dict[str, Any]] = {
     "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
 }
 _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "include", "exclude")
-_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "labels")
+_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "labels")
 
 
 def _field_option(path: str, panel: str) -> Any:
@@ -147,6 +147,14 @@ def _recipe_options() -> dict[str, Any]:
     options |= {
         name: _field_option(f"calibration.{name}", _CALIBRATION) for name in _CALIBRATION_FIELDS
     }
+    options["data"] = Annotated[
+        texts,
+        typer.Option(
+            help=f"{CalibrationRecipe.__pydantic_fields__['data'].description} "
+            "Repeat for several.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ]
     return options | {"cache": CacheDirectory, "no_cache": NoCache}
 
 
@@ -214,8 +222,12 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         if given[name] not in (None, getattr(recipe, name)):
             values[f"{name}_options"] = {}
     for name in _CALIBRATION_FIELDS:
-        if given[name] is not None:
+        if given[name] not in (None, []):
             values["calibration"][name] = given[name]
+    if given["data"]:
+        from spectrim.data.loading import join_specs
+
+        values["calibration"]["data"] = join_specs(given["data"])
     if given["refine"]:
         values["refinement"] = [{"name": name} for name in given["refine"]]
     if given["task"] is not None:
@@ -230,6 +242,22 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         _assign(values, assignment)
     _fit_ranks(values)
     return recipe_from(values, "options")
+
+
+def check_text(recipe: Recipe, model: str) -> None:
+    """Raise InputError where no text is named, but for the models that come with the library.
+
+    The Python sources, which those are calibrated on, are no text that a model of another kind
+    should be judged by.
+    """
+    from spectrim.checkpoint.load import BUNDLED, resolve
+
+    if recipe.calibration.data is None and recipe.task is None and model not in BUNDLED:
+        resolve(model)  # a model that is not there is the first thing to say
+        raise InputError(
+            "no calibration text; give --data with text like the model's own (a file, a "
+            "directory, hf:NAME:SPLIT; --data python for the Python sources of this machine)"
+        )
 
 
 def _sets_options(assignment: str) -> bool:

@@ -21,10 +21,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.calibration import CalibrationSettings
+from spectrim.calibration import CalibrationSettings, Wide
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
-from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
+from spectrim.data import (
+    DEFAULT_TEXT,
+    BlockSettings,
+    TokenBlocks,
+    check_vocabulary,
+    token_blocks,
+)
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
 from spectrim.models.context import check_length, context_length
@@ -95,8 +101,8 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
     length = given.length or default_length(model)
     check_length(model, length)
     sequences = given.sequences or default_sequences(model, length)
-    settings = BlockSettings(sequences=sequences, length=length, seed=given.seed)
-    blocks = token_blocks(given.data, tokenizer, settings, given.field)
+    settings = BlockSettings(sequences, length, given.seed, rows=given.rows)
+    blocks = token_blocks(given.data or DEFAULT_TEXT, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
 
@@ -179,7 +185,6 @@ def _run_for(
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
     blocks = calibration_blocks(model, tokenizer, recipe)
-    widest = max((max(target.shape) for target in targets), default=0)
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -187,7 +192,7 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         memory_budget=recipe.calibration.memory_budget,
-        wide="full" if is_few(blocks.tokens, widest) else recipe.wide,
+        wide=wide_format(recipe, blocks, targets),
     )
     fingerprint = fingerprint or model_fingerprint(model)
     return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
@@ -197,6 +202,12 @@ def default_sequences(model: Any, length: int) -> int:
     """Return the sequences that hold as many tokens as covariances of this width need."""
     tokens = TOKENS_PER_WIDTH * model.get_input_embeddings().embedding_dim
     return -(-min(MOST_TOKENS, max(FEWEST_TOKENS, tokens)) // length)
+
+
+def wide_format(recipe: Recipe, blocks: TokenBlocks, targets: list[Target]) -> Wide:
+    """Return the recipe's format of wide covariances; in full where they are to be shrunk."""
+    widest = max((max(target.shape) for target in targets), default=0)
+    return "full" if is_few(blocks.tokens, widest) else recipe.wide
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:

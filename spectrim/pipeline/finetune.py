@@ -75,7 +75,7 @@ def finetune(
 def _blocks(model: PreTrainedModel, tokenizer: Any, settings: FinetuneSettings) -> TokenBlocks:
     every = sys.maxsize if settings.task is not None else _TEXT_SEQUENCES
     calibration = CalibrationRecipe(
-        data=settings.data or "python",
+        data=settings.data,
         field=settings.field,
         sequences=settings.sequences or every,
         length=settings.length,

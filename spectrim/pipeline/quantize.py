@@ -96,7 +96,7 @@ def compute_residual(
     options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
     calibration = None
     names = [target.name for target in prepare(model, recipe).targets]
-    if _needs_text(given):
+    if needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)
     compress = QUANTIZERS.get(given.quantizer).compress
@@ -178,7 +178,7 @@ def _given(recipe: Recipe) -> CorrectionRecipe:
     return recipe.correction or CorrectionRecipe()
 
 
-def _needs_text(given: CorrectionRecipe) -> bool:
+def needs_text(given: CorrectionRecipe) -> bool:
     has_path = given.rank > 0 if given.bytes is None else given.bytes > 0
     return has_path or bool(QUANTIZERS.get(given.quantizer).REQUIRES)
 

@@ -26,9 +26,9 @@ Options = dict[str, Any]
 class CalibrationRecipe:
     """Which tokens the statistics come from, and how the statistics are stored."""
 
-    data: str = Field(
-        default="python",
-        description="Text file, .jsonl, .parquet, hf:NAME:SPLIT, or python.",
+    data: str | None = Field(
+        default=None,
+        description="Text, .jsonl, .parquet, directory, hf:NAME:SPLIT, python; PATH@SHARE.",
     )
     field: str | None = Field(default=None, description="Field that holds the text.")
     sequences: int | None = Field(
@@ -43,6 +43,10 @@ class CalibrationRecipe:
         description="Tokens per sequence (default: half the model's context, 256 to 2048).",
     )
     seed: int | None = 0
+    rows: Literal["prefixed", "packed"] = Field(
+        default="prefixed",
+        description="Rows begin as the tokenizer begins a text, or anywhere, as in papers.",
+    )
     labels: Literal["data", "sampled"] = Field(
         default="data", description="Labels of the loss: data, or sampled from the model."
     )

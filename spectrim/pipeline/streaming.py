@@ -33,8 +33,13 @@ from spectrim.models.linear import get_bias
 from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.pipeline.decompose import layers_with_signal, make_solver, provenance_of
+from spectrim.pipeline.calibrate import calibration_blocks, wide_format
+from spectrim.pipeline.decompose import (
+    layers_with_signal,
+    make_solver,
+    provenance_of,
+    warn_of_few_tokens,
+)
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import check_plan, config_for, factored_layer
 from spectrim.planning import Decomposition, Plan
@@ -93,7 +98,7 @@ def decompose_streamed(
         given.seed or 0,
         given.temperature,
         memory_budget=given.memory_budget,
-        wide=recipe.wide,
+        wide=wide_format(recipe, blocks, targets),
     )
     key = {
         "model": [architecture_fingerprint(model), files_fingerprint(opened.files)],
@@ -150,8 +155,10 @@ class _Run:
         for _ in self.track(self.walk.steps(), "calibrating", self.walk.units):
             trim_memory()
         calibration = self.walk.result()
+        names = layers_with_signal(calibration)
+        warn_of_few_tokens(self.opened.streamed.model, calibration, names)
         summary = {
-            "layers": layers_with_signal(calibration),
+            "layers": names,
             "provenance": provenance_of(calibration) | {"key": key},
         }
         write_text(path, json.dumps(summary))

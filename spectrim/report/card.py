@@ -14,6 +14,7 @@ from spectrim.checkpoint.card import (
     front_matter,
     license_of,
 )
+from spectrim.data import DEFAULT_TEXT
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Plan
 
@@ -100,4 +101,4 @@ def _data(recipe: Recipe, provenance: Mapping[str, Any]) -> str:
     recorded = provenance.get("data", {}).get("sequences")
     sequences = recipe.calibration.sequences or recorded
     counted = f", {sequences} sequences" if sequences else ""
-    return f"{recipe.calibration.data}{counted}"
+    return f"{recipe.calibration.data or DEFAULT_TEXT}{counted}"
