@@ -61,9 +61,7 @@ class KernelAttention(Attention):
         return y.unflatten(-1, (count, width)).transpose(1, 2)
 
     def _suits_kernel(self, found: list[_Head]) -> bool:
-        """Return whether q and k are both rotated by their positions or both not, without q
-        masks.
-        """
+        """Return whether q and k are both rotated or both not, and queries have no mask."""
         q, k, v = found
         turned = (q.turns is None) == (k.turns is None) and v.turns is None
         square = self.keys == self.meta.shape[2]

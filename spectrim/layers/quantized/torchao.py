@@ -58,7 +58,7 @@ class TorchaoLinear(CompressedLinear):
     def empty(cls, shape: tuple[int, int], bias: bool, options: Options) -> TorchaoLinear:
         if options.layout != _layout(options.bits):
             raise InputError(
-                f"int4 weights are laid out for {options.layout}, this machine's kernel expects "
+                f"int4 weights are laid out for {options.layout}, the kernel here expects "
                 f"{_layout(options.bits)}; compress the original model on this machine"
             )
         sizes = _structure(shape, options).sizes
