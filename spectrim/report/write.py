@@ -1,4 +1,4 @@
-"""A compressed model, with all that stands beside its weights."""
+"""Write a compressed model with everything that is stored beside its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from spectrim.report.pruning_figure import with_prunings
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """Where to, and whether over an earlier result and with a page."""
+    """The output directory, whether to overwrite it, and whether to write a page."""
 
     output: Path
     overwrite: bool = False
@@ -28,7 +28,7 @@ def write_result(
 ) -> ReportData:
     """Save the model with its card, recipe, plan, facts and page; return the facts.
 
-    Raises InputError where it cannot be written.
+    Raises InputError if it cannot be written.
     """
     facts = with_prunings(facts_of(original, result), result.prune_steps or "")
     if place.page:
