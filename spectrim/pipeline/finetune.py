@@ -32,9 +32,8 @@ def finetune(
     """Train `model` (compressed, float32) in place and return it.
 
     It keeps its ranks, and its config records what it was trained on. An interrupted run
-    resumes from the cache. Raises InputError for data that cannot be
-    read, ModelError for a model that is not compressed, NumericalError for a step whose loss
-    is not finite.
+    resumes from the cache. Raises InputError for data that cannot be read, ModelError for a
+    model that is not compressed, NumericalError for a step whose loss is not finite.
     """
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, SpectrimConfig):

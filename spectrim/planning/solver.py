@@ -34,8 +34,8 @@ class Solver:
     Attributes:
         empty: a decomposition without layers, with its method, units and provenance.
         options: of the method.
-        price: predicted loss of a decomposition; layers share a basis where that is cheaper.
-            None: wherever they may.
+        price: predicted loss of a decomposition; layers share a basis if that is cheaper,
+            or, with None, wherever they may.
     """
 
     empty: Decomposition
