@@ -8,10 +8,17 @@ from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.export.dense import export_dense, export_self_contained
 from spectrim.checkpoint.export.onnx import export_onnx
 from spectrim.checkpoint.load import check_dense, load, resolve, stored_dtype
-from spectrim.checkpoint.save import SaveOptions, add_text_file, attach_config, save_compressed
+from spectrim.checkpoint.save import (
+    SaveOptions,
+    Text,
+    add_text_file,
+    attach_config,
+    save_compressed,
+    warn_of_failure,
+)
 from spectrim.checkpoint.save_distributed import save_together
 from spectrim.checkpoint.transformers_plugin import SpectrimQuantizer, register
-from spectrim.checkpoint.validation import check_weights
+from spectrim.checkpoint.validation import check_weights, overflow_remedy
 from spectrim.runtime.output_dir import check_output
 
 register()
@@ -21,6 +28,7 @@ __all__ = [
     "SaveOptions",
     "SpectrimConfig",
     "SpectrimQuantizer",
+    "Text",
     "activate",
     "add_text_file",
     "attach_config",
@@ -34,9 +42,11 @@ __all__ = [
     "is_active",
     "load",
     "model_card",
+    "overflow_remedy",
     "register",
     "resolve",
     "save_compressed",
     "save_together",
     "stored_dtype",
+    "warn_of_failure",
 ]

@@ -57,7 +57,7 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
     else:
         _check_hub(source, options)
     register()
-    model = _load_model(AutoModelForCausalLM, source, options)
+    model = load_strictly(AutoModelForCausalLM, source, options)
     check_weights(model)
     return model, load_tokenizer(source, options)
 
@@ -127,7 +127,14 @@ def load_tokenizer(source: Path | str, options: dict[str, Any]) -> Any:
         raise CheckpointError(f"the tokenizer of {source}: {reason(error)}") from error
 
 
-def _load_model(loader: Any, source: Path | str, options: Mapping[str, Any]) -> PreTrainedModel:
+def load_strictly(
+    loader: Any, source: Path | str, options: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Return what `loader.from_pretrained` gives, if every tensor is there and fits.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or misshapen.
+    """
     strict = {
         "output_loading_info": True,
         "use_safetensors": True,

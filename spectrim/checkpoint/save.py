@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,14 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.config_entries import check_children, check_table
+from spectrim.checkpoint.loading_errors import reason
+from spectrim.checkpoint.processor_files import copy_processor
 from spectrim.checkpoint.transformers_plugin import detach_quantizer, keep_names, tie_as_named
+from spectrim.checkpoint.validation import check_weights, overflow_remedy
+from spectrim.checkpoint.verify import verify_saved
 from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear
+from spectrim.models.compressible import check_no_adapters
 from spectrim.models.experts import SplitExperts
 from spectrim.models.replace import compact_layers, shared_bases
 from spectrim.runtime.files import is_full_disk, write_text
@@ -27,18 +34,31 @@ _RESERVED = re.compile(
 )
 
 
+Text = str | Callable[[], str]
+"""A text, or what makes it once the model is written."""
+
+
 @dataclass(frozen=True)
 class SaveOptions:
-    """`card` is the text of README.md, `extras` are further text files by name."""
+    """What is written beside the weights, and how.
 
-    card: str | None = None
-    extras: Mapping[str, str] = field(default_factory=dict)
+    Attributes:
+        card: README.md.
+        extras: Further text files by name.
+        source: The original's directory or Hub name, whose processor files are copied.
+        reload: Whether the result is loaded again to be compared, where memory allows.
+    """
+
+    card: Text | None = None
+    extras: Mapping[str, Text] = field(default_factory=dict)
     overwrite: bool = False
     max_shard_size: str | int = "5GB"
+    source: str | Path | None = None
+    reload: bool = True
 
 
 def save(model: PreTrainedModel, tokenizer: Any, directory: str | Path) -> Path:
-    """Write a compressed model that loads with plain `from_pretrained`. Raises InputError."""
+    """Write a compressed model that loads with plain `from_pretrained`. Raise InputError."""
     return save_compressed(model, tokenizer, directory, model.config.quantization_config)
 
 
@@ -51,31 +71,60 @@ def save_compressed(
 ) -> Path:
     """Write model, tokenizer (or None) and texts; the directory appears whole or not at all.
 
-    The model keeps `config` as its `quantization_config`, so a later `save_pretrained` of it
-    writes the same. Raises CheckpointError when `config` does not describe the model,
-    InputError for a directory that cannot be used.
+    What was written is compared with the model before it appears. The model keeps `config` as
+    its `quantization_config`, so a later `save_pretrained` of it writes the same.
+
+    Raises:
+        CheckpointError: `config` does not describe the model, or what was written differs.
+        InputError: The directory cannot be used.
+        ModelError: A weight is not finite, or the model has PEFT adapters.
     """
-    for name in options.extras:
-        check_extra_name(name)
-    attach_config(model, config)
+    prepare_saving(model, config, options)
     with output_directory(directory, options.overwrite) as partial:
         model.save_pretrained(partial, max_shard_size=options.max_shard_size)
-        write_texts(tokenizer, partial, options)
+        verify_saved(partial, model, options.reload)
+        write_files(tokenizer, partial, options)
     return Path(directory)
 
 
-def write_texts(tokenizer: Any, directory: Path, options: SaveOptions) -> None:
-    """All of a checkpoint but the model."""
+def prepare_saving(
+    model: PreTrainedModel, config: SpectrimConfig, options: SaveOptions
+) -> None:
+    """Check all that can be checked before a file is written, and attach `config`."""
+    for name in options.extras:
+        check_extra_name(name)
+    attach_config(model, config)
+    check_weights(model, overflow_remedy(model.dtype))
+
+
+def write_files(tokenizer: Any, directory: Path, options: SaveOptions) -> None:
+    """Write all of a checkpoint but the model; what fails is a warning, the result stays."""
     if tokenizer is not None:
-        tokenizer.save_pretrained(directory)
+        with warn_of_failure("the tokenizer was not saved"):
+            tokenizer.save_pretrained(directory)
+    if options.source is not None:
+        with warn_of_failure("files of the processor were not copied"):
+            copy_processor(options.source, directory)
+    texts = dict(options.extras)
     if options.card is not None:
-        write_text(directory / "README.md", options.card)
-    for name, text in options.extras.items():
-        write_text(directory / name, text)
+        texts["README.md"] = options.card
+    for name, text in texts.items():
+        with warn_of_failure(f"{name} was not written"):
+            write_text(directory / name, text if isinstance(text, str) else text())
+
+
+@contextmanager
+def warn_of_failure(what: str) -> Iterator[None]:
+    """Turn an exception inside into a warning: what follows the work must not lose it."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what}: {reason(error)}", stacklevel=3)
 
 
 def attach_config(model: PreTrainedModel, config: SpectrimConfig) -> None:
-    """Attach `config` to a model compressed in memory. Raises CheckpointError if it misfits."""
+    """Attach `config` to a model compressed in memory. Raise CheckpointError if it misfits."""
+    check_no_adapters(model)
     _check_describes(model, config)
     if config.untied:
         model.config.tie_word_embeddings = False
@@ -86,7 +135,7 @@ def attach_config(model: PreTrainedModel, config: SpectrimConfig) -> None:
 
 
 def add_text_file(directory: str | Path, name: str, text: str) -> Path:
-    """Add a text file to a finished output, atomically. Raises InputError."""
+    """Add a text file to a finished output, atomically. Raise InputError."""
     check_extra_name(name)
     directory = Path(directory)
     if not is_spectrim_output(directory):

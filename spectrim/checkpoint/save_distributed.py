@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.save import (
     SaveOptions,
-    attach_config,
-    check_extra_name,
+    prepare_saving,
     save_compressed,
-    write_texts,
+    write_files,
 )
 from spectrim.checkpoint.validation import INDEX
+from spectrim.checkpoint.verify import verify_saved
 from spectrim.errors import InputError
 from spectrim.layers.quantized import CompressedLinear
 from spectrim.models.targets import decoder_blocks as decoder_blocks
@@ -50,9 +50,7 @@ def save_together(
     quantized = any(isinstance(module, CompressedLinear) for module in model.modules())
     if distributed.num_processes() == 1 or quantized:
         return distributed.run_on_main(lambda: save_compressed(*given))
-    for name in options.extras:
-        check_extra_name(name)
-    attach_config(model, config)
+    prepare_saving(model, config, options)
     with ExitStack() as stack:
         opened = None
         with distributed.raise_together():
@@ -67,7 +65,8 @@ def save_together(
         with distributed.raise_together():
             if distributed.is_main_process():
                 _assemble(model, partial, files)
-                write_texts(tokenizer, partial, options)
+                verify_saved(partial, model, options.reload)
+                write_files(tokenizer, partial, options)
             stack.close()
     return Path(directory)
 

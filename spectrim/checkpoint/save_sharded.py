@@ -18,8 +18,20 @@ from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.empty_layers import install_empty_layers
 from spectrim.checkpoint.load import check_dense, load_tokenizer, resolve
 from spectrim.checkpoint.loading_errors import explain
-from spectrim.checkpoint.save import SaveOptions, attach_config, check_extra_name
-from spectrim.checkpoint.validation import INDEX, check_directory, weight_files
+from spectrim.checkpoint.save import (
+    SaveOptions,
+    attach_config,
+    check_extra_name,
+    write_files,
+)
+from spectrim.checkpoint.validation import (
+    INDEX,
+    check_directory,
+    check_finite_tensors,
+    overflow_remedy,
+    weight_files,
+)
+from spectrim.checkpoint.verify import verify_streamed
 from spectrim.errors import CheckpointError
 from spectrim.models.offload import StreamedModel
 from spectrim.runtime.files import write_text
@@ -67,10 +79,14 @@ def save_streamed(
     config: SpectrimConfig,
     options: SaveOptions,
 ) -> Path:
-    """Ask `part_tensors` for one part after the other, and write each as a shard at once.
+    """Write the tensors of one part after the other, each as a shard of its own.
 
-    The directory appears whole or not at all. Raises CheckpointError when `config` does not
-    describe the model or the tensors are not those of it, InputError as `save_compressed`.
+    The directory appears whole or not at all.
+
+    Raises:
+        CheckpointError: `config` does not describe the model, or the tensors do not fit it.
+        InputError: As `save_compressed`.
+        ModelError: A tensor is not finite.
     """
     for name in options.extras:
         check_extra_name(name)
@@ -80,40 +96,45 @@ def save_streamed(
     if config.untied:
         model.config.tie_word_embeddings = False
     attach_config(model, config)
-    expected = {name: t.dtype for name, t in model.state_dict().items()}
     with output_directory(directory, options.overwrite) as partial:
-        written, model.config.dtype = _write_shards(opened.streamed, part_tensors, partial)
-        _check_names(opened.streamed, written, set(expected), config.untied)
+        written, samples = _write_shards(opened.streamed, part_tensors, partial)
+        model.config.dtype = next(iter(samples.values())).dtype
+        _check_names(opened.streamed, written, set(model.state_dict()), config.untied)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(partial)
         if model.can_generate():
             opened.streamed.model.generation_config.save_pretrained(partial)
-        if opened.tokenizer is not None:
-            opened.tokenizer.save_pretrained(partial)
-        for name, text in options.extras.items():
-            write_text(partial / name, text)
-        if options.card is not None:
-            write_text(partial / "README.md", options.card)
+        verify_streamed(partial, model, samples)
+        write_files(opened.tokenizer, partial, options)
     return Path(directory)
 
 
 def _write_shards(
     streamed: StreamedModel, part_tensors: PartTensors, directory: Path
-) -> tuple[set[str], torch.dtype]:
-    """The names of what was written, and its dtype."""
+) -> tuple[set[str], dict[str, Tensor]]:
+    """Return the names of what was written, and the smallest tensor of each shard."""
     parts = streamed.parts
     weight_map: dict[str, str] = {}
-    size, dtype = 0, streamed.dtype
+    samples: dict[str, Tensor] = {}
+    size = 0
     for number, tensors in enumerate(filter(None, map(part_tensors, parts)), 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        smallest = _smallest(tensors)
+        check_finite_tensors(tensors, overflow_remedy(tensors[smallest].dtype))
         save_file(tensors, directory / file, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
         size += sum(t.numel() * t.element_size() for t in tensors.values())
-        dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), dtype)
+        samples[smallest] = tensors[smallest].clone()
         tensors.clear()
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(directory / INDEX, json.dumps(index, indent=1))
-    return set(weight_map), dtype
+    return set(weight_map), samples
+
+
+def _smallest(tensors: dict[str, Tensor]) -> str:
+    """Return the name of the smallest tensor of the model's dtype."""
+    floating = {n: t.nbytes for n, t in tensors.items() if t.is_floating_point()}
+    return min(floating or tensors, key=lambda name: tensors[name].nbytes)
 
 
 def _check_names(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.version import QUANT_METHOD
@@ -140,15 +140,31 @@ def check_weights(model: nn.Module, remedy: str | None = None) -> None:
     Args:
         remedy: What to do about it, if not the model's checkpoint is to blame.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta or not parameter.is_floating_point():
+    remedy = remedy or "the checkpoint is damaged or its training diverged"
+    check_finite_tensors(dict(model.named_parameters()), remedy)
+
+
+def check_finite_tensors(tensors: Mapping[str, Tensor], remedy: str) -> None:
+    """Raise ModelError naming the first of `tensors` that holds a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta or not tensor.is_floating_point():
             continue
-        bad = parameter.numel() - int(torch.isfinite(parameter.detach()).sum())
+        bad = tensor.numel() - int(torch.isfinite(tensor.detach()).sum())
         if bad:
             raise ModelError(
-                f"{name} {tuple(parameter.shape)} has {bad} values that are NaN or infinite; "
-                + (remedy or "the checkpoint is damaged or its training diverged")
+                f"{name} {tuple(tensor.shape)} has {bad} values that are NaN or infinite; "
+                + remedy
             )
+
+
+def overflow_remedy(dtype: torch.dtype) -> str:
+    """Return what to do about values of a compressed model in `dtype` that are not finite."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return "a step of the compression diverged; report it with the model's name"
+    return (
+        f"they do not fit into {str(dtype).removeprefix('torch.')}; save in another type "
+        "(--set save_dtype=bfloat16 or float32)"
+    )
 
 
 def _check_no_adapter(directory: Path) -> None:

@@ -37,6 +37,7 @@ class Request:
     page: bool
     json: bool
     trust_remote_code: bool = False
+    reload: bool = True
 
 
 @with_recipe_options
@@ -87,7 +88,9 @@ def compress(
     check_output(output, overwrite)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     run_context = context_for(cache_from(given), log_metrics)
-    request = Request(model, output, options, overwrite, report, json, trust_remote_code)
+    request = Request(
+        model, output, options, overwrite, report, json, trust_remote_code, memory is None
+    )
     if memory is not None:
         from spectrim.cli.streaming import within_memory
 
@@ -119,10 +122,10 @@ def _save(request: Request, original: Any, result: Any) -> None:
     from spectrim.report.summary import summary
     from spectrim.report.write import OutputSpec, write_result
 
-    place = OutputSpec(request.output, request.overwrite, request.page)
+    place = OutputSpec(request.output, request.overwrite, request.page, request.reload)
     facts = write_result(original, result, place)
     print_result(result.plan, request.json)
     note(summary(facts))
     note(f"saved to {request.output}: `import spectrim`, then from_pretrained")
-    if request.page:
+    if request.page and (request.output / PAGE_FILE).is_file():
         note(f"report in {request.output / PAGE_FILE}")

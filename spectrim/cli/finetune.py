@@ -55,7 +55,9 @@ def finetune(
     tuned = cast_for_saving(tuned, loaded.dtype)
     config: Any = tuned.config.quantization_config
     entry = config.provenance["refinement"][-1]
-    options = SaveOptions(card=finetuning_card(model, entry), overwrite=overwrite)
+    options = SaveOptions(
+        card=lambda: finetuning_card(model, entry), overwrite=overwrite, source=model
+    )
     save_compressed(tuned, loaded.tokenizer, output, config, options)
     ends = {f"loss at the end/{what}": last for what, (_, last) in entry["losses"].items()}
     log_metrics(ends | {"disk_bytes": size.disk_bytes(output)}, None)

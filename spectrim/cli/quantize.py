@@ -83,8 +83,12 @@ def quantize(
     smaller = run(original.model, original.tokenizer, recipe, context)
     config: Any = smaller.config.quantization_config
     extras = {"spectrim_recipe.yaml": recipe.to_yaml()}
-    card = quantization_card(model, config, recipe)
-    saving = SaveOptions(card=card, extras=extras, overwrite=overwrite)
+    saving = SaveOptions(
+        card=lambda: quantization_card(model, config, recipe),
+        extras=extras,
+        overwrite=overwrite,
+        source=model,
+    )
     save_compressed(smaller, original.tokenizer, output, config, saving)
     _print(config, json)
     console.note(f"saved to {output}: `import spectrim`, then from_pretrained")

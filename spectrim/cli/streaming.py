@@ -50,8 +50,12 @@ def within_memory(
         parts = CompressedParts(opened, decomposition, plan, dtype)
         texts = {"recipe": recipe.to_yaml(), "plan": plan.to_yaml()}
         extras = {f"spectrim_{name}.yaml": text for name, text in texts.items()}
-        card = card_for(wanted.model, plan, recipe)
-        options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=wanted.overwrite)
+        options = checkpoint.SaveOptions(
+            card=lambda: card_for(wanted.model, plan, recipe),
+            extras=extras,
+            overwrite=wanted.overwrite,
+            source=wanted.model,
+        )
         save_streamed(opened, parts, wanted.output, parts.config(), options)
     context.log_metrics(final_metrics(plan, wanted.output), None)
     _told(wanted, plan, chosen)

@@ -9,13 +9,18 @@ from spectrim.layers import CompactLinear
 from spectrim.layers.quantized import CompressedLinear
 
 
-def check_compressible(model: nn.Module) -> None:
-    """Raise ModelError for a model with adapters, or one already compressed or quantized."""
+def check_no_adapters(model: nn.Module) -> None:
+    """Raise ModelError for a model with PEFT adapters, wrapped around it or inside."""
     if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
-            f"{type(model).__name__} has PEFT adapters, which compression would not see; "
+            f"{type(model).__name__} has PEFT adapters, which its weights do not hold; "
             "merge them first: model = model.merge_and_unload()"
         )
+
+
+def check_compressible(model: nn.Module) -> None:
+    """Raise ModelError for a model with adapters, or one already compressed or quantized."""
+    check_no_adapters(model)
     if any(isinstance(module, CompactLinear | CompressedLinear) for module in model.modules()):
         raise ModelError(
             f"this {type(model).__name__} is already compressed; compress its original with "

@@ -47,6 +47,7 @@ from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     Calibration,
     concat,
+    is_few,
     load_calibration,
     open_calibration,
     save_calibration,
@@ -54,6 +55,10 @@ from spectrim.statistics import (
     stored_calibration,
 )
 
+TOKENS_PER_WIDTH = 96
+"""Tokens of a calibration for each number of a hidden state, where the recipe gives none."""
+FEWEST_TOKENS, MOST_TOKENS = 2**16, 2**19
+TASK_ROWS = 256
 MOST_TOKENS_PER_BATCH = 1024
 """Larger batches are no faster on a processor, and hold more activations."""
 SMALLEST_ROOM = 256 * 2**20
@@ -86,10 +91,11 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
     given = recipe.calibration
     if recipe.task is not None:
         rows = load_task_rows(model, tokenizer, recipe.task)
-        return task_blocks(rows, given.sequences, given.seed)
+        return task_blocks(rows, given.sequences or TASK_ROWS, given.seed)
     length = given.length or default_length(model)
     check_length(model, length)
-    settings = BlockSettings(sequences=given.sequences, length=length, seed=given.seed)
+    sequences = given.sequences or default_sequences(model, length)
+    settings = BlockSettings(sequences=sequences, length=length, seed=given.seed)
     blocks = token_blocks(given.data, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
@@ -172,6 +178,8 @@ def _run_for(
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
+    blocks = calibration_blocks(model, tokenizer, recipe)
+    widest = max((max(target.shape) for target in targets), default=0)
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -179,11 +187,16 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         memory_budget=recipe.calibration.memory_budget,
-        wide=recipe.wide,
+        wide="full" if is_few(blocks.tokens, widest) else recipe.wide,
     )
-    blocks = calibration_blocks(model, tokenizer, recipe)
     fingerprint = fingerprint or model_fingerprint(model)
     return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
+
+
+def default_sequences(model: Any, length: int) -> int:
+    """Return the sequences that hold as many tokens as covariances of this width need."""
+    tokens = TOKENS_PER_WIDTH * model.get_input_embeddings().embedding_dim
+    return -(-min(MOST_TOKENS, max(FEWEST_TOKENS, tokens)) // length)
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import transformers
 from torch import nn
 
 from spectrim.decompositions import DECOMPOSITIONS
-from spectrim.errors import NumericalError
+from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import warn_of_dense
 from spectrim.models.source import ResidentModel
@@ -24,7 +25,7 @@ from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import trim_memory
 from spectrim.runtime.snapshots import Snapshots
-from spectrim.statistics import Calibration
+from spectrim.statistics import ENOUGH, Calibration, is_few
 from spectrim.version import __version__
 
 NOT_REACHED = "no token of the calibration text reaches them"
@@ -49,6 +50,7 @@ def decompose(
     recipe = recipe or Recipe()
     context = context or RunContext()
     names = layers_with_signal(calibration)
+    warn_of_few_tokens(model, calibration, names)
     solver = make_solver(recipe, calibration.states, provenance_of(calibration))
     groups = group_layers(model, calibration, names, recipe)
     trim_memory()  # what the passes of the calibration held
@@ -136,6 +138,24 @@ def layers_with_signal(calibration: Calibration) -> list[str]:
         )
     warn_of_dense(silent, len(names))
     return names
+
+
+def warn_of_few_tokens(model: nn.Module, calibration: Calibration, names: list[str]) -> None:
+    """Warn (NumericalWarning) of layers that too few tokens reached for their channels."""
+    if not set(NEEDED) & set(calibration.states):
+        return
+    widths = {name: max(get_weight(model.get_submodule(name)).shape) for name in names}
+    counts = calibration.counts
+    few = [name for name in names if is_few(counts[name], widths[name])]
+    if few:
+        worst = min(few, key=lambda name: counts[name] / widths[name])
+        warnings.warn(
+            f"{len(few)} of {len(names)} layers saw fewer than {ENOUGH} tokens per channel "
+            f"({worst}: {counts[worst]} tokens for {widths[worst]} channels): covariances "
+            "are shrunk and the predicted loss is uncertain; calibrate on more tokens",
+            NumericalWarning,
+            stacklevel=3,
+        )
 
 
 def silent_layers(calibration: Calibration) -> dict[str, str]:

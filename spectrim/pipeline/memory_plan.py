@@ -22,7 +22,11 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.models.experts import split_expert_names
 from spectrim.models.targets import Target, find_targets
-from spectrim.pipeline.calibrate import MOST_TOKENS_PER_BATCH, default_length
+from spectrim.pipeline.calibrate import (
+    MOST_TOKENS_PER_BATCH,
+    default_length,
+    default_sequences,
+)
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.streaming import StreamSizes
 from spectrim.planning.probe_tokens import (
@@ -216,8 +220,16 @@ class MemoryEstimate:
         held = most_probabilities(self.opened.streamed.total_bytes, self._vocabulary)
         layers = wanted.per_layer * (wanted.tokens or MOST_LAYER_TOKENS)
         joint = wanted.joint * (wanted.joint_tokens or min(held, MOST_JOINT_TOKENS))
-        tokens = min(max(layers, joint), self.recipe.calibration.sequences * self.length)
+        tokens = min(max(layers, joint), self._calibrated)
         return tokens * _FLOAT * (6 * self._vocabulary + 8 * self._width * len(self._blocks))
+
+    @property
+    def _calibrated(self) -> int:
+        """Tokens of the calibration."""
+        given = self.recipe.calibration.sequences
+        return (
+            given or default_sequences(self.opened.streamed.model, self.length)
+        ) * self.length
 
     def whole_row(self) -> int:
         """Count the activations of one more sequence."""
@@ -245,7 +257,7 @@ class MemoryEstimate:
     def activations(self) -> int:
         """Count all that is stored between blocks, twice for the transfer to the next."""
         count = len(self._blocks) + 2 if self._backward else 2
-        tokens = self.recipe.calibration.sequences * self.length
+        tokens = self._calibrated
         return tokens * self._width * _FLOAT * count
 
     def disk(self) -> int:

@@ -31,7 +31,12 @@ class CalibrationRecipe:
         description="Text file, .jsonl, .parquet, hf:NAME:SPLIT, or python.",
     )
     field: str | None = Field(default=None, description="Field that holds the text.")
-    sequences: int = Field(default=256, ge=1, description="Number of sequences.")
+    sequences: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of sequences (default: 96 tokens for each number of a hidden "
+        "state, 65,536 to 524,288 in all; 256 rows of a task).",
+    )
     length: int | None = Field(
         default=None,
         ge=2,

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim.checkpoint import SpectrimConfig, attach_config
+from spectrim.checkpoint import (
+    SpectrimConfig,
+    attach_config,
+    check_weights,
+    overflow_remedy,
+)
 from spectrim.errors import CheckpointError
 from spectrim.layers import LAYERS, FactoredLinear, layer_class
 from spectrim.models.copying import deep_copy
@@ -157,10 +162,10 @@ def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
 
 
 def cast_for_saving(model: P, dtype: torch.dtype) -> P:
-    """Return `model` in `dtype`, as a copy unless it already is.
+    """Return `model` if it is in `dtype`, else a copy with its stored tensors in `dtype`.
 
-    Only tensors that a checkpoint contains are cast. Others, like the rotary frequencies,
-    stay: a loader computes them in float32.
+    Tensors that no checkpoint holds, like the rotary frequencies, stay: a loader computes
+    them in float32. Raise ModelError for a tensor whose values do not fit into `dtype`.
     """
     if next(model.parameters()).dtype == dtype:
         return model
@@ -170,6 +175,7 @@ def cast_for_saving(model: P, dtype: torch.dtype) -> P:
         if name in stored and tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
     copied.config.dtype = dtype
+    check_weights(copied, overflow_remedy(dtype))
     return copied
 
 

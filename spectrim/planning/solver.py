@@ -21,7 +21,13 @@ from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.predicted import NEEDED, first_order_effects, predicted_curve
 from spectrim.planning.snapshots import LayerSnapshots
 from spectrim.runtime.snapshots import Snapshots
-from spectrim.statistics import Calibration, LayerProblem, LayerStatistics, PooledStatistics
+from spectrim.statistics import (
+    Calibration,
+    LayerProblem,
+    LayerStatistics,
+    PooledStatistics,
+    with_shrinkage,
+)
 
 Problems = tuple[LayerProblem, ...]
 """One layer, or several that may share a basis."""
@@ -117,8 +123,11 @@ def entry_names(decomposition: Decomposition, layers: Sequence[str]) -> tuple[st
 def layer_problem(model: nn.Module, calibration: Calibration | None, name: str) -> LayerProblem:
     """Return the layer `name` with its statistics, if there are any."""
     layer = model.get_submodule(name)
-    statistics = None if calibration is None else calibration.layer(name)
-    return LayerProblem(name, get_weight(layer).detach(), get_bias(layer), statistics)
+    weight = get_weight(layer).detach()
+    statistics = None
+    if calibration is not None:
+        statistics = with_shrinkage(calibration.layer(name), max(weight.shape))
+    return LayerProblem(name, weight, get_bias(layer), statistics)
 
 
 def layer_problems(
@@ -141,7 +150,9 @@ def pool_inputs(problems: Sequence[LayerProblem]) -> list[LayerProblem]:
     for problem in problems:
         assert problem.statistics is not None, "layers share the inputs of a calibration"
         calibration = problem.statistics.calibration
-        statistics = PooledStatistics(calibration, problem.name, names)
+        statistics = with_shrinkage(
+            PooledStatistics(calibration, problem.name, names), max(problem.weight.shape)
+        )
         pooled.append(replace(problem, statistics=statistics))
     return pooled
 

@@ -1,4 +1,4 @@
-"""Write a compressed model with everything that is stored beside its weights."""
+"""Save a compressed model first, and then everything that is stored beside its weights."""
 
 from __future__ import annotations
 
@@ -9,38 +9,68 @@ from spectrim import checkpoint
 from spectrim.pipeline.compress import CompressionResult
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.card import card_for
+from spectrim.report.collect import plan_facts
 from spectrim.report.facts import EVENTS_FILE, ReportData
 from spectrim.report.load import compare, facts_of, report_extras
 from spectrim.report.pruning_figure import with_prunings
+from spectrim.runtime import distributed
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """The output directory, whether to overwrite it, and whether to write a page."""
+    """The output directory and its extras.
+
+    Attributes:
+        overwrite: whether an earlier result may be replaced.
+        page: whether to write an HTML page.
+        reload: whether to load the result again to compare it, where memory allows.
+    """
 
     output: Path
     overwrite: bool = False
     page: bool = True
+    reload: bool = True
 
 
 def write_result(
     original: LoadedModel, result: CompressionResult, place: OutputSpec
 ) -> ReportData:
-    """Save the model with its card, recipe, plan, facts and page; return the facts.
+    """Save the model with its card, recipe and plan, then facts and page; return the facts.
 
-    Raises InputError if it cannot be written.
+    A report that fails is only a warning: the result is already saved.
+
+    Raises:
+        InputError: the output cannot be written.
+        CheckpointError: the written model differs from the one in memory.
     """
-    facts = with_prunings(facts_of(original, result), result.prune_steps or "")
-    if place.page:
-        facts = compare(facts, original, result.model, result.recipe)
-    extras = report_extras(facts, place.page) | {
+    extras: dict[str, checkpoint.Text] = {
         "spectrim_recipe.yaml": result.recipe.to_yaml(),
         "spectrim_plan.yaml": result.plan.to_yaml(),
     }
     if result.prune_steps is not None:
         extras[EVENTS_FILE] = result.prune_steps
-    card = card_for(original.name, result.plan, result.recipe)
-    options = checkpoint.SaveOptions(card=card, extras=extras, overwrite=place.overwrite)
+    options = checkpoint.SaveOptions(
+        card=lambda: card_for(original.name, result.plan, result.recipe),
+        extras=extras,
+        overwrite=place.overwrite,
+        source=original.name or None,
+        reload=place.reload,
+    )
     config = result.model.config.quantization_config
     checkpoint.save_together(result.model, original.tokenizer, place.output, config, options)
+    with checkpoint.warn_of_failure(f"{place.output} is saved, but its report failed"):
+        return _write_report(original, result, place)
+    return plan_facts(original.name, result.plan, result.recipe)
+
+
+def _write_report(
+    original: LoadedModel, result: CompressionResult, place: OutputSpec
+) -> ReportData:
+    facts = with_prunings(facts_of(original, result), result.prune_steps or "")
+    if place.page:
+        facts = compare(facts, original, result.model, result.recipe)
+    with distributed.raise_together():
+        if distributed.is_main_process():
+            for name, text in report_extras(facts, place.page).items():
+                checkpoint.add_text_file(place.output, name, text)
     return facts

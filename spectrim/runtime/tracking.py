@@ -118,6 +118,7 @@ def _start(name: str, run: TrackedRun) -> Any:
 
 def _arguments(name: str, cls: Any, run: TrackedRun) -> dict[str, Any]:
     project = os.environ.get(f"{name.upper()}_PROJECT", run.project)
+    quiet: dict[str, Any]
     if name == "trackio":
         quiet = {"auto_log_gpu": False, "auto_log_cpu": False}
         return {"run_name": project, "name": run.name, **quiet}

@@ -189,7 +189,8 @@ def _saved_sizes(model: PreTrainedModel) -> tuple[dict[str, int], int]:
     """Return the bytes by tensor and of the files, from a temporary checkpoint."""
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory) / "model"
-        checkpoint.save_compressed(model, None, target, model.config.quantization_config)
+        config, options = model.config.quantization_config, checkpoint.SaveOptions(reload=False)
+        checkpoint.save_compressed(model, None, target, config, options)
         return size.tensor_bytes(target), size.disk_bytes(target)
 
 
