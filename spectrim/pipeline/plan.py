@@ -82,9 +82,7 @@ class _Probing:
         return ResumableProbe(probe, self.snapshots, stage)
 
     def _tokens(self, decomposition: Decomposition, blocks: TokenBlocks) -> ProbeTokens:
-        """Return the recipe's tokens, else those that its share of the calibration's cost
-        allows.
-        """
+        """Return the recipe's tokens, else what its share of the calibration's cost allows."""
         wanted, planning = self.recipe.probe, self.recipe.planning
         tokens = ProbeTokens.within(
             2 * wanted.cost_fraction * blocks.tokens,
