@@ -31,7 +31,7 @@ class SpectrimConfig(QuantizationConfigMixin):
     one layer per expert; `untied` says that the output embedding no longer is the input
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
     `head` the output embedding that shares its factors, or None; `provenance` is free JSON;
-    `inner` is None or what the factors are quantised by (`hub.quantised`).
+    `inner` is None or what the factors are quantized by (`checkpoint.config_entries`).
     """
 
     def __init__(

@@ -42,7 +42,7 @@ def save_together(
 ) -> Path:
     """`save_compressed` by all processes, each of which holds the whole model.
 
-    A model whose factors are quantised is written by the first process alone. Raises, in every
+    A model whose factors are quantized is written by the first process alone. Raises, in every
     process, what `save_compressed` raises in one, and InputError where the processes do not
     see one directory.
     """

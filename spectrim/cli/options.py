@@ -107,7 +107,7 @@ def _recipe_options() -> dict[str, Any]:
         "refine": Annotated[
             texts,
             typer.Option(
-                help="Refinement to run afterwards; repeat for several.",
+                help="Refinement to run afterward; repeat for several.",
                 rich_help_panel=_RECIPE,
             ),
         ],

@@ -37,7 +37,7 @@ def quantize_factors(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreT
     if given is None:
         return model
     if QUANTIZERS.get(given.backend).REQUIRES:
-        raise InputError(f"'{given.backend}' needs calibration; quantise by torchao or rtn")
+        raise InputError(f"'{given.backend}' needs calibration; quantize by torchao or rtn")
     if given.bits == 4 and any(isinstance(f, PivotedLinear) for _, f in factored_layers(model)):
         warnings.warn(
             "pivoted layers lose most to 4 bits, since their coefficients multiply what was "

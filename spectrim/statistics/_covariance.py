@@ -1,7 +1,7 @@
 """Sums of outer products, in full or in a form of fewer numbers that is a sum as well.
 
     full        sum_t r_t r_t^T                                    n^2 numbers
-    blocks      its k diagonal blocks of neighbouring channels     n^2 / k
+    blocks      its k diagonal blocks of neighboring channels     n^2 / k
     low_rank    sum_t r_t (r_t^T T), T (n, s) random but fixed,
                 and the diagonal sum_t r_t^2                       n (s + 1)
     through     sum_t z_t z_t^T, z_t (k,) the image of r_t under

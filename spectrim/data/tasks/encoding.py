@@ -1,6 +1,6 @@
 """Prompts and answers as tokens, and the start of the answer.
 
-Prompt and answer are tokenised together, as the model will read them; a token that reaches
+Prompt and answer are tokenized together, as the model will read them; a token that reaches
 over the border belongs to the answer. A tokenizer that cannot say where its tokens lie gets
 the two apart.
 """
@@ -15,7 +15,7 @@ from spectrim.data.tokenizing import leading_tokens
 from spectrim.errors import InputError
 
 _AT_ONCE = 1000
-"""Examples that are tokenised in one call."""
+"""Examples that are tokenized in one call."""
 _PLAIN: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
 
 
