@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for besides a recipe."""
+    """The options of the command that are not part of the recipe."""
 
     model: str
     output: Path

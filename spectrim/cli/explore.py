@@ -1,4 +1,4 @@
-"""`spectrim explore`: the report page before there is a result, on this machine only."""
+"""`spectrim explore`: the live report page before there is a result, on this machine only."""
 
 from __future__ import annotations
 

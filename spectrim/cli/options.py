@@ -1,4 +1,4 @@
-"""The options that several commands share; those of a recipe come from the recipe's fields."""
+"""The options shared by several commands; those of a recipe are made from its fields."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "labels")
 
 
 def _field_option(path: str, panel: str) -> Any:
-    """An option for a field of a recipe; left out, it is None and changes nothing."""
+    """Return an option for a field of a recipe; if absent, it is None and changes nothing."""
     owner: Any = Recipe
     *parents, name = path.split(".")
     for parent in parents:
@@ -58,7 +58,7 @@ def _field_option(path: str, panel: str) -> Any:
 
 
 def _option_for(cls: Any, name: str, hint: Any, panel: str | None) -> Any:
-    """An option with the type, choices and description of a field of `cls`."""
+    """Return an option with the type, choices and description of a field of `cls`."""
     choices = [
         c for part in (hint, *get_args(hint)) if _is_choice(part) for c in get_args(part)
     ]
@@ -77,7 +77,7 @@ def _is_choice(hint: Any) -> bool:
 
 
 def _option_type(hint: Any) -> Any:
-    """What typer parses for a field: numbers as such, tuples as lists, all else as text."""
+    """Return the type that typer parses: numbers as such, tuples as lists, all else as text."""
     parts = set(get_args(hint)) or {hint}
     optional = type(None) in parts
     if any(get_origin(part) is tuple for part in parts):
@@ -107,7 +107,7 @@ def _recipe_options() -> dict[str, Any]:
         "refine": Annotated[
             texts,
             typer.Option(
-                help="Refinement to run afterwards; repeat for several.",
+                help="Refinement to run afterward; repeat for several.",
                 rich_help_panel=_RECIPE,
             ),
         ],
@@ -261,7 +261,7 @@ def check_text(recipe: Recipe, model: str) -> None:
 
 
 def _sets_options(assignment: str) -> bool:
-    """Names go first: a new name clears the options of the one it replaces."""
+    """Return whether an assignment sets options; names go first, since they clear options."""
     return "options" in assignment.partition("=")[0]
 
 
@@ -275,7 +275,7 @@ def _bits(name: str) -> dict[str, Any]:
 
 
 def _fit_ranks(values: dict[str, Any]) -> None:
-    """Choose ranks that the quantizer's kernel reads, where none were asked for."""
+    """Choose ranks that the quantizer's kernel supports, unless ranks are set."""
     if values["quantization"] and values["rank_multiple"] == 1:
         try:
             values["rank_multiple"] = QuantizationRecipe(**values["quantization"]).multiple
@@ -309,7 +309,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 
 
 def cache_from(given: dict[str, Any]) -> Cache:
-    """Return the cache that --cache and --no-cache ask for."""
+    """Return the cache by --cache and --no-cache."""
     from spectrim.runtime.cache import Cache
 
     if given["no_cache"]:

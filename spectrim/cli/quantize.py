@@ -1,4 +1,4 @@
-"""`spectrim quantize`: compress by other means than rank, and give back what that lost."""
+"""`spectrim quantize`: quantize or sparsify layers, and correct the error at low rank."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _assigned(text: str) -> tuple[str, Any]:
 
 
 def _with(recipe: Recipe, wanted: dict[str, Any], options: dict[str, Any]) -> Recipe:
-    """The recipe's correction with what the command line gives over it."""
+    """Return the recipe's correction, overridden by the command line."""
     values = recipe.to_dict()
     chosen = values["correction"] or {}
     if wanted["quantizer"] not in (None, chosen.get("quantizer")):

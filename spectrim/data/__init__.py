@@ -1,4 +1,4 @@
-"""Text in, token blocks out."""
+"""Token blocks from text."""
 
 from spectrim.data.blocks import (
     BlockSettings,

@@ -1,4 +1,4 @@
-"""From what the user typed (`--data`, `--eval`) to documents."""
+"""Documents from the texts of an option (`--data`, `--eval`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Document = str | Conversation | None
 
 
 class Part(NamedTuple):
-    """One text of a spec; `share`: what was typed after `@`, None where nothing was."""
+    """One text of a spec; `share`: the number after `@`, None without one."""
 
     spec: str
     share: float | None = None

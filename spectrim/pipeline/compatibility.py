@@ -1,4 +1,4 @@
-"""Which features combine: one table, printed by `spectrim ls --compatibility`.
+"""The combinations of features: one table, printed by `spectrim ls --compatibility`.
 
 A feature is a part of a recipe, a choice that limits what can be done with it, or a way to run
 it. Pairs that are not in the table combine; `check` raises for the first pair that does not.

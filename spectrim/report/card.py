@@ -52,7 +52,7 @@ def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
     stored = f"`{facts['base']}`" + (f" ({options})" if options else "")
     lines += [f"{len(config.layers)} linear layers are stored by {stored}."]
     if facts["path_bytes"]:
-        lines += ["Low-rank corrections give back a part of what that lost: method"]
+        lines += ["Low-rank corrections recover part of the error: method"]
         source = escape_markdown(_data(recipe, config.provenance))
         lines += [f"`{facts['method']}`, {facts['allocation']} ranks, from {source}."]
     lines += ["", "| | |", "|---|---|"]
