@@ -66,7 +66,7 @@ def _option_for(cls: Any, name: str, hint: Any, panel: str | None) -> Any:
         metavar="|".join(choices)
         if choices and all(isinstance(c, str) for c in choices)
         else None,
-        help=cls.__pydantic_fields__[name].description,
+        help=_fields(cls)[name].description,
         rich_help_panel=panel,
     )
     return Annotated[_option_type(hint), option]
@@ -150,7 +150,7 @@ def _recipe_options() -> dict[str, Any]:
     options["data"] = Annotated[
         texts,
         typer.Option(
-            help=f"{CalibrationRecipe.__pydantic_fields__['data'].description} "
+            help=f"{_fields(CalibrationRecipe)['data'].description} "
             "Repeat for several.",
             rich_help_panel=_CALIBRATION,
         ),
@@ -171,7 +171,7 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 def with_settings(cls: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add an option for each field of a dataclass; the command receives a dict `settings`."""
     hints = get_type_hints(cls)
-    defaults = {name: field.default for name, field in cls.__pydantic_fields__.items()}
+    defaults = {name: field.default for name, field in _fields(cls).items()}
     options = {name: _option_for(cls, name, hints[name], None) for name in defaults}
     return lambda command: _with_options(command, "settings", options, defaults)
 
@@ -315,3 +315,8 @@ def cache_from(given: dict[str, Any]) -> Cache:
     if given["no_cache"]:
         return Cache(None)
     return Cache(given["cache"]) if given["cache"] else Cache.default()
+
+
+def _fields(cls: Any) -> Any:
+    """Return a pydantic dataclass's fields by name."""
+    return cls.__pydantic_fields__
