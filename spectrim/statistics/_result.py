@@ -16,6 +16,7 @@ from spectrim.statistics._covariance import FULL, CovarianceFormat
 from spectrim.statistics._registry import STATISTICS
 
 State = dict[str, Tensor]
+"""The sums of one statistic of one layer, by name."""
 
 
 @dataclass
