@@ -72,6 +72,10 @@ def _option_for(cls: Any, name: str, hint: Any, panel: str | None) -> Any:
     return Annotated[_option_type(hint), option]
 
 
+def _description(cls: Any, name: str) -> str:
+    return cls.__pydantic_fields__[name].description
+
+
 def _is_choice(hint: Any) -> bool:
     return get_origin(hint) is Literal and get_args(hint) != ("auto",)
 
@@ -150,7 +154,7 @@ def _recipe_options() -> dict[str, Any]:
     options["data"] = Annotated[
         texts,
         typer.Option(
-            help=f"{CalibrationRecipe.__pydantic_fields__['data'].description} "
+            help=f"{_description(CalibrationRecipe, 'data')} "
             "Repeat for several.",
             rich_help_panel=_CALIBRATION,
         ),

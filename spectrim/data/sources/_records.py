@@ -51,7 +51,7 @@ def open_text(spec: str) -> Iterator[TextIO]:
         raise InputError(f"'{spec}' cannot be read: {error}") from error
 
 
-def _byte_stream(path: Path) -> io.BufferedIOBase:
+def _byte_stream(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return gzip.open(path)
