@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 MOST_BINS = 100_000
 MOST_HULLS = 512
 NEGLIGIBLE = 1e-5
-"""Share of the loss: of a plan this near to the bound, no rounded programme makes a better."""
+"""Share of the loss: of a plan this near to the bound, no rounded program makes a better."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From statistics to factors with their predicted curves."""
+"""Factors with predicted curves from statistics."""
 
 from __future__ import annotations
 
@@ -40,13 +40,12 @@ def decompose(
     snapshots: Snapshots | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """Factors of every calibrated layer with their predicted loss curves; by the recipe's
-    sharing, of groups of layers on one basis.
+    """Return factors of every calibrated layer, or group on one basis, with predicted curves.
 
-    A layer that no loss came through (an expert that no token reached, say) gets no factors:
-    it stays dense and outside the budget, with a NumericalWarning that names it. Layers in
-    `snapshots` are not decomposed again. Raises
-    NumericalError for weights or statistics that cannot be factorised.
+    A layer without gradients (for example an expert that no token reached) gets no factors: it
+    stays dense and outside the budget, with a NumericalWarning that names it. Layers in
+    `snapshots` are not decomposed again. Raises NumericalError for weights or statistics that
+    cannot be factorized.
     """
     recipe = recipe or Recipe()
     context = context or RunContext()
@@ -66,8 +65,7 @@ def decompose(
 def make_solver(
     recipe: Recipe, statistics: Container[str], provenance: Mapping[str, Any]
 ) -> Solver:
-    """Return what decomposes layers by the recipe's method, with the `statistics` that there
-    are."""
+    """Return the solver of the recipe's method, for the available `statistics`."""
     empty = Decomposition(
         recipe.method,
         shapes={},
@@ -81,13 +79,13 @@ def make_solver(
 
 
 def provenance_of(calibration: Calibration) -> dict[str, Any]:
-    """Return the provenance of a calibration, with why layers stay dense, by their names."""
+    """Return the provenance of a calibration, with the reasons why layers stay dense."""
     dense = calibration.provenance.get("dense", {}) | silent_layers(calibration)
     return {**calibration.provenance, "dense": dense}
 
 
 def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
-    """Return the predicted loss of the best plan at the budget that sharing is decided at."""
+    """Return the predicted loss of the best plan at the budget of the sharing decision."""
     settings = replace(
         recipe.planning,
         budget=recipe.sharing.budget,
@@ -103,7 +101,7 @@ def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
 
 
 def _shard(model: nn.Module, groups: Groups) -> Groups:
-    """Return the groups that this process decomposes: about as much work as the others."""
+    """Return the groups of this process: about as much work as the others have."""
     owners = distributed.balanced_bins(
         [_cost(model, group) for group in groups], distributed.num_processes()
     )
@@ -118,7 +116,7 @@ def _cost(model: nn.Module, names: Sequence[str]) -> float:
 
 
 def _gather(own: Decomposition, groups: Groups) -> Decomposition:
-    """Return what all processes have decomposed, in the order of the groups."""
+    """Return the decompositions of all processes, in the order of the groups."""
     if distributed.num_processes() == 1:
         return own
     shapes, members = distributed.gather_dict(own.shapes), distributed.gather_dict(own.groups)
@@ -127,7 +125,10 @@ def _gather(own: Decomposition, groups: Groups) -> Decomposition:
 
 
 def layers_with_signal(calibration: Calibration) -> list[str]:
-    """Warn of the other layers. Raises NumericalError when there is none."""
+    """Return the layers with nonzero statistics; warn of the others.
+
+    Raises NumericalError if there is none.
+    """
     silent = silent_layers(calibration)
     names = [name for name in calibration.groups if name not in silent]
     if not names:
@@ -158,7 +159,7 @@ def warn_of_few_tokens(model: nn.Module, calibration: Calibration, names: list[s
 
 
 def silent_layers(calibration: Calibration) -> dict[str, str]:
-    """Return by name, in words, why nothing is known of a layer from this text."""
+    """Return by layer the reason why this text gives no statistics of it."""
     reasons = {name: _silence(calibration, name) for name in calibration.groups}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 

@@ -1,4 +1,4 @@
-"""The one loop from layers to factors with predicted curves, wherever the layers come from.
+"""The one loop from layers to factors with predicted curves, for layers from any source.
 
 A layer of a model in memory, one of a part that is read from a checkpoint, the residual of a
 quantized weight and several layers that are to share a basis are all `LayerProblem`s.
@@ -40,8 +40,8 @@ class Solver:
     Attributes:
         empty: a decomposition without layers, with its method, units and provenance.
         options: of the method.
-        price: predicted loss of a decomposition; layers share a basis where that is cheaper.
-            None: wherever they may.
+        price: predicted loss of a decomposition; layers share a basis if that is cheaper,
+            or, with None, wherever they may.
     """
 
     empty: Decomposition
@@ -112,14 +112,16 @@ def decompose_problems(
 
 
 def entry_names(decomposition: Decomposition, layers: Sequence[str]) -> tuple[str, ...]:
-    """Return the names under which a decomposition holds all of `layers`, as a group or each
-    alone; none where it does not."""
+    """Return the names under which a decomposition holds all of `layers`.
+
+    That is a group or each layer alone; none if it does not hold them.
+    """
     choices = (("+".join(layers),), tuple(layers))
     return next((names for names in choices if set(names) <= set(decomposition.shapes)), ())
 
 
 def layer_problem(model: nn.Module, calibration: Calibration | None, name: str) -> LayerProblem:
-    """Return the layer `name` with its statistics, where there are any."""
+    """Return the layer `name` with its statistics, if there are any."""
     layer = model.get_submodule(name)
     weight = get_weight(layer).detach()
     statistics = None

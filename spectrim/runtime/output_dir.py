@@ -131,7 +131,7 @@ def _exchange(partial: Path, target: Path) -> None:
 
 
 def _flush(partial: Path) -> None:
-    """Bring all to the disk, with the permissions that the umask gave to the directory."""
+    """Flush everything to the disk, with the directory's permissions as the umask gave them."""
     mode = partial.stat().st_mode & 0o666
     for path in partial.rglob("*"):
         if path.is_file():
