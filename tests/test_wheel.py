@@ -1,4 +1,4 @@
-"""The distributions hold the whole package, and what is in the wheel runs without the repository."""
+"""The distributions hold the whole package; the wheel runs without the repository."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("spectrim", "spectrim_vllm")
-FILES = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")
+FILES = (
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+    "CHANGELOG.md",
+    "CITATION.cff",
+)
 
 
 @pytest.fixture(scope="module")
