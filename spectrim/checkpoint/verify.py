@@ -158,7 +158,7 @@ def _spread(names: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
 def _equal(stored: Tensor, tensor: Tensor) -> bool:
     tensor = tensor.detach().to(stored.device)
     same = stored.dtype == tensor.dtype and stored.shape == tensor.shape
-    return same and torch.equal(stored.view(torch.uint8), tensor.contiguous().view(torch.uint8))
+    return same and torch.equal(stored, tensor)
 
 
 def _fits(model: PreTrainedModel) -> bool:
