@@ -1,4 +1,4 @@
-"""Errors a user can act on. Each message says what was wrong, what was expected, what to do."""
+"""Errors that a user can act on: what was wrong, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class SpectrimError(Exception):
-    """Base of every error that is the user's to mend; the command line exits with 2 on it."""
+    """Base class of the errors that a user can fix; the command line exits with code 2."""
 
 
 class InputError(SpectrimError):
@@ -32,23 +32,23 @@ def did_you_mean(name: str, available: Iterable[str]) -> str:
 
 
 class ModelError(SpectrimError):
-    """A model that cannot be compressed as asked (no matching layer, unusable weights)."""
+    """A model that cannot be compressed as requested (no matching layer, unusable weights)."""
 
 
 class NumericalError(SpectrimError):
-    """A decomposition that cannot be carried out in the given numbers."""
+    """A decomposition that cannot be computed from the given numbers."""
 
 
 class CheckpointError(SpectrimError):
-    """A saved artefact that is incomplete, foreign, or does not fit the model."""
+    """A saved artifact that is incomplete, foreign, or does not fit the model."""
 
 
 class DamagedFileError(CheckpointError):
-    """A file of the cache that is truncated or altered; it can be made again."""
+    """A truncated or altered file of the cache; it can be computed again."""
 
 
 class NumericalWarning(UserWarning):
-    """A result that stands, but was obtained with more damping or a stated fallback."""
+    """A valid result that took more damping or a stated fallback."""
 
 
 __all__ = [

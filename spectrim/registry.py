@@ -1,4 +1,4 @@
-"""One file = one method: a registry is a package whose modules are its entries.
+"""One file per method: a registry is a package whose modules are its entries.
 
 The name of an entry is the name of its file. Files that begin with an underscore are
 shared code. An entry that fails to import is an error, never a missing name. Other
@@ -38,15 +38,21 @@ RENAMED = {
 
 @dataclasses.dataclass(frozen=True)
 class NoOptions:
-    """For entries that have nothing to set."""
+    """The options of entries that have none."""
 
 
 class Registry:
     """The entries of `package`, e.g. `Registry("decomposition", "spectrim.decompositions")`."""
 
     def __init__(self, kind: str, package: str, declares: str = "", options: str = "Options"):
-        """declares: an attribute that only the modules meant here have; "" for all modules.
-        options: the name of their dataclass of options."""
+        """Describe a registry.
+
+        Args:
+            kind: what an entry is, for messages.
+            package: its modules are the entries.
+            declares: an attribute that only the package's entries have; "" for all modules.
+            options: name of the entries' dataclass of options.
+        """
         self.kind = kind
         self.package = package
         self._declares = declares
@@ -71,7 +77,7 @@ class Registry:
         return list(self._entries)
 
     def get(self, name: str) -> Any:
-        """The module that implements `name`. Raises UnknownNameError."""
+        """Return the module that implements `name`. Raises UnknownNameError."""
         try:
             return self._entries[name]
         except KeyError:
@@ -80,7 +86,9 @@ class Registry:
             raise UnknownNameError(self.kind, name, self._entries) from None
 
     def options(self, name: str, given: dict[str, Any] | None = None) -> Any:
-        """The `Options` dataclass of an entry, filled from `given`. Raises InputError."""
+        """Return the `Options` dataclass of an entry, filled from `given`. Raises
+        InputError.
+        """
         cls = getattr(self.get(name), self._options, NoOptions)
         fields = {field.name for field in dataclasses.fields(cls)}
         if unknown := set(given or {}) - fields:
@@ -98,5 +106,5 @@ class Registry:
             raise InputError(f"{self.kind} '{name}', option {place}: {first['msg']}") from error
 
     def summary(self, name: str) -> str:
-        """First line of the entry's docstring."""
+        """Return the first line of the entry's docstring."""
         return (self.get(name).__doc__ or "").strip().splitlines()[0]

@@ -3,8 +3,8 @@
     min_{A, B}  E_t[-log p(x_t | x_<t)],    W_i + (alpha / rank) B_i A_i,   all W_i fixed
 
 over the scored tokens. A factor (out, in) stays one of its shape, so ranks and bytes stay. This
-is the usual adapter of the ecosystem (extra `peft`); the refinement `lora` is SVD-LLM's, which
-trains one side after the other. Source: Hu et al., 2021, arXiv:2106.09685.
+is the usual adapter of the ecosystem (extra `peft`); SVD-LLM's trains one side after the other
+(refinement `svd_llm_lora`). Source: Hu et al., 2021, arXiv:2106.09685.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from spectrim.training.schedule import Schedule
 @dataclass(frozen=True)
 class AdapterOptions:
     """rank of the adapters, at most that of a factor; alpha None: twice the rank; the rest as
-    in `next_token`."""
+    in the refinement `finetune`."""
 
     rank: int = 8
     alpha: int | None = None
@@ -80,7 +80,7 @@ def train_adapters(
 
 @contextmanager
 def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Any]:
-    """The model with adapters, drawn from the seed; without them again on leaving."""
+    """Add adapters, drawn from the seed, to the model; remove them on leaving."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:

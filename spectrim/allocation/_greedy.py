@@ -1,8 +1,8 @@
-"""From the smallest plan upwards: each step takes one layer to its next choice.
+"""Greedy steps from the smallest plan upward: each moves one layer to its next choice.
 
-An allocator gives every step a key. Steps are taken in the order of the keys while they fit
-the budget; after the first that does not, whatever still fits is taken in the same order,
-so the leftover is spent too. A layer whose next step does not fit stops there.
+An allocator assigns a key to every step. Steps are taken in the order of their keys while they
+fit the budget; after the first that does not, whatever still fits is taken in the same order,
+so that the remainder is spent too. A layer whose next step does not fit stops there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 def climb(
     request: AllocationRequest, choices: Sequence[RankChoices], keys: Sequence[Floats]
 ) -> dict[str, int | None]:
-    """keys[l][j]: of the step of layer l from choice j to choice j + 1.
+    """Take steps in the order of keys[l][j], the key of layer l's step from choice j to j + 1.
 
     A step comes no earlier than the ones below it; equal keys go in the layers' order.
     """
@@ -35,10 +35,10 @@ def climb(
 def proportional(
     request: AllocationRequest, choices: Sequence[RankChoices], wanted: Floats
 ) -> dict[str, int | None]:
-    """Costs as near to `wanted` (weights per layer) as the choices allow.
+    """Return costs as close to `wanted` (weights per layer) as the choices allow.
 
-    The next step goes to the layer that would then have the least of what it wants: all
-    reach what they want as far as the budget goes, and the rest is shared in proportion.
+    The next step goes to the layer that would then have the smallest share of `wanted`: all
+    reach it as far as the budget goes, and the remainder is shared in proportion.
     """
     least = 1e-9 * float(np.max(wanted))
     keys = [
@@ -49,7 +49,7 @@ def proportional(
 
 
 def types_of(curves: Sequence[LayerCurve]) -> list[list[int]]:
-    """Positions of the layers of each type: equal shape, equal name but for its numbers.
+    """Return the positions of the layers of each type: equal shape and name up to numbers.
 
     Numbers are whole parts of the dotted name: blocks and experts count as one type.
     """

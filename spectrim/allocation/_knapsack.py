@@ -3,11 +3,11 @@
     relaxation   lower convex hulls, one multiplier -> a bound and a feasible plan
     reduction    an item whose reduced cost loss + multiplier * cost exceeds its group's best
                  by more than the gap between the two cannot be in a better plan
-    core         dynamic programme over what is left (Pisinger's scheme)
+    core         dynamic program over the remaining items (Pisinger's scheme)
 
 Costs are integers; where the remaining slack divided by the costs' common divisor exceeds
-`MOST_BINS` the programme rounds costs up to bins, and a last pass spends what is left. A plan
-that is within `NEGLIGIBLE` of the bound is then taken as it is.
+`MOST_BINS` the program rounds costs up to bins, and a last pass spends the remainder. A plan
+within `NEGLIGIBLE` of the bound is then accepted.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 MOST_BINS = 100_000
 MOST_HULLS = 512
 NEGLIGIBLE = 1e-5
-"""Share of the loss: of a plan this near to the bound, no rounded programme makes a better."""
+"""Share of the loss: of a plan this near to the bound, no rounded program makes a better."""
 
 
 @dataclass(frozen=True)
 class KnapsackGroup:
-    """One group: costs ascending, losses."""
+    """One group of items: costs, ascending, and losses."""
 
     costs: NDArray[np.int64]
     losses: NDArray[np.float64]
 
 
 def solve_knapsack(groups: list[KnapsackGroup], budget: int) -> list[int]:
-    """Index of the chosen item per group. The cheapest items must fit the budget."""
+    """Return the index of the chosen item per group. The cheapest items must fit the budget."""
     multiplier, plan = _relaxed(groups, budget)
     plan = _spend_rest(groups, plan, budget)
     bound = _lower_bound(groups, multiplier, budget)
@@ -58,14 +58,16 @@ def _cost(groups: list[KnapsackGroup], plan: list[int]) -> int:
 
 
 def _hull(group: KnapsackGroup) -> NDArray[np.int64]:
-    """Indices on the lower convex hull of (cost, loss) that lower the loss, ascending cost."""
+    """Return the indices on the lower convex hull of (cost, loss) that lower the loss."""
     return _hull_of(group.costs.tobytes(), group.losses.tobytes())
 
 
 @lru_cache(maxsize=MOST_HULLS)
 def _hull_of(costs: bytes, losses: bytes) -> NDArray[np.int64]:
-    """Kept by content, for other budgets. Items above the line between their neighbours go,
-    all at once, until there are none."""
+    """Return the hull, cached by content for other budgets.
+
+    Items above the line between their neighbors are removed, all at once, until none is left.
+    """
     group = KnapsackGroup(np.frombuffer(costs, np.int64), np.frombuffer(losses, np.float64))
     before = np.minimum.accumulate(np.append(np.inf, group.losses[:-1]))
     hull = np.flatnonzero(group.losses < before)
@@ -81,12 +83,12 @@ def _hull_of(costs: bytes, losses: bytes) -> NDArray[np.int64]:
 
 
 def _slopes(group: KnapsackGroup, hull: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Loss per weight, negative, of each step from one item to the next dearer one."""
+    """Return the (negative) loss per weight of each step to the next more expensive item."""
     return np.diff(group.losses[hull]) / np.diff(group.costs[hull])
 
 
 def _relaxed(groups: list[KnapsackGroup], budget: int) -> tuple[float, list[int]]:
-    """The multiplier of the linear relaxation and the plan before its critical step."""
+    """Return the multiplier of the linear relaxation and the plan before its critical step."""
     hulls = [_hull(group) for group in groups]
     plan = np.array([hull[0] for hull in hulls])
     owners = np.repeat(np.arange(len(groups)), [len(hull) - 1 for hull in hulls])
@@ -114,8 +116,11 @@ def _undecided(group: KnapsackGroup, multiplier: float, gap: float) -> NDArray[n
 
 @dataclass(frozen=True)
 class _Core:
-    """The programme over the kept items. widths: their costs above the group's cheapest, in
-    bins; rounded: they are no multiples of a bin, and were rounded up."""
+    """The dynamic program over the remaining items.
+
+    widths: their costs above the group's cheapest, in bins; rounded: whether the costs are no
+    multiples of a bin and were rounded up.
+    """
 
     kept: list[NDArray[np.int64]]
     widths: list[NDArray[np.int64]]
@@ -126,7 +131,7 @@ class _Core:
     def of(
         cls, groups: list[KnapsackGroup], kept: list[NDArray[np.int64]], budget: int
     ) -> _Core | None:
-        """None when the cheapest kept items do not fit."""
+        """Return the program, or None if the cheapest remaining items do not fit."""
         cheapest = [int(g.costs[k].min()) for g, k in zip(groups, kept, strict=True)]
         slack = budget - sum(cheapest)
         if slack < 0:
@@ -138,7 +143,7 @@ class _Core:
         return cls(kept, widths, slack // unit, unit > divisor)
 
     def solved(self, groups: list[KnapsackGroup]) -> list[int]:
-        """The best plan over the kept items."""
+        """Return the best plan over the remaining items."""
         best = np.zeros(self.bins + 1)
         choices = []
         for group, items, widths in zip(groups, self.kept, self.widths, strict=True):
@@ -177,9 +182,9 @@ def _trace(
 
 
 def _spend_rest(groups: list[KnapsackGroup], plan: list[int], budget: int) -> list[int]:
-    """Greedy: the best affordable improvement per weight, until none is left.
+    """Spend the remainder greedily on the best affordable improvement per weight.
 
-    A group's best stays its best while it is affordable, as what is left only shrinks.
+    A group's best stays its best while it is affordable, since the remainder only shrinks.
     """
     plan = list(plan)
     left = budget - _cost(groups, plan)
@@ -198,8 +203,10 @@ def _spend_rest(groups: list[KnapsackGroup], plan: list[int], budget: int) -> li
 
 
 def _improvement(group: KnapsackGroup, at: int, left: int) -> tuple[float, int, int]:
-    """Gain per weight, extra weights and item of the best step that `left` pays for; all
-    zero where there is none."""
+    """Return gain per weight, extra weights and item of the best step that `left` pays for.
+
+    All are zero if there is none.
+    """
     extra = group.costs - group.costs[at]
     gain = group.losses[at] - group.losses
     usable = np.flatnonzero((extra <= left) & (gain > 0))

@@ -1,9 +1,9 @@
-"""Budgets of time: what a layer takes is looked up in a table of measured times.
+"""Latency budgets: the time of a layer is looked up in a table of measurements.
 
     min sum_l loss_l(r_l)   subject to   sum_l time_l(r_l) <= budget * sum_l time_l(dense)
 
-Times between measured ranks are interpolated, and made to ascend with the rank, so that
-rounding to the left of a dip is never paid for twice. One nanosecond is the unit.
+Times between measured ranks are interpolated and made to ascend with the rank, so that a dip
+at a smaller rank is never paid for twice. The unit is one nanosecond.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Key = tuple[tuple[int, int], str]
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """Seconds of one shape: dense, and factored at some ranks, ascending."""
+    """Seconds of one weight shape: dense, and factored at some ranks, ascending."""
 
     dense: float
     ranks: tuple[int, ...]
@@ -47,27 +47,33 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """times: by weight shape (out, in) and layer kind; tokens: that went through at once."""
+    """Times by weight shape (out, in) and layer kind, for `tokens` tokens at once."""
 
     times: Mapping[Key, LayerTimes]
     tokens: int
 
     def seconds(self, shape: tuple[int, int], kind: str, rank: int | None) -> float:
-        """Raises InputError for what was not timed."""
+        """Return the interpolated times. Raises InputError for a shape that was not
+        measured.
+        """
         if (shape, kind) not in self.times:
-            raise InputError(f"no times of {kind} layers of shape {shape}; {TIMED_ONLY}")
+            raise InputError(
+                f"no measured times of {kind} layers of shape {shape}; {TIMED_ONLY}"
+            )
         return self.times[shape, kind].at(rank)
 
 
 @dataclass(frozen=True)
 class TimedRequest(AllocationRequest):
-    """A request whose costs are nanoseconds, and `budget` a fraction of the dense layers'."""
+    """A request with costs in nanoseconds and `budget` a fraction of the dense layers' time."""
 
     times: LatencyTable = field(default_factory=lambda: LatencyTable({}, 1))
 
     @classmethod
     def of(cls, request: AllocationRequest, budget: float, times: LatencyTable) -> TimedRequest:
-        """Raises InputError for a budget that no ranks meet, and layers without times."""
+        """Return the request in time. Raises InputError for missing times, an unreachable
+        budget.
+        """
         return cls(request.curves, budget, request.layer, request.multiple, None, times)
 
     def cost(self, curve: LayerCurve, rank: int | None) -> int:
@@ -75,7 +81,7 @@ class TimedRequest(AllocationRequest):
         return max(1, round(self.times.seconds(curve.shape, kind, rank) * NANOSECONDS))
 
     def choices(self, curve: LayerCurve) -> RankChoices:
-        """Those of any request that also store less than the dense layer."""
+        """Return the allowed choices that also store less than the dense layer."""
         found = super().choices(curve)
         kind = layer_class(curve.layer or self.layer)
         fits = np.array(

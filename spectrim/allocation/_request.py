@@ -1,4 +1,4 @@
-"""What an allocator is asked: one curve per layer, a budget, and what a rank costs."""
+"""The input of an allocator: one curve per layer, a budget, and the cost of a rank."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BY_STORAGE = ("loss_optimal", "uniform")
 
 @dataclass(frozen=True)
 class LayerCurve:
-    """loss[r] is the predicted loss increase at rank r = 0 .. k; spectrum has k values.
+    """The predicted loss increase loss[r] at rank r = 0 .. k, and the k values of a spectrum.
 
-    signed: the first-order effects of dropping each component (k,), None when not gathered.
-    layer: the kind that it would be stored in, None for the request's. dense_loss: when it is
-    left dense, which costs nothing unless it is rounded.
+    first_order_effects: of dropping each component (k,), None if not gathered.
+    layer: the layer kind that stores it, None for the request's. dense_loss: its loss when left
+    dense, zero unless it is rounded.
     """
 
     name: str
@@ -44,7 +44,7 @@ class LayerCurve:
 
 @dataclass(frozen=True)
 class RankChoices:
-    """What one layer may become, by ascending cost. Rank 0 stands for "left dense"."""
+    """The choices for one layer, by ascending cost. Rank 0 stands for "left dense"."""
 
     ranks: NDArray[np.int64]
     costs: NDArray[np.int64]
@@ -53,11 +53,12 @@ class RankChoices:
 
 @dataclass(frozen=True)
 class AllocationRequest:
-    """`budget` is the fraction of the layers' weights that is kept, in (0, 1].
+    """The layers to allocate ranks to, under a budget.
 
+    budget: the fraction of the layers' weights to keep, in (0, 1].
     multiple: ranks are multiples of it, except a layer's only feasible rank.
-    storage: what a matrix (rows, columns) takes, in weights of the dense layer; None where
-    every number takes what it took there. A layer left dense is then stored in it too.
+    storage: the size of a matrix (rows, columns) in weights of the dense layer; None if every
+    number takes the same. A layer left dense is stored in it too.
     """
 
     curves: tuple[LayerCurve, ...]
@@ -69,8 +70,8 @@ class AllocationRequest:
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1:
             raise InputError(
-                f"budget {self.budget} is out of range: it is the fraction of the weights that "
-                "is kept, above 0 and at most 1 (0.8 keeps 80%)"
+                f"budget {self.budget} is out of range: it is the fraction of the weights to "
+                "keep, above 0 and at most 1 (0.8 keeps 80%)"
             )
         if self.multiple < 1:
             raise InputError(f"rank multiple {self.multiple} must be at least 1")
@@ -87,7 +88,7 @@ class AllocationRequest:
 
     @property
     def weights(self) -> int:
-        """The budget in stored weights."""
+        """Return the budget in stored weights."""
         return int(self.budget * self.dense_cost + 1e-9)
 
     @property
@@ -102,17 +103,19 @@ class AllocationRequest:
         return curve.dense_cost if rank is None else kind.cost(*curve.shape, rank)
 
     def facts(self, ranks: Mapping[str, int | None]) -> dict[str, Any]:
-        """What a plan of these ranks is to remember of the request."""
+        """Return the entries of a plan that describe the request."""
         return {}
 
     def choices(self, curve: LayerCurve) -> RankChoices:
-        """Every allowed rank that is cheaper than the dense layer, and the dense layer."""
+        """Return every allowed rank that is cheaper than the dense layer, and the dense
+        layer.
+        """
         ranks, costs = self._cheaper(curve)
         losses = np.append(curve.loss[ranks[:-1]], curve.dense_loss)
         return RankChoices(ranks, costs, losses)
 
     def _cheaper(self, curve: LayerCurve) -> RanksAndCosts:
-        """Ranks with their costs, priced once for all layers of a shape and kind."""
+        """Return ranks with their costs, computed once for all layers of a shape and kind."""
         key = (curve.shape, curve.layer, len(curve.loss))
         if key not in self._ladders:
             ranks = np.arange(self.multiple, len(curve.loss), self.multiple, dtype=np.int64)

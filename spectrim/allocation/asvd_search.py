@@ -2,14 +2,14 @@
 
     size_l(t) = min { ratio : loss_l(ratio) <= t },   t the least that meets the budget
 
-Losses are those of one matrix at one ratio at a time, everything else left as it was; a matrix
+Losses are those of one matrix at one ratio at a time, everything else unchanged; a matrix
 with no such ratio stays dense. Cost falls as t grows, so t is bisected over the losses
 themselves; what the grid leaves of the budget stays unspent, as in the paper. Where even the
 smallest ratios do not meet the budget, the smallest rank joins the grid.
 
 The paper measures a perplexity for every matrix and ratio. Here the losses are the layers'
-curves: with `probe.per_layer` they go through measured divergences, at two ranks of each layer
-and interpolated between and beyond; without, they are predicted and nothing is measured.
+curves: with `probe.per_layer` they pass through measured divergences at two ranks of each
+layer, interpolated between and beyond; without, they are predicted and nothing is measured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REFERENCE = "Yuan et al., 2023, arXiv:2312.05821"
 
 @dataclass(frozen=True)
 class Options:
-    """ratios: kept fractions of a matrix's weights that are tried, ascending."""
+    """Options of the search; ratios: the kept fractions of a matrix to try, ascending."""
 
     ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = tuple(
         round(0.1 * tenths, 1) for tenths in range(1, 10)
@@ -38,14 +38,14 @@ class Options:
 
 @dataclass(frozen=True)
 class _Rungs:
-    """The choices of one layer that are on the grid, by ascending cost, the last one dense."""
+    """The choices of one layer on the grid, by ascending cost, the last one dense."""
 
     ranks: NDArray[np.int64]
     costs: NDArray[np.int64]
     losses: NDArray[np.float64]
 
     def at(self, threshold: float) -> int:
-        """The cheapest within the threshold, or else dense."""
+        """Return the cheapest choice within the threshold, else dense."""
         within = np.flatnonzero(self.losses <= threshold)
         return int(within[0]) if len(within) else len(self.losses) - 1
 
@@ -70,7 +70,9 @@ def _on_grid(request: AllocationRequest, ratios: tuple[float, ...]) -> list[_Run
 
 
 def _rungs(choices: RankChoices, allowed: list[float]) -> _Rungs:
-    """Per allowed cost the dearest choice within it (or else the cheapest), and dense."""
+    """Return per allowed cost the most expensive choice within it (else the cheapest), and
+    dense.
+    """
     places = np.searchsorted(choices.costs, np.array(allowed) + 1e-9, side="right") - 1
     picked = np.unique(np.append(np.maximum(places, 0), len(choices.costs) - 1))
     return _Rungs(choices.ranks[picked], choices.costs[picked], choices.losses[picked])
@@ -81,7 +83,7 @@ def _cost(rungs: list[_Rungs], threshold: float) -> int:
 
 
 def _least_threshold(rungs: list[_Rungs], budget: int) -> float:
-    """Bisection over the losses that occur; below them all, everything is dense."""
+    """Return the least threshold that meets the budget, by bisection over the losses."""
     thresholds = [-np.inf, *np.unique(np.concatenate([rung.losses for rung in rungs]))]
     low, high = 0, len(thresholds) - 1
     while low < high:

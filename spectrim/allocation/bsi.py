@@ -2,11 +2,11 @@
 
     I(r) = -sum_{i>r} left_i^T G right_i^T  +  1/2 sum_{i,j>r} H_ij,      G = E[g x^T]
 
-H the curvature between components of a layer by OBD's Kronecker factors: the first-order
-effects that `zero_sum` balances, and the curve that `loss_optimal` minimises, in one sum. Ranks
-minimise it under the budget; a cut that the gradient promises to gain from counts as nearly
-free, not as a gain. Components leave a layer in the order of its spectrum; to choose
-them one by one for a task, select bases instead (`spectrim compress --recipe bsi`).
+H is the curvature between components of a layer by OBD's Kronecker factors: the first-order
+effects that `zs_svd` balances plus the curve that `loss_optimal` minimizes. Ranks minimize the
+sum under the budget; a cut with a predicted gain counts as nearly free, not as a gain.
+Components are dropped in the order of the layer's spectrum; to choose them one by one for a
+task, prune for the task instead (`spectrim compress --recipe bsi`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REFERENCE = "BSI, 2026, arXiv:2605.01627; curvature of Li et al., 2026, arXiv:26
 
 
 def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | None]:
-    """Raises InputError where the signed effects were not gathered."""
+    """Return the ranks. Raises InputError if the signed effects were not gathered."""
     choices = [request.choices(curve) for curve in request.curves]
     items = [
         KnapsackGroup(choice.costs, _importance(curve, choice))
@@ -40,11 +40,11 @@ def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | 
 
 
 def _importance(curve: LayerCurve, choice: RankChoices) -> Floats:
-    """I of every choice; 0 for the dense layer, which stands last."""
+    """Return I of every choice; 0 for the dense layer, which comes last."""
     if curve.first_order_effects is None:
         raise InputError(
-            f"'basis_importance' needs the signed effects of {curve.name}, which this "
-            "decomposition has not; calibrate with the statistic mean_gradient"
+            f"'bsi' needs the signed effects of {curve.name}, which are not in this "
+            "decomposition; calibrate with the statistic mean_gradient"
         )
     cut = np.append(np.cumsum(curve.first_order_effects[::-1])[::-1], 0.0)
     losses = choice.losses[:-1]

@@ -6,11 +6,11 @@
 w is the cost of one rank; every type (see `types_of`) gets the same share of its weights,
 and t meets it in stored weights, a layer that reaches its dense cost staying dense.
 
-The paper then takes a fraction beta from queries and keys and gives it to the values. What
-a layer is for cannot be told without its name, so this is off unless `rebalance` names the
-three by regular expressions. It moves stored weights between layers of one parent module:
-with equal shapes the paper's ranks, and within budget for grouped queries too (where the
-paper lets no layers share a basis: here none ever do).
+The paper then moves a fraction beta from queries and keys to the values. The role of a layer
+follows only from its name, so this is off unless `rebalance` names the three by regular
+expressions. It moves stored weights between layers of one parent module: with equal shapes
+these are the paper's ranks, and within budget for grouped queries too (where the paper, unlike
+this allocator, shares no basis between layers).
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _BISECTIONS = 60
 
 @dataclass(frozen=True)
 class Options:
-    """rebalance: expressions (from, from, to), for example (q_proj, k_proj, v_proj)."""
+    """Options of D-Rank.
+
+    rebalance: expressions (from, from, to), for example (q_proj, k_proj, v_proj).
+    """
 
     rebalance: tuple[()] | tuple[str, str, str] = ()
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.3
@@ -52,7 +55,7 @@ def allocate(request: AllocationRequest, options: Options) -> dict[str, int | No
 
 
 def _stationary(request: AllocationRequest, curves: Sequence[LayerCurve]) -> Floats:
-    """Weights per layer of one type at the ranks where the Lagrangian is stationary."""
+    """Return weights per layer of one type at the ranks where the Lagrangian is stationary."""
     one = curves[0]
     ranks = np.arange(min(one.shape) + 1)
     costs = np.minimum([request.cost(one, int(r)) for r in ranks], one.dense_cost)
@@ -67,7 +70,7 @@ def _stationary(request: AllocationRequest, curves: Sequence[LayerCurve]) -> Flo
 
 
 def _rebalanced(curves: Sequence[LayerCurve], wanted: Floats, options: Options) -> Floats:
-    """A fraction beta of the first two's weights moved to the third, module by module."""
+    """Move a fraction beta of the first two's weights to the third, module by module."""
     first, second, to = (_matching(curves, pattern) for pattern in options.rebalance)
     result, moved = wanted.copy(), False
     for parent in dict.fromkeys(_parent(curve) for curve in curves):
@@ -80,8 +83,8 @@ def _rebalanced(curves: Sequence[LayerCurve], wanted: Floats, options: Options) 
         moved = True
     if not moved:
         raise InputError(
-            "rebalance: no parent module holds layers of both sides; the expressions say what "
-            "to take from, to take from and to give to, for example q_proj, k_proj, v_proj"
+            "rebalance: no parent module holds layers of both sides; give two expressions to "
+            "take weights from and one to give them to, for example q_proj, k_proj, v_proj"
         )
     return result
 
@@ -94,7 +97,9 @@ def _matching(curves: Sequence[LayerCurve], pattern: str) -> set[int]:
     try:
         found = {i for i, curve in enumerate(curves) if re.search(pattern, curve.name)}
     except re.error as error:
-        raise InputError(f"rebalance: '{pattern}' is no regular expression: {error}") from error
+        raise InputError(
+            f"rebalance: '{pattern}' is not a regular expression: {error}"
+        ) from error
     if not found:
         some = ", ".join(curve.name for curve in curves[:3])
         raise InputError(f"rebalance: '{pattern}' matches no layer; names look like {some}")

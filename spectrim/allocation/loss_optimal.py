@@ -1,10 +1,10 @@
-"""Ranks that minimise the predicted loss of the whole model under one budget.
+"""Ranks that minimize the predicted loss of the whole model under one budget.
 
     min sum_l loss_l(r_l)   subject to   sum_l cost_l(r_l) <= budget
 
 Separable, so one multiplier solves its relaxation; the jumps (a layer that is cheaper left
-dense, rank multiples, non-convex curves) make it a multiple-choice knapsack, solved
-exactly on what the multiplier leaves undecided.
+dense, rank multiples, non-convex curves) make it a multiple-choice knapsack, solved exactly
+over the choices that the multiplier does not decide.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class Options:
-    """tokens: the losses are summed over; the paper calibrates on 256 x 2048."""
+    """Options of SVD-LLM V2; tokens: the losses are summed over (256 x 2048 in the paper)."""
 
     tokens: Annotated[int, Field(ge=1)] = 256 * 2048
 
@@ -49,7 +49,9 @@ def allocate(request: AllocationRequest, options: Options) -> dict[str, int | No
 
 
 def removed_fractions(losses: Floats, removed: float) -> Floats:
-    """Of the layers of one type, averaging `removed` where none is cut at 1."""
+    """Return the fractions of the layers of one type, averaging `removed` if none is cut at
+    1.
+    """
     if losses.max() == 0:
         return np.full(len(losses), removed)
     losses = np.maximum(losses, _SMALLEST * losses.max())
@@ -59,7 +61,9 @@ def removed_fractions(losses: Floats, removed: float) -> Floats:
 
 
 def _truncation_loss(curve: LayerCurve, choices: RankChoices, budget: float) -> float:
-    """At the dearest choice within the budget's share of the layer, 0 when that is dense."""
+    """Return the loss at the most expensive choice within the layer's share, 0 if it is
+    dense.
+    """
     within = np.searchsorted(choices.costs, budget * curve.dense_cost + 1e-9, side="right")
     rank = int(choices.ranks[max(int(within) - 1, 0)])
     return float(np.sqrt((curve.spectrum[rank:] ** 2).sum())) if rank else 0.0

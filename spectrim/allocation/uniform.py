@@ -2,9 +2,9 @@
 
     r_l = max { r : cost_l(r) <= budget dense_l },   cost_l(r) = r (out + in) for plain factors
 
-Costs are those of the layer kind, in stored weights, or in bytes where factors are quantised.
-Where even the smallest rank of some layer is above the fraction (rank multiples), all others
-keep a smaller one, found by bisection, so that the sum stays within the budget.
+Costs are those of the layer kind, in stored weights, or in bytes where factors are quantized.
+If even the smallest rank of some layer exceeds the fraction (rank multiples), all others get
+a smaller one, found by bisection, so that the sum stays within the budget.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _BISECTIONS = 40
 
 
 def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | None]:
-    """Where some layer's smallest rank is already above the fraction, the others give way."""
+    """Return the ranks; if some layer's smallest rank exceeds the fraction, the others
+    shrink.
+    """
     choices = [request.choices(curve) for curve in request.curves]
     dense = np.array([curve.dense_cost for curve in request.curves])
     picked = _fitting(choices, dense, request.budget)
@@ -41,7 +43,7 @@ def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | 
 def _fitting(
     choices: list[RankChoices], dense: NDArray[np.int64], fraction: float
 ) -> list[int]:
-    """Per layer the dearest choice within the fraction, or else its cheapest."""
+    """Return per layer the most expensive choice within the fraction, else its cheapest."""
     allowed = (fraction * dense + 1e-9).astype(np.int64)
     return [
         max(int(np.searchsorted(choice.costs, most, side="right")) - 1, 0)

@@ -1,11 +1,11 @@
-"""WeLore: one threshold on min-max normalised singular values, the same for every layer.
+"""WeLore: one threshold on min-max normalized singular values, the same for every layer.
 
     (s_i - s_min) / (s_max - s_min) > threshold   is kept
 
 The spectrum is the method's: plain singular values with `svd`, whitened ones otherwise.
 A layer that would keep more than `1 - minimum` of its full rank is left dense. Lowering the
 threshold only ever adds ranks, so walking it down over the sorted values finds the lowest
-that meets the budget; what it leaves is spent on the next values that fit. A flat spectrum
+that meets the budget; the remainder is spent on the next values that fit. A flat spectrum
 has no tail: all its values count as 1 (as 0 when they are all zero).
 """
 
@@ -26,7 +26,9 @@ REFERENCE = "Jaiswal et al., 2024, arXiv:2407.11239"
 
 @dataclass(frozen=True)
 class Options:
-    """minimum: the least reduction of a layer, as a fraction of its full rank."""
+    """Options of WeLore; minimum: the least reduction of a layer, a fraction of its full
+    rank.
+    """
 
     minimum: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
@@ -38,7 +40,7 @@ def allocate(request: AllocationRequest, options: Options) -> dict[str, int | No
 
 
 def _reduced(choices: RankChoices, curve: LayerCurve, minimum: float) -> RankChoices:
-    """Without the ranks that reduce too little; the cheapest choice always stays."""
+    """Return the choices without ranks that reduce too little; the cheapest always stays."""
     kept = choices.ranks <= (1 - minimum) * min(curve.shape)
     kept[0] = True
     return replace(
@@ -50,9 +52,9 @@ def _reduced(choices: RankChoices, curve: LayerCurve, minimum: float) -> RankCho
 
 
 def _thresholds(choices: RankChoices, curve: LayerCurve) -> Floats:
-    """Per step, the threshold below which it is taken: the last value that it would keep.
+    """Return per step the threshold below which it is taken: the last value that it would keep.
 
-    The step to dense: the first value that the layer's largest rank would drop.
+    For the step to dense it is the first value that the layer's largest rank would drop.
     """
     values = min_max_scale(curve.spectrum)
     steps = choices.ranks[1:]
@@ -61,7 +63,7 @@ def _thresholds(choices: RankChoices, curve: LayerCurve) -> Floats:
 
 
 def min_max_scale(spectrum: Floats) -> Floats:
-    """Between 0 and 1, descending."""
+    """Scale values to [0, 1], descending."""
     least, most = spectrum.min(), spectrum.max()
     if most > least:
         return (spectrum - least) / (most - least)

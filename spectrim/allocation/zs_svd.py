@@ -2,14 +2,14 @@
 
     effect_i = -left_i^T G right_i^T,   G = E[g x^T]
 
-is the change of the loss, to first order, when component i of a layer is dropped; its sign is
-known and may be negative. From full rank on, every layer offers its last kept component. While
-the sum of the effects so far is at most zero, the smallest that is not negative is dropped,
-else the negative one nearest to zero (of the other sign where there is none), until the stored
-weights meet the budget.
+is the change of the loss, to first order, when component i of a layer is dropped; it may be
+negative. From full rank on, every layer offers its last kept component. While the sum of the
+effects so far is at most zero, the smallest that is not negative is dropped, else the negative
+one nearest to zero (of the other sign where there is none), until the stored weights meet the
+budget.
 
 Components leave a layer in the order of its spectrum, as in the paper: what is kept is always
-a prefix. What is dropped before a layer's factors are smaller than its dense weight saves
+a prefix. Components dropped before a layer's factors are smaller than its dense weight save
 nothing yet, and a layer that ends there is left dense. Ranks that are multiples of n drop n
 components at a time, with the sum of their effects.
 """
@@ -31,7 +31,7 @@ REFERENCE = "Abbasi et al., 2026, arXiv:2602.02848"
 
 
 def allocate(request: AllocationRequest, options: NoOptions) -> dict[str, int | None]:
-    """Raises InputError where the signed effects were not gathered."""
+    """Return the ranks. Raises InputError if the signed effects were not gathered."""
     ladders = [_Ladder.of(request, curve) for curve in request.curves]
     offered = _Offered(ladders)
     spent, total = request.dense_cost, 0.0
@@ -79,14 +79,14 @@ class _Ladder:
         return self.at == len(self.effects)
 
     def descend(self) -> int:
-        """One step down; the weights that it saves."""
+        """Take one step down and return the weights that it saves."""
         self.at += 1
         return self.costs[self.at - 1] - self.costs[self.at]
 
 
 @dataclass
 class _Offered:
-    """The next step of every layer in two heaps by sign, the smallest effect on top."""
+    """The next step of every layer in two heaps by sign, smallest effect on top."""
 
     ladders: list[_Ladder]
     heaps: dict[bool, list[tuple[float, int]]] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class _Offered:
 def _signed(curve: LayerCurve) -> Floats:
     if curve.first_order_effects is None:
         raise InputError(
-            f"zero_sum needs the signed effects of components, which {curve.name} lacks: they "
-            "come from the statistic mean_gradient; calibrate and decompose with zero_sum"
+            f"zs_svd needs the signed effects of components, missing for {curve.name}: they "
+            "come from the statistic mean_gradient; calibrate and decompose with zs_svd"
         )
     return curve.first_order_effects

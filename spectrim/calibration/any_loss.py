@@ -1,4 +1,4 @@
-"""Calibration of any module under any loss: the user runs it, the hooks watch.
+"""Calibrate any module under any loss: the caller's loss runs it, hooks sum the statistics.
 
     loss(model, batch) -> (n,)    one loss per example, of its graph
 
@@ -62,7 +62,7 @@ def calibrate_module(
     statistics: Sequence[str],
     mask: Mask | None = None,
 ) -> Calibration:
-    """Sums over all batches; the model is left as it was.
+    """Sum the statistics over all batches; the model is left as it was.
 
     mask(batch) (B, T), True on real positions. Targets that the model uses in another way than
     by calling them are left out, with a warning that names them. Raises InputError for no
@@ -70,7 +70,10 @@ def calibrate_module(
     for one that is not finite.
     """
     if needy := sorted(set(statistics) & set(_BY_SEQUENCE)):
-        raise InputError(f"{', '.join(needy)} is summed by sequence, which a module has not")
+        raise InputError(
+            f"{', '.join(needy)} is summed by sequence, which only language models have; "
+            "choose another method"
+        )
     backward = any(STATISTICS.get(name).NEEDS_GRADIENT for name in statistics)
     result: Calibration | None = None
     with ExitStack() as stack:
@@ -97,7 +100,7 @@ def calibrate_module(
 
 
 def check_losses(values: Tensor, number: int) -> Tensor:
-    """(n,) finite losses. Raises InputError and ModelError naming the batch."""
+    """Return (n,) finite losses. Raises InputError and ModelError naming the batch."""
     if values.dim() != 1:
         raise InputError(
             f"the loss of batch {number} has the shape {tuple(values.shape)}, expected one "
@@ -134,7 +137,7 @@ def _begin(
 def _graph_from(
     model: nn.Module, targets: Sequence[Target], backward: bool
 ) -> AbstractContextManager[None]:
-    """The first layers that are reached start the graph: parameters are frozen."""
+    """Start the graph at the first layers that are reached: parameters are frozen."""
 
     def start(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         first, *others = inputs

@@ -1,4 +1,4 @@
-"""Calibration with one decoder block in memory at a time, equal to the whole model's.
+"""Calibrate with one decoder block in memory at a time, equal to the whole model in memory.
 
     before the blocks     h_0 = front(ids)                      for each batch
     block l = 0, 1, ...   h_{l+1} = block_l(h_l)                sums over the layers' inputs
@@ -47,9 +47,12 @@ INPUT, GRADIENT = "input", "gradient"
 
 @dataclass(frozen=True)
 class Places:
-    """Where what does not fit goes. statistics: a directory, or None to keep them in memory.
+    """Storage for what does not fit in memory.
 
-    logits_rows: sequences whose logits are in memory at once, None for those of a batch.
+    Attributes:
+        activations: block inputs and gradients.
+        statistics: a directory; None keeps the statistics in memory.
+        logits_rows: sequences whose logits are in memory at once; None for a whole batch.
     """
 
     activations: Activations
@@ -64,7 +67,7 @@ def calibrate_blockwise(
     settings: CalibrationSettings,
     places: Places,
 ) -> Calibration:
-    """The sums of `calibrate`, to rounding, with one block of the model in memory at a time.
+    """Return the sums of `calibrate`, to rounding, with one block in memory at a time.
 
     Raises ModelError for a model that cannot be streamed, for a target that is not in a block
     or after them, and for activations or gradients that are not finite.
@@ -79,8 +82,8 @@ def calibrate_blockwise(
 class BlockwiseWalk:
     """The units of work of one blockwise calibration, in order.
 
-    With durable activations and a directory for statistics, a walk that was stopped goes on
-    at the unit that it was in.
+    With durable activations and a directory for statistics, an interrupted walk resumes at the
+    unit it was in.
     """
 
     streamed: StreamedModel
@@ -111,7 +114,7 @@ class BlockwiseWalk:
 
     @property
     def units(self) -> int:
-        """How many items `steps` has."""
+        """Return the number of items of `steps`."""
         return self.count * (2 if self.settings.backward else 1) + 1
 
     def steps(self) -> Iterator[int]:
@@ -135,12 +138,12 @@ class BlockwiseWalk:
         return self.parts.union(names, provenance)
 
     def part_names(self, number: int) -> list[str]:
-        """What `parts` has of a block; of the number after the last: of the layers outside."""
+        """Return the names in `parts` of a block; after the last, of the layers outside."""
         kinds = [INPUT, GRADIENT] if self.settings.backward else [INPUT]
         return [f"{kind}-{number:05d}" for kind in kinds]
 
     def _unit(self, number: int) -> list[tuple[str, int]]:
-        """Returns what is no longer needed once it is done."""
+        """Run one unit and return the activations that are no longer needed."""
         if number < self.count:
             self._forward(number)
             return [] if self.settings.backward else [(INPUT, number)]
@@ -194,7 +197,7 @@ class BlockwiseWalk:
         self.parts.put(f"{GRADIENT}-{number:05d}", part)
 
     def _tail(self) -> None:
-        """The loss, the layers after the blocks, and the gradient for the last block."""
+        """Run what follows the blocks and the loss; keep its gradient for the last block."""
         targets = self.targets_of(self.count)
         with self.streamed.outside_when_used(but=[self.passage.embedding]):
             groups = self._tail_groups(targets)
@@ -219,7 +222,7 @@ class BlockwiseWalk:
     def _loss(
         self, batch: Batch, hidden: Tensor, parts: tuple[Calibration, Calibration]
     ) -> Tensor:
-        """Its gradient for `hidden`, which is zero where no statistic needs it."""
+        """Return the gradient of the loss for `hidden`, zero where no statistic needs it."""
         backward, targets = self.settings.backward, self.targets_of(self.count)
         hidden = hidden.clone().requires_grad_(backward)
         with (
@@ -241,7 +244,7 @@ class BlockwiseWalk:
     def _watched(
         self, targets: Sequence[Target], batch: Batch, part: Calibration, backward: bool
     ) -> AbstractContextManager[None]:
-        """Sums into `part`: of the forward pass, or only of the backward pass."""
+        """Sum into `part`, in the forward pass or only in the backward pass."""
         add = accumulator(part)
         index = BatchIndex.of(batch.mask, batch.first_sequence)
 
@@ -282,7 +285,7 @@ class BlockwiseWalk:
         return part
 
     def targets_of(self, number: int) -> list[Target]:
-        """Of a block by its number; the number after the last: those outside."""
+        """Return the targets of a block by its number; after the last, those outside."""
         if number < self.count:
             prefix = self.streamed.blocks[number] + "."
             return [target for target in self.targets if target.name.startswith(prefix)]

@@ -158,7 +158,12 @@ def _spread(names: list[str], tensors: Mapping[str, Tensor]) -> list[str]:
 def _equal(stored: Tensor, tensor: Tensor) -> bool:
     tensor = tensor.detach().to(stored.device)
     same = stored.dtype == tensor.dtype and stored.shape == tensor.shape
-    return same and torch.equal(stored, tensor)
+    return same and torch.equal(_bytes(stored), _bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """Flat first: a column counts as contiguous with a stride that no view of bytes takes."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _fits(model: PreTrainedModel) -> bool:

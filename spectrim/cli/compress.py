@@ -16,6 +16,7 @@ from spectrim.cli.options import (
     RemoteCode,
     Tracker,
     cache_from,
+    check_text,
     recipe_of,
     with_recipe_options,
 )
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for besides a recipe."""
+    """The options of the command that are not part of the recipe."""
 
     model: str
     output: Path
@@ -81,10 +82,11 @@ def compress(
     from spectrim.pipeline.quantize_factors import check_quantization
     from spectrim.planning import load_plan
 
+    check_ways(recipe, memory, plan)
     options = CompressOptions(load_plan(plan) if plan else None, target_loss)
     recipe = prepare_recipe(recipe, options)
-    check_ways(recipe, memory)
     check_quantization(recipe)
+    check_text(recipe, model)
     check_output(output, overwrite)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     run_context = context_for(cache_from(given), log_metrics)
@@ -104,13 +106,14 @@ def compress(
     log_metrics(final_metrics(result.plan, output), None)
 
 
-def check_ways(recipe: Recipe, memory: str | None = None) -> None:
-    """Raise InputError for a recipe that cannot be streamed, or not by several processes."""
+def check_ways(recipe: Recipe, memory: str | None = None, plan: Path | None = None) -> None:
+    """Raise InputError for a recipe that cannot be run as asked for."""
     from spectrim.pipeline import compatibility
     from spectrim.runtime import distributed
 
     ways = {
         compatibility.STREAMING: memory is not None,
+        compatibility.FOLLOWED_PLAN: plan is not None,
         compatibility.PROCESSES: distributed.num_processes() > 1,
     }
     compatibility.check(recipe, *(way for way, asked in ways.items() if asked))

@@ -98,7 +98,7 @@ class TokenBlocks:
         return self.ids.numel() if self.mask is None else int(self.mask.sum())
 
     def every(self, step: int) -> TokenBlocks:
-        """Rows 0, step, 2 step, ..."""
+        """Return rows 0, step, 2 step, ..."""
         rest = (self.mask, self.document_of_row, self.scored)
         mask, owner, scored = (None if t is None else t[::step].contiguous() for t in rest)
         ids = self.ids[::step].contiguous()
@@ -208,7 +208,7 @@ def _blocks(
 
 
 def check_vocabulary(blocks: TokenBlocks, vocab_size: int) -> None:
-    """Raises InputError for a token id outside `[0, vocab_size)`."""
+    """Raise InputError for a token id outside `[0, vocab_size)`."""
     foreign = (blocks.ids < 0) | (blocks.ids >= vocab_size)
     if foreign.any():
         row, position = foreign.nonzero()[0].tolist()

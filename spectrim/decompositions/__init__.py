@@ -3,13 +3,13 @@
 A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen dataclass
 `Options`, and exactly one of
 
-    metric(problem, options) -> (out_metric, in_metric)     the shared solver does the rest
+    metric(problem, options) -> (out_metric, in_metric)     solved by the shared solver
     decompose(problem, options) -> Factors                  for methods that are no metric pair
 
-A metric pair that makes its covariances by `make_metric` and reads nothing else of them may
-declare `THROUGH_WEIGHT = True`: of the covariance of a layer's wider side the solver asks only
-what the weight makes of it, so that calibration sums just that. A method that factors embedding
-tables too declares what `_table` says. `REDUCES_TO_SVD = True` lets the contract tests hold
+A metric pair that builds its covariances with `make_metric` and reads nothing else of them may
+declare `THROUGH_WEIGHT = True`: the solver needs the covariance of a layer's wider side only in
+products with the weight, so calibration sums just those. `_table` describes what a method
+declares to factor embedding tables too. With `REDUCES_TO_SVD = True` the contract tests check
 that identity statistics give the plain SVD.
 """
 

@@ -1,4 +1,4 @@
-"""Several layers of equal input width on one basis: one layer of stacked rows.
+"""Several layers of equal input width on one basis, as one layer of stacked rows.
 
     min_{rank r} sum_k || L_out_k^T (W_k - left_k right) L_in ||_F^2,   L_in of pooled inputs
 
@@ -21,14 +21,17 @@ from spectrim.linalg.truncated import Factors, weighted_svd
 
 
 def decompose_group(method: str, problems: Sequence[LayerProblem], options: Any) -> Factors:
-    """Factors of the stacked weights, in the order of `problems`, whose statistics have the
-    same pooled inputs. Raises InputError for a method that cannot share, NumericalError."""
+    """Return the factors of the stacked weights, in the order of `problems`.
+
+    The problems' statistics share pooled inputs. Raises InputError for a method that cannot
+    share a basis, NumericalError.
+    """
     weight = torch.cat([problem.weight for problem in problems])
     return weighted_svd(weight, *group_metrics(method, problems, options))
 
 
 def whitened(method: str, problems: Sequence[LayerProblem], options: Any) -> list[Tensor]:
-    """`L_out_k^T W_k L_in` (out_k, in) of each problem, float64."""
+    """Return `L_out_k^T W_k L_in` (out_k, in) of each problem, float64."""
     outer, inner = group_metrics(method, problems, options)
     return [
         inner.whiten(part.whiten(problem.weight.double()).T).T
@@ -42,13 +45,13 @@ def group_metrics(
     module = DECOMPOSITIONS.get(method)
     if not hasattr(module, "metric"):
         raise InputError(
-            f"layers cannot share a basis by the method '{method}', which is no pair of "
+            f"layers cannot share a basis with the method '{method}', which is not a pair of "
             "metrics; use one like obd or svd_llm, or sharing.rule none"
         )
     outer, inner = zip(*(module.metric(problem, options) for problem in problems), strict=True)
     if not all(_equal(inner[0], other) for other in inner[1:]):
         raise InputError(
-            f"layers cannot share a basis by the method '{method}', which measures inputs "
+            f"layers cannot share a basis with the method '{method}', which measures inputs "
             "differently for each layer; use one like obd or svd_llm, or sharing.rule none"
         )
     return StackedMetric(outer, [problem.weight.shape[0] for problem in problems]), inner[0]

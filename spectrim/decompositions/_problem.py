@@ -12,7 +12,7 @@ DECOMPOSITIONS = Registry("method", "spectrim.decompositions")
 
 
 def decompose_layer(method: str, problem: LayerProblem, options: Any) -> Factors:
-    """Factors at full rank by the named method. Raises UnknownNameError, NumericalError."""
+    """Return the factors at full rank by a method. Raises UnknownNameError, NumericalError."""
     module = DECOMPOSITIONS.get(method)
     if hasattr(module, "decompose"):
         return module.decompose(problem, options)

@@ -48,7 +48,7 @@ Term = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class TableProblem:
-    """table (V, d), float64; tied: it is the output embedding too."""
+    """An embedding table (V, d), float64; tied: it is the output embedding too."""
 
     table: Tensor
     tied: bool
@@ -71,7 +71,7 @@ class TableProblem:
 
     @property
     def output(self) -> Term:
-        """(q, C_h). Only for tied tables."""
+        """Return (q, C_h), for tied tables only."""
         fisher, inputs = self.known.head_fisher, self.known.head_inputs
         assert fisher is not None, "summed where TABLE_REQUIRES names it"
         assert inputs is not None
@@ -80,7 +80,7 @@ class TableProblem:
 
 @dataclass(frozen=True)
 class TableMetric:
-    """min sum_v rows_v d_v^T M d_v; centered: the weighted mean row is stored exactly."""
+    """min sum_v rows_v d_v^T M d_v; with `centered` the weighted mean row is stored exactly."""
 
     rows: Tensor
     width: Metric
@@ -95,7 +95,7 @@ class TableMetric:
 
 @dataclass(frozen=True)
 class FactoredTable:
-    """factors of the table less its mean row (d,), which is None when the metric has none."""
+    """The factors of a table minus its mean row (d,), None if the metric has none."""
 
     factors: Factors
     mean: Tensor | None
@@ -147,7 +147,7 @@ def weighted_mean(weights: Tensor, table: Tensor) -> Tensor:
 
 
 def product_of_traces(terms: Sequence[Term]) -> Term:
-    """Return w (x) M in the place of sum_k diag(w_k) (x) M_k: its two partial traces,
+    """Return w (x) M in place of sum_k diag(w_k) (x) M_k, from its two partial traces:
 
         w = sum_k tr(M_k) w_k,   M = sum_k (sum_v w_kv) M_k / sum_v w_v
 

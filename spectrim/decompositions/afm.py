@@ -1,4 +1,4 @@
-"""AFM, LoRD's solver: keep the top principal directions of the output, the bias takes the mean.
+"""AFM, LoRD's solver: keep the top principal directions of the output; the bias takes the mean.
 
 Cov(y) = U diag(l) U^T,   W_hat = U_r U_r^T W,   b_hat = b + (I - U_r U_r^T)(E[y] - b)
 

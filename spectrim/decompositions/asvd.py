@@ -1,8 +1,8 @@
 """ASVD: `min ||(W - W_hat) diag(E|x|^alpha)||_F`.
 
-E|x| (in,) is the mean absolute input of each channel, alpha how much it counts (0 is plain
-SVD). A diagonal metric sees that a channel is large, not that channels move together, which
-the full covariance of `svd_llm` does. Channels are scaled, none is dropped.
+E|x| (in,) is the mean absolute input of each channel, alpha its exponent (0 is plain SVD). A
+diagonal metric measures how large a channel is, not how channels correlate, as the full
+covariance of `svd_llm` does. Channels are scaled, none is dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ REDUCES_TO_SVD = True
 
 @dataclass(frozen=True)
 class Options:
-    """`floor` is the smallest scale, relative to the mean; it keeps dead channels finite."""
+    """Options of ASVD; `floor` is the smallest scale, relative to the mean, for dead
+    channels.
+    """
 
     alpha: float = 0.5
     floor: float = 1e-6

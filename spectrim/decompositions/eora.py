@@ -1,7 +1,7 @@
-"""EoRA: `min ||(R - R_hat) L_in||_F`, R what a compressor lost of W, C_x = L_in L_in^T.
+"""EoRA: `min ||(R - R_hat) L_in||_F`, R the error of a compressed W, C_x = L_in L_in^T.
 
-Made for the residual of a compressed weight (`spectrim quantize --method eora`). Its L_in is
-the eigenvalue root of C_x; the optimum depends on C_x alone, so this is `svd_llm` on R.
+It corrects a compressed weight (`spectrim quantize --method eora`). Its L_in is the eigenvalue
+root of C_x; the optimum depends on C_x alone, so this is `svd_llm` on R.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """FWSVD: `min ||diag(sqrt(F)) (W - W_hat)||_F` with F the row sums of the diagonal Fisher.
 
-F_i = E[ sum_j (dL/dW_ij)^2 ], (out,): what an error in row i costs. One number per row is what
-makes the weighted problem an SVD again; rows are weighted alike over all their columns. Needs
-a backward pass and, for each layer, its weight's gradient once per sequence.
+F_i = E[ sum_j (dL/dW_ij)^2 ], (out,): the cost of an error in row i. One number per row keeps
+the weighted problem an SVD. Needs a backward pass and, for each layer, the gradient of its
+weight once per sequence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REDUCES_TO_SVD = True
 
 @dataclass(frozen=True)
 class Options:
-    """`floor` is the smallest scale, relative to the mean; it keeps dead rows finite."""
+    """Options of FWSVD; `floor` is the smallest scale, relative to the mean, for dead rows."""
 
     floor: float = 1e-6
 

@@ -6,10 +6,10 @@
 The Hessian of the loss in W is approximated by C_x (x) C_g (K-FAC), so half the weighted
 error is the predicted loss increase per token: half the sum of the squared singular values of
 `L_out^T W L_in` that are cut. Both covariances are damped; no inverse of C_x is formed.
-A layer that no loss came through has no such metric and stays dense.
+A layer whose gradients are all zero has no such metric and stays dense.
 
-The inputs of an embedding table are one-hot, C_x = diag(p); where it is the output embedding
-too, the quadratic loss of the logits is added, in nats like that of the lookup.
+The inputs of an embedding table are one-hot, C_x = diag(p); if the table is the output
+embedding too, the quadratic loss of the logits is added, also in nats.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""OBD whose bias takes over the mean input: only deviations from it have to be approximated.
+"""OBD whose bias absorbs the mean input, so that only deviations from it are approximated.
 
     y_hat = W_hat x + b + (W - W_hat) E[x],   min ||L_out^T (W - W_hat) L_in||_F,
     L_in L_in^T = C_x - E[x] E[x]^T
@@ -32,6 +32,6 @@ def decompose(problem: LayerProblem, options: Options) -> Factors:
     factors = weighted_svd(
         problem.weight,
         make_metric(gradients, options.damping, f"gradient covariance of {problem.name}"),
-        make_metric(inputs, options.damping, f"centred covariance of {problem.name}"),
+        make_metric(inputs, options.damping, f"centered covariance of {problem.name}"),
     )
     return replace(factors, bias_shift=factors.right.double() @ mean)

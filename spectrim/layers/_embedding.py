@@ -1,4 +1,4 @@
-"""A table of embeddings in two factors, and the output embedding that shares it.
+"""An embedding table in two factors, and the output embedding that shares it.
 
     lookup:  e_v = basis c_v + mean          logits:  z = C (basis^T h) + <mean, h>
 
@@ -23,14 +23,14 @@ class FactoredEmbedding(nn.Module):
 
     @classmethod
     def cost(cls, count: int, width: int, rank: int) -> int:
-        """Stored weights (the mean not counted) of a table (count, width) at `rank`."""
+        """Return the stored weights, without the mean, of a table (count, width) at `rank`."""
         return rank * (count + width)
 
     @classmethod
     def from_factors(
         cls, left: Tensor, right: Tensor, mean: Tensor | None
     ) -> FactoredEmbedding:
-        """A float64 table from left (V, r), right (r, d) and mean (d,) or None."""
+        """Return a float64 table from left (V, r), right (r, d) and mean (d,) or None."""
         table = cls.empty((left.shape[0], right.shape[1]), left.shape[1], mean is not None)
         table.coefficients.weight = nn.Parameter(left.double().contiguous().clone())
         table.basis.weight = nn.Parameter(right.double().T.contiguous().clone())
@@ -40,7 +40,7 @@ class FactoredEmbedding(nn.Module):
 
     @classmethod
     def empty(cls, shape: tuple[int, int], rank: int, mean: bool) -> FactoredEmbedding:
-        """An uninitialised table of shape (V, d), to be filled by a loader."""
+        """Return an uninitialized table of shape (V, d), to be filled by a loader."""
         count, width = shape
         return cls(
             nn.Embedding(count, rank, device="meta"),
@@ -51,14 +51,14 @@ class FactoredEmbedding(nn.Module):
         return self.basis(self.coefficients(ids))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Products with all rows: hidden (..., d) -> (..., V)."""
+        """Return the products with all rows: hidden (..., d) -> (..., V)."""
         result = hidden @ self.basis.weight @ self.coefficients.weight.T
         if self.basis.bias is None:
             return result
         return result + (hidden @ self.basis.bias)[..., None]
 
     def dense(self) -> Tensor:
-        """The table (V, d), float64."""
+        """Return the table (V, d), float64."""
         rows = self.coefficients.weight.detach().double()
         table = rows @ self.basis.weight.detach().double().T
         mean = self.basis.bias
@@ -69,8 +69,11 @@ class FactoredEmbedding(nn.Module):
 
 
 class FactoredHead(nn.Module):
-    """The output embedding of a tied table: it has no tensor of its own, so the tie cannot be
-    lost, whatever is loaded, cast, moved or copied as one model."""
+    """The output embedding of a tied table.
+
+    It has no tensor of its own, so the tie survives loading, casting, moving and copying of the
+    whole model.
+    """
 
     def __init__(self, table: FactoredEmbedding):
         super().__init__()

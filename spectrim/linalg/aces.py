@@ -1,4 +1,5 @@
-"""ACES: how far a layer's target may move toward the original inputs' output.
+"""ACES: move a layer's target toward the output of the original inputs, as far as rank r
+allows.
 
 With the whitened target `S + beta D` and its tail outside the top rank-r subspaces of S,
 `S_` and `D_`, the share of the target that rank r has to give up is
@@ -9,7 +10,7 @@ With the whitened target `S + beta D` and its tail outside the top rank-r subspa
     f' = 0   <=>   (cB - bC) beta^2 + (cA - aC) beta + (bA - aB) = 0
 
 so its minimum over an interval is at one of at most two roots or at an end. Keeping the
-subspaces of S fixed makes f a surrogate: one factorisation serves every beta
+subspaces of S fixed makes f a surrogate: one factorization serves every beta
 (SAES-SVD, arXiv:2602.03051).
 """
 
@@ -27,14 +28,14 @@ _SMALLEST_SQUARE = 1e-24
 
 @dataclass(frozen=True)
 class AcesObjective:
-    """f(beta) by its coefficients: `tail` (a, b, c) over `whole` (A, B, C)."""
+    """The coefficients of f(beta): `tail` (a, b, c) and `whole` (A, B, C)."""
 
     tail: tuple[float, float, float]
     whole: tuple[float, float, float]
 
     @classmethod
     def of(cls, target: Tensor, change: Tensor, rank: int) -> AcesObjective:
-        """From S and D, both (out, in) and whitened."""
+        """Return the coefficients for S and D, both (out, in) and whitened."""
         left, right = _top_subspaces(target, rank)
         tails = _outside(target, left, right), _outside(change, left, right)
         return cls(_coefficients(*tails), _coefficients(target, change))
@@ -45,19 +46,21 @@ class AcesObjective:
         return (a + 2 * b * beta + c * beta**2) / whole if whole > 0 else 0.0
 
     def stationary(self) -> list[float]:
-        """The real beta with f' = 0."""
+        """Return the real beta with f' = 0."""
         (a, b, c), (A, B, C) = self.tail, self.whole
         return _real_roots(c * B - b * C, c * A - a * C, b * A - a * B)
 
     def best(self, interval: tuple[float, float]) -> float:
-        """The beta in `interval` with the smallest f; of equals the smallest beta."""
+        """Return the beta in `interval` with the smallest f; on ties the smallest beta."""
         low, high = interval
         inside = [beta for beta in self.stationary() if low < beta < high]
         return min([low, *sorted(inside), high], key=self)
 
 
 def _top_subspaces(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Left (out, k) and right (in, k) singular vectors of the k <= rank largest values."""
+    """Return the left (out, k) and right (in, k) singular vectors of the k <= rank largest
+    values.
+    """
     if matrix.shape[0] > matrix.shape[1]:
         right, left = _top_subspaces(matrix.T, rank)
         return left, right
@@ -68,7 +71,7 @@ def _top_subspaces(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _outside(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """`(I - U U^T) M (I - V V^T)`."""
+    """Return `(I - U U^T) M (I - V V^T)`."""
     rest = matrix - left @ (left.T @ matrix)
     return rest - (rest @ right) @ right.T
 
@@ -80,7 +83,7 @@ def _coefficients(first: Tensor, second: Tensor) -> tuple[float, float, float]:
 
 
 def _real_roots(square: float, linear: float, constant: float) -> list[float]:
-    """Of `square t^2 + linear t + constant`, without cancellation between equal terms."""
+    """Return the real roots of `square t^2 + linear t + constant`, avoiding cancellation."""
     discriminant = linear**2 - 4 * square * constant
     if discriminant < 0:
         return []

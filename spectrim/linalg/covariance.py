@@ -1,11 +1,11 @@
-"""Covariances kept in less than n^2 numbers: block-diagonal, and low-rank plus diagonal.
+"""Covariances stored in fewer than n^2 numbers: block-diagonal, and low-rank plus diagonal.
 
     C = diag(C_1, ..., C_k)            sum_b n_b^2 numbers
     C = F F^T + diag(d)                n (s + 1) numbers, F (n, s)
 
-Both are exact on the diagonal of what they stand for. Products, the diagonal and a metric are
-made from the parts; asked anything else, torch sees the dense matrix. And one whose matrix is
-not there, but all that a decomposition of one weight V (n, k) asks of it:
+The diagonal is exact in both. Products, the diagonal and a metric are computed from the parts;
+any other operation of torch gets the dense matrix. A third form stores no matrix, only what
+the decomposition of one weight V (n, k) needs:
 
     V^T C V and diag(C)                k^2 + n numbers
 """
@@ -35,7 +35,7 @@ _CUTOFF = 1e-12
 
 
 class Covariance(ABC):
-    """(n, n), symmetric and positive semi-definite."""
+    """A symmetric positive semi-definite matrix (n, n)."""
 
     @abstractmethod
     def diagonal(self) -> Tensor: ...
@@ -45,13 +45,13 @@ class Covariance(ABC):
 
     @abstractmethod
     def metric(self, damping: float, name: str, statistic: str = "") -> Metric:
-        """Of `C + damping * mean(diag) * I`. Raises NumericalError as `CovarianceMetric`."""
+        """Return the metric of `C + damping * mean(diag) * I`. Raises NumericalError."""
 
     @abstractmethod
     def centered(self, mean: Tensor) -> Covariance:
-        """What is kept of `C - mean mean^T`, C the matrix that this one stands for.
+        """Return the same form of `C - mean mean^T`, C the exact covariance.
 
-        Not the difference to this one, which is not positive semi-definite.
+        Subtracting `mean mean^T` from the approximation would not be positive semi-definite.
         """
 
     @abstractmethod
@@ -74,12 +74,14 @@ class Covariance(ABC):
 
 
 def dense(covariance: Any) -> Any:
-    """The matrix (n, n) of a covariance of any form; anything else as it is."""
+    """Return the matrix (n, n) of a covariance of any form; return any other value
+    unchanged.
+    """
     return covariance.dense() if isinstance(covariance, Covariance) else covariance
 
 
 def centered(covariance: Tensor | Covariance, mean: Tensor) -> Tensor | Covariance:
-    """`C - mean mean^T`, mean (n,) of the vectors whose covariance about zero C is."""
+    """Return `C - mean mean^T`, C the uncentered covariance of vectors with that mean (n,)."""
     if isinstance(covariance, Covariance):
         return covariance.centered(mean)
     return covariance - mean[:, None] * mean
@@ -88,8 +90,9 @@ def centered(covariance: Tensor | Covariance, mean: Tensor) -> Tensor | Covarian
 def make_metric(
     covariance: Tensor | Covariance, damping: float, name: str, statistic: str = ""
 ) -> Metric:
-    """statistic: its name, where it is a matrix and one of the layer's own.
+    """Return the metric of a covariance of any form.
 
+    statistic: the name of the layer's statistic, if the covariance is one and is a matrix.
     Raises NumericalError for a covariance that is zero or not finite.
     """
     if isinstance(covariance, Covariance):
@@ -117,8 +120,10 @@ class BlockDiagonal(Covariance):
         return torch.cat([b @ r for b, r in zip(self.blocks, rows, strict=True)])
 
     def metric(self, damping: float, name: str, statistic: str = "") -> Metric:
-        """Every block damped by the mean of the whole diagonal, so that a silent one is not
-        singular."""
+        """Return the metric with all blocks damped by the mean of the whole diagonal.
+
+        A block of zeros is then not singular.
+        """
         added = damping * _mean(self, name)
         parts = []
         for block in self.blocks:
@@ -130,8 +135,11 @@ class BlockDiagonal(Covariance):
 
 
 class LowRankDiagonal(Covariance):
-    """factor F (n, s), rest d (n,), not negative; the sketch (C T, T, diagonal of C) that they
-    were made from."""
+    """A covariance `F F^T + diag(d)`.
+
+    factor F (n, s), rest d (n,) non-negative, and the sketch (C T, T, diagonal of C) that both
+    were computed from.
+    """
 
     def __init__(
         self,
@@ -145,11 +153,12 @@ class LowRankDiagonal(Covariance):
 
     @classmethod
     def from_sketch(cls, sketch: Tensor, test: Tensor, diagonal: Tensor) -> LowRankDiagonal:
-        """Of C known by `sketch` = C `test`, both (n, s), and its diagonal (n,): Nystroem's
-        F F^T = C T (T^T C T)^+ T^T C, and what the diagonal has more.
+        """Return the approximation from `sketch` = C `test`, both (n, s), and the diagonal (n,)
+        of C.
 
-        Exact where the rank of C is at most s. Never above C (Gittens and Mahoney, 2016), so
-        the rest is not negative but for rounding. Source: Tropp et al., 2017, arXiv:1706.05736.
+        Nystroem's F F^T = C T (T^T C T)^+ T^T C, plus the rest of the diagonal. Exact where the
+        rank of C is at most s. Never above C (Gittens and Mahoney, 2016), so that the rest is
+        non-negative up to rounding. Source: Tropp et al., 2017, arXiv:1706.05736.
         """
         core = test.T @ sketch
         values, vectors = torch.linalg.eigh((core + core.T) / 2)
@@ -159,7 +168,7 @@ class LowRankDiagonal(Covariance):
         return cls(factor, rest, (sketch, test, diagonal))
 
     def centered(self, mean: Tensor) -> LowRankDiagonal:
-        assert self.sketched is not None, "only what was sketched can be centred"
+        assert self.sketched is not None, "only what was sketched can be centered"
         sketch, test, diagonal = self.sketched
         return LowRankDiagonal.from_sketch(
             sketch - mean[:, None] * (mean @ test), test, diagonal - mean.square()
@@ -183,7 +192,7 @@ class LowRankDiagonal(Covariance):
 
 
 class LowRankMetric(Metric):
-    """Of `C = F F^T + D`, D = diag(d) positive, by its root `L = D^1/2 R`:
+    """The metric of `C = F F^T + D`, D = diag(d) positive, by its root `L = D^1/2 R`:
 
     R = (I + V V^T)^1/2 = I + P (sqrt(1 + s^2) - 1) P^T,   V = D^-1/2 F = P s Q^T
     """
@@ -212,12 +221,12 @@ class LowRankMetric(Metric):
         return inner.T @ inner + outer.T @ outer
 
     def _root(self, matrix: Tensor, stretch: Tensor) -> Tensor:
-        """(I + P (stretch - 1) P^T) matrix."""
+        """Return (I + P (stretch - 1) P^T) matrix."""
         return matrix + self.basis @ ((stretch - 1) * (self.basis.T @ matrix))
 
 
 class ProjectedCovariance(Covariance):
-    """product `V^T C V` (k, k), diagonal of C (n,), V (n, k) a weight or its transpose."""
+    """`V^T C V` (k, k) and the diagonal (n,) of C, V (n, k) a weight or its transpose."""
 
     def __init__(self, product: Tensor, diagonal: Tensor):
         self.product = product.double()
@@ -231,8 +240,7 @@ class ProjectedCovariance(Covariance):
         return ProjectedMetric(self.product, damping * _mean(self, name), statistic)
 
     def beside(self, square: Tensor) -> Tensor:
-        """B C B^T (k, k) where V^T = A B, A = `square` (k, k) invertible: of one factor of a
-        weight, by the other."""
+        """Return B C B^T (k, k) where V^T = A B, given the invertible A = `square` (k, k)."""
         half = torch.linalg.solve(square.double(), self.product)
         return torch.linalg.solve(square.double(), half.T)
 

@@ -1,4 +1,5 @@
-"""How well one basis of rank r serves several matrices, and which of them should share one.
+"""Estimate how well one basis of rank r serves several matrices, and group those that share
+one.
 
     error(r) = min_{V (in, r)} sqrt( sum_k ||A_k (I - V V^T)||_F^2 / sum_k ||A_k||_F^2 ),
 
@@ -35,7 +36,7 @@ ROUNDING = 1e-10
 
 
 def exact_error(matrices: Sequence[Tensor], rank: int) -> float:
-    """By the singular values of all rows stacked."""
+    """Return the error from the singular values of all stacked rows."""
     return _relative(torch.linalg.svdvals(torch.cat([*matrices]).double()).square(), rank)
 
 
@@ -73,8 +74,10 @@ ESTIMATES: dict[str, Estimate] = {
 
 @dataclass(frozen=True)
 class JointBasis:
-    """basis (in, p) orthonormal, energies (p,) that the matrices have along it, descending;
-    total: all their energy."""
+    """An orthonormal basis (in, p) of several matrices.
+
+    energies (p,) of the matrices along the basis, descending; total: the whole energy.
+    """
 
     basis: Tensor
     energies: Tensor
@@ -82,12 +85,14 @@ class JointBasis:
 
     @classmethod
     def of(cls, width: int) -> JointBasis:
-        """No matrix yet, of `width` columns."""
+        """Return the empty basis of matrices with `width` columns."""
         empty = torch.zeros(width, 0, dtype=torch.float64)
         return cls(empty, empty[0])
 
     def extended(self, matrix: Tensor, keep: int) -> JointBasis:
-        """With `matrix` (out, in), cut to the `keep` directions of most energy."""
+        """Return the basis with `matrix` (out, in) added, cut to the `keep` directions of most
+        energy.
+        """
         matrix = matrix.double()
         wider = _widened(self.basis, matrix)
         coordinates = matrix @ wider
@@ -107,8 +112,11 @@ def clusters(
     threshold: float,
     most: int,
 ) -> list[list[int]]:
-    """Greedy: the largest matrix left begins, and the one that gives the least error joins,
-    while `estimate` of the indices together is within `threshold`; at most `most` in each."""
+    """Group matrices greedily into clusters of at most `most` indices.
+
+    The largest remaining matrix starts a cluster; the matrix with the least joint error joins
+    while `estimate` of the indices together is within `threshold`.
+    """
     left = sorted(range(len(matrices)), key=lambda k: -float(matrices[k].norm()))
     found = []
     while left:
@@ -124,7 +132,9 @@ def clusters(
 
 
 def _widened(basis: Tensor, matrix: Tensor) -> Tensor:
-    """The orthonormal basis (in, p) with the right singular vectors of `matrix`'s residual."""
+    """Extend the orthonormal basis (in, p) by the right singular vectors of `matrix`'s
+    residual.
+    """
     _, values, right = torch.linalg.svd(
         matrix - (matrix @ basis) @ basis.T, full_matrices=False
     )

@@ -23,10 +23,11 @@ EXHAUSTED = 1e-12
 
 
 def rank_one_kronecker(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """A (in, in) and B (out, out), both with positive trace, from gradients (n, out, in).
+    """Return A (in, in) and B (out, out), both with positive trace, from gradients (n, out,
+    in).
 
-    Scaled so that B has Frobenius norm one. Raises NumericalError for gradients that are all
-    zero or not finite.
+    B has Frobenius norm one. Raises NumericalError for gradients that are all zero or not
+    finite.
     """
     check_finite(gradients, "weight gradients")
     gradients = gradients.double()
@@ -49,7 +50,9 @@ def _backward(gradients: Tensor, z: Tensor) -> Tensor:
 
 
 def _leading_triplet(gradients: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Lanczos bidiagonalisation with full reorthogonalisation from the identity."""
+    """Run Lanczos bidiagonalization with full reorthogonalization, started from the
+    identity.
+    """
     size = gradients.shape[2]
     right = [torch.eye(size, dtype=torch.float64) / size**0.5]
     left: list[Tensor] = []
@@ -77,7 +80,7 @@ def _leading_triplet(gradients: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def _bidiagonal(diagonal: list[float], above: list[float], columns: int) -> Tensor:
-    """Shape (len(diagonal), columns): one column more when the left space ran out first."""
+    """Return (len(diagonal), columns): one column more if the left space is exhausted first."""
     matrix = torch.zeros(len(diagonal), columns, dtype=torch.float64)
     matrix.diagonal().copy_(torch.tensor(diagonal, dtype=torch.float64))
     over = matrix.diagonal(1)

@@ -2,11 +2,11 @@
 
     min_{rank r} || L_out^T (W - W_hat) L_in ||_F,   C_out = L_out L_out^T,  C_in = L_in L_in^T
 
-A metric knows three products with its factor L, so the solver never asks which kind it is:
+A metric provides the products with its factor L, so that the solver is the same for all kinds:
 
     whiten(M)   = L^T M
     unwhiten(M) = L^{-T} M
-    colour(M)   = L M
+    color(M)    = L M
     gram(M)     = M^T C M, of M in float64 or float32, in float64
 """
 
@@ -35,7 +35,10 @@ WHOLE = (
 
 
 class Metric(ABC):
-    """statistic: the name of the layer's statistic whose C + ridge I this is, or ""."""
+    """A metric of width n.
+
+    statistic: the name of the layer's statistic whose C + ridge I this is, or "".
+    """
 
     statistic: str = ""
 
@@ -78,7 +81,7 @@ class DiagonalMetric(Metric):
         if not bool((self.scale > 0).all()) or not bool(torch.isfinite(self.scale).all()):
             raise NumericalError(
                 "a diagonal metric needs positive finite entries; "
-                "some channel has no signal: raise the option `floor`"
+                "some channel is always zero: raise the option `floor`"
             )
 
     def whiten(self, matrix: Tensor) -> Tensor:
@@ -97,10 +100,9 @@ class DiagonalMetric(Metric):
 class CovarianceMetric(Metric):
     """`C = covariance + damping * mean(diag) * I`, shape (n, n).
 
-    The Cholesky factor is made on first use: a solver that only needs `gram` never pays
-    for it and works with a singular covariance. statistic: its name, where the
-    covariance is one of the layer's own. Raises NumericalError for one that is zero or not
-    finite.
+    The Cholesky factor is computed on first use: a solver that only needs `gram` never pays
+    for it and works with a singular covariance. statistic: the name of the layer's statistic,
+    if the covariance is one. Raises NumericalError for a covariance that is zero or not finite.
     """
 
     def __init__(
@@ -132,8 +134,7 @@ class CovarianceMetric(Metric):
 
     @property
     def ridge(self) -> float:
-        """r in `C = covariance + r I`, with what the Cholesky factor had to add if one was
-        made."""
+        """Return r in `C = covariance + r I`, including what the Cholesky factor had to add."""
         if "factor" not in vars(self):
             return self._ridge
         excess = self.factor.square().sum() - self.covariance.diagonal().sum()
@@ -144,8 +145,8 @@ class CovarianceMetric(Metric):
 class ProjectedMetric(Metric):
     """`C + ridge I` of which only `product = V^T C V` (k, k) is known, V (n, k).
 
-    It is the far side of a problem whose weight is V or its transpose: asked for the Gram
-    matrix of V and nothing else.
+    It serves as the far side of a problem whose weight is V or its transpose, where only the
+    Gram matrix of V is needed.
     """
 
     def __init__(self, product: Tensor, ridge: float, statistic: str = ""):
@@ -154,8 +155,10 @@ class ProjectedMetric(Metric):
         self._ridge = ridge
 
     def gram(self, matrix: Tensor) -> Tensor:
-        """V^T (C + r I) V; `matrix` has to be V. V^T V, which the ridge makes small, is in
-        float32."""
+        """Return V^T (C + r I) V; `matrix` has to be V.
+
+        V^T V is computed in float32, since the ridge scales it down.
+        """
         if matrix.shape[1] != len(self.product):
             raise self._misused()
         return gram(matrix.float()).double().mul_(self._ridge).add_(self.product)
@@ -181,7 +184,7 @@ class ProjectedMetric(Metric):
 
 
 class StackedMetric(Metric):
-    """`L = diag(L_1, ..., L_n)` for matrices of stacked rows, `sizes` rows of each part."""
+    """`L = diag(L_1, ..., L_n)` for stacked matrices with `sizes` rows each."""
 
     def __init__(self, parts: Sequence[Metric], sizes: Sequence[int]):
         self.parts = list(parts)

@@ -1,4 +1,4 @@
-"""Interpolative rows: a rank-r matrix as r of its own rows and bounded coefficients.
+"""Interpolative rows: a rank-r matrix as r of its rows and bounded coefficients.
 
     left (n x r) = C @ left[pivots],   C[pivots] = I,   |C_ij| <= bound
 
@@ -22,10 +22,10 @@ _MOST_SWAPS_PER_ROW = 20
 
 
 def pivot_rows(left: Tensor) -> tuple[Tensor, Tensor]:
-    """Pivots (r,) int64 and coefficients (n - r, r) of the other rows, in ascending order both.
+    """Return pivots (r,) int64 and coefficients (n - r, r) of the other rows, both ascending.
 
-    `left` is (n, r) of full column rank, float64. Raises NumericalError when it is not of full
-    rank or not finite.
+    `left` is (n, r), float64. Raises NumericalError if it is not of full column rank or not
+    finite.
     """
     rows, rank = left.shape
     check_finite(left, "factor")
@@ -52,7 +52,9 @@ def _coefficients(left: Tensor, pivots: Tensor, others: Tensor) -> Tensor:
 
 
 def _swap_largest(coefficients: Tensor, pivots: Tensor, others: Tensor) -> bool:
-    """Exchange the row and pivot of the largest coefficient, in place; False when bounded."""
+    """Exchange the row and pivot of the largest coefficient in place; return False if
+    bounded.
+    """
     flat = int(coefficients.abs().argmax())
     row, column = divmod(flat, coefficients.shape[1])
     value = coefficients[row, column].clone()

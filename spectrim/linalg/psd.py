@@ -19,9 +19,9 @@ LARGEST_DAMPING = 1.0
 
 
 def check_finite(matrix: Tensor, name: str) -> None:
-    """Raises NumericalError when `matrix` holds NaN or infinity.
+    """Raise NumericalError if `matrix` holds NaN or infinity.
 
-    By the sum, which is not finite where an entry is not; entry by entry only then.
+    The sum is checked first, the entries only if the sum is not finite.
     """
     if torch.isfinite(matrix.sum()):
         return
@@ -34,13 +34,13 @@ def check_finite(matrix: Tensor, name: str) -> None:
 
 
 def check_covariance(matrix: Tensor, name: str) -> None:
-    """Raises NumericalError when `matrix` (n, n) is not finite, or zero."""
+    """Raise NumericalError if `matrix` (n, n) is not finite, or zero."""
     check_finite(matrix, name)
     check_signal(matrix.diagonal(), name)
 
 
 def check_signal(diagonal: Tensor, name: str) -> None:
-    """Raises NumericalError when the diagonal (n,) of a covariance is zero."""
+    """Raise NumericalError if the diagonal (n,) of a covariance is zero."""
     if float(diagonal.mean()) <= 0:
         raise NumericalError(
             f"{name} of shape {(len(diagonal), len(diagonal))} is zero: no token reached this "
@@ -53,7 +53,7 @@ def mean_diagonal(matrix: Tensor) -> float:
 
 
 def add_damping(matrix: Tensor, damping: float) -> Tensor:
-    """`matrix + damping * mean(diag) * I`, shape (n, n)."""
+    """Return `matrix + damping * mean(diag) * I`, shape (n, n)."""
     if damping == 0:
         return matrix
     result = matrix.clone()
@@ -62,11 +62,11 @@ def add_damping(matrix: Tensor, damping: float) -> Tensor:
 
 
 def cholesky(matrix: Tensor, damping: float, name: str = "covariance") -> Tensor:
-    """Lower factor L of `C_damped = L L^T`, shape (n, n), float64.
+    """Return the lower factor L of `C_damped = L L^T`, shape (n, n), float64.
 
-    Where the matrix is singular at the asked damping, the damping grows tenfold until
-    the factor exists and a NumericalWarning names the value used.
-    Raises NumericalError for non-finite input, a zero matrix, or when damping 1 fails.
+    If the matrix is singular at the requested damping, the damping grows tenfold until the
+    factor exists, and a NumericalWarning names the value used. Raises NumericalError for
+    non-finite input, a zero matrix, or when damping 1 fails.
     """
     matrix = matrix.double()
     check_covariance(matrix, name)
@@ -86,6 +86,8 @@ def cholesky(matrix: Tensor, damping: float, name: str = "covariance") -> Tensor
 
 
 def descending_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n,), largest first, clipped at zero, and eigenvectors (n, n) in columns."""
+    """Return eigenvalues (n,), descending and clipped at zero, and eigenvectors (n, n) in
+    columns.
+    """
     values, vectors = torch.linalg.eigh(matrix.double())
     return values.flip(0).clamp_min(0), vectors.flip(1)

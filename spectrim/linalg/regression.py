@@ -1,4 +1,4 @@
-"""Low-rank maps to a target that need not be the layer's own output.
+"""Low-rank maps to a target other than the layer's own output.
 
     min_{rank r}  E || L_out^T (t - W_hat x) ||^2,   P = E[t x^T],   C = E[x x^T] = L_in L_in^T
                 = || L_out^T (P C^{-1} - W_hat) L_in ||_F^2 + what no W_hat can reach
@@ -17,17 +17,18 @@ from spectrim.linalg.truncated import Factors, weighted_svd
 
 
 def regression(product: Tensor, in_metric: CovarianceMetric) -> Tensor:
-    """`P C^{-1}` (out, in) from P (out, in), by two triangular solves; float64.
+    """Return `P C^{-1}` (out, in) from P (out, in), by two triangular solves; float64.
 
-    C is the metric's damped covariance: where t is W x on the same inputs, give
-    `P = W C` with that same C and the result is W. Raises NumericalError.
+    C is the metric's damped covariance: if t is W x on the same inputs, `P = W C` with the same
+    C gives W. Raises NumericalError.
     """
     check_finite(product, "product of targets and inputs")
     return torch.cholesky_solve(product.double().T, in_metric.factor).T
 
 
 def solve_target(product: Tensor, out_metric: Metric, in_metric: CovarianceMetric) -> Factors:
-    """Factors that map inputs to targets best at every rank; `product` is P (out, in).
+    """Return factors that map inputs to targets optimally at every rank; `product` is P (out,
+    in).
 
     Raises NumericalError for a product that is not finite and for singular metrics.
     """
@@ -35,5 +36,5 @@ def solve_target(product: Tensor, out_metric: Metric, in_metric: CovarianceMetri
 
 
 def weighted_square(matrix: Tensor, out_metric: Metric, in_metric: Metric) -> float:
-    """`|| L_out^T M L_in ||_F^2` of M (out, in)."""
+    """Return `|| L_out^T M L_in ||_F^2` of M (out, in)."""
     return float(in_metric.gram(out_metric.whiten(matrix.double()).T).diagonal().sum())

@@ -1,4 +1,4 @@
-"""Sparse dictionaries: every row of a matrix as a sum of a few atoms out of many.
+"""Sparse dictionaries: every row of a matrix as a sum of a few atoms.
 
     Y ~ A D,   min ||Y - A D||_F,   at most s non-zeros in each row of A
 
@@ -30,17 +30,20 @@ class SparseCode:
 
 
 def keep_largest(matrix: Tensor, nonzeros: int) -> Tensor:
-    """The matrix (n, k) with all but the `nonzeros` largest entries of each row set to 0."""
+    """Return the matrix (n, k) with all but the `nonzeros` largest entries of each row set to
+    0.
+    """
     kept = matrix.abs().topk(nonzeros, dim=1).indices
     return torch.zeros_like(matrix).scatter_(1, kept, matrix.gather(1, kept))
 
 
 def omp(data: Tensor, dictionary: Tensor, nonzeros: int) -> Tensor:
-    """Orthogonal matching pursuit: coefficients (n, k) with at most `nonzeros` a row.
+    """Return coefficients (n, k) with at most `nonzeros` per row by orthogonal matching
+    pursuit.
 
-    Takes the atom that correlates most with what is left, then solves for all taken ones.
+    Takes the atom that correlates most with the residual, then solves for all atoms taken.
     data (n, m), dictionary (k, m) of atoms of length one. With the taken atoms' Gram matrix
-    G = L L^T each row carries P = L^{-1}, which grows by one line a step:
+    G = L L^T each row carries P = L^{-1}, which grows by one line per step:
 
         h = P g,   P <- [[P, 0], [-h^T P, 1] / sqrt(1 - |h|^2)],   g = the new atom's column
     """
@@ -68,8 +71,10 @@ def omp(data: Tensor, dictionary: Tensor, nonzeros: int) -> Tensor:
 
 
 def _next_line(factor: Tensor, gram: Tensor, taken: Tensor) -> Tensor:
-    """The next row (n, t + 1) of each inverse Cholesky factor (n, t, t); 0 for an atom that
-    the taken ones already span."""
+    """Return the next row (n, t + 1) of each inverse Cholesky factor (n, t, t).
+
+    It is 0 for an atom that the taken ones already span.
+    """
     newest = taken[:, -1:]
     column = gram[taken[:, :-1], newest]
     products = (factor @ column[:, :, None]).squeeze(-1)
@@ -84,12 +89,12 @@ def _next_line(factor: Tensor, gram: Tensor, taken: Tensor) -> Tensor:
 def ksvd(
     data: Tensor, atoms: int, nonzeros: int, rounds: int = 60, power_iterations: int = 8
 ) -> SparseCode:
-    """K-SVD from randomly chosen (seed 0) rows of the data.
+    """Run K-SVD from randomly chosen (seed 0) rows of the data.
 
-    A round codes every row anew, keeping the old code where that is better, then improves
-    the atoms one by one by power iteration on what the others leave: the error never rises.
-    Memory n s^2. Raises InputError for sizes that do not fit, NumericalError for non-finite
-    data.
+    A round codes every row again, keeping the old code where that is better, then improves
+    the atoms one by one by power iteration on the residual of the others: the error never
+    rises. Memory n s^2. Raises InputError for sizes that do not fit, NumericalError for
+    non-finite data.
     """
     _check(data, atoms, nonzeros, rounds)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
@@ -116,8 +121,10 @@ def _better_rows(data: Tensor, dictionary: Tensor, old: Tensor, nonzeros: int) -
 def _improve(
     atom: int, dictionary: Tensor, coefficients: Tensor, residual: Tensor, iterations: int
 ) -> None:
-    """One atom and its non-zero coefficients towards the best rank-one term, in place; an
-    atom that no row uses becomes the direction of the worst row."""
+    """Move one atom and its non-zero coefficients toward the best rank-one term, in place.
+
+    An atom that no row uses becomes the direction of the worst row.
+    """
     users = coefficients[:, atom].nonzero().squeeze(1)
     if not len(users):
         worst = residual[residual.square().sum(1).argmax()]
@@ -136,11 +143,11 @@ def _improve(
 
 
 def orthogonal(data: Tensor, atoms: int, nonzeros: int, rounds: int = 60) -> SparseCode:
-    """Orthonormal atoms, `D D^T = I`, from the data's own singular directions.
+    """Return orthonormal atoms, `D D^T = I`, started from the data's singular directions.
 
         A = the s largest entries of each row of Y D^T,   D = U V^T for A^T Y = U S V^T
 
-    Both steps are exact minimisers: the error never rises. One small SVD a round. Raises
+    Both steps are exact minimizers: the error never rises. One small SVD per round. Raises
     InputError for sizes that do not fit, NumericalError for non-finite data.
     """
     _check(data, atoms, nonzeros, rounds)

@@ -1,4 +1,4 @@
-"""Products of which half need not be computed.
+"""Matrix products that compute only half of a symmetric or triangular result.
 
     A^T B (k, k) of A and B (n, k), where it equals its transpose; A^T A is one
     L M and L^T M of a lower triangle L (n, n)
@@ -18,12 +18,12 @@ _LEAF = 128
 
 
 def gram(rows: Tensor) -> Tensor:
-    """`rows^T rows`, (k, k) of (n, k)."""
+    """Return `rows^T rows`, (k, k) of (n, k)."""
     return symmetric_product(rows, rows)
 
 
 def symmetric_product(first: Tensor, second: Tensor) -> Tensor:
-    """`first^T second`, (k, k), which the caller knows to be symmetric."""
+    """Return `first^T second`, (k, k), which has to be symmetric."""
     size = first.shape[1]
     result = first.new_empty(size, size)
     _fill(result, first, second)
@@ -31,7 +31,7 @@ def symmetric_product(first: Tensor, second: Tensor) -> Tensor:
 
 
 def triangular_product(lower: Tensor, matrix: Tensor, transposed: bool = False) -> Tensor:
-    """`L M`, or `L^T M`, (n, k) of lower (n, n), zero above the diagonal."""
+    """Return `L M` or `L^T M` (n, k) of a lower triangle (n, n), zero above the diagonal."""
     size, step = len(lower), max(_LEAF, -(-len(lower) // _PANELS))
     result = matrix.new_empty(size, matrix.shape[1])
     for first in range(0, size, step):

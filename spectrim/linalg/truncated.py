@@ -4,9 +4,9 @@
 
 `left[:, :r] @ right[:r]` is the optimum of rank r for every r (Eckart-Young on the
 whitened weight `L_out^T W L_in`), and its weighted error is exactly `sum_{i>r} s_i^2`.
-No inverse and no square root of C_in appears, and of C_in itself only what it is through W.
-When W is tall the same is done on W^T, so all but two products with W has the size of its
-smaller side.
+No inverse and no square root of C_in appears, and C_in itself only in products with W.
+A tall W is solved as W^T, so that all but two products with W have the size of its smaller
+side.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spectrim.linalg.symmetric_products import gram
 
 @dataclass(frozen=True)
 class GramDiagonals:
-    """What factors satisfy in the damped metrics C + r I that they were solved in:
+    """The identities that factors satisfy in the damped metrics C + r I they were solved in:
 
         left^T (C_out + r_out I) left = diag(outer)
         right (C_in + r_in I) right^T = diag(inner)
@@ -41,7 +41,7 @@ class GramDiagonals:
     def of(
         cls, out_metric: Metric, in_metric: Metric, outer: Tensor, inner: Tensor
     ) -> GramDiagonals | None:
-        """None unless both metrics are statistics of the layer."""
+        """Return the diagonals, or None unless both metrics are statistics of the layer."""
         names = out_metric.statistic, in_metric.statistic
         return (
             cls(names, (out_metric.ridge, in_metric.ridge), outer, inner)
@@ -50,7 +50,9 @@ class GramDiagonals:
         )
 
     def grams(self, factors: Factors) -> tuple[Tensor, Tensor]:
-        """`left^T C_out left` and `right C_in right^T` (k, k), without the covariances."""
+        """Return `left^T C_out left` and `right C_in right^T` (k, k) without the
+        covariances.
+        """
         return (
             _less_ridge(factors.left, self.ridges[0], self.outer),
             _less_ridge(factors.right.T, self.ridges[1], self.inner),
@@ -58,8 +60,10 @@ class GramDiagonals:
 
 
 def _less_ridge(columns: Tensor, ridge: float, diagonal: Tensor) -> Tensor:
-    """`diag(diagonal) - ridge A^T A` (k, k) of columns A (n, k): its own diagonal in float64,
-    the rest, which is the ridge's alone, in float32."""
+    """Return `diag(diagonal) - ridge A^T A` (k, k) of columns A (n, k).
+
+    The diagonal is computed in float64, the off-diagonal ridge term in float32.
+    """
     result = gram(columns.float()).double().mul_(-ridge)
     sizes = torch.linalg.vector_norm(columns, dim=0, dtype=torch.float64)
     result.diagonal().copy_(diagonal - ridge * sizes**2)
@@ -70,10 +74,12 @@ def _less_ridge(columns: Tensor, ridge: float, diagonal: Tensor) -> Tensor:
 class Factors:
     """A weight as a sum of rank-one terms, most important first.
 
-    left (out, k), right (k, in), spectrum (k,) the singular values of the whitened weight,
-    always in float64; left and right in float64, or float32 where the weight was.
-    offset (k,), or None: what a bias takes over of the cut terms, `sum_{i>r} left_i offset_i`.
-    solved: of factors fresh from two covariances, by whose damped values they are orthogonal.
+    Attributes:
+        left: (out, k), in float64, or float32 where the weight was.
+        right: (k, in), in the same dtype.
+        spectrum: (k,), the singular values of the whitened weight, always in float64.
+        bias_shift: (k,) or None; a bias absorbs `sum_{i>r} left_i offset_i` of the cut terms.
+        solved: the damped metrics in which factors just solved are orthogonal, else None.
     """
 
     left: Tensor
@@ -94,14 +100,14 @@ class Factors:
         return left @ right
 
     def bias(self, rank: int, dense_bias: Tensor | None) -> Tensor | None:
-        """The bias (out,) of the layer truncated at `rank`."""
+        """Return the bias (out,) of the layer truncated at `rank`."""
         if self.bias_shift is None:
             return dense_bias
         shift = self.left[:, rank:].double() @ self.bias_shift[rank:]
         return shift if dense_bias is None else shift + dense_bias.double()
 
     def split(self, rows: Mapping[str, int]) -> dict[str, Factors]:
-        """By name, the factors of so many rows of the weight each; `right` is the same."""
+        """Split the factors by the rows of the weight, by name; `right` is shared."""
         parts = self.left.split(list(rows.values()))
         return {
             name: Factors(left, self.right, self.spectrum, self.bias_shift)
@@ -109,7 +115,9 @@ class Factors:
         }
 
     def balanced(self) -> Factors:
-        """The same terms with each pair (left column, right row) scaled to equal norms."""
+        """Return the same terms with each pair (left column, right row) scaled to equal
+        norms.
+        """
         column = torch.linalg.vector_norm(self.left, dim=0, dtype=torch.float64)
         row = torch.linalg.vector_norm(self.right, dim=1, dtype=torch.float64)
         scale = torch.where((column > 0) & (row > 0), (row / column).sqrt(), 1.0)
@@ -124,10 +132,10 @@ class Factors:
 
 
 def weighted_svd(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Factors:
-    """Factors of `weight` (out, in) that are optimal in the metric pair at every rank, in
-    float64 where the weight is and else in float32.
+    """Return factors of `weight` (out, in) that are optimal in the metric pair at every rank.
 
-    Raises NumericalError for non-finite weights and singular metrics.
+    They are in float64 if the weight is, else in float32. Raises NumericalError for non-finite
+    weights and singular metrics.
     """
     check_finite(weight, "weight")
     weight = weight if weight.dtype == torch.float64 else weight.float()
@@ -144,8 +152,11 @@ def weighted_svd(weight: Tensor, out_metric: Metric, in_metric: Metric) -> Facto
 
 
 def _one_sided(weight: Tensor, near: Metric, far: Metric) -> tuple[Tensor, Tensor, Tensor]:
-    """Basis (rows, k) of the small side, coefficients (k, columns), both in the weight's dtype,
-    and singular values (k,), float64."""
+    """Return a basis (rows, k) of the small side, coefficients (k, columns) and singular
+    values.
+
+    Basis and coefficients have the weight's dtype; the singular values (k,) are float64.
+    """
     whitened = near.whiten(near.whiten(far.gram(weight.T)).T)
     values, vectors = descending_eigh(whitened)
     basis, mixing = near.unwhiten(vectors).to(weight), near.color(vectors).to(weight)

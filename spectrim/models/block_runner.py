@@ -1,8 +1,8 @@
-"""A model run in three pieces: up to its blocks, one block at a time, and after them.
+"""Run a model in three pieces: up to its blocks, one block at a time, and after them.
 
-What a block is given besides the hidden state (masks, rotary tables, kinds of attention that
-differ between blocks) is seen by running the model once around blocks that pass their input
-on. So nothing here knows how a model prepares it.
+The arguments of a block besides the hidden state (masks, rotary tables, kinds of attention that
+differ between blocks) are recorded by running the model once around blocks that return their
+input, so no code here depends on how a model prepares them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StreamedBlockRunner:
 
     @torch.no_grad()
     def learn(self, ids: Tensor, mask: Tensor) -> None:
-        """See on a few tokens what a block returns: a tensor, or a tuple beginning with it."""
+        """Find out whether a block returns a tensor or a tuple beginning with it."""
         with self.streamed.outside_when_used():
             hidden, calls = self._recorded(ids, mask, 1)
         with self.streamed.resident(self.streamed.blocks[0]) as block:
@@ -63,9 +63,9 @@ class StreamedBlockRunner:
 
     @torch.no_grad()
     def before(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, list[BlockCall]]:
-        """The first block's hidden state (rows, length, width), and what each block is given.
+        """Return the first block's hidden state (rows, length, width) and every block's call.
 
-        For use where the modules outside the blocks are there when they are used.
+        The modules outside the blocks have to be resident or loaded on use.
         """
         return self._recorded(ids, mask, len(self.streamed.blocks))
 
@@ -74,7 +74,7 @@ class StreamedBlockRunner:
         return output[0] if isinstance(output, tuple) else output
 
     def after(self, ids: Tensor, mask: Tensor, hidden: Tensor) -> Tensor:
-        """Logits, where `hidden` is what the last block returned."""
+        """Return the logits for the output `hidden` of the last block."""
         model: Any = self.streamed.model
         embedding = model.get_input_embeddings()
         with ExitStack() as stack:
@@ -124,7 +124,7 @@ class StreamedBlockRunner:
         return hidden if self._rest is None else (hidden, *self._rest)
 
     def _kept(self, call: BlockCall) -> BlockCall:
-        """The same around one copy of equal tensors: most batches are given the same."""
+        """Share one copy of equal tensors: most batches have the same masks and tables."""
         return BlockCall(self._intern(call.args), self._intern(call.kwargs), call.name)
 
     def _intern(self, value: Any) -> Any:
@@ -145,7 +145,7 @@ class _Enough(Exception):
 
 
 def rows_of(count: int, most: int) -> Sequence[slice]:
-    """`count` rows in pieces of at most `most`."""
+    """Return slices of at most `most` rows that cover `count` rows."""
     return [slice(first, first + most) for first in range(0, count, most)]
 
 

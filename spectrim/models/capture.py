@@ -36,7 +36,7 @@ class BatchIndex:
         return cls(real, numbers.repeat_interleave(length))
 
     def select(self, rows: Tensor | None) -> BatchIndex:
-        """The same for the tokens `rows` that were routed to an expert."""
+        """Return the index of the tokens `rows` that were routed to an expert."""
         if rows is None:
             return self
         return BatchIndex(None if self.mask is None else self.mask[rows], self.sequence[rows])
@@ -84,7 +84,7 @@ def capture(model: nn.Module, targets: Sequence[Target], watch: CaptureSpec) -> 
 
 
 def _own_input(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """A view for this layer alone, whose gradient is this layer's W^T g."""
+    """Replace the input by a view for this layer alone, whose gradient is its W^T g."""
     first, *others = inputs
     if not (torch.is_grad_enabled() and first.requires_grad):
         return None
@@ -102,8 +102,9 @@ class _LayerHook:
     def forward(
         self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor
     ) -> Tensor | None:
-        """The output, where the graph begins with it: nothing before it has to be gone back
-        through. A copy, since a leaf of the graph may not be changed in place."""
+        """Start the graph at the output where nothing before it needs gradients.
+
+        Returns a copy then, since a leaf of the graph may not be changed in place."""
         begins = self.watch.backward and torch.is_grad_enabled() and not output.requires_grad
         if begins:
             output = output.detach().requires_grad_(True).clone()

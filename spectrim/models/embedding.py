@@ -1,4 +1,4 @@
-"""Where a model keeps its table, and putting factors there."""
+"""Find a model's embedding table and put factors in its place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TableLocation:
 
 
 def find_table(model: Any) -> TableLocation:
-    """Raises ModelError for a table that is more than a plain lookup."""
+    """Locate the embedding table. Raises ModelError for one that is more than a lookup."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     name = _name_of(model, table)
     if type(table) is not nn.Embedding or table.max_norm is not None:

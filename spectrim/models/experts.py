@@ -178,7 +178,7 @@ class ExpertCalls:
 
 
 def _kind(module: nn.Module) -> type[SplitExperts] | None:
-    """The split module that is called as the fused one is."""
+    """Return the class of split module that is called as the fused one is."""
     arguments = len(inspect.signature(module.forward).parameters)
     if arguments == _ROUTED:
         return SplitExperts
@@ -227,14 +227,14 @@ def _parameter(module: nn.Module, name: str) -> nn.Parameter:
 
 
 def _without_parameters(fused: nn.Module) -> nn.Module:
-    """The module's activation and constants."""
+    """Return the module's activation and constants alone."""
     shell = copy.copy(fused)
     shell._parameters = {}
     return shell
 
 
 def _is_transposed(fused: nn.Module) -> bool:
-    """The module's own flag; else what the width that both parameters share says."""
+    """Return the module's flag, else whether the width shared by both parameters is last."""
     up_name = _up_name(fused)
     assert up_name is not None
     up, down = _parameter(fused, up_name), _parameter(fused, "down_proj")

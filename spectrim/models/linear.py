@@ -17,14 +17,14 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def get_weight(module: nn.Module) -> Tensor:
-    """The stored weight as a view of shape (out, in)."""
+    """Return the stored weight as a view of shape (out, in)."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.T if isinstance(module, Conv1D) else weight
 
 
 def get_bias(module: nn.Module) -> Tensor | None:
-    """The stored bias, without its gradient."""
+    """Return the stored bias, without its gradient."""
     bias = module.bias
     return bias.detach() if isinstance(bias, Tensor) else None
 

@@ -60,7 +60,7 @@ def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def _twin(layer: nn.Module) -> nn.Module:
-    """A copy around the same parameters; buffers are its own, since checkpoints tie none."""
+    """Copy a module around the same parameters; buffers are copied: checkpoints tie none."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in layer.parameters()}
     return copy.deepcopy(layer, memo)
 
@@ -96,7 +96,7 @@ def factored_layers(model: nn.Module) -> Iterator[tuple[str, FactoredLinear]]:
 
 
 def compact_layers(model: nn.Module) -> Iterator[tuple[str, CompactLinear]]:
-    """The factored layers, and the compressed ones with a low-rank path beside them."""
+    """Yield the factored layers, and the quantized ones with a low-rank correction."""
     for name, module in model.named_modules():
         if isinstance(module, CompactLinear):
             yield name, module

@@ -38,7 +38,7 @@ def block_class_names(model: nn.Module) -> set[str]:
 
 
 def decoder_blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The outermost modules that the model asks not to be split, in order."""
+    """Return the outermost modules that the model declares not to be split, in order."""
     wanted = block_class_names(model)
     found: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():

@@ -179,8 +179,10 @@ def _special_ids(config: Mapping[str, Any]) -> set[int]:
 
 @contextmanager
 def _as_in_training(model: nn.Module) -> Iterator[None]:
-    """Some models change their weights between the modes. Modules without children stay as in
-    evaluation: no normalization counts the tokens."""
+    """Put the model in training mode, in which some models change their weights.
+
+    Modules without children stay in evaluation mode: no normalization counts the tokens.
+    """
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluation_mode(model):

@@ -1,4 +1,4 @@
-"""From a model and a recipe to statistics, in one pass or averaged along the way to the result.
+"""Statistics from a model and a recipe, in one pass or averaged along the path to the result.
 
 The loss increase of a change D of the weights is a quadratic form in the Hessian averaged
 between the original and the changed model,
@@ -21,10 +21,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.calibration import CalibrationSettings
+from spectrim.calibration import CalibrationSettings, Wide
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
-from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
+from spectrim.data import (
+    DEFAULT_TEXT,
+    BlockSettings,
+    TokenBlocks,
+    check_vocabulary,
+    token_blocks,
+)
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
 from spectrim.models.context import check_length, context_length
@@ -47,6 +53,7 @@ from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     Calibration,
     concat,
+    is_few,
     load_calibration,
     open_calibration,
     save_calibration,
@@ -54,6 +61,10 @@ from spectrim.statistics import (
     stored_calibration,
 )
 
+TOKENS_PER_WIDTH = 96
+"""Tokens of a calibration for each number of a hidden state, where the recipe gives none."""
+FEWEST_TOKENS, MOST_TOKENS = 2**16, 2**19
+TASK_ROWS = 256
 MOST_TOKENS_PER_BATCH = 1024
 """Larger batches are no faster on a processor, and hold more activations."""
 SMALLEST_ROOM = 256 * 2**20
@@ -63,7 +74,7 @@ SMALLEST_ROOM = 256 * 2**20
 def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) -> Preparation:
     """Split fused experts in place, and find the layers to compress. Raises ModelError.
 
-    How the model uses its layers is seen by running it on a few tokens, or known to the cache.
+    A run on a few tokens, or the cache, shows how the model uses its layers.
     """
     check_compressible(model)
     path = None
@@ -81,16 +92,17 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
 def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
     """Return the recipe's calibration tokens, checked against the model's vocabulary.
 
-    With a task these are rows of it, their loss counted where the task counts it.
+    With a task these are rows of it, whose loss counts where the task counts it.
     """
     given = recipe.calibration
     if recipe.task is not None:
         rows = load_task_rows(model, tokenizer, recipe.task)
-        return task_blocks(rows, given.sequences, given.seed)
+        return task_blocks(rows, given.sequences or TASK_ROWS, given.seed)
     length = given.length or default_length(model)
     check_length(model, length)
-    settings = BlockSettings(sequences=given.sequences, length=length, seed=given.seed)
-    blocks = token_blocks(given.data, tokenizer, settings, given.field)
+    sequences = given.sequences or default_sequences(model, length)
+    settings = BlockSettings(sequences, length, given.seed, rows=given.rows)
+    blocks = token_blocks(given.data or DEFAULT_TEXT, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
 
@@ -101,7 +113,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def default_length(model: PreTrainedModel) -> int:
-    """Half the context, at least 256 and at most 2048 tokens, never more than the context."""
+    """Return half the context, clamped to 256 .. 2048 tokens and to the context."""
     context = context_length(model) or 2048
     return min(context, max(256, min(2048, context // 2)))
 
@@ -114,8 +126,8 @@ def calibrate(
 ) -> Calibration:
     """Run the model over the recipe's tokens and sum the statistics it needs.
 
-    Fused experts of the model are split in place. An interrupted run continues from the
-    cache. Raises InputError for unusable data, ModelError for unusable weights.
+    Fused experts of the model are split in place. An interrupted run resumes from its last
+    snapshot. Raises InputError for unusable data, ModelError for unusable weights.
     """
     recipe = recipe or Recipe()
     run = _run_for(model, tokenizer, recipe, context or RunContext()).as_kept()
@@ -144,7 +156,7 @@ def gather(
     averaged Hessians.
 
     Raises:
-        InputError: the cache stores nothing; and what `calibrate` raises.
+        InputError: the cache stores nothing; and all that `calibrate` raises.
     """
     if context.cache.root is None:
         raise InputError("statistics for several recipes need a cache that keeps them")
@@ -172,6 +184,7 @@ def _run_for(
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
+    blocks = calibration_blocks(model, tokenizer, recipe)
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -179,15 +192,26 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         memory_budget=recipe.calibration.memory_budget,
-        wide=recipe.wide,
+        wide=wide_format(recipe, blocks, targets),
     )
-    blocks = calibration_blocks(model, tokenizer, recipe)
     fingerprint = fingerprint or model_fingerprint(model)
     return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
 
 
+def default_sequences(model: Any, length: int) -> int:
+    """Return the sequences that hold as many tokens as covariances of this width need."""
+    tokens = TOKENS_PER_WIDTH * model.get_input_embeddings().embedding_dim
+    return -(-min(MOST_TOKENS, max(FEWEST_TOKENS, tokens)) // length)
+
+
+def wide_format(recipe: Recipe, blocks: TokenBlocks, targets: list[Target]) -> Wide:
+    """Return the recipe's format of wide covariances; in full where they are to be shrunk."""
+    widest = max((max(target.shape) for target in targets), default=0)
+    return "full" if is_few(blocks.tokens, widest) else recipe.wide
+
+
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
-    """Tokens whose activations fit the room that weight gradients would take.
+    """Return the tokens whose activations fit the memory that weight gradients would take.
 
     A backward pass holds about two float32 numbers per input and output of a linear layer,
     and three per logit.
@@ -200,7 +224,7 @@ def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """All that one pass over the tokens needs."""
+    """The inputs of one pass over the tokens."""
 
     model: PreTrainedModel
     targets: list[Target]
@@ -211,7 +235,7 @@ class _Run:
     dense: dict[str, str] = field(default_factory=dict)
 
     def as_kept(self) -> _Run:
-        """With covariances in full where the cache has those and not the ones asked for."""
+        """Return the run with covariances in full if only those are in the cache."""
         full = replace(self, settings=replace(self.settings, wide="full"))
         use = self.settings.wide != "full" and not self._is_kept() and full._is_kept()
         return full if distributed.all_true(use) else self
@@ -226,8 +250,10 @@ class _Run:
         key: dict[str, Any],
         changed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Calibration:
-        """Each statistic from the cache, which keeps them one by one, and those that it
-        has not from one pass over the model, `changed` meanwhile."""
+        """Return each statistic from the cache, and the missing ones from one pass.
+
+        The cache stores them one by one; the model is `changed` during the pass.
+        """
         found = {name: self._kept(key, name) for name in self.settings.statistics}
         parts = [part for part in found.values() if part is not None]
         repeat_warnings(text for part in parts for text in part.provenance.get("warnings", []))
@@ -244,11 +270,10 @@ class _Run:
         return load_if_valid(self._path(key, (statistic,)), open_calibration)
 
     def _once(self, what: str, key: dict[str, Any], missing: tuple[str, ...]) -> Calibration:
-        """One pass for what is missing, its statistics kept in the cache under `key`, and
-        no longer in memory where they are.
+        """Sum the missing statistics in one pass and store them in the cache under `key`.
 
-        A run that was stopped between storing one statistic and the next misses fewer than it
-        had summed: its sums are taken up whole.
+        Stored ones are dropped from memory. A run that was interrupted between storing one
+        statistic and the next resumes from all its sums.
         """
         snapshots = self._snapshots(key)
         resume = self._resumed(snapshots, missing)
@@ -269,7 +294,7 @@ class _Run:
 
     @property
     def _sums(self) -> str:
-        """Name the snapshot of the running sums; of several processes, by the batch size."""
+        """Return the snapshot name of the running sums; for several processes by batch size."""
         if distributed.num_processes() == 1:
             return "sums.safetensors"
         size = shard_settings(self.blocks, self.settings).tokens_per_batch
@@ -289,7 +314,7 @@ class _Run:
         }
 
     def _resumed(self, snapshots: Snapshots, missing: tuple[str, ...]) -> Calibration | None:
-        """Return stored sums that contain all that is missing, in every process or in none."""
+        """Return stored sums of all missing statistics, in every process or in none."""
         resume = snapshots.load(self._sums, load_calibration)
         if resume is not None and not set(missing) <= set(resume.states):
             resume = None
@@ -300,8 +325,10 @@ class _Run:
     def _stored_steps(
         self, snapshots: Snapshots, what: str, resume: Calibration | None
     ) -> Calibration:
-        """All batches, the running sums stored now and then; by several processes, each its
-        own batches and sums, which are added up at the end."""
+        """Sum all batches, storing the running sums now and then.
+
+        Several processes sum their own batches; the sums are added at the end.
+        """
         settings = shard_settings(self.blocks, self.settings)
         given = self.model, self.targets, self.blocks, settings
         with distributed.raise_together():
@@ -315,7 +342,7 @@ class _Run:
 
 
 def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
-    """Statistics of the model cut to the path's budget, on every n-th sequence."""
+    """Return statistics of the model cut to the averaging budget, on every n-th sequence."""
     key = first.provenance["key"] | {
         "path": asdict(recipe.hessian_averaging),
         "method": [recipe.method, recipe.method_options],

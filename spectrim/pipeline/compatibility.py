@@ -1,4 +1,4 @@
-"""Which features combine: one table, printed by `spectrim ls --compatibility`.
+"""The combinations of features: one table, printed by `spectrim ls --compatibility`.
 
 A feature is a part of a recipe, a choice that limits what can be done with it, or a way to run
 it. Pairs that are not in the table combine; `check` raises for the first pair that does not.
@@ -69,8 +69,8 @@ WHY_NOT: dict[tuple[str, str], str] = {
     ("pruning", "sharing"): "singular values are chosen layer by layer",
     ("pruning", "a lossy layer type"): "the chosen singular values are not stored as they are; "
     "choose pivoted or lowrank",
-    ("pruning", TARGET_LOSS): "pruning predicts no loss; give a budget",
-    ("pruning", FOLLOWED_PLAN): "pruning chooses the ranks itself; give a budget",
+    ("pruning", TARGET_LOSS): "pruning predicts no loss; give a --budget",
+    ("pruning", FOLLOWED_PLAN): "pruning chooses the ranks itself; give a --budget",
     ("pruning", STREAMING): _WHOLE,
     ("pruning", PROCESSES): _ONE_PROCESS,
     ("pruning", EXPLORE): "pruning predicts no curve to explore",

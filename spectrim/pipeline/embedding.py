@@ -1,4 +1,4 @@
-"""The factors of a model's embedding table, made beside those of its linear layers."""
+"""Factor a model's embedding table beside its linear layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from spectrim.statistics import TableStatistics, TableSums
 
 @dataclass(frozen=True)
 class PlannedTable:
-    """Where the table is, its factors, the rank that meets the budget, and how it was made."""
+    """A table's place, its factors, the rank that meets the budget, and its provenance."""
 
     place: TableLocation
     table: FactoredTable
@@ -44,7 +44,7 @@ class PlannedTable:
 
     @property
     def kept(self) -> float:
-        """Stored fraction of the table's weights."""
+        """Return the stored fraction of the table's weights."""
         count, width = self.place.shape
         return self.rank * (count + width) / (count * width)
 
@@ -61,12 +61,11 @@ def compress_embeddings(
     recipe: Recipe,
     progress: RunContext | None = None,
 ) -> PreTrainedModel:
-    """`compressed`, what `replace_layers` gave, with the table in two factors where the
-    recipe's `embeddings` asks for it; its config tells of it.
+    """Factor the table of `compressed`, a result of `replace_layers`, as `embeddings` states.
 
-    Modules are exchanged in place; the original, which may share tensors, is not touched.
-    Raises what `plan_table` raises, and InputError when the plan has compressed the tied output
-    embedding already.
+    Modules are replaced in place and the config is updated; the original, which may share
+    tensors, is not changed. Raises what `plan_table` raises, and InputError if the plan has
+    compressed the tied output embedding already.
     """
     given = progress or RunContext()
     planned = plan_table(original, tokenizer, recipe, given)
@@ -82,7 +81,7 @@ def compress_embeddings(
 
 
 def _check_still_tied(compressed: PreTrainedModel, place: TableLocation) -> None:
-    """The plan has left a tied output embedding alone."""
+    """Raise InputError if the plan has compressed a tied output embedding."""
     if place.head is None:
         return
     weight: Any = compressed.get_submodule(place.name).weight
@@ -99,7 +98,7 @@ def plan_table(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> PlannedTable | None:
-    """The table as the recipe's `embeddings` asks for it, None where it does not.
+    """Factor the table as the recipe's `embeddings` states; None without it.
 
     Raises ModelError for a table that is more than a lookup, InputError for a budget below
     rank 1 and for unusable data.
@@ -124,7 +123,7 @@ def plan_table(
 def solve_table(
     model: Any, place: TableLocation, given: EmbeddingRecipe, statistics: TableStatistics | None
 ) -> FactoredTable:
-    """The table's factors at every rank in the metric of the recipe's method."""
+    """Factor the table at every rank in the metric of the recipe's method."""
     weight = model.get_submodule(place.name).weight.detach().double().cpu()
     problem = TableProblem(weight, place.head is not None, statistics)
     options = TABLE_METHODS.options(given.method, given.options)
@@ -138,7 +137,7 @@ def _gathered(
     wanted: frozenset[str],
     context: RunContext,
 ) -> TableSums:
-    """One pass over the recipe's tokens, kept in the cache."""
+    """Sum the statistics in one pass over the recipe's tokens, stored in the cache."""
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
     targets = find_targets(model, recipe.include, recipe.exclude)

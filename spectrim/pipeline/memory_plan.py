@@ -1,4 +1,4 @@
-"""`--memory`: the whole model or streaming, batches and buffers, so that all stays below it.
+"""`--memory`: choose the whole model or streaming, batches and buffers within the limit.
 
     peak = what the process holds now + LATER + the largest of the steps' needs
 
@@ -22,7 +22,11 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.models.experts import split_expert_names
 from spectrim.models.targets import Target, find_targets
-from spectrim.pipeline.calibrate import MOST_TOKENS_PER_BATCH, default_length
+from spectrim.pipeline.calibrate import (
+    MOST_TOKENS_PER_BATCH,
+    default_length,
+    default_sequences,
+)
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.streaming import StreamSizes
 from spectrim.planning.probe_tokens import (
@@ -45,7 +49,7 @@ _LOGIT_COPIES = 6
 
 
 def bytes_of(text: str) -> int:
-    """ "6GiB" as a number. Raises InputError."""
+    """Parse "6GiB" as a number. Raises InputError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in _UNITS:
         raise InputError(
@@ -56,8 +60,11 @@ def bytes_of(text: str) -> int:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """sizes: how to stream, None for the whole model in memory. needed: estimated peak.
-    covariance_bytes: where even one block's covariances in full are too large."""
+    """The way to run.
+
+    sizes: how to stream, None for the whole model in memory. needed: estimated peak.
+    covariance_bytes: set if even one block's covariances in full are too large.
+    """
 
     limit: int
     needed: int
@@ -92,7 +99,7 @@ class MemoryPlan:
 
 
 def plan_memory(opened: OffloadedCheckpoint, recipe: Recipe, limit: int) -> MemoryPlan:
-    """The fastest way that fits. Raises InputError when none does, with what is needed."""
+    """Choose the fastest way that fits. Raises InputError, with the bytes needed, if none."""
     needs = MemoryEstimate.of(opened, recipe)
     whole = needs.whole()
     length = needs.length
@@ -108,7 +115,7 @@ def plan_memory(opened: OffloadedCheckpoint, recipe: Recipe, limit: int) -> Memo
 
 
 def _with_fewer_numbers(needs: MemoryEstimate, limit: int) -> MemoryPlan:
-    """Streaming with the largest of a few sizes of the covariances that fits."""
+    """Stream with the largest of a few sizes of the covariances that fits."""
     least = needs.streamed(1)
     for share in _SHARES if needs.recipe.calibration.memory_budget is None else ():
         try:
@@ -147,7 +154,7 @@ def recipe_tokens(recipe: Recipe) -> int:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that the steps take, from the shapes of a model that is not in memory."""
+    """The bytes of all steps, from the shapes of a model that is not in memory."""
 
     opened: OffloadedCheckpoint
     recipe: Recipe
@@ -171,7 +178,7 @@ class MemoryEstimate:
 
     @cached_property
     def forms(self) -> Mapping[tuple[str, str], CovarianceFormat]:
-        """Raises InputError for too few bytes."""
+        """Return the formats of covariances. Raises InputError for too few bytes."""
         room = self.recipe.calibration.memory_budget
         shapes = {target.name: target.shape for target in self.targets}
         if room is not None:
@@ -187,8 +194,10 @@ class MemoryEstimate:
 
     @cached_property
     def _alike(self) -> set[str]:
-        """Layers whose block has others of their input's width: where these read one input, it
-        is in full."""
+        """Return layers whose block has others of their input's width.
+
+        If these read one input, it is in full.
+        """
         places = {
             t.name: (self.opened.streamed.part_of(t.name), t.shape[1]) for t in self.targets
         }
@@ -196,7 +205,7 @@ class MemoryEstimate:
         return {name for name, place in places.items() if count[place] > 1}
 
     def whole(self) -> int:
-        """Without activations: model, statistics (of two passes and their mean), factors."""
+        """Count model, statistics (two passes and their mean) and factors, no activations."""
         statistics = self._statistics(self.targets)
         passes = 3 if self.recipe.averages_hessian else 1
         factors = sum(_factors(target) for target in self.targets) * _FLOAT
@@ -206,21 +215,29 @@ class MemoryEstimate:
         return self.base + 2 * weights + passes * statistics + factors + rest
 
     def _measuring(self) -> int:
-        """Probabilities and logits of the tokens that curves are measured on."""
+        """Count probabilities and logits of the tokens that curves are measured on."""
         wanted = self.recipe.probe
         held = most_probabilities(self.opened.streamed.total_bytes, self._vocabulary)
         layers = wanted.per_layer * (wanted.tokens or MOST_LAYER_TOKENS)
         joint = wanted.joint * (wanted.joint_tokens or min(held, MOST_JOINT_TOKENS))
-        tokens = min(max(layers, joint), self.recipe.calibration.sequences * self.length)
+        tokens = min(max(layers, joint), self._calibrated)
         return tokens * _FLOAT * (6 * self._vocabulary + 8 * self._width * len(self._blocks))
 
+    @property
+    def _calibrated(self) -> int:
+        """Tokens of the calibration."""
+        given = self.recipe.calibration.sequences
+        return (
+            given or default_sequences(self.opened.streamed.model, self.length)
+        ) * self.length
+
     def whole_row(self) -> int:
-        """Activations of one more sequence."""
+        """Count the activations of one more sequence."""
         widths = sum(sum(target.shape) for target in self.targets)
         return self.length * (2 * _FLOAT * widths + 3 * _FLOAT * self._vocabulary)
 
     def streamed(self, rows: int) -> int:
-        """Batches of `rows` sequences, logits of one at a time, activations in files."""
+        """Count batches of `rows` sequences, logits of one at a time, activations in files."""
         outside = sum(map(self._loaded, self.opened.streamed.outside))
         row = self.length * self._vocabulary * _FLOAT * _LOGIT_COPIES
         hidden = rows * self.length * self._width * _FLOAT * 4
@@ -229,7 +246,7 @@ class MemoryEstimate:
         return self.base + max(ends, self._allocating(), *blocks)
 
     def _allocating(self) -> int:
-        """Choices of an exact allocation: for each layer and step of the budget."""
+        """Count the choices of an exact allocation: for each layer and step of the budget."""
         return len(self.targets) * MOST_BINS * 2
 
     def logits_rows(self, limit: int) -> int:
@@ -238,9 +255,9 @@ class MemoryEstimate:
         return max(1, (limit - self.base - outside - self._outside_statistics()) // (2 * row))
 
     def activations(self) -> int:
-        """All that is kept between blocks, and as much again while it is handed on."""
+        """Count all that is stored between blocks, twice for the transfer to the next."""
         count = len(self._blocks) + 2 if self._backward else 2
-        tokens = self.recipe.calibration.sequences * self.length
+        tokens = self._calibrated
         return tokens * self._width * _FLOAT * count
 
     def disk(self) -> int:
@@ -267,8 +284,7 @@ class MemoryEstimate:
         return loaded + most + self._test_matrices
 
     def _loaded(self, name: str) -> int:
-        """A part's tensors in float32, and while they are read as they are on disk, and split
-        where experts are."""
+        """Return the bytes of a part in float32 and, while it is read, as on disk and split."""
         split = bool(split_expert_names(self.opened.streamed.model.get_submodule(name)))
         return self.opened.streamed.bytes(name) * (3 if split else 2)
 
@@ -285,8 +301,7 @@ class MemoryEstimate:
         )
 
     def _decomposing(self, target: Target) -> int:
-        """One layer: its weight, its factors in float32 and once more balanced, both
-        covariances, and the eigenproblem."""
+        """Count one layer: weight, factors in float32 twice, covariances, eigenproblem."""
         out, inner = target.shape
         sides = (("gradient_covariance", out), ("input_covariance", inner))
         matrices = sum(self._side(name, target.name, width) for name, width in sides)
@@ -294,7 +309,7 @@ class MemoryEstimate:
         return matrices + _DOUBLE * numbers
 
     def _side(self, statistic: str, layer: str, width: int) -> int:
-        """A covariance with its root: of parts where the method takes it by its parts."""
+        """Return the bytes of a covariance and its root, by parts if the method takes parts."""
         form = self.forms.get((statistic, layer), FULL)
         if form == FULL or not hasattr(DECOMPOSITIONS.get(self.recipe.method), "metric"):
             return _DOUBLE * 4 * width**2
@@ -302,7 +317,7 @@ class MemoryEstimate:
 
     @property
     def _test_matrices(self) -> int:
-        """Of sketches, one for each shape of them, as large as the sketch."""
+        """Count the test matrices of sketches, one for each shape, as large as the sketch."""
         shapes = {target.name: target.shape for target in self.targets}
         found = {
             (STATISTICS.get(name).width(shapes[layer]), form)
@@ -327,7 +342,7 @@ class MemoryEstimate:
 
 
 def _factors(target: Target) -> int:
-    """Numbers in the factors of full rank."""
+    """Count the numbers in the factors of full rank."""
     return min(target.shape) * sum(target.shape)
 
 

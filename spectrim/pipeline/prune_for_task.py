@@ -1,8 +1,8 @@
-"""From a model and a task to a smaller model of that task: bases chosen while they are tuned.
+"""A smaller model for a task, from bases that are pruned while they are tuned.
 
     bases -> spectral layers -> (score, drop, tune) x events -> merge -> factors of the budget
 
-What follows, fine-tuning of the factors, is a refinement like any other (`next_token`).
+Fine-tuning of the factors afterward is a refinement like any other (`next_token`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PrunedModel:
     state: PruningState
 
     def prune_steps(self) -> str:
-        """One JSON object per pruning, in order."""
+        """Return one JSON object per pruning, in order."""
         return "".join(json.dumps(asdict(event)) + "\n" for event in self.state.prune_steps)
 
 
@@ -68,11 +68,11 @@ def prune_for_task(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> PrunedModel:
-    """Select bases of `model` (float32) for the recipe's task.
+    """Prune bases of `model` (float32) for the recipe's task.
 
-    Examples that Python gives become a task by `spectrim.data.tasks.write_task`. An interrupted
-    run continues from the cache. The original is not changed, but for fused experts, which
-    are split. Raises InputError for a task that cannot be read and a budget that cannot be met,
+    Python examples become a task by `spectrim.data.tasks.write_task`. An interrupted run
+    resumes from the cache. The original is not changed, except that fused experts are split.
+    Raises InputError for a task that cannot be read and a budget that cannot be met,
     NumericalError for a loss that is not finite.
     """
     _check(recipe)
@@ -94,7 +94,7 @@ def prune_for_task(
 
 
 def _check(recipe: Recipe) -> None:
-    """Raises InputError for a recipe that cannot select bases."""
+    """Raise InputError for a recipe that cannot prune bases."""
     if recipe.pruning is None or recipe.task is None:
         raise InputError("a task to prune for is missing: give --task FILE.jsonl")
 
@@ -106,7 +106,7 @@ def _bases(
     targets: list[Target],
     progress: RunContext,
 ) -> dict[str, Factors]:
-    """Full-rank factors by the recipe's method, calibrated on the task where it needs that."""
+    """Return full-rank factors by the recipe's method, calibrated on the task if needed."""
     snapshots = _snapshots(model, recipe, progress)
     if DECOMPOSITIONS.get(recipe.method).REQUIRES:
         calibration = calibrate(model, tokenizer, recipe, progress)
@@ -125,7 +125,7 @@ def _bases(
 
 
 def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> Snapshots:
-    """Where bases are until the selection is done that starts from them."""
+    """Return the store of the bases until the pruning that starts from them is finished."""
     key = {
         "model": model_fingerprint(model),
         "task": None if recipe.task is None else asdict(recipe.task),
@@ -136,7 +136,7 @@ def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> 
 
 
 def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objective]:
-    """What trains the layers, what scores them."""
+    """Return the objectives for training and for scoring."""
     size = options.batch_size
     scoring = sample_rows(rows, options.scoring_examples, options.seed)
     return Objective(rows, size), Objective(scoring, size)
@@ -145,7 +145,7 @@ def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objectiv
 def spectral_copy(
     model: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext | None = None
 ) -> tuple[PreTrainedModel, dict[str, SpectralLinear]]:
-    """A copy of `model` whose targets are spectral layers on the recipe's bases, by name.
+    """Return a copy of `model` with spectral layers on the recipe's bases, and these by name.
 
     Tensors that do not change are shared with the original. Raises InputError for a method
     whose terms cannot be dropped one by one.
@@ -165,7 +165,7 @@ def spectral_copy(
 
 
 def layer_costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
-    """What the layers' bases cost in the recipe's kind of layer, which selects bases."""
+    """Return the cost of the layers' bases in the recipe's kind of layer."""
     assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     return {
@@ -200,7 +200,7 @@ def _key(
 
 @torch.no_grad()
 def _merge(model: PreTrainedModel, problem: Problem, recipe: Recipe) -> dict[str, int | None]:
-    """Stored layers in place of the spectral ones; the rank of each, None where it is dense."""
+    """Replace the spectral layers by stored ones; return ranks, None for dense ones."""
     assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     ranks: dict[str, int | None] = {}
@@ -245,7 +245,7 @@ def _plan(
 
 
 def _mark(original: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None:
-    """Say in the model's config what it has become."""
+    """Record the compression in the model's config."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     config = SpectrimConfig(

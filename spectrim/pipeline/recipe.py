@@ -1,4 +1,4 @@
-"""A recipe is the whole run as one value: what `--recipe FILE` reads and outputs record."""
+"""A recipe: a whole run as one value, which `--recipe FILE` reads and outputs record."""
 
 from __future__ import annotations
 
@@ -26,18 +26,27 @@ Options = dict[str, Any]
 class CalibrationRecipe:
     """Which tokens the statistics come from, and how the statistics are stored."""
 
-    data: str = Field(
-        default="python",
-        description="Text file, .jsonl, .parquet, hf:NAME:SPLIT, or python.",
+    data: str | None = Field(
+        default=None,
+        description="Text, .jsonl, .parquet, directory, hf:NAME:SPLIT, python; PATH@SHARE.",
     )
     field: str | None = Field(default=None, description="Field that holds the text.")
-    sequences: int = Field(default=256, ge=1, description="Number of sequences.")
+    sequences: int | None = Field(
+        default=None,
+        ge=1,
+        description="Number of sequences (default: 96 tokens for each number of a hidden "
+        "state, 65,536 to 524,288 in all; 256 rows of a task).",
+    )
     length: int | None = Field(
         default=None,
         ge=2,
         description="Tokens per sequence (default: half the model's context, 256 to 2048).",
     )
     seed: int | None = 0
+    rows: Literal["prefixed", "packed"] = Field(
+        default="prefixed",
+        description="Rows begin as the tokenizer begins a text, or anywhere, as in papers.",
+    )
     labels: Literal["data", "sampled"] = Field(
         default="data", description="Labels of the loss: data, or sampled from the model."
     )
@@ -153,7 +162,7 @@ class QuantizationRecipe:
 
     @property
     def multiple(self) -> int:
-        """Ranks must be multiples of it."""
+        """Return what ranks must be multiples of."""
         return self.group_size if self.backend == "torchao" and self.bits == 4 else 1
 
 
@@ -208,7 +217,7 @@ class EmbeddingRecipe:
 
 @dataclass(frozen=True, config=_STRICT)
 class Recipe:
-    """What is done to a model: calibration, method, ranks, storage, refinement."""
+    """A compression run: calibration, method, ranks, storage, refinement."""
 
     method: str = Field(default="obd", description="Decomposition; see `spectrim ls`.")
     method_options: Options = Field(default_factory=dict)
@@ -257,7 +266,7 @@ class Recipe:
 
     @property
     def planning(self) -> PlanningSettings:
-        """What choosing ranks depends on."""
+        """Return the settings that choose ranks."""
         quantizer, quantization = None, self.quantization
         if quantization is not None:
             dtype = self.save_dtype or "float32"
@@ -275,28 +284,28 @@ class Recipe:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Statistics to gather."""
+        """Return the statistics to collect."""
         from spectrim.pipeline.requirements import statistics_for
 
         return statistics_for(self)
 
     @property
     def wide(self) -> Wide:
-        """How covariances of the wider side of a layer are kept."""
+        """Return how covariances of the wider side of a layer are stored."""
         from spectrim.pipeline.requirements import wide_covariances_for
 
         return wide_covariances_for(self)
 
     @property
     def averages_hessian(self) -> bool:
-        """Whether statistics are averaged towards the compressed model."""
+        """Return whether statistics are averaged toward the compressed model."""
         from spectrim.pipeline.requirements import averages_hessian
 
         return averages_hessian(self)
 
     @property
     def sharing_key(self) -> Options:
-        """All that the groups of layers on one basis depend on; empty without sharing."""
+        """Return all that groups of layers on one basis depend on; empty without sharing."""
         if self.sharing.rule == "none":
             return {}
         return {"sharing": [asdict(self.sharing), self.layer, self.rank_multiple]}
@@ -355,12 +364,19 @@ def _reason(path: list[Any], item: dict[str, Any]) -> str:
         expected = re.findall(r"'(\w+)'", item["ctx"]["expected"])
         return f"{item['msg']}, got '{given}'{did_you_mean(str(given), expected)}"
     if isinstance(given, int | float | str):
-        return f"{item['msg']}, got {given!r}"
+        return f"{item['msg']}, got {given!r}{_meaning(path)}"
     return str(item["msg"])
 
 
+def _meaning(path: list[Any]) -> str:
+    """Return the description of a field, as its option shows it."""
+    owner = getattr(_class_at(path[:-1]), "__pydantic_fields__", {})
+    field = owner.get(str(path[-1])) if path else None
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
+
+
 def _class_at(path: list[Any]) -> type:
-    """The dataclass of a part of a recipe."""
+    """Return the dataclass of a part of a recipe."""
     cls: type = Recipe
     for step in path:
         if isinstance(step, str) and is_dataclass(cls):

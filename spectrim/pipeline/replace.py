@@ -1,4 +1,4 @@
-"""From a plan to a compressed model."""
+"""Replace the planned layers of a model by factored ones."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def replace_layers(
     plan: Plan,
     dtype: torch.dtype | None = None,
 ) -> M:
-    """A compressed copy of `model`; tensors that do not change are shared with it. A model of
-    transformers says in its config what it has become.
+    """Return a compressed copy of `model`; tensors that do not change are shared with it.
 
-    dtype: of the whole result; None keeps the model's. Raises CheckpointError when plan,
+    The config of a transformers model describes the compressed layers.
+
+    dtype: of the whole result; None keeps the model's. Raises CheckpointError if plan,
     decomposition and model do not belong together.
     """
     _check_fits(model, decomposition, plan)
@@ -73,7 +74,7 @@ def factored_layer(
 
 
 def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimConfig:
-    """What the checkpoint of a model compressed by `plan` says of itself."""
+    """Return the checkpoint config of a model compressed by `plan`."""
     return SpectrimConfig(
         layers=_entries(plan),
         split_experts=split_experts,
@@ -83,7 +84,7 @@ def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimCo
 
 
 def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:
-    """Layers on one basis in place of each group's members."""
+    """Put layers on one basis in place of each group's members."""
     factors, by_module = decomposition.expand_groups(ranks)
     parts = {name: factors[name].truncated(rank) for name, rank in by_module.items()}
     biases = {
@@ -95,7 +96,7 @@ def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]
 
 
 def _entries(plan: Plan) -> dict[str, dict[str, Any]]:
-    """By module name, what the checkpoint's config says of it."""
+    """Return the checkpoint config's entry of each module."""
     entries: dict[str, dict[str, Any]] = {}
     for name, rank in plan.ranks.items():
         first, *others = plan.members(name)
@@ -105,7 +106,7 @@ def _entries(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def check_plan(model: nn.Module, plan: Plan) -> None:
-    """Raises CheckpointError unless `model`, its experts split, has the plan's layers."""
+    """Raise CheckpointError unless `model`, its experts split, has the plan's layers."""
     modules = dict(model.named_modules())
     for name, layer in plan.layers.items():
         for module, rows in (layer.members or {name: layer.shape[0]}).items():
@@ -136,20 +137,20 @@ def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> N
 
 def _foreign(name: str) -> CheckpointError:
     return CheckpointError(
-        f"the plan names layer '{name}', which this model or decomposition has not; "
+        f"the plan contains layer '{name}', which is not in this model or decomposition; "
         "make the plan from the same model with `spectrim plan`"
     )
 
 
 def shared_copy(model: M) -> M:
-    """A copy of the module tree around the same tensors."""
+    """Copy the module tree around the same tensors."""
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     memo |= {id(buffer): buffer for buffer in model.buffers()}
     return deep_copy(model, memo)
 
 
 def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
-    """Give a tied output embedding that is to be compressed a weight of its own."""
+    """Give a tied output embedding that will be compressed its own weight."""
     head = model.get_output_embeddings()
     if head is None or not getattr(model.config, "tie_word_embeddings", False):
         return False

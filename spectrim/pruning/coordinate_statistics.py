@@ -72,7 +72,7 @@ def _column_sums(values: Tensor) -> Tensor:
 def moments(
     model: nn.Module, layers: dict[str, SpectralLinear], objective: Objective
 ) -> dict[str, Moments]:
-    """Of all layers, by one gradient pass over the objective's rows."""
+    """Return the moments of all layers, by one gradient pass over the objective's rows."""
     found = {name: Moments.zeros(layer.bases) for name, layer in layers.items()}
     receivers = {name: entry.add for name, entry in found.items()}
     scored = gradient_pass(model, layers, objective, receivers)
@@ -110,7 +110,7 @@ class _Present:
     mask: Tensor | None = None
 
     def real(self, values: Tensor) -> Tensor:
-        """The rows (tokens, k) of (..., k) that are tokens."""
+        """Return the rows (tokens, k) of (..., k) that are tokens."""
         mask = self.mask
         if mask is not None and values.shape[:-1] == mask.shape:
             return values[mask.to(values.device)]

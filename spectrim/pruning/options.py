@@ -1,4 +1,4 @@
-"""What a selection run can be told."""
+"""Options of a pruning run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PruningOptions:
     seed: int = 0
 
     def extra_rank_for(self, shape: tuple[int, int]) -> int:
-        """New bases of a layer of this shape."""
+        """Return the number of new bases of a layer of this shape."""
         if self.steps == 0:
             return 0
         if self.extra_rank is not None:
@@ -59,11 +59,11 @@ class PruningOptions:
 
     @property
     def prune_at(self) -> list[int]:
-        """The tuning step before which each pruning happens, ascending."""
+        """Return the tuning steps before which bases are pruned, ascending."""
         span = self.prune_until * self.steps
         return [round(span * number / self.prune_steps) for number in range(self.prune_steps)]
 
 
 def kept_after(event: int, events: int, start: float, end: float) -> float:
-    """Fraction kept after pruning number `event` (from 1): geometric from `start` to `end`."""
+    """Return the fraction kept after pruning `event` (from 1), geometric between the ends."""
     return start * (end / start) ** (event / events)

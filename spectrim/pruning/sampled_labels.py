@@ -5,7 +5,7 @@
     squares   T   sqrt(p / q)(y_t) * -log p_t(y_t)     gradients' mean square is F_T
     hessian   T^2      (p / q)(y_t) * -log p_t(y_t)    mean Hessian is F_T = diag(p) - p p^T
 
-both in units of the logits z. A model that has learnt its task is sure of every answer: with
+both in units of the logits z. A model that has learned its task is sure of every answer: with
 the data's labels the gradients and their squares vanish faster than the Hessian does, and at
 T = 1 even drawn labels are nearly always the likely ones. Drawing from the flatter q and
 weighting changes no mean, with far less noise. F_1 is the Fisher information, the Hessian near
@@ -62,7 +62,7 @@ class SoftObjective(Objective):
 def sample_labels(
     model: nn.Module, objective: Objective, temperature: float, seed: int, use: Use
 ) -> SoftObjective:
-    """Labels drawn by one forward pass over the rows, at `temperature` T, for one `use`."""
+    """Draw labels by one forward pass over the rows, at `temperature` T, for one `use`."""
     generator = torch.Generator().manual_seed(seed)
     power = POWERS[use]
     scale = temperature**power
@@ -80,7 +80,7 @@ def sample_labels(
 
 
 def check_temperature(temperature: float | None, draws: int = 1) -> None:
-    """Raises InputError."""
+    """Raise InputError for a temperature or a number of draws out of range."""
     if (temperature is not None and not temperature > 0) or draws < 1:
         raise InputError(
             f"temperature is {temperature} and draws {draws}, expected above 0 (temperature "

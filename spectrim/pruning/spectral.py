@@ -89,7 +89,7 @@ class SpectralLinear(nn.Module):
         self.new_right = nn.Parameter((random / math.sqrt(self.right.shape[1])).to(self.left))
 
     def unfreeze(self) -> None:
-        """The bases become parameters: what is selected from is trained as factors are."""
+        """Make the bases parameters, which are trained as factors are."""
         for name in ("left", "right"):
             values = self._buffers.pop(name)
             assert values is not None
@@ -106,7 +106,7 @@ class SpectralLinear(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> tuple[Tensor, Tensor]:
-        """left (out, k + m), right (k + m, in) in float64: coordinates folded in."""
+        """Return left (out, k + m), right (k + m, in) in float64, coordinates folded in."""
         left = torch.cat([self.left * self.coordinates.value, self.new_left], dim=1)
         return left.double(), torch.cat([self.right, self.new_right]).double()
 

@@ -4,7 +4,7 @@
 
 x the original's inputs, x' those that the rewritten prefix gives. `original_input_weight` 1 is
 the anchored objective of AA-SVD: every layer is asked to undo what the layers before it have
-lost; where much is lost that spends the rank on noise, and 0 (`shifted`) is better.
+lost; where much is lost that spends the rank on noise, and 0 (`svd_llm_update`) is better.
 `original_input_weight` "search" walks through all layers once for each of `candidates` on
 `search_share` of the sequences, measures KL(original || compressed) on an eighth of the
 sequences that no candidate was fitted on, and walks once more, with the best, on all.
@@ -88,7 +88,7 @@ def _constant(mix: float) -> TargetMix:
 
 
 def _chosen(walker: SequentialPass, options: Options) -> float:
-    """The mix that is set, or the candidate of smallest divergence on what is held out."""
+    """Return the mix that is set, or the candidate of smallest held-out divergence."""
     if options.original_input_weight != "search":
         return options.original_input_weight
     fitted, held_out = _split(len(walker.task.inputs.blocks), options.search_share)
@@ -106,7 +106,7 @@ def _label(mix: float) -> str:
 
 
 def _split(sequences: int, share: float) -> tuple[Tensor, Tensor]:
-    """Indices to fit on, and those held out; both spread evenly over the text."""
+    """Return indices to fit on, and held-out ones; both spread evenly over the text."""
     rows = torch.arange(sequences)
     held_out = rows[::_HELD_OUT]
     rest = rows[rows % _HELD_OUT != 0]

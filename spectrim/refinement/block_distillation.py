@@ -1,11 +1,11 @@
-"""Block by block, the original block's output from the inputs that the refined prefix gives.
+"""Train each block to return the original's output on the refined prefix's inputs.
 
     min  E_t ||F_i(x_t) - G_i(x'_t)||^2 / E_t ||F_i(x_t)||^2
 
 F_i and G_i the original and the compressed block i, x the original model's hidden states and
 x' those of the compressed model with blocks 1 ... i - 1 already refined. Factors, norms, biases
 and what stayed dense in the block are trained. A basis that layers of several blocks
-share stays fixed, since the later ones' coefficients are made for it: `end_to_end` trains it.
+share stays fixed, since the later ones' coefficients are made for it: `distillation` trains it.
 
 Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
 step through one block, and two arrays of hidden states, tokens x width x 4 bytes each; with
@@ -47,8 +47,8 @@ class Options:
     """epochs: passes over the sequences for each block, or tokens: to train each block on,
     padding included, in their place; `warmup_ratio` is a share of the steps; precision is that
     of the matrix products ("float32" or "bfloat16"); optimizer_basis: the coordinates of Adam's
-    steps (`spectrim/training/eigenbasis.py`), lr_scaling of its rate (`_divergence.py`);
-    out_metric "gradient": errors weighted by what they cost (`_output_metric.py`)."""
+    steps (`spectrim/training/eigenbasis.py`), lr_scaling of its rate
+    (`spectrim/training/losses.py`); out_metric "gradient": errors weighted by their cost."""
 
     epochs: int = 8
     tokens: int | None = None
@@ -81,7 +81,7 @@ class Options:
 
 
 def requires(options: Options) -> tuple[str, ...]:
-    """The statistics of the original that these options make use of."""
+    """Return the statistics of the original that these options make use of."""
     return basis_requires(options.optimizer_basis)
 
 

@@ -1,4 +1,4 @@
-"""Everything in the blocks on KL(original || compressed) of predictions and hidden states.
+"""Train everything in the blocks on KL(original || compressed) and on hidden states.
 
     min  E_t[ sum_v p_t(v) (log p_t(v) - log q_t(v)) ]
          + hidden / L  sum_i E_t ||h_it - h'_it||^2 / E_t ||h_it||^2
@@ -73,7 +73,7 @@ class Options:
 
 
 def requires(options: Options) -> tuple[str, ...]:
-    """The statistics of the original that these options make use of."""
+    """Return the statistics of the original that these options make use of."""
     return basis_requires(options.optimizer_basis)
 
 

@@ -1,4 +1,4 @@
-"""Everything in the blocks on the loss itself: next-token cross-entropy, of a task's answers.
+"""Train everything in the blocks on the next-token loss, of a text or a task's answers.
 
     min  1/n sum_t -log p(x_t | x_<t),     t over the scored tokens (all of a text)
 

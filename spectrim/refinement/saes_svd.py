@@ -1,4 +1,4 @@
-"""SAES-SVD: as anchored, the share of the original inputs' output chosen for each layer (ACES).
+"""SAES-SVD: as AA-SVD, the share of the original inputs' output chosen for each layer (ACES).
 
     min_{rank r}  E || L_out^T (W - W_hat) x' ||^2 + alpha E || L_out^T (W_hat x' - W x) ||^2
 

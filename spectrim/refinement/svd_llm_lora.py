@@ -114,7 +114,7 @@ def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Los
 def add_updates(
     model: nn.Module, inside: Parameters, options: Options
 ) -> Iterator[dict[str, Parameters]]:
-    """Updates of the factors that are among the parameters `inside`: by factor, then by name.
+    """Add updates to the factors among the parameters `inside`; yield them by factor and name.
 
     They are merged on leaving; the first stage's, fixed from then on, are part of their
     factor all the same while the second is trained. Raises ModelError when there are none.

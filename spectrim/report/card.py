@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from spectrim.checkpoint.card import (
     front_matter,
     license_of,
 )
+from spectrim.data import DEFAULT_TEXT
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Plan
 
@@ -32,7 +34,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
             method=", ".join(steps),
             layer_kind=plan.layer,
             kept=plan.kept,
-            data=_data(recipe),
+            data=_data(recipe, plan.provenance),
             figures=figures,
             ranks=plan.ranks,
             license=license_of(base),
@@ -50,8 +52,8 @@ def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
     stored = f"`{facts['base']}`" + (f" ({options})" if options else "")
     lines += [f"{len(config.layers)} linear layers are stored by {stored}."]
     if facts["path_bytes"]:
-        lines += ["Low-rank corrections give back a part of what that lost: method"]
-        source = escape_markdown(_data(recipe))
+        lines += ["Low-rank corrections recover part of the error: method"]
+        source = escape_markdown(_data(recipe, config.provenance))
         lines += [f"`{facts['method']}`, {facts['allocation']} ranks, from {source}."]
     lines += ["", "| | |", "|---|---|"]
     for key in ("dense_bytes", "base_bytes", "path_bytes"):
@@ -92,8 +94,11 @@ def _tables(recipe: Recipe) -> list[str]:
     return [f"embedding table factored by {tables.method} at budget {tables.budget:g}"]
 
 
-def _data(recipe: Recipe) -> str:
+def _data(recipe: Recipe, provenance: Mapping[str, Any]) -> str:
     if recipe.task is not None:
         counted = "the answers' tokens" if recipe.task.labels == "answer" else "all tokens"
         return f"the task {recipe.task.data}, its loss counted on {counted}"
-    return f"{recipe.calibration.data}, {recipe.calibration.sequences} sequences"
+    recorded = provenance.get("data", {}).get("sequences")
+    sequences = recipe.calibration.sequences or recorded
+    counted = f", {sequences} sequences" if sequences else ""
+    return f"{recipe.calibration.data or DEFAULT_TEXT}{counted}"

@@ -199,7 +199,7 @@ def _remove_if_empty(directory: Path) -> None:
 
 
 def _flush(partial: Path) -> None:
-    """Bring all to the disk, with the permissions that the umask gave to the directory."""
+    """Flush everything to the disk, with the directory's permissions as the umask gave them."""
     mode = partial.stat().st_mode & 0o666
     for path in [*partial.rglob("*"), partial]:
         try:

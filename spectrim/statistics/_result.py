@@ -16,6 +16,7 @@ from spectrim.statistics._covariance import FULL, CovarianceFormat
 from spectrim.statistics._registry import STATISTICS
 
 State = dict[str, Tensor]
+"""The sums of one statistic for one layer, by name."""
 
 
 @dataclass
@@ -134,9 +135,13 @@ class LayerStatistics:
     def count(self) -> int:
         return self.calibration.counts[self.layer]
 
+    def tokens_of(self, statistic: str) -> int:
+        """Return how many tokens the statistic is a mean over."""
+        return self.count
+
     @property
     def share(self) -> float:
-        """Fraction of all tokens that reached this layer: 1 except for experts.
+        """Return the fraction of all tokens that reached this layer: 1 except for experts.
 
         Loss per token of the text = share * loss per token of the layer.
         """
@@ -163,10 +168,15 @@ class LayerStatistics:
 class PooledStatistics(LayerStatistics):
     """One layer's statistics with the inputs of all layers of `pool` summed.
 
-    What describes the input is per token that reached any of them; all have its width.
+    Input statistics are per token that reached any of them; all have its width.
     """
 
     pool: tuple[str, ...]
+
+    def tokens_of(self, statistic: str) -> int:
+        if STATISTICS.get(statistic).SIDE != "input":
+            return self.count
+        return sum(self.calibration.counts[name] for name in self.pool)
 
     def __getitem__(self, statistic: str) -> Any:
         if statistic not in self or STATISTICS.get(statistic).SIDE != "input":
@@ -174,5 +184,4 @@ class PooledStatistics(LayerStatistics):
         by_group = self.calibration.states[statistic]
         states = [by_group[self.calibration.groups[name]] for name in self.pool]
         total = {key: torch.stack([s[key] for s in states]).sum(0) for key in states[0]}
-        count = sum(self.calibration.counts[name] for name in self.pool)
-        return STATISTICS.get(statistic).finish(total, count)
+        return STATISTICS.get(statistic).finish(total, self.tokens_of(statistic))

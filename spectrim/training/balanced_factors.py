@@ -4,7 +4,7 @@ A factored layer of any kind is trained as `W_hat = left right` with
 
     left = U sqrt(S),   right = sqrt(S) V^T,   U S V^T = W_hat,
 
-and put back into its own kind afterwards (a change of storage, in float64): Adam's steps have
+and put back into its own kind afterward (a change of storage, in float64): Adam's steps have
 the same size along every coordinate, and in this form the coordinates of a layer, and of all
 kinds of layer, have comparable sizes. A kind that cannot store every such product trains the
 tensors it has. Layers on one basis keep it: their stacked weight is factored as one, and the
@@ -33,7 +33,7 @@ Parameters = dict[str, nn.Parameter]
 
 @contextmanager
 def balanced_parameters(model: nn.Module) -> Iterator[Parameters]:
-    """The parameters to train, by name; they are the model's own and in float32.
+    """Yield the parameters to train, by name; they are the model's own and in float32.
 
     The model is in evaluation mode inside. On leaving, factors are put back into their own
     kinds; after an error the model is what it was before. Raises ModelError.
@@ -67,7 +67,7 @@ class _Before:
 
 
 def _exchange(model: nn.Module, before: _Before) -> Parameters:
-    """New parameters in place of all in the blocks; those used outside them too stay fixed."""
+    """Replace all parameters in the blocks by copies, but for those used outside them too."""
     outer = _trained_modules(model)
     outside = _parameters_outside(model, outer)
     shared = _exchange_shared(model, before, outer, outside)
@@ -114,7 +114,7 @@ def _exchange_shared(
 
 
 def _trained_modules(model: nn.Module) -> tuple[str, ...]:
-    """Name prefixes: the decoder blocks, or where a model names none its factored layers."""
+    """Return the names of decoder blocks, or of the factored layers of a model without."""
     found = [name for name, _ in decoder_blocks(model) or factored_layers(model)]
     if not found:
         raise ModelError(
@@ -136,13 +136,13 @@ def _trainable_copy(name: str, parameter: nn.Parameter) -> nn.Parameter:
     if parameter.dtype != torch.float32:
         raise ModelError(
             f"{name} is in {parameter.dtype}; refine a model in float32 (`model.float()`) "
-            "and cast it afterwards"
+            "and cast it afterward"
         )
     return nn.Parameter(parameter.detach().clone())
 
 
 def balanced_factors(layer: FactoredLinear) -> tuple[Tensor, Tensor, Tensor | None]:
-    """left (out, r), right (r, in) with `left^T left = right right^T = S`, and the bias."""
+    """Return left (out, r), right (r, in), `left^T left = right right^T = S`, and the bias."""
     weight, bias = layer.dense()
     return *balance(weight, layer.rank), bias
 
@@ -154,7 +154,7 @@ def balance(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def _restore_kinds(model: nn.Module, before: _Before) -> None:
-    """The trained factors in the kinds that stood there before, without stored gradients."""
+    """Store the trained factors in the kinds that stood there before; drop gradients."""
     for name, layer in before.layers.items():
         trained = model.get_submodule(name)
         if isinstance(trained, SharedBasisLinear):

@@ -56,8 +56,9 @@ def requires(basis: Basis) -> tuple[str, ...]:
 def rotations(
     model: nn.Module, names: Iterable[str], basis: Basis, calibration: Calibration | None
 ) -> Rotations:
-    """By parameter name, for a model in its training form. Raises InputError without the
-    statistics.
+    """Return rotations by parameter name, for a model with balanced parameters.
+
+    Raises InputError without the statistics.
 
     Memory: in^2 + out^2 numbers of 4 bytes per layer, an input's basis once for all that
     read it.
@@ -76,7 +77,7 @@ def rotations(
 
 
 def basis_key(basis: Basis, calibration: Calibration | None) -> dict[str, str]:
-    """What a result depends on: a hash of the diagonals of all that rotations are made of."""
+    """Return what a result depends on: a hash of the statistics behind the rotations."""
     if basis == "parameters":
         return {}
     given = _checked(calibration)

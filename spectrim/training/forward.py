@@ -127,7 +127,7 @@ class BlockRunner:
         )
 
     def _recorded(self, row: Tensor) -> tuple[list[Tensor], list[Any]]:
-        """What each block is given, and what it returns, when the model reads `row`."""
+        """Return each block's input and output when the model reads `row`."""
         inputs: list[Tensor] = []
         outputs: list[Any] = []
 

@@ -29,7 +29,7 @@ _PROBED = 32
 def scale_by_divergence(
     schedule: Schedule, original: PreTrainedModel, compressed: PreTrainedModel, tokens: Tokens
 ) -> Schedule:
-    """The schedule with the rate for this distance, on the first sequences."""
+    """Return the schedule with the rate for this distance, on the first sequences."""
     chunks = torch.arange(min(len(tokens), _PROBED)).split(schedule.rows)
     away = mean_divergence(original, compressed, tokens, chunks)
     share = min(1.0, max(0.0, away) ** 0.5)
@@ -43,7 +43,7 @@ def mean_divergence(
     tokens: Tokens,
     chunks: Sequence[Tensor],
 ) -> float:
-    """KL(original || compressed) per real position; chunks: indices (B,) run together."""
+    """Return KL(original || compressed) per real position; chunks: indices (B,) in a batch."""
     total, count = 0.0, 0
     for chunk in chunks:
         wanted = tokens.run(original, chunk).logits
@@ -55,7 +55,7 @@ def mean_divergence(
 
 
 def divergence(wanted: Tensor, logits: Tensor, real: Tensor) -> Tensor:
-    """Mean KL over the real positions; wanted and logits (B, T, V), real (B, T) bool."""
+    """Return the mean KL over real positions; wanted, logits (B, T, V), real (B, T) bool."""
     log_p = wanted[real].float().log_softmax(-1)
     log_q = logits[real].float().log_softmax(-1)
     return kl_div(log_q, log_p, reduction="batchmean", log_target=True)
@@ -64,7 +64,7 @@ def divergence(wanted: Tensor, logits: Tensor, real: Tensor) -> Tensor:
 def next_token_loss(
     model: PreTrainedModel, rows: TaskRows, precision: Precision, chosen: Tensor
 ) -> Tensor:
-    """Mean cross-entropy over the scored tokens of the rows `chosen` (B,)."""
+    """Return the mean cross-entropy over the scored tokens of the rows `chosen` (B,)."""
     lower = precision != "float32"
     with torch.autocast(model.device.type, getattr(torch, precision), enabled=lower):
         summed, tokens = task_loss(model, rows.batch(chosen))
@@ -72,7 +72,7 @@ def next_token_loss(
 
 
 def task_rows(blocks: TokenBlocks) -> TaskRows:
-    """All tokens that follow one count where the blocks do not say which."""
+    """Return the blocks as rows; every token that follows one is scored if none is marked."""
     mask = torch.ones_like(blocks.ids, dtype=torch.bool) if blocks.mask is None else blocks.mask
     scored = blocks.scored
     if scored is None:

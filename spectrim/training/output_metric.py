@@ -4,7 +4,7 @@
 
 h the output of a block at one token, g summed over the predictions that it reaches, y labels
 drawn from the original's own predictions. A plain square counts directions that no later
-layer reads (the length of what is normalised next, a few very large coordinates) like those
+layer reads (the length of what is normalized next, a few very large coordinates) like those
 that decide the prediction.
 """
 

@@ -74,4 +74,4 @@ def test_a_budget_of_time_is_planned_and_followed(cli, shelf, plan, compress, tm
 
 def test_time_and_loss_are_not_both_a_budget(plan):
     done = plan("--latency-budget", "0.9", "--target-loss", "0.1")
-    assert "choose one of" in done.failed_with_one_line()
+    assert "latency and --target-loss cannot be combined" in done.failed_with_one_line()

@@ -29,13 +29,25 @@ def broken_model(shelf: Path, directory: Path) -> Path:
 
 
 BAD_OPTIONS = {
-    "budget 0": (["--budget", "0"], "budget 0.0 is out of range"),
-    "budget 1.5": (["--budget", "1.5"], "budget 1.5 is out of range"),
-    "negative budget": (["--budget", "-0.5"], "budget -0.5 is out of range"),
-    "nan budget": (["--budget", "nan"], "budget nan is out of range"),
+    "budget 0": (
+        ["--budget", "0"],
+        "budget: Input should be greater than 0, got 0.0 (Fraction of the layers' weights",
+    ),
+    "budget 1.5": (
+        ["--budget", "1.5"],
+        "budget: Input should be less than or equal to 1, got 1.5 (",
+    ),
+    "negative budget": (
+        ["--budget", "-0.5"],
+        "budget: Input should be greater than 0, got -0.5 (",
+    ),
+    "nan budget": (["--budget", "nan"], "budget: Input should be a finite number, got nan ("),
     "budget of words": (["--budget", "abc"], "Invalid value for '--budget'"),
     "tiny budget": (["--budget", "0.001"], "below the smallest possible model"),
-    "method": (["--method", "obdd"], "unknown method 'obdd'; available: afm"),
+    "method": (
+        ["--method", "obdd"],
+        "unknown method 'obdd' (did you mean 'obd'?); available: afm",
+    ),
     "allocation": (["--allocation", "best"], "unknown allocation 'best'; available: "),
     "layer": (["--layer", "dense"], "unknown layer 'dense'; available: lowrank, pivoted"),
     "recipe": (["--recipe", "worst"], "expected a YAML file or one of default, fast"),
@@ -158,7 +170,7 @@ def test_model_without_a_tokenizer(cli, shelf, tmp_path):
         ("method: 3\n", "method: "),
         ("calibration: {sequences: many}\n", "calibration.sequences: "),
         ("method: nothing\n", "unknown method 'nothing'"),
-        ("budget: 7\n", "budget 7.0 is out of range"),
+        ("budget: 7\n", "budget: Input should be less than or equal to 1, got 7"),
     ],
 )
 def test_recipe_files(compress, tmp_path, text, message):
@@ -206,7 +218,7 @@ def _field(values):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_rename, "the plan names layer 'model.layers.0.ffn.gate_proj'"),
+        (_rename, "the plan contains layer 'model.layers.0.ffn.gate_proj'"),
         (_reshape, "the plan gives 'model.layers.0.mlp.up_proj' the shape (640, 320)"),
         (_absurd, "rank 1000000 is above 32"),
         (_nothing, "greater than or equal to 1"),

@@ -46,11 +46,10 @@ def test_it_serves_until_interrupted(shelf, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--host", "0.0.0.0"), "name the one address"),
+        (("--host", "0.0.0.0"), "give the one address"),
         (("--port", "99999"), "cannot listen"),
-        (("--recipe", "bsi", "--task", "arithmetic:train:20"), "no curve to explore"),
-        (("--quantize", "int8"), "full precision"),
-        (("--latency-budget", "0.9"), "slider is a share of the weights"),
+        (("--recipe", "task", "--task", "arithmetic:train:20"), "no curve to explore"),
+        (("--latency-budget", "0.9"), "slider is a fraction of the weights"),
         (("--layer", "sparse_dictionary"), "predicts no loss"),
     ],
 )

@@ -34,6 +34,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "inspect": ("inspect", "MODEL"),
     "report": ("report", "SMALLER"),
     "recipes list": ("recipes", "list"),
+    "recipes show": ("recipes", "show", "fast"),
     "recipes copy": ("recipes", "copy", "fast", "--overwrite"),
 }
 """A short call of every command; MODEL, SMALLER and TEXT stand for what a test has."""

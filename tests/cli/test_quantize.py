@@ -55,7 +55,7 @@ def test_what_is_printed_is_what_is_stored(quantize, tmp_path):
 def test_the_table_and_a_stored_recipe(quantize, cli, shelf, tmp_path):
     done = quantize("-o", "out", "--rank", 1)
     assert done.code == 0, done.err
-    assert "paths, bytes" in done.out
+    assert "corrections, bytes" in done.out
     again = cli("quantize", shelf / "model", "-o", "b", "--recipe", "out/spectrim_recipe.yaml")
     assert again.code == 0, again.err
     tensors = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "b")]
@@ -65,12 +65,12 @@ def test_the_table_and_a_stored_recipe(quantize, cli, shelf, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("--bits", 99), "2 to 8 bits"),
+        (("--bits", 99), "bits from 2 to 8"),
         (("--quantizer", "no_such"), "available"),
         (("--rank", 2, "--correction-bytes", 9), "choose one"),
         (("--rank", -1), "rank"),
         (("--budget", 0.5), "--budget"),
-        (("--method", "afm"), "pair of metrics"),
+        (("--method", "afm"), "a method without metrics cannot be combined"),
         (("--quantizer-option", "scheme"), "name=value"),
         (("--quantizer", "sparse_2_4", "--bits", 4), "no option"),
     ],

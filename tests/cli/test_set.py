@@ -21,14 +21,14 @@ def test_an_option_inside_a_part_that_was_left_out():
 
 def test_another_name_comes_without_the_options_of_the_first():
     assert recipe("task").pruning.importance_options == {"temperature": 1.0}
-    assert recipe("bsi", "pruning.importance=magnitude").pruning.importance_options == {}
-    same = recipe("bsi", "pruning.importance=fisher").pruning
+    assert recipe("task", "pruning.importance=magnitude").pruning.importance_options == {}
+    same = recipe("task", "pruning.importance=fisher").pruning
     assert same.importance_options == {"temperature": 1.0}
 
 
 def test_options_that_are_given_before_the_name_stay():
     given = ("pruning.importance_options.temperature=4", "pruning.importance=kronecker")
-    assert recipe("bsi", *given).pruning.importance_options == {"temperature": 4}
+    assert recipe("task", *given).pruning.importance_options == {"temperature": 4}
 
 
 @pytest.mark.parametrize("wrong", ["calibration.nope.x=1", "nope.x=1", "pruning.nope.x=1"])

@@ -26,10 +26,10 @@ def task(tmp_path_factory) -> Path:
 FIELDS = ("--set", "task.prompt_field=question", "--set", "task.answer_field=reply")
 
 
-@pytest.mark.parametrize("preset", ["bsi", "bsi_published", "basel"])
+@pytest.mark.parametrize("preset", ["task", "bsi", "basel"])
 def test_a_model_for_one_task(cli, shelf, task, tmp_path, preset):
     probes = ("--set", "pruning.importance_options={probes: 1}")
-    more = probes if preset == "bsi_published" else ()
+    more = probes if preset == "bsi" else ()
     done = cli(
         *("compress", shelf / "model", "--recipe", preset, "--task", task, "-o", "out"),
         *(*FIELDS, *QUICK, *more),
@@ -86,7 +86,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(cli, shelf, arguments, wor
     Path("broken.jsonl").write_text(good + "{\n")
     Path("odd.jsonl").write_text(json.dumps({"left": "a", "right": "b"}) + "\n")
     done = cli(
-        *("compress", shelf / "model", "--recipe", "bsi", "-o", "out"), *QUICK, *arguments
+        *("compress", shelf / "model", "--recipe", "task", "-o", "out"), *QUICK, *arguments
     )
     assert words in done.failed_with_one_line()
     assert not Path("out").exists()

@@ -44,7 +44,7 @@ def files(tmp_path: Path) -> dict[str, str]:
 
 def origin(blocks: TokenBlocks) -> str:
     """Which text each row comes from."""
-    return "".join(TOKENIZER.decode(row[1:]).strip()[0] for row in blocks.ids)
+    return "".join(str(TOKENIZER.decode(row[1:])).strip()[0] for row in blocks.ids)
 
 
 class TestShares:

@@ -19,7 +19,7 @@ from transformers import (
 import spectrim
 from spectrim.allocation import LayerTimes
 from spectrim.calibration.any_loss import calibrate_module
-from spectrim.errors import InputError, ModelError
+from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.layers import CompactLinear
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import latency_table
@@ -220,3 +220,30 @@ def test_a_budget_of_time(monkeypatch):
     )
     assert 0.55 < made.plan.provenance["latency"]["predicted"] <= 0.6
     assert made.plan.kept == pytest.approx(0.6, abs=0.02)
+
+
+class ReadsItsWeight(nn.Module):
+    """A layer used by its weight, one called by keyword, and one that is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        x = (x @ self.second.weight.T).tanh()
+        return self.third(input=x)
+
+
+def test_layers_that_are_not_just_called_stay_dense():
+    model = ReadsItsWeight()
+    batches = [torch.randn(16, 8) for _ in range(4)]
+    with pytest.warns(NumericalWarning, match=r"2 of 3 layers stay dense.*second.*third"):
+        made = spectrim.compress_any(
+            model,
+            batches,
+            lambda m, x: m(x).square().sum(-1),
+            Recipe(budget=0.7, layer="lowrank"),
+        )
+    assert set(made.plan.layers) == {"first"}
+    assert torch.isfinite(made.model(batches[0])).all()

@@ -113,7 +113,7 @@ def refine(root: Path, name: str, options: dict[str, int]) -> Work:
 def select(root: Path) -> Work:
     recipe_in(root)
     write_task(lambda: iter(TASK), root / "task.jsonl")
-    recipe = PRESETS["bsi"]
+    recipe = PRESETS["task"]
     assert recipe.pruning is not None
     quick = {"steps": 8, "prune_steps": 3, "batch_size": 4, "scoring_examples": 8}
     recipe = recipe.with_changes(

@@ -31,14 +31,14 @@ from spectrim.runtime.context import RunContext
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer
 
 TASK = [(f"the number after {n} is ", str(n + 1)) for n in range(40)]
-SPECIAL = ("bsi", "bsi_published", "basel")
+SPECIAL = ("task", "bsi", "basel")
 BUDGET = 0.4
 
 
-def _recipe(task: TaskRecipe, preset: str = "bsi", **selection: Any) -> Recipe:
+def _recipe(task: TaskRecipe, preset: str = "task", **selection: Any) -> Recipe:
     recipe = PRESETS[preset]
     assert recipe.pruning is not None
-    probes = {"importance_options": {"probes": 1}} if preset == "bsi_published" else {}
+    probes = {"importance_options": {"probes": 1}} if preset == "bsi" else {}
     quick = {"steps": 6, "prune_steps": 2, "batch_size": 4, "scoring_examples": 8}
     return recipe.with_changes(
         budget=BUDGET,
@@ -79,12 +79,12 @@ def test_every_recipe_on_every_kind_of_model(task, preset, model_name, tmp_path)
 def test_the_merged_model_computes_what_the_tuned_one_did(task, tmp_path):
     """Merging and refactoring change the storage, not the function."""
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()
-    recipe = _recipe(task, "bsi_published", svd_cutoff=0.0)
+    recipe = _recipe(task, "bsi", svd_cutoff=0.0)
     found = prune_for_task(model, tokenizer, recipe)
     last = found.state.prune_steps[-1]
     assert last.kept_after <= BUDGET
     ours = evaluate_task(found.model, tokenizer, recipe.task)["task_loss"]
-    again = _recipe(task, "bsi_published", svd_cutoff=0.0, steps=0, prune_until=0.0)
+    again = _recipe(task, "bsi", svd_cutoff=0.0, steps=0, prune_until=0.0)
     bare = prune_for_task(model, tokenizer, again)
     rows = tasks.load_task_rows(model, tokenizer, recipe.task)
     chosen = tasks.sample_rows(rows, 8, again.pruning.seed)
@@ -172,7 +172,7 @@ def test_bad_input_is_named(task, changes, words, tmp_path):
 
 
 def test_a_recipe_with_a_task_survives_yaml(task, tmp_path):
-    recipe = _recipe(task, "bsi_published", importance_options={"probes": 4})
+    recipe = _recipe(task, "bsi", importance_options={"probes": 4})
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe.to_yaml())
     from spectrim.pipeline.presets import load_recipe

@@ -173,3 +173,24 @@ def test_a_trained_model_can_still_be_trained():
     Probe(model, token_rows(False), 100).divergence(factors, dict.fromkeys(layers, RANK))
     model(tiny_tokens(), labels=tiny_tokens()).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_blocks_that_hand_on_more_than_their_output_are_run_again():
+    """The second block reads what the first one wrote on the side."""
+    model = TINY_MODELS["llama"]()
+    first, second = model.model.layers
+    side: list[torch.Tensor] = []
+    plain_first, plain_second = first.forward, second.forward
+
+    def write(hidden, *args, **kwargs):
+        side[:] = [hidden]
+        return plain_first(hidden, *args, **kwargs)
+
+    def read(hidden, *args, **kwargs):
+        return plain_second(hidden + side.pop(), *args, **kwargs)
+
+    first.forward, second.forward = write, read
+    probe = Probe(model, token_rows(False), 64)
+    assert probe._is_replayable(0)
+    assert not probe._is_replayable(1)
+    assert Probe(TINY_MODELS["llama"](), token_rows(False), 64)._is_replayable(1)

@@ -1,7 +1,7 @@
 """Let unmodified programs read our checkpoints: `spectrim activate`.
 
 Two files go into site-packages: a `.pth` line that Python runs when it starts, and the
-tiny module it imports. Nothing else happens until transformers' table of quantisers is
+tiny module it imports. Nothing else happens until transformers' table of quantizers is
 imported; spectrim itself is imported when a checkpoint names it.
 """
 

@@ -1,4 +1,4 @@
-"""What sources of files and of records share."""
+"""Functions shared by sources of files and of records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 from spectrim.data.conversation import FIELDS, Conversation, read_conversation
 from spectrim.errors import InputError
@@ -34,7 +34,7 @@ def existing_file(spec: str) -> Path:
 
 
 def home_expanded(spec: str) -> Path:
-    """As `Path.expanduser`, but a user that does not exist is no error."""
+    """Expand the home directory as `Path.expanduser`, keeping an unknown user's path."""
     return Path(os.path.expanduser(spec))
 
 
@@ -51,7 +51,7 @@ def open_text(spec: str) -> Iterator[TextIO]:
         raise InputError(f"'{spec}' cannot be read: {error}") from error
 
 
-def _byte_stream(path: Path) -> IO[bytes]:
+def _byte_stream(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return gzip.open(path)
@@ -67,7 +67,7 @@ def _byte_stream(path: Path) -> IO[bytes]:
 
 
 def path_and_field(spec: str, suffixes: tuple[str, ...]) -> tuple[str, str | None] | None:
-    """`data.jsonl:question` -> (`data.jsonl`, `question`); None for any other suffix."""
+    """Split `data.jsonl:question` into path and field; None for any other suffix."""
     endings = "|".join(re.escape(suffix) for suffix in suffixes)
     parsed = re.fullmatch(rf"(.+(?:{endings}))(?::([^:/\\]+))?", spec, re.I | re.S)
     return (parsed[1], parsed[2]) if parsed else None

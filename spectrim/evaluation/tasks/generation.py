@@ -1,7 +1,7 @@
-"""Greedy answers to many prompts: the same, whatever prompts they are batched with.
+"""Greedy answers to many prompts, independent of the batches that they are in.
 
-Prompts are sorted by length and padded on the left. Where the model's context leaves a
-prompt less room than the others, it runs alone with what is left.
+Prompts are sorted by length and padded on the left. If the model's context leaves a prompt
+less room than the others, it runs alone with what is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MARGIN = 16
 
 
 class Group(NamedTuple):
-    """Numbers of prompts that run together, and tokens that each may be answered with."""
+    """Numbers of prompts that run together, and the most tokens of an answer."""
 
     numbers: list[int]
     room: int
@@ -39,7 +39,7 @@ def greedy_answers(
     groups: Sequence[Group],
     track: ProgressBar,
 ) -> list[str]:
-    """One text per example, up to EOS; empty for those in no group."""
+    """Return one text per example, up to EOS; empty for those in no group."""
     texts = [""] * len(examples)
     with _greedy(model, tokenizer) as config:
         for group in track(groups, "answering", len(groups)):
@@ -64,9 +64,9 @@ def answer_groups(
     size: int,
     most: int | None,
 ) -> list[Group]:
-    """Groups of at most `size`; `most` None: the longest reference's tokens and `MARGIN`.
+    """Return groups of at most `size`; `most` None: the longest reference and `MARGIN`.
 
-    Warns (UserWarning) of prompts that fill the context; those are in no group. Raises
+    Warns (UserWarning) about prompts that fill the context; those are in no group. Raises
     InputError for a prompt without tokens.
     """
     if most is None:
@@ -88,7 +88,7 @@ def answer_groups(
 
 
 def _left_padded(prompts: list[list[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """ids (B, T) and mask (B, T), both int64."""
+    """Return ids (B, T) and mask (B, T), both int64."""
     longest = max(map(len, prompts))
     ids = torch.full((len(prompts), longest), pad)
     mask = torch.zeros_like(ids)
@@ -105,7 +105,7 @@ def _text(tokens: list[int], tokenizer: Any, ends: list[int]) -> str:
 
 @contextmanager
 def _greedy(model: PreTrainedModel, tokenizer: Any) -> Iterator[GenerationConfig]:
-    """Evaluation mode and plain argmax, whatever the model's own generation settings say."""
+    """Decode by plain argmax in evaluation mode, whatever the model's own settings are."""
     own = model.generation_config
     ends = _ends(own, tokenizer)
     pad = tokenizer.pad_token_id
@@ -120,7 +120,7 @@ def _greedy(model: PreTrainedModel, tokenizer: Any) -> Iterator[GenerationConfig
 
 
 def _ends(config: GenerationConfig | None, tokenizer: Any) -> list[int]:
-    """EOS of the tokenizer and those the model names besides."""
+    """Return the EOS of the tokenizer and those in the model's config."""
     named = config.eos_token_id if config else None
     named = named if isinstance(named, list) else [named]
     return sorted({token for token in (tokenizer.eos_token_id, *named) if token is not None})

@@ -36,9 +36,11 @@ class Activations:
             write_tensors(self._path(key), {"value": tensor}, {}, sync=False)
 
     def get(self, key: Key) -> Tensor:
+        """Return a tensor, in memory of its own: products of one that lies in a file depend, in
+        the last bit, on where it begins there."""
         if key in self._held:
             return self._held[key]
-        return read_tensors(self._path(key))[0]["value"]
+        return read_tensors(self._path(key))[0]["value"].clone()
 
     def drop(self, key: Key) -> None:
         held = self._held.pop(key, None)

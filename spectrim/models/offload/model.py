@@ -54,7 +54,7 @@ class StreamedModel:
 
     @contextmanager
     def resident(self, name: str) -> Iterator[nn.Module]:
-        """The part with its tensors, until the context ends."""
+        """Keep a part with its tensors in memory until the context ends."""
         module = self.model.get_submodule(name)
         try:
             self.load(name)
@@ -64,8 +64,8 @@ class StreamedModel:
 
     @contextmanager
     def outside_when_used(self, but: Sequence[str] = ()) -> Iterator[None]:
-        """Modules outside the blocks, `but` those, get their tensors when they are first run,
-        and keep them until the context ends."""
+        """Load modules outside the blocks, except `but`, when they are first run, and keep
+        them in memory until the context ends."""
         loaded: set[str] = set()
 
         def hook_for(name: str) -> Any:
@@ -92,7 +92,7 @@ class StreamedModel:
         module.requires_grad_(False)
 
     def bytes(self, name: str) -> int:
-        """What the part takes in memory."""
+        """Return the bytes of a part in memory."""
         return self._stored.bytes(self._names(name))
 
     @property
@@ -100,27 +100,27 @@ class StreamedModel:
         return self._stored.bytes(self._plain.state_dict())
 
     def own_state(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a part by their names inside it, without those of other parts."""
+        """Return the tensors of a part alone by their names inside it."""
         module = self.model.get_submodule(name)
         if name in self.blocks:
             return dict(module.state_dict())
         return {key: tensor.detach() for _, key, tensor in _own_tensors(module)}
 
     def structure(self) -> PreTrainedModel:
-        """A copy of the model's structure, experts fused, on the meta device."""
+        """Return a copy of the model's structure, experts fused, on the meta device."""
         return copy.deepcopy(self._plain)
 
     def part_of(self, layer: str) -> str:
-        """The part, a block or a module outside of them, that holds `layer`."""
+        """Return the part that holds `layer`: a block or a module outside of them."""
         inside = [name for name in self.blocks if layer.startswith(name + ".")]
         return inside[0] if inside else layer
 
     def tied_to(self, name: str) -> str | None:
-        """The tensor that the tensor `name` is tied to, where it is not the first of them."""
+        """Return the first of the tensors tied to `name`, where that is another one."""
         return self._stored.aliases.get(name)
 
     def _names(self, name: str) -> list[str]:
-        """The tensors of a part as the checkpoint's model names them."""
+        """Return the names of a part's tensors in the checkpoint's model."""
         module = self._plain.get_submodule(name)
         prefix = f"{name}." if name else ""
         if name in self.blocks:
@@ -128,7 +128,7 @@ class StreamedModel:
         return [prefix + key for _, key, _ in _own_tensors(module)]
 
     def _split(self, name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """By local name, where fused experts became one layer each."""
+        """Return tensors by local name, fused experts as one layer each."""
         prefix = len(name) + 1 if name else 0
         local = {key[prefix:]: tensor for key, tensor in tensors.items()}
         plain = self._plain.get_submodule(name)
@@ -178,7 +178,7 @@ def _on_meta(
 
 @torch.no_grad()
 def _compute_buffers(model: PreTrainedModel) -> None:
-    """Let the model initialise what no checkpoint holds, as after loading one."""
+    """Let the model initialize what no checkpoint holds, as after loading one."""
     for _, _, tensor in persistent_tensors(model):
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     for module in model.modules():

@@ -51,8 +51,10 @@ class StoredTensors:
         self._check_complete()
 
     def read(self, names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:
-        """The model's tensors `names`. Raises CheckpointError for one of another shape, and
-        ModelError for one that is not finite."""
+        """Read the model's tensors `names`.
+
+        Raises CheckpointError for one of another shape, ModelError for one that is not finite.
+        """
         wanted = {name: self.aliases.get(name, name) for name in names}
         targets = set(wanted.values())
         keys = [k for k, target in self._target_of.items() if self._first(target) in targets]
@@ -66,7 +68,7 @@ class StoredTensors:
         return {name: by_first[first] for name, first in wanted.items()}
 
     def bytes(self, names: Iterable[str]) -> int:
-        """What the model's tensors `names` take in its dtype, tied ones counted once."""
+        """Return the bytes of the model's tensors `names` in its dtype, tied ones once."""
         firsts = {self.aliases.get(name, name) for name in names}
         return sum(self._meta[n].numel() * self._meta[n].element_size() for n in firsts)
 

@@ -34,7 +34,7 @@ class Importance:
     gradient_terms: dict[str, Tensor] | None = None
 
     def order(self, gradient_term: GradientTerm) -> dict[str, Tensor]:
-        """What bases that go together are ordered by, the smallest first.
+        """Return the scores by which bases are removed, the smallest first.
 
         A slope is exact for one basis. Of many that seem to do harm the slopes add up to a
         long step down the gradient, far beyond where it holds; by size, what the loss depends

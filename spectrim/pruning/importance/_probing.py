@@ -33,7 +33,7 @@ class Probes:
 
 
 def rounding_step(dtype: torch.dtype) -> float:
-    """eps for a gradient computed in `dtype`. Raises InputError for 16 bits."""
+    """Return eps for a gradient computed in `dtype`. Raises InputError for 16 bits."""
     return float((_ROUNDING * rounding_of(dtype)) ** (1 / 3))
 
 

@@ -106,7 +106,7 @@ def _probed(
 
 
 def _seen(objective: Objective, options: Options) -> list[list[TaskBatch]]:
-    """The batches of each probe: all of the objective's, or its rows in turn."""
+    """Return the batches of each probe: all of the objective's, or its rows in turn."""
     count = options.rows_per_probe
     if count is None or count >= len(objective.rows):
         return [list(objective.batches())] * options.probes
@@ -128,7 +128,7 @@ def _softened(model: nn.Module, objective: Objective, options: Options, use: Use
 def _exact_part(
     model: nn.Module, layers: dict[str, SpectralLinear], objective: Objective, options: Options
 ) -> tuple[dict[str, Tensor], Samples]:
-    """The gradient, and what turns products and signs into curvature samples and a constant."""
+    """Return the gradient, and what makes curvature samples of products and signs."""
     if options.control == "none":
         values = [layer.coordinates.value for layer in layers.values()]
         found = [gradient.cpu() for gradient in objective.gradients(model, values)[0]]
@@ -157,7 +157,7 @@ def _plain_samples(name: str, products: Tensor, signs: Tensor) -> tuple[Tensor, 
 def _controlled_samples(
     control: Tensor, products: Tensor, signs: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Samples (K, k) of the diagonal of H - beta B, and beta diag(B)."""
+    """Return samples (K, k) of the diagonal of H - beta B, and beta diag(B)."""
     known = signs @ control
     size = float(known.square().sum())
     beta = min(max(float((products * known).sum()) / size, 0.0), 1.0) if size else 0.0

@@ -81,7 +81,7 @@ def estimate(
 
 
 def _steps(relative: dict[str, Tensor], energy: float) -> dict[str, Tensor]:
-    """e f^(-1/3), with 1/2 sum_i f_i step_i^2 = energy over all layers."""
+    """Return e f^(-1/3), with 1/2 sum_i f_i step_i^2 = energy over all layers."""
     floor = torch.cat(list(relative.values())).median() * _FLOOR
     if floor == 0:
         floor = floor + torch.finfo(floor.dtype).tiny ** 0.5

@@ -141,5 +141,5 @@ def _check(model: nn.Module, layers: Layers) -> None:
         if dtype != torch.float32:
             raise ModelError(
                 f"{name} is in {dtype}; refine a model in float32 (`model.float()`) "
-                "and cast it afterwards"
+                "and cast it afterward"
             )

@@ -1,4 +1,4 @@
-"""What layers are given in the rewritten prefix x', beside what the original gives them x.
+"""Inputs of layers: x' of the rewritten prefix, and x of the original.
 
     covariance = E[x' x'^T],   shift = E[(x - x') x'^T]
 
@@ -77,7 +77,7 @@ class _AllSeen(Exception):
 def record_inputs(
     model: nn.Module, names: Sequence[str], run: Callable[[], object]
 ) -> dict[str, Input]:
-    """Each layer's input in `run()`, which ends early when all have been given theirs.
+    """Return each layer's input in `run()`, which is ended when all are recorded.
 
     An expert that no token reached is missing.
     """
@@ -94,7 +94,7 @@ def record_inputs(
 
 
 def stages(model: nn.Module, names: Sequence[str], run: Callable[[], object]) -> list[Stage]:
-    """The layers in the order in which `run()` reaches them, together where they are apart.
+    """Return the layers as `run()` reaches them, in stages that do not read each other.
 
     A stage is the readers of one tensor (q/k/v, gate/up), or the same layer of all experts.
     Layers that `run()` does not reach come in model order.
@@ -116,7 +116,7 @@ def stages(model: nn.Module, names: Sequence[str], run: Callable[[], object]) ->
 
 
 def _all_experts(model: nn.Module, name: str) -> str:
-    """The list that holds this layer of all experts; any other layer's own name."""
+    """Return the list that holds this layer of all experts; for other layers their name."""
     layers = name.rpartition(".")[0]
     owner = layers.rpartition(".")[0]
     return layers if isinstance(model.get_submodule(owner), SplitExperts) else name

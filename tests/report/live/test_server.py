@@ -10,6 +10,7 @@ import pytest
 
 from spectrim import checkpoint
 from spectrim.errors import InputError
+from spectrim.pipeline.recipe import QuantizationRecipe
 from spectrim.planning import load_plan, make_plan
 from spectrim.report.facts import FACTS_FILE, cell_of, load_facts
 from spectrim.report.live import Job, Places, Session
@@ -175,3 +176,18 @@ def test_curves_that_are_no_losses_are_not_explored(source, tmp_path):
     own = dataclasses.replace(decomposition, units="own")
     with pytest.raises(InputError, match="predicts no loss"):
         Session(original, own, recipe, Places(tmp_path / "plan.yaml", None))
+
+
+def test_a_quantized_recipe_is_planned_in_its_bytes(source, tmp_path):
+    original, decomposition, recipe = source
+    changes = {"layer": "lowrank", "quantization": QuantizationRecipe(8, "rtn", 8)}
+    recipe = original.with_save_dtype(recipe.with_changes(**changes))
+    session = Session(original, decomposition, recipe, Places(tmp_path / "plan.yaml", None))
+    answer = session.answer(0.25)
+    layers = sum(part.stored for part in session.facts.parts) - session.facts.other_bytes
+    assert layers == pytest.approx(session.facts.kept * session.facts.dense_weights * 4)
+    dense = sum(shape[0] * shape[1] for shape in decomposition.shapes.values())
+    planned = session.plan(0.25)
+    others = sum(part.dense for part in session.facts.parts) - 4 * dense
+    assert answer["bytes"] == pytest.approx(others + planned.kept * 4 * dense, rel=1e-6)
+    assert answer["kept"] <= 0.25
