@@ -150,8 +150,7 @@ def _recipe_options() -> dict[str, Any]:
     options["data"] = Annotated[
         texts,
         typer.Option(
-            help=f"{_fields(CalibrationRecipe)['data'].description} "
-            "Repeat for several.",
+            help=f"{_fields(CalibrationRecipe)['data'].description} Repeat for several.",
             rich_help_panel=_CALIBRATION,
         ),
     ]
