@@ -24,7 +24,7 @@ from spectrim.linalg.covariance import BlockDiagonal, Covariance, LowRankDiagona
 from spectrim.statistics._result import LayerStatistics
 
 SHRUNK = ("input_covariance", "gradient_covariance", "output_covariance")
-ENOUGH = 2
+ENOUGH = 1
 """Tokens per channel."""
 _TOKENS_PER_VECTOR = 3
 """Chosen by the divergence of small models compressed with 8 to 256 tokens."""
