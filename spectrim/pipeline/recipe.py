@@ -50,11 +50,7 @@ class CalibrationRecipe:
     labels: Literal["data", "sampled"] = Field(
         default="data", description="Labels of the loss: data, or sampled from the model."
     )
-    temperature: float = Field(
-        default=1.0,
-        gt=0,
-        description="Temperature of sampled labels.",
-    )
+    temperature: float = Field(default=1.0, gt=0, description="Temperature of sampling.")
     tokens_per_batch: int | None = Field(
         default=None,
         ge=1,
@@ -172,9 +168,7 @@ class QuantizationRecipe:
 class LatencyRecipe:
     """A budget of measured time in place of one of weights."""
 
-    budget: float = Field(
-        default=0.7, gt=0, le=1, description="Fraction of dense layers' time."
-    )
+    budget: float = Field(default=0.7, gt=0, le=1, description="Fraction of the dense time.")
     tokens: int = Field(default=1, ge=1, description="Tokens per forward pass.")
 
 
