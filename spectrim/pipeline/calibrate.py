@@ -158,7 +158,7 @@ def gather(
         InputError: the cache stores nothing; and all that `calibrate` raises.
     """
     if context.cache.root is None:
-        raise InputError("statistics for several recipes need a cache that keeps them")
+        raise InputError("statistics for several recipes need a cache with a directory")
     alike: dict[str, list[_Run]] = {}
     fingerprint = None
     for recipe in recipes:

@@ -136,8 +136,8 @@ def layers_with_signal(calibration: Calibration) -> list[str]:
     names = [name for name in calibration.groups if name not in silent]
     if not names:
         raise NumericalError(
-            f"no loss came through any of the layers ({'; '.join(sorted(set(silent.values())))}"
-            "); check the model's weights and the calibration text"
+            f"no target layer can be decomposed ({'; '.join(sorted(set(silent.values())))}); "
+            "check the model's weights, or calibrate on more data"
         )
     warn_of_dense(silent, len(names))
     return names

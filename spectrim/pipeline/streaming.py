@@ -220,7 +220,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         summary = read_mapping(path)
         return {"layers": list(summary["layers"]), "provenance": dict(summary["provenance"])}
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} holds no calibration: {error}") from error
+        raise DamagedFileError(f"{path} is not a calibration: {error}") from error
 
 
 def _verify(path: Path) -> bool:
