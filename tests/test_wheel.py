@@ -93,7 +93,8 @@ def test_the_wheel_runs_without_the_repository(wheel, tmp_path):
     code = (
         "import spectrim, spectrim.planning, spectrim.pruning; "
         "assert spectrim.planning.Plan and spectrim.pruning.__all__; "
-        "from spectrim.cli import main; main(['ls'])"
+        "import sys; sys.argv = ['spectrim', 'ls']; "
+        "from spectrim.cli import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -48,6 +48,11 @@ _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "incl
 _CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "labels")
 
 
+def _fields(cls: Any) -> Any:
+    """Return a pydantic dataclass's fields by name."""
+    return cls.__pydantic_fields__
+
+
 def _field_option(path: str, panel: str) -> Any:
     """Return an option for a field of a recipe; if absent, it is None and changes nothing."""
     owner: Any = Recipe
