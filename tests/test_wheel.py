@@ -1,4 +1,4 @@
-"""The distributions hold the whole package, and the wheel runs without the repository."""
+"""The distributions hold the whole package; the wheel runs without the repository."""
 
 from __future__ import annotations
 

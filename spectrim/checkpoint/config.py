@@ -27,7 +27,7 @@ class SpectrimConfig(QuantizationConfigMixin):
 
     `layers` maps a module name to `{"kind": str, "rank": int}`, and where it uses the basis of
     another shared_basis layer `"basis"`, that layer's name; for compressed layers with a
-    low-rank path see `hub.compensated`. `split_experts` names the fused experts that became
+    low-rank path see `layers.quantized`. `split_experts` names the fused experts that became
     one layer per expert; `untied` says that the output embedding no longer is the input
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
     `head` the output embedding that shares its factors, or None; `provenance` is free JSON;
