@@ -58,4 +58,5 @@ def test_commands_of_the_made_pages_parse():
     lines = [c for page, text in made.items() for c in commands(page, text) if c.whole]
     assert len(lines) > 80
     for command in lines:
-        parse(command.text)
+        if (recipe := parse(command.text)) is not None:
+            check_text(recipe, "MODEL")
