@@ -54,7 +54,7 @@ WITHOUT: Rows = {
     "gradient covariance": {"method": "svd_llm"},
     "loss-optimal ranks": {"allocation": "uniform"},
     "measured curves": {"probe": PLAIN},
-    "path average": {"hessian_averaging": NO_PATH},
+    "Hessian averaging": {"hessian_averaging": NO_PATH},
     "pivoted storage": {"layer": "lowrank"},
     "covariances' bases": {"refinement": _PLAIN_STEPS},
     "the blocks' output metric": {"refinement": [_SQUARES, _END_TO_END]},

@@ -55,7 +55,7 @@ GROUP = 32
 PLAIN = (8, 4, 3, 2)
 """Bits of the groups."""
 PATHS = {8: (4,), 4: (3, 2), 3: (2,)}
-"""By group, the bits that leave room for low-rank paths in its bytes."""
+"""By group, the bits that leave room for low-rank corrections in its bytes."""
 TORCHAO = (8, 4)
 """The bits that torchao's kernels multiply with."""
 Made = tuple[Any, int, str, float | None]
@@ -145,7 +145,7 @@ class Table:
         return sum(size for name, size in sizes.items() if name.startswith(inside))
 
     def compensated(self, bits: int, base: str, share: float | None = None) -> Made:
-        """Plain `bits`, with a share also low-rank paths that fill up to it."""
+        """Plain `bits`, with a share also low-rank corrections that fill up to it."""
         options = {"bits": bits, "group": GROUP}
         recipe = self._with_paths(base, options, 0)
         residual = compute_residual(self.model, self.tokenizer, recipe)
@@ -160,7 +160,7 @@ class Table:
             ranks = choose_correction_ranks(residual, recipe, DTYPE.itemsize)
         figures = correction_figures(residual, ranks, DTYPE.itemsize)
         smaller = add_corrections(self.model, residual, ranks, recipe)
-        label = f"int{bits}, {base}" + ("" if share is None else " + low-rank paths")
+        label = f"int{bits}, {base}" + ("" if share is None else " + low-rank corrections")
         return smaller, self.held(smaller), label, figures.get("predicted_loss")
 
     def _with_paths(self, base: str, options: dict[str, int], room: int) -> Recipe:

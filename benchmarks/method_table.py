@@ -3,7 +3,7 @@
     python benchmarks/method_table.py MODEL --data TRAIN --eval TEXT [--budgets .8,.6,.4]
 
 Its recipes are published methods as published, their allocations, structures and sequential
-objectives, then OBD step by step; the path average acts below its threshold (budget 0.75)
+objectives, then OBD step by step; Hessian averaging acts below its threshold (budget 0.75)
 only. More options as in `spectrim bench --help`; results go to out/method_table unless -o says
 otherwise.
 """
@@ -76,7 +76,7 @@ def steps() -> Rows:
         kind = {"layer": layer}
         table[f"obd, loss_optimal, {layer}"] = {**kind, **plain}
         table[f"+ measured curves, {layer}"] = {**kind, "hessian_averaging": NO_PATH}
-        table[f"+ path average, {layer}"] = {**kind, "probe": PLAIN}
+        table[f"+ Hessian averaging, {layer}"] = {**kind, "probe": PLAIN}
         table[f"+ both (default), {layer}"] = kind
     table["default + saes, pivoted"] = {"refinement": [{"name": "saes_svd"}]}
     table["default + anchored, pivoted"] = {"refinement": [{"name": "aa_svd"}]}

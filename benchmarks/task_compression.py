@@ -124,13 +124,13 @@ METHODS: dict[str, Callable[[Steps], Recipe]] = {
         importance_options=PROBES | {"rows_per_probe": 32},
     ),
     "ours": all_at_once("obd", importance="fisher"),
-    "ours, calibrated": all_at_once(
+    "ours, scaled_fisher": all_at_once(
         "obd",
         importance="scaled_fisher",
         importance_options=CALIBRATED,
         gradient_term="absolute",
     ),
-    "ours, calibrated, SVD bases": all_at_once(
+    "ours, scaled_fisher, SVD bases": all_at_once(
         "svd",
         importance="scaled_fisher",
         importance_options=CALIBRATED,

@@ -1,9 +1,9 @@
-"""Tell transformers of the checkpoint format when its table of quantizers is imported.
+"""Register the checkpoint format when transformers' table of quantizers is imported.
 
 `import spectrim` imports this file; `spectrim activate` installs a copy that is imported
 whenever Python starts. It therefore imports next to nothing: an entry is added to the table,
-and the rest of spectrim is imported only when a checkpoint asks for it. Without spectrim
-nothing is added.
+and the rest of spectrim is imported only when a checkpoint needs it. Without spectrim nothing
+is added.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _TABLES = "transformers.quantizers.auto"
 
 
 class _Finder:
-    """Sees one import of one module, then leaves."""
+    """An import finder that handles one import of one module and removes itself."""
 
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> object:
@@ -30,7 +30,7 @@ class _Finder:
 
 
 class _StandIn:
-    """Imports spectrim, which puts its own classes in the place of this one."""
+    """A placeholder that imports spectrim, whose classes replace it."""
 
     @staticmethod
     def from_dict(settings: dict[str, object], **kwargs: object) -> object:
@@ -50,7 +50,7 @@ def _run_after(loader: object, action: object) -> None:
 
 
 def register_if_imported() -> None:
-    """Add the entry where transformers' table of quantizers is imported already."""
+    """Add the entry if transformers' table of quantizers is already imported."""
     if (tables := sys.modules.get(_TABLES)) is not None:
         _add_entry(tables)
 

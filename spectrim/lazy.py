@@ -12,8 +12,8 @@ from typing import Any
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` for the names that a package's stub imports.
 
-    The stub (`__init__.pyi` beside `file`) is the only list of the names, and gives type
-    checkers and editors what they need.
+    The stub (`__init__.pyi` beside `file`) is the only list of the names; type checkers and
+    editors read it too.
     """
     stub = Path(file).with_suffix(".pyi").read_text(encoding="utf-8")
     origins = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -19,14 +21,27 @@ pytestmark = pytest.mark.slow
 ROOT = Path(spectrim.__file__).parent
 NAMES = {"pyyaml": "yaml"}
 """Of distributions whose module is called otherwise."""
-WITH_THEM = {"markupsafe", "numpy", "psutil", "tokenizers"}
-"""What those require that are declared."""
+HOSTS = {"vllm"}
+"""Programs that load a plug-in of ours, and are there when it is imported."""
+
+
+def project() -> dict[str, Any]:
+    if not (ROOT.parent / "pyproject.toml").exists():
+        pytest.skip("an installed package has no pyproject.toml")
+    text = (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["project"]
+
+
+def names_of(requirements: Iterable[str]) -> list[str]:
+    return [canonicalize_name(Requirement(each).name) for each in requirements]
+
+
+def modules_named(distributions: Iterable[str]) -> set[str]:
+    return {NAMES.get(name, name.replace("-", "_")) for name in distributions}
 
 
 def declared() -> list[str]:
-    text = (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")
-    given = tomllib.loads(text)["project"]["dependencies"]
-    return [canonicalize_name(Requirement(each).name) for each in given]
+    return names_of(project()["dependencies"])
 
 
 def brought_by(*roots: tuple[str, str]) -> set[str]:
@@ -49,31 +64,46 @@ def brought_by(*roots: tuple[str, str]) -> set[str]:
 
 
 def test_the_core_depends_on_what_is_there_anyway():
-    if not (ROOT.parent / "pyproject.toml").exists():
-        pytest.skip("an installed package has no pyproject.toml")
     assert set(declared()) <= brought_by(("torch", ""), ("transformers", "torch"))
-    assert brought_by(*((name, "") for name in declared())) >= WITH_THEM
 
 
-def modules_of(path: Path) -> set[str]:
-    """What a file imports whenever it is imported itself."""
+def imported_by(nodes: Iterable[ast.AST]) -> set[str]:
     found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module)
-    return {name.partition(".")[0] for name in found}
+    return {name.partition(".")[0] for name in found} - sys.stdlib_module_names
+
+
+def modules_of(path: Path) -> set[str]:
+    """Return what a file imports whenever it is imported itself."""
+    return imported_by(ast.parse(path.read_text(encoding="utf-8")).body)
+
+
+def all_modules_of(path: Path) -> set[str]:
+    """Return what a file imports anywhere, inside functions as well."""
+    return imported_by(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.parametrize("package", ["spectrim", "spectrim_vllm"])
+def test_all_imports_are_declared(package):
+    extras = project()["optional-dependencies"].values()
+    known = modules_named([*declared(), *(name for each in extras for name in names_of(each))])
+    known |= {"spectrim", "spectrim_vllm"} | HOSTS
+    files = (ROOT.parent / package).rglob("*.py")
+    undeclared = {str(path): names for path in files if (names := all_modules_of(path) - known)}
+    assert undeclared == {}
 
 
 def test_extras_are_imported_where_they_are_used():
     """A kernel in Triton is imported only where there is Triton."""
-    known = {NAMES.get(name, name.replace("-", "_")) for name in declared()}
-    known |= {"spectrim"} | WITH_THEM | sys.stdlib_module_names
+    known = modules_named(declared()) | {"spectrim"}
     foreign = {
         str(path.relative_to(ROOT)): names
         for path in ROOT.rglob("*.py")
         if (names := modules_of(path) - known)
     }
     assert {name for names in foreign.values() for name in names} <= {"triton"}, foreign
-    assert all(name.startswith("kernels/") for name in foreign), foreign
+    assert all(name.startswith("inference/kernels/") for name in foreign), foreign

@@ -1,4 +1,4 @@
-"""Adapters beside weights that are quantised and stay as they are (QLoRA).
+"""Adapters beside weights that are quantized and stay as they are (QLoRA).
 
     min_{A, B}  E_t[-log p(x_t | x_<t)],    Q(W_i) + B_i A_i,   all Q(W_i) fixed
 
@@ -37,7 +37,7 @@ def train_qlora(
 ) -> Losses:
     """Train adapters of `model`, new ones where it has none.
 
-    After an error it is what it was before. Raises ModelError where nothing is quantised or
+    After an error it is what it was before. Raises ModelError where nothing is quantized or
     the adapters have another rank, NumericalError naming a step that is not finite.
     """
     inputs = TrainingInputs(model, model, blocks)
@@ -55,7 +55,7 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def quantized_key(model: nn.Module) -> str:
-    """sha256 over the stored numbers of all quantised weights."""
+    """sha256 over the stored numbers of all quantized weights."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         if isinstance(module, CompressedLinear):
@@ -103,7 +103,7 @@ def _holders(model: nn.Module) -> dict[str, Holder]:
         elif isinstance(module, CompressedLinear) and module not in within:
             found[name] = module
     if not found:
-        raise ModelError(f"no layer of this {type(model).__name__} is quantised")
+        raise ModelError(f"no layer of this {type(model).__name__} is quantized")
     return found
 
 

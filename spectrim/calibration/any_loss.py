@@ -100,7 +100,7 @@ def calibrate_module(
 
 
 def check_losses(values: Tensor, number: int) -> Tensor:
-    """(n,) finite losses. Raises InputError and ModelError naming the batch."""
+    """Return (n,) finite losses. Raises InputError and ModelError naming the batch."""
     if values.dim() != 1:
         raise InputError(
             f"the loss of batch {number} has the shape {tuple(values.shape)}, expected one "

@@ -114,7 +114,7 @@ class BlockwiseWalk:
 
     @property
     def units(self) -> int:
-        """Number of items of `steps`."""
+        """Return the number of items of `steps`."""
         return self.count * (2 if self.settings.backward else 1) + 1
 
     def steps(self) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Which covariances are kept in full, and which in fewer numbers.
+"""The storage of covariances: in full, or in fewer numbers.
 
 Of a layer's wider side by what its weight makes of it, which loses nothing that decomposing the
 layer asks for; or to fit a number of bytes:
@@ -38,7 +38,7 @@ class MemoryBudget:
     def formats(
         self, shapes: Shapes, names: Sequence[str]
     ) -> dict[tuple[str, str], CovarianceFormat]:
-        """By statistic and layer, of covariances. Raises InputError for too little room."""
+        """Return the format by statistic and layer of covariances. Raises InputError."""
         widths = _widths(shapes, names)
         other = sum(
             state_bytes(name, shape)
@@ -68,7 +68,7 @@ class MemoryBudget:
     def _within(
         self, widths: Mapping[tuple[str, str], int], limit: float, other: int
     ) -> dict[tuple[str, str], CovarianceFormat] | None:
-        """Each in at most `limit` bytes; None when that is not possible, or too much."""
+        """Give each at most `limit` bytes; None if that is not possible, or too much."""
         forms = {}
         for key, width in widths.items():
             if (form := largest_format(width, limit, self.kind)) is None:
@@ -84,7 +84,7 @@ class MemoryBudget:
 def projected_formats(
     shapes: Shapes, names: Sequence[str]
 ) -> dict[tuple[str, str], CovarianceFormat]:
-    """By statistic and layer, of the covariances that are wider than the layer's other side."""
+    """Return the formats, by statistic and layer, of covariances of wider sides."""
     return {
         (name, layer): CovarianceFormat("projected", min(shapes[layer]))
         for (name, layer), width in _widths(shapes, names).items()

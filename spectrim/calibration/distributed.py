@@ -62,8 +62,10 @@ def calibrate_distributed(
 
 
 def shard_settings(blocks: TokenBlocks, settings: CalibrationSettings) -> CalibrationSettings:
-    """For one of several processes: batches of a size that all of them have as many of, or
-    one more. In a single process the settings themselves."""
+    """Return the settings of one of several processes; in a single process unchanged.
+
+    All processes get the same number of batches, or one more.
+    """
     if (count := distributed.num_processes()) == 1:
         return settings
     rows = rows_per_batch(blocks, settings.tokens_per_batch)
@@ -78,7 +80,7 @@ def start_shard(
     blocks: TokenBlocks,
     settings: CalibrationSettings,
 ) -> Calibration:
-    """`begin`, at this process's first batch."""
+    """Run `begin` at this process's first batch."""
     part = begin(model, targets, blocks, settings)
     first = distributed.process_index() * rows_per_batch(blocks, settings.tokens_per_batch)
     part.provenance["sequences_done"] = min(first, len(blocks))
@@ -100,8 +102,10 @@ def all_reduce(part: Calibration, sequences: int) -> Calibration:
 
 
 def shard_model(model: nn.Module) -> nn.Module:
-    """`model` with each process keeping its share of the weights (FSDP2): a decoder block's
-    are gathered for its own passes and let go after them. In place, parameters frozen.
+    """Shard `model` in place (FSDP2), with frozen parameters.
+
+    Each process keeps its share of the weights; a decoder block's are gathered for its own
+    passes and freed after them.
 
     Raises InputError where there is no process group.
     """

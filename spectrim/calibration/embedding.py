@@ -108,8 +108,10 @@ def _of_batch(
 
 
 def _lookup_hook(add: Add, mask: Tensor | None = None) -> Hook:
-    """Return a hook that adds the gradients at a table's output over the tokens of `mask`;
-    without a mask over all, and their counts. The output starts the graph."""
+    """Return a hook that adds the gradients at a table's output over the tokens of `mask`.
+
+    Without a mask it adds all, and their counts. The output starts the graph.
+    """
 
     def add_gradient(g: Tensor) -> None:
         add("gradients", _sum_of_squares(g.flatten(0, -2) if mask is None else g[mask]))
@@ -126,6 +128,6 @@ def _lookup_hook(add: Add, mask: Tensor | None = None) -> Hook:
 
 
 def _sum_of_squares(rows: Tensor) -> Tensor:
-    """`sum_t r_t r_t^T` (d, d) in float32."""
+    """Return `sum_t r_t r_t^T` (d, d) in float32."""
     rows = rows.float()
     return rows.T @ rows

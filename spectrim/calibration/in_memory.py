@@ -80,12 +80,12 @@ class CalibrationSettings:
 
     @property
     def label_key(self) -> list[Any]:
-        """What the labels depend on besides model and text."""
+        """Return what the labels depend on besides model and text."""
         return [self.labels, self.seed, self.temperature]
 
     @property
     def format_key(self) -> dict[str, Any]:
-        """Empty where all is kept in full."""
+        """Return the formats' part of the cache key; empty if all is stored in full."""
         if self.wide == "projected":
             return {"wide": self.wide}
         return {} if self.memory_budget is None else {"room": asdict(self.memory_budget)}
@@ -93,7 +93,7 @@ class CalibrationSettings:
     def formats(
         self, shapes: dict[str, tuple[int, int]]
     ) -> dict[tuple[str, str], CovarianceFormat]:
-        """By statistic and layer, of covariances that are not in full."""
+        """Return the formats by statistic and layer of covariances that are not in full."""
         if self.wide == "projected":
             return projected_formats(shapes, self.statistics)
         return (
@@ -108,7 +108,7 @@ class CalibrationSettings:
 
     @property
     def gradient_only(self) -> bool:
-        """No statistic reads inputs or outputs in the backward pass."""
+        """Return whether no statistic reads inputs or outputs in the backward pass."""
         modules = map(STATISTICS.get, self.statistics)
         return all(getattr(m, "GRADIENT_ONLY", False) for m in modules if m.NEEDS_GRADIENT)
 
@@ -167,7 +167,7 @@ def calibrate_steps(
     settings: CalibrationSettings,
     resume: Calibration | None = None,
 ) -> Iterator[Calibration]:
-    """`calibrate`, yielding the running result after every batch so that it can be stored."""
+    """Run `calibrate`, yielding the running result after every batch, to be stored."""
     device = next(model.parameters()).device
     result = resume or begin(model, targets, blocks, settings)
     start, size = int(result.provenance.get("sequences_done", 0)), settings.tokens_per_batch
@@ -204,7 +204,7 @@ def begin(
 
 
 def provenance_of(blocks: TokenBlocks, settings: CalibrationSettings) -> dict[str, Any]:
-    """Of a calibration that has not begun."""
+    """Return the provenance of a calibration that has not begun."""
     return {
         "labels": settings.labels,
         "temperature": settings.temperature,
@@ -264,7 +264,7 @@ def accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None]
 
 
 def summed_loss(logits: Tensor, batch: Batch, settings: CalibrationSettings) -> Tensor:
-    """Next-token cross-entropy summed over real tokens, labels from data or the model.
+    """Sum the next-token cross-entropy over real tokens, with labels from data or the model.
 
     Where the batch says what is `scored`, only over those tokens: gradients then tell what
     the answers need, while every real token still counts in the sums (and as a divisor).
@@ -287,7 +287,7 @@ def summed_loss(logits: Tensor, batch: Batch, settings: CalibrationSettings) -> 
 
 
 def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
-    """One label per position, drawn per sequence so that the batch split does not matter."""
+    """Draw one label per position and sequence, independent of the batch split."""
     rows = []
     for offset, row in enumerate(logits):
         generator = torch.Generator(row.device)
@@ -298,7 +298,7 @@ def _sample(logits: Tensor, first_sequence: int, seed: int) -> Tensor:
 
 @contextmanager
 def frozen_eval_with_graph(model: nn.Module, backward: bool) -> Iterator[None]:
-    """`frozen_eval`; the embedding's output starts the graph."""
+    """Enter `frozen_eval`, with the graph started at the embedding's output."""
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     after = [(embedding, lambda m, i, output: output.requires_grad_(True))] if backward else []
     with attach_hooks(after=after), frozen_eval(model):

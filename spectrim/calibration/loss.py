@@ -18,7 +18,7 @@ IGNORED = -100
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of logits (n, V) in float32 or float64 and labels (n,), IGNORED where none is counted.
+    """Sum over logits (n, V) in float32 or float64 and labels (n,), IGNORED if not counted.
 
     Differentiable once, and its backward pass can be run once.
     """

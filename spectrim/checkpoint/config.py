@@ -1,4 +1,4 @@
-"""What a compressed checkpoint says about itself, under `quantization_config` in config.json.
+"""The entry of a compressed checkpoint in config.json, under `quantization_config`.
 
 A config is read from files that anyone may have written, so each field is checked here, and
 again against the model (`spectrim.checkpoint.empty_layers`) before a module is touched.
@@ -27,11 +27,11 @@ class SpectrimConfig(QuantizationConfigMixin):
 
     `layers` maps a module name to `{"kind": str, "rank": int}`, and where it uses the basis of
     another shared_basis layer `"basis"`, that layer's name; for compressed layers with a
-    low-rank path see `hub.compensated`. `split_experts` names the fused experts that became
+    low-rank path see `layers.quantized`. `split_experts` names the fused experts that became
     one layer per expert; `untied` says that the output embedding no longer is the input
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
     `head` the output embedding that shares its factors, or None; `provenance` is free JSON;
-    `inner` is None or what the factors are quantised by (`hub.quantised`).
+    `inner` is None or what the factors are quantized by (`checkpoint.config_entries`).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SpectrimConfig(QuantizationConfigMixin):
 
 
 def _check_header(config: SpectrimConfig, unknown: dict[str, Any]) -> None:
-    """Raises CheckpointError; the version first, since a newer format may have other fields."""
+    """Raise CheckpointError; the version is first, as newer formats may differ in fields."""
     version = config.version
     if not _is_int(version) or version < 1:
         raise CheckpointError(f"checkpoint format version is {version!r}, expected 1 or more")
@@ -103,7 +103,7 @@ def _check_layers(layers: object) -> None:
 
 
 def _check_basis(name: str, entry: dict[str, Any], layers: dict[str, Any]) -> None:
-    """The layer it names is there, holds its basis itself, and is of the same kind and rank."""
+    """Check that a shared layer's owner exists, has a basis, and the same kind and rank."""
     owner = entry["basis"]
     wanted = {"kind": entry["kind"], "rank": entry["rank"]}
     if entry["kind"] != SHARED or not isinstance(owner, str) or layers.get(owner) != wanted:

@@ -64,7 +64,7 @@ def _swap_layers(model: nn.Module, config: SpectrimConfig) -> None:
 
 
 def _local_entries(model: nn.Module, config: SpectrimConfig) -> dict[str, dict[str, Any]]:
-    """The layers that this model has, under its names."""
+    """Return the layers that this model has, under its names."""
     inside = _names_inside(model, list(config.layers))
     local = {full: name for name, full in inside.items()}
     entries = {name: dict(config.layers[full]) for name, full in inside.items()}
@@ -80,7 +80,7 @@ def _local_entries(model: nn.Module, config: SpectrimConfig) -> dict[str, dict[s
 
 
 def _users(entries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """By the layer that holds it, all layers that use a basis or have their own."""
+    """Return, by the layer that holds a basis, all layers that use it, itself included."""
     users: dict[str, list[str]] = {}
     for name, entry in entries.items():
         users.setdefault(entry.get("basis", name), []).append(name)
@@ -94,8 +94,10 @@ def _empty(entry: dict[str, Any], shape: tuple[int, int], bias: bool) -> nn.Modu
 
 
 def _names_inside(model: nn.Module, names: list[str]) -> dict[str, str]:
-    """The name in this model of each name in the checkpoint: a bare base model (AutoModel)
-    carries no prefix and no output embedding."""
+    """Return the name in this model of each name in the checkpoint.
+
+    A bare base model (AutoModel) has no prefix and no output embedding.
+    """
     prefix = getattr(model, "base_model_prefix", "")
     bare = bool(prefix) and not hasattr(model, prefix)
     if not bare or not any(name.startswith(prefix + ".") for name in names):

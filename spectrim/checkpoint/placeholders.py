@@ -1,9 +1,9 @@
-"""Names that a model's own weight initialisation reaches for while it is loaded.
+"""Names that a model's own weight initialization reaches for while it is loaded.
 
-After reading a checkpoint transformers lets the model initialise what is still missing (the
+After reading a checkpoint transformers lets the model initialize what is still missing (the
 buffers that no checkpoint holds), and some models then touch `layer.weight` or
 `experts.down_proj`, which factored layers do not have. Until loading ends they get an empty
-tensor there that counts as initialised, so nothing is written to it.
+tensor there that counts as initialized, so nothing is written to it.
 """
 
 from __future__ import annotations

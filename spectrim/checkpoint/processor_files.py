@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 from spectrim.checkpoint.load import resolve
+from spectrim.errors import InputError
 
 _FILES = (
     "preprocessor_config.json",
@@ -21,8 +22,14 @@ _FILES = (
 
 
 def copy_processor(source: str | Path, directory: Path) -> None:
-    """Copy to `directory` what of the processor `source`, a directory or Hub name, has."""
-    origin = resolve(source)
+    """Copy the processor's files of `source`, a directory or Hub name, to `directory`.
+
+    A model that is known by another name only has none to copy.
+    """
+    try:
+        origin = resolve(source)
+    except InputError:
+        return
     for name in _FILES:
         path = origin / name if isinstance(origin, Path) else _download(origin, name)
         if path is not None and path.is_file() and not (directory / name).exists():

@@ -42,7 +42,7 @@ def save_together(
 ) -> Path:
     """`save_compressed` by all processes, each of which holds the whole model.
 
-    A model whose factors are quantised is written by the first process alone. Raises, in every
+    A model whose factors are quantized is written by the first process alone. Raises, in every
     process, what `save_compressed` raises in one, and InputError where the processes do not
     see one directory.
     """
@@ -72,7 +72,7 @@ def save_together(
 
 
 def _write_own(model: PreTrainedModel, directory: Path, options: SaveOptions) -> list[str]:
-    """This process's tensors as a checkpoint of their own inside; the files with tensors."""
+    """Write this process's tensors as their own checkpoint; return the tensor files."""
     state = model.state_dict()
     owners = _owners(model, state)
     own = {
@@ -88,8 +88,10 @@ def _write_own(model: PreTrainedModel, directory: Path, options: SaveOptions) ->
 
 
 def _owners(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, int]:
-    """By tensor the process that writes it: whole decoder blocks, and what is outside of them
-    with all that has the same storage; as many bytes to each process as can be."""
+    """Return the process that writes each tensor, with the bytes spread evenly.
+
+    Decoder blocks stay whole, and so do tensors outside of them that share storage.
+    """
     blocks = tuple(f"{name}." for name, _ in decoder_blocks(model))
     units: dict[Any, list[str]] = {}
     for name, tensor in state.items():
@@ -106,8 +108,7 @@ def _owners(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, int]:
 
 @contextmanager
 def _writing_here(model: PreTrainedModel) -> Iterator[None]:
-    """transformers leaves writing to the first process of a group; until the context ends,
-    this one writes."""
+    """Let this process write; transformers leaves that to the first process of a group."""
     name = "should_save_on_this_rank"
     object.__setattr__(model, name, lambda is_main_process: True)
     try:
@@ -121,7 +122,7 @@ def _part(directory: Path, number: int) -> Path:
 
 
 def _assemble(model: PreTrainedModel, directory: Path, files: list[str]) -> None:
-    """The parts of all processes as one checkpoint with an index."""
+    """Join the parts of all processes into one checkpoint with an index."""
     weight_map: dict[str, str] = {}
     size = 0
     for number, file in enumerate(files, 1):

@@ -38,7 +38,7 @@ def _run() -> None:
 
 
 def _explain(error: MemoryError | RuntimeError) -> None:
-    """Exit with a line for what is no bug; raise the error again otherwise."""
+    """Exit with one line for an error that is not a bug; raise others again."""
     from spectrim.cli.torchrun import is_first_failure, is_lost
 
     if is_lost(error):
@@ -57,7 +57,7 @@ def _fail(message: str) -> None:
 
 
 def _is_first_failure() -> bool:
-    """Whether this process says why; of several, the others end without a word."""
+    """Return whether this process reports the error; the others end silently."""
     if "torch" not in sys.modules:
         return True
     from spectrim.cli.torchrun import is_first_failure

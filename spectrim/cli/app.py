@@ -1,4 +1,4 @@
-"""The commands as a group: each is imported when it is asked for, and fails in one line."""
+"""The group of commands: each is imported on use, and its errors are one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PlainHelp:
 
 
 class Command(PlainHelp, TyperCommand):
-    """A command; what all of them need is set up once its words are read."""
+    """A command that sets up threads and verbosity after its options are parsed."""
 
     def invoke(self, ctx: Any) -> Any:
         from spectrim.cli.start import start
@@ -59,7 +59,7 @@ class Subcommands(PlainHelp, TyperGroup):
 
 
 class Commands(PlainHelp, TyperGroup):
-    """The program. Raises SpectrimError for every failure that is the user's to mend."""
+    """The program. Raises SpectrimError for every failure that the user can fix."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -96,7 +96,7 @@ def load_command(name: str, module: str) -> Any:
 
 
 def _explained(error: Any) -> str:
-    """The message with the new name of an old word, or the nearest command."""
+    """Return the message with the new name of an old word, or the nearest command."""
     from spectrim.pipeline.renamed import renamed_option
 
     message = error.format_message()

@@ -16,6 +16,7 @@ from spectrim.cli.options import (
     RemoteCode,
     Tracker,
     cache_from,
+    check_text,
     recipe_of,
     with_recipe_options,
 )
@@ -77,6 +78,7 @@ def bench(
     recipes = named_recipes(specs, base)
     for recipe in recipes.values():
         check_ways(recipe)
+        check_text(recipe, model)
     for recipe in recipes.values():
         for budget in wanted:
             recipe.with_changes(budget=budget)
@@ -86,7 +88,9 @@ def bench(
     length = base.calibration.length or default_length(original.model)
     settings = BenchSettings(
         texts=tuple(evals or ["python:held_out"]),
-        blocks=BlockSettings(length=length, max_tokens=tokens, keep_tail=True),
+        blocks=BlockSettings(
+            length=length, max_tokens=tokens, keep_tail=True, rows=base.calibration.rows
+        ),
         dtype=original.dtype,
         rows=output / "rows",
         cache=cache_from(given),
@@ -106,7 +110,7 @@ def bench(
 def _asked(
     budgets: str | None, of_time: str | None, given: dict[str, Any]
 ) -> tuple[list[float], dict[str, Any]]:
-    """Budgets, and the recipe options, of which those make one of time where that is asked."""
+    """Return the budgets, and the recipe options with a latency budget if requested."""
     single = given["latency_budget"]
     if of_time is None and single is None:
         return _budgets("--budgets", budgets, given["budget"]), given
@@ -138,7 +142,7 @@ def _write(result: Bench, output: Path, model: str, title: str) -> None:
 
 
 def _tell(result: Bench) -> None:
-    """A line on standard error for the row just made, or for those found finished."""
+    """Print a line on standard error for the new row, or for the finished ones."""
     place = f"{len(result.rows)} of {result.wanted} rows"
     console.note(
         f"{place}: {result.made} made, {len(result.rows) - result.made} found finished"
@@ -146,7 +150,7 @@ def _tell(result: Bench) -> None:
 
 
 def _figures(row: BenchRow) -> dict[str, float]:
-    """For a tracker, under the row's name and budget."""
+    """Return the figures for a tracker, under the row's name and budget."""
     found = {f"perplexity/{text}": value for text, value in row.perplexity.items()}
     found |= {f"loss increase/{text}": value for text, value in row.loss_increase.items()}
     found |= {} if row.file_bytes is None else {"bytes": float(row.file_bytes)}

@@ -110,7 +110,7 @@ def bench_speed(
 
 @dataclass(frozen=True)
 class _Shape:
-    """Random weights, and `keep` of them in layers of a kind."""
+    """A shape with random weights, of which layers of a kind keep `keep`."""
 
     name: str
     keep: float
@@ -124,7 +124,7 @@ class _Shape:
         return f"{self.name}, keep {self.keep:g}, {self.layer}{fewer}"
 
     def models(self, dtype: torch.dtype | None, place: torch.device) -> tuple[Any, Any]:
-        """Dense and compressed; by default in the dtype that the device works in."""
+        """Return a dense and a compressed model, by default in the device's usual dtype."""
         import torch
 
         from spectrim.evaluation import speed
@@ -140,7 +140,7 @@ class _Shape:
 def _loaded(
     name: str, original: str | None, dtype: torch.dtype | None, place: Any, trust: bool
 ) -> tuple[Any, Any]:
-    """The dense model or None, and the compressed one or None."""
+    """Return the dense model or None, and the compressed one or None."""
     from spectrim import checkpoint
     from spectrim.models.replace import factored_layers
 

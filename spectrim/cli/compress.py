@@ -16,6 +16,7 @@ from spectrim.cli.options import (
     RemoteCode,
     Tracker,
     cache_from,
+    check_text,
     recipe_of,
     with_recipe_options,
 )
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for besides a recipe."""
+    """The options of the command that are not part of the recipe."""
 
     model: str
     output: Path
@@ -85,6 +86,7 @@ def compress(
     options = CompressOptions(load_plan(plan) if plan else None, target_loss)
     recipe = prepare_recipe(recipe, options)
     check_quantization(recipe)
+    check_text(recipe, model)
     check_output(output, overwrite)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     run_context = context_for(cache_from(given), log_metrics)

@@ -1,4 +1,4 @@
-"""What the commands print: tables on standard output, progress and notes on standard error."""
+"""Console output: tables on standard output, progress and notes on standard error."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def set_level(verbose: bool, quiet: bool) -> None:
-    """quiet: neither notes nor progress; verbose: what the library logs, on standard error."""
+    """Set the verbosity.
+
+    quiet: no notes or progress; verbose: also the library's log, on standard error.
+    """
     NOTES.quiet = quiet
     set_log_level(logging.INFO if verbose else logging.WARNING)
 
 
 def print_result(plan: Plan, json: bool) -> None:
-    """What a model was compressed to."""
+    """Print the size, plan and figures of a compressed model."""
     if json:
         as_json({"plan": plan.to_dict()})
     else:
@@ -45,7 +48,7 @@ def print_result(plan: Plan, json: bool) -> None:
 
 
 def track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-    """A progress bar with the time left, on a terminal; silent elsewhere, but for the log."""
+    """Show a progress bar with the time left on a terminal; elsewhere only log the stage."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

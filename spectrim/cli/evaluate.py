@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,8 +16,10 @@ _TOKENS = 20_000
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
     data: Annotated[
-        str | None,
-        typer.Option(help="Evaluation text (default python:held_out, unless tasks are given)."),
+        list[str] | None,
+        typer.Option(
+            help="Evaluation text, repeat for several (default python:held_out without tasks)."
+        ),
     ] = None,
     task: Annotated[
         str | None,
@@ -28,6 +30,12 @@ def evaluate(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = _TOKENS,
     length: Annotated[int | None, typer.Option(help="Tokens per chunk.")] = None,
+    rows: Annotated[
+        Literal["prefixed", "packed"],
+        typer.Option(
+            help="Rows that begin as the tokenizer begins a text, or anywhere, as in papers."
+        ),
+    ] = "prefixed",
     lm_eval: Annotated[
         str | None,
         typer.Option(help="Tasks of lm-evaluation-harness, separated by commas."),
@@ -43,6 +51,7 @@ def evaluate(
     """Measure perplexity, divergence, task accuracy and size of models."""
     from spectrim.cli import console
     from spectrim.data import BlockSettings
+    from spectrim.data.loading import join_specs
     from spectrim.evaluation import HarnessSettings, evaluate_harness
     from spectrim.pipeline.calibrate import default_length
     from spectrim.pipeline.evaluate import evaluate as evaluate_text
@@ -59,7 +68,10 @@ def evaluate(
         loaded = load_model(name, trust_remote_code)
         model, tokenizer = loaded.model, loaded.tokenizer
         settings = BlockSettings(
-            length=length or default_length(model), max_tokens=tokens, keep_tail=True
+            length=length or default_length(model),
+            max_tokens=tokens,
+            keep_tail=True,
+            rows=rows,
         )
         results[name] = _disk_bytes(name)
         if task:
@@ -69,7 +81,7 @@ def evaluate(
                 partial(evaluate_harness, model, tokenizer, harness_tasks, harness)
             )
         if data or not (task or harness_tasks):
-            text = data or "python:held_out"
+            text = join_specs(data or ["python:held_out"])
             results[name] |= evaluate_text(model, tokenizer, text, settings, reference)
             results[name] |= evaluate_documents(model, tokenizer, text, settings)
     if json:

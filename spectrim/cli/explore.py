@@ -1,4 +1,4 @@
-"""`spectrim explore`: the report page before there is a result, on this machine only."""
+"""`spectrim explore`: the live report page before there is a result, on this machine only."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from spectrim.cli.options import (
     Overwrite,
     RemoteCode,
     cache_from,
+    check_text,
     recipe_of,
     with_recipe_options,
 )
@@ -59,6 +60,7 @@ def explore(
     from spectrim.runtime.context import RunContext
 
     compatibility.check(recipe, compatibility.EXPLORE)
+    check_text(recipe, model)
     if output is not None:
         check_output(output, overwrite)
     original = load_original(model, trust_remote_code)

@@ -1,4 +1,4 @@
-"""`spectrim inspect`: ranks that the weights have by themselves, before and after."""
+"""`spectrim inspect`: the ranks of the weights themselves, before and after compression."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def inspect(
 
 
 def _plain(found: dict[str, Any]) -> dict[str, Any]:
-    """JSON has neither NaN nor infinity."""
+    """Replace NaN and infinity, which JSON does not have."""
     layers = [asdict(layer) for layer in found["layers"]]
     for layer in layers:
         exponent = layer["tail_exponent"]

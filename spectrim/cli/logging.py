@@ -1,7 +1,7 @@
-"""`-q` and `-v`, wherever among a command's words: how much it says on standard error.
+"""`-q` and `-v`, anywhere among a command's words: the verbosity on standard error.
 
-quiet: warnings and errors. verbose: what the library logs (losses of training), the versions
-that run, the seconds of each stage, and in the end those of the command and its memory.
+quiet: warnings and errors. verbose: the library's log (losses of training), versions, the
+seconds of each stage, and at the end the time and memory of the command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LEVELS = ("-q", "--quiet", "-v", "--verbose")
 
 
 def move_levels_first(words: Sequence[str]) -> list[str]:
-    """The levels first, where the program reads them; what follows `--` stays as it is."""
+    """Move the verbosity options first, where the program reads them, up to a `--`."""
     end = words.index("--") if "--" in words else len(words)
     levels = [word for word in words[:end] if word in _LEVELS]
     others = [word for word in words[:end] if word not in _LEVELS]
@@ -27,7 +27,7 @@ def move_levels_first(words: Sequence[str]) -> list[str]:
 
 
 def set_log_level(level: int) -> None:
-    """What the library says from this level on, to standard error; warnings always go there."""
+    """Log the library's messages from this level on to standard error; warnings always."""
     logger = logging.getLogger("spectrim")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

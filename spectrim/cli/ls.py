@@ -1,4 +1,4 @@
-"""`spectrim ls`: what can be chosen by name, and which features combine."""
+"""`spectrim ls`: everything that is chosen by name, and which features combine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that several commands share; those of a recipe come from the recipe's fields."""
+"""The options shared by several commands; those of a recipe are made from its fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from spectrim.errors import InputError, did_you_mean
 from spectrim.pipeline.presets import load_recipe
-from spectrim.pipeline.recipe import QuantizationRecipe, Recipe, recipe_from
+from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, recipe_from
 from spectrim.pipeline.renamed import check_field
 
 if TYPE_CHECKING:
@@ -45,11 +45,16 @@ _QUANTIZERS: dict[str, dict[str, Any]] = {
     "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
 }
 _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "include", "exclude")
-_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "labels")
+_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "labels")
+
+
+def _fields(cls: Any) -> Any:
+    """Return a pydantic dataclass's fields by name."""
+    return cls.__pydantic_fields__
 
 
 def _field_option(path: str, panel: str) -> Any:
-    """An option for a field of a recipe; left out, it is None and changes nothing."""
+    """Return an option for a field of a recipe; if absent, it is None and changes nothing."""
     owner: Any = Recipe
     *parents, name = path.split(".")
     for parent in parents:
@@ -57,8 +62,13 @@ def _field_option(path: str, panel: str) -> Any:
     return _option_for(owner, name, get_type_hints(owner)[name] | None, panel)
 
 
+def _fields(cls: Any) -> Any:
+    """Return a pydantic dataclass's fields by name."""
+    return cls.__pydantic_fields__
+
+
 def _option_for(cls: Any, name: str, hint: Any, panel: str | None) -> Any:
-    """An option with the type, choices and description of a field of `cls`."""
+    """Return an option with the type, choices and description of a field of `cls`."""
     choices = [
         c for part in (hint, *get_args(hint)) if _is_choice(part) for c in get_args(part)
     ]
@@ -66,7 +76,7 @@ def _option_for(cls: Any, name: str, hint: Any, panel: str | None) -> Any:
         metavar="|".join(choices)
         if choices and all(isinstance(c, str) for c in choices)
         else None,
-        help=cls.__pydantic_fields__[name].description,
+        help=_fields(cls)[name].description,
         rich_help_panel=panel,
     )
     return Annotated[_option_type(hint), option]
@@ -77,7 +87,7 @@ def _is_choice(hint: Any) -> bool:
 
 
 def _option_type(hint: Any) -> Any:
-    """What typer parses for a field: numbers as such, tuples as lists, all else as text."""
+    """Return the type that typer parses: numbers as such, tuples as lists, all else as text."""
     parts = set(get_args(hint)) or {hint}
     optional = type(None) in parts
     if any(get_origin(part) is tuple for part in parts):
@@ -107,7 +117,7 @@ def _recipe_options() -> dict[str, Any]:
         "refine": Annotated[
             texts,
             typer.Option(
-                help="Refinement to run afterwards; repeat for several.",
+                help="Refinement to run afterward; repeat for several.",
                 rich_help_panel=_RECIPE,
             ),
         ],
@@ -147,6 +157,13 @@ def _recipe_options() -> dict[str, Any]:
     options |= {
         name: _field_option(f"calibration.{name}", _CALIBRATION) for name in _CALIBRATION_FIELDS
     }
+    options["data"] = Annotated[
+        texts,
+        typer.Option(
+            help=f"{_fields(CalibrationRecipe)['data'].description} Repeat for several.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ]
     return options | {"cache": CacheDirectory, "no_cache": NoCache}
 
 
@@ -163,7 +180,7 @@ def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 def with_settings(cls: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Add an option for each field of a dataclass; the command receives a dict `settings`."""
     hints = get_type_hints(cls)
-    defaults = {name: field.default for name, field in cls.__pydantic_fields__.items()}
+    defaults = {name: field.default for name, field in _fields(cls).items()}
     options = {name: _option_for(cls, name, hints[name], None) for name in defaults}
     return lambda command: _with_options(command, "settings", options, defaults)
 
@@ -214,8 +231,12 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         if given[name] not in (None, getattr(recipe, name)):
             values[f"{name}_options"] = {}
     for name in _CALIBRATION_FIELDS:
-        if given[name] is not None:
+        if given[name] not in (None, []):
             values["calibration"][name] = given[name]
+    if given["data"]:
+        from spectrim.data.loading import join_specs
+
+        values["calibration"]["data"] = join_specs(given["data"])
     if given["refine"]:
         values["refinement"] = [{"name": name} for name in given["refine"]]
     if given["task"] is not None:
@@ -232,8 +253,24 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
     return recipe_from(values, "options")
 
 
+def check_text(recipe: Recipe, model: str) -> None:
+    """Raise InputError where no text is named, but for the models that come with the library.
+
+    The Python sources, which those are calibrated on, are no text that a model of another kind
+    should be judged by.
+    """
+    from spectrim.checkpoint.load import BUNDLED, resolve
+
+    if recipe.calibration.data is None and recipe.task is None and model not in BUNDLED:
+        resolve(model)  # a model that is not there is the first thing to say
+        raise InputError(
+            "no calibration text; give --data with text like the model's own (a file, a "
+            "directory, hf:NAME:SPLIT; --data python for the Python sources of this machine)"
+        )
+
+
 def _sets_options(assignment: str) -> bool:
-    """Names go first: a new name clears the options of the one it replaces."""
+    """Return whether an assignment sets options; names go first, since they clear options."""
     return "options" in assignment.partition("=")[0]
 
 
@@ -247,7 +284,7 @@ def _bits(name: str) -> dict[str, Any]:
 
 
 def _fit_ranks(values: dict[str, Any]) -> None:
-    """Choose ranks that the quantizer's kernel reads, where none were asked for."""
+    """Choose ranks that the quantizer's kernel supports, unless ranks are set."""
     if values["quantization"] and values["rank_multiple"] == 1:
         try:
             values["rank_multiple"] = QuantizationRecipe(**values["quantization"]).multiple
@@ -281,7 +318,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 
 
 def cache_from(given: dict[str, Any]) -> Cache:
-    """Return the cache that --cache and --no-cache ask for."""
+    """Return the cache by --cache and --no-cache."""
     from spectrim.runtime.cache import Cache
 
     if given["no_cache"]:

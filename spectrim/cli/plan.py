@@ -12,6 +12,7 @@ from spectrim.cli.options import (
     Model,
     RemoteCode,
     cache_from,
+    check_text,
     recipe_of,
     with_recipe_options,
 )
@@ -58,6 +59,7 @@ def plan(
 
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
+    check_text(recipe, model)
     original = load_original(model, trust_remote_code)
     recipe = original.with_save_dtype(recipe)
     context = RunContext(cache_from(given), console.track)

@@ -1,4 +1,4 @@
-"""`spectrim quantize`: compress by other means than rank, and give back what that lost."""
+"""`spectrim quantize`: quantize or sparsify layers, and correct the error at low rank."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from spectrim.cli.options import (
     Overwrite,
     RemoteCode,
     cache_from,
+    check_text,
     recipe_of,
     with_recipe_options,
 )
@@ -70,12 +71,14 @@ def quantize(
 
     from spectrim.checkpoint import SaveOptions, check_output, save_compressed
     from spectrim.pipeline.loaded_model import load_original
+    from spectrim.pipeline.quantize import needs_text, with_correction
     from spectrim.pipeline.quantize import quantize as run
-    from spectrim.pipeline.quantize import with_correction
     from spectrim.report.card import quantization_card
     from spectrim.runtime.context import RunContext
 
     recipe = with_correction(recipe)
+    if recipe.correction is not None and needs_text(recipe.correction):
+        check_text(recipe, model)
     check_output(output, overwrite)
     original = load_original(model, trust_remote_code)
     recipe = original.with_dtype(recipe)
@@ -107,7 +110,7 @@ def _assigned(text: str) -> tuple[str, Any]:
 
 
 def _with(recipe: Recipe, wanted: dict[str, Any], options: dict[str, Any]) -> Recipe:
-    """The recipe's correction with what the command line gives over it."""
+    """Return the recipe's correction, overridden by the command line."""
     values = recipe.to_dict()
     chosen = values["correction"] or {}
     if wanted["quantizer"] not in (None, chosen.get("quantizer")):

@@ -1,4 +1,4 @@
-"""`spectrim report`: the page of a compressed model, again or with more on it."""
+"""`spectrim report`: write the page of a compressed model again, or with a comparison."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def report(
 
 
 def headline_figures(facts: ReportData) -> dict[str, float | None]:
-    """The figures that the page opens with."""
+    """Return the headline figures of the page."""
     return {
         "kept": facts.kept,
         "predicted_loss": facts.predicted_loss,

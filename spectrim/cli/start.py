@@ -1,4 +1,4 @@
-"""What every command sets up once its words are read."""
+"""The setup of every command after its options are parsed."""
 
 from __future__ import annotations
 

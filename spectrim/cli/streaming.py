@@ -29,8 +29,10 @@ from spectrim.runtime.memory import peak_bytes, return_large_blocks
 def within_memory(
     wanted: Request, recipe: Recipe, memory: str, context: RunContext
 ) -> Recipe | None:
-    """The recipe with batches that fit, for the whole model in memory; None when the model
-    was too large for that, and has been streamed and saved."""
+    """Return the recipe with batches that fit if the whole model does.
+
+    None if the model was too large for that, and has been streamed and saved.
+    """
     limit = bytes_of(memory)
     opened = open_streamed(wanted.model, trust_remote_code=wanted.trust_remote_code)
     if opened.tokenizer is None:

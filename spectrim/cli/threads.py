@@ -1,4 +1,4 @@
-"""How many threads to compute with on a machine that others use too.
+"""The number of threads on a shared machine.
 
 Threads that share a core wait for each other at every product: two on a busy two-core
 machine can be ten times slower than one.
@@ -12,7 +12,7 @@ import torch
 
 
 def leave_busy_cores() -> None:
-    """Use the cores that were idle over the last minute; OMP_NUM_THREADS decides where set."""
+    """Use the cores that were idle over the last minute, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" in os.environ:
         return
     idle = torch.get_num_threads() - round(os.getloadavg()[0])

@@ -1,4 +1,4 @@
-"""`torchrun -m spectrim ...`: the group of processes, who prints, and the one error line."""
+"""`torchrun -m spectrim ...`: the process group, which process prints, the one error line."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def launched_by_torchrun() -> bool:
 
 @contextmanager
 def group() -> Iterator[None]:
-    """The process group that torchrun's environment describes, until the context ends; without
-    one nothing. Gloo on CPUs, and NCCL for what is on GPUs. Only the first process prints."""
+    """Join the process group of torchrun's environment, if any, until the context ends.
+
+    Gloo on CPUs, and NCCL for tensors on GPUs. Only the first process prints.
+    """
     if not launched_by_torchrun():
         yield
         return
@@ -49,16 +51,16 @@ def group() -> Iterator[None]:
 
 
 def check_shared(command: str | None) -> None:
-    """Raises InputError for a command that one process has to do."""
+    """Raise InputError for a command that runs in one process only."""
     if distributed.num_processes() > 1 and command not in SHARING:
         raise InputError(
-            f"`spectrim {command}` is done by one process: start it without torchrun "
+            f"`spectrim {command}` runs in one process: start it without torchrun "
             f"(several share {', '.join(SHARING)})"
         )
 
 
 def is_first_failure() -> bool:
-    """True in the first process that fails: it tells why, and the others end without a word."""
+    """Return True in the first process that fails; the others end silently."""
     if not (dist.is_available() and dist.is_initialized()):
         return True
     try:
@@ -68,7 +70,7 @@ def is_first_failure() -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """The error of an exchange with a process that has ended."""
+    """Return whether an error comes from an exchange with a process that has ended."""
     if not (dist.is_available() and dist.is_initialized()):
         return False
     names = ("gloo", "nccl", "connection", "socket", "broken pipe")

@@ -1,4 +1,4 @@
-"""`--track NAME`: the figures of a command in trackio, wandb or mlflow too."""
+"""`--track NAME`: log the figures of a command to trackio, wandb or mlflow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from spectrim.runtime.tracking import TrackedRun, open_tracker, with_stage_times
 def start_tracking(
     context: typer.Context, tracker: str | None, name: str, settings: Mapping[str, Any]
 ) -> MetricLogger:
-    """Opens a run that ends with the command, as failed if that failed; of several processes
-    the first one's."""
+    """Open a run that ends with the command, as failed if the command fails.
+
+    Only the main process opens one.
+    """
     tracker = tracker if distributed.is_main_process() else None
     return context.obj.enter_context(open_tracker(tracker, TrackedRun(name, settings)))
 

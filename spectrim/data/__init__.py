@@ -1,4 +1,4 @@
-"""Text in, token blocks out."""
+"""Token blocks from text."""
 
 from spectrim.data.blocks import (
     BlockSettings,
@@ -7,9 +7,10 @@ from spectrim.data.blocks import (
     document_blocks,
     token_blocks,
 )
-from spectrim.data.loading import SOURCES, load_documents, open_documents
+from spectrim.data.loading import DEFAULT_TEXT, SOURCES, load_documents, open_documents
 
 __all__ = [
+    "DEFAULT_TEXT",
     "SOURCES",
     "BlockSettings",
     "TokenBlocks",

@@ -43,7 +43,7 @@ SHORTEST_ROW = 2
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """How many rows (`None`: all) of how many tokens, and which part of the stream.
+    """The number of rows (`None`: all), their length, and the part of the stream to use.
 
     `seed=None` keeps the documents in file order. `max_tokens` keeps the first tokens of
     the stream; `keep_tail` keeps its incomplete last row (two tokens or more), padded. `rows`:
@@ -98,7 +98,7 @@ class TokenBlocks:
         return self.ids.numel() if self.mask is None else int(self.mask.sum())
 
     def every(self, step: int) -> TokenBlocks:
-        """Rows 0, step, 2 step, ..."""
+        """Return rows 0, step, 2 step, ..."""
         rest = (self.mask, self.document_of_row, self.scored)
         mask, owner, scored = (None if t is None else t[::step].contiguous() for t in rest)
         ids = self.ids[::step].contiguous()
@@ -165,7 +165,7 @@ def _text_blocks(
 
 
 class _Cut:
-    """How documents become rows under some settings, with one tokenizer."""
+    """The settings of cutting documents into rows, with one tokenizer."""
 
     def __init__(self, tokenizer: Any, settings: BlockSettings):
         self._tokenizer, self._settings = tokenizer, settings
@@ -208,7 +208,7 @@ def _blocks(
 
 
 def check_vocabulary(blocks: TokenBlocks, vocab_size: int) -> None:
-    """Raises InputError for a token id outside `[0, vocab_size)`."""
+    """Raise InputError for a token id outside `[0, vocab_size)`."""
     foreign = (blocks.ids < 0) | (blocks.ids >= vocab_size)
     if foreign.any():
         row, position = foreign.nonzero()[0].tolist()

@@ -1,10 +1,10 @@
-"""From what the user typed (`--data`, `--eval`) to documents."""
+"""Documents from the texts of an option (`--data`, `--eval`)."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from types import ModuleType
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from spectrim.errors import InputError
 from spectrim.registry import Registry
 
 SOURCES = Registry("data source", "spectrim.data.sources")
+DEFAULT_TEXT = "python"
+"""The sources of the running Python: text where none is named."""
 BETWEEN_PARTS = " + "
 """`wiki.txt@0.7 + chat.jsonl@0.3` names two texts, and the shares of the rows they give."""
 _WITH_SHARE = re.compile(r"(.+)@([0-9]*\.?[0-9]+)", re.S)
@@ -23,7 +25,7 @@ Document = str | Conversation | None
 
 
 class Part(NamedTuple):
-    """One text of a spec; `share`: what was typed after `@`, None where nothing was."""
+    """One text of a spec; `share`: the number after `@`, None without one."""
 
     spec: str
     share: float | None = None
@@ -34,6 +36,11 @@ def split_spec(spec: str) -> list[Part]:
     if os.path.exists(os.path.expanduser(spec)):
         return [Part(spec)]
     return [_part(one) for one in spec.split(BETWEEN_PARTS)]
+
+
+def join_specs(specs: Sequence[str]) -> str:
+    """Return the one spec of several texts."""
+    return BETWEEN_PARTS.join(specs)
 
 
 def open_documents(spec: str, field: str | None = None) -> Iterable[Document]:

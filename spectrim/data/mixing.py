@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def share_settings(parts: Sequence[Part], settings: BlockSettings) -> list[BlockSettings]:
-    """Return what each text is asked for. Raises InputError where a share is of nothing.
+    """Return the settings of each text. Raises InputError for a share of zero rows.
 
     Without shares all texts get the same; without a limit each is read to its end.
     """

@@ -32,6 +32,6 @@ def decompose(problem: LayerProblem, options: Options) -> Factors:
     factors = weighted_svd(
         problem.weight,
         make_metric(gradients, options.damping, f"gradient covariance of {problem.name}"),
-        make_metric(inputs, options.damping, f"centred covariance of {problem.name}"),
+        make_metric(inputs, options.damping, f"centered covariance of {problem.name}"),
     )
     return replace(factors, bias_shift=factors.right.double() @ mean)

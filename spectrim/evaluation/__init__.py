@@ -1,4 +1,4 @@
-"""How good and how big a model is: one file per evaluator.
+"""Quality and size of a model: one file per evaluator.
 
 An evaluator has `Options`, `NEEDS_ORIGINAL` and
 `evaluate(model, blocks, options, reference=None) -> dict[str, float]`.
@@ -26,10 +26,10 @@ def evaluate_model(
     evaluators: Iterable[str] | Mapping[str, Mapping[str, Any]],
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
-    """Every number of the named evaluators; a mapping gives each its options.
+    """Return every figure of the named evaluators; a mapping gives each its options.
 
     Raises UnknownNameError, and InputError for a wrong option, a missing `reference`, or
-    blocks the model cannot read; NumericalError for a loss that is not finite.
+    blocks that do not fit the model; NumericalError for a loss that is not finite.
     """
     given = evaluators if isinstance(evaluators, Mapping) else {name: {} for name in evaluators}
     prepared = {name: EVALUATORS.options(name, dict(given[name])) for name in given}

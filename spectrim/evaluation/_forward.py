@@ -1,4 +1,4 @@
-"""What evaluators that run the model share: mode, batches, logits."""
+"""Functions shared by evaluators that run the model: mode, batches, logits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Batch:
 
     @property
     def predicted(self) -> Tensor:
-        """(B, T - 1) bool: positions whose next token is there to be predicted and counts."""
+        """Return (B, T - 1) bool: positions whose next token exists and counts."""
         if self.scored is not None:
             return self.scored[:, 1:]
         if self.mask is None:
@@ -49,20 +49,20 @@ def batches(blocks: TokenBlocks, size: int) -> Iterator[Batch]:
 
 
 def logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """(B, T, V), in the model's own dtype."""
+    """Return logits (B, T, V) in the model's own dtype."""
     mask = None if batch.mask is None else batch.mask.long().to(model.device)
     output = model(input_ids=batch.ids.to(model.device), attention_mask=mask, use_cache=False)
     return output.logits
 
 
 def log_probabilities(logits_tv: Tensor) -> Tensor:
-    """(T, V) in float32 or better: called row by row, so one row is all that is upcast."""
+    """Return (T, V) in float32 or better; called row by row, so that only one row is upcast."""
     dtype = torch.promote_types(logits_tv.dtype, torch.float32)
     return logits_tv.to(dtype).log_softmax(-1)
 
 
 def check_readable(model: PreTrainedModel, blocks: TokenBlocks) -> None:
-    """Raises InputError when the ids or the length of the rows do not fit the model."""
+    """Raise InputError if the ids or the length of the rows do not fit the model."""
     config = model.config.get_text_config()
     check_vocabulary(blocks, config.vocab_size)
     check_length(model, blocks.ids.shape[1])

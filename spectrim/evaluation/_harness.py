@@ -2,7 +2,7 @@
 
     figure("TASK METRIC") = mean over the task's examples,   "... stderr" its standard error
 
-Task files of one's own (`path`) need no network: a YAML file with `dataset_path: json` and
+Custom task files (`path`) need no network: a YAML file with `dataset_path: json` and
 `data_files`. Its `wikitext` is perplexity per word; `evaluation.perplexity` is per token.
 Source: Gao et al., https://github.com/EleutherAI/lm-evaluation-harness
 """
@@ -30,8 +30,14 @@ _LOGGERS = ("lm_eval", "datasets")
 
 @dataclass(frozen=True)
 class HarnessSettings:
-    """path: a directory of task files; shots: examples before each question, None for the
-    task's own; limit: examples per task; batch: of requests."""
+    """Settings of a run.
+
+    Attributes:
+        path: a directory of task files.
+        shots: examples before each question, None for the task's own.
+        limit: examples per task.
+        batch: requests per batch.
+    """
 
     path: Path | None = None
     shots: int | None = None
@@ -41,7 +47,7 @@ class HarnessSettings:
     def __post_init__(self) -> None:
         if min(self.batch, 1 if self.limit is None else self.limit) < 1:
             raise InputError(
-                f"batch and limit have to be at least 1, got {self.batch}, {self.limit}"
+                f"batch and limit must be at least 1, got {self.batch}, {self.limit}"
             )
         if self.path is not None and not self.path.is_dir():
             raise InputError(f"--task-path {self.path} is not a directory of task files")
@@ -53,10 +59,9 @@ def evaluate_harness(
     tasks: Sequence[str],
     settings: HarnessSettings = HarnessSettings(),
 ) -> dict[str, float]:
-    """Every metric of the named tasks, groups or patterns.
+    """Return every metric of the named tasks, groups or patterns.
 
-    Raises InputError where the harness is missing, for an unknown task, and for one whose data
-    cannot be had.
+    Raises InputError if the harness is missing, for an unknown task, and for unavailable data.
     """
     evaluate, wrapper, manager = _library()
     with _quiet(), _without_git():
@@ -78,7 +83,7 @@ def evaluate_harness(
 
 
 def figures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """`{"arc": {"acc,none": 0.3}}` -> `{"arc acc": 0.3}`; a filter that is not "none" stays."""
+    """Map `{"arc": {"acc,none": 0.3}}` to `{"arc acc": 0.3}`; filters except "none" stay."""
     flat: dict[str, float] = {}
     for task, metrics in results.items():
         for key, value in metrics.items():
@@ -93,7 +98,7 @@ def figures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _library() -> tuple[Any, Any, Any]:
-    """`simple_evaluate`, `HFLM` and `TaskManager`. Raises InputError where they are missing."""
+    """Return `simple_evaluate`, `HFLM` and `TaskManager`. Raises InputError if missing."""
     try:
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -106,8 +111,10 @@ def _library() -> tuple[Any, Any, Any]:
 
 
 def _manager(manager: Any, tasks: Sequence[str], path: Path | None) -> Any:
-    """One that knows all `tasks`, from `path` alone where that is enough: the harness's own
-    list takes seconds to read. Raises InputError naming one that is not known."""
+    """Return a manager of all `tasks`, from `path` alone if that is enough.
+
+    The harness's own list takes seconds to read. Raises InputError naming an unknown task.
+    """
     if path is not None:
         own = manager(include_path=str(path), include_defaults=False)
         if all(own.match_tasks([task]) for task in tasks):
@@ -117,7 +124,7 @@ def _manager(manager: Any, tasks: Sequence[str], path: Path | None) -> Any:
         if not every.match_tasks([task]):
             close = ", ".join(difflib.get_close_matches(task, every.all_tasks, 3)) or "none"
             raise InputError(
-                f"the harness has no task '{task}'; names like it: {close}; "
+                f"unknown harness task '{task}'; similar names: {close}; "
                 "`lm-eval ls tasks` lists all, --task-path adds your own"
             )
     return every
@@ -125,7 +132,7 @@ def _manager(manager: Any, tasks: Sequence[str], path: Path | None) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Errors only, and progress bars where someone sees them."""
+    """Log errors only, and show progress bars only on a terminal."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -140,8 +147,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_git() -> Iterator[None]:
-    """The harness asks git for the commit of the working directory, wherever that is, and git
-    complains on standard error where there is none."""
+    """Keep the harness from running git, which complains outside a repository."""
     from lm_eval import evaluator
 
     asked = evaluator.get_git_commit_hash

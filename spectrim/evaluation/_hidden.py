@@ -1,4 +1,4 @@
-"""The last hidden state of every token, for evaluators that look at representations."""
+"""The last hidden state of every token, for evaluators of representations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spectrim.models.hooks import inference
 def hidden_states(
     model: PreTrainedModel, blocks: TokenBlocks, batch_size: int
 ) -> Iterator[Tensor]:
-    """Per row the states (L, d) of its real tokens, on the processor, float32 or better.
+    """Yield per row the states (L, d) of its real tokens, on the CPU, float32 or better.
 
     Raises NumericalError naming the batch whose states are not finite.
     """
@@ -34,7 +34,7 @@ def mean_over_rows(
     batch_size: int,
     figure: Callable[[Tensor], float],
 ) -> float:
-    """The mean of `figure` over the token directions of rows of two tokens or more."""
+    """Return the mean of `figure` over the token directions of rows of two tokens or more."""
     states = hidden_states(model, blocks, batch_size)
     found = [figure(token_directions(row)) for row in states if len(row) > 1]
     if not found:

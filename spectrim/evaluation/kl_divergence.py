@@ -1,4 +1,4 @@
-"""How far the compressed model's predictions moved: KL(original || compressed) per token.
+"""Divergence of the compressed model's predictions: KL(original || compressed) per token.
 
     KL = mean_{n, t} sum_v p(v) (log p(v) - log q(v)),   p original, q compressed
 
@@ -47,7 +47,7 @@ def evaluate(
     options: Options,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
-    """`kl_divergence` (nats per token) and `top1_agreement` (fraction).
+    """Return `kl_divergence` (nats per token) and `top1_agreement` (fraction).
 
     Raises InputError without a `reference` of the same vocabulary; NumericalError naming
     the batch whose divergence is not finite.
@@ -66,7 +66,7 @@ def evaluate(
 
 
 def _batch_totals(model: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> Tensor:
-    """(B, 3): of each row summed divergence, agreements, tokens."""
+    """Return (B, 3): summed divergence, agreements and tokens of each row."""
     original, compressed = logits(reference, batch), logits(model, batch)
     if original.shape != compressed.shape:
         raise InputError(

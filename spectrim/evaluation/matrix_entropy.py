@@ -2,7 +2,7 @@
 
     H = -sum_i p_i log p_i,   p the eigenvalues of Z^T Z over their sum, nats
 
-Z (L, d): a row's tokens, centred and scaled to length one; the mean over rows.
+Z (L, d): a row's tokens, centered and scaled to length one; the mean over rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def evaluate(
     options: Options,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
-    """`matrix_entropy`. Raises InputError for rows of single tokens, NumericalError for
-    states that are not finite."""
+    """Return `matrix_entropy`.
+
+    Raises InputError for rows of single tokens, NumericalError for states that are not finite.
+    """
     found = mean_over_rows(model, blocks, options.batch_size, spectrum.matrix_entropy)
     return {"matrix_entropy": found}

@@ -1,9 +1,9 @@
-"""Matrix Nuclear-Norm of the last hidden states: how many directions the tokens of a row take.
+"""Matrix Nuclear-Norm of the last hidden states: the number of directions of a row's tokens.
 
     MNN = sum of the D largest column norms of Z / L,   D = min(L, d)
 
-Z (L, d): the row's tokens, centred and scaled to length one; the mean over rows. Linear in the
-numbers of Z, where `matrix_entropy` takes eigenvalues; more is richer.
+Z (L, d): the row's tokens, centered and scaled to length one; the mean over rows. Linear in the
+numbers of Z, while `matrix_entropy` computes eigenvalues; more is richer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def evaluate(
     options: Options,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
-    """`matrix_nuclear_norm`. Raises InputError for rows of single tokens, NumericalError for
-    states that are not finite."""
+    """Return `matrix_nuclear_norm`.
+
+    Raises InputError for rows of single tokens, NumericalError for states that are not finite.
+    """
     found = mean_over_rows(model, blocks, options.batch_size, matrix_nuclear_norm)
     return {"matrix_nuclear_norm": found}

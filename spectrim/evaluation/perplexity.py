@@ -48,7 +48,7 @@ def evaluate(
     options: Options,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
-    """`perplexity`, `loss` (nats per token), `predicted_tokens`.
+    """Return `perplexity`, `loss` (nats per token) and `predicted_tokens`.
 
     Raises NumericalError naming the batch whose loss is not finite.
     """
@@ -59,7 +59,7 @@ def evaluate(
 def per_document(
     model: PreTrainedModel, blocks: TokenBlocks, options: Options
 ) -> dict[str, float]:
-    """As `evaluate`, and `median_document_perplexity`, on the rows of `document_blocks`.
+    """Return `evaluate`'s figures and `median_document_perplexity` of `document_blocks` rows.
 
     Raises InputError for rows that span documents; NumericalError as `evaluate` does.
     """
@@ -80,8 +80,10 @@ def per_document(
 def row_losses(
     model: PreTrainedModel, blocks: TokenBlocks, options: Options
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss (N,) in float64 and predicted tokens (N,) of each row; of several processes
-    each runs a part of the batches, and all have the same figures to the bit."""
+    """Return summed loss (N,) in float64 and predicted tokens (N,) of each row.
+
+    Several processes share the batches, and all return identical figures.
+    """
     check_readable(model, blocks)
     losses = torch.zeros(len(blocks), dtype=torch.float64)
     counts = torch.zeros(len(blocks), dtype=torch.int64)

@@ -1,9 +1,9 @@
-"""How big the model is: parameters, bytes to store, bytes on disk; tied weights once.
+"""Size of the model: parameters, stored bytes, bytes on disk; tied weights once.
 
     bytes = sum over different tensors of numel x bytes per element
 
-Buffers that are saved (pivots, codes, scales) count; tensors that several modules share count
-once. `disk_bytes`, with a `checkpoint`, are those of its weight files.
+Saved buffers (pivots, codes, scales) count; tensors that several modules share count once.
+`disk_bytes`, with a `checkpoint`, are those of its weight files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COMMAND = "spectrim evaluate MODEL OUT --data TEXT"
 
 @dataclass(frozen=True)
 class Options:
-    """`checkpoint`: a saved model's directory, to report its bytes on disk as well."""
+    """Options; `checkpoint`: a saved model's directory, to report its bytes on disk as well."""
 
     checkpoint: str | None = None
 
@@ -36,9 +36,9 @@ def evaluate(
     options: Options,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
-    """`parameters`, `stored_bytes` and, with a checkpoint, `disk_bytes`; `blocks` is unused.
+    """Return `parameters`, `stored_bytes` and, with a checkpoint, `disk_bytes`.
 
-    Raises CheckpointError for a directory without safetensors.
+    `blocks` is unused. Raises CheckpointError for a directory without safetensors.
     """
     figures: dict[str, float] = {
         "parameters": parameters(model),
@@ -54,19 +54,21 @@ def parameters(model: nn.Module) -> int:
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and persistent buffers, each tensor once."""
+    """Return the bytes of the parameters and persistent buffers, each tensor once."""
     state = model.state_dict(keep_vars=True).values()
     stored = {id(tensor): tensor for tensor in state if isinstance(tensor, Tensor)}
     return sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
 
 
 def disk_bytes(checkpoint: str | Path) -> int:
-    """Bytes of a checkpoint directory's safetensors files. Raises CheckpointError."""
+    """Return the bytes of a checkpoint directory's safetensors files. Raises
+    CheckpointError.
+    """
     return sum(file.stat().st_size for file in _files(checkpoint))
 
 
 def tensor_bytes(checkpoint: str | Path) -> dict[str, int]:
-    """Bytes of each tensor as the checkpoint's headers state them. Raises CheckpointError."""
+    """Return the bytes of each tensor by the checkpoint's headers. Raises CheckpointError."""
     sizes = {}
     for file in _files(checkpoint):
         for name, entry in _header(file).items():
@@ -86,7 +88,7 @@ def _files(checkpoint: str | Path) -> list[Path]:
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """Eight bytes of length, then JSON."""
+    """Read the header: eight bytes of length, then JSON."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         text = stream.read(min(length, file.stat().st_size))

@@ -1,12 +1,12 @@
-"""Factors stored by columns, on a processor.
+"""Factors stored by columns, on a CPU.
 
     y = W x,   W (out, in)
 
-A processor multiplies one token with W by reading it once. By rows these are dot products of
-length `in`, too short to run at the memory's speed where that is small; by columns it adds
-`out` numbers at a time. Measured on one core, float32, one token: (2048, 279) 1.6 times
-faster, (279, 768) 1.25 times, (279, 2048) slower, so that stays; no difference for many
-tokens. A weight keeps its shape and its values; only their order in memory changes.
+A CPU multiplies one token with W by reading it once. By rows these are dot products of length
+`in`, too short to run at the memory's speed if `in` is small; by columns it adds `out` numbers
+at a time. Measured on one core, float32, one token: (2048, 279) 1.6 times faster, (279, 768)
+1.25 times, (279, 2048) slower, which therefore stays; no difference for many tokens. A weight
+keeps its shape and its values; only their order in memory changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def faster_by_columns(weight: Tensor) -> bool:
-    """weight (out, in)."""
+    """Return whether a weight (out, in) is faster by columns."""
     if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
         return False
     out_features, in_features = weight.shape

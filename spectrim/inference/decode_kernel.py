@@ -1,4 +1,4 @@
-"""Both halves of a layer in one kernel, for the few tokens of a decoding step."""
+"""Both factors of a layer in one kernel, for the few tokens of a decoding step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spectrim.layers import FactoredLinear
 
 
 class FewTokens:
-    """Called with a layer and x (..., in) that it `takes`."""
+    """The execution of a layer for inputs x (..., in) that it `takes`."""
 
     def __init__(self) -> None:
         self._position: Tensor | None = None

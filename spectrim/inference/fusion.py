@@ -1,7 +1,7 @@
-"""`fuse` and `unfuse`: rewire a compressed model for inference, and put it back.
+"""`fuse` and `unfuse`: rewire a compressed model for inference, and undo it.
 
-Nothing is asked of the architecture: one forward pass of two tokens shows which layers are
-given the same tensor, and a second one that the outputs are still the same.
+It works for any architecture: one forward pass of two tokens shows which layers read the same
+tensor, and a second one checks that the outputs are unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HALF = 0.1
 
 @dataclass(frozen=True)
 class FuseReport:
-    """What `fuse` found: the names of the layers of each packed product, and of all."""
+    """The names of the layers of each packed product, and of all fused layers."""
 
     groups: tuple[tuple[str, ...], ...]
     layers: tuple[str, ...]
@@ -41,10 +41,10 @@ class FuseReport:
 
 @dataclass
 class Execution:
-    """A factored layer's product: its first half alone or packed, its second buffered.
+    """The execution of a factored layer: first factor alone or packed, second one buffered.
 
-    kernel: for few tokens both halves at once, where there is a kernel for them. tiling:
-    for many tokens the output waits, to be made in tiles.
+    kernel: computes both factors at once for few tokens, if there is a kernel for them.
+    tiling: defers the output for many tokens, to compute it in tiles.
     """
 
     reader: Reader | None = None
@@ -69,16 +69,20 @@ def fuse(
     """Rewire the factored layers of `model` in place for inference; `unfuse` undoes it.
 
     The first factors of layers that read the same tensor become one product, pivoted layers
-    write their outputs once, and a processor reads short rows by columns. `generate`,
+    write their outputs once, and a CPU reads short rows by columns. `generate`,
     `save_pretrained` and `state_dict` work as before; training falls back to the plain layers.
-    run: a forward pass to learn from and to check with, by default the model on two tokens; it
-    returns a tensor or a model output. kernels: on a GPU with Triton, up to 16 tokens take
-    one kernel in place of two products (try with `spectrim bench-speed --kernels` first).
-    tiles: prompts go through attention and feed-forward in tiles, so that activations of full
-    width are not written (`spectrim.inference.tiling`); with `kernels`, by Triton's.
 
-    Raises ModelError when there is no factored layer, or when outputs changed (the model is
-    then as it was).
+    Args:
+        model: a compressed model.
+        run: a forward pass to analyze and to check with, by default the model on two tokens;
+            it returns a tensor or a model output.
+        kernels: on a GPU with Triton, replace two products by one kernel for up to 16 tokens
+            (try with `spectrim bench-speed --kernels` first).
+        tiles: run prompts through attention and feed-forward in tiles, without writing
+            activations of full width (`spectrim.inference.tiling`); with `kernels`, by Triton.
+
+    Raises:
+        ModelError: there is no factored layer, or the outputs changed (the model is restored).
     """
     unfuse(model)
     layers = dict(factored_layers(model))
@@ -103,7 +107,7 @@ def fuse(
 
 
 def unfuse(model: nn.Module) -> None:
-    """The plain layers again, each with its own tensors. Nothing happens to a plain model."""
+    """Restore the plain layers, each with its own tensors; a plain model is left unchanged."""
     unhook(model)
     packs: dict[int, PackedFirst] = {}
     for _, layer in factored_layers(model):
@@ -134,7 +138,7 @@ def _rewire(
 def _groups(
     model: nn.Module, layers: dict[str, FactoredLinear], run: Callable[[], Any]
 ) -> list[list[str]]:
-    """Names of layers that `run` gives one tensor, where a single product can serve them.
+    """Return groups of layers that read one tensor in `run` and can share a single product.
 
     A first factor that layers of other inputs use too (a shared basis) is in one group only.
     """
@@ -164,11 +168,11 @@ def _tensor(output: Any) -> Tensor:
 
 
 def _check(model: nn.Module, after: Tensor, before: Tensor) -> None:
-    """Raises ModelError where the outputs differ by more than rounding."""
+    """Raise ModelError if the outputs differ by more than rounding."""
     difference = (after.double() - before.double()).norm()
     error = float(difference / before.double().norm().clamp_min(1e-30))
     if error > RELATIVE.get(before.dtype, _HALF):
         raise ModelError(
-            f"fused, {type(model).__name__} gives other outputs (relative difference "
-            f"{error:.1e}): its layers may change their input in place"
+            f"outputs of {type(model).__name__} change when fused (relative difference "
+            f"{error:.1e}): its layers may modify their input in place"
         )

@@ -1,11 +1,11 @@
-"""One product for the first factors of layers that are given the same tensor.
+"""One product for the first factors of layers that read the same tensor.
 
     [z_1; ..; z_n] = [R_1; ..; R_n] x,   y_k = finish_k(z_k)
 
-(q, k and v; gate and up.) Who shares an input is known by the identity of the tensor alone:
-the first layer that sees it multiplies for all, each other takes its slice, once, when it is
-given the very same object unchanged, and any other tensor starts afresh. The stacked factors
-are one tensor of which each layer's own weight is a view, so nothing is stored twice.
+(q, k and v; gate and up.) Layers share an input if it is the identical tensor object: the
+first layer that reads it multiplies for all, and every other takes its slice once, if it gets
+the same unchanged object; any other tensor starts a new product. The stacked factors are one
+tensor of which each layer's own weight is a view, so nothing is stored twice.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from spectrim.layers import FactoredLinear
 
 
 def packable(layer: FactoredLinear) -> bool:
-    """Its first factor is a plain linear layer, with its weight in memory by rows.
+    """Return whether the first factor is a plain linear layer with its weight stored by rows.
 
-    On a processor a pack saves only the calls, less than columns do.
+    On a CPU packing saves only the calls, less than storage by columns does.
     """
     plain = type(layer.first) is nn.Linear and not layer.first.weight.is_meta
     return plain and not faster_by_columns(layer.first.weight)
@@ -34,8 +34,8 @@ def packable(layer: FactoredLinear) -> bool:
 class PackedFirst:
     """The product of several first factors; `reader(layer)` is one layer's share in it.
 
-    What is kept between two readers: the input with its version and all z, in one tuple since
-    threads may share a model, and a bit for each reader that has not taken its own.
+    State between two readers: the input with its version and all z, in one tuple since threads
+    may share a model, and a bit for each reader that has not taken its slice.
     """
 
     weight: Tensor
@@ -50,13 +50,13 @@ class PackedFirst:
         self._stack()
 
     def reader(self, layer: FactoredLinear) -> Reader:
-        """Raises StopIteration for a layer that is not of the group."""
+        """Return the reader of a layer. Raises StopIteration for a layer outside the group."""
         position = next(i for i, first in enumerate(self.firsts) if first is layer.first)
         self.readers += 1
         return Reader(self, layer.first, 1 << (self.readers - 1), position)
 
     def product(self, x: Tensor, reader: int) -> tuple[Tensor, ...]:
-        """Every first factor's z for `x`, made now or by another reader that was given it."""
+        """Return every first factor's z for `x`, cached if another reader got the same `x`."""
         kept, version = self._kept, _version(x)
         if kept is not None and kept[0] is x and kept[1] == version and self._waiting & reader:
             self._waiting &= ~reader
@@ -71,14 +71,14 @@ class PackedFirst:
         return z
 
     def unpack(self) -> None:
-        """Each layer's tensors on their own again."""
+        """Give each layer tensors of its own again."""
         for first in self.firsts:
             for parameter in first.parameters():
                 parameter.data = parameter.data.clone()
         self._kept = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedFirst:
-        """For the copied layers, with a stack of their own."""
+        """Copy the product for the copied layers, with a stack of their own."""
         copied = object.__new__(PackedFirst)
         memo[id(self)] = copied
         copied.firsts = copy.deepcopy(self.firsts, memo)
@@ -87,7 +87,7 @@ class PackedFirst:
         return copied
 
     def _moved(self) -> bool:
-        """Some weight is no longer the view that it was: `to`, or an assigned tensor."""
+        """Return whether some weight is no longer the view (after `to` or an assignment)."""
         expected = self.weight.data_ptr()
         for first in self.firsts:
             if first.weight.data_ptr() != expected:
@@ -107,9 +107,9 @@ class PackedFirst:
 
 @dataclass
 class Reader:
-    """Called with its layer and the input (..., in): that layer's z (..., rank).
+    """The first factor of one layer: called with it and the input (..., in), returns its z.
 
-    With gradients on, or where the layer's child was exchanged, it is the plain product.
+    With gradients on, or if the layer's child was replaced, it is the plain product.
     """
 
     packed: PackedFirst
@@ -124,12 +124,12 @@ class Reader:
 
 
 def _version(x: Tensor) -> int:
-    """Counts changes in place; those of tensors made in inference mode are not counted."""
+    """Count changes in place; those of tensors made in inference mode are not counted."""
     return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
 
 
 def _joined(weights: Sequence[Tensor]) -> Tensor:
-    """All rows as one tensor, of which the weights become views."""
+    """Return all rows as one tensor, of which the weights become views."""
     joined = torch.cat([weight.data for weight in weights])
     start = 0
     for weight in weights:

@@ -1,4 +1,4 @@
-"""The second half of a pivoted layer without joining its parts: one buffer, one gather.
+"""The second factor of a pivoted layer without concatenation: one buffer, one gather.
 
     buffer = [z, C z]  (tokens, out),   y = buffer[:, position]
 
@@ -18,8 +18,11 @@ FEW = 32
 
 
 def finish(layer: FactoredLinear, z: Tensor) -> Tensor:
-    """The layer's output (..., out) from z (..., rank); buffered where nothing stands against
-    it (a gradient, autocast, an exchanged child, a compiler, which does better alone)."""
+    """Return the layer's output (..., out) from z (..., rank).
+
+    The buffer is not used with gradients, autocast, a replaced child or a compiler, which does
+    better alone.
+    """
     if z.numel() < FEW * z.shape[-1] or not _bufferable(layer):
         return layer.finish(z)
     assert isinstance(layer, PivotedLinear)

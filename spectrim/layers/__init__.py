@@ -10,7 +10,7 @@ LAYERS = Registry("layer", "spectrim.layers")
 
 
 def layer_class(name: str) -> type[FactoredLinear]:
-    """The `FactoredLinear` subclass of a layer kind. Raises UnknownNameError."""
+    """Return the `FactoredLinear` subclass of a layer kind. Raises UnknownNameError."""
     return LAYERS.get(name).LAYER
 
 

@@ -1,7 +1,7 @@
-"""What every factored layer has in common.
+"""The base classes of all compact and factored layers.
 
-A kind's children are plain `nn.Linear` modules, so that adapters, quantisers, exporters
-and tensor parallelism find what they know; its tensors are found by name on loading.
+A kind's children are plain `nn.Linear` modules, so that adapters, quantizers, exporters and
+tensor parallelism support them; its tensors are found by name on loading.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spectrim.linalg.truncated import Factors
 
 
 class CompactLinear(nn.Module, ABC):
-    """A linear map `y = W_hat x + b` that takes less room than W_hat (out, in) itself."""
+    """A linear map `y = W_hat x + b` that is stored in less memory than W_hat (out, in)."""
 
     def __init__(self, in_features: int, out_features: int, rank: int):
         super().__init__()
@@ -29,12 +29,15 @@ class CompactLinear(nn.Module, ABC):
 
     @abstractmethod
     def dense(self) -> tuple[Tensor, Tensor | None]:
-        """The weight (out, in) and bias (out,) that this layer multiplies with, float64."""
+        """Return the effective weight (out, in) and bias (out,) of this layer, float64."""
 
     @property
     def weight(self) -> Tensor:
-        """The weight (out, in), multiplied out each time it is read: for models that read a
-        layer's weight beside calling it. Gradients flow; what is written to it is lost."""
+        """Return the weight (out, in), multiplied out on every read.
+
+        It is for models that read a layer's weight besides calling it. Gradients flow; writes
+        to it are lost.
+        """
         stored = list(chain(self.parameters(), self.buffers()))
         if stored[0].is_meta:
             empty = torch.empty(self.out_features, self.in_features, device="meta")
@@ -45,7 +48,7 @@ class CompactLinear(nn.Module, ABC):
         return (self.forward(unit) - self.forward(torch.zeros_like(unit[:1]))).T
 
     def validate(self) -> str | None:
-        """What is wrong with tensors that were loaded, beginning with a tensor's name."""
+        """Return what is wrong with loaded tensors, starting with a tensor's name, or None."""
         return None
 
     def extra_repr(self) -> str:
@@ -57,11 +60,11 @@ class FactoredLinear(CompactLinear):
 
         z = first(x)  (..., rank),   y = finish(z)  (..., out)
 
-    execution: what is called with (layer, x) in place of the two, where a faster way was
-    found (`spectrim.fuse`); it is no part of the layer's state.
+    execution: called with (layer, x) in place of the two steps if a faster way was found
+    (`spectrim.fuse`); it is not part of the layer's state.
 
-    LOSSLESS: any factors of that rank are stored without loss. Where they are not, losses
-    predicted for cut factors are not this kind's, and a refinement trains its own tensors.
+    LOSSLESS: any factors of that rank are stored without loss. Otherwise the losses predicted
+    for cut factors do not hold for this kind, and a refinement trains the layer's own tensors.
     """
 
     LOSSLESS = True
@@ -70,11 +73,11 @@ class FactoredLinear(CompactLinear):
     @property
     @abstractmethod
     def first(self) -> nn.Linear:
-        """The child that reads the input (in -> rank)."""
+        """Return the child that reads the input (in -> rank)."""
 
     @abstractmethod
     def finish(self, z: Tensor) -> Tensor:
-        """The output (..., out) from the product `z` (..., rank) of `first`."""
+        """Return the output (..., out) from the product `z` (..., rank) of `first`."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.execution is not None:
@@ -84,42 +87,44 @@ class FactoredLinear(CompactLinear):
     @classmethod
     @abstractmethod
     def cost(cls, out_features: int, in_features: int, rank: int) -> int:
-        """Stored weights at `rank`; not counted are the bias and a bit per output."""
+        """Return the stored weights at `rank`, without the bias and a bit per output."""
 
     @classmethod
     def matrices(
         cls, out_features: int, in_features: int, rank: int
     ) -> tuple[tuple[int, int], ...]:
-        """Shapes (rows, columns) of the linear children at `rank`, for a storage that counts
-        by matrix. Raises InputError for a kind that does not store plain matrices."""
+        """Return the shapes (rows, columns) of the linear children at `rank`, to count bytes.
+
+        Raises InputError for a kind that does not store plain matrices.
+        """
         raise InputError(
-            f"{cls.__name__} does not store plain matrices, so its factors are not quantised; "
-            "choose pivoted or lowrank"
+            f"{cls.__name__} does not store plain matrices, so its factors cannot be "
+            "quantized; choose pivoted or lowrank"
         )
 
     @classmethod
     @abstractmethod
     def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> FactoredLinear:
-        """A float64 layer from left (out, r), right (r, in) and bias (out,) or None."""
+        """Return a float64 layer from left (out, r), right (r, in) and bias (out,) or None."""
 
     @classmethod
     def from_full(
         cls, factors: Factors, rank: int, bias: Tensor | None, options: Any
     ) -> FactoredLinear:
-        """A float64 layer of `rank` for a whole decomposition and the dense layer's bias.
+        """Return a float64 layer of `rank` for a decomposition and the dense layer's bias.
 
-        options: the kind's own (`Options` in its file); here the factors are only cut.
+        options: the kind's `Options`; in this base class the factors are only cut.
         """
         return cls.from_factors(*factors.truncated(rank), factors.bias(rank, bias))
 
     @classmethod
     @abstractmethod
     def empty(cls, shape: tuple[int, int], rank: int, bias: bool) -> FactoredLinear:
-        """An uninitialised layer of weight shape (out, in), to be filled by a loader."""
+        """Return an uninitialized layer of weight shape (out, in), to be filled by a loader."""
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """An `nn.Linear` that holds the given tensors (out, in) and (out,)."""
+    """Return an `nn.Linear` that holds the given tensors (out, in) and (out,)."""
     out_features, in_features = weight.shape
     module = nn.Linear(in_features, out_features, bias is not None, device="meta")
     module.weight = nn.Parameter(weight.contiguous().clone())

@@ -1,4 +1,4 @@
-"""A table of embeddings in two factors, and the output embedding that shares it.
+"""An embedding table in two factors, and the output embedding that shares it.
 
     lookup:  e_v = basis c_v + mean          logits:  z = C (basis^T h) + <mean, h>
 
@@ -69,8 +69,11 @@ class FactoredEmbedding(nn.Module):
 
 
 class FactoredHead(nn.Module):
-    """The output embedding of a tied table: it has no tensor of its own, so the tie cannot be
-    lost, whatever is loaded, cast, moved or copied as one model."""
+    """The output embedding of a tied table.
+
+    It has no tensor of its own, so the tie survives loading, casting, moving and copying of the
+    whole model.
+    """
 
     def __init__(self, table: FactoredEmbedding):
         super().__init__()

@@ -2,9 +2,9 @@
 
     z = W_hat[pivots] x,   y[pivots] = z,   y[others] = C z
 
-`r (out + in - r)` weights instead of `r (out + in)` for the same matrix of rank r, and
-that many multiply-adds per token (PIFA, arXiv:2501.19090). Which rows are pivots is kept
-as one bit per output in `pivot_mask`; the gather index is derived from it.
+`r (out + in - r)` weights instead of `r (out + in)` for the same matrix of rank r, and as many
+multiply-adds per token (PIFA, arXiv:2501.19090). `pivot_mask` stores one bit per output; the
+gather index is derived from it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class PivotedLinear(FactoredLinear):
         return torch.cat([z, self.coefficients(z)], dim=-1).index_select(-1, self.position())
 
     def position(self) -> Tensor:
-        """Where each output stands in `[z, C z]`, shape (out,); kept once it is known."""
+        """Return the place of each output in `[z, C z]`, shape (out,), cached."""
         cached = self._position
         if cached is not None and cached.device == self.pivot_mask.device:
             return cached
@@ -118,7 +118,7 @@ class PivotedLinear(FactoredLinear):
 
 
 def pack_bits(bits: Tensor) -> Tensor:
-    """Booleans (n,) as bytes (ceil(n / 8),), lowest bit first."""
+    """Pack booleans (n,) into bytes (ceil(n / 8),), lowest bit first."""
     padded = torch.zeros((bits.numel() + 7) // 8 * 8, dtype=torch.uint8)
     padded[: bits.numel()] = bits.to(torch.uint8)
     weights = 2 ** torch.arange(8, dtype=torch.uint8)
@@ -126,7 +126,7 @@ def pack_bits(bits: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, count: int) -> Tensor:
-    """The first `count` booleans of `pack_bits`'s result."""
+    """Return the first `count` booleans of `pack_bits`'s result."""
     shifts = torch.arange(8, device=packed.device, dtype=torch.uint8)
     return ((packed[:, None] >> shifts) & 1).bool().flatten()[:count]
 

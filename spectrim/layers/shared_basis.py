@@ -4,7 +4,7 @@ r (in + sum_k out_k) weights in place of r sum_k (in + out_k).
 
 `right` is an `nn.Linear` (in -> r) of the first layer of a group, its owner; each layer has its
 own `left` (r -> out_k) with its bias. The others reach `right` through the owner, so that a
-state dict, an optimiser and a checkpoint hold it once, and an adapter put on it serves all.
+state dict, an optimizer and a checkpoint hold it once, and an adapter on it serves all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ COMMAND = "spectrim compress MODEL -o OUT --layer shared_basis --set sharing.rul
 
 
 class SharedBasisLinear(FactoredLinear):
-    """`basis`: the `right` of an owner, or the owner that another layer shares it with."""
+    """A layer on a shared basis.
+
+    `basis`: the `right` of an owner, or the owner that shares its basis with this layer.
+    """
 
     right: nn.Linear
 
@@ -36,12 +39,12 @@ class SharedBasisLinear(FactoredLinear):
 
     @property
     def owner(self) -> SharedBasisLinear:
-        """The layer that holds `right`: this one, or the first of its group."""
+        """Return the layer that holds `right`: this one, or the first of its group."""
         return self._owner[0] if self._owner else self
 
     @classmethod
     def cost(cls, out_features: int, in_features: int, rank: int) -> int:
-        """out_features: of all layers of the group together."""
+        """Return the stored weights at `rank`; out_features is summed over the group."""
         return rank * (out_features + in_features)
 
     @classmethod
@@ -64,7 +67,7 @@ class SharedBasisLinear(FactoredLinear):
         )
 
     def empty_member(self, out_features: int, bias: bool) -> SharedBasisLinear:
-        """An uninitialised layer on this one's basis."""
+        """Return an uninitialized layer on this one's basis."""
         return type(self)(self, nn.Linear(self.rank, out_features, bias=bias))
 
     @property
@@ -85,7 +88,7 @@ class SharedBasisLinear(FactoredLinear):
 def shared_layers(
     lefts: Sequence[Tensor], right: Tensor, biases: Sequence[Tensor | None]
 ) -> list[SharedBasisLinear]:
-    """Float64 layers on one basis, its owner first: lefts (out_k, r), right (r, in)."""
+    """Return float64 layers on one basis, owner first: lefts (out_k, r), right (r, in)."""
     right = right.double()
     sizes = torch.stack([left.double().norm() for left in lefts]).norm(), right.norm()
     scale = (sizes[1] / sizes[0]).sqrt() if min(sizes) > 0 else 1.0

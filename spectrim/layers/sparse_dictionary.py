@@ -2,22 +2,22 @@
 
 `rank` is the number k of atoms, the rows of D (k, in): W_hat has at most that rank, but its
 rows lie in as many different subspaces of dimension s. Stored are D, the non-zeros of A as
-values (out, s), and where they stand as one bit for each of A's entries, which at half of
-them costs less than an index each would. The bits count as weights of 16 bits:
+values (out, s), and their positions as one bit per entry of A, which at half non-zeros takes
+less than indices. The bits count as weights of 16 bits:
 
     k in + s out + k out / 16
 
-weights. A is written out to multiply: the kind saves storage, not time.
+weights. A is expanded to multiply: the kind saves storage, not time.
 
-D and A are learnt in the metric of the decomposition. In the coordinates of its factors'
-`right` an input metric is diagonal, so what has to be approximated is
+D and A are learned in the metric of the decomposition. In the coordinates of its factors'
+`right` an input metric is diagonal, so the matrix to approximate is
 
     Y = left diag(b),   b the norms of right's rows in the input metric,
 
 row by row (CoSpaDi, with the factors of `svd_llm`). Given A the best atoms are the same for
 every input metric, those of least squares on the weight itself, so none is inverted. b is
-known exactly where the output metric is the identity (`s_i / |left_i|`); for two-sided
-methods like `obd` this formula stands in for it, and the rows are not weighted.
+known exactly if the output metric is the identity (`s_i / |left_i|`); for two-sided methods
+like `obd` this formula approximates it, and the rows are not weighted.
 
 Predicted losses are those of the factors cut at k terms, which no such A reaches.
 """
@@ -41,8 +41,11 @@ REFERENCE = "Shopkhoev et al., 2025, arXiv:2509.22075"
 
 @dataclass(frozen=True)
 class Options:
-    """variant: "ksvd" is the published one; "orthogonal" learns orthonormal atoms in a small
-    part of its time. power_iterations: per atom and round, of "ksvd" only."""
+    """Options of the dictionary.
+
+    variant: "ksvd" as published; "orthogonal" learns orthonormal atoms in a fraction of the
+    time. power_iterations: per atom and round, for "ksvd" only.
+    """
 
     variant: Literal["orthogonal", "ksvd"] = "orthogonal"
     rounds: Annotated[int, Field(ge=1)] = 60
@@ -75,7 +78,10 @@ class SparseDictionaryLinear(FactoredLinear):
     def from_factors(
         cls, left: Tensor, right: Tensor, bias: Tensor | None
     ) -> SparseDictionaryLinear:
-        """Exact where no row of `left` has more than s non-zeros; else orthonormal atoms."""
+        """Return an exact layer if no row of `left` has more than s non-zeros.
+
+        Otherwise approximate it with orthonormal atoms.
+        """
         left, right = left.double(), right.double()
         most = int((left != 0).sum(1).max())
         if most > nonzeros_of(left.shape[1]):
@@ -102,7 +108,7 @@ class SparseDictionaryLinear(FactoredLinear):
     def _of(
         cls, coefficients: Tensor, dictionary: Tensor, bias: Tensor | None
     ) -> SparseDictionaryLinear:
-        """Each atom and its coefficients scaled to equal norms; exactly s places a row."""
+        """Return the layer, with atoms and coefficients of equal norms, s places per row."""
         atoms, users = dictionary.norm(dim=1), coefficients.norm(dim=0)
         scale = torch.where((atoms > 0) & (users > 0), (atoms / users).sqrt(), 1.0)
         coefficients = coefficients * scale
@@ -133,7 +139,7 @@ class SparseDictionaryLinear(FactoredLinear):
         return nn.functional.linear(z, self.coefficients(), self.bias)
 
     def coefficients(self) -> Tensor:
-        """A (out, k), differentiable in `values`, which fill its places row by row."""
+        """Return A (out, k), differentiable in `values`, which fill its places row by row."""
         marked = self._marked()
         return torch.zeros_like(marked, dtype=self.values.dtype).masked_scatter(
             marked, self.values
@@ -160,7 +166,7 @@ class SparseDictionaryLinear(FactoredLinear):
 
 
 def nonzeros_of(rank: int) -> int:
-    """Non-zeros in a row of A for `rank` atoms: half of them, as published."""
+    """Return the non-zeros in a row of A for `rank` atoms: half of them, as published."""
     return (rank + 1) // 2
 
 
@@ -176,8 +182,10 @@ def _learnt(data: Tensor, atoms: int, options: Options) -> SparseCode:
 
 
 def _solved(code: SparseCode, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The code's coefficients A (out, k) and the atoms (k, in) that minimise
-    `||left right - A D||` in any metric of the input."""
+    """Return the code's coefficients A (out, k) and the least-squares atoms (k, in).
+
+    The atoms minimize `||left right - A D||` in any metric of the input.
+    """
     solution = torch.linalg.lstsq(code.coefficients, left, driver="gelsd").solution
     return code.coefficients, solution @ right
 

@@ -10,7 +10,7 @@ With the whitened target `S + beta D` and its tail outside the top rank-r subspa
     f' = 0   <=>   (cB - bC) beta^2 + (cA - aC) beta + (bA - aB) = 0
 
 so its minimum over an interval is at one of at most two roots or at an end. Keeping the
-subspaces of S fixed makes f a surrogate: one factorisation serves every beta
+subspaces of S fixed makes f a surrogate: one factorization serves every beta
 (SAES-SVD, arXiv:2602.03051).
 """
 

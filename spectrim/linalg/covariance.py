@@ -168,7 +168,7 @@ class LowRankDiagonal(Covariance):
         return cls(factor, rest, (sketch, test, diagonal))
 
     def centered(self, mean: Tensor) -> LowRankDiagonal:
-        assert self.sketched is not None, "only what was sketched can be centred"
+        assert self.sketched is not None, "only what was sketched can be centered"
         sketch, test, diagonal = self.sketched
         return LowRankDiagonal.from_sketch(
             sketch - mean[:, None] * (mean @ test), test, diagonal - mean.square()

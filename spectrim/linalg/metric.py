@@ -6,7 +6,7 @@ A metric provides the products with its factor L, so that the solver is the same
 
     whiten(M)   = L^T M
     unwhiten(M) = L^{-T} M
-    colour(M)   = L M
+    color(M)    = L M
     gram(M)     = M^T C M, of M in float64 or float32, in float64
 """
 

@@ -1,4 +1,4 @@
-"""The conductor: tokens -> calibration -> decomposition -> plan -> layers -> figures.
+"""The pipeline: tokens -> calibration -> decomposition -> plan -> layers -> figures.
 
-Each verb takes values and returns a value; a `Cache` keeps the long ones between runs.
+Each step takes values and returns a value; a `Cache` stores the long ones between runs.
 """

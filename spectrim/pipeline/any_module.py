@@ -1,11 +1,10 @@
-"""Any module and any loss on the same road: calibrate, decompose, plan, replace.
+"""Compress any module for any loss: calibrate, decompose, plan, replace.
 
     batches, loss -> statistics -> factors with their curves -> ranks -> layers
 
-Encoders, classifiers, rankers: what the model is for stands in the loss alone. A loss that is
-least at the model itself, like agreement with its own outputs, has no gradient there;
-`agreement_loss` draws labels around the outputs instead, whose gradients have the right
-covariance.
+For encoders, classifiers, rankers: only the loss defines the task. A loss that is minimal at
+the model itself, like agreement with its own outputs, has no gradient there; `agreement_loss`
+draws labels around the outputs instead, whose gradients have the right covariance.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class CompressedModule(Generic[M]):
-    """The smaller module, the ranks of its layers, and by name those of its tables."""
+    """The smaller module, the ranks of its layers, and those of its tables, by name."""
 
     model: M
     plan: Plan
@@ -51,16 +50,26 @@ def compress_any(
     recipe: Recipe | None = None,
     mask: Mask | None = None,
 ) -> CompressedModule[M]:
-    """Return a smaller copy of `model` for what `loss(model, batch) -> (n,)` measures.
+    """Return a smaller copy of `model`, compressed for `loss(model, batch) -> (n,)`.
 
-    batches: what can be gone through twice; mask(batch): True on real positions (B, T). With
-    `recipe.embeddings` every lookup table is factored too, at that budget. A recipe's
-    calibration, path and measure say nothing here; for a budget of time the layers are timed.
-    Raises InputError, ModelError and NumericalError as the steps do.
+    With `recipe.embeddings` every lookup table is factored too, at that budget. For a latency
+    budget the layers are timed.
+
+    Args:
+        model: any module with linear layers.
+        batches: an iterable that can be iterated twice.
+        loss: the loss per example.
+        recipe: its calibration, Hessian averaging and probing are ignored.
+        mask: mask(batch) is True on real positions (B, T).
+
+    Raises:
+        InputError, ModelError, NumericalError: as the steps do.
     """
     recipe = recipe or Recipe()
     if recipe.embeddings is not None and isinstance(batches, Iterator):
-        raise InputError("tables take a second pass: give a list of batches, not an iterator")
+        raise InputError(
+            "embedding tables need a second pass: give a list of batches, not an iterator"
+        )
     decomposition = factorize_any(model, batches, loss, recipe, mask)
     chosen = plan(decomposition, recipe)
     smaller = replace_layers(model, decomposition, chosen)
@@ -79,8 +88,8 @@ def factorize_any(
 ) -> Decomposition:
     """Return the factors of every target layer, with predicted losses per example.
 
-    Layers that the loss does not reach stay dense. Raises InputError for recipes that a module
-    cannot follow.
+    Layers without gradients stay dense. Raises InputError for recipes that a module cannot
+    follow.
     """
     recipe = recipe or Recipe()
     compatibility.check(recipe, compatibility.ANY_MODEL)
@@ -91,9 +100,9 @@ def factorize_any(
 
 
 def agreement_loss(outputs: Callable[[nn.Module, Any], Tensor], seed: int = 0) -> Loss:
-    """Return the loss of disagreeing: 1/2 ||f(x) - y||^2 with new y ~ N(f(x), 1) each time.
+    """Return the disagreement loss 1/2 ||f(x) - y||^2 with new y ~ N(f(x), 1) each time.
 
-    outputs(model, batch) -> (n, d), embeddings of unit length, say: then the change of
+    outputs(model, batch) -> (n, d). For embeddings of unit length the change of
     1/2 ||f - f_0||^2 is that of 1 - cos. E[g g^T] is J^T J, the curvature of agreement at the
     original, where its own gradient is zero.
     """
@@ -117,13 +126,13 @@ def compress_tables(
 ) -> dict[str, int]:
     """Replace the tables of `smaller` by factors of those of `model`; return their ranks.
 
-    Tables with fewer rows than the budget's smallest factors stay, and so do those that a
-    padding row, a norm or sparse gradients make special. Raises InputError where none is left.
+    Tables with fewer rows than the budget's smallest factors stay, and so do those with a
+    padding row, a norm or sparse gradients. Raises InputError if none is left.
     """
     options = TABLE_METHODS.options(given.method, given.options)
     ranks = _table_ranks(model, given)
     if not ranks:
-        raise InputError(f"no lookup table that a budget of {given.budget:g} makes smaller")
+        raise InputError(f"no lookup table gets smaller at a budget of {given.budget:g}")
     tables: dict[str, Any] = {name: model.get_submodule(name) for name in ranks}
     for name, sums in sum_lookups(model, tables, batches, loss).items():
         weight = tables[name].weight.detach().double()

@@ -1,8 +1,8 @@
-"""Who shares a basis with whom: groups of layers of equal input width, by the recipe's rule.
+"""Groups of layers of equal input width that share a basis, by the recipe's rule.
 
-No projection name is known here. A layer's type is its name inside its decoder block, and the
-layers that share by default across blocks are those that read a normalised hidden state: their
-input is the very tensor that a normalisation (a leaf module with vectors as parameters) gave.
+No projection name is built in. A layer's type is its name inside its decoder block, and the
+layers that share by default across blocks are those that read a normalized hidden state: their
+input is the very tensor that a normalization (a leaf module with vectors as parameters) output.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Groups = list[tuple[str, ...]]
 def group_layers(
     model: nn.Module, calibration: Calibration, names: Sequence[str], recipe: Recipe
 ) -> Groups:
-    """All of `names` in order, alone or in groups at the place of their first member.
+    """Return all of `names` in order, alone or in groups at the place of their first member.
 
-    Raises InputError where the rule finds nothing that may share.
+    Raises InputError if the rule finds no layers to share.
     """
     if recipe.sharing.rule == "none":
         return [(name,) for name in names]
@@ -53,7 +53,7 @@ def _pools(
     names: Sequence[str],
     sharing: SharingRecipe,
 ) -> Groups:
-    """Layers of equal input width that the rule may put together, in model order."""
+    """Return layers of equal input width that the rule may put together, in model order."""
     types = _types(model, names)
     wanted = [name for name in types if _is_wanted(types[name], sharing.patterns)]
     if sharing.rule == "adjacent" and not sharing.patterns:
@@ -74,7 +74,7 @@ def _pools(
 
 
 def _types(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """By layer name, its name inside its decoder block; without those outside of blocks."""
+    """Return each layer's name inside its decoder block, for layers in blocks."""
     prefixes = [f"{name}." for name, _ in decoder_blocks(model)]
     found: dict[str, str] = {}
     for name in names:
@@ -100,7 +100,7 @@ def _windows(pool: Sequence[str], sharing: SharingRecipe) -> Groups:
 def _clustered(
     model: nn.Module, calibration: Calibration, pool: Sequence[str], recipe: Recipe
 ) -> Groups:
-    """Memory: the pool's weights in float64."""
+    """Cluster the pool. Memory: its weights in float64."""
     sharing = recipe.sharing
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)
     problems = pool_inputs([layer_problem(model, calibration, name) for name in pool])
@@ -113,7 +113,7 @@ def _clustered(
 def _joint_error(
     matrices: Sequence[Tensor], sharing: SharingRecipe, chosen: Sequence[int]
 ) -> float:
-    """At the rank that the group has when `sharing.budget` of its weights is kept."""
+    """Return the error at the rank of the group that keeps `sharing.budget` of its weights."""
     members = [matrices[index] for index in chosen]
     rows, width = sum(len(member) for member in members), members[0].shape[1]
     rank = max(1, int(sharing.budget * rows * width / (rows + width)))
@@ -121,8 +121,10 @@ def _joint_error(
 
 
 def normalized_readers(model: nn.Module, names: Sequence[str]) -> set[str]:
-    """Those of `names` whose input is the output of a normalisation, seen in one forward
-    pass over two tokens."""
+    """Return those of `names` whose input is the output of a normalization.
+
+    They are found in one forward pass over two tokens.
+    """
     given: dict[int, Tensor] = {}
     found: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""From a model and a recipe to statistics, in one pass or averaged along the way to the result.
+"""Statistics from a model and a recipe, in one pass or averaged along the path to the result.
 
 The loss increase of a change D of the weights is a quadratic form in the Hessian averaged
 between the original and the changed model,
@@ -24,7 +24,13 @@ from transformers import PreTrainedModel
 from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
-from spectrim.data import BlockSettings, TokenBlocks, check_vocabulary, token_blocks
+from spectrim.data import (
+    DEFAULT_TEXT,
+    BlockSettings,
+    TokenBlocks,
+    check_vocabulary,
+    token_blocks,
+)
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
 from spectrim.models.context import check_length, context_length
@@ -47,7 +53,6 @@ from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     Calibration,
     concat,
-    is_few,
     load_calibration,
     open_calibration,
     save_calibration,
@@ -68,7 +73,7 @@ SMALLEST_ROOM = 256 * 2**20
 def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) -> Preparation:
     """Split fused experts in place, and find the layers to compress. Raises ModelError.
 
-    How the model uses its layers is seen by running it on a few tokens, or known to the cache.
+    A run on a few tokens, or the cache, shows how the model uses its layers.
     """
     check_compressible(model)
     path = None
@@ -86,7 +91,7 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
 def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
     """Return the recipe's calibration tokens, checked against the model's vocabulary.
 
-    With a task these are rows of it, their loss counted where the task counts it.
+    With a task these are rows of it, whose loss counts where the task counts it.
     """
     given = recipe.calibration
     if recipe.task is not None:
@@ -95,8 +100,8 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
     length = given.length or default_length(model)
     check_length(model, length)
     sequences = given.sequences or default_sequences(model, length)
-    settings = BlockSettings(sequences=sequences, length=length, seed=given.seed)
-    blocks = token_blocks(given.data, tokenizer, settings, given.field)
+    settings = BlockSettings(sequences, length, given.seed, rows=given.rows)
+    blocks = token_blocks(given.data or DEFAULT_TEXT, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
 
@@ -107,7 +112,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
 
 
 def default_length(model: PreTrainedModel) -> int:
-    """Half the context, at least 256 and at most 2048 tokens, never more than the context."""
+    """Return half the context, clamped to 256 .. 2048 tokens and to the context."""
     context = context_length(model) or 2048
     return min(context, max(256, min(2048, context // 2)))
 
@@ -120,8 +125,8 @@ def calibrate(
 ) -> Calibration:
     """Run the model over the recipe's tokens and sum the statistics it needs.
 
-    Fused experts of the model are split in place. An interrupted run continues from the
-    cache. Raises InputError for unusable data, ModelError for unusable weights.
+    Fused experts of the model are split in place. An interrupted run resumes from its last
+    snapshot. Raises InputError for unusable data, ModelError for unusable weights.
     """
     recipe = recipe or Recipe()
     run = _run_for(model, tokenizer, recipe, context or RunContext()).as_kept()
@@ -150,10 +155,10 @@ def gather(
     averaged Hessians.
 
     Raises:
-        InputError: the cache stores nothing; and what `calibrate` raises.
+        InputError: the cache stores nothing; and all that `calibrate` raises.
     """
     if context.cache.root is None:
-        raise InputError("statistics for several recipes need a cache that keeps them")
+        raise InputError("statistics for several recipes need a cache with a directory")
     alike: dict[str, list[_Run]] = {}
     fingerprint = None
     for recipe in recipes:
@@ -179,7 +184,6 @@ def _run_for(
     ready = prepare(model, recipe, context.cache)
     targets = ready.targets
     blocks = calibration_blocks(model, tokenizer, recipe)
-    widest = max((max(target.shape) for target in targets), default=0)
     settings = CalibrationSettings(
         recipe.statistics,
         recipe.calibration.labels,
@@ -187,7 +191,7 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         memory_budget=recipe.calibration.memory_budget,
-        wide="full" if is_few(blocks.tokens, widest) else recipe.wide,
+        wide=recipe.wide,
     )
     fingerprint = fingerprint or model_fingerprint(model)
     return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
@@ -200,7 +204,7 @@ def default_sequences(model: Any, length: int) -> int:
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
-    """Tokens whose activations fit the room that weight gradients would take.
+    """Return the tokens whose activations fit the memory that weight gradients would take.
 
     A backward pass holds about two float32 numbers per input and output of a linear layer,
     and three per logit.
@@ -213,7 +217,7 @@ def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
 
 @dataclass(frozen=True)
 class _Run:
-    """All that one pass over the tokens needs."""
+    """The inputs of one pass over the tokens."""
 
     model: PreTrainedModel
     targets: list[Target]
@@ -224,7 +228,7 @@ class _Run:
     dense: dict[str, str] = field(default_factory=dict)
 
     def as_kept(self) -> _Run:
-        """With covariances in full where the cache has those and not the ones asked for."""
+        """Return the run with covariances in full if only those are in the cache."""
         full = replace(self, settings=replace(self.settings, wide="full"))
         use = self.settings.wide != "full" and not self._is_kept() and full._is_kept()
         return full if distributed.all_true(use) else self
@@ -239,8 +243,10 @@ class _Run:
         key: dict[str, Any],
         changed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Calibration:
-        """Each statistic from the cache, which keeps them one by one, and those that it
-        has not from one pass over the model, `changed` meanwhile."""
+        """Return each statistic from the cache, and the missing ones from one pass.
+
+        The cache stores them one by one; the model is `changed` during the pass.
+        """
         found = {name: self._kept(key, name) for name in self.settings.statistics}
         parts = [part for part in found.values() if part is not None]
         repeat_warnings(text for part in parts for text in part.provenance.get("warnings", []))
@@ -257,11 +263,10 @@ class _Run:
         return load_if_valid(self._path(key, (statistic,)), open_calibration)
 
     def _once(self, what: str, key: dict[str, Any], missing: tuple[str, ...]) -> Calibration:
-        """One pass for what is missing, its statistics kept in the cache under `key`, and
-        no longer in memory where they are.
+        """Sum the missing statistics in one pass and store them in the cache under `key`.
 
-        A run that was stopped between storing one statistic and the next misses fewer than it
-        had summed: its sums are taken up whole.
+        Stored ones are dropped from memory. A run that was interrupted between storing one
+        statistic and the next resumes from all its sums.
         """
         snapshots = self._snapshots(key)
         resume = self._resumed(snapshots, missing)
@@ -282,7 +287,7 @@ class _Run:
 
     @property
     def _sums(self) -> str:
-        """Name the snapshot of the running sums; of several processes, by the batch size."""
+        """Return the snapshot name of the running sums; for several processes by batch size."""
         if distributed.num_processes() == 1:
             return "sums.safetensors"
         size = shard_settings(self.blocks, self.settings).tokens_per_batch
@@ -302,7 +307,7 @@ class _Run:
         }
 
     def _resumed(self, snapshots: Snapshots, missing: tuple[str, ...]) -> Calibration | None:
-        """Return stored sums that contain all that is missing, in every process or in none."""
+        """Return stored sums of all missing statistics, in every process or in none."""
         resume = snapshots.load(self._sums, load_calibration)
         if resume is not None and not set(missing) <= set(resume.states):
             resume = None
@@ -313,8 +318,10 @@ class _Run:
     def _stored_steps(
         self, snapshots: Snapshots, what: str, resume: Calibration | None
     ) -> Calibration:
-        """All batches, the running sums stored now and then; by several processes, each its
-        own batches and sums, which are added up at the end."""
+        """Sum all batches, storing the running sums now and then.
+
+        Several processes sum their own batches; the sums are added at the end.
+        """
         settings = shard_settings(self.blocks, self.settings)
         given = self.model, self.targets, self.blocks, settings
         with distributed.raise_together():
@@ -328,7 +335,7 @@ class _Run:
 
 
 def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
-    """Statistics of the model cut to the path's budget, on every n-th sequence."""
+    """Return statistics of the model cut to the averaging budget, on every n-th sequence."""
     key = first.provenance["key"] | {
         "path": asdict(recipe.hessian_averaging),
         "method": [recipe.method, recipe.method_options],

@@ -1,4 +1,4 @@
-"""What can be chosen by name: every registry with what its entries need and come from."""
+"""The catalog of names: every registry, with the needs and references of its entries."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REGISTRIES: dict[str, Registry] = {
 
 
 def list_methods() -> dict[str, list[dict[str, Any]]]:
-    """By kind, each entry's name, summary, needs and reference."""
+    """Return by kind each entry's name, summary, needs and reference."""
     return {
         kind: [_entry(registry, name) for name in registry.names()]
         for kind, registry in REGISTRIES.items()

@@ -1,4 +1,4 @@
-"""Which features combine: one table, printed by `spectrim ls --compatibility`.
+"""The combinations of features: one table, printed by `spectrim ls --compatibility`.
 
 A feature is a part of a recipe, a choice that limits what can be done with it, or a way to run
 it. Pairs that are not in the table combine; `check` raises for the first pair that does not.
@@ -108,7 +108,7 @@ WHY_NOT: dict[tuple[str, str], str] = {
     ("refinement", STREAMING): _WHOLE,
     ("refinement", ANY_MODEL): _LANGUAGE,
     (STREAMING, PROCESSES): _ONE_PROCESS,
-    (FOLLOWED_PLAN, TARGET_LOSS): "the plan's ranks are given",
+    (FOLLOWED_PLAN, TARGET_LOSS): "the plan already has the ranks",
 }
 """Pairs that do not combine, and why. What is streamed has to fit in memory part by part."""
 

@@ -1,4 +1,4 @@
-"""The one trip: from a model and a recipe to a compressed model with its plan.
+"""Compression as one function: from a model and a recipe to a compressed model with its plan.
 
     tokens -> statistics -> spectra -> measured curves -> plan -> layers -> refined -> stored
 
@@ -31,12 +31,12 @@ from spectrim.runtime.context import RunContext
 
 @dataclass(frozen=True)
 class CompressOptions:
-    """What a run asks for besides its recipe.
+    """Options of a run besides its recipe.
 
     Attributes:
         plan: ranks to use, in place of an allocation.
         target_loss: the smallest model within this predicted loss, nats per token.
-        dtype: of the result where the recipe leaves `save_dtype` open; default the model's.
+        dtype: of the result if the recipe leaves `save_dtype` open; default the model's.
     """
 
     plan: Plan | None = None
@@ -46,13 +46,13 @@ class CompressOptions:
 
 @dataclass(frozen=True)
 class CompressionResult:
-    """A compressed model and how it came about.
+    """A compressed model and how it was made.
 
     Attributes:
         model: in the dtype to be saved.
         plan: the rank of every layer.
         recipe: what was done, with the budget that the plan keeps.
-        decomposition: what the plan was cut from; None where bases were pruned for a task.
+        decomposition: the source of the factors; None if bases were pruned for a task.
         prune_steps: one JSON object per pruning, a line each; None without pruning.
     """
 
@@ -70,7 +70,7 @@ def compress(
     context: RunContext | None = None,
     options: CompressOptions | None = None,
 ) -> CompressionResult:
-    """Compress `model` as the recipe says.
+    """Compress `model` by a recipe.
 
     Args:
         model: in float32; it is not changed, except that fused experts are split.
@@ -99,7 +99,7 @@ def compress(
 
 
 def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
-    """Return the recipe as a followed plan changes it. Raises InputError."""
+    """Return the recipe, adapted to a plan to follow. Raises InputError."""
     if (plan := options.plan) is not None:
         recipe = recipe.with_changes(method=plan.method, layer=plan.layer, budget=plan.budget)
     ways = {
@@ -142,7 +142,7 @@ def finish(
 def with_tables(
     original: LoadedModel, result: CompressionResult, context: RunContext
 ) -> CompressionResult:
-    """Factor the embedding table where the recipe asks for it."""
+    """Factor the embedding table if the recipe has `embeddings`."""
     smaller = compress_embeddings(
         original.model, result.model, original.tokenizer, result.recipe, context
     )
@@ -160,7 +160,7 @@ def refined(
 
 
 def store(original: LoadedModel, result: CompressionResult) -> CompressionResult:
-    """Cast to the dtype to be saved and quantize the factors where the recipe asks for it."""
+    """Cast to the dtype to be saved and quantize the factors if the recipe quantizes."""
     smaller = cast_for_saving(result.model, original.dtype_for(result.recipe))
     smaller = quantize_factors(smaller, result.plan, result.recipe)
     return replace(result, model=smaller)

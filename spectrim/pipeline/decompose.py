@@ -1,4 +1,4 @@
-"""From statistics to factors with their predicted curves."""
+"""Factors with predicted curves from statistics."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import trim_memory
 from spectrim.runtime.snapshots import Snapshots
-from spectrim.statistics import ENOUGH, Calibration, is_few
+from spectrim.statistics import Calibration
 from spectrim.version import __version__
 
 NOT_REACHED = "no token of the calibration text reaches them"
 ZERO_INPUT = "their input is zero on the calibration text"
 NO_LOSS = "the loss of the calibration text does not depend on them"
+
+ENOUGH = 2
+"""Tokens per channel below which covariances say too little."""
 
 
 def decompose(
@@ -40,13 +43,12 @@ def decompose(
     snapshots: Snapshots | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """Factors of every calibrated layer with their predicted loss curves; by the recipe's
-    sharing, of groups of layers on one basis.
+    """Return factors of every calibrated layer, or group on one basis, with predicted curves.
 
-    A layer that no loss came through (an expert that no token reached, say) gets no factors:
-    it stays dense and outside the budget, with a NumericalWarning that names it. Layers in
-    `snapshots` are not decomposed again. Raises
-    NumericalError for weights or statistics that cannot be factorised.
+    A layer without gradients (for example an expert that no token reached) gets no factors: it
+    stays dense and outside the budget, with a NumericalWarning that names it. Layers in
+    `snapshots` are not decomposed again. Raises NumericalError for weights or statistics that
+    cannot be factorized.
     """
     recipe = recipe or Recipe()
     context = context or RunContext()
@@ -66,8 +68,7 @@ def decompose(
 def make_solver(
     recipe: Recipe, statistics: Container[str], provenance: Mapping[str, Any]
 ) -> Solver:
-    """Return what decomposes layers by the recipe's method, with the `statistics` that there
-    are."""
+    """Return the solver of the recipe's method, for the available `statistics`."""
     empty = Decomposition(
         recipe.method,
         shapes={},
@@ -81,13 +82,13 @@ def make_solver(
 
 
 def provenance_of(calibration: Calibration) -> dict[str, Any]:
-    """Return the provenance of a calibration, with why layers stay dense, by their names."""
+    """Return the provenance of a calibration, with the reasons why layers stay dense."""
     dense = calibration.provenance.get("dense", {}) | silent_layers(calibration)
     return {**calibration.provenance, "dense": dense}
 
 
 def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
-    """Return the predicted loss of the best plan at the budget that sharing is decided at."""
+    """Return the predicted loss of the best plan at the budget of the sharing decision."""
     settings = replace(
         recipe.planning,
         budget=recipe.sharing.budget,
@@ -103,7 +104,7 @@ def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
 
 
 def _shard(model: nn.Module, groups: Groups) -> Groups:
-    """Return the groups that this process decomposes: about as much work as the others."""
+    """Return the groups of this process: about as much work as the others have."""
     owners = distributed.balanced_bins(
         [_cost(model, group) for group in groups], distributed.num_processes()
     )
@@ -118,7 +119,7 @@ def _cost(model: nn.Module, names: Sequence[str]) -> float:
 
 
 def _gather(own: Decomposition, groups: Groups) -> Decomposition:
-    """Return what all processes have decomposed, in the order of the groups."""
+    """Return the decompositions of all processes, in the order of the groups."""
     if distributed.num_processes() == 1:
         return own
     shapes, members = distributed.gather_dict(own.shapes), distributed.gather_dict(own.groups)
@@ -127,13 +128,16 @@ def _gather(own: Decomposition, groups: Groups) -> Decomposition:
 
 
 def layers_with_signal(calibration: Calibration) -> list[str]:
-    """Warn of the other layers. Raises NumericalError when there is none."""
+    """Return the layers with nonzero statistics; warn of the others.
+
+    Raises NumericalError if there is none.
+    """
     silent = silent_layers(calibration)
     names = [name for name in calibration.groups if name not in silent]
     if not names:
         raise NumericalError(
-            f"no loss came through any of the layers ({'; '.join(sorted(set(silent.values())))}"
-            "); check the model's weights and the calibration text"
+            f"no target layer can be decomposed ({'; '.join(sorted(set(silent.values())))}); "
+            "check the model's weights, or calibrate on more data"
         )
     warn_of_dense(silent, len(names))
     return names
@@ -145,20 +149,20 @@ def warn_of_few_tokens(model: nn.Module, calibration: Calibration, names: list[s
         return
     widths = {name: max(get_weight(model.get_submodule(name)).shape) for name in names}
     counts = calibration.counts
-    few = [name for name in names if is_few(counts[name], widths[name])]
+    few = [name for name in names if counts[name] < ENOUGH * widths[name]]
     if few:
         worst = min(few, key=lambda name: counts[name] / widths[name])
         warnings.warn(
             f"{len(few)} of {len(names)} layers saw fewer than {ENOUGH} tokens per channel "
-            f"({worst}: {counts[worst]} tokens for {widths[worst]} channels): covariances "
-            "are shrunk and the predicted loss is uncertain; calibrate on more tokens",
+            f"({worst}: {counts[worst]} tokens for {widths[worst]} channels): the predicted "
+            "loss is far too low for these; calibrate on more tokens",
             NumericalWarning,
             stacklevel=3,
         )
 
 
 def silent_layers(calibration: Calibration) -> dict[str, str]:
-    """Return by name, in words, why nothing is known of a layer from this text."""
+    """Return by layer the reason why this text gives no statistics of it."""
     reasons = {name: _silence(calibration, name) for name in calibration.groups}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 

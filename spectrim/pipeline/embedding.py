@@ -35,7 +35,7 @@ from spectrim.statistics import TableStatistics, TableSums
 
 @dataclass(frozen=True)
 class PlannedTable:
-    """Where the table is, its factors, the rank that meets the budget, and how it was made."""
+    """A table's place, its factors, the rank that meets the budget, and its provenance."""
 
     place: TableLocation
     table: FactoredTable
@@ -44,7 +44,7 @@ class PlannedTable:
 
     @property
     def kept(self) -> float:
-        """Stored fraction of the table's weights."""
+        """Return the stored fraction of the table's weights."""
         count, width = self.place.shape
         return self.rank * (count + width) / (count * width)
 
@@ -61,12 +61,11 @@ def compress_embeddings(
     recipe: Recipe,
     progress: RunContext | None = None,
 ) -> PreTrainedModel:
-    """`compressed`, what `replace_layers` gave, with the table in two factors where the
-    recipe's `embeddings` asks for it; its config tells of it.
+    """Factor the table of `compressed`, a result of `replace_layers`, as `embeddings` states.
 
-    Modules are exchanged in place; the original, which may share tensors, is not touched.
-    Raises what `plan_table` raises, and InputError when the plan has compressed the tied output
-    embedding already.
+    Modules are replaced in place and the config is updated; the original, which may share
+    tensors, is not changed. Raises what `plan_table` raises, and InputError if the plan has
+    compressed the tied output embedding already.
     """
     given = progress or RunContext()
     planned = plan_table(original, tokenizer, recipe, given)
@@ -82,7 +81,7 @@ def compress_embeddings(
 
 
 def _check_still_tied(compressed: PreTrainedModel, place: TableLocation) -> None:
-    """Raise InputError where the plan has compressed a tied output embedding."""
+    """Raise InputError if the plan has compressed a tied output embedding."""
     if place.head is None:
         return
     weight: Any = compressed.get_submodule(place.name).weight
@@ -138,7 +137,7 @@ def _gathered(
     wanted: frozenset[str],
     context: RunContext,
 ) -> TableSums:
-    """One pass over the recipe's tokens, kept in the cache."""
+    """Sum the statistics in one pass over the recipe's tokens, stored in the cache."""
     blocks = calibration_blocks(model, tokenizer, recipe)
     calibration = recipe.calibration
     targets = find_targets(model, recipe.include, recipe.exclude)
@@ -166,5 +165,5 @@ def _gathered(
 def _load(path: Path) -> dict[str, Tensor]:
     tensors, metadata = read_tensors(path)
     if metadata.get("kind") != "embedding" or "counts" not in tensors:
-        raise CheckpointError(f"{path} holds no embedding statistics")
+        raise CheckpointError(f"{path} is not a file of embedding statistics")
     return tensors

@@ -1,4 +1,4 @@
-"""Figures of a model on a text."""
+"""Evaluate a model on a text or a task."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def evaluate(
     settings: BlockSettings | None = None,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
-    """Token perplexity on `data`, sizes, and with a reference the divergence from it.
+    """Return token perplexity on `data`, sizes, and with a reference the divergence from it.
 
     Raises InputError for unusable data, NumericalError for a loss that is not finite.
     """
@@ -38,7 +38,7 @@ def evaluate(
 def evaluate_task(
     model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe
 ) -> dict[str, float]:
-    """Loss per scored token, and the share of answers that greedy decoding gets right.
+    """Return the loss per scored token, and the accuracy of greedily decoded answers.
 
     Raises InputError for a task that cannot be read.
     """
@@ -58,7 +58,7 @@ def evaluate_task(
 def evaluate_documents(
     model: PreTrainedModel, tokenizer: Any, data: str, settings: BlockSettings
 ) -> dict[str, float]:
-    """Perplexity with every document scored on its own, and the median document's."""
+    """Return perplexity with every document scored alone, and the median document's."""
     blocks = document_blocks(data, tokenizer, settings)
     check_vocabulary(blocks, vocabulary_size(model))
     figures = perplexity.per_document(model, blocks, perplexity.Options())

@@ -32,9 +32,8 @@ def finetune(
     """Train `model` (compressed, float32) in place and return it.
 
     It keeps its ranks, and its config records what it was trained on. An interrupted run
-    resumes from the cache. Raises InputError for data that cannot be
-    read, ModelError for a model that is not compressed, NumericalError for a step whose loss
-    is not finite.
+    resumes from the cache. Raises InputError for data that cannot be read, ModelError for a
+    model that is not compressed, NumericalError for a step whose loss is not finite.
     """
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, SpectrimConfig):
@@ -44,11 +43,11 @@ def finetune(
         )
     if settings.quantize_base is not None:
         if is_quantized(model):
-            raise ModelError("the model is quantised already; leave out --quantize-base")
+            raise ModelError("the model is quantized already; remove --quantize-base")
         quantize_all(model, QUANTIZED_BASES[settings.quantize_base])
     elif config.inner is not None and settings.lora is None:
         raise ModelError(
-            "the factors are quantised; train adapters beside them (--lora 8), or train before "
+            "the factors are quantized; train adapters beside them (--lora 8), or train before "
             "they are (--quantize)"
         )
     context = context or RunContext()
@@ -75,7 +74,7 @@ def finetune(
 def _blocks(model: PreTrainedModel, tokenizer: Any, settings: FinetuneSettings) -> TokenBlocks:
     every = sys.maxsize if settings.task is not None else _TEXT_SEQUENCES
     calibration = CalibrationRecipe(
-        data=settings.data or "python",
+        data=settings.data,
         field=settings.field,
         sequences=settings.sequences or every,
         length=settings.length,

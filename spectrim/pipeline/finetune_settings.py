@@ -1,4 +1,4 @@
-"""What `finetune` trains on, and how; the command line takes its options from here."""
+"""The settings of `finetune`, which are also the options of the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's weights, and with a text its hidden states, say about their rank."""
+"""Figures of the rank of a model's weights and, with a text, of its hidden states."""
 
 from __future__ import annotations
 
@@ -30,8 +30,11 @@ _REPEATS = 3
 
 @dataclass(frozen=True)
 class LayerReport:
-    """rank: of the stored factors, None for a dense layer. The break-even ranks are the
-    largest at which plain and pivoted factors still take less than the dense layer."""
+    """The rank figures of a layer.
+
+    rank: of the stored factors, None for a dense layer. The break-even ranks are the largest at
+    which plain and pivoted factors are still smaller than the dense layer.
+    """
 
     name: str
     shape: tuple[int, int]
@@ -45,7 +48,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of both figures on the hidden states of so many tokens."""
+    """Milliseconds of both figures on the hidden states of a number of tokens."""
 
     tokens: int
     nuclear_norm: float
@@ -55,8 +58,10 @@ class Timing:
 
 
 def inspect_layers(model: PreTrainedModel, track: ProgressBar = silent) -> list[LayerReport]:
-    """The linear layers of the decoder blocks, dense or compressed. Fused experts are split in
-    place. Raises ModelError for a model without any."""
+    """Return figures of the linear layers of the decoder blocks, dense or compressed.
+
+    Fused experts are split in place. Raises ModelError for a model without linear layers.
+    """
     split_experts(model, fused_expert_names(model))
     layers = list(linear_layers(model))
     if not layers:
@@ -65,7 +70,7 @@ def inspect_layers(model: PreTrainedModel, track: ProgressBar = silent) -> list[
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Compressed layers, and dense ones in the decoder blocks, in model order."""
+    """Yield compressed layers, and dense ones in the decoder blocks, in model order."""
     compact = dict(compact_layers(model))
     inside = tuple(name + "." for name, _ in decoder_blocks(model))
     inner = tuple(name + "." for name in compact)
@@ -97,7 +102,7 @@ def _layer(name: str, module: nn.Module) -> LayerReport:
 
 
 def break_even(kind: str, shape: tuple[int, int]) -> int:
-    """The largest rank at which layers of `kind` take fewer weights than the dense one."""
+    """Return the largest rank at which layers of `kind` are smaller than the dense one."""
     cost = layer_class(kind).cost
     return max(
         (r for r in range(1, min(shape) + 1) if cost(*shape, r) < prod(shape)), default=0
@@ -105,15 +110,14 @@ def break_even(kind: str, shape: tuple[int, int]) -> int:
 
 
 def representation(model: PreTrainedModel, blocks: TokenBlocks) -> dict[str, float]:
-    """Matrix Nuclear-Norm and matrix entropy of the last hidden states, means over rows."""
+    """Return the means over rows of both figures of the last hidden states."""
     return evaluate_model(model, blocks, ("nuclear_norm", "matrix_entropy"))
 
 
 def timings(
     model: PreTrainedModel, blocks: TokenBlocks, sizes: Sequence[int] = ()
 ) -> list[Timing]:
-    """Both figures on the first L tokens' states together, for growing L: by default 128, 256,
-    ... and all of them."""
+    """Time both figures on the first L tokens' states, by default for 128, 256, ... and all."""
     states = torch.cat(list(hidden_states(model, blocks, _BATCH)))
     steps = [128 * 2**step for step in range(20)]
     chosen = sizes or [*(size for size in steps if size < len(states)), len(states)]
@@ -127,7 +131,7 @@ def _timed(directions: Tensor) -> Timing:
 
 
 def _best(figure: Callable[[Tensor], float], directions: Tensor) -> tuple[float, float]:
-    """The value, and the least of some processor times in milliseconds."""
+    """Return the value, and the least of some processor times in milliseconds."""
     seconds = []
     for _ in range(_REPEATS):
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""Times of a plan's layers on this machine, measured once and kept in the cache."""
+"""Times of a plan's layers on this machine, measured once and stored in the cache."""
 
 from __future__ import annotations
 
@@ -40,25 +40,33 @@ def latency_table(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> LatencyTable:
-    """Times of every shape that the decomposition has, dense and as the recipe's layer kind,
-    for the recipe's tokens (one by default). Raises InputError for a kind that is not timed."""
+    """Return the times of all shapes, dense and as the recipe's layer kind.
+
+    They are for the recipe's tokens (one by default). Raises InputError for a kind that cannot
+    be timed.
+    """
     shapes = [s for n, s in decomposition.shapes.items() if n not in decomposition.groups]
     place = timing_spec(recipe)
     return _table(shapes, recipe.layer, place, context or RunContext())
 
 
 def timing_spec(recipe: Recipe) -> TimingSpec:
-    """Where its layers are timed: on a GPU if there is one, in the dtype that they are stored
-    in (float32 by default), fused, for the recipe's tokens (one by default)."""
+    """Return the device, dtype and tokens of the timing.
+
+    On a GPU if there is one, in the stored dtype (float32 by default), fused, for the recipe's
+    tokens (one by default).
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, recipe.save_dtype or "float32")
     return TimingSpec(device, dtype, (recipe.latency or LatencyRecipe()).tokens)
 
 
 def slow_layers(plan: Plan, recipe: Recipe, context: RunContext | None = None) -> Iterator[str]:
-    """What to say about factored layers that are slower here than the dense ones: a text for
-    the recipe's tokens (one by default) and for prompts, where there is something to say.
-    Layers of kinds that are not timed, and those on shared bases, are not looked at."""
+    """Yield warnings of factored layers that are slower here than the dense ones.
+
+    One for the recipe's tokens (one by default) and one for prompts, if there are such layers.
+    Layers of kinds that cannot be timed, and those on shared bases, are skipped.
+    """
     single = {n: layer for n, layer in plan.layers.items() if not layer.members}
     ranks = {n: layer.rank for n, layer in single.items() if layer.rank is not None}
     if not ranks or not is_timed(plan.layer):

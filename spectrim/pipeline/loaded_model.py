@@ -1,4 +1,4 @@
-"""A model as a run needs it: in float32, with its tokenizer and its checkpoint's dtype."""
+"""A model prepared for a run: in float32, with its tokenizer and its checkpoint's dtype."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class LoadedModel:
         )
 
     def with_save_dtype(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the dtype stated where its budget counts bytes."""
+        """Return the recipe with the dtype stated if its budget counts bytes."""
         return recipe if recipe.quantization is None else self.with_dtype(recipe)
 
 
 def load_model(name: str, trust_remote_code: bool = False) -> LoadedModel:
-    """Load a model in float32 with its tokenizer. Raises InputError where one is missing."""
+    """Load a model in float32 with its tokenizer. Raises InputError if one is missing."""
     model, tokenizer = load(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
     if tokenizer is None:
         raise InputError(f"{name} has no tokenizer; put its files beside the model")

@@ -1,4 +1,4 @@
-"""`--memory`: the whole model or streaming, batches and buffers, so that all stays below it.
+"""`--memory`: choose the whole model or streaming, batches and buffers within the limit.
 
     peak = what the process holds now + LATER + the largest of the steps' needs
 
@@ -49,19 +49,22 @@ _LOGIT_COPIES = 6
 
 
 def bytes_of(text: str) -> int:
-    """ "6GiB" as a number. Raises InputError."""
+    """Parse "6GiB" as a number. Raises InputError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in _UNITS:
         raise InputError(
-            f"'{text}' is not an amount of memory; expected one like 6GiB or 800MB"
+            f"'{text}' is not an amount of memory; expected for example 6GiB or 800MB"
         )
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """sizes: how to stream, None for the whole model in memory. needed: estimated peak.
-    covariance_bytes: where even one block's covariances in full are too large."""
+    """The way to run.
+
+    sizes: how to stream, None for the whole model in memory. needed: estimated peak.
+    covariance_bytes: set if even one block's covariances in full are too large.
+    """
 
     limit: int
     needed: int
@@ -112,7 +115,7 @@ def plan_memory(opened: OffloadedCheckpoint, recipe: Recipe, limit: int) -> Memo
 
 
 def _with_fewer_numbers(needs: MemoryEstimate, limit: int) -> MemoryPlan:
-    """Streaming with the largest of a few sizes of the covariances that fits."""
+    """Stream with the largest of a few sizes of the covariances that fits."""
     least = needs.streamed(1)
     for share in _SHARES if needs.recipe.calibration.memory_budget is None else ():
         try:
@@ -125,7 +128,7 @@ def _with_fewer_numbers(needs: MemoryEstimate, limit: int) -> MemoryPlan:
             return replace(_streaming(smaller, limit), covariance_bytes=given)
     raise InputError(
         f"memory of {_shown(limit)} is too little: streaming this model takes about "
-        f"{_shown(least)}; allow that, or give a smaller --length"
+        f"{_shown(least)}; raise --memory, or choose a smaller --length"
     )
 
 
@@ -151,7 +154,7 @@ def recipe_tokens(recipe: Recipe) -> int:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes that the steps take, from the shapes of a model that is not in memory."""
+    """The bytes of all steps, from the shapes of a model that is not in memory."""
 
     opened: OffloadedCheckpoint
     recipe: Recipe
@@ -175,7 +178,7 @@ class MemoryEstimate:
 
     @cached_property
     def forms(self) -> Mapping[tuple[str, str], CovarianceFormat]:
-        """Raises InputError for too few bytes."""
+        """Return the formats of covariances. Raises InputError for too few bytes."""
         room = self.recipe.calibration.memory_budget
         shapes = {target.name: target.shape for target in self.targets}
         if room is not None:
@@ -191,8 +194,10 @@ class MemoryEstimate:
 
     @cached_property
     def _alike(self) -> set[str]:
-        """Layers whose block has others of their input's width: where these read one input, it
-        is in full."""
+        """Return layers whose block has others of their input's width.
+
+        If these read one input, it is in full.
+        """
         places = {
             t.name: (self.opened.streamed.part_of(t.name), t.shape[1]) for t in self.targets
         }
@@ -200,7 +205,7 @@ class MemoryEstimate:
         return {name for name, place in places.items() if count[place] > 1}
 
     def whole(self) -> int:
-        """Without activations: model, statistics (of two passes and their mean), factors."""
+        """Count model, statistics (two passes and their mean) and factors, no activations."""
         statistics = self._statistics(self.targets)
         passes = 3 if self.recipe.averages_hessian else 1
         factors = sum(_factors(target) for target in self.targets) * _FLOAT
@@ -210,7 +215,7 @@ class MemoryEstimate:
         return self.base + 2 * weights + passes * statistics + factors + rest
 
     def _measuring(self) -> int:
-        """Probabilities and logits of the tokens that curves are measured on."""
+        """Count probabilities and logits of the tokens that curves are measured on."""
         wanted = self.recipe.probe
         held = most_probabilities(self.opened.streamed.total_bytes, self._vocabulary)
         layers = wanted.per_layer * (wanted.tokens or MOST_LAYER_TOKENS)
@@ -227,12 +232,12 @@ class MemoryEstimate:
         ) * self.length
 
     def whole_row(self) -> int:
-        """Activations of one more sequence."""
+        """Count the activations of one more sequence."""
         widths = sum(sum(target.shape) for target in self.targets)
         return self.length * (2 * _FLOAT * widths + 3 * _FLOAT * self._vocabulary)
 
     def streamed(self, rows: int) -> int:
-        """Batches of `rows` sequences, logits of one at a time, activations in files."""
+        """Count batches of `rows` sequences, logits of one at a time, activations in files."""
         outside = sum(map(self._loaded, self.opened.streamed.outside))
         row = self.length * self._vocabulary * _FLOAT * _LOGIT_COPIES
         hidden = rows * self.length * self._width * _FLOAT * 4
@@ -241,7 +246,7 @@ class MemoryEstimate:
         return self.base + max(ends, self._allocating(), *blocks)
 
     def _allocating(self) -> int:
-        """Choices of an exact allocation: for each layer and step of the budget."""
+        """Count the choices of an exact allocation: for each layer and step of the budget."""
         return len(self.targets) * MOST_BINS * 2
 
     def logits_rows(self, limit: int) -> int:
@@ -250,7 +255,7 @@ class MemoryEstimate:
         return max(1, (limit - self.base - outside - self._outside_statistics()) // (2 * row))
 
     def activations(self) -> int:
-        """All that is kept between blocks, and as much again while it is handed on."""
+        """Count all that is stored between blocks, twice for the transfer to the next."""
         count = len(self._blocks) + 2 if self._backward else 2
         tokens = self._calibrated
         return tokens * self._width * _FLOAT * count
@@ -296,8 +301,7 @@ class MemoryEstimate:
         )
 
     def _decomposing(self, target: Target) -> int:
-        """One layer: its weight, its factors in float32 and once more balanced, both
-        covariances, and the eigenproblem."""
+        """Count one layer: weight, factors in float32 twice, covariances, eigenproblem."""
         out, inner = target.shape
         sides = (("gradient_covariance", out), ("input_covariance", inner))
         matrices = sum(self._side(name, target.name, width) for name, width in sides)
@@ -313,7 +317,7 @@ class MemoryEstimate:
 
     @property
     def _test_matrices(self) -> int:
-        """Of sketches, one for each shape of them, as large as the sketch."""
+        """Count the test matrices of sketches, one for each shape, as large as the sketch."""
         shapes = {target.name: target.shape for target in self.targets}
         found = {
             (STATISTICS.get(name).width(shapes[layer]), form)
@@ -338,7 +342,7 @@ class MemoryEstimate:
 
 
 def _factors(target: Target) -> int:
-    """Numbers in the factors of full rank."""
+    """Count the numbers in the factors of full rank."""
     return min(target.shape) * sum(target.shape)
 
 

@@ -1,4 +1,4 @@
-"""calibrate, decompose and measure as one kept value, and plans cut from it."""
+"""Calibrate, decompose and measure with one cache entry, and cut plans from it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Probing:
         return ResumableProbe(probe, self.snapshots, stage)
 
     def _tokens(self, decomposition: Decomposition, blocks: TokenBlocks) -> ProbeTokens:
-        """What the recipe gives, else what its share of the calibration's cost pays for."""
+        """Return the recipe's tokens, else what its share of the calibration's cost allows."""
         wanted, planning = self.recipe.probe, self.recipe.planning
         tokens = ProbeTokens.within(
             2 * wanted.cost_fraction * blocks.tokens,
@@ -139,7 +139,7 @@ def price_rounding(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """Return the decomposition; for quantized factors with the loss that rounding adds."""
+    """Return the decomposition, for quantized factors with the loss of rounding."""
     total, progress = len(decomposition.shapes), (context or RunContext()).progress
     return with_rounding(
         calibration,
@@ -154,9 +154,11 @@ def plan(
     recipe: Recipe | None = None,
     times: LatencyTable | None = None,
 ) -> Plan:
-    """Return the recipe's allocation at its budget; times: `latency_table`'s, measured now
-    where the recipe's budget is one of time and none are given. Raises InputError when it
-    misfits."""
+    """Return the recipe's allocation at its budget.
+
+    times: from `latency_table`, measured now if missing for a latency budget. Raises InputError
+    for a budget that cannot be met.
+    """
     recipe = recipe or Recipe()
     if recipe.latency is not None and times is None:
         times = latency_table(decomposition, recipe)

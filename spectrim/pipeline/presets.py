@@ -1,4 +1,4 @@
-"""The recipes that have a name: this library's own, and each paper's as published.
+"""The named recipes: this library's own, and each paper's as published.
 
 A paper's preset is its metric, its ranks and its storage together, on plain factors unless the
 paper stores another way. Other combinations are written METHOD/ALLOCATION/LAYER.

@@ -1,8 +1,8 @@
-"""From a model and a task to a smaller model of that task: bases chosen while they are tuned.
+"""A smaller model for a task, from bases that are pruned while they are tuned.
 
     bases -> spectral layers -> (score, drop, tune) x events -> merge -> factors of the budget
 
-What follows, fine-tuning of the factors, is a refinement like any other (`next_token`).
+Fine-tuning of the factors afterward is a refinement like any other (`next_token`).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class PrunedModel:
     state: PruningState
 
     def prune_steps(self) -> str:
-        """One JSON object per pruning, in order."""
+        """Return one JSON object per pruning, in order."""
         return "".join(json.dumps(asdict(event)) + "\n" for event in self.state.prune_steps)
 
 
@@ -68,11 +68,11 @@ def prune_for_task(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> PrunedModel:
-    """Select bases of `model` (float32) for the recipe's task.
+    """Prune bases of `model` (float32) for the recipe's task.
 
-    Examples that Python gives become a task by `spectrim.data.tasks.write_task`. An interrupted
-    run continues from the cache. The original is not changed, but for fused experts, which
-    are split. Raises InputError for a task that cannot be read and a budget that cannot be met,
+    Python examples become a task by `spectrim.data.tasks.write_task`. An interrupted run
+    resumes from the cache. The original is not changed, except that fused experts are split.
+    Raises InputError for a task that cannot be read and a budget that cannot be met,
     NumericalError for a loss that is not finite.
     """
     _check(recipe)
@@ -94,7 +94,7 @@ def prune_for_task(
 
 
 def _check(recipe: Recipe) -> None:
-    """Raise InputError for a recipe that cannot select bases."""
+    """Raise InputError for a recipe that cannot prune bases."""
     if recipe.pruning is None or recipe.task is None:
         raise InputError("a task to prune for is missing: give --task FILE.jsonl")
 
@@ -106,7 +106,7 @@ def _bases(
     targets: list[Target],
     progress: RunContext,
 ) -> dict[str, Factors]:
-    """Full-rank factors by the recipe's method, calibrated on the task where it needs that."""
+    """Return full-rank factors by the recipe's method, calibrated on the task if needed."""
     snapshots = _snapshots(model, recipe, progress)
     if DECOMPOSITIONS.get(recipe.method).REQUIRES:
         calibration = calibrate(model, tokenizer, recipe, progress)
@@ -118,14 +118,14 @@ def _bases(
         factors = decompose_problems(shown, make_solver(recipe, (), {}), snapshots).factors
     if any(found.bias_shift is not None for found in factors.values()):
         raise InputError(
-            f"method '{recipe.method}' moves what it cuts into biases; bases cannot be "
-            "selected one by one then: choose svd, svd_llm or obd"
+            f"method '{recipe.method}' absorbs cut terms in biases, so bases cannot be "
+            "pruned one by one; choose svd, svd_llm or obd"
         )
     return factors
 
 
 def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> Snapshots:
-    """Where bases are until the selection is done that starts from them."""
+    """Return the store of the bases until the pruning that starts from them is finished."""
     key = {
         "model": model_fingerprint(model),
         "task": None if recipe.task is None else asdict(recipe.task),
@@ -136,7 +136,7 @@ def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> 
 
 
 def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objective]:
-    """Return what trains the layers, and what scores them."""
+    """Return the objectives for training and for scoring."""
     size = options.batch_size
     scoring = sample_rows(rows, options.scoring_examples, options.seed)
     return Objective(rows, size), Objective(scoring, size)
@@ -165,7 +165,7 @@ def spectral_copy(
 
 
 def layer_costs(layers: dict[str, SpectralLinear], recipe: Recipe) -> dict[str, LayerCost]:
-    """Return what the layers' bases cost in the recipe's kind of layer."""
+    """Return the cost of the layers' bases in the recipe's kind of layer."""
     assert recipe.pruning is not None
     kind = layer_class(recipe.layer)
     return {
@@ -245,7 +245,7 @@ def _plan(
 
 
 def _mark(original: PreTrainedModel, model: PreTrainedModel, plan: Plan) -> None:
-    """Say in the model's config what it has become."""
+    """Record the compression in the model's config."""
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     config = SpectrimConfig(

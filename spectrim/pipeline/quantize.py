@@ -1,4 +1,4 @@
-"""From a model to compressed layers with a low-rank path for what the compressor lost.
+"""Compressed layers with a low-rank correction of the compressor's error.
 
     R = W - Q(W),   min_{rank r} || L_out^T (R - left right) L_in ||
 
@@ -36,8 +36,7 @@ from spectrim.runtime.context import RunContext
 
 @dataclass(frozen=True)
 class Residual:
-    """Compressed layers by name, and what they lost, decomposed; None where nothing was
-    calibrated."""
+    """Compressed layers by name, and their decomposed errors; None without calibration."""
 
     bases: dict[str, CompressedLinear]
     decomposition: Decomposition | None
@@ -53,12 +52,12 @@ def quantize(
     recipe: Recipe | None = None,
     context: RunContext | None = None,
 ) -> PreTrainedModel:
-    """A copy of `model` with every layer compressed by `recipe.correction` and a low-rank
-    path beside it, in the recipe's dtype.
+    """Return a copy of `model`, every layer compressed with a low-rank path beside it.
 
-    The ranks follow the recipe's allocation, uniform or loss_optimal. Rank 0 is the compressor
-    alone, and needs no text unless the compressor asks for statistics. Raises InputError for
-    options that do not fit together, ModelError for layers that cannot be compressed.
+    It follows `recipe.correction` and is in the recipe's dtype. The ranks follow the recipe's
+    allocation, uniform or loss_optimal. Rank 0 is the compressor alone, and needs no text
+    unless the compressor requires statistics. Raises InputError for options that do not fit
+    together, ModelError for layers that cannot be compressed.
     """
     recipe = with_correction(recipe or Recipe())
     residual = compute_residual(model, tokenizer, recipe, context)
@@ -89,14 +88,16 @@ def compute_residual(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> Residual:
-    """Every layer compressed in the recipe's dtype, in which torchao also stores scales and
-    zeros, and its loss decomposed at full rank: ranks are cut from it."""
+    """Compress every layer and decompose its error at full rank, to cut ranks from it.
+
+    The weights are in the recipe's dtype, in which torchao also stores scales and zeros.
+    """
     context = context or RunContext()
     given = _given(recipe)
     options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
     calibration = None
     names = [target.name for target in prepare(model, recipe).targets]
-    if _needs_text(given):
+    if needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)
     compress = QUANTIZERS.get(given.quantizer).compress
@@ -134,7 +135,7 @@ def choose_correction_ranks(
 def add_corrections(
     model: PreTrainedModel, residual: Residual, ranks: dict[str, int], recipe: Recipe
 ) -> PreTrainedModel:
-    """A copy of `model` with the compressed layers and paths of the given ranks."""
+    """Return a copy of `model` with the compressed layers and paths of the given ranks."""
     result = shared_copy(model)
     untied = untie_head(result, list(residual.bases))
     layers = {name: _layer(residual, name, rank) for name, rank in ranks.items()}
@@ -156,7 +157,7 @@ def add_corrections(
 def correction_figures(
     residual: Residual, ranks: dict[str, int], itemsize: int
 ) -> dict[str, Any]:
-    """Bytes of the layers, biases left out, and predicted losses in nats per token."""
+    """Return the bytes of the layers without biases, and predicted losses in nats per token."""
     shapes = residual.shapes
     figures: dict[str, Any] = {
         "dense_bytes": itemsize * sum(out * inner for out, inner in shapes.values()),
@@ -178,7 +179,7 @@ def _given(recipe: Recipe) -> CorrectionRecipe:
     return recipe.correction or CorrectionRecipe()
 
 
-def _needs_text(given: CorrectionRecipe) -> bool:
+def needs_text(given: CorrectionRecipe) -> bool:
     has_path = given.rank > 0 if given.bytes is None else given.bytes > 0
     return has_path or bool(QUANTIZERS.get(given.quantizer).REQUIRES)
 

@@ -1,9 +1,9 @@
-"""From a compressed model to one whose factors, and layers left dense, take fewer bits.
+"""Quantize the factors of a compressed model, and its layers left dense.
 
     Q(left) Q(right) x,   Q by a compressor that needs no calibration (torchao, rtn)
 
-The ranks were chosen for the bytes of Q (`planning.storage`), and with what its rounding adds
-to the loss (`curves.rounding`).
+The ranks were chosen for the bytes of Q (`planning.layer_bytes`), and with the loss that its
+rounding adds (`planning.quantization_error`).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from spectrim.statistics import LayerProblem
 
 
 def quantize_factors(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedModel:
-    """The planned layers of `model`, which is compressed and in its final dtype, in place.
+    """Quantize the planned layers of `model` in place; it is compressed, in its final dtype.
 
-    A recipe without quantisation changes nothing. Raises InputError where the compressor is
-    missing or needs text, ModelError for shapes it does not take.
+    A recipe without quantization changes nothing. Raises InputError if the compressor is
+    missing or needs text, ModelError for shapes that it does not support.
     """
     given = recipe.quantization
     if given is None:
         return model
     if QUANTIZERS.get(given.backend).REQUIRES:
-        raise InputError(f"'{given.backend}' needs calibration; quantise by torchao or rtn")
+        raise InputError(f"'{given.backend}' needs calibration; quantize by torchao or rtn")
     if given.bits == 4 and any(isinstance(f, PivotedLinear) for _, f in factored_layers(model)):
         warnings.warn(
             "pivoted layers lose most to 4 bits, since their coefficients multiply what was "
@@ -49,9 +49,9 @@ def quantize_factors(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreT
 
 
 def quantize_all(model: PreTrainedModel, given: QuantizationRecipe) -> PreTrainedModel:
-    """The factors of a compressed `model`, and the dense layers of its blocks, in place.
+    """Quantize the factors of a compressed `model` and the dense layers of its blocks in place.
 
-    Raises InputError where the compressor is missing, ModelError for shapes it does not take.
+    Raises InputError if the compressor is missing, ModelError for unsupported shapes.
     """
     try:
         dense = [target.name for target in find_targets(model)]
@@ -61,7 +61,7 @@ def quantize_all(model: PreTrainedModel, given: QuantizationRecipe) -> PreTraine
 
 
 def update_config_ranks(model: PreTrainedModel) -> None:
-    """In the config of a quantised model, the ranks of what was trained beside its weights."""
+    """Record the ranks of trained adapters in the config of a quantized model."""
     config: SpectrimConfig = model.config.quantization_config
     if config.inner is not None:
         config.inner = inner_entry(model, config.inner["base"])
@@ -92,14 +92,14 @@ def _quantize(
 
 
 def check_quantization(recipe: Recipe) -> None:
-    """Before the work: raises InputError where the recipe's compressor cannot be used here."""
+    """Raise InputError, before the work, if the recipe's compressor cannot be used here."""
     if recipe.quantization is not None:
         side = recipe.quantization.group_size
         _compressed("a layer", nn.Linear(side, side, bias=False), recipe.quantization)
 
 
 def _dense(plan: Plan) -> list[str]:
-    """Modules that the plan left dense."""
+    """Return the modules that the plan left dense."""
     return [
         module
         for name, layer in plan.layers.items()

@@ -1,4 +1,4 @@
-"""A recipe is the whole run as one value: what `--recipe FILE` reads and outputs record."""
+"""A recipe: a whole run as one value, which `--recipe FILE` reads and outputs record."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Options = dict[str, Any]
 class CalibrationRecipe:
     """Which tokens the statistics come from, and how the statistics are stored."""
 
-    data: str = Field(
-        default="python",
-        description="Text file, .jsonl, .parquet, hf:NAME:SPLIT, or python.",
+    data: str | None = Field(
+        default=None,
+        description="Text, .jsonl, .parquet, directory, hf:NAME:SPLIT, python; PATH@SHARE.",
     )
     field: str | None = Field(default=None, description="Field that holds the text.")
     sequences: int | None = Field(
@@ -43,12 +43,14 @@ class CalibrationRecipe:
         description="Tokens per sequence (default: half the model's context, 256 to 2048).",
     )
     seed: int | None = 0
+    rows: Literal["prefixed", "packed"] = Field(
+        default="prefixed",
+        description="Rows begin as the tokenizer begins a text, or anywhere, as in papers.",
+    )
     labels: Literal["data", "sampled"] = Field(
         default="data", description="Labels of the loss: data, or sampled from the model."
     )
-    temperature: float = Field(
-        default=1.0, gt=0, description="Of sampled labels; above 1 for a confident model."
-    )
+    temperature: float = Field(default=1.0, gt=0, description="Temperature of sampling.")
     tokens_per_batch: int | None = Field(
         default=None,
         ge=1,
@@ -57,7 +59,7 @@ class CalibrationRecipe:
     covariance_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="Memory for all statistics; what does not fit follows covariance_format.",
+        description="Memory for all statistics; larger covariances use covariance_format.",
     )
     covariance_format: Literal["low_rank", "block_diagonal"] = "low_rank"
     wide_covariances: Literal["as_needed", "full"] = Field(
@@ -83,16 +85,16 @@ class ProbeRecipe:
     tokens: int | None = Field(
         default=None,
         ge=2,
-        description="None, here and for joint_tokens: as many as `cost_fraction` pays for.",
+        description="None, also for joint_tokens: as many as `cost_fraction` allows.",
     )
     joint_tokens: int | None = Field(default=None, ge=2)
     cost_fraction: float = Field(
-        default=0.5, gt=0, description="Of the calibration's forward and backward passes."
+        default=0.5, gt=0, description="Cost of probing, relative to the calibration's passes."
     )
     through: Literal["auto", "model", "block"] = Field(
         default="auto",
-        description="What runs behind a changed layer: the rest of the model, or its own block "
-        "with what follows to second order; auto: the model where that leaves enough tokens.",
+        description="Run the rest of the model behind a changed layer, or its own block with "
+        "the rest to second order; auto: the model if that leaves enough tokens.",
     )
 
 
@@ -101,8 +103,8 @@ class HessianAveragingRecipe:
     """Statistics averaged between the original and the model compressed to `at_budget`."""
 
     at_budget: float = Field(default=0.7, gt=0, le=1)
-    weight: float = Field(default=0.5, ge=0, le=1, description="Of the second pass; 0: none.")
-    data_fraction: float = Field(default=0.25, gt=0, le=1, description="Of the sequences.")
+    weight: float = Field(default=0.5, ge=0, le=1, description="Weight of the second pass.")
+    data_fraction: float = Field(default=0.25, gt=0, le=1, description="Fraction of sequences.")
     below_budget: float = Field(
         default=0.75, ge=0, description="Only for recipes with a smaller budget."
     )
@@ -138,8 +140,8 @@ class CorrectionRecipe:
 
     quantizer: str = Field(default="rtn", description="See `spectrim ls`.")
     quantizer_options: Options = Field(default_factory=dict)
-    rank: int = Field(default=16, ge=0, description="Of each correction; 0: none.")
-    bytes: int | None = Field(default=None, ge=0, description="Of all, in place of a rank.")
+    rank: int = Field(default=16, ge=0, description="Rank of each correction.")
+    bytes: int | None = Field(default=None, ge=0, description="Bytes of all corrections.")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -158,7 +160,7 @@ class QuantizationRecipe:
 
     @property
     def multiple(self) -> int:
-        """Ranks must be multiples of it."""
+        """Return what ranks must be multiples of."""
         return self.group_size if self.backend == "torchao" and self.bits == 4 else 1
 
 
@@ -166,7 +168,7 @@ class QuantizationRecipe:
 class LatencyRecipe:
     """A budget of measured time in place of one of weights."""
 
-    budget: float = Field(default=0.7, gt=0, le=1, description="Of the dense layers' time.")
+    budget: float = Field(default=0.7, gt=0, le=1, description="Fraction of the dense time.")
     tokens: int = Field(default=1, ge=1, description="Tokens per forward pass.")
 
 
@@ -206,14 +208,14 @@ class TaskRecipe:
 class EmbeddingRecipe:
     """The embedding table, and an output embedding tied to it, in two factors."""
 
-    budget: float = Field(default=0.5, gt=0, le=1, description="Of the table's own weights.")
+    budget: float = Field(default=0.5, gt=0, le=1, description="Fraction of table weights.")
     method: str = "afm"
     options: Options = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class Recipe:
-    """What is done to a model: calibration, method, ranks, storage, refinement."""
+    """A compression run: calibration, method, ranks, storage, refinement."""
 
     method: str = Field(default="obd", description="Decomposition; see `spectrim ls`.")
     method_options: Options = Field(default_factory=dict)
@@ -262,7 +264,7 @@ class Recipe:
 
     @property
     def planning(self) -> PlanningSettings:
-        """What choosing ranks depends on."""
+        """Return the settings that choose ranks."""
         quantizer, quantization = None, self.quantization
         if quantization is not None:
             dtype = self.save_dtype or "float32"
@@ -280,28 +282,28 @@ class Recipe:
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Statistics to gather."""
+        """Return the statistics to collect."""
         from spectrim.pipeline.requirements import statistics_for
 
         return statistics_for(self)
 
     @property
     def wide(self) -> Wide:
-        """How covariances of the wider side of a layer are kept."""
+        """Return how covariances of the wider side of a layer are stored."""
         from spectrim.pipeline.requirements import wide_covariances_for
 
         return wide_covariances_for(self)
 
     @property
     def averages_hessian(self) -> bool:
-        """Whether statistics are averaged towards the compressed model."""
+        """Return whether statistics are averaged toward the compressed model."""
         from spectrim.pipeline.requirements import averages_hessian
 
         return averages_hessian(self)
 
     @property
     def sharing_key(self) -> Options:
-        """All that the groups of layers on one basis depend on; empty without sharing."""
+        """Return all that groups of layers on one basis depend on; empty without sharing."""
         if self.sharing.rule == "none":
             return {}
         return {"sharing": [asdict(self.sharing), self.layer, self.rank_multiple]}
@@ -365,14 +367,14 @@ def _reason(path: list[Any], item: dict[str, Any]) -> str:
 
 
 def _meaning(path: list[Any]) -> str:
-    """What a field stands for, as its option says it."""
+    """Return the description of a field, as its option shows it."""
     owner = getattr(_class_at(path[:-1]), "__pydantic_fields__", {})
     field = owner.get(str(path[-1])) if path else None
     return f" ({field.description.rstrip('.')})" if field and field.description else ""
 
 
 def _class_at(path: list[Any]) -> type:
-    """The dataclass of a part of a recipe."""
+    """Return the dataclass of a part of a recipe."""
     cls: type = Recipe
     for step in path:
         if isinstance(step, str) and is_dataclass(cls):

@@ -31,7 +31,7 @@ def refine(
     """Return `compressed` in float32 after the recipe's refinements on calibration text.
 
     A model in float32 is changed in place, another dtype in a copy; cast the result with
-    `cast_for_saving`. The original is not changed. Judge the result on other text. Raises
+    `cast_for_saving`. The original is not changed. Evaluate the result on other text. Raises
     NumericalError naming the step whose loss is not finite, InputError for unusable text.
     """
     compressed = cast_for_saving(compressed, torch.float32)
@@ -58,9 +58,9 @@ def _statistics(
 
 
 def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementRecipe) -> Recipe:
-    """Return the recipe with as many calibration sequences as the refinement is to see.
+    """Return the recipe with as many calibration sequences as the refinement reads.
 
-    Of a task these are all examples, unless the refinement sets a number.
+    For a task these are all examples, unless the refinement sets a number.
     """
     calibration = recipe.calibration
     every = sys.maxsize if recipe.task is not None else calibration.sequences

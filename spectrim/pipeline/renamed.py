@@ -1,4 +1,4 @@
-"""Earlier names of recipe fields and of command-line options, with the names that replace them.
+"""Earlier names of recipe fields and command-line options, with their replacements.
 
 Nothing is read under an old name: each ends in one error line that states the new one.
 """
@@ -88,7 +88,7 @@ _DEEPEST = 4
 
 
 def check_field(path: str, source: str) -> None:
-    """Raises InputError for an old name in a path like `pruning.events`."""
+    """Raise InputError for an old name in a path like `pruning.events`."""
     steps = path.split(".")
     known = [
         FIELDS.get(step, step) if number == 0 else step for number, step in enumerate(steps)
@@ -101,7 +101,7 @@ def check_field(path: str, source: str) -> None:
 
 
 def check_fields(values: dict[Any, Any], source: str) -> None:
-    """Raises InputError for the first old name or value in a recipe."""
+    """Raise InputError for the first old name or value in a recipe."""
     for path, value in _leaves(values):
         check_field(path, source)
         if isinstance(value, str) and (new := VALUES.get((path, value))):
@@ -111,7 +111,7 @@ def check_fields(values: dict[Any, Any], source: str) -> None:
 def _leaves(
     value: Any, parents: tuple[str, ...] = (), depth: int = _DEEPEST
 ) -> Iterator[tuple[str, Any]]:
-    """Yield each field with its path; entries of a list stand under the list's own."""
+    """Yield each field with its path; entries of a list have the list's path."""
     if depth and isinstance(value, list | tuple):
         for entry in value:
             yield from _leaves(entry, parents, depth - 1)
@@ -123,7 +123,7 @@ def _leaves(
 
 
 def renamed_option(message: str) -> str | None:
-    """An error message for an unknown word of the command line that has a new name."""
+    """Return an error message for an old word of the command line, else None."""
     for word in re.findall(r"--[\w-]+|'\w+'", message)[:1]:
         if (new := WORDS.get(word.strip("'"))) is not None:
             return f"{word.strip(chr(39))} is now named {new}"

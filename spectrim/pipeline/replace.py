@@ -1,4 +1,4 @@
-"""From a plan to a compressed model."""
+"""Replace the planned layers of a model by factored ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def replace_layers(
 
     The config of a transformers model describes the compressed layers.
 
-    dtype: of the whole result; None keeps the model's. Raises CheckpointError when plan,
+    dtype: of the whole result; None keeps the model's. Raises CheckpointError if plan,
     decomposition and model do not belong together.
     """
     _check_fits(model, decomposition, plan)
@@ -96,7 +96,7 @@ def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]
 
 
 def _entries(plan: Plan) -> dict[str, dict[str, Any]]:
-    """By module name, what the checkpoint's config says of it."""
+    """Return the checkpoint config's entry of each module."""
     entries: dict[str, dict[str, Any]] = {}
     for name, rank in plan.ranks.items():
         first, *others = plan.members(name)
@@ -114,8 +114,8 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
                 raise _foreign(module)
             if get_shape(modules[module]) != (rows, layer.shape[1]):
                 raise CheckpointError(
-                    f"the plan gives '{module}' the shape {(rows, layer.shape[1])}, "
-                    f"the model has {get_shape(modules[module])}"
+                    f"'{module}' has shape {(rows, layer.shape[1])} in the plan and "
+                    f"{get_shape(modules[module])} in the model"
                 )
 
 
@@ -128,7 +128,7 @@ def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> N
             plan.layers[name].members.items()
         ):
             raise CheckpointError(
-                f"the plan's members of '{name}' are not the decomposition's, or in another "
+                f"the plan's members of '{name}' differ from the decomposition's in names or "
                 "order; make the plan from the same decomposition with `spectrim plan`"
             )
     if not plan.ranks:
@@ -150,7 +150,7 @@ def shared_copy(model: M) -> M:
 
 
 def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
-    """Give a tied output embedding that will be compressed a weight of its own."""
+    """Give a tied output embedding that will be compressed its own weight."""
     head = model.get_output_embeddings()
     if head is None or not getattr(model.config, "tie_word_embeddings", False):
         return False

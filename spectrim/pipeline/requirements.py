@@ -1,4 +1,4 @@
-"""What a recipe needs of calibration: which statistics, in which form, averaged or not."""
+"""The calibration that a recipe needs: which statistics, in which form, averaged or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def statistics_for(recipe: Recipe) -> tuple[str, ...]:
-    """Return what method, allocation and quantizer read, and what predicts losses in nats."""
+    """Return the statistics that method, allocation, quantizer and loss prediction read."""
     method = DECOMPOSITIONS.get(recipe.method).REQUIRES
     allocation = ALLOCATORS.get(recipe.allocation).REQUIRES
     correction = recipe.correction
@@ -25,9 +25,9 @@ def statistics_for(recipe: Recipe) -> tuple[str, ...]:
 
 
 def wide_covariances_for(recipe: Recipe) -> Wide:
-    """Return how covariances of wider sides are kept.
+    """Return how covariances of wider sides are stored.
 
-    "projected" by the layer's weight is enough where they are read only to decompose the layer
+    "projected" by the layer's weight is enough if they are read only to decompose the layer
     itself and to predict that loss.
     """
     method = DECOMPOSITIONS.get(recipe.method)
@@ -46,7 +46,7 @@ def wide_covariances_for(recipe: Recipe) -> Wide:
 
 
 def averages_hessian(recipe: Recipe) -> bool:
-    """Return whether statistics are averaged towards the compressed model.
+    """Return whether statistics are averaged toward the compressed model.
 
     Only methods whose metric is the curvature of the loss have anything to average.
     """

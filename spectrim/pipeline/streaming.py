@@ -1,9 +1,9 @@
-"""The whole trip for a model larger than memory: one part of it, one layer at a time.
+"""Compression of a model larger than memory: one part of it, one layer at a time.
 
     shards -> statistics, a file per block -> factors, a file per layer -> plan -> shards
 
-Each file is read where it is needed; statistics are deleted as soon as their block is
-decomposed. What a stopped run has written is used by the next.
+Each file is read on access; statistics are deleted as soon as their block is decomposed. An
+interrupted run resumes from the files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.pipeline.decompose import layers_with_signal, make_solver, provenance_of
+from spectrim.pipeline.decompose import (
+    layers_with_signal,
+    make_solver,
+    provenance_of,
+    warn_of_few_tokens,
+)
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import check_plan, config_for, factored_layer
 from spectrim.planning import Decomposition, Plan
@@ -49,8 +54,11 @@ from spectrim.statistics import load_calibration
 
 @dataclass(frozen=True)
 class StreamSizes:
-    """Sequences per batch, sequences whose logits are there at once, and bytes of memory for
-    activations between blocks; 0 keeps them all in files."""
+    """The sizes of a streamed run.
+
+    They are sequences per batch, sequences whose logits are in memory at once, and bytes of
+    memory for activations between blocks; 0 stores them all in files.
+    """
 
     batch_rows: int
     logits_rows: int
@@ -63,8 +71,10 @@ def check_streamable(recipe: Recipe) -> None:
 
 
 def for_streaming(recipe: Recipe) -> Recipe:
-    """Return the recipe without steps that need the whole model: probed curves and an averaged
-    Hessian. Raises InputError as `check_streamable`."""
+    """Return the recipe without probed curves and Hessian averaging.
+
+    These need the whole model. Raises InputError as `check_streamable`.
+    """
     check_streamable(recipe)
     return recipe.with_changes(
         probe=replace(recipe.probe, per_layer=False, joint=False),
@@ -76,10 +86,10 @@ def for_streaming(recipe: Recipe) -> Recipe:
 def decompose_streamed(
     opened: OffloadedCheckpoint, recipe: Recipe, sizes: StreamSizes, progress: RunContext
 ) -> Iterator[Decomposition]:
-    """Yield what `factorize` returns, to rounding, its factors in files.
+    """Yield what `factorize` returns, up to rounding, with factors in files.
 
-    The cache keeps them for other budgets. Raises InputError for
-    a recipe that cannot be streamed, and what `factorize` raises.
+    The cache stores them for other budgets. Raises InputError for a recipe that cannot be
+    streamed, and what `factorize` raises.
     """
     recipe = for_streaming(recipe)
     model = opened.streamed.model
@@ -150,8 +160,10 @@ class _Run:
         for _ in self.track(self.walk.steps(), "calibrating", self.walk.units):
             trim_memory()
         calibration = self.walk.result()
+        names = layers_with_signal(calibration)
+        warn_of_few_tokens(self.opened.streamed.model, calibration, names)
         summary = {
-            "layers": layers_with_signal(calibration),
+            "layers": names,
             "provenance": provenance_of(calibration) | {"key": key},
         }
         write_text(path, json.dumps(summary))
@@ -160,7 +172,7 @@ class _Run:
     def _can_resume(self, summary: dict[str, Any]) -> bool:
         """Return whether the layers that are not decomposed still have their statistics.
 
-        Damaged files of either are as good as none, with a warning.
+        Damaged files count as missing, with a warning.
         """
         for number in range(self.walk.count + 1):
             if self._missing(number, summary):
@@ -171,7 +183,7 @@ class _Run:
         return True
 
     def _missing(self, number: int, summary: dict[str, Any]) -> list[str]:
-        """Return the layers of a block that are still to be decomposed; damaged files go."""
+        """Return the layers of a block to decompose, and remove damaged files."""
         wanted = set(summary["layers"])
         names = [t.name for t in self.walk.targets_of(number) if t.name in wanted]
         missing = []
@@ -182,7 +194,7 @@ class _Run:
         return missing
 
     def _forget(self) -> None:
-        """Remove the statistics, and all that they were made from."""
+        """Remove the statistics and their sources."""
         (self.directory / "calibrated.json").unlink(missing_ok=True)
         for name in ("statistics", "activations"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
@@ -208,7 +220,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         summary = read_mapping(path)
         return {"layers": list(summary["layers"]), "provenance": dict(summary["provenance"])}
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} holds no calibration: {error}") from error
+        raise DamagedFileError(f"{path} is not a calibration: {error}") from error
 
 
 def _verify(path: Path) -> bool:
@@ -230,7 +242,7 @@ def _alone(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def _directory(cache: Cache, key: dict[str, Any]) -> Iterator[Path]:
-    """Yield a directory in the cache, which no other run uses meanwhile, or a temporary one."""
+    """Yield a directory in the cache, locked for this run, or a temporary one."""
     path = cache.path("streamed", key)
     if path is not None:
         with _alone(path.with_suffix(".lock")):
@@ -242,7 +254,7 @@ def _directory(cache: Cache, key: dict[str, Any]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class CompressedParts:
-    """Return the tensors of a part of the model in the compressed checkpoint when called."""
+    """A callable that returns the tensors of one part in the compressed checkpoint."""
 
     opened: OffloadedCheckpoint
     decomposition: Decomposition
@@ -257,7 +269,7 @@ class CompressedParts:
 
     @property
     def _untied(self) -> bool:
-        """Return whether a tied head is compressed and so gets a weight of its own."""
+        """Return whether a tied head is compressed and so gets its own weight."""
         model: Any = self.opened.streamed.model
         head = model.get_output_embeddings()
         tied = bool(getattr(model.config, "tie_word_embeddings", False))

@@ -27,7 +27,7 @@ LONGEST_ROW = 2048
 
 
 def load_task_examples(recipe: TaskRecipe) -> list[TaskExample]:
-    """Raises InputError for a task that cannot be read."""
+    """Return the examples. Raises InputError for a task that cannot be read."""
     settings = TaskSettings(
         recipe.prompt_field, recipe.answer_field, recipe.template, recipe.shots, recipe.limit
     )
@@ -35,14 +35,14 @@ def load_task_examples(recipe: TaskRecipe) -> list[TaskExample]:
 
 
 def load_task_rows(model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe) -> TaskRows:
-    """Rows of tokens, checked against the model. Raises InputError."""
+    """Return rows of tokens, checked against the model. Raises InputError."""
     return encode_examples(model, tokenizer, recipe, load_task_examples(recipe))
 
 
 def encode_examples(
     model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, examples: list[TaskExample]
 ) -> TaskRows:
-    """As `load_task_rows`, of examples that were read already."""
+    """Return rows of tokens of the given examples."""
     context = context_length(model)
     length = recipe.length or min(context or LONGEST_ROW, LONGEST_ROW)
     if context and length > context:
@@ -55,7 +55,7 @@ def encode_examples(
 
 
 def sample_rows(rows: TaskRows, count: int, seed: int | None) -> TaskRows:
-    """At most `count` rows, drawn by `seed`, or the first ones."""
+    """Return at most `count` rows, drawn by `seed`, or the first ones."""
     if count >= len(rows):
         return rows
     order = torch.arange(len(rows))
@@ -68,6 +68,6 @@ def sample_rows(rows: TaskRows, count: int, seed: int | None) -> TaskRows:
 
 
 def task_blocks(rows: TaskRows, sequences: int, seed: int | None) -> TokenBlocks:
-    """Rows of a task in the place of a calibration's text."""
+    """Return rows of a task as calibration text."""
     chosen = sample_rows(rows, sequences, seed)
     return replace(calibration_blocks(chosen), source=rows.source)

@@ -1,4 +1,4 @@
-"""From spectra to a plan: which rank each layer gets, and what that is predicted to cost."""
+"""Plans from spectra: the rank of each layer and the predicted cost."""
 
 from spectrim.lazy import attach
 

@@ -4,11 +4,11 @@
                                       g_t = -grad log p(y_t | x) at the block's output,
                                       labels y drawn from the model
 
-The block runs as it is, so all that happens inside it (softmax, gates, one position acting on
-others) counts in full; what comes after is taken to second order, token by token. One forward
-and one backward pass store the blocks' outputs and gradients; a layer then costs its own block
-instead of all blocks from it on, so measuring every layer costs the same number of whole passes
-at any depth.
+The block is executed, so everything inside it (softmax, gates, interactions of positions)
+counts in full; what follows is taken to second order, token by token. One forward and one
+backward pass store the blocks' outputs and gradients; a layer then costs its own block instead
+of all blocks from it on, so measuring every layer costs the same number of whole passes at any
+depth.
 """
 
 from __future__ import annotations
@@ -36,8 +36,10 @@ OUTSIDE_TOKENS = 512
 
 @dataclass(frozen=True)
 class _Rows:
-    """Some sequences with every block's output and the gradient there; `counted` (B, T - 1)
-    says whose predictions are measured."""
+    """Some sequences with every block's output and its gradient.
+
+    `counted` (B, T - 1) marks the predictions that are measured.
+    """
 
     ids: Tensor
     mask: Tensor | None
@@ -54,7 +56,7 @@ class BlockProbe:
     """`divergence(factors, {layer name: rank})` to second order after the layer's block.
 
     Layers of several blocks are followed from the first of these blocks to the last; a layer
-    outside of all blocks is measured by a `Probe`. Memory: 2 x tokens x width numbers for each
+    outside all blocks is measured by a `Probe`. Memory: 2 x tokens x width numbers for each
     block, and the activations of one sequence.
     """
 
@@ -110,14 +112,14 @@ class BlockProbe:
         return None
 
     def _squares(self, rows: _Rows, first: int, last: int) -> float:
-        """Sum over tokens of (g . e)^2 at the output of block `last`."""
+        """Return the sum over tokens of (g . e)^2 at the output of block `last`."""
         changed = self._run(rows, first if self._is_replayable(first) else 0, last)
         error = changed - _hidden(rows.outputs[last])
         effect = torch.linalg.vecdot(rows.gradients[last], error)
         return float(effect.double().square().sum())
 
     def _run(self, rows: _Rows, first: int, last: int) -> Tensor:
-        """Return the output of block `last`, the blocks before `first` from their store."""
+        """Return the output of block `last`, replaying stored outputs before `first`."""
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
             raise _Reached(_hidden(output))
@@ -134,7 +136,7 @@ class BlockProbe:
         raise RuntimeError(f"the model did not run its block {name}")
 
     def _is_replayable(self, first: int) -> bool:
-        """Return whether block `first` needs nothing of the earlier ones but their output."""
+        """Return whether block `first` needs only the output of the earlier ones."""
         if first not in self._replayable:
             rows = self._rows[0]
             try:
@@ -164,7 +166,7 @@ class BlockProbe:
 
 
 class _Reached(Exception):
-    """Ends a forward pass at the output that is wanted."""
+    """Ends a forward pass at the required output."""
 
     def __init__(self, hidden: Tensor):
         super().__init__()
@@ -182,7 +184,7 @@ def _detached(output: Any) -> Any:
 
 
 def _loss_of_drawn(logits: Tensor, counted: Tensor, seed: int) -> Tensor:
-    """Cross-entropy summed over one row's counted tokens, with labels that the model draws."""
+    """Return the cross-entropy of a row's counted tokens with labels drawn from the model."""
     flat = at_least_float32(logits).flatten(0, 1)
     generator = torch.Generator(flat.device).manual_seed(seed)
     labels = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)[:, 0]

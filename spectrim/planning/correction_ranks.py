@@ -2,7 +2,7 @@
 
     min sum_l loss_l(r_l)   subject to   sum_l r_l (out_l + in_l) <= budget
 
-where loss_l(0) is what the quantizer alone loses. Unlike a factored layer, rank 0 costs
+where loss_l(0) is the loss of the quantizer alone. Unlike a factored layer, rank 0 costs
 nothing and is allowed.
 """
 
@@ -40,7 +40,7 @@ def uniform_cost(shapes: Shapes, rank: int) -> int:
 
 
 def _uniform(shapes: Shapes, budget: int, multiple: int) -> dict[str, int]:
-    """The largest rank for all within the budget."""
+    """Return the largest rank for all within the budget."""
     rank, most = 0, max(min(shape) for shape in shapes.values())
     while rank < most and uniform_cost(shapes, rank + multiple) <= budget:
         rank += multiple

@@ -1,4 +1,4 @@
-"""The factors of every layer with their predicted loss curves: one factorisation, many cuts."""
+"""The factors of every layer with predicted loss curves: one factorization, many cuts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups")
 
 @dataclass(frozen=True)
 class JointCorrection:
-    """Measured against summed loss of whole plans, as (summed, measured) pairs, ascending.
+    """A map from summed to measured loss of whole plans, as ascending (summed, measured) pairs.
 
     Layers are priced one at a time; together they cost more (or, far out, less). Between
     the pairs the ratio is interpolated in log-log; below them, and above a single pair, it
@@ -45,15 +45,16 @@ class JointCorrection:
 
 @dataclass
 class Decomposition:
-    """factors and curves by layer name; curves[name][r] is the predicted loss at rank r.
+    """Factors and loss curves by layer name; curves[name][r] is the predicted loss at rank r.
 
-    units "nats per token", or "own" when the statistics to price in nats were not there.
-    signed[name] (k,) is the first-order effect on the loss of dropping each component, in nats
-    per token; empty when the statistic `mean_gradient` was not gathered.
-    groups: by the name of a group of layers on one basis, its module names and the rows that
-    each has of the group's `left`, in order.
-    rounding[name][r] is what storing rank r in fewer bits adds, at 0 the dense layer; computed
-    for one recipe (`rounded_for`) and not saved, since it is quickly made (`curves.rounding`).
+    Attributes:
+        units: "nats per token", or "own" without the statistics for nats.
+        first_order_effects: effect on the loss of dropping each component (k,), nats
+            per token; empty without the statistic `mean_gradient`.
+        groups: by the name of a group of layers on one basis, its module names and the rows
+            that each has of the group's `left`, in order.
+        rounding: rounding[name][r] is the loss that quantizing rank r adds, at 0 the dense
+            layer; computed for one recipe (`rounded_for`), not saved.
     """
 
     method: str
@@ -71,7 +72,7 @@ class Decomposition:
     def expand_groups(
         self, ranks: Mapping[str, int]
     ) -> tuple[dict[str, Factors], dict[str, int]]:
-        """Factors and ranks of modules, where groups are taken apart into their members."""
+        """Return factors and ranks by module, with groups split into their members."""
         factors: dict[str, Factors] = {}
         by_module: dict[str, int] = {}
         for name, rank in ranks.items():
@@ -82,7 +83,7 @@ class Decomposition:
         return factors, by_module
 
     def select(self, names: Iterable[str]) -> Decomposition:
-        """With these layers and groups alone, around the same tensors."""
+        """Return the decomposition with these layers and groups alone, sharing the tensors."""
         wanted = list(names)
         parts: dict[str, Any] = {}
         for entry in _BY_LAYER:
@@ -91,21 +92,21 @@ class Decomposition:
         return replace(self, **parts)
 
     def update(self, other: Decomposition) -> None:
-        """The layers and groups of another part of the same decomposition, in place."""
+        """Add the layers and groups of another part of the same decomposition, in place."""
         for name in _BY_LAYER:
             getattr(self, name).update(getattr(other, name))
 
     def spectrum(self, name: str) -> Tensor:
-        """Singular values (k,) of the whitened weight."""
+        """Return the singular values (k,) of the whitened weight."""
         return self.factors[name].spectrum
 
     @property
     def weights(self) -> int:
-        """Weights of the dense layers."""
+        """Return the weights of the dense layers."""
         return sum(out * inner for out, inner in self.shapes.values())
 
     def save(self, path: Path) -> None:
-        """One safetensors file. Raises InputError when it cannot be written."""
+        """Write one safetensors file. Raises InputError if it cannot be written."""
         metadata = {
             "method": self.method,
             "shapes": self.shapes,
@@ -117,7 +118,7 @@ class Decomposition:
         write_tensors(path, self.tensors(), metadata)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them, under names that `from_tensors` reads."""
+        """Return all tensors, under the names that `from_tensors` reads."""
         tensors = {f"{name}|curve": curve for name, curve in self.curves.items()}
         tensors |= {
             f"{name}|signed": effects for name, effects in self.first_order_effects.items()
@@ -136,8 +137,10 @@ class Decomposition:
         tensors: Mapping[str, Tensor],
         groups: dict[str, dict[str, int]],
     ) -> Decomposition:
-        """With these layers and groups in place of its own. Raises KeyError for a tensor that
-        is not among them."""
+        """Return the decomposition of these layers and groups.
+
+        Raises KeyError for a missing tensor.
+        """
         factors = {
             name: Factors(
                 tensors[f"{name}|left"],
@@ -160,7 +163,7 @@ class Decomposition:
 
     @classmethod
     def load(cls, path: Path) -> Decomposition:
-        """Raises InputError for a missing file, CheckpointError for a damaged one."""
+        """Load a file. Raises InputError if it is missing, CheckpointError if it is damaged."""
         tensors, metadata = read_tensors(path)
         try:
             shapes = {name: (int(o), int(i)) for name, (o, i) in metadata["shapes"].items()}
@@ -170,13 +173,13 @@ class Decomposition:
             groups = _checked_groups(metadata.get("groups", {}), shapes)
             return empty.from_tensors(shapes, tensors, groups)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{path} holds no decomposition: {error}") from error
+            raise CheckpointError(f"{path} is not a decomposition: {error}") from error
 
 
 def _checked_groups(
     groups: dict[str, dict[str, int]], shapes: dict[str, tuple[int, int]]
 ) -> dict[str, dict[str, int]]:
-    """Raises ValueError when the members of a group do not have the rows of its shape."""
+    """Raise ValueError if the members of a group do not have the rows of its shape."""
     for name, members in groups.items():
         if sum(members.values()) != shapes[name][0]:
             raise ValueError(f"the members of {name} do not have {shapes[name][0]} rows")

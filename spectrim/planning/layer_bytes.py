@@ -1,4 +1,4 @@
-"""What a quantised matrix takes, as an allocation counts it."""
+"""The stored size of a quantized matrix, as an allocation counts it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def storage_of(settings: PlanningSettings) -> Storage | None:
 
 
 def rounded_for(settings: PlanningSettings) -> str:
-    """Return all that the error of quantizing a layer depends on but its weight, as text."""
+    """Return all that determines a layer's quantization error besides its weight, as text."""
     if settings.quantizer is None:
         return ""
     parts = [asdict(settings.quantizer), settings.layer, dict(settings.layer_options)]

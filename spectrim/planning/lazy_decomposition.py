@@ -1,4 +1,4 @@
-"""Decompositions on disk, one file for each layer: factors are read where they are used."""
+"""Decompositions on disk, one file for each layer, whose factors are read on access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SMALL = ("curve", "spectrum", "signed")
 
 
 class StoredFactors(Mapping[str, Factors]):
-    """By name the factors of single layers, each in a file of its own."""
+    """Factors of single layers by name, each in its own file."""
 
     def __init__(self, files: Mapping[str, Path]):
         self._files = files
@@ -35,7 +35,7 @@ class StoredFactors(Mapping[str, Factors]):
 
 @dataclass
 class StoredDecomposition(Decomposition):
-    """Curves and spectra in memory, what a plan is made from; factors in files."""
+    """A decomposition with curves and spectra in memory, for planning, and factors in files."""
 
     spectra: dict[str, Tensor] = field(default_factory=dict)
 
@@ -44,9 +44,9 @@ class StoredDecomposition(Decomposition):
 
 
 def save_layer(decomposition: Decomposition, path: Path) -> None:
-    """The decomposition of one layer, its factors in float32: half the room.
+    """Write the decomposition of one layer, its factors in float32.
 
-    Raises InputError when it cannot be written.
+    Raises InputError if it cannot be written.
     """
     factors = {
         name: Factors(f.left.float(), f.right.float(), f.spectrum, f.bias_shift)
@@ -56,13 +56,13 @@ def save_layer(decomposition: Decomposition, path: Path) -> None:
 
 
 def stored_decomposition(files: Sequence[Path]) -> StoredDecomposition:
-    """What `save_layer` wrote, as one value that reads factors when they are asked for.
+    """Return the decomposition in files by `save_layer`, whose factors are read on access.
 
     Raises InputError for a missing file, CheckpointError for a damaged one.
     """
     parts = [_small(path) for path in files]
     if not parts:
-        raise CheckpointError("no layer was decomposed")
+        raise CheckpointError("no layer was decomposed; check the targets of the recipe")
     result = parts[0]
     places: dict[str, Path] = {}
     for path, part in zip(files, parts, strict=True):
@@ -76,8 +76,7 @@ def stored_decomposition(files: Sequence[Path]) -> StoredDecomposition:
 
 
 def _small(path: Path) -> StoredDecomposition:
-    """All but the factors, around tensors of their own: one that is read keeps its file's
-    pages in memory."""
+    """Load all but the factors, into new tensors that do not keep the file's pages."""
     names, metadata = read_header(path)
     wanted = [name for name in names if name.rpartition("|")[2] in _SMALL]
     found: dict[str, dict[str, Tensor]] = {kind: {} for kind in _SMALL}
@@ -96,4 +95,4 @@ def _small(path: Path) -> StoredDecomposition:
             spectra=found["spectrum"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no decomposition: {error}") from error
+        raise CheckpointError(f"{path} is not a decomposition: {error}") from error

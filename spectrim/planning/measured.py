@@ -1,4 +1,4 @@
-"""Measured curves: a few forward passes correct what the quadratic model misjudges.
+"""Measured curves: a few forward passes correct the errors of the quadratic model.
 
 Per layer, at the ranks it would get in two plans of different size:
 
@@ -41,8 +41,10 @@ def probe_layers(
     settings: PlanningSettings,
     track: ProgressBar = iter,
 ) -> Decomposition:
-    """The decomposition with each layer's curve rescaled by its own measurements, which
-    several processes share among them."""
+    """Return the decomposition with each layer's curve rescaled by its own measurements.
+
+    Several processes share the measurements among them.
+    """
     ranks = probe_ranks(decomposition, settings)
     own = {}
     with distributed.raise_together():
@@ -61,7 +63,7 @@ def probe_layers(
 def probe_jointly(
     decomposition: Decomposition, probe: DivergenceProbe, settings: PlanningSettings
 ) -> Decomposition:
-    """The decomposition with the map from summed to joint divergence."""
+    """Return the decomposition with the map from summed to joint divergence."""
     own = []
     with distributed.raise_together():
         for budget in distributed.shard(JOINT_BUDGETS):
@@ -75,7 +77,7 @@ def probe_jointly(
 
 
 def rescale(curve: Tensor, measured: dict[int, float]) -> Tensor:
-    """`curve` (k + 1,) through the measured {rank: loss}; stays non-increasing in rank."""
+    """Rescale `curve` (k + 1,) by the measured {rank: loss}; it never rises with rank."""
     ranks = sorted((r for r in measured if curve[r] > _NONE), reverse=True)
     if not ranks:
         return curve
@@ -89,7 +91,7 @@ def rescale(curve: Tensor, measured: dict[int, float]) -> Tensor:
 def measured_modules(
     decomposition: Decomposition, settings: PlanningSettings
 ) -> dict[tuple[str, ...], int]:
-    """Return at how many ranks the modules that are cut together are measured."""
+    """Return how many ranks are measured for each set of modules that are cut together."""
     return {
         tuple(decomposition.groups.get(name, (name,))): len(ranks)
         for name, ranks in probe_ranks(decomposition, settings).items()
@@ -109,7 +111,7 @@ def probe_ranks(
 
 
 def _ascending(pairs: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """Sorted by sum, measured values non-decreasing."""
+    """Return the pairs sorted by sum, with measured values non-decreasing."""
     result: list[tuple[float, float]] = []
     for summed, measured in sorted(pairs):
         floor = result[-1][1] if result else 0.0

@@ -1,4 +1,4 @@
-"""A plan: one rank per layer, readable, editable, and given back to `compress`."""
+"""A plan: one rank per layer, readable, editable, and accepted by `compress`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ SHARED = "shared_basis"
 
 @dataclass(frozen=True, config=_STRICT)
 class LayerPlan:
-    """rank None leaves the layer dense. predicted_loss: nats per token, of this layer alone.
+    """The rank of one layer; None leaves it dense.
 
-    members: for a group of layers on one basis, its module names and the rows that each has
-    of the stacked weight, in order; the first holds the basis.
+    Attributes:
+        predicted_loss: of this layer alone, nats per token.
+        members: for a group of layers on one basis, its module names and the rows that each
+            has of the stacked weight, in order; the first holds the basis.
     """
 
     shape: tuple[int, int]
@@ -37,7 +39,7 @@ class LayerPlan:
             raise ValueError(f"shape {self.shape} must be positive")
         if self.rank is not None and self.rank > min(self.shape):
             raise ValueError(
-                f"rank {self.rank} is above {min(self.shape)}, the most shape {self.shape} has"
+                f"rank {self.rank} is above {min(self.shape)}, the most for shape {self.shape}"
             )
         if self.members and (len(self.members) < 2 or self.rows != self.shape[0]):
             raise ValueError(
@@ -52,9 +54,13 @@ class LayerPlan:
 
 @dataclass(frozen=True, config=_STRICT)
 class Plan:
-    """kept: fraction of the layers' weights that the plan stores. predicted_loss: nats per
-    token of the whole model, after correction for how layers act together; None where it is
-    not known: without the statistics that it takes, and for kinds that are not lossless."""
+    """The ranks of all layers.
+
+    Attributes:
+        kept: fraction of the layers' weights that the plan stores.
+        predicted_loss: of the whole model, nats per token, corrected for interactions of
+            layers; None if the statistics for it are missing or the layer kind is lossy.
+    """
 
     method: str
     allocation: str
@@ -70,7 +76,7 @@ class Plan:
     def __post_init__(self) -> None:
         if twice := sorted(n for n, count in Counter(self.modules).items() if count > 1):
             raise ValueError(
-                f"'{twice[0]}' is planned more than once; a layer is alone or in one group"
+                f"'{twice[0]}' is planned more than once; list each layer alone or in one group"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -82,11 +88,11 @@ class Plan:
 
     @property
     def modules(self) -> list[str]:
-        """The names of all planned modules, those of groups one by one."""
+        """Return the names of all planned modules, including those of groups."""
         return [module for name in self.layers for module in self.members(name)]
 
     def members(self, name: str) -> tuple[str, ...]:
-        """The modules of one of `layers`: of a group its members, else the name itself."""
+        """Return the modules of one of `layers`: a group's members, else the name itself."""
         return tuple(self.layers[name].members) or (name,)
 
     def to_yaml(self) -> str:
@@ -94,20 +100,22 @@ class Plan:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Ranks of the layers that are not left dense."""
+        """Return the ranks of the layers that are not left dense."""
         return {n: layer.rank for n, layer in self.layers.items() if layer.rank is not None}
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """JSON for `.json`, else YAML. Raises InputError when it cannot be written."""
+    """Write JSON for `.json`, else YAML. Raises InputError if it cannot be written."""
     as_json = path.suffix == ".json"
     write_text(path, json.dumps(plan.to_dict(), indent=1) + "\n" if as_json else plan.to_yaml())
 
 
 def load_plan(path: Path) -> Plan:
-    """Raises InputError that names each wrong field."""
+    """Load a plan. Raises InputError that names each wrong field."""
     if not is_file(path):
-        raise InputError(f"no plan file {path}; make one with `spectrim plan MODEL -o {path}`")
+        raise InputError(
+            f"no plan file {path}; create one with `spectrim plan MODEL -o {path}`"
+        )
     values = read_mapping(path)
     try:
         return TypeAdapter(Plan).validate_python(values)

@@ -21,7 +21,7 @@ _BISECTIONS = 20
 
 @dataclass(frozen=True)
 class SizeLossPoint:
-    """kept: stored fraction at this budget; predicted_loss: nats per token."""
+    """The kept fraction at a budget and its predicted loss in nats per token."""
 
     budget: float
     kept: float
@@ -31,7 +31,7 @@ class SizeLossPoint:
 def curves_of(
     decomposition: Decomposition, settings: PlanningSettings
 ) -> tuple[LayerCurve, ...]:
-    """Return the layers' curves, with the quantization error where it is known."""
+    """Return the layers' curves, with the quantization error if it is known."""
     known = rounded_for(settings) == decomposition.rounded_for
     rounding = decomposition.rounding if known else {}
     added = {name: losses.numpy() for name, losses in rounding.items()}
@@ -92,7 +92,7 @@ def make_plan(
 
 
 def _priced(settings: PlanningSettings) -> bool:
-    """The curves, which are those of cut factors, are also the layer kind's."""
+    """Return whether the curves, which are those of cut factors, hold for the layer kind."""
     return layer_class(settings.layer).LOSSLESS
 
 
@@ -107,7 +107,7 @@ def size_curve(
     settings: PlanningSettings,
     budgets: Sequence[float] = DEFAULT_BUDGETS,
 ) -> list[SizeLossPoint]:
-    """Predicted loss for every budget that the layers can meet."""
+    """Return the predicted loss for every budget that the layers can meet."""
     points = []
     for budget in budgets:
         try:
@@ -122,7 +122,7 @@ def size_curve(
 def plan_for_loss(
     decomposition: Decomposition, settings: PlanningSettings, target: float
 ) -> Plan:
-    """The smallest plan whose predicted loss increase is at most `target` nats per token.
+    """Return the smallest plan whose predicted loss is at most `target` nats per token.
 
     Raises InputError for a target that is not positive.
     """
@@ -132,15 +132,15 @@ def plan_for_loss(
         raise InputError("a target loss needs curves in nats: calibrate with gradients")
     if not _priced(settings):
         raise InputError(
-            f"layers of kind '{settings.layer}' have no predicted loss to aim at; "
-            "give a budget, or another kind"
+            f"layers of kind '{settings.layer}' have no predicted loss for a target; "
+            "set a budget, or choose another kind"
         )
     low, high = 0.0, 1.0
     best = make_plan(decomposition, settings.at_budget(1.0))
     if settings.quantizer is not None and (best.predicted_loss or 0.0) > target:
         raise InputError(
             f"rounding alone is predicted to cost {best.predicted_loss:.4f} nats per token, "
-            f"more than the target loss {target}; take more bits"
+            f"more than the target loss {target}; use more bits"
         )
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2

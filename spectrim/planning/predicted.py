@@ -4,9 +4,9 @@
           = 1/2 sum_{i,j>r} H_ij,        H = (left^T C_g left) * (right C_x right^T)
 
 Nats per token of the text. For OBD H is diagonal and this is half the tail energy; for any
-other method it prices its own factors in the same units, so that methods compare and
-layers compete in one currency. OBD's damped metrics are these statistics, so that H follows
-from the factors alone (`GramDiagonals`) in a fraction of the operations.
+other method it prices the factors in the same units, so that methods and layers can be
+compared. OBD's damped metrics are these statistics, so that H follows from the factors alone
+(`GramDiagonals`) in a fraction of the operations.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NEEDED = ("input_covariance", "gradient_covariance")
 
 
 def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Tensor:
-    """Predicted loss increase at rank 0 .. k, shape (k + 1,).
+    """Return the predicted loss increase at rank 0 .. k, shape (k + 1,).
 
-    Without both covariances: the tail energy in the method's own units, which orders ranks
-    within a layer but is not a loss.
+    Without both covariances it is the tail energy in the method's own units, which orders
+    ranks within a layer but is not a loss.
     """
     if statistics is None or not all(name in statistics for name in NEEDED):
         return tail_energy(factors.spectrum)
@@ -43,7 +43,7 @@ def predicted_curve(factors: Factors, statistics: LayerStatistics | None) -> Ten
 
 
 def _outputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
-    """left^T C_g left; of a tall layer also where C_g is known through W = left right alone."""
+    """Return left^T C_g left, for a tall layer also from C_g projected by W = left right."""
     covariance = statistics["gradient_covariance"]
     if isinstance(covariance, ProjectedCovariance):
         return covariance.beside(factors.right.T)
@@ -52,7 +52,7 @@ def _outputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
 
 
 def _inputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
-    """right C_x right^T, less what a bias takes over of it."""
+    """Return right C_x right^T, minus what a bias absorbs of it."""
     right, covariance = factors.right.double(), statistics["input_covariance"]
     if isinstance(covariance, ProjectedCovariance):
         return covariance.beside(factors.left)
@@ -64,11 +64,11 @@ def _inputs(factors: Factors, statistics: LayerStatistics) -> Tensor:
 
 
 def first_order_effects(factors: Factors, statistics: LayerStatistics) -> Tensor:
-    """First-order change of the loss when component i alone is dropped, shape (k,).
+    """Return the first-order change of the loss when component i alone is dropped, shape (k,).
 
         -left_i^T G right_i^T,   G = E[g x^T]
 
-    Nats per token of the text; what a bias takes over is left out.
+    Nats per token of the text; what a bias absorbs is not subtracted.
     """
     seen = factors.left.double().T @ statistics["mean_gradient"]
     effects = torch.linalg.vecdot(seen, factors.right.double())

@@ -4,7 +4,7 @@
 
 Nats per token. The expected loss increase under the model's own predictions: far less
 noisy than a difference of two losses on the same tokens. Blocks before the first changed
-one are not run again: their outputs are kept (tokens x width each).
+one are not run again: their outputs are stored (tokens x width each).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Probe:
 
     @contextmanager
     def _replayed(self, count: int) -> Iterator[None]:
-        """The first `count` blocks return what they did for the original."""
+        """Replace the first `count` blocks by their stored outputs for the original."""
         with ExitStack() as stack:
             for name, block in self.blocks[:count]:
                 output = self.outputs[name]
@@ -73,9 +73,9 @@ class Probe:
             yield
 
     def _is_replayable(self, count: int) -> bool:
-        """Return whether the later blocks need nothing of the first `count` but their output.
+        """Return whether the later blocks need only the output of the first `count`.
 
-        Keys and values that are handed on beside it, say, would be missing.
+        Shared keys and values passed beside it, for example, would be missing.
         """
         if count not in self._replayable:
             try:
@@ -118,9 +118,9 @@ def counted_positions(blocks: TokenBlocks, rows: int) -> Tensor:
 
 @contextmanager
 def swap_weights(module: nn.Module, factors: Factors, rank: int) -> Iterator[None]:
-    """The module with the weight and bias of `factors` at `rank`, until the context ends.
+    """Give the module the weight and bias of `factors` at `rank`, until the context ends.
 
-    With other parameters, not other values in the same ones: a tied embedding keeps its own.
+    The parameters are replaced, not overwritten: a tied embedding keeps its own.
     """
     weight, bias = module.weight, module.bias
     assert isinstance(weight, nn.Parameter)

@@ -1,4 +1,4 @@
-"""How many tokens curves are measured on, so that it costs a share of the calibration.
+"""The number of tokens to measure curves on, as a share of the cost of calibration.
 
 A pass is the products with the weights of all blocks and of the output embedding, for one
 token. Calibrating N tokens takes 2 N passes (forward and backward), and measuring
@@ -8,8 +8,8 @@ token. Calibrating N tokens takes 2 N passes (forward and backward), and measuri
     block       2 T + sum over measurements of T (one block)   forward, backward, own block
 
 The budget share * 2 N is split between whole plans and layers, and T follows. Layers are run
-through the rest of the model where that leaves them `ENOUGH` tokens, else through their own
-block (`BlockProbe`), of which a model of any depth has the same number of passes.
+through the rest of the model if that leaves them `ENOUGH` tokens, else through their own
+block (`BlockProbe`), which takes the same number of passes at any depth.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class PassCosts:
         return cls({name: size / total for name, size in sizes.items()}, head / total)
 
     def rest(self, modules: Iterable[str]) -> float:
-        """From the first block that holds one of the modules to the end."""
+        """Return the cost from the first block that holds one of the modules to the end."""
         held = self._held(modules)
         if held is None:
             return 1.0
         return sum(list(self.blocks.values())[held[0] :]) + self.head
 
     def own(self, modules: Iterable[str]) -> float:
-        """Of the blocks that hold the modules; all where one is in none of them."""
+        """Return the cost of the modules' blocks, or of all if one is outside blocks."""
         held = self._held(modules)
         if held is None:
             return 1.0
@@ -93,8 +93,16 @@ class ProbeTokens:
         plans: int,
         through: Through | Literal["auto"] = "auto",
     ) -> ProbeTokens:
-        """budget: passes of one token in all; measurements: by the modules that are cut
-        together, at how many ranks; 0 plans or no measurements leave all to the other."""
+        """Split a budget between layers and whole plans.
+
+        Args:
+            budget: passes of one token in total.
+            costs: of the blocks.
+            measurements: number of ranks by the modules that are cut together; if empty, the
+                plans get the whole budget.
+            plans: number of plans; if 0, the layers get the whole budget.
+            through: how layers are run.
+        """
         share = (JOINT_SHARE if measurements else 1.0) if plans else 0.0
         joint = min(MOST_JOINT_TOKENS, int(share * budget / (1 + plans)))
         rest = budget - joint * (1 + plans) if plans else budget
@@ -108,24 +116,24 @@ class ProbeTokens:
         return cls(max(2, min(MOST_LAYER_TOKENS, int(rest / passes))), through, max(2, joint))
 
     def at_most(self, held: int) -> ProbeTokens:
-        """No more tokens with probabilities of the whole vocabulary than `held`."""
+        """Limit the tokens with probabilities of the whole vocabulary to `held`."""
         layers = min(self.layers, held) if self.through == "model" else self.layers
         return replace(self, layers=layers, joint=min(self.joint, held))
 
 
 def held_probabilities(model: nn.Module) -> int:
-    """Tokens whose probabilities take at most half of the model's own bytes."""
+    """Return the tokens whose probabilities take at most half of the model's own bytes."""
     own = sum(p.numel() * p.element_size() for p in model.parameters())
     return most_probabilities(own, _vocabulary(model))
 
 
 def most_probabilities(model_bytes: int, vocabulary: int) -> int:
-    """`held_probabilities` of a model of so many bytes."""
+    """Return `held_probabilities` of a model of `model_bytes`."""
     return max(2, max(model_bytes // 2, SMALLEST_ROOM) // (4 * max(1, vocabulary)))
 
 
 def first_tokens(blocks: TokenBlocks, tokens: int) -> TokenBlocks:
-    """As many rows, evenly cut, as hold about `tokens` tokens, at least one of two."""
+    """Return as many rows, evenly cut, as hold about `tokens` tokens, at least one of two."""
     count, length = blocks.ids.shape
     rows = min(count, max(1, -(-tokens // length)))
     width = max(2, min(length, tokens // rows))

@@ -1,10 +1,10 @@
-"""What rounding the stored matrices adds to the loss, by the same quadratic model.
+"""The loss of rounding the stored matrices, by the same quadratic model.
 
     dL_Q(r) = 1/2 tr(C_g E_r C_x E_r^T),   E_r = Q(W_r) - W_r
 
-Q rounds each stored matrix of a layer of rank r, so for pivoted layers E_r holds what their
-coefficients multiply. To the loss of cutting it is added: the rounding of what is kept is taken
-to be uncorrelated with what was cut. Computed at a few ranks, linear in between.
+Q rounds each stored matrix of a layer of rank r, so for pivoted layers E_r includes the
+products with their coefficients. It is added to the loss of cutting: the rounding error of what
+is kept is assumed uncorrelated with what was cut. Computed at a few ranks, linear in between.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def with_rounding(
 ) -> Decomposition:
     """Return the decomposition with the predicted loss of quantizing each rank's factors.
 
-    Unchanged without a quantizer, and where losses are not in nats. Ranks whose matrices the
-    quantizer does not take are skipped. Raises InputError where the quantizer is missing.
+    Unchanged without a quantizer, or if losses are not in nats. Ranks whose matrices the
+    quantizer does not support are skipped. Raises InputError if the quantizer is missing.
     """
     if settings.quantizer is None or decomposition.units == "own":
         return decomposition
@@ -62,13 +62,13 @@ def with_rounding(
 
 
 def _ranks(most: int, multiple: int) -> list[int]:
-    """Ranks to try, ascending, of those that a plan can choose."""
+    """Return the ranks to try, ascending, of those that a plan can choose."""
     rounded = {max(1, round(share * most / multiple)) * multiple for share in SHARES}
     return sorted(rank for rank in rounded if rank <= most)
 
 
 def _between(losses: dict[int, float | None], most: int) -> Tensor:
-    """(most + 1,): at 0 the dense layer, then every rank, linear between those tried."""
+    """Return (most + 1,): at 0 the dense layer, then every rank, interpolated linearly."""
     known = {rank: loss for rank, loss in losses.items() if loss is not None and rank > 0}
     at, values = list(known) or [1], list(known.values()) or [0.0]
     ranks = np.interp(np.arange(1, most + 1), at, values)
@@ -82,7 +82,7 @@ def _loss(
     kind: str,
     settings: PlanningSettings,
 ) -> float | None:
-    """Of one layer at `rank`, 0 for the dense one; None for shapes that are refused."""
+    """Return the loss at `rank`, 0 for the dense layer; None for unsupported shapes."""
     try:
         error = _error(factors, rank, kind, settings)
     except ModelError:
@@ -92,7 +92,7 @@ def _loss(
 
 
 def _error(factors: Factors, rank: int, kind: str, settings: PlanningSettings) -> Tensor:
-    """Q(W_r) - W_r (out, in), float64."""
+    """Return Q(W_r) - W_r (out, in), float64."""
     rounded = _rounder(settings)
     if rank == 0:
         weight = _stored(factors.left @ factors.right, settings)
@@ -119,7 +119,7 @@ def _children(layer: nn.Module) -> Sequence[Any]:
 
 
 def _stored(weight: Tensor, settings: PlanningSettings) -> Tensor:
-    """In the numbers that are rounded, as float64."""
+    """Return the weight in the dtype that is rounded, as float64."""
     return weight.to(getattr(torch, _quantizer(settings).dtype)).double()
 
 

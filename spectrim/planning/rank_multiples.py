@@ -1,8 +1,8 @@
-"""What ranks are multiples of, where the recipe leaves it to the device.
+"""Rank multiples that suit the device, if the recipe says "auto".
 
-A processor's vector holds 8 numbers of 32 bits, a GPU's tile is 64 wide; a rank between two
-multiples costs nearly what the next one does. Small layers get smaller multiples: a sixteenth
-of their narrower side at most.
+A CPU vector holds 8 numbers of 32 bits, a GPU tile is 64 wide; a rank between two multiples
+costs nearly as much as the next one. Small layers get smaller multiples: at most a sixteenth of
+their narrower side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHARE = 16
 
 
 def multiple_for(multiple: int | Literal["auto"], shapes: Iterable[tuple[int, int]]) -> int:
-    """Return `multiple`, or for "auto" what suits the device and the layers of `shapes`."""
+    """Return `multiple`, or for "auto" one that suits the device and the layers of `shapes`."""
     if multiple != "auto":
         return multiple
     kind = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +26,7 @@ def multiple_for(multiple: int | Literal["auto"], shapes: Iterable[tuple[int, in
 
 
 def auto_multiple(kind: str, shapes: Iterable[tuple[int, int]]) -> int:
-    """The device kind's, halved until it suits the narrowest of `shapes`."""
+    """Return the device kind's multiple, halved until it suits the narrowest of `shapes`."""
     multiple = MULTIPLES.get(kind, MULTIPLES["cpu"])
     narrow = min((min(shape) for shape in shapes), default=multiple * SHARE)
     while multiple > 1 and multiple * SHARE > narrow:

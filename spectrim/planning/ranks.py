@@ -1,7 +1,7 @@
 """The ranks of an allocation, at a budget of weights or of measured time.
 
-An allocation that knows a choice by its cost and its loss alone is given times as costs. Any
-other one spends weights, and gets as many of them as the time allows:
+An allocation that uses only the cost and the loss of a choice gets times as costs. Any other
+one spends weights, as many of them as the time allows:
 
     max b   subject to   sum_l time_l(r_l(b)) <= budget * sum_l time_l(dense)
 """
@@ -28,15 +28,15 @@ _BISECTIONS = 16
 def choose_ranks(
     request: AllocationRequest, settings: PlanningSettings, times: LatencyTable | None
 ) -> tuple[Ranks, dict[str, Any]]:
-    """By layer, None to leave it dense, and what a plan is to remember of the choice.
+    """Return ranks by layer, None to leave it dense, and the plan's record of the choice.
 
-    Raises InputError for a budget that no ranks meet, and one of time without `times`.
+    Raises InputError for a budget that no ranks meet, and for one of time without `times`.
     """
     if settings.latency_budget is None:
         ranks = _allocated(request, settings)
         return ranks, request.facts(ranks)
     if times is None:
-        raise InputError("a budget of time needs measured times; see `pipeline.latency_table`")
+        raise InputError("a latency budget needs measured times; see `pipeline.latency_table`")
     timed = TimedRequest.of(request, settings.latency_budget, times)
     if settings.allocation in BY_TIME:
         ranks = _allocated(timed, settings)
@@ -53,7 +53,7 @@ def _allocated(request: AllocationRequest, settings: PlanningSettings) -> Ranks:
 def _within(
     timed: TimedRequest, request: AllocationRequest, settings: PlanningSettings
 ) -> Ranks:
-    """For the most weights that bisection finds to fit in the time; all of them first."""
+    """Return the ranks for the most weights that fit in the time, by bisection."""
     best: Ranks | None = None
     low, high, budget = 0.0, 1.0, 1.0
     for _ in range(_BISECTIONS):
@@ -65,8 +65,8 @@ def _within(
         budget = (low + high) / 2
     if best is None:
         raise InputError(
-            f"allocation '{settings.allocation}' meets no budget of time of {timed.budget:g} "
-            f"here; raise it, or take {', '.join(BY_TIME)}, which chooses by time"
+            f"'{settings.allocation}' cannot meet the latency budget {timed.budget:g} here; "
+            f"raise it, or use {', '.join(BY_TIME)}, which optimizes time"
         )
     return best
 

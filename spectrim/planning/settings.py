@@ -1,4 +1,4 @@
-"""What a plan depends on besides the spectra: budget, allocation, layer type, bytes, time."""
+"""The inputs of a plan besides the spectra: budget, allocation, layer type, bytes, time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PlanningSettings:
     latency_budget: float | None = None
 
     def at_budget(self, budget: float) -> PlanningSettings:
-        """Return the settings with another budget of weights or bytes, none of time."""
+        """Return the settings with another budget of weights or bytes, and none of time."""
         return replace(self, budget=budget, latency_budget=None)
 
     def for_probing(self, budget: float) -> PlanningSettings:

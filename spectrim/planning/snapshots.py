@@ -79,4 +79,4 @@ def _read_figures(path: Path) -> dict[str, float]:
     try:
         return {str(name): float(value) for name, value in read_mapping(path).items()}
     except (InputError, AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no figures: {error}") from error
+        raise CheckpointError(f"{path} is not a file of probe figures: {error}") from error

@@ -1,4 +1,4 @@
-"""The one loop from layers to factors with predicted curves, wherever the layers come from.
+"""The one loop from layers to factors with predicted curves, for layers from any source.
 
 A layer of a model in memory, one of a part that is read from a checkpoint, the residual of a
 quantized weight and several layers that are to share a basis are all `LayerProblem`s.
@@ -26,7 +26,6 @@ from spectrim.statistics import (
     LayerProblem,
     LayerStatistics,
     PooledStatistics,
-    with_shrinkage,
 )
 
 Problems = tuple[LayerProblem, ...]
@@ -40,8 +39,8 @@ class Solver:
     Attributes:
         empty: a decomposition without layers, with its method, units and provenance.
         options: of the method.
-        price: predicted loss of a decomposition; layers share a basis where that is cheaper.
-            None: wherever they may.
+        price: predicted loss of a decomposition; layers share a basis if that is cheaper,
+            or, with None, wherever they may.
     """
 
     empty: Decomposition
@@ -112,19 +111,19 @@ def decompose_problems(
 
 
 def entry_names(decomposition: Decomposition, layers: Sequence[str]) -> tuple[str, ...]:
-    """Return the names under which a decomposition holds all of `layers`, as a group or each
-    alone; none where it does not."""
+    """Return the names under which a decomposition holds all of `layers`.
+
+    That is a group or each layer alone; none if it does not hold them.
+    """
     choices = (("+".join(layers),), tuple(layers))
     return next((names for names in choices if set(names) <= set(decomposition.shapes)), ())
 
 
 def layer_problem(model: nn.Module, calibration: Calibration | None, name: str) -> LayerProblem:
-    """Return the layer `name` with its statistics, where there are any."""
+    """Return the layer `name` with its statistics, if there are any."""
     layer = model.get_submodule(name)
     weight = get_weight(layer).detach()
-    statistics = None
-    if calibration is not None:
-        statistics = with_shrinkage(calibration.layer(name), max(weight.shape))
+    statistics = None if calibration is None else calibration.layer(name)
     return LayerProblem(name, weight, get_bias(layer), statistics)
 
 
@@ -148,9 +147,7 @@ def pool_inputs(problems: Sequence[LayerProblem]) -> list[LayerProblem]:
     for problem in problems:
         assert problem.statistics is not None, "layers share the inputs of a calibration"
         calibration = problem.statistics.calibration
-        statistics = with_shrinkage(
-            PooledStatistics(calibration, problem.name, names), max(problem.weight.shape)
-        )
+        statistics = PooledStatistics(calibration, problem.name, names)
         pooled.append(replace(problem, statistics=statistics))
     return pooled
 

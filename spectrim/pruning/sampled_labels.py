@@ -5,7 +5,7 @@
     squares   T   sqrt(p / q)(y_t) * -log p_t(y_t)     gradients' mean square is F_T
     hessian   T^2      (p / q)(y_t) * -log p_t(y_t)    mean Hessian is F_T = diag(p) - p p^T
 
-both in units of the logits z. A model that has learnt its task is sure of every answer: with
+both in units of the logits z. A model that has learned its task is sure of every answer: with
 the data's labels the gradients and their squares vanish faster than the Hessian does, and at
 T = 1 even drawn labels are nearly always the likely ones. Drawing from the flatter q and
 weighting changes no mean, with far less noise. F_1 is the Fisher information, the Hessian near

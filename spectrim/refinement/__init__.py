@@ -1,6 +1,6 @@
 """Improve a compressed model at its size, by training or in closed form: one file each.
 
-A refinement declares its docstring (first line: what it minimises), `REFERENCE`, a frozen
+A refinement declares its docstring (first line: what it minimizes), `REFERENCE`, a frozen
 dataclass `Options`, where it reads statistics of the original `REQUIRES` (and, when that
 depends on its options, `requires(options)`), and
 

@@ -1,1 +1,1 @@
-"""Pictures and texts about a result."""
+"""Reports of a result: pages, figures, tables and model cards."""

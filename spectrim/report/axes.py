@@ -1,4 +1,4 @@
-"""What figures of a loss by the kept share of the weights have behind them."""
+"""The background of figures of loss against the kept share of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MOST_TICKS = 5
 
 
 def loss_grid(axes: Axes, title: str) -> list[Markup]:
-    """The title, and a line for each power of ten that is labelled."""
+    """Return the title, and a line for each labeled power of ten."""
     box, parts = axes.box, [text(2, 14, title, "title")]
     for power in axes.powers():
         y = axes.y(10.0**power)
@@ -23,7 +23,7 @@ def loss_grid(axes: Axes, title: str) -> list[Markup]:
 
 
 def kept_ticks(axes: Axes) -> list[float]:
-    """Tenths from the right to the left, every second one where there are many."""
+    """Return tenths from right to left, every second one if there are many."""
     first, last = round(axes.first * 10), round(axes.last * 10)
     step = 2 if last - first > _MOST_TICKS else 1
     return [tenth / 10 for tenth in range(last, first - 1, -step)]

@@ -1,4 +1,4 @@
-"""Loss increase against bytes or time, a line per recipe, as a small self-contained SVG."""
+"""Loss increase against bytes or time, one line per recipe, as a self-contained SVG."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class _Size:
-    """What x counts: its name, the text of a tick and of a point."""
+    """The unit of x: its name, the text of a tick and of a point."""
 
     name: str
     tick: str
@@ -51,7 +51,7 @@ class _Axes:
 
 
 def bench_svg(rows: Sequence[BenchRow], title: str) -> str:
-    """SVG text; losses of zero or below stand on the lower edge."""
+    """Return the SVG text; losses of zero or below are drawn at the lower edge."""
     lines = lines_of(rows)
     counted = _TIME if any(row.time is not None for row in rows) else _BYTES
     axes = _axes([point for points in lines.values() for point in points], counted)
@@ -69,7 +69,7 @@ def bench_svg(rows: Sequence[BenchRow], title: str) -> str:
 
 
 def lines_of(rows: Sequence[BenchRow]) -> dict[str, list[Point]]:
-    """By recipe, its points in order of size; loss on the first text."""
+    """Return each recipe's points in order of size; loss on the first text."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
         size = row.layer_bytes if row.time is None else row.time

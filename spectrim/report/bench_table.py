@@ -1,4 +1,4 @@
-"""A bench as Markdown and as plain values."""
+"""A benchmark as Markdown and as plain values."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def columns(bench: Bench) -> tuple[str, ...]:
 
 
 def cells(bench: Bench) -> list[tuple[str, ...]]:
-    """The original, then a line per row."""
+    """Return the table's cells: the original, then a line per row."""
     lines = [_dense_cells(bench), *(_cells(row, list(bench.dense.loss)) for row in bench.rows)]
     if not at_equal_time(bench):
         return lines
@@ -62,7 +62,7 @@ def at_equal_time(bench: Bench) -> bool:
 
 
 def summary(bench: Bench) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and lines of a table that fits a terminal."""
+    """Return head and lines of a table that fits a terminal."""
     head = columns(bench)
     left_out = {"file bytes", "planned time", "KL", "predicted", "peak MiB"}
     left_out |= {f"{stage} s" for stage in STAGES}
@@ -80,7 +80,7 @@ def markdown(bench: Bench, title: str) -> str:
 
 
 def values(bench: Bench, model: str) -> dict[str, Any]:
-    """JSON values: all figures unrounded, with the recipe of every row."""
+    """Return JSON values: all figures unrounded, with the recipe of every row."""
     rows = [asdict(row) | {"exceeds_budget": row.exceeds} for row in bench.rows]
     return {
         "model": model,
@@ -104,7 +104,7 @@ def notes(bench: Bench) -> Iterator[str]:
 
 
 def short_names(texts: Sequence[str]) -> list[str]:
-    """File names in place of paths, where that leaves them distinct."""
+    """Return file names in place of paths if they stay distinct."""
     short = [Path(text).name or text for text in texts]
     return short if len(set(short)) == len(short) else list(texts)
 

@@ -14,6 +14,7 @@ from spectrim.checkpoint.card import (
     front_matter,
     license_of,
 )
+from spectrim.data import DEFAULT_TEXT
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Plan
 
@@ -51,7 +52,7 @@ def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
     stored = f"`{facts['base']}`" + (f" ({options})" if options else "")
     lines += [f"{len(config.layers)} linear layers are stored by {stored}."]
     if facts["path_bytes"]:
-        lines += ["Low-rank corrections give back a part of what that lost: method"]
+        lines += ["Low-rank corrections recover part of the error: method"]
         source = escape_markdown(_data(recipe, config.provenance))
         lines += [f"`{facts['method']}`, {facts['allocation']} ranks, from {source}."]
     lines += ["", "| | |", "|---|---|"]
@@ -100,4 +101,4 @@ def _data(recipe: Recipe, provenance: Mapping[str, Any]) -> str:
     recorded = provenance.get("data", {}).get("sequences")
     sequences = recipe.calibration.sequences or recorded
     counted = f", {sequences} sequences" if sequences else ""
-    return f"{recipe.calibration.data}{counted}"
+    return f"{recipe.calibration.data or DEFAULT_TEXT}{counted}"

@@ -1,4 +1,4 @@
-"""From a plan, and what it was cut from, to the facts of a page."""
+"""Collect the facts of a page from a plan and its decomposition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _EMBEDDINGS, _REST = "embedding and output head", "norms, biases and the rest"
 
 
 def plan_facts(model: str, plan: Plan, recipe: Recipe) -> ReportData:
-    """What a plan alone tells. `model` is the name of the original."""
+    """Return the facts of a plan alone; `model` is the name of the original."""
     given = plan.provenance.get("data")
     data = given if isinstance(given, dict) else {"fingerprint": given} if given else {}
     layers = [
@@ -54,7 +54,7 @@ def plan_facts(model: str, plan: Plan, recipe: Recipe) -> ReportData:
 
 
 def _module_facts(module: str, rows: int, name: str, plan: Plan) -> LayerFacts:
-    """Of a group's weights and loss each module has its part by rows, the first the basis."""
+    """Split a group's weights and loss by rows; the first module has the basis."""
     layer, whole = plan.layers[name], plan.layers[name].shape[0]
     kind = SHARED if layer.members else plan.layer
     loss = layer.predicted_loss * rows / whole
@@ -74,7 +74,7 @@ def _stored(layer: LayerPlan, kind: str) -> int:
 
 
 def with_curves(facts: ReportData, decomposition: Decomposition, recipe: Recipe) -> ReportData:
-    """With the curve of all sizes, what was measured on the way to it, and the spectra."""
+    """Add the curve of all sizes, the measured plans, and the spectra."""
     curve = size_curve(decomposition, recipe.planning, CURVE_BUDGETS)
     return replace(
         facts,
@@ -86,7 +86,7 @@ def with_curves(facts: ReportData, decomposition: Decomposition, recipe: Recipe)
 
 
 def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
-    """The plans that were measured as a whole, at the size that the recipe's kind has."""
+    """Return the plans measured as a whole, at their size in the recipe's layer kind."""
     measured = dict(decomposition.correction.pairs)
     found = []
     for budget in JOINT_BUDGETS if measured else ():
@@ -105,7 +105,7 @@ def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
 
 
 def _with_spectra(layers: list[LayerFacts], decomposition: Decomposition) -> list[LayerFacts]:
-    """Of every cell of the map, the module that is predicted to lose most."""
+    """Add the spectrum of the module with the largest predicted loss in every map cell."""
     owners = {module: n for n, members in decomposition.groups.items() for module in members}
     names = {layer.name: owners.get(layer.name, layer.name) for layer in layers}
     shown: dict[Cell, LayerFacts] = {}
@@ -139,7 +139,7 @@ def _with_spectrum(
 
 
 def sample_ranks(highest: int, most: int, wanted: int | None) -> list[int]:
-    """At most `most` + 1 of 1 .. highest, denser at low ranks, with both ends and `wanted`."""
+    """Return at most `most` + 1 ranks, denser at low ones, with both ends and `wanted`."""
     if highest <= most:
         return list(range(1, highest + 1))
     steps = np.linspace(0, 1, most) ** 1.5 * (highest - 1) + 1
@@ -147,7 +147,7 @@ def sample_ranks(highest: int, most: int, wanted: int | None) -> list[int]:
 
 
 def _short(value: float | Tensor) -> float:
-    """Four significant digits: more would not show."""
+    """Round to four significant digits, all that a figure shows."""
     number = float(value)
     return float(f"{number:.4g}") if math.isfinite(number) else 0.0
 
@@ -155,7 +155,7 @@ def _short(value: float | Tensor) -> float:
 def with_bytes(
     facts: ReportData, original: nn.Module, smaller: nn.Module, stored: torch.dtype
 ) -> ReportData:
-    """With where the bytes went; the original's in the dtype its checkpoint has."""
+    """Add the bytes by part; the original's in the dtype of its checkpoint."""
     width = stored.itemsize
     dense = {
         name: tensor.numel() * (width if tensor.is_floating_point() else tensor.element_size())
@@ -171,7 +171,7 @@ def with_bytes(
 
 
 def with_planned_bytes(facts: ReportData, original: LoadedModel, recipe: Recipe) -> ReportData:
-    """Add where the bytes will go when all but the planned layers stays as it is."""
+    """Add the expected bytes by part if all but the planned layers stay unchanged."""
     saved, model = original.dtype_for(recipe), original.model
     dense, left = (
         {
@@ -192,7 +192,7 @@ def with_planned_bytes(facts: ReportData, original: LoadedModel, recipe: Recipe)
 
 
 def _numbers(layer: LayerFacts, storage: Storage | None) -> int:
-    """Return what a planned layer stores, in numbers of the dtype saved."""
+    """Return the stored size of a planned layer, in numbers of the saved dtype."""
     if storage is None:
         return layer.weights
     out, inner = layer.shape
@@ -208,7 +208,7 @@ def _numbers(layer: LayerFacts, storage: Storage | None) -> int:
 def parts_of(
     dense: dict[str, int], stored: dict[str, int], layers: set[str], outside: Iterable[str]
 ) -> list[Part]:
-    """Bytes by tensor name before and after, summed by what the tensors belong to."""
+    """Return the bytes before and after, summed by the part that the tensors belong to."""
     embeddings = set(outside)
     totals: dict[str, list[int]] = {}
     for side, sizes in enumerate((dense, stored)):
@@ -229,7 +229,7 @@ def _part_of(tensor: str, layers: set[str], embeddings: set[str]) -> str:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds, tied tensors once."""
+    """Return the tensors of a checkpoint, tied tensors once."""
     state = model.state_dict(keep_vars=True)
     first = {id(tensor): name for name, tensor in reversed(state.items())}
     return {name: tensor for name, tensor in state.items() if first[id(tensor)] == name}

@@ -1,8 +1,8 @@
-"""Both models side by side: how far they are apart, and what they write.
+"""Both models side by side: their divergence, and their continuations of prompts.
 
-The prompts that stand for nothing else are drawn from the original itself, so that no line of
-anybody's calibration text ends up on a page: a few tokens after the token that opens a
-document, sampled at temperature 1 from a fixed seed.
+Default prompts are drawn from the original itself, so that no line of a calibration text
+appears on a page: a few tokens after the token that starts a document, sampled at temperature 1
+from a fixed seed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ DIVERGENCE_TOKENS = 4096
 def with_divergence(
     facts: ReportData, original: PreTrainedModel, smaller: PreTrainedModel, blocks: TokenBlocks
 ) -> ReportData:
-    """With KL(original || smaller) on the first tokens of `blocks`: the expected increase of
-    the loss under the original's own predictions."""
+    """Add KL(original || smaller) on the first tokens of `blocks`.
+
+    It is the expected increase of the loss under the original's own predictions.
+    """
     rows = max(1, DIVERGENCE_TOKENS // blocks.ids.shape[1])
     mask, scored = (None if t is None else t[:rows] for t in (blocks.mask, blocks.scored))
     part = replace(
@@ -52,7 +54,7 @@ def with_texts(
     tokenizer: Any,
     prompts: Sequence[str] = (),
 ) -> ReportData:
-    """With greedy continuations of `prompts`, or of some that the original draws."""
+    """Add greedy continuations of `prompts`, by default of prompts drawn from the original."""
     examples = [
         TaskExample(prompt, "-") for prompt in prompts or draw_prompts(original, tokenizer)
     ]
@@ -69,7 +71,7 @@ def with_texts(
 
 
 def draw_prompts(model: PreTrainedModel, tokenizer: Any) -> list[str]:
-    """Openings of documents that the model draws; none where no token opens one."""
+    """Draw openings of documents from the model; none if no token starts a document."""
     start = first_tokens(tokenizer)
     if not start:
         return []

@@ -1,4 +1,4 @@
-"""The size/quality curve: what every size is predicted to cost, and what was measured."""
+"""The size/quality curve: the predicted loss of every size, and the measured ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def curve_figure(facts: ReportData) -> Markup:
 
 
 def _tick(axes: Axes, facts: ReportData, kept: float) -> list[Markup]:
-    """The share of the weights, and under it what the file then takes."""
+    """Return the share of the weights with the size of the file below it."""
     parts = kept_tick(axes, kept)
     if facts.parts:
         words = formatting.size(bytes_at(facts, kept))
@@ -55,7 +55,7 @@ def _tick(axes: Axes, facts: ReportData, kept: float) -> list[Markup]:
 
 
 def bytes_at(facts: ReportData, kept: float) -> float:
-    """Bytes of the whole model with that share of the layers' weights."""
+    """Return the bytes of the whole model with that share of the layers' weights."""
     return facts.other_bytes + kept * facts.dense_weights * facts.itemsize
 
 
@@ -74,7 +74,7 @@ def _probes(axes: Axes, probes: Sequence[Point]) -> list[Markup]:
 
 
 def _marks(axes: Axes, facts: ReportData) -> list[Markup]:
-    """The plan, and the saved model where it was measured, the higher of them named first."""
+    """Return the plan and the saved model if it was measured, the higher one first."""
     x, found = axes.x(facts.kept), []
     if facts.predicted_loss is not None:
         y = axes.y(facts.predicted_loss)
@@ -96,8 +96,7 @@ def _diamond(x: float, y: float) -> Markup:
 
 
 def _labels(axes: Axes, x: float, marks: Sequence[tuple[float, str, str]]) -> list[Markup]:
-    """The curve falls to the right: there is room above on that side, unless the figure ends
-    there, and below on the other."""
+    """Place labels above to the right of falling curves, else below on the other side."""
     right, below = x + _LABEL_ROOM < WIDTH, x - _LABEL_ROOM > axes.box.left
     labels, floor_ = [], axes.box.bottom - 6
     for number, (y, words, kind) in enumerate(marks):

@@ -28,7 +28,7 @@ class _Axes:
 
 
 def curve_svg(points: Sequence[SizeLossPoint], title: str, chosen: float | None = None) -> str:
-    """SVG text; `chosen` is the kept fraction of a plan to mark."""
+    """Return the SVG text; `chosen` is the kept fraction of a plan to mark."""
     shown = [point for point in points if point.predicted_loss > 0]
     axes = _axes([point.predicted_loss for point in shown])
     line = " ".join(f"{axes.x(p.kept):.1f},{axes.y(p.predicted_loss):.1f}" for p in shown)

@@ -1,6 +1,6 @@
-"""All that the page of a compressed model shows, as one value that is kept beside it.
+"""All data of a compressed model's page, as one value that is saved beside the model.
 
-`compress` writes it, so that a page made later needs neither the original nor a calibration.
+`compress` writes it, so that a later page needs neither the original nor a calibration.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LayerFacts:
     """A module of the plan: rank None is dense; `weights` are stored, `loss` is predicted.
 
     ranks, spectrum, losses: the singular value with number r and the loss at rank r for some
-    of r = 1 .. k; empty where the page shows another layer of the same cell.
+    of r = 1 .. k; empty if the page shows another layer of the same cell.
     """
 
     name: str
@@ -43,7 +43,7 @@ class LayerFacts:
 
 @checked(frozen=True, config=_STRICT)
 class Point:
-    """kept: fraction of the layers' weights stored; loss: increase in nats per token."""
+    """The stored fraction of the layers' weights and the loss increase in nats per token."""
 
     kept: float
     loss: float
@@ -61,7 +61,7 @@ class Part:
 
 @checked(frozen=True, config=_STRICT)
 class Continuation:
-    """What both models make of a prompt, greedily."""
+    """A prompt with the greedy continuations of both models."""
 
     prompt: str
     dense: str
@@ -70,9 +70,15 @@ class Continuation:
 
 @checked(frozen=True, config=_STRICT)
 class ReportData:
-    """curve: predicted, for all budgets; probes: measured on the way to it; result: measured
-    of the saved model, None before it was. prunings: the task's loss before and after each, of
-    a model whose bases were selected. itemsize: bytes per stored weight."""
+    """The data of a page.
+
+    Attributes:
+        curve: predicted, for all budgets.
+        probes: measured plans.
+        result: measured on the saved model, None before.
+        prunings: the task's loss before and after each pruning of a model pruned for a task.
+        itemsize: bytes per stored weight.
+    """
 
     model: str
     method: str
@@ -104,8 +110,10 @@ class ReportData:
 
     @property
     def other_bytes(self) -> float:
-        """Stored bytes of all but the plan's layers; `kept` counts what those take, as numbers
-        of the saved dtype or, quantised, as bytes."""
+        """Return the stored bytes of all but the plan's layers.
+
+        `kept` counts the plan's layers, in numbers of the saved dtype or, if quantized, bytes.
+        """
         layers = self.kept * self.dense_weights * self.itemsize
         return sum(part.stored for part in self.parts) - layers
 
@@ -115,7 +123,10 @@ class ReportData:
 
 
 def load_facts(path: Path) -> ReportData:
-    """Raises InputError for a file that cannot be read, CheckpointError for other values."""
+    """Load the facts.
+
+    Raises InputError for an unreadable file, CheckpointError for invalid values.
+    """
     try:
         return TypeAdapter(ReportData).validate_python(read_mapping(path))
     except ValidationError as error:
@@ -126,15 +137,18 @@ def load_facts(path: Path) -> ReportData:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where a module stands on the map: its decoder block and its name inside it."""
+    """The place of a module on the map: its decoder block and its name inside it."""
 
     block: str
     projection: str
 
 
 def cell_of(name: str) -> Cell:
-    """`model.layers.3.mlp.up_proj` is `mlp.up_proj` of block `model.layers.3`; the number of
-    an expert is left out; a module outside all blocks is a projection of block ''."""
+    """Return the cell of a module name.
+
+    `model.layers.3.mlp.up_proj` is `mlp.up_proj` of block `model.layers.3`; the number of an
+    expert is dropped; a module outside all blocks is a projection of block ''.
+    """
     parts = name.split(".")
     first = next((n for n, part in enumerate(parts) if part.isdigit()), None)
     if first is None:

@@ -1,4 +1,4 @@
-"""Numbers as a page writes them."""
+"""The formats of numbers on a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def size(count: float) -> str:
-    """Bytes with three digits: 1.23 MB."""
+    """Format bytes with three digits: 1.23 MB."""
     step = 0
     while count >= 999.5 and step < len(_UNITS) - 1:
         count, step = count / 1000, step + 1
@@ -15,7 +15,7 @@ def size(count: float) -> str:
 
 
 def loss(value: float) -> str:
-    """Nats per token with two or three digits."""
+    """Format nats per token with two or three digits."""
     if value >= 9.995:
         return f"{value:.1f}"
     if value >= 0.0995:
@@ -24,10 +24,10 @@ def loss(value: float) -> str:
 
 
 def tick(power: int) -> str:
-    """10^power as it stands beside an axis."""
+    """Format 10^power for an axis."""
     return f"{10.0**power:g}" if -4 <= power <= 4 else f"1e{power}"
 
 
 def percent(share: float) -> str:
-    """Whole per cents where they are whole, else a tenth."""
+    """Format whole percents without decimals, others with one."""
     return f"{100 * share:.1f}".removesuffix(".0") + "%"

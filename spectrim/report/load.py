@@ -1,4 +1,4 @@
-"""The facts and the page of a compressed model: when it is made, and from its directory."""
+"""The facts and the page of a compressed model, on creation and from its directory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from spectrim.runtime.output_dir import is_spectrim_output
 
 
 def facts_of(original: LoadedModel, result: CompressionResult) -> ReportData:
-    """Return what a page shows without running a model."""
+    """Return the facts that need no run of a model."""
     facts = plan_facts(original.name, result.plan, result.recipe)
     if result.decomposition is not None:
         facts = with_curves(facts, result.decomposition, result.recipe)
@@ -47,9 +47,9 @@ def facts_of(original: LoadedModel, result: CompressionResult) -> ReportData:
 def compare(
     facts: ReportData, original: LoadedModel, smaller: PreTrainedModel, recipe: Recipe
 ) -> ReportData:
-    """Add what both models do on the first calibration tokens and on a few prompts.
+    """Add the comparison of both models on calibration tokens and on a few prompts.
 
-    A model that cannot be run so is still a result: a warning says why the page goes without.
+    If a model cannot be run so, a warning states the reason and the comparison is omitted.
     """
     model, tokenizer = original.model, original.tokenizer
     try:
@@ -63,13 +63,13 @@ def compare(
 
 
 def report_extras(facts: ReportData, page: bool = True) -> dict[str, str]:
-    """Files to write beside a checkpoint, by name."""
+    """Return the files to write beside a checkpoint, by name."""
     pages = {PAGE_FILE: report_page(facts)} if page else {}
     return {FACTS_FILE: facts.to_json(), **pages}
 
 
 def facts_in(directory: Path, trust_remote_code: bool = False) -> ReportData:
-    """Return the data stored in `directory`, or what its checkpoint itself tells.
+    """Return the facts stored in `directory`, else what its checkpoint contains.
 
     Raises:
         InputError: The directory holds no result.
@@ -129,7 +129,7 @@ def _layers_of(model: nn.Module, entries: dict[str, Any]) -> Iterator[LayerFacts
 
 
 def _with_own_bytes(facts: ReportData, model: PreTrainedModel) -> ReportData:
-    """Bytes before as if every layer were dense in the dtype that it is stored in."""
+    """Return bytes before as if every layer were dense in its stored dtype."""
     names = {layer.name for layer in facts.layers}
     state = model.state_dict()
     stored = {n: tensor.numel() * tensor.element_size() for n, tensor in state.items()}

@@ -1,7 +1,7 @@
-"""One self-contained HTML page from the facts: no network, no file beside it.
+"""One self-contained HTML page from the facts: no network, no other file.
 
-Figures and tables are drawn here; the script only moves what is drawn. The page's own policy
-forbids everything but its style and the one script that it was written with.
+Figures and tables are drawn here; the script only updates them. The page's own policy forbids
+everything but its style and its one script.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FILTERS = {"size": formatting.size, "loss": formatting.loss, "percent": formatt
 
 
 def report_page(facts: ReportData, live: Mapping[str, Any] | None = None) -> str:
-    """HTML. live: what the script needs to ask a server for other plans."""
+    """Return the HTML page. live: the script's settings for requesting other plans."""
     panels = [layer for layer in facts.layers if layer.ranks]
     worst = max(panels, key=lambda layer: layer.loss or 0.0, default=None)
     script = Markup(_source("page.js") + (_source("live.js") if live else ""))
@@ -55,12 +55,12 @@ def report_page(facts: ReportData, live: Mapping[str, Any] | None = None) -> str
 
 
 def _most_bytes(facts: ReportData) -> int:
-    """Of the largest part: the width of the bars."""
+    """Return the bytes of the largest part, the width of the bars."""
     return max((max(part.dense, part.stored) for part in facts.parts), default=1)
 
 
 def headline(facts: ReportData) -> list[tuple[str, str, str]]:
-    """What, how much, and a word on it."""
+    """Return the headline figures as (name, value, remark)."""
     found = [("layer weights kept", formatting.percent(facts.kept), _of_budget(facts))]
     dense, stored = (sum(getattr(p, n) for p in facts.parts) for n in ("dense", "stored"))
     if dense:
@@ -95,7 +95,7 @@ def _priced(nats: float) -> tuple[str, str]:
 
 
 def _forked(text: Continuation) -> tuple[str, str, str]:
-    """What both continuations begin with, in whole words, and how each goes on."""
+    """Split two continuations into their common start, in whole words, and both rests."""
     same = shared_start([text.dense, text.compressed])
     if same not in (text.dense, text.compressed):
         same = same[: 1 + max(same.rfind(" "), same.rfind("\n"))]
@@ -103,7 +103,7 @@ def _forked(text: Continuation) -> tuple[str, str, str]:
 
 
 def script_numbers(facts: ReportData, live: Mapping[str, Any] | None) -> Markup:
-    """What the script reads, as JSON that cannot end the element it stands in."""
+    """Return the script's numbers, as JSON that cannot end its element."""
     axes = axes_of(facts)
     values = {
         "curve": [[p.kept, p.loss] for p in facts.curve],
@@ -129,7 +129,7 @@ def script_numbers(facts: ReportData, live: Mapping[str, Any] | None) -> Markup:
 
 
 def _cost(layer: LayerFacts, rank: int) -> float:
-    """Stored weights at a rank, relative to the dense layer."""
+    """Return the stored weights at a rank, relative to the dense layer."""
     return layer_class(layer.kind).cost(*layer.shape, rank) / math.prod(layer.shape)
 
 

@@ -1,4 +1,4 @@
-"""A task's loss over the prunings of a model whose bases were selected while it was tuned."""
+"""The loss of a task over the prunings of a model that is tuned in between."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BOX = Box(46, 32, 374, 250)
 
 
 def with_prunings(facts: ReportData, events: str, source: str = "events") -> ReportData:
-    """With the kept fraction and loss before and after each pruning, one JSON object a line.
+    """Add the kept fraction and the losses of each pruning, one JSON object per line.
 
-    Raises CheckpointError for a line that is no pruning.
+    Raises CheckpointError for a line that is not a pruning.
     """
     points: list[Point] = []
     for number, row in enumerate(events.splitlines(), 1):
@@ -31,12 +31,14 @@ def with_prunings(facts: ReportData, events: str, source: str = "events") -> Rep
             points.append(Point(float(event["kept_before"]), before))
             points.append(Point(float(event["kept_after"]), float(event["loss"])))
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{source}, line {number}, is no pruning: {error}") from error
+            raise CheckpointError(
+                f"{source}, line {number}, is not a pruning step: {error}"
+            ) from error
     return replace(facts, prunings=points)
 
 
 def pruning_figure(facts: ReportData) -> Markup:
-    """Two points a pruning, before and after it; between prunings the model is tuned."""
+    """Draw two points per pruning, before and after it; between prunings the model is tuned."""
     points = facts.prunings
     low, high = decades([point.loss for point in points])
     first = floor(min(point.kept for point in points) * 10 + 1e-6) / 10

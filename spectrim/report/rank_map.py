@@ -1,4 +1,4 @@
-"""The map of kept rank: decoder blocks downwards, their projections across."""
+"""The map of kept ranks: decoder blocks downward, their projections across."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from spectrim.report.facts import Cell, LayerFacts, cell_of
 
 @dataclass(frozen=True)
 class MapCell:
-    """The modules of one cell; `share` is their mean rank over the most that is possible, 1
-    where they are dense, and `panel` the layer whose spectrum it opens, "" for none."""
+    """The modules of one cell.
+
+    `share` is their mean rank over the maximum, 1 if they are dense; `panel` is the layer whose
+    spectrum it opens, "" for none.
+    """
 
     modules: tuple[LayerFacts, ...]
     panel: str
@@ -28,7 +31,7 @@ class MapCell:
 
     @property
     def label(self) -> str:
-        """The rank; of several modules the mean, dense ones at full rank."""
+        """Return the rank; for several modules the mean, dense ones counted at full rank."""
         if self.dense:
             return "dense"
         return str(round(mean(m.rank or min(m.shape) for m in self.modules)))
@@ -45,7 +48,7 @@ class MapCell:
 
 @dataclass(frozen=True)
 class RankMap:
-    """groups: the parents of the columns and how many each has; cells None: no such layer."""
+    """The map. groups: the columns' parents with their counts; cells: None for no layer."""
 
     groups: list[tuple[str, int]]
     columns: list[str]
@@ -70,7 +73,7 @@ def rank_map(layers: Sequence[LayerFacts]) -> RankMap:
 
 
 def _by_parent(cells: Sequence[Cell]) -> Callable[[str], int]:
-    """Projections of one parent side by side, in the order of their first appearance."""
+    """Return a sort key that groups a parent's projections, in order of appearance."""
     parents = list(dict.fromkeys(cell.projection.rpartition(".")[0] for cell in cells))
     return lambda projection: parents.index(projection.rpartition(".")[0])
 
@@ -92,13 +95,13 @@ def _groups(projections: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def shared_start(texts: Sequence[str]) -> str:
-    """The characters that all of them begin with."""
+    """Return the common prefix of all texts."""
     alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
     return "".join(letters[0] for letters in alike)
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Without an ending like `_proj` that all of them have."""
+    """Remove a common ending like `_proj`."""
     ending = shared_start([name[::-1] for name in names])[::-1]
     ending = ending[ending.find("_") :] if "_" in ending else ""
     if len(names) < 2 or not ending or any(name == ending for name in names):
@@ -107,6 +110,6 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _block_labels(blocks: Sequence[str]) -> list[str]:
-    """Numbers, where all blocks are of one list."""
+    """Return numbers if all blocks belong to one list."""
     parents = {block.rpartition(".")[0] for block in blocks if block}
     return [block.rpartition(".")[2] if len(parents) == 1 else block for block in blocks]

@@ -1,4 +1,4 @@
-"""One layer: its singular values, and under them the predicted loss at every rank."""
+"""One layer: its singular values, and below them the predicted loss at every rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UPPER, LOWER = Box(46, 32, 386, 130), Box(46, 184, 386, 282)
 
 
 def spectrum_figure(layer: LayerFacts, units: str) -> Markup:
-    """`layer` has ranks. The kept rank is a line through both parts."""
+    """Draw a `layer` with ranks. The kept rank is a line through both parts."""
     upper, lower = _axes(layer, layer.spectrum, UPPER), _axes(layer, layer.losses, LOWER)
     return element(
         "svg",
@@ -69,7 +69,7 @@ def _drawn(axes: Axes, ranks: Sequence[int], values: Sequence[float], class_: st
 
 
 def _kept(axes: Axes, rank: int | None) -> Markup:
-    """A line at the kept rank; of a dense layer it waits at the last one, not shown."""
+    """Draw a line at the kept rank, hidden at the last rank for a dense layer."""
     at = axes.x(axes.last if rank is None else rank)
     left = at > (axes.box.left + axes.box.right) / 2
     anchor, gap = ("end", -6.0) if left else ("start", 6.0)

@@ -1,4 +1,4 @@
-"""A race as Markdown and as plain values."""
+"""A speed benchmark as Markdown and as plain values."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _cells(row: SpeedRow) -> tuple[str, ...]:
 
 
 def narrow_cells(result: SpeedResult) -> list[tuple[str, ...]]:
-    """Under `NARROW_HEAD`; block: transient memory."""
+    """Return the cells under `NARROW_HEAD`; its "block" is transient memory."""
     found = []
     for phase, batch, length, model, ms, _, *rest in cells(result):
         found.append((f"{phase} {batch}x{length}", model, ms, *rest))
@@ -60,7 +60,7 @@ def narrow_cells(result: SpeedResult) -> list[tuple[str, ...]]:
 
 
 def title(result: SpeedResult, what: str) -> str:
-    """What was run where, and the limits that were measured."""
+    """Return what was run where, and the measured limits."""
     place = f"{result.device}, {result.dtype}"
     if result.device == "cpu":
         place += f", {result.threads} thread{'s' if result.threads > 1 else ''}"

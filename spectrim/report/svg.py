@@ -12,8 +12,10 @@ _MOST_DECADES = 5
 
 
 def element(tag: str, *inside: str, **attributes: str | float) -> Markup:
-    """`<tag a="1">inside</tag>`; plain text inside is escaped, `class_` is `class`, and other
-    underscores in names are hyphens."""
+    """Return `<tag a="1">inside</tag>`; plain text inside is escaped.
+
+    `class_` becomes `class`, and other underscores in names become hyphens.
+    """
     written = "".join(
         f' {_name(key)}="{escape(_value(value))}"' for key, value in attributes.items()
     )
@@ -72,12 +74,12 @@ class Axes:
         return self.box.bottom - share * (self.box.bottom - self.box.top)
 
     def powers(self) -> range:
-        """Decades to label, at most six."""
+        """Return the decades to label, at most six."""
         return range(self.low, self.high + 1, max(1, ceil((self.high - self.low) / 5)))
 
 
 def decades(values: Sequence[float], most: int = _MOST_DECADES) -> tuple[int, int]:
-    """Exponents that enclose the positive `values`, or the top `most` decades of them."""
+    """Return exponents that enclose the positive `values`, at most the top `most` decades."""
     positive = [value for value in values if value > 0]
     if not positive:
         return -3, 1

@@ -1,4 +1,4 @@
-"""Save a compressed model first, and then all that stands beside its weights."""
+"""Save a compressed model first, and then everything that is stored beside its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from spectrim.runtime import distributed
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """Where to write, whether over an earlier result, and what else to do.
+    """The output directory and its extras.
 
     Attributes:
-        page: Whether to write an HTML page.
-        reload: Whether to load the result again to compare it, where memory allows.
+        overwrite: whether an earlier result may be replaced.
+        page: whether to write an HTML page.
+        reload: whether to load the result again to compare it, where memory allows.
     """
 
     output: Path
@@ -36,11 +37,11 @@ def write_result(
 ) -> ReportData:
     """Save the model with its card, recipe and plan, then facts and page; return the facts.
 
-    A report that fails is a warning: the result is saved before it is begun.
+    A report that fails is only a warning: the result is already saved.
 
     Raises:
-        InputError: The output cannot be written.
-        CheckpointError: What was written differs from the model.
+        InputError: the output cannot be written.
+        CheckpointError: the written model differs from the one in memory.
     """
     extras: dict[str, checkpoint.Text] = {
         "spectrim_recipe.yaml": result.recipe.to_yaml(),

@@ -62,7 +62,7 @@ def store(path: Path | None, write: Callable[[Path], object]) -> None:
 
 
 def exists(path: Path) -> bool:
-    """Return whether an entry is there, and remove what killed processes left beside it."""
+    """Return whether an entry exists, and remove what killed processes left beside it."""
     remove_abandoned(path)
     return path.exists()
 

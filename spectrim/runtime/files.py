@@ -158,7 +158,7 @@ def flush(path: Path) -> None:
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Return whether it is ENOSPC, also where another library wraps it in its own error."""
+    """Return whether an error is ENOSPC, also if another library wraps it in its own error."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     wrapped = [f"os error {number})" for number in _FULL] + [f"[Errno {n}]" for n in _FULL]

@@ -1,4 +1,4 @@
-"""Filters of log lines that torchao writes on import without a GPU and that need no action.
+"""Filters for harmless log lines that torchao writes on import without a GPU.
 
 Its libraries for GPUs do not load there, and it registers two enumerations in a way that torch
 is about to forbid. All other lines of the two loggers pass, these too where a GPU is present.

@@ -1,8 +1,8 @@
-"""The memory of this process, and giving freed memory back to the system.
+"""The memory of this process, and returning freed memory to the system.
 
-The C library keeps freed blocks below a threshold that it raises as a program goes on, so that
+The C library keeps freed blocks below a threshold that it raises as a program runs, so that
 a process looks larger than what it uses. With a fixed threshold every large tensor is returned
-the moment it is freed, at the price of fetching it anew.
+as soon as it is freed, at the price of allocating it again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def trim_memory() -> None:
 
 
 def return_large_blocks() -> None:
-    """Return blocks of a quarter MiB and more when they are freed, from now on."""
+    """Return blocks of a quarter MiB and more to the system whenever they are freed."""
     if (library := _library()) is not None:
         library.mallopt(_THRESHOLD_OPTION, _THRESHOLD)
 

@@ -1,26 +1,42 @@
-"""Output directories that appear complete or not at all.
+"""A directory that appears complete or not at all.
 
-Everything is written to a hidden sibling, flushed to the disk, and renamed. An earlier
-output is moved aside first and comes back if the exchange was interrupted.
+Everything is written to a hidden directory beside it, flushed to the disk, and renamed. An
+earlier output is moved aside first and comes back if the exchange was interrupted; files that
+somebody put beside it are carried over. Places that cannot be renamed are filled in place.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import Timeout
 
 from spectrim.errors import InputError
+from spectrim.runtime import distributed
+from spectrim.runtime.exchange import (
+    MARKER,
+    PREFIX,
+    carry_over,
+    exchange,
+    fill,
+    recover,
+    visible_names,
+)
 from spectrim.runtime.files import flush, is_full_disk, lock_file
 from spectrim.version import QUANT_METHOD
 
-MARKER = "spectrim_provenance.json"
-"""A file in directories of spectrim whose config.json does not name it."""
+_LONGEST_NAME = 255
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.ENOSYS)
+"""What file systems answer that know no fsync of directories, or no permissions."""
+_SHOWN = 3
 
 
 @contextmanager
@@ -28,43 +44,33 @@ def output_directory(directory: str | Path, overwrite: bool) -> Iterator[Path]:
     """Yield a temporary directory that becomes `directory` if the block ends without an error.
 
     Args:
-        directory: the place of the output.
-        overwrite: whether an earlier output of spectrim, and nothing else, may be replaced.
+        directory: The place of the output.
+        overwrite: Whether an earlier output of spectrim, and nothing else, may be replaced.
 
     Raises:
-        InputError: the directory is in use, another run writes to it, or the disk is full.
+        InputError: The directory is in use, another run writes to it, or it cannot be written.
     """
-    target = Path(os.path.abspath(Path(directory).expanduser()))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with lock_file(_sibling(target, "lock"), timeout=0):
-            _recover(target)
-            _check_target(target, overwrite)
-            with _fresh(_sibling(target, "partial")) as partial:
-                yield partial
-                _flush(partial)
-                _exchange(partial, target)
-    except Timeout as error:
-        raise InputError(
-            f"another run is writing to {directory}; wait for it, or choose another directory"
-        ) from error
-    except Exception as error:
-        if is_full_disk(error):
-            raise InputError(
-                f"no space left on the disk for {directory}; nothing was written there"
-            ) from error
-        if isinstance(error, NotADirectoryError | FileExistsError | PermissionError):
-            raise InputError(f"cannot write to {directory}: {error.strerror}") from error
-        raise
+    with _explain(directory):
+        place = _Place.of(directory)
+        with _claim(place, overwrite) as partial:
+            yield partial
+            _flush(partial)
+            if place.in_place:
+                carry_over(place.target, partial)
+                fill(partial, place.target)
+            else:
+                exchange(partial, place.target, place.path("old"))
 
 
 def check_output(directory: str | Path, overwrite: bool) -> None:
-    """Check before long work that `output_directory` would accept a place.
+    """Try before long work all that `output_directory` does, and leave nothing behind.
 
     Raises:
-        InputError: it would not.
+        InputError: A result could not be written there.
     """
-    _check_target(Path(os.path.abspath(Path(directory).expanduser())), overwrite)
+    with distributed.raise_together():
+        if distributed.is_main_process():
+            _try(directory, overwrite)
 
 
 def is_spectrim_output(directory: Path) -> bool:
@@ -78,63 +84,128 @@ def is_spectrim_output(directory: Path) -> bool:
         return False
 
 
-def _sibling(target: Path, role: str) -> Path:
-    return target.with_name(f".{target.name}.spectrim-{role}")
+@dataclass(frozen=True)
+class _Place:
+    """Where a directory goes, and whether it is filled in place instead of renamed."""
+
+    target: Path
+    in_place: bool
+
+    @classmethod
+    def of(cls, directory: str | Path) -> _Place:
+        target = Path(os.path.realpath(Path(directory).expanduser()))
+        if len(os.fsencode(target.name)) > _LONGEST_NAME:
+            raise InputError(
+                f"the name of {directory} has {len(os.fsencode(target.name))} bytes, a file "
+                f"system takes {_LONGEST_NAME}; choose a shorter one"
+            )
+        return cls(target, target.is_dir() and _stays(target))
+
+    def path(self, role: str) -> Path:
+        """Return the path of something that is only there while the directory is written."""
+        if self.in_place:
+            return self.target / f"{PREFIX}{role}"
+        name = f".{self.target.name}{PREFIX}{role}"
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            name = f"{PREFIX}{role}-{zlib.crc32(os.fsencode(self.target.name)):08x}"
+        return self.target.with_name(name)
 
 
-def _recover(target: Path) -> None:
-    """Undo an exchange that an earlier process did not finish."""
-    old = _sibling(target, "old")
-    if old.exists() and not target.exists():
-        os.rename(old, target)
-    _remove(old)
+def _stays(target: Path) -> bool:
+    """Return whether a directory cannot be renamed, or should not: processes work in it."""
+    here = Path.cwd()
+    inside = here == target or target in here.parents
+    return inside or os.path.ismount(target) or not os.access(target.parent, os.W_OK | os.X_OK)
+
+
+def _try(directory: str | Path, overwrite: bool) -> None:
+    with _explain(directory), ExitStack() as stack:
+        place = _Place.of(directory)
+        for parent in [p for p in place.target.parents if not p.exists()]:
+            stack.callback(_remove_if_empty, parent)
+        stack.callback(stack.pop_all().close)
+        with _claim(place, overwrite) as partial:
+            (partial / "try").write_text("spectrim", encoding="utf-8")
+            _flush(partial)
+
+
+@contextmanager
+def _claim(place: _Place, overwrite: bool) -> Iterator[Path]:
+    """Hold the lock of a place that may be written, with an empty directory to write to."""
+    if place.target.exists() and not place.target.is_dir():
+        raise InputError(f"{place.target} is a file, expected a directory to write to")
+    place.target.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(place.path("lock").parent)
+    with lock_file(place.path("lock"), timeout=0):
+        recover(place.target, place.path("old"))
+        _check_target(place.target, overwrite)
+        partial = place.path("partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_writable(directory: Path) -> None:
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise InputError(f"{directory} cannot be written to; choose another place")
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file, expected a directory to write to")
-    if not target.exists() or not any(target.iterdir()):
+    names = visible_names(target)
+    if not names:
         return
     if not is_spectrim_output(target):
-        raise InputError(f"{target} holds files that spectrim did not write; choose another")
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        raise InputError(
+            f"{target} holds files that spectrim did not write ({shown}); choose another"
+        )
     if not overwrite:
         raise InputError(f"{target} already holds a result; choose another, or overwrite it")
 
 
 @contextmanager
-def _fresh(partial: Path) -> Iterator[Path]:
-    _remove(partial)
-    partial.mkdir()
+def _explain(directory: str | Path) -> Iterator[None]:
+    """Raise InputError for what a file system raises."""
     try:
-        yield partial
-    finally:
-        _remove(partial)
-
-
-def _remove(directory: Path) -> None:
-    if directory.exists():
-        shutil.rmtree(directory)
-
-
-def _exchange(partial: Path, target: Path) -> None:
-    old = _sibling(target, "old")
-    if target.exists():
-        os.rename(target, old)
-    try:
-        os.rename(partial, target)
-    except OSError:
-        if old.exists():
-            os.rename(old, target)
+        yield
+    except InputError:
         raise
-    flush(target.parent)
-    _remove(old)
+    except Timeout as error:
+        raise InputError(
+            f"another run is writing to {directory}; wait for it, or choose another directory"
+        ) from error
+    except Exception as error:
+        if is_full_disk(error):
+            raise InputError(
+                f"no space left on the disk for {directory}; nothing was written there"
+            ) from error
+        if isinstance(error, OSError) or "os error" in str(error):
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise InputError(f"cannot write to {directory}: {reason}") from error
+        if isinstance(error, ValueError | RuntimeError) and str(error) in _NO_PATH:
+            raise InputError(f"'{directory}' is no path: {error}") from error
+        raise
+
+
+_NO_PATH = ("embedded null byte", "Could not determine home directory.")
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):
+        directory.rmdir()
 
 
 def _flush(partial: Path) -> None:
-    """Bring all to the disk, with the permissions that the umask gave to the directory."""
+    """Flush everything to the disk, with the directory's permissions as the umask gave them."""
     mode = partial.stat().st_mode & 0o666
-    for path in partial.rglob("*"):
-        if path.is_file():
-            path.chmod(mode)
-        flush(path)
-    flush(partial)
+    for path in [*partial.rglob("*"), partial]:
+        try:
+            if path.is_file():
+                path.chmod(mode)
+            flush(path)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise

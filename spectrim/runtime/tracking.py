@@ -38,7 +38,7 @@ class TrackedRun:
 
     @property
     def flat(self) -> dict[str, Any]:
-        """The settings with dotted names, without those that are None or empty."""
+        """Return the settings with dotted names, without those that are None or empty."""
         return dict(_flat("", self.settings))
 
 
@@ -49,7 +49,7 @@ def tracker_names() -> list[str]:
 
 @contextmanager
 def open_tracker(name: str | None, run: TrackedRun) -> Iterator[MetricLogger]:
-    """Yield a logger for the metrics of `run`; for the name None one that discards them.
+    """Yield a logger for the metrics of `run`; without a name it discards them.
 
     An error or an interruption ends the run as failed.
 
@@ -70,7 +70,7 @@ def open_tracker(name: str | None, run: TrackedRun) -> Iterator[MetricLogger]:
 
 
 def with_stage_times(progress: ProgressBar, log_metrics: MetricLogger) -> ProgressBar:
-    """Return a progress bar that also logs how long each stage took, all its parts together."""
+    """Return a progress bar that also logs how long each stage took, summed over its parts."""
     seconds: dict[str, float] = {}
 
     def timed(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
@@ -84,7 +84,7 @@ def with_stage_times(progress: ProgressBar, log_metrics: MetricLogger) -> Progre
 
 
 def _classes() -> dict[str, Callable[[], Any]]:
-    """Return what gives the class of each tracker."""
+    """Return a function that returns the class of each tracker."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     classes = {str(kind): lambda cls=cls: cls for kind, cls in LOGGER_TYPE_TO_CLASS.items()}
@@ -123,8 +123,8 @@ def _arguments(name: str, cls: Any, run: TrackedRun) -> dict[str, Any]:
         quiet = {"auto_log_gpu": False, "auto_log_cpu": False}
         return {"run_name": project, "name": run.name, **quiet}
     if name == "wandb":
-        quiet = {"console": "off", "silent": True}
-        return {"run_name": project, "name": run.name, "settings": quiet}
+        settings = {"console": "off", "silent": True}
+        return {"run_name": project, "name": run.name, "settings": settings}
     if name == "mlflow":
         return {"experiment_name": run.project, "run_name": run.name}
     places = {"logging_dir": os.curdir} if cls.requires_logging_directory else {}
@@ -146,7 +146,7 @@ def _logger(tracker: Any) -> MetricLogger:
 
 
 def _log_to_wandb(tracker: Any, metrics: Mapping[str, float], step: int | None) -> None:
-    """Log steps as metrics: wandb drops what has a lower step than something before."""
+    """Log steps as metrics: wandb drops entries with a lower step than an earlier one."""
     if step is None:
         tracker.tracker.summary.update(dict(metrics))
         return

@@ -1,7 +1,7 @@
 """Sums of outer products, in full or in a form of fewer numbers that is a sum as well.
 
     full        sum_t r_t r_t^T                                    n^2 numbers
-    blocks      its k diagonal blocks of neighbouring channels     n^2 / k
+    blocks      its k diagonal blocks of neighboring channels     n^2 / k
     low_rank    sum_t r_t (r_t^T T), T (n, s) random but fixed,
                 and the diagonal sum_t r_t^2                       n (s + 1)
     through     sum_t z_t z_t^T, z_t (k,) the image of r_t under
@@ -43,13 +43,16 @@ _SEED = 20
 
 @dataclass(frozen=True)
 class CovarianceFormat:
-    """number: how many blocks, the width s of the sketch, or the weight's smaller side k."""
+    """The form of a stored covariance.
+
+    number: how many blocks, the width s of the sketch, or the weight's smaller side k.
+    """
 
     kind: Kind = "full"
     number: int = 1
 
     def bytes(self, width: int) -> int:
-        """Of a covariance of this width."""
+        """Return the bytes of a covariance of this width."""
         if self.kind == "low_rank":
             return _NUMBER * width * (self.number + 1)
         if self.kind == "projected":
@@ -57,7 +60,7 @@ class CovarianceFormat:
         return _NUMBER * sum(size**2 for size in self.sizes(width))
 
     def sizes(self, width: int) -> list[int]:
-        """Of the diagonal blocks, which differ by one at most."""
+        """Return the sizes of the diagonal blocks, which differ by at most one."""
         count = min(self.number, width) if self.kind == "block_diagonal" else 1
         small, more = divmod(width, count)
         return [small + 1] * more + [small] * (count - more)
@@ -106,8 +109,7 @@ def empty(width: int, form: CovarianceFormat = FULL) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], rows: Tensor, projections: Callable[[], Tensor]) -> None:
-    """Add rows (t, n) to a state of any form; their `projections` (t, k) where it asks for
-    them."""
+    """Add rows (t, n), and `projections` (t, k) if the form needs them, to a state."""
     if "sum" in state:
         state["sum"] += sum_of_outer_products(rows)
     elif "through" in state:
@@ -125,7 +127,7 @@ def update(state: dict[str, Tensor], rows: Tensor, projections: Callable[[], Ten
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
-    """C (n, n), per token."""
+    """Return C (n, n), per token."""
     tokens = max(count, 1)
     if "sum" in state:
         return state["sum"] / tokens
@@ -154,6 +156,6 @@ def convert_format(state: dict[str, Tensor], form: CovarianceFormat) -> dict[str
 
 @lru_cache(maxsize=8)
 def _test_matrix(width: int, columns: int) -> Tensor:
-    """T: normal numbers that depend on the shape alone, so that runs can be merged."""
+    """Return T: normal numbers that depend on the shape alone, so that runs can be merged."""
     generator = torch.Generator().manual_seed(_SEED + width)
     return torch.randn(width, columns, generator=generator, dtype=torch.float64)

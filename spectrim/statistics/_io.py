@@ -55,4 +55,4 @@ def load_calibration(path: Path) -> Calibration:
             metadata["provenance"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no calibration: {error}") from error
+        raise CheckpointError(f"{path} is not a calibration: {error}") from error

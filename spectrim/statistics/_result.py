@@ -16,7 +16,7 @@ from spectrim.statistics._covariance import FULL, CovarianceFormat
 from spectrim.statistics._registry import STATISTICS
 
 State = dict[str, Tensor]
-"""The sums of one statistic of one layer, by name."""
+"""The sums of one statistic for one layer, by name."""
 
 
 @dataclass
@@ -141,7 +141,7 @@ class LayerStatistics:
 
     @property
     def share(self) -> float:
-        """Fraction of all tokens that reached this layer: 1 except for experts.
+        """Return the fraction of all tokens that reached this layer: 1 except for experts.
 
         Loss per token of the text = share * loss per token of the layer.
         """
@@ -168,7 +168,7 @@ class LayerStatistics:
 class PooledStatistics(LayerStatistics):
     """One layer's statistics with the inputs of all layers of `pool` summed.
 
-    What describes the input is per token that reached any of them; all have its width.
+    Input statistics are per token that reached any of them; all have its width.
     """
 
     pool: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Calibrations in several files, which are read where they are used."""
+"""Calibrations in several files, which are read on access."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _lazy(path: Path) -> Calibration:
         groups, counts = metadata["groups"], metadata["counts"]
         return Calibration(groups, counts, states, metadata["tokens"], metadata["provenance"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no calibration: {error}") from error
+        raise CheckpointError(f"{path} is not a calibration: {error}") from error
 
 
 def _union(parts: list[Calibration], provenance: dict[str, Any]) -> Calibration:

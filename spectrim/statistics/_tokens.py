@@ -1,4 +1,4 @@
-"""What a statistic sees of one batch at one layer."""
+"""The input of a statistic: one batch at one layer."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class LayerTokens:
 
 
 def sum_of_outer_products(rows: Tensor) -> Tensor:
-    """`sum_t r_t r_t^T`, (d, d), in float32 or better; states add it up in float64."""
+    """Return `sum_t r_t r_t^T`, (d, d), in float32 or better; states add it up in float64."""
     return gram(at_least_float32(rows))
 
 
 def at_least_float32(rows: Tensor) -> Tensor:
-    """In the precision that sums over a batch are made in."""
+    """Cast to the precision of sums over a batch: at least float32."""
     return rows if rows.dtype == torch.float64 else rows.float()

@@ -24,5 +24,5 @@ def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor:
-    """E|x| (in,)."""
+    """Return E|x| (in,)."""
     return state["sum"] / max(count, 1)

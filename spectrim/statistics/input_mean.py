@@ -1,4 +1,4 @@
-"""Mean input E[x] per channel; what a bias can absorb of a low-rank error.
+"""Mean input E[x] per channel, which a bias can absorb of a low-rank error.
 
 (in,) for each different input tensor, in float64. No backward pass.
 """
@@ -24,5 +24,5 @@ def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor:
-    """E[x] (in,)."""
+    """Return E[x] (in,)."""
     return state["sum"] / max(count, 1)

@@ -25,5 +25,5 @@ def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor:
-    """G (out, in), per token."""
+    """Return G (out, in), per token."""
     return state["sum"] / max(count, 1)

@@ -29,5 +29,5 @@ def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor:
-    """Row Fisher (out,), per token."""
+    """Return the row Fisher (out,), per token."""
     return state["sum"] / max(count, 1)

@@ -32,5 +32,5 @@ def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
 
 
 def finish(state: dict[str, Tensor], count: int) -> Tensor:
-    """G (buckets, out, in), scaled by 1 / sqrt(tokens) so that E[G G^T] is per token."""
+    """Return G (buckets, out, in), scaled by 1 / sqrt(tokens) so that E[G G^T] is per token."""
     return state["sum"] / max(count, 1) ** 0.5

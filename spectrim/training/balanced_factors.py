@@ -4,7 +4,7 @@ A factored layer of any kind is trained as `W_hat = left right` with
 
     left = U sqrt(S),   right = sqrt(S) V^T,   U S V^T = W_hat,
 
-and put back into its own kind afterwards (a change of storage, in float64): Adam's steps have
+and put back into its own kind afterward (a change of storage, in float64): Adam's steps have
 the same size along every coordinate, and in this form the coordinates of a layer, and of all
 kinds of layer, have comparable sizes. A kind that cannot store every such product trains the
 tensors it has. Layers on one basis keep it: their stacked weight is factored as one, and the
@@ -54,7 +54,7 @@ def balanced_parameters(model: nn.Module) -> Iterator[Parameters]:
 
 @dataclass
 class _Before:
-    """What stood in the model: factored layers by name, parameters by module and name."""
+    """The model's previous state: factored layers by name, parameters by module and name."""
 
     layers: dict[str, FactoredLinear] = field(default_factory=dict)
     parameters: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)
@@ -136,7 +136,7 @@ def _trainable_copy(name: str, parameter: nn.Parameter) -> nn.Parameter:
     if parameter.dtype != torch.float32:
         raise ModelError(
             f"{name} is in {parameter.dtype}; refine a model in float32 (`model.float()`) "
-            "and cast it afterwards"
+            "and cast it afterward"
         )
     return nn.Parameter(parameter.detach().clone())
 

@@ -1,10 +1,10 @@
-"""What errors of a block's output cost, to second order.
+"""The cost of errors in a block's output, to second order.
 
     KL(p(h) || p(h + e)) ~= 1/2 e^T C_g e,   C_g = E[g g^T],   g = d(-log p(y)) / dh,  y ~ p
 
 h the output of a block at one token, g summed over the predictions that it reaches, y labels
 drawn from the original's own predictions. A plain square counts directions that no later
-layer reads (the length of what is normalised next, a few very large coordinates) like those
+layer reads (the length of what is normalized next, a few very large coordinates) like those
 that decide the prediction.
 """
 
@@ -48,7 +48,7 @@ def output_roots(model: PreTrainedModel, tokens: Tokens, rows: int) -> list[Tens
 def _gradients(
     model: PreTrainedModel, tokens: Tokens, rows: Tensor, generator: torch.Generator
 ) -> list[Tensor]:
-    """Of the summed loss, (real tokens, d) float64 at the output of every block."""
+    """Return the summed loss's gradients, (real tokens, d) float64, at each block's output."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -65,7 +65,7 @@ def test_the_table_and_a_stored_recipe(quantize, cli, shelf, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (("--bits", 99), "2 to 8 bits"),
+        (("--bits", 99), "bits from 2 to 8"),
         (("--quantizer", "no_such"), "available"),
         (("--rank", 2, "--correction-bytes", 9), "choose one"),
         (("--rank", -1), "rank"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.documentation.pages import ROOT, WRITTEN, anchors, links
+from tests.test_house import LEVEL_OF
 
 
 def test_links_and_anchors_are_found():
@@ -30,6 +33,15 @@ def test_the_tree_of_the_readme_is_current():
     parts = [p for p in (ROOT / "spectrim").iterdir() if not p.name.startswith(("__", "py."))]
     missing = [p.name for p in parts if f"{p.stem}{'/' if p.is_dir() else '.py'}" not in tree]
     assert missing == []
+
+
+def test_the_tree_of_the_readme_has_the_levels_of_the_imports():
+    tree = WRITTEN[0].read_text(encoding="utf-8").partition("## The code")[2]
+    rows = re.findall(r"^  (\w+)(?:/|\.py) +(\d)  ", tree, re.M)
+    shown = {room: int(level) for room, level in rows}
+    assert shown.pop("assets") == 1  # no code, so no test of imports holds it
+    assert shown == LEVEL_OF
+    assert [level for _, level in rows] == sorted(level for _, level in rows)
 
 
 def test_every_page_is_reached_from_the_navigation():

@@ -151,7 +151,7 @@ def test_what_is_quantized_can_be_multiplied_back(text, tmp_path):
         tmp_path, WITHOUT_SPECTRIM, [tmp_path / "alone"], trust_remote_code=True
     ).values()
     assert torch.equal(alone, logits(smaller))
-    with pytest.raises(ModelError, match="quantised"):
+    with pytest.raises(ModelError, match="quantized"):
         finetune(smaller, tiny_tokenizer(), FinetuneSettings(data=str(text)))
 
 

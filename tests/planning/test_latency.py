@@ -87,7 +87,7 @@ def test_times_are_interpolated_and_never_fall_with_the_rank():
 def test_what_has_no_times_says_so():
     with pytest.raises(InputError, match="no measured times of pivoted layers of shape"):
         timed(0.9, table(), layer="pivoted")
-    with pytest.raises(InputError, match="'uniform' meets no budget of time"):
+    with pytest.raises(InputError, match="'uniform' cannot meet the latency budget"):
         timed(0.9, table(slow="d"), allocation="uniform")
     with pytest.raises(InputError, match="below the smallest possible"):
         timed(0.05, table())

@@ -1,7 +1,7 @@
 """Let unmodified programs read our checkpoints: `spectrim activate`.
 
 Two files go into site-packages: a `.pth` line that Python runs when it starts, and the
-tiny module it imports. Nothing else happens until transformers' table of quantisers is
+tiny module it imports. Nothing else happens until transformers' table of quantizers is
 imported; spectrim itself is imported when a checkpoint names it.
 """
 
@@ -43,7 +43,7 @@ def deactivate(site_packages: str | Path | None = None) -> bool:
 
 
 def is_active(site_packages: str | Path | None = None) -> bool:
-    """Whether programs of the environment read compressed models without an import."""
+    """Return whether the environment's programs load compressed models without an import."""
     return all(file.exists() for file in _files(site_packages))
 
 

@@ -89,7 +89,7 @@ def export_self_contained(
 
 
 def dense_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the original architecture with the weights that `model` multiplies with.
+    """Return a model of the original architecture with the effective weights of `model`.
 
     Only good for saving: buffers that no checkpoint holds stay on the meta device.
     """

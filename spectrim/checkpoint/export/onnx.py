@@ -114,7 +114,7 @@ def _write_graph(program: _Logits, path: Path) -> None:
 
 @torch.no_grad()
 def _check_graph(program: _Logits, path: Path) -> None:
-    """Raises ModelError where ONNX Runtime gives other logits than the model."""
+    """Raise ModelError if ONNX Runtime's logits differ from the model's."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -144,7 +144,7 @@ def _origin(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of the error at the bottom of the chain, which names what is missing."""
+    """Return the first line of the innermost error, which names what is missing."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -152,7 +152,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks: a graph is tried, and a failure raised."""
+    """Silence the exporter: a graph is tried, and a failure raised."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

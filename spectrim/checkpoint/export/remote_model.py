@@ -49,7 +49,7 @@ class RemoteModel:
 
 @contextmanager
 def _registered() -> Iterator[None]:
-    """The plug-in of this file in the place of any other, for one load."""
+    """Register the plug-in of this file in place of any other, for one load."""
     tables: tuple[dict[str, Any], ...] = (
         auto.AUTO_QUANTIZATION_CONFIG_MAPPING,
         auto.AUTO_QUANTIZER_MAPPING,

@@ -53,8 +53,10 @@ def {WHAT}_class(name: str) -> type[nn.Module]:
 
 
 def remote_code(kinds: Iterable[str], compressors: Iterable[str] = ()) -> str:
-    """The source of a module that knows the layer `kinds` and `compressors`. Raises InputError
-    for one that needs more than its own file, torch and transformers."""
+    """Return the source of a module with the layer `kinds` and `compressors`.
+
+    Raises InputError for one that needs more than its own file, torch and transformers.
+    """
     layers = {kind: layer_class(kind) for kind in sorted(kinds)}
     bases = {name: quantizer_class(name) for name in sorted(compressors)}
     kinds = [*layers, *bases]

@@ -1,4 +1,4 @@
-"""What sources of files and of records share."""
+"""Functions shared by sources of files and of records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def existing_file(spec: str) -> Path:
 
 
 def home_expanded(spec: str) -> Path:
-    """As `Path.expanduser`, but a user that does not exist is no error."""
+    """Expand the home directory as `Path.expanduser`, keeping an unknown user's path."""
     return Path(os.path.expanduser(spec))
 
 
@@ -67,7 +67,7 @@ def _byte_stream(path: Path) -> Any:
 
 
 def path_and_field(spec: str, suffixes: tuple[str, ...]) -> tuple[str, str | None] | None:
-    """`data.jsonl:question` -> (`data.jsonl`, `question`); None for any other suffix."""
+    """Split `data.jsonl:question` into path and field; None for any other suffix."""
     endings = "|".join(re.escape(suffix) for suffix in suffixes)
     parsed = re.fullmatch(rf"(.+(?:{endings}))(?::([^:/\\]+))?", spec, re.I | re.S)
     return (parsed[1], parsed[2]) if parsed else None

@@ -26,7 +26,7 @@ def matches(spec: str) -> bool:
 
 
 def parse(spec: str) -> HubSpec:
-    """`hf:OWNER/NAME/CONFIG:SPLIT:FIELD`; two names are an owner and a data set."""
+    """Parse `hf:OWNER/NAME/CONFIG:SPLIT:FIELD`; two names are an owner and a data set."""
     parsed = _SHAPE.fullmatch(spec)
     if parsed is None:
         raise InputError(

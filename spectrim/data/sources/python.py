@@ -14,7 +14,7 @@ def matches(spec: str) -> bool:
 
 
 def documents(spec: str, field: str | None) -> list[str]:
-    """One document per file. Raises InputError for an unknown split and a given `field`."""
+    """Return one document per file. Raises InputError for an unknown split and a `field`."""
     split = spec.partition(":")[2] or "train"
     if split not in python_sources.SPLITS:
         known = ", ".join(python_sources.SPLITS)

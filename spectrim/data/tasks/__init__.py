@@ -1,4 +1,4 @@
-"""Tasks: prompts with answers, read from files or generated, and how well a model does."""
+"""Tasks: prompts with answers, read from files or generated."""
 
 from spectrim.data.tasks.answer_parsing import (
     extract_gsm8k,

@@ -1,4 +1,4 @@
-"""The short answer inside a worked-out one, and when two of them are the same."""
+"""Extract the short answer of a worked-out one, and compare two of them."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _LONGEST_NUMBER = 1000
 
 
 def extract_gsm8k(text: str) -> str | None:
-    """The first number after `####`, without commas and currency; None without one."""
+    """Return the first number after `####`, without commas and currency, or None."""
     found = _MARKED.search(text)
     return _number(found) if found else None
 
 
 def extract_number(text: str) -> str | None:
-    """The last number anywhere in the text, without commas; None when there is no digit."""
+    """Return the last number anywhere in the text, without commas, or None."""
     found = list(_ANYWHERE.finditer(text))
     return _number(found[-1]) if found else None
 
 
 def extract_math(text: str) -> str | None:
-    """What the last `\\boxed{...}` or `\\fbox{...}` holds; None without one that is closed.
+    """Return the content of the last closed `\\boxed{...}` or `\\fbox{...}`, or None.
 
     `\\boxed 3` without braces holds what stands up to the next blank or `$`.
     """
@@ -60,7 +60,7 @@ def extract_math(text: str) -> str | None:
 
 
 def same_answer(a: str | None, b: str | None) -> bool:
-    """Whether both are answers, and equal as numbers or as normalised LaTeX."""
+    """Return whether both are answers, and equal as numbers or as normalized LaTeX."""
     if a is None or b is None:
         return False
     left, right = normalize_answer(a), normalize_answer(b)
@@ -73,7 +73,7 @@ def same_answer(a: str | None, b: str | None) -> bool:
 
 
 def normalize_answer(text: str) -> str:
-    """One spelling for answers that differ only in LaTeX.
+    """Return one spelling for answers that differ only in LaTeX.
 
     Left out: blanks, `\\left` and `\\right`, `$`, `%`, degrees, units, a closing full stop,
     `x =` before the value, commas between thousands. `\\dfrac`, `\\frac12`, `1/2` become
@@ -98,7 +98,7 @@ def _number(found: re.Match[str]) -> str:
 
 
 def _braced(text: str) -> str | None:
-    """What the braces opening `text` hold, escaped ones not counted; None when not closed."""
+    """Return the content of the braces that open `text`, or None if they are not closed."""
     depth, skip = 0, False
     for position, character in enumerate(text):
         if skip or character == "\\":
@@ -118,7 +118,7 @@ def _as_fraction(found: re.Match[str]) -> str:
 
 
 def _value(text: str) -> Fraction | None:
-    """The number that `text` writes, as a decimal or one quotient of decimals."""
+    """Return the number in `text`, a decimal or one quotient of decimals."""
     if len(text) > _LONGEST_NUMBER:
         return None
     if _DECIMAL.match(text):

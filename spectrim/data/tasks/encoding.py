@@ -1,6 +1,6 @@
-"""Prompts and answers as tokens, and where the answer begins.
+"""Prompts and answers as tokens, and the start of the answer.
 
-Prompt and answer are tokenised together, as the model will read them; a token that reaches
+Prompt and answer are tokenized together, as the model will read them; a token that reaches
 over the border belongs to the answer. A tokenizer that cannot say where its tokens lie gets
 the two apart.
 """
@@ -15,21 +15,21 @@ from spectrim.data.tokenizing import leading_tokens
 from spectrim.errors import InputError
 
 _AT_ONCE = 1000
-"""Examples that are tokenised in one call."""
+"""Examples that are tokenized in one call."""
 _PLAIN: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
 
 
 def example_tokens(
     examples: Sequence[TaskExample], tokenizer: Any
 ) -> Iterator[tuple[list[int], int]]:
-    """Tokens of prompt and answer without special ones, and how many are the prompt's."""
+    """Yield the tokens of prompt and answer without special ones, and the prompt's number."""
     encode = _together if tokenizer.is_fast else _apart
     for start in range(0, len(examples), _AT_ONCE):
         yield from encode(examples[start : start + _AT_ONCE], tokenizer)
 
 
 def prompt_tokens(example: TaskExample, tokenizer: Any) -> list[int]:
-    """BOS and the prompt. Raises InputError when that is nothing at all."""
+    """Return BOS and the prompt. Raises InputError if that is empty."""
     tokens = leading_tokens(tokenizer) + text_tokens(example.prompt, tokenizer)
     if not tokens:
         raise InputError(
@@ -40,7 +40,7 @@ def prompt_tokens(example: TaskExample, tokenizer: Any) -> list[int]:
 
 
 def text_tokens(text: str, tokenizer: Any) -> list[int]:
-    """Without special tokens."""
+    """Return the tokens without special ones."""
     return list(tokenizer(text, **_PLAIN)["input_ids"]) if text else []
 
 

@@ -1,4 +1,4 @@
-"""What a task is made of: a prompt and the answer that should follow it."""
+"""The unit of a task: a prompt and the answer that should follow it."""
 
 from __future__ import annotations
 

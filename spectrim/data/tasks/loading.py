@@ -1,4 +1,4 @@
-"""From what the user typed, or a Python iterable, to examples."""
+"""Load examples from a spec or a Python iterable."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BETWEEN_SHOTS = "\n\n"
 
 
 def load_task(task: Task, settings: TaskSettings | None = None) -> list[TaskExample]:
-    """The examples of a spec, of an iterable, or of what a callable returns.
+    """Return the examples of a spec, of an iterable, or of the result of a callable.
 
     A spec is `FORMAT:PLACE`, or a PLACE that a format knows by its looks. Iterables give
     TaskExamples, (prompt, answer) pairs or (prompt, answer, final) triples. Raises InputError
@@ -70,7 +70,7 @@ def _checked(given: Iterable[Given]) -> Iterator[TaskExample]:
 
 
 def _format(spec: str) -> tuple[Any, str]:
-    """The format's module and the place it reads."""
+    """Return the format's module and the place that it reads."""
     name, _, place = spec.partition(":")
     if name in FORMATS.names():
         return FORMATS.get(name), place

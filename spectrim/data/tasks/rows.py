@@ -72,12 +72,12 @@ class TaskRows:
         return len(self.ids)
 
     def batch(self, rows: Tensor) -> TaskBatch:
-        """The given rows, cut to the longest of them."""
+        """Return the given rows, cut to the longest of them."""
         longest = int(self.mask[rows].sum(1).max())
         return TaskBatch(*(t[rows, :longest] for t in (self.ids, self.mask, self.scored)))
 
     def batches(self, size: int, seed: int, epoch: int = 0) -> Iterator[TaskBatch]:
-        """Every row once, in an order that `seed` and `epoch` fix; the last may be smaller."""
+        """Yield batches of every row once, in an order fixed by `seed` and `epoch`."""
         if size < 1:
             raise InputError(f"batch size is {size}, expected at least 1")
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -108,7 +108,7 @@ def task_rows(
 
 
 def calibration_blocks(rows: TaskRows) -> TokenBlocks:
-    """The rows for a calibration: layers' inputs over all tokens, the loss over the scored.
+    """Return calibration rows: inputs of layers over all tokens, the loss over scored ones.
 
     Sums are divided by all tokens, so a predicted loss is per token of prompts and answers;
     times `mask.sum() / scored.sum()` it is per token of the answers.
@@ -121,7 +121,7 @@ def calibration_blocks(rows: TaskRows) -> TokenBlocks:
 
 
 def task_loss(model: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
-    """Summed cross-entropy of the scored tokens, in float32 or better, and their number."""
+    """Return the summed cross-entropy (float32 or better) and number of the scored tokens."""
     logits, labels = scored_logits(model, batch)
     return nn.functional.cross_entropy(logits, labels, reduction="sum"), len(labels)
 

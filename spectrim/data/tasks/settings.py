@@ -1,4 +1,4 @@
-"""How a task is read, whatever its format."""
+"""The settings of reading a task, for all formats."""
 
 from __future__ import annotations
 

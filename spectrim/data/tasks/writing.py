@@ -1,4 +1,4 @@
-"""Examples that Python gives, as a file that a recipe can name."""
+"""Write Python examples as a file that a recipe can name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from spectrim.runtime.files import write_text
 
 
 def write_task(task: Task, path: Path) -> int:
-    """Prompts and answers of an iterable, or of what a callable returns, as JSON lines.
+    """Write prompts and answers of an iterable or callable as JSON lines; return how many.
 
-    Give the file's name to `TaskRecipe(data=...)`: a run then says what it was made from, and
-    can be continued. Returns how many. Raises InputError without examples, and when the place
-    cannot be written.
+    Name the file in `TaskRecipe(data=...)`: a run then records its data and can be resumed.
+    Raises InputError without examples, and if the file cannot be written.
     """
     examples = load_task(task)
     lines = [json.dumps({"prompt": e.prompt, "answer": e.answer}) for e in examples]

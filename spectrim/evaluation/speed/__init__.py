@@ -1,4 +1,4 @@
-"""How fast a model runs and how much memory it takes, dense against compressed in one run."""
+"""Speed and memory of a model, dense against compressed in one run."""
 
 from spectrim.evaluation.speed.random_models import SHAPES, factorize_randomly, random_model
 from spectrim.evaluation.speed.run import (

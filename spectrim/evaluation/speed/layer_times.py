@@ -1,7 +1,7 @@
 """The time of one layer, dense and at a few ranks, on this machine.
 
-Enough copies of each take turns that none is still in a cache when it is used again: in a
-model, too, every weight comes from memory.
+The runs alternate between enough copies that none is still in a cache when it is used again:
+in a model, too, every weight comes from memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDS = 7
 
 @dataclass(frozen=True)
 class TimingSpec:
-    """Where and on how much: `tokens` at once; fused as `spectrim.fuse` does, or plain."""
+    """Device and dtype, and `tokens` at once; fused as by `spectrim.fuse`, or plain."""
 
     device: torch.device
     dtype: torch.dtype
@@ -37,7 +37,7 @@ class TimingSpec:
     fused: bool = True
 
     def key(self) -> dict[str, Any]:
-        """All that times depend on but the layer."""
+        """Return all that times depend on besides the layer."""
         name = "cpu"
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
@@ -53,8 +53,10 @@ class TimingSpec:
 
 @torch.no_grad()
 def layer_times(shape: tuple[int, int], kind: str, place: TimingSpec) -> LayerTimes:
-    """Of weight shape (out, in). Raises InputError for a layer kind
-    whose time depends on more than its rank."""
+    """Measure weight shape (out, in).
+
+    Raises InputError for a layer kind whose time depends on more than its rank.
+    """
     ranks = _ranks(shape, kind)
     copies = min(MOST_COPIES, 1 + BYTES // (shape[0] * shape[1] * place.dtype.itemsize))
     x = torch.zeros(1, place.tokens, shape[1], dtype=place.dtype, device=place.device)
@@ -90,7 +92,7 @@ def _dense(shape: tuple[int, int], place: TimingSpec) -> nn.Module:
 def timed_layer(
     shape: tuple[int, int], kind: str, rank: int, place: TimingSpec, bias: bool = False
 ) -> nn.Module:
-    """A random layer as it is timed."""
+    """Return a random layer, prepared for timing."""
     layer = random_layer(shape, kind, rank, bias).to(place.device, place.dtype)
     if place.fused:
         layer.execution = Execution()

@@ -1,7 +1,7 @@
-"""Peak bytes of what a run allocates on top of what was there before it.
+"""Peak bytes that a run allocates on top of what was allocated before it.
 
 On a GPU the allocator's own peak; on a CPU the running sum of its allocations and frees,
-which the profiler reports one by one (workspaces inside a BLAS library are not among them).
+which the profiler reports one by one (without workspaces inside a BLAS library).
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ _BLOCK = "spectrim: block"
 
 @dataclass(frozen=True)
 class Peaks:
-    """activation: at the run's highest. transient: of a block's highest, what it has let go
-    of when it ends (not its output, not the cache), in the block where that is most."""
+    """Peak bytes of a run.
+
+    activation: at the run's highest. transient: freed within a block (without its output
+    and the cache), in the block where that is most.
+    """
 
     activation: int
     transient: int
@@ -33,7 +36,7 @@ class Peaks:
 def peak_bytes(
     run: Callable[[], Any], device: torch.device, blocks: Sequence[nn.Module] = ()
 ) -> Peaks:
-    """The run is made twice: what it keeps for later runs is not counted."""
+    """Measure the second of two runs: what the first keeps for later runs is not counted."""
     run()
     return (
         _allocator_peaks(run, device, blocks)
@@ -107,7 +110,7 @@ def _transient(changes: list[tuple[int, int]], span: tuple[int, int]) -> int:
 
 
 def _highest(changes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The highest of the running sum, and its last value."""
+    """Return the highest of the running sum, and its last value."""
     live = highest = 0
     for _, change in changes:
         live += change

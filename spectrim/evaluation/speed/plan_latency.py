@@ -1,7 +1,7 @@
-"""Whether a plan by time keeps what it promises: predicted against measured.
+"""Latency of a plan, predicted against measured.
 
 predicted = sum_l time_l(r_l) / sum_l time_l(dense)     from the table of each shape alone
-measured  = the same layers of the whole model, one after another, fused and dense in turn
+measured  = the same layers of the whole model, one after another, alternating fused and dense
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class PlannedTime:
-    """Shares of the dense layers' time. dense_layers: how many the plan left as they were."""
+    """Shares of the dense layers' time. dense_layers: how many the plan left dense."""
 
     budget: float
     predicted: float
@@ -53,7 +53,7 @@ def time_plan(
 ) -> PlannedTime:
     """Plan `model` by time, at the losses of plain SVD, and time the result.
 
-    Raises InputError for a budget that no ranks meet, and a layer kind that is not timed.
+    Raises InputError for a budget that no ranks meet, and a layer kind that cannot be timed.
     """
     targets, parameter = find_targets(model), next(model.parameters())
     place = TimingSpec(parameter.device, parameter.dtype, tokens)
@@ -80,7 +80,7 @@ def _with_ranks(
     kind: str,
     ranks: Mapping[str, int | None],
 ) -> PreTrainedModel:
-    """A copy with random layers of these ranks."""
+    """Return a copy with random layers of these ranks."""
     smaller = copy.deepcopy(model)
     for target in targets:
         if (rank := ranks[target.name]) is not None:
@@ -93,7 +93,7 @@ def _with_ranks(
 def measure_share(
     dense: nn.Module, smaller: nn.Module, targets: Sequence[Target], place: TimingSpec
 ) -> float:
-    """Time of the layers `targets` of `smaller` by that of the same layers of `dense`."""
+    """Return the time of the layers `targets` of `smaller`, divided by that of `dense`'s."""
     inputs = [
         torch.zeros(1, place.tokens, target.shape[1], dtype=place.dtype, device=place.device)
         for target in targets

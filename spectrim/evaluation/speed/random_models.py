@@ -1,4 +1,4 @@
-"""Models of a given shape with random weights, dense and factored: time needs no training."""
+"""Models of a given shape with random weights, dense and factored, for timing."""
 
 from __future__ import annotations
 
@@ -53,10 +53,11 @@ def random_model(
     seed: int = 0,
     blocks: int | None = None,
 ) -> PreTrainedModel:
-    """An untrained model of a name in `SHAPES`, or of a configuration file (config.json).
+    """Return an untrained model of a name in `SHAPES`, or of a configuration file
+    (config.json).
 
-    blocks: how many, where not all that the shape has. Raises UnknownNameError, InputError for
-    a configuration that transformers does not know, or no block.
+    blocks: number of blocks, default all of the shape. Raises UnknownNameError, InputError for
+    a configuration unknown to transformers, or for no block.
     """
     config = _config(shape)
     if blocks is not None:
@@ -76,7 +77,7 @@ def random_model(
 def factorize_randomly(
     model: PreTrainedModel, keep: float, kind: str, multiple: int = 1, seed: int = 0
 ) -> PreTrainedModel:
-    """The model, its layers replaced in place by random ones that keep `keep` of the weights.
+    """Replace the model's layers in place by random ones that keep `keep` of the weights.
 
     Raises InputError for a layer kind whose time depends on more than its rank.
     """
@@ -123,8 +124,11 @@ def _uniform_ranks(
 def random_layer(
     shape: tuple[int, int], kind: str, rank: int, bias: bool = False
 ) -> FactoredLinear:
-    """A layer of weight shape (out, in). Evenly spaced pivots: the gather has as far to go as
-    any. Raises InputError for a layer kind whose time depends on more than its rank."""
+    """Return a layer of weight shape (out, in), with evenly spaced pivots.
+
+    The gather is then as slow as for any pivots. Raises InputError for a layer kind whose time
+    depends on more than its rank.
+    """
     if not is_timed(kind):
         raise InputError(f"random layers are of kind lowrank or pivoted, not '{kind}'")
     layer = layer_class(kind).empty(shape, rank, bias)
@@ -136,5 +140,5 @@ def random_layer(
 
 
 def is_timed(kind: str) -> bool:
-    """Whether layers of a kind can stand in for trained ones: their time depends on ranks."""
+    """Return whether random layers of a kind time like trained ones, by rank alone."""
     return kind in TIMED

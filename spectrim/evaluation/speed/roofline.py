@@ -1,4 +1,4 @@
-"""What the device can do at most: bytes read and multiply-adds per second, both measured.
+"""The limits of the device: bytes read and multiply-adds per second, both measured.
 
 bandwidth   y = W x with W larger than the caches: every byte of W is read once
 arithmetic  C = A B with square matrices: 2 n^3 operations on 3 n^2 numbers
@@ -27,7 +27,7 @@ class Limits:
 
 @torch.inference_mode()
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """The best of a few repetitions of each; another process can only make them slower."""
+    """Return the best of a few repetitions; other processes can only slow them down."""
     width = 8192
     rows = READ_BYTES.get(device.type, READ_BYTES["cpu"]) // (width * dtype.itemsize)
     weight = torch.zeros(rows, width, dtype=dtype, device=device)

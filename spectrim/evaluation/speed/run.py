@@ -1,4 +1,4 @@
-"""The race: every model in every case, beside the limits measured in the same run."""
+"""The speed benchmark: every model in every case, with the limits measured in the same run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SpeedRow:
 
 @dataclass(frozen=True)
 class SpeedResult:
-    """What was measured, on what, and the machine's own limits in the same run."""
+    """The measurements, their device, and its limits in the same run."""
 
     device: str
     dtype: str
@@ -82,11 +82,13 @@ def bench_speed(
     settings: SpeedSettings | None = None,
     track: Any = lambda items, what, total: items,
 ) -> SpeedResult:
-    """Time all models, taking turns, in every case. Raises InputError for no model, or a case
-    that is longer than the model's context."""
+    """Time all models, alternating, in every case.
+
+    Raises InputError without a model, or for a case longer than a model's context.
+    """
     settings = settings or SpeedSettings()
     if not contestants:
-        raise InputError("a race needs at least one model")
+        raise InputError("a speed benchmark needs at least one model")
     parameter = next(contestants[0].model.parameters())
     device, dtype = parameter.device, parameter.dtype
     cases = _cases(contestants, settings)
@@ -107,7 +109,7 @@ def _cases(contestants: Sequence[SpeedVariant], settings: SpeedSettings) -> list
     if longest > context:
         raise InputError(
             f"{longest} tokens are more than the model's context of {context}; "
-            "give shorter --lengths"
+            "choose shorter --lengths"
         )
     phases: Iterable[Any] = ("prefill", "decode") if writes else ("prefill",)
     return [Case(p, b, n) for p in phases for b in settings.batches for n in settings.lengths]
@@ -132,7 +134,7 @@ def _case_rows(
 
 @dataclass(frozen=True)
 class _Place:
-    """A case, and what was measured in it and for it."""
+    """A case with its inputs and measurements."""
 
     case: Case
     steps: int

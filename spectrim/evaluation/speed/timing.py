@@ -1,7 +1,7 @@
-"""Times that can be compared on a machine that others use: interleaved, medians of ratios.
+"""Comparable times on a shared machine: interleaved runs, medians of ratios.
 
-On a CPU with one thread the clock counts what this process was given, not the time that
-others had the core; with more threads, and on a GPU, it is the clock on the wall.
+On a CPU with one thread the clock counts the processor time of this process; with more
+threads, and on a GPU, it is the wall clock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SLOWEST_ROUND = 3.0
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of every repetition, by name; the i-th of all were taken right after another."""
+    """Seconds of every repetition, by name; the i-th of all were measured in one round."""
 
     seconds: Mapping[str, tuple[float, ...]]
 
@@ -30,13 +30,13 @@ class Times:
         return median(self.seconds[name])
 
     def speedup(self, name: str, base: str) -> float:
-        """The median over rounds of base's time by `name`'s in the same round."""
+        """Return the median over rounds of base's time by `name`'s in the same round."""
         pairs = zip(self.seconds[base], self.seconds[name], strict=True)
         return median(slow / fast for slow, fast in pairs)
 
 
 def time_interleaved(runs: Mapping[str, Run], rounds: int, device: torch.device) -> Times:
-    """Every run once per round, in turn, after a round that is not counted."""
+    """Time every run once per round, in turn, after a warm-up round."""
     for run in runs.values():
         synchronize(device, run)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -51,7 +51,7 @@ def time_interleaved(runs: Mapping[str, Run], rounds: int, device: torch.device)
 
 
 def time_once(run: Run, device: torch.device) -> float:
-    """Seconds until the device has finished, the garbage collector at rest."""
+    """Return the seconds until the device has finished, without garbage collection."""
     collecting = gc.isenabled()
     gc.disable()
     try:

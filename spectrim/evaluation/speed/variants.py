@@ -1,4 +1,4 @@
-"""The models of one race, what each must read and compute, and twins that share weights."""
+"""The models of a speed benchmark, the bytes and operations of each, and fused copies."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ def make_variants(
     kernels: bool = False,
     tiles: bool = False,
 ) -> list[SpeedVariant]:
-    """The dense model, the compressed one plain, fused, and fused with `kernels`, `tiles` or
-    both; the dense and the fused one again `compiled`."""
+    """Return the dense model and the compressed one plain, fused and with `kernels` or `tiles`.
+
+    With `compiled` also the dense and the fused one compiled.
+    """
     found: list[SpeedVariant] = []
     first = "dense" if dense is not None else "compressed"
     if dense is not None:
@@ -63,14 +65,14 @@ def _ways(kernels: bool, tiles: bool) -> dict[str, tuple[bool, bool]]:
 def fused_twin(
     model: PreTrainedModel, kernels: bool = False, tiles: bool = False
 ) -> PreTrainedModel:
-    """A fused copy; its weights are its own, since they lie in another order."""
+    """Return a fused copy with its own weights, since they are stored in another order."""
     twin = copy.deepcopy(model)
     fuse(twin, kernels=kernels, tiles=tiles)
     return twin
 
 
 def _compiled_twin(model: PreTrainedModel) -> PreTrainedModel:
-    """On the very same tensors."""
+    """Return a compiled model on the same tensors."""
     tensors = [*model.parameters(), *model.buffers()]
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     forward: Any = torch.compile(twin.forward, dynamic=True)
@@ -79,7 +81,7 @@ def _compiled_twin(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def read_bytes(model: PreTrainedModel) -> int:
-    """Bytes of weights that a token needs: not an input embedding that is only looked up."""
+    """Return the bytes of weights that a token needs, without a plain lookup table."""
     embedding: Any = model.get_input_embeddings()
     output: Any = model.get_output_embeddings() if decodes(model) else None
     tied = output is not None and output.weight is embedding.weight
@@ -87,8 +89,11 @@ def read_bytes(model: PreTrainedModel) -> int:
 
 
 def operations(model: PreTrainedModel, batch: int, length: int) -> int:
-    """Of a prefill: 2 per weight and token, the output embedding for one token a row, and
-    scores and weighted sums of an attention that sees what it must (half, if causal)."""
+    """Return the operations of a prefill.
+
+    These are 2 per weight and token, the output embedding for one token per row, and scores and
+    weighted sums of attention over the visible positions (half, if causal).
+    """
     head: Any = model.get_output_embeddings() if decodes(model) else None
     weights = {id(m.weight): m.weight.numel() for m in _linears(model) if m is not head}
     products = 2 * sum(weights.values()) * batch * length
@@ -98,7 +103,7 @@ def operations(model: PreTrainedModel, batch: int, length: int) -> int:
 
 
 def cache_bytes(model: PreTrainedModel, batch: int, length: int, item: int) -> int:
-    """Keys and values that a token reads behind `length` others."""
+    """Return the bytes of keys and values that a token reads after `length` others."""
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return 2 * text.num_hidden_layers * heads * _head_width(text) * batch * length * item
@@ -109,7 +114,7 @@ def _linears(model: nn.Module) -> list[Any]:
 
 
 def _attention_width(model: PreTrainedModel) -> int:
-    """4 x heads x head width over all blocks: operations per pair of tokens."""
+    """Return 4 x heads x head width over all blocks: operations per pair of tokens."""
     text = model.config.get_text_config()
     return 4 * text.num_hidden_layers * text.num_attention_heads * _head_width(text)
 

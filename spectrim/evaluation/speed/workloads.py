@@ -1,4 +1,4 @@
-"""What is timed: reading a prompt, and writing tokens one by one after one.
+"""The timed workloads: reading a prompt, and writing tokens one by one after it.
 
 Both call the model as `generate` does: a key/value cache, logits of the last position only.
 """
@@ -26,7 +26,7 @@ class Prefill:
 
 
 class Decode:
-    """`steps` tokens one after another, each of `batch` rows, behind `length` others."""
+    """`steps` tokens one after another, each of `batch` rows, after `length` others."""
 
     def __init__(self, model: PreTrainedModel, batch: int, length: int, steps: int):
         self.model, self.steps = model, steps
@@ -46,7 +46,7 @@ class Decode:
 
 
 def decodes(model: PreTrainedModel) -> bool:
-    """Whether it writes text: an encoder has a prefill only."""
+    """Return whether the model generates text: an encoder has a prefill only."""
     return bool(model.can_generate())
 
 

@@ -1,1 +1,1 @@
-"""Answers of a model to the prompts of a task, and the share of them that is right."""
+"""Answers of a model to the prompts of a task, and their accuracy."""

@@ -3,8 +3,8 @@
 answer(prompt) = argmax decoding of [BOS] ++ tokens(prompt), up to EOS
 right          = same_answer(final(answer(prompt)), final(reference))
 
-How a final answer is read from a text follows from the reference: the first reader of
-`READERS` that finds the reference's `final` in the reference's own answer.
+The final answer is extracted by the first reader of `READERS` that finds the reference's
+`final` in the reference's own answer.
 """
 
 from __future__ import annotations
@@ -40,9 +40,14 @@ _FOUND_BY: dict[str, Reader] = READERS | {"gsm8k": extract_gsm8k}
 
 @dataclass(frozen=True)
 class AccuracySettings:
-    """max_new_tokens: None for a few more than the longest reference has; reader: one of
-    `READERS`, None to follow the reference; stop: texts that end an answer, cut off with what
-    follows; predictions: return the decoded answers too."""
+    """Settings of the evaluation.
+
+    Attributes:
+        max_new_tokens: None for a few more than the longest reference has.
+        reader: one of `READERS`, None to follow the reference.
+        stop: texts that end an answer; they are cut off with what follows.
+        predictions: return the decoded answers too.
+    """
 
     batch_size: int = 16
     max_new_tokens: int | None = None
@@ -58,7 +63,7 @@ class AccuracySettings:
                 f"{self.batch_size} and {self.max_new_tokens}"
             )
         if self.reader is not None and self.reader not in READERS:
-            raise UnknownNameError("reader of answers", self.reader, READERS)
+            raise UnknownNameError("answer reader", self.reader, READERS)
 
 
 def exact_match(
@@ -68,12 +73,12 @@ def exact_match(
     settings: AccuracySettings | None = None,
     track: ProgressBar = silent,
 ) -> dict[str, Any]:
-    """`accuracy`, `count`, `answered` (share with a final answer), `seconds`, and, if asked
-    for, `predictions` (one text per example, in order).
+    """Return `accuracy`, `count`, `answered` (share with a final answer) and `seconds`.
 
-    Model modes and the tokenizer are left as they were. Raises InputError without examples,
-    and for a prompt without tokens; warns (UserWarning) of prompts that leave no room for an
-    answer: they count as wrong.
+    With the setting also `predictions` (one text per example, in order). Model modes and the
+    tokenizer are left unchanged. Raises InputError without examples, and for a prompt without
+    tokens; warns (UserWarning) about prompts that leave no room for an answer: they count as
+    wrong.
     """
     settings = settings or AccuracySettings()
     if not examples:

@@ -1,7 +1,7 @@
-"""Answer many prompts greedily: the same, whatever prompts they are batched with.
+"""Greedy answers to many prompts, independent of the batches that they are in.
 
-Prompts are sorted by length and padded on the left. Where the model's context leaves a
-prompt less room than the others, it runs alone with what is left.
+Prompts are sorted by length and padded on the left. If the model's context leaves a prompt
+less room than the others, it runs alone with what is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MARGIN = 16
 
 
 class Group(NamedTuple):
-    """Numbers of prompts that run together, and tokens that each may be answered with."""
+    """Numbers of prompts that run together, and the most tokens of an answer."""
 
     numbers: list[int]
     room: int
@@ -66,7 +66,7 @@ def answer_groups(
 ) -> list[Group]:
     """Return groups of at most `size`; `most` None: the longest reference and `MARGIN`.
 
-    Warns (UserWarning) of prompts that fill the context; those are in no group. Raises
+    Warns (UserWarning) about prompts that fill the context; those are in no group. Raises
     InputError for a prompt without tokens.
     """
     if most is None:
@@ -120,7 +120,7 @@ def _greedy(model: PreTrainedModel, tokenizer: Any) -> Iterator[GenerationConfig
 
 
 def _ends(config: GenerationConfig | None, tokenizer: Any) -> list[int]:
-    """EOS of the tokenizer and those the model names besides."""
+    """Return the EOS of the tokenizer and those in the model's config."""
     named = config.eos_token_id if config else None
     named = named if isinstance(named, list) else [named]
     return sorted({token for token in (tokenizer.eos_token_id, *named) if token is not None})

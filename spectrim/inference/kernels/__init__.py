@@ -1,12 +1,12 @@
 """Fused operators on factors: one folder each, a readable `reference.py` beside `triton.py`.
 
-    lowrank_matmul    left (right x) of a few tokens in one kernel, a pivoted layer's too
+    lowrank_matmul    left (right x) of a few tokens in one kernel, also for pivoted layers
     flash_attention   attention from the factors of q, k and v, tile by tile
     flash_ffn         a feed-forward layer from its factors, tile by tile
 
-Each is called with tensors and `Second` factors, and takes the kernel for tensors on a GPU (or
-where Triton interprets, for tests), the reference elsewhere. `lowrank_matmul` has gradients;
-the others are for inference, and training goes through the layers themselves.
+Each takes tensors and `Second` factors, and runs the kernel for tensors on a GPU (or where
+Triton interprets, for tests), the reference elsewhere. `lowrank_matmul` has gradients; the
+others are for inference, and training runs the layers themselves.
 """
 
 from spectrim.inference.kernels.factor_spec import Second, second_of

@@ -1,4 +1,4 @@
-"""Whether a kernel can run: Triton is there, and the tensors are where it can reach them."""
+"""Decide whether a kernel can run: Triton is installed and can reach the tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def has_triton() -> bool:
 
 
 def interprets() -> bool:
-    """TRITON_INTERPRET=1: kernels are run step by step on the processor."""
+    """Return whether TRITON_INTERPRET=1 runs kernels step by step on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

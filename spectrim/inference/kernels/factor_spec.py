@@ -38,25 +38,25 @@ class Second:
         return len(self.weight) if self.position is None else len(self.position)
 
     def full(self) -> Tensor:
-        """(out, r), the identity's rows among the others."""
+        """Return the factor (out, r), with the identity's rows among the others."""
         if self.position is None:
             return self.weight
         identity = torch.eye(self.rank, dtype=self.weight.dtype, device=self.weight.device)
         return torch.cat([identity, self.weight])[self.position]
 
     def apply(self, z: Tensor) -> Tensor:
-        """(..., r) -> (..., out)."""
+        """Map (..., r) to (..., out)."""
         return torch.nn.functional.linear(z, self.full(), self.bias)
 
 
 def is_readable(layer: FactoredLinear) -> bool:
-    """Whether kernels can read the layer: plain linear children of a known kind."""
+    """Return whether kernels can read the layer: plain linear children of a known kind."""
     children = (layer.first, getattr(layer, "coefficients", getattr(layer, "left", None)))
     return all(type(child) is torch.nn.Linear for child in children)
 
 
 def second_of(layer: FactoredLinear) -> Second:
-    """Of a plain or a pivoted layer, or one on a shared basis. Raises ModelError for others."""
+    """Return the second factor of a plain, pivoted or shared layer. Raises ModelError."""
     if isinstance(layer, PivotedLinear):
         position, own = layer.position(), layer.coefficients.bias
         bias = None
@@ -65,5 +65,5 @@ def second_of(layer: FactoredLinear) -> Second:
         return Second(layer.coefficients.weight, bias, position)
     left = getattr(layer, "left", None)
     if type(left) is not torch.nn.Linear:
-        raise ModelError(f"a {type(layer).__name__} has no second factor that kernels read")
+        raise ModelError(f"{type(layer).__name__} has no second factor that kernels support")
     return Second(left.weight, left.bias)

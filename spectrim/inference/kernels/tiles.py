@@ -1,4 +1,4 @@
-"""What the kernels share: tiles of a second factor, and products of any two tiles."""
+"""Functions shared by the kernels: tiles of a second factor, and products of two tiles."""
 
 import torch
 import triton
@@ -14,10 +14,10 @@ SMALLEST_TILE = 16
 
 @triton.jit
 def left_tile(weight, position, rows, ranks, out, rank, PIVOTED: tl.constexpr):
-    """A[rows, ranks] of the full (out, rank) factor; zero outside it.
+    """Load A[rows, ranks] of the full (out, rank) factor; zero outside it.
 
-    Where the layer is pivoted its rows are gathered on the way: a row of the identity for a
-    pivot, else the row of coefficients that stands for it.
+    The rows of a pivoted layer are gathered: a row of the identity for a pivot, else the
+    matching row of coefficients.
     """
     inside = (rows < out)[:, None] & (ranks < rank)[None, :]
     if PIVOTED:
@@ -32,7 +32,7 @@ def left_tile(weight, position, rows, ranks, out, rank, PIVOTED: tl.constexpr):
 
 @triton.jit
 def product(a, b, WIDE: tl.constexpr):
-    """a b in float32. WIDE: convert first, since the interpreter has no half-precision dot."""
+    """Return a b in float32. WIDE: convert first; the interpreter has no half-precision dot."""
     if WIDE:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, input_precision="ieee")
@@ -41,7 +41,7 @@ def product(a, b, WIDE: tl.constexpr):
 @triton.jit
 def expanded(z, weight, position, bias, tokens, rows, count, out, rank, BLOCK_R: tl.constexpr,
              PIVOTED: tl.constexpr, BIASED: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
-    """(tokens, rows) of `A z + b` in float32; z (count, rank) by its pointer.
+    """Return (tokens, rows) of `A z + b` in float32; z (count, rank) is a pointer.
 
     tokens from `count` and rows from `out` on are padding.
     """
@@ -58,7 +58,7 @@ def expanded(z, weight, position, bias, tokens, rows, count, out, rank, BLOCK_R:
 
 
 def tile(size: int, most: int) -> int:
-    """A power of two that holds `size`, at least what is multiplied at once, at most `most`."""
+    """Return a power of two that holds `size`, at least the smallest tile, at most `most`."""
     return max(SMALLEST_TILE, min(triton.next_power_of_2(size), most))
 
 
@@ -67,7 +67,7 @@ def wide(tensor: Tensor) -> bool:
 
 
 def pointers(second: Second, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """weight, position and bias; z stands for one that is absent, and is not read."""
+    """Return weight, position and bias; z is a placeholder for absent ones, and is not read."""
     position = z if second.position is None else second.position
     bias = z if second.bias is None else second.bias
     return second.weight.contiguous(), position, bias

@@ -1,6 +1,6 @@
 """softmax(q k^T) v of one row and a few heads at a time.
 
-q, k and v of those heads are made from their factors when it is their turn.
+q, k and v of those heads are computed from their factors when needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BYTES = 2**22
 
 @dataclass(frozen=True)
 class Settings:
-    """mask (B or 1, H or 1, T, S) or None; the rest as torch's own attention takes it."""
+    """mask (B or 1, H or 1, T, S) or None; the rest as in torch's own attention."""
 
     mask: Tensor | None
     is_causal: bool
@@ -50,7 +50,7 @@ class Attention(Node):
         return self.known is None
 
     def make(self, values: Values, tile: Tile) -> Tensor:
-        """All tokens of the tile's rows, which lie side by side as (B, T, H, D)."""
+        """Return all tokens of the tile's rows, stored as (B, T, H, D)."""
         rows = tile.batch[1] - tile.batch[0]
         _, heads, tokens, width = self.meta.shape
         made = torch.empty(
@@ -85,8 +85,10 @@ class Attention(Node):
 
 
 def _queries(q: Node | Tensor, values: Values, own: Tile) -> Tensor:
-    """Some tokens at a time where several tensors of its size stand on the way to q, as where
-    it is turned by its place."""
+    """Return q, some tokens at a time if several tensors of its size precede it.
+
+    That is the case for rotary positions, for example.
+    """
     first, last = own.token
     rows = ROWS.get(q.device.type, ROWS["cpu"])
     if not isinstance(q, Pointwise) or q.known is not None or last - first <= rows:
@@ -103,7 +105,7 @@ def _queries(q: Node | Tensor, values: Values, own: Tile) -> Tensor:
 
 
 def swap_roles(roles: Roles, first: int, second: int) -> Roles:
-    """After `transpose`."""
+    """Return the roles after `transpose`."""
     moved: list[Role] = list(roles)
     moved[first], moved[second] = moved[second], moved[first]
     return tuple(moved)

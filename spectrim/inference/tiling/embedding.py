@@ -12,7 +12,7 @@ ROLES: Roles = ("batch", "token")
 
 
 class Ids(Node):
-    """Token ids (B, T), which are there: they wait so that what is looked up can wait."""
+    """Token ids (B, T): available at once, a node so that the lookup can be deferred."""
 
     def __init__(self, ids: Tensor):
         meta = torch.empty(ids.shape, dtype=ids.dtype, device="meta")
@@ -26,4 +26,4 @@ class Ids(Node):
         return self.ids
 
     def forget(self) -> None:
-        """The ids are the whole."""
+        """Do nothing: the ids are not computed from anything."""

@@ -1,7 +1,7 @@
-"""Where a model begins to wait and where it stops: its layers and embeddings, its blocks.
+"""Hooks that start and end deferral in a model: at its layers and embeddings, and its blocks.
 
-What leaves a block is made as a whole, in one pass of tiles through all that waited in it, so
-that nothing is made twice and no expression grows from block to block.
+The output of a block is computed as a whole, in one pass of tiles through all that was deferred
+in it, so that nothing is computed twice and no expression grows from block to block.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ FEWEST = 256
 
 @dataclass
 class Tiling:
-    """Of one model. fewest: the tokens from which on outputs wait. kernels: on a GPU they are
-    made by Triton's kernels, where their form is that of one."""
+    """Deferral of one model's outputs.
+
+    fewest: number of tokens from which on outputs are deferred. kernels: on a GPU compute
+    expressions of a known form by Triton kernels.
+    """
 
     fewest: int = FEWEST
     kernels: bool = False
 
     def takes(self, layer: FactoredLinear, x: Tensor) -> bool:
-        """An inference of enough tokens (B, T, in), through a layer of a known kind."""
+        """Return whether to defer: enough tokens (B, T, in) without gradients, a known kind."""
         enough = x.dim() == 3 and x.numel() >= self.fewest * x.shape[-1]
         return enough and _inferring(x) and is_readable(layer)
 
     def __call__(self, layer: FactoredLinear, x: Tensor) -> Tensor:
-        """The output of `layer`, not made yet; its z is, where x is."""
+        """Return the deferred output of `layer`; its z is computed now if x is available."""
         z: Tensor | Node = layer.first(x)
         given = z.node if isinstance(z, LazyTensor) else z
         return LazyTensor(Second(layer, given, self.kernels))
@@ -56,7 +59,7 @@ class Tiling:
 
 @dataclass
 class _Lookup:
-    """A forward pre-hook: what an embedding looks up waits, too."""
+    """A forward pre-hook that defers the lookup of an embedding."""
 
     tiling: Tiling
 
@@ -81,12 +84,12 @@ def _remove(hooks: Any, mine: Any) -> None:
 
 
 def _make_outputs(module: nn.Module, arguments: Any, outputs: Any) -> Any:
-    """A forward hook: nothing leaves the module that was not made."""
+    """Compute all deferred outputs of the module, as a forward hook."""
     return None if torch.compiler.is_compiling() else materialize(outputs)
 
 
 def _inferring(x: Tensor) -> bool:
-    """No gradient, no compiler (it does better on its own) and no autocast."""
+    """Return whether there is no gradient, no compiler (it does better alone), no autocast."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()

@@ -1,9 +1,9 @@
-"""Expressions that one kernel computes at once, found by their form alone.
+"""Expressions that one kernel computes at once, recognized by their form.
 
     R_d (act(gate) * up) + c    R_d act(up) + c      feed-forward
-    softmax(q k^T) v                                 attention, q and k perhaps turned
+    softmax(q k^T) v                                 attention, q and k possibly rotated
 
-with gate, up, q, k and v outputs of factored layers that have not been made.
+with gate, up, q, k and v deferred outputs of factored layers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Turns = tuple[Tensor, Tensor]
 
 
 class KernelLinear(Linear):
-    """A linear layer behind a hidden state; by `flash_ffn` where that has its form."""
+    """A linear layer on a hidden state, by `flash_ffn` if the expression has its form."""
 
     def make(self, values: Values, tile: Tile) -> Tensor:
         x, weight, bias = self.arguments
@@ -41,7 +41,7 @@ class KernelLinear(Linear):
 
 
 class KernelAttention(Attention):
-    """Attention of all heads of the tile's rows by `flash_attention`, where it can."""
+    """Attention of all heads of the tile's rows, by `flash_attention` if supported."""
 
     def make(self, values: Values, tile: Tile) -> Tensor:
         assert self.settings is not None
@@ -61,8 +61,7 @@ class KernelAttention(Attention):
         return y.unflatten(-1, (count, width)).transpose(1, 2)
 
     def _suits_kernel(self, found: list[_Head]) -> bool:
-        """Both or neither of q and k are turned, by their own places; no query has a mask of
-        its own."""
+        """Return whether q and k are both rotated or both not, and queries have no mask."""
         q, k, v = found
         turned = (q.turns is None) == (k.turns is None) and v.turns is None
         square = self.keys == self.meta.shape[2]
@@ -72,7 +71,7 @@ class KernelAttention(Attention):
 
 
 def _is_key_mask(settings: Settings | None) -> bool:
-    """Whether it is the same for every head and every query, or none."""
+    """Return whether the mask is the same for all heads and queries, or absent."""
     mask = None if settings is None else settings.mask
     if mask is None:
         return True
@@ -88,7 +87,7 @@ class _Head:
 
 
 def _hidden(node: Any) -> tuple[Any, Second | None, Second] | None:
-    """Activation, gate and up."""
+    """Return activation, gate and up."""
     if (activated := _activated(node)) is not None:
         return activated[0], None, activated[1]
     pair = _operands(node, "mul")
@@ -109,7 +108,7 @@ def _activated(node: Any) -> tuple[str, Second] | None:
 
 
 def _head(node: Any) -> _Head | None:
-    """A layer's output cut into heads, before or after a rotary turn."""
+    """Return a layer's output split into heads, before or after a rotation."""
     name, _ = _call(node)
     if name == "transpose" and isinstance(node.arguments[0], Split):
         layer = next(iter(node.arguments[0].inputs), None)
@@ -126,7 +125,7 @@ def _head(node: Any) -> _Head | None:
 
 
 def _is_half_turn(node: Any, x: Node) -> bool:
-    """(-x2, x1) of the halves of x."""
+    """Return whether the node is (-x2, x1) of the halves of x."""
     name, _ = _call(node)
     if name != "cat" or len(node.arguments[0]) != 2:
         return False
@@ -148,7 +147,7 @@ def _operands(node: Any, name: str) -> tuple[Any, Any] | None:
 
 
 def _call(node: Any) -> tuple[str, dict[str, Any]]:
-    """The name and the options of what a node waits for."""
+    """Return the name and the options of a deferred call."""
     if not isinstance(node, Applied) or node.known is not None:
         return "", {}
     function: Any = node.function

@@ -1,4 +1,4 @@
-"""A tensor that is made when somebody needs the whole of it, and in tiles until then."""
+"""A tensor that is computed when its whole is needed, and in tiles until then."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ABOUT = {
 
 
 class LazyTensor(Tensor):
-    """Stands for its node: calls that can wait give another one, all others make it first."""
+    """A tensor for a node: deferrable calls return another one, all others compute it first."""
 
     node: Node
 
@@ -62,13 +62,12 @@ class LazyTensor(Tensor):
 
 
 def materialize(values: Any) -> Any:
-    """The same values (nested), every tensor in them made."""
+    """Return the same (nested) values with every tensor in them computed."""
     return tree_map(lambda v: v.node.whole() if isinstance(v, LazyTensor) else v, values)
 
 
 def _nodes(values: Any) -> Any:
-    """Of arguments: tensors stand in them, in a list, or in an option (`tree_map` knows more,
-    and takes longer)."""
+    """Replace lazy tensors by nodes in arguments, lists, options; faster than `tree_map`."""
     if isinstance(values, LazyTensor):
         return _node(values)
     if isinstance(values, dict):

@@ -1,8 +1,8 @@
 """Expressions over tokens that are evaluated tile by tile.
 
-A node is a tensor that was not made: what makes it, and from what. Every node but attention
-works on each token for itself, so any tile of tokens can be made from the same tile of its
-inputs; what several nodes of one expression share is made once per tile.
+A node is a deferred tensor: an operation and its inputs. Every node but attention works on
+single tokens, so any tile of tokens can be computed from the same tile of its inputs; what
+several nodes of one expression share is computed once per tile.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from spectrim.inference.tiling.tile import FEATURES, ROWS, Roles, Tile, part, ti
 
 
 class Node(ABC):
-    """meta: the shape and dtype of the whole, as a tensor on the meta device.
+    """A deferred tensor.
 
-    known: the whole, once it was made. PARTIAL: can make some of its features alone.
+    meta: its shape and dtype, as a tensor on the meta device. known: the whole, once computed.
+    PARTIAL: whether it can compute some of its features alone.
     """
 
     PARTIAL = False
@@ -36,15 +37,15 @@ class Node(ABC):
 
     @abstractmethod
     def make(self, values: Values, tile: Tile) -> Tensor:
-        """The tile of this node from those of its inputs."""
+        """Compute the tile of this node from those of its inputs."""
 
     @property
     def mixes_tokens(self) -> bool:
-        """Whether a tile needs its rows' other tokens."""
+        """Return whether a tile needs its rows' other tokens."""
         return self.known is None and any(node.mixes_tokens for node in self.inputs)
 
     def whole(self) -> Tensor:
-        """Made tile by tile the first time, kept from then on in place of its inputs."""
+        """Compute the whole tile by tile once, then keep it in place of the inputs."""
         if self.known is None:
             self.known = self._filled()
             self.inputs = []
@@ -53,7 +54,7 @@ class Node(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Let go of what it was made from."""
+        """Drop the inputs."""
 
     def _filled(self) -> Tensor:
         uses = Counter(id(n) for node in _distinct(self) for n in node.inputs)
@@ -65,7 +66,7 @@ class Node(ABC):
 
 
 class Values:
-    """What was made for one tile and will be used again. uses: how often, by node."""
+    """Values of one tile that will be used again. uses: how often, by node."""
 
     def __init__(self, uses: Counter[int]):
         self.uses = uses
@@ -73,7 +74,7 @@ class Values:
         self._made: dict[tuple[int, Tile], Tensor] = {}
 
     def of(self, given: Node | Tensor, tile: Tile, roles: Roles = ()) -> Tensor:
-        """roles: of a tensor that is there already; a node knows its own."""
+        """Return the tile of a node or of an available tensor with the given axis roles."""
         if isinstance(given, Tensor):
             return part(given, roles, tile)
         if given.known is not None:
@@ -116,7 +117,7 @@ class Applied(Node):
 
 
 class Pointwise(Applied):
-    """Number by number: a tensor among the arguments is taken along, where it has tokens."""
+    """An elementwise function; tensor arguments with tokens are tiled too."""
 
     def _made(self, arguments: Any, values: Values, tile: Tile) -> Any:
         if isinstance(arguments, Tensor):
@@ -125,7 +126,7 @@ class Pointwise(Applied):
 
 
 class Split(Applied):
-    """(B, T, O) as heads (B, T, H, D); some heads need only their features."""
+    """(B, T, O) split into heads (B, T, H, D); some heads need only their features."""
 
     def make(self, values: Values, tile: Tile) -> Tensor:
         width = self.meta.shape[-1]
@@ -136,7 +137,7 @@ class Split(Applied):
 
 
 class Joined(Applied):
-    """Heads (B, T, H, D) side by side (B, T, O)."""
+    """Heads (B, T, H, D) joined side by side (B, T, O)."""
 
     def make(self, values: Values, tile: Tile) -> Tensor:
         return values.of(self.inputs[0], tile.whole_width()).flatten(2)

@@ -1,6 +1,6 @@
-"""Which calls on a tensor that was not made can wait, and as what node.
+"""The calls on a deferred tensor that can be deferred too, and their nodes.
 
-Whatever is not recognised here is no mistake: the tensor is made, and the call goes on.
+An unrecognized call is not an error: the tensor is computed, and the call is executed.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ POINTWISE = frozenset([*_ACTIVATIONS.split(), *_ARITHMETIC.split()])
 def defer(
     function: Callable[..., Tensor], arguments: Given, options: Mapping[str, Any]
 ) -> Node | None:
-    """The node of a call, or None where its tensors have to be made. arguments: tensors that
-    were not made are given as nodes."""
+    """Return the node of a call on nodes, or None if their tensors have to be computed."""
     name = getattr(function, "__name__", "")
     rule = _pointwise if name in POINTWISE else RULES.get(name)
     if rule is not None and not any(nodes_in([arguments, list(options.values())])):
@@ -65,7 +64,7 @@ def _pointwise(function: Any, arguments: Given, options: dict[str, Any]) -> Node
 
 
 def _common_roles(nodes: list[Node], meta: Tensor) -> Roles | None:
-    """Of the result; None where they would contradict each other, or where none is left."""
+    """Return the result's axis roles; None if they contradict each other or none is left."""
     roles: list[Any] = [None] * meta.dim()
     for node in nodes:
         first = meta.dim() - node.meta.dim()
@@ -82,7 +81,7 @@ def _common_roles(nodes: list[Node], meta: Tensor) -> Roles | None:
 
 
 def _cast(function: Any, arguments: Given, options: dict[str, Any]) -> Node | None:
-    """`to` another dtype, not another device."""
+    """Defer `to` another dtype, not to another device."""
     asked = [*arguments[1:], *options.values()]
     dtypes = bool(asked) and all(isinstance(a, torch.dtype) for a in asked)
     return _pointwise(function, arguments, options) if dtypes else None
@@ -94,7 +93,7 @@ def _dropout(function: Any, arguments: Given, options: dict[str, Any]) -> Node |
 
 
 def _per_token(function: Any, arguments: Given, options: dict[str, Any]) -> Node | None:
-    """A norm over the last axis."""
+    """Defer a norm over the last axis."""
     given = arguments[1] if len(arguments) > 1 else ()
     shape: Any = options.get("normalized_shape", given)
     x = arguments[0]
@@ -126,8 +125,10 @@ def _embedding(function: Any, arguments: Given, options: dict[str, Any]) -> Node
 
 
 def _linear(function: Any, arguments: Given, options: dict[str, Any]) -> Node | None:
-    """Behind an attention it is made at once: a row's tokens are all there, and its result is
-    what the next layers read."""
+    """Defer a linear layer; after attention compute it at once.
+
+    A row's tokens are all available there, and the next layers read the result.
+    """
     given = _named(_linear_signature, arguments, options)
     x, weight = given["input"], given["weight"]
     if not isinstance(x, Node) or x.roles != FEATURES or not isinstance(weight, Tensor):
@@ -166,7 +167,7 @@ def _transpose(function: Any, arguments: Given, options: dict[str, Any]) -> Node
 
 
 def _last_axis(function: Any, arguments: Given, options: dict[str, Any]) -> Node | None:
-    """x[..., a:b] of each head."""
+    """Defer x[..., a:b] of each head."""
     x, index = arguments
     simple = isinstance(index, tuple) and len(index) == 2 and index[0] is Ellipsis
     if not simple or not isinstance(index[1], slice) or x.roles[-1] is not None:
@@ -213,12 +214,12 @@ def _attention(function: Any, arguments: Given, options: dict[str, Any]) -> Node
 
 
 def _by_kernel(nodes: list[Node]) -> bool:
-    """Whether a layer that they come from was fused with kernels."""
+    """Return whether a layer that they come from was fused with kernels."""
     return any(n.kernels if isinstance(n, Second) else _by_kernel(n.inputs) for n in nodes)
 
 
 def _make_thin_inputs(node: Node) -> None:
-    """Each z that would else be made again for every group of heads."""
+    """Compute each z that would otherwise be recomputed for every group of heads."""
     for inner in node.inputs:
         _make_thin_inputs(inner)
     if isinstance(node, Second) and isinstance(node.z, Node):

@@ -1,4 +1,4 @@
-"""A layer's output from z, some rows or some features of it at a time."""
+"""A layer's output from z, some rows or some features at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from spectrim.layers.pivoted import PivotedLinear
 
 
 class Second(Node):
-    """finish(z) of a factored layer; z (B, T, r) is there, or a node itself.
+    """finish(z) of a factored layer; z (B, T, r) is a tensor or a node.
 
-    kernels: what it goes into may be one kernel with it.
+    kernels: whether a kernel may compute it together with the operation that reads it.
     """
 
     PARTIAL = True
@@ -44,7 +44,7 @@ class Second(Node):
 
 
 def features(layer: FactoredLinear, z: Tensor, span: Span) -> Tensor:
-    """Outputs `span` alone (..., last - first): of a layer that kernels read.
+    """Return the outputs `span` alone (..., last - first) of a layer that kernels read.
 
     A pivoted layer keeps the order of its outputs in each of its two parts, so those of a
     span are one range of z and one range of the coefficients' rows.

@@ -1,7 +1,7 @@
-"""Shape and dtype of a call's result, found on the meta device and remembered.
+"""Shape and dtype of a call's result, computed on the meta device and cached.
 
-A prompt asks the same few dozen questions in every block, and on the meta device each takes
-as long as a small product.
+A prompt makes the same few dozen calls in every block, and on the meta device each takes as
+long as a small product.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST = 4096
 
 @dataclass(frozen=True)
 class _Like:
-    """Stands for a tensor."""
+    """A placeholder for a tensor."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -29,14 +29,14 @@ class _Like:
 
 @dataclass(frozen=True)
 class _Constant:
-    """With its type, since 1 equals 1.0 and True."""
+    """A constant with its type, since 1 equals 1.0 and True."""
 
     value: Any
     kind: type
 
 
 def result(function: Any, arguments: Any, options: Mapping[str, Any]) -> Tensor:
-    """The result's shape and dtype, as a tensor on the meta device that nobody changes."""
+    """Return the result's shape and dtype, as a meta tensor that must not be changed."""
     given, named = _key(arguments), tuple((name, _key(o)) for name, o in options.items())
     try:
         return _remembered(function, given, named)

@@ -1,4 +1,4 @@
-"""Which part of a tensor is made at once, and what each of its axes stands for."""
+"""The part of a tensor that is computed at once, and the roles of its axes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tile:
 
 
 def part(tensor: Tensor, roles: Roles, tile: Tile) -> Tensor:
-    """A view of what the tile covers; axes are aligned at the end, those of length one stay."""
+    """Return a view of the tile; axes are aligned at the end, those of length one stay."""
     first = tensor.dim() - len(roles)
     for axis, role in enumerate(roles):
         span = getattr(tile, role) if role is not None else None
@@ -46,7 +46,7 @@ def part(tensor: Tensor, roles: Roles, tile: Tile) -> Tensor:
 
 
 def tiles(shape: torch.Size, roles: Roles, rows: int, split: bool) -> Iterator[Tile]:
-    """All of a tensor, about `rows` tokens at a time. split: tokens of a row may be parted."""
+    """Yield tiles of about `rows` tokens. split: the tokens of a row may be split up."""
     batch = shape[roles.index("batch")]
     tokens = shape[roles.index("token")]
     length = min(tokens, rows) if split else tokens

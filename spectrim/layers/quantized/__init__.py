@@ -1,4 +1,4 @@
-"""Compressors: a weight in fewer bytes by other means than rank. One file each.
+"""Quantizers and other compressors that store a weight in fewer bytes. One file each.
 
 A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen dataclass
 `Options`, and
@@ -6,7 +6,7 @@ A module declares `REQUIRES` (statistics), `REFERENCE`, optionally a frozen data
     LAYER                        the `CompressedLinear` that it stores a layer in
     compress(problem, options)   -> a LAYER with the weight and bias of a `LayerProblem`
 
-What a compressor loses, a low-rank path beside it gives back in part: `CompensatedLinear`.
+A low-rank path beside it corrects part of the error: `CompensatedLinear`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ QUANTIZERS = Registry("quantizer", "spectrim.layers.quantized")
 
 
 def quantizer_class(name: str) -> type[CompressedLinear]:
-    """The `CompressedLinear` subclass of a compressor. Raises UnknownNameError."""
+    """Return the `CompressedLinear` subclass of a compressor. Raises UnknownNameError."""
     return QUANTIZERS.get(name).LAYER
 
 

@@ -1,6 +1,6 @@
-"""What every compressed layer has in common: it multiplies with a matrix made when needed.
+"""The base class of compressed layers, whose matrix is computed for every product.
 
-Numbers that a cast of the model must not touch (codes, indices, scales) are buffers of
+Numbers that a cast of the model must not change (codes, indices, scales) are buffers of
 integers; a loader finds every tensor by its name.
 """
 
@@ -20,7 +20,7 @@ from spectrim.layers._base import double
 
 
 class QuantizationProblem(Protocol):
-    """A weight (out, in) to quantize, and what its inputs are known to be like."""
+    """A weight (out, in) to quantize, with statistics of its inputs."""
 
     @property
     def name(self) -> str: ...
@@ -32,7 +32,7 @@ class QuantizationProblem(Protocol):
 
 
 class Adapter(nn.Module):
-    """`up(down(x))`, trained beside a weight that is fixed."""
+    """`up(down(x))`, trained beside a frozen weight."""
 
     def __init__(self, in_features: int, out_features: int, rank: int):
         super().__init__()
@@ -50,7 +50,7 @@ class Adapter(nn.Module):
 class CompressedLinear(nn.Module, ABC):
     """`y = Q(W) x + b`, where Q(W) (out, in) is stored in fewer bytes than W.
 
-    adapter: what was trained beside it, `y = Q(W) x + b + up(down(x))`.
+    adapter: a trained addition, `y = Q(W) x + b + up(down(x))`.
     """
 
     adapter: Adapter | None
@@ -73,7 +73,7 @@ class CompressedLinear(nn.Module, ABC):
 
     @classmethod
     def parsed(cls, given: Mapping[str, Any]) -> Any:
-        """The options that a checkpoint states. Raises InputError."""
+        """Return the options stored in a checkpoint. Raises InputError."""
         try:
             return cls.OPTIONS(**given)
         except TypeError as error:
@@ -81,29 +81,29 @@ class CompressedLinear(nn.Module, ABC):
 
     @property
     def stated(self) -> dict[str, Any]:
-        """The options as plain values, for `parsed`."""
+        """Return the options as plain values, for `parsed`."""
         return asdict(self.options)
 
     @classmethod
     @abstractmethod
     def empty(cls, shape: tuple[int, int], bias: bool, options: Any) -> CompressedLinear:
-        """An uninitialised layer of weight shape (out, in), to be filled by a loader.
+        """Return an uninitialized layer of weight shape (out, in), to be filled by a loader.
 
-        Raises ModelError or InputError for a shape or machine that it cannot serve.
+        Raises ModelError or InputError for an unsupported shape or machine.
         """
 
     @classmethod
     @abstractmethod
     def cost(cls, shape: tuple[int, int], options: Any, itemsize: int) -> int:
-        """Stored bytes without the bias; `itemsize` of the model's dtype."""
+        """Return the stored bytes without the bias; `itemsize` of the model's dtype."""
 
     @abstractmethod
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """Q(W) (out, in)."""
+        """Return Q(W) (out, in)."""
 
     @property
     def weight(self) -> Tensor:
-        """The whole matrix (out, in) in float32, where a factored layer reads its children."""
+        """Return the whole matrix (out, in) in float32."""
         return self._whole(torch.float32)
 
     def _whole(self, dtype: torch.dtype) -> Tensor:
@@ -111,11 +111,11 @@ class CompressedLinear(nn.Module, ABC):
         return alone if self.adapter is None else alone + self.adapter.matrix(dtype)
 
     def validate(self) -> str | None:
-        """The name of a tensor that no compressor writes, and what is wrong with it."""
+        """Return the name of an invalid tensor and what is wrong with it, or None."""
         return None
 
     def product(self, x: Tensor) -> Tensor:
-        """Q(W) x + b."""
+        """Return Q(W) x + b."""
         return functional.linear(x, self.matrix(x.dtype), self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class CompressedLinear(nn.Module, ABC):
         return y if self.adapter is None else y + self.adapter(x)
 
     def dense(self) -> tuple[Tensor, Tensor | None]:
-        """The whole matrix and the bias, float64."""
+        """Return the whole matrix and the bias, float64."""
         return self._whole(torch.float64).detach(), double(self.bias)
 
     def extra_repr(self) -> str:

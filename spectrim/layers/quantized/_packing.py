@@ -1,4 +1,4 @@
-"""Small integers without gaps: eight codes of b bits in b bytes, lowest code first.
+"""Small integers packed without gaps: eight codes of b bits in b bytes, lowest code first.
 
     word = sum_i code_i * 2^(b i), i = 0 .. 7,   b bytes, lowest first
 
@@ -18,7 +18,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Codes (...) in 0 .. 2^bits - 1, bits 1 .. 8, as uint8 (packed_bytes,)."""
+    """Pack codes (...) in 0 .. 2^bits - 1, bits 1 .. 8, into uint8 (packed_bytes,)."""
     flat = codes.flatten().long()
     padded = flat.new_zeros(-(-flat.numel() // _TOGETHER), _TOGETHER)
     padded.view(-1)[: flat.numel()] = flat
@@ -27,7 +27,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` codes of `pack_codes`'s result, uint8 (count,)."""
+    """Return the first `count` codes of `pack_codes`'s result, uint8 (count,)."""
     bytes_ = packed.view(-1, bits).long()
     words = (bytes_ << _shifts(bytes_, 8, bits)).sum(1)
     codes = (words[:, None] >> _shifts(words, bits, _TOGETHER)) & (2**bits - 1)

@@ -2,9 +2,9 @@
 
     R = W - Q(W),   min_{rank r} || L_out^T (R - left right) L_in ||
 
-The path is the truncated decomposition of what the compressor lost, in the metric of any
+The path is the truncated decomposition of the compressor's error, in the metric of any
 method; by Eckart-Young the weighted error falls from `sum_i s_i^2` to `sum_{i>r} s_i^2`, so a
-path never makes it larger (EoRA, arXiv:2410.21271, with C_x; arXiv:2604.00821 with C_g too).
+path never increases it (EoRA, arXiv:2410.21271, with C_x; arXiv:2604.00821 with C_g too).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CompensatedLinear(CompactLinear):
     def from_factors(
         cls, base: CompressedLinear, left: Tensor, right: Tensor
     ) -> CompensatedLinear:
-        """left (out, r) and right (r, in); r may be 0."""
+        """Return the layer for left (out, r) and right (r, in); r may be 0."""
         if left.shape[1] == 0:
             return cls(base, None, None)
         path = LowRankLinear.from_factors(left, right, None)
@@ -38,7 +38,7 @@ class CompensatedLinear(CompactLinear):
 
     @classmethod
     def empty_path(cls, base: CompressedLinear, rank: int) -> CompensatedLinear:
-        """An uninitialised path beside `base`, to be filled by a loader."""
+        """Return an uninitialized path beside `base`, to be filled by a loader."""
         if rank == 0:
             return cls(base, None, None)
         right = nn.Linear(base.in_features, rank, bias=False)

@@ -1,10 +1,10 @@
-"""NF4: the 16 quantiles of a normal distribution, scaled to each group of 64 neighbours.
+"""NF4: the 16 quantiles of a normal distribution, scaled to each group of 64 neighbors.
 
     Q(w) = m_g t[argmin_k |w / m_g - t_k|],   m_g = max |w| over the group,   t_0 = -1, t_15 = 1
 
 The groups run over the weight row by row, m_g is in float32: the numbers are those of
-bitsandbytes without double quantisation, and are read without it. A reference: the matrix
-is made anew at every product, through which gradients pass to the input.
+bitsandbytes without double quantization, but the library is not needed. A reference: the
+matrix is computed for every product, through which gradients pass to the input.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ LEVELS = (*_NEGATIVE, 0.0, *_POSITIVE)
 
 @dataclass(frozen=True)
 class Options:
-    """bits is 4; group: neighbours that share a scale, over the ends of rows too."""
+    """Options of NF4; bits is 4; group: neighbors that share a scale, also across row ends."""
 
     bits: int = _BITS
     group: int = 64
 
     def __post_init__(self) -> None:
         if self.bits != _BITS:
-            raise InputError(f"nf4 takes {_BITS} bits, got {self.bits!r}")
+            raise InputError(f"nf4 expects bits={_BITS}, got {self.bits!r}")
         if not isinstance(self.group, int) or self.group < 1:
-            raise InputError(f"nf4 groups have 1 or more numbers, got {self.group!r}")
+            raise InputError(f"nf4 expects group >= 1, got {self.group!r}")
 
 
 class Nf4Linear(CompressedLinear):
@@ -86,7 +86,7 @@ class Nf4Linear(CompressedLinear):
 
 
 def compress(problem: QuantizationProblem, options: Options) -> Nf4Linear:
-    """Raises NumericalError for a weight that is not finite."""
+    """Quantize a weight. Raises NumericalError if it is not finite."""
     weight = problem.weight.detach().float()
     check_finite(weight, f"the weight of {problem.name}")
     flat = weight.flatten()

@@ -4,8 +4,8 @@
     asymmetric   s = (max(w, 0) - min(w, 0)) / (2^b - 1),   z = round(-min(w, 0) / s)
 
 Codes are packed without gaps (3-bit codes cross byte borders), scales are float16, zero
-points take b bits. The codes are rounded against the scale as it is stored. A reference
-without calibration: the matrix is made anew at every product.
+points take b bits. The codes are rounded against the stored scale. A reference without
+calibration: the matrix is computed for every product.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SMALLEST_SCALE = 2.0**-24
 
 @dataclass(frozen=True)
 class Options:
-    """group: columns that share a scale; the last group of a row may be shorter."""
+    """Options of RTN; group: columns that share a scale, possibly fewer at the end of a row."""
 
     bits: int = 4
     group: int = 32
@@ -41,16 +41,18 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.bits not in range(2, 9):
-            raise InputError(f"rtn takes 2 to 8 bits, got {self.bits!r}")
+            raise InputError(f"rtn expects bits from 2 to 8, got {self.bits!r}")
         if not isinstance(self.group, int) or self.group < 1:
-            raise InputError(f"rtn groups have 1 or more columns, got {self.group!r}")
+            raise InputError(f"rtn expects group >= 1, got {self.group!r}")
         if self.scheme not in SCHEMES:
-            raise InputError(f"rtn's scheme is one of {SCHEMES}, got {self.scheme!r}")
+            raise InputError(f"rtn expects a scheme of {SCHEMES}, got {self.scheme!r}")
 
 
 class RtnLinear(CompressedLinear):
-    """Buffers `codes` and `zeros` (packed, uint8) and `scales` (out, groups), the bits of
-    float16 numbers as int16, so that casting a model leaves them as they are."""
+    """Buffers `codes` and `zeros` (packed, uint8) and `scales` (out, groups).
+
+    The scales are float16 numbers stored as int16, so that casting a model keeps them.
+    """
 
     OPTIONS = Options
     codes: Tensor
@@ -97,12 +99,15 @@ class RtnLinear(CompressedLinear):
         return zeros.view_as(scales).to(scales.dtype)
 
     def _spread(self, by_group: Tensor) -> Tensor:
-        """(out, groups) to (out, in)."""
+        """Expand (out, groups) to (out, in)."""
         return by_group.repeat_interleave(self.options.group, 1)[:, : self.in_features]
 
 
 def compress(problem: QuantizationProblem, options: Options) -> RtnLinear:
-    """Raises NumericalError for a weight that is not finite or too large for float16 scales."""
+    """Quantize a weight.
+
+    Raises NumericalError if it is not finite or exceeds the range of float16 scales.
+    """
     weight = problem.weight.detach().float()
     check_finite(weight, f"the weight of {problem.name}")
     grouped = _grouped(weight, options.group)
@@ -122,18 +127,18 @@ def compress(problem: QuantizationProblem, options: Options) -> RtnLinear:
 
 
 def groups_of(shape: tuple[int, int], options: Options) -> int:
-    """Groups of one row."""
+    """Return the number of groups of one row."""
     return -(-shape[1] // options.group)
 
 
 def _grouped(weight: Tensor, group: int) -> Tensor:
-    """(out, in) as (out, groups, group), filled up with zeros."""
+    """Reshape (out, in) to (out, groups, group), padded with zeros."""
     missing = -weight.shape[1] % group
     return torch.nn.functional.pad(weight, (0, missing)).unflatten(1, (-1, group))
 
 
 def _grid(grouped: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """Scales in float16 and zero points, both (out, groups)."""
+    """Return the scales in float16 and the zero points, both (out, groups)."""
     top = 2**options.bits - 1
     if options.scheme == "symmetric":
         scales = _stored(grouped.abs().amax(-1) * 2 / top)

@@ -1,8 +1,8 @@
-"""2:4 sparsity by magnitude: of every four neighbours in a row the two largest |w| stay.
+"""2:4 sparsity by magnitude: keep the two largest |w| of every four neighbors in a row.
 
-Stored as the values that stay, in the model's dtype, and two bits for the place of each:
-half the weight and an eighth of a byte per weight. A reference: the matrix is made anew at
-every product.
+Stored as the kept values, in the model's dtype, and two bits for the place of each: half the
+weight and an eighth of a byte per weight. A reference: the matrix is computed for every
+product.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BITS = 2
 
 @dataclass(frozen=True)
 class Options:
-    """Nothing to set."""
+    """Options of 2:4 sparsity: none."""
 
 
 class Sparse24Linear(CompressedLinear):
@@ -71,7 +71,7 @@ class Sparse24Linear(CompressedLinear):
         return None if ascend else "places do not name two of four inputs in ascending order"
 
     def _places(self) -> Tensor:
-        """(out, in / 4, 2), each 0 .. 3, ascending."""
+        """Return the places (out, in / 4, 2), each 0 .. 3, ascending."""
         rows, half = self.values.shape
         places = unpack_codes(self.places, _BITS, rows * half)
         return places.view(rows, half // _KEPT, _KEPT).long()
@@ -84,8 +84,11 @@ class Sparse24Linear(CompressedLinear):
 
 
 def compress(problem: QuantizationProblem, options: Options) -> Sparse24Linear:
-    """Raises ModelError for a width that is no multiple of four, NumericalError for a weight
-    that is not finite."""
+    """Prune a weight by magnitude.
+
+    Raises ModelError for a width that is not a multiple of four, NumericalError for a weight
+    that is not finite.
+    """
     return keep_largest(problem, options, problem.weight.abs())
 
 

@@ -1,9 +1,9 @@
-"""torchao's weight-only quantisation: int8 per row, or int4 per group on the CPU.
+"""torchao's weight-only quantization: int8 per row, or int4 per group on the CPU.
 
-`torchao.quantization.quantize_` makes a tensor subclass, whose inner tensors are kept here
+`torchao.quantization.quantize_` returns a tensor subclass, whose inner tensors are stored here
 as plain buffers of bytes (`__tensor_flatten__`, `__tensor_unflatten__`), since safetensors
-holds no subclasses. int4 uses the CPU kernel's tile order, which depends on the vector
-instructions of the machine; it is stated in the options and checked on loading.
+supports no subclasses. int4 uses the CPU kernel's tile order, which depends on the vector
+instructions of the machine; it is stored in the options and checked on loading.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _GROUPS = (32, 64, 128)
 
 @dataclass(frozen=True)
 class Options:
-    """group: of int4 only; dtype and layout are stated by what was compressed."""
+    """Options of torchao; group is for int4; compression fills in dtype and layout."""
 
     bits: Literal[8, 4] = 8
     group: int = 32
@@ -40,11 +40,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 4):
-            raise InputError(f"torchao compresses to 8 or 4 bits here, got {self.bits!r}")
+            raise InputError(f"torchao expects bits=8 or bits=4, got {self.bits!r}")
         if self.group not in _GROUPS:
-            raise InputError(f"torchao's groups are one of {_GROUPS}, got {self.group!r}")
+            raise InputError(f"torchao expects a group of {_GROUPS}, got {self.group!r}")
         if self.dtype not in _DTYPES or not isinstance(self.layout, str):
-            raise InputError(f"torchao's dtype is one of {sorted(_DTYPES)}, got {self.dtype!r}")
+            raise InputError(
+                f"torchao expects a dtype of {sorted(_DTYPES)}, got {self.dtype!r}"
+            )
 
 
 class TorchaoLinear(CompressedLinear):
@@ -56,8 +58,8 @@ class TorchaoLinear(CompressedLinear):
     def empty(cls, shape: tuple[int, int], bias: bool, options: Options) -> TorchaoLinear:
         if options.layout != _layout(options.bits):
             raise InputError(
-                f"int4 weights laid out for {options.layout}, this machine's kernel reads "
-                f"{_layout(options.bits)}; compress the original model again here"
+                f"int4 weights are laid out for {options.layout}, the kernel here expects "
+                f"{_layout(options.bits)}; compress the original model on this machine"
             )
         sizes = _structure(shape, options).sizes
         buffers = {name: torch.empty(s, dtype=torch.uint8) for name, s in sizes.items()}
@@ -77,7 +79,7 @@ class TorchaoLinear(CompressedLinear):
         return functional.linear(x.to(dtype), self._tensor(), bias).to(x.dtype)
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
-        """The product with the unit matrix: what the kernel multiplies with."""
+        """Return the product with the identity: the matrix that the kernel multiplies with."""
         unit = torch.eye(
             self.in_features, dtype=_DTYPES[self.options.dtype], device=self._device
         )
@@ -95,8 +97,11 @@ class TorchaoLinear(CompressedLinear):
 
 
 def compress(problem: QuantizationProblem, options: Options) -> TorchaoLinear:
-    """Raises InputError where torchao is missing, ModelError for a shape it does not take,
-    NumericalError for a weight that is not finite."""
+    """Quantize a weight by torchao.
+
+    Raises InputError if torchao is missing, ModelError for an unsupported shape, NumericalError
+    for a weight that is not finite.
+    """
     check_finite(problem.weight, f"the weight of {problem.name}")
     weight = problem.weight.detach()
     if weight.dtype not in _DTYPES.values():
@@ -115,7 +120,7 @@ def _layout(bits: int) -> str:
 
 @dataclass(frozen=True)
 class _Structure:
-    """A tensor subclass without its values; sizes are those of the bytes."""
+    """A tensor subclass without its values; sizes are in bytes."""
 
     kind: Any
     sizes: dict[str, torch.Size]
@@ -125,7 +130,7 @@ class _Structure:
 
 @cache
 def _structure(shape: tuple[int, int], options: Options) -> _Structure:
-    """Found by quantising zeros."""
+    """Return the structure, found by quantizing zeros."""
     with torch.device("cpu"):
         zeros = torch.zeros(shape, dtype=_DTYPES[options.dtype])
         quantized = _quantize(zeros, options, "a layer")
@@ -156,7 +161,7 @@ def _refused(name: str, weight: Tensor, options: Options, why: str) -> ModelErro
 
 
 def _library(options: Options) -> tuple[Any, Any]:
-    """`quantize_` and its configuration. Raises InputError where they are missing."""
+    """Return `quantize_` and its configuration. Raises InputError if they are missing."""
     try:
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
         from torchao.quantization import Int8WeightOnlyConfig, quantize_

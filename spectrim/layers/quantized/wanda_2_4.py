@@ -1,8 +1,8 @@
-"""2:4 sparsity by output change: of every four the two largest `|w_ij| sqrt(E[x_j^2])` stay.
+"""2:4 sparsity by output change: keep the two largest `|w_ij| sqrt(E[x_j^2])` of every four.
 
-E[x_j^2] is the diagonal of the input covariance; the product is what dropping w_ij alone adds
-to the root mean square of output i. Groups of four are neighbours in a row, and what stays is
-stored as by `sparse_2_4`: half the values and two bits for the place of each.
+E[x_j^2] is the diagonal of the input covariance; the product is the root mean square change of
+output i when w_ij alone is dropped. Groups of four are neighbors in a row, stored as by
+`sparse_2_4`: half the values and two bits for the place of each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ REFERENCE = "Sun et al., 2023, arXiv:2306.11695"
 
 
 def compress(problem: QuantizationProblem, options: Options) -> Sparse24Linear:
-    """As `sparse_2_4`, with the root of the input covariance's diagonal as the weight."""
+    """Prune as `sparse_2_4`, weighted by the root of the input covariance's diagonal."""
     scale = problem.statistic("input_covariance").diagonal().clamp_min(0).sqrt()
     return keep_largest(problem, options, problem.weight.abs().double() * scale)
 

@@ -178,7 +178,7 @@ def _on_meta(
 
 @torch.no_grad()
 def _compute_buffers(model: PreTrainedModel) -> None:
-    """Let the model initialise what no checkpoint holds, as after loading one."""
+    """Let the model initialize what no checkpoint holds, as after loading one."""
     for _, _, tensor in persistent_tensors(model):
         tensor._is_hf_initialized = True  # type: ignore[attr-defined]
     for module in model.modules():

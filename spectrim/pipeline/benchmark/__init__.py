@@ -4,10 +4,10 @@
       -> per recipe a decomposition -> per budget a plan that fits in its bytes
       -> layers (-> refinement) -> saved, measured, evaluated -> a row
 
-Where the recipes have a budget of time, rows are at equal time in place of equal bytes.
+If the recipes have a latency budget, rows are at equal time in place of equal bytes.
 
-A finished row is kept on disk under all that it depends on: model, tokens, texts, recipe,
-budget, version. The same call later makes only the rows that are missing.
+A finished row is stored on disk under all that it depends on: model, tokens, texts, recipe,
+budget, version. The same call later computes only the missing rows.
 """
 
 from __future__ import annotations
@@ -52,11 +52,14 @@ MOST_TOKENS = 20_000
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """texts: what rows are judged on, the calibration's own domain first.
+    """Settings of a benchmark.
 
-    blocks None: the first 20,000 tokens in rows of the default length. dtype None: the model's.
-    rows: where finished rows are kept. A cache that keeps nothing is replaced by a
-    temporary one while the rows are made.
+    Attributes:
+        texts: evaluation texts, the calibration's own domain first.
+        blocks: None for the first 20,000 tokens in rows of the default length.
+        dtype: None for the model's.
+        rows: where finished rows are stored; a cache without a directory is replaced by a
+            temporary one during the run.
     """
 
     texts: Sequence[str] = ("python:held_out",)
@@ -69,7 +72,7 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class Bench:
-    """The table so far, in the order asked for; `made` counts the rows made in this call."""
+    """The table so far, in the requested order; `made` counts the rows of this call."""
 
     dense: DenseResult
     rows: tuple[BenchRow, ...]
@@ -84,10 +87,10 @@ def bench(
     budgets: Sequence[float] = BUDGETS,
     settings: BenchSettings | None = None,
 ) -> Bench:
-    """A row for every recipe and budget. `model` is in float32; fused experts are split.
+    """Return a row for every recipe and budget.
 
-    Budgets are shares of the weights, or of the dense layers' measured time where the recipes
-    have a `latency`, which all or none must have.
+    `model` is in float32; fused experts are split. Budgets are shares of the weights, or of the
+    dense layers' measured time if the recipes have a `latency`, which all or none must have.
     A recipe that cannot run gives rows with its error. Raises InputError for texts, budgets or
     recipes that cannot be used, ModelError for a model that cannot be calibrated.
     """
@@ -102,11 +105,11 @@ def bench_steps(
     budgets: Sequence[float] = BUDGETS,
     settings: BenchSettings | None = None,
 ) -> Iterator[Bench]:
-    """`bench`, yielding the table of the finished rows first, and again after each new row."""
+    """Run `bench`, yielding the table of finished rows first and after each new row."""
     settings = settings or BenchSettings()
     wanted = {n: [_at(r, budget) for budget in budgets] for n, r in recipes.items()}
     if not recipes or not budgets:
-        raise InputError("a table needs at least one recipe and one budget")
+        raise InputError("a benchmark needs at least one recipe and one budget")
     for recipe in recipes.values():
         compatibility.check(recipe, compatibility.BENCH)
     if len({r.latency and r.latency.tokens for r in recipes.values()}) > 1:
@@ -157,7 +160,7 @@ def _steps(
 
 
 def _gathered(subject: Subject, recipes: Sequence[Recipe]) -> float:
-    """Seconds of the passes that serve all the rows to be made."""
+    """Return the seconds of the passes that serve all new rows."""
     clock = StageTimer(subject.timer)
     with clock("calibrate"):
         if recipes:
@@ -177,9 +180,9 @@ def _rows(done: Mapping[tuple[str, float], BenchRow | None]) -> tuple[BenchRow, 
 def _texts(
     model: PreTrainedModel, tokenizer: Any, settings: BenchSettings
 ) -> dict[str, TokenBlocks]:
-    """Token blocks by text, checked. Raises InputError."""
+    """Return the checked token blocks by text. Raises InputError."""
     if not settings.texts or len(set(settings.texts)) < len(settings.texts):
-        raise InputError("the texts to judge on must be one or more, each named once")
+        raise InputError("expected one or more evaluation texts, each named once")
     blocks = settings.blocks or BlockSettings(
         length=default_length(model), max_tokens=MOST_TOKENS, keep_tail=True
     )
@@ -191,7 +194,7 @@ def _texts(
 
 
 def _fixed_key(subject: Subject) -> dict[str, Any]:
-    """What all rows depend on, and all that the original's figures do."""
+    """Return the part of the key that all rows and the original's figures share."""
     return {
         "model": model_fingerprint(subject.original.model),
         "texts": {name: blocks.fingerprint for name, blocks in subject.texts.items()},
@@ -202,8 +205,10 @@ def _fixed_key(subject: Subject) -> dict[str, Any]:
 def _keys(
     subject: Subject, fixed: dict[str, Any], wanted: Mapping[str, Sequence[Recipe]]
 ) -> dict[tuple[str, float], dict[str, Any]]:
-    """By name and budget. The calibration's tokens are part of the key, the name is not; for
-    rows at equal time so is the machine."""
+    """Return the keys by name and budget.
+
+    They contain the calibration's tokens, not the name; for rows at equal time the machine.
+    """
     keys = {}
     for name, recipes in wanted.items():
         original = subject.original
@@ -218,7 +223,7 @@ def _keys(
 
 @contextmanager
 def _lasting(cache: Cache | None) -> Iterator[Cache]:
-    """A cache that keeps entries at least for the time of the run."""
+    """Yield a cache that stores entries at least for the time of the run."""
     if cache is not None and cache.root is not None:
         yield cache
         return

@@ -3,8 +3,8 @@
     bytes(layer) = all its tensors as stored: weights in the dtype saved, indices, biases
     allowed      = budget * dense weights in that dtype + the original's biases
 
-A plan counts weights alone. Where indices or new biases exceed the allowance, the plan is made
-again with that much less.
+A plan counts weights alone. If indices or new biases exceed the allowance, a new plan is made
+with that much less.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class Allowance:
-    """In bytes: of the layers' dense weights, of their biases, and of both by the budget."""
+    """Bytes of the layers' dense weights, of their biases, and of both by the budget."""
 
     dense: int
     biases: int
@@ -45,7 +45,7 @@ class Allowance:
 def allowance(
     model: PreTrainedModel, plan: Plan, budget: float, dtype: torch.dtype
 ) -> Allowance:
-    """What the planned layers of the original `model` may take in `dtype`."""
+    """Return what the planned layers of the original `model` may take in `dtype`."""
     weights = sum(layer.shape[0] * layer.shape[1] for layer in plan.layers.values())
     biases = (get_bias(model.get_submodule(name)) for name in plan.modules)
     numbers = sum(bias.numel() for bias in biases if bias is not None)
@@ -55,9 +55,9 @@ def allowance(
 def fit_to_budget(
     original: LoadedModel, decomposition: Decomposition, recipe: Recipe
 ) -> CompressionResult:
-    """Return the largest model, not yet refined, whose layers fit once they are stored.
+    """Return the largest model, before refinement, whose stored layers fit the budget.
 
-    Raises InputError where no plan does.
+    Raises InputError if no plan does.
     """
     budget, dtype = recipe.budget, original.dtype_for(recipe)
     for _ in range(_ATTEMPTS):
@@ -73,15 +73,15 @@ def fit_to_budget(
 
 
 def bytes_below(names: Iterable[str], sizes: dict[str, int]) -> int:
-    """Of the tensors (name -> bytes) that belong to modules of these names."""
+    """Return the bytes of the tensors (name -> bytes) that belong to modules of these names."""
     prefixes = tuple(f"{name}." for name in names)
     return sum(size for name, size in sizes.items() if name.startswith(prefixes))
 
 
 def _stored_bytes(result: CompressionResult, allowed: Allowance, dtype: torch.dtype) -> int:
-    """Return the bytes of the planned layers once they are stored.
+    """Return the bytes of the planned layers as stored.
 
-    Quantized weights take what the plan counts; indices and biases stay as they are.
+    Quantized weights take what the plan counts; indices and biases are unchanged.
     """
     tensors = [
         (key, tensor)

@@ -2,9 +2,9 @@
 
     time(plan) = seconds of all planned layers, one after another / those of the dense ones
 
-A plan adds up times of single shapes; in a model they come out up to a tenth longer, more so
-where an allocation picks what looks fast. Where they take more than was asked for, the plan
-is made again with that much less.
+A plan adds up times of single shapes; in a model they are up to a tenth longer, more so if an
+allocation picks what looks fast. If they exceed the budget, a new plan is made with that much
+less.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _ATTEMPTS = 4
 def fit_to_time(
     model: PreTrainedModel, decomposition: Decomposition, recipe: Recipe, times: LatencyTable
 ) -> tuple[Plan, float]:
-    """The plan, and the measured share of the dense layers' time that it takes.
+    """Return the plan, and the measured share of the dense layers' time that it takes.
 
-    Raises InputError when no ranks meet the recipe's budget by the table.
+    Raises InputError if no ranks meet the recipe's budget by the table.
     """
     assert recipe.latency is not None
     asked, place = recipe.latency.budget, timing_spec(recipe)
@@ -57,12 +57,12 @@ def fit_to_time(
 
 
 def _measured(model: PreTrainedModel, plan: Plan, place: TimingSpec) -> float:
-    """Of several processes the first one's, so that all go on with one plan."""
+    """Measure on the main process and broadcast, so that all processes use the same plan."""
     return distributed.run_on_main(partial(measure_time, model, plan, place))
 
 
 def measure_time(model: PreTrainedModel, plan: Plan, place: TimingSpec) -> float:
-    """With random factors: a layer's time depends on its kind, shape and rank alone."""
+    """Measure with random factors: a layer's time depends on its kind, shape and rank alone."""
     targets = [Target(name, layer.shape) for name, layer in plan.layers.items()]
     dense, planned = nn.Module(), nn.Module()
     for name, dense_layer, layer in _layers(model, plan, place):
@@ -85,7 +85,7 @@ def _layers(
 
 
 def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Under a dotted name, beside whatever else is there."""
+    """Add a module under a dotted name."""
     *parents, last = name.split(".")
     for parent in parents:
         if parent not in root._modules:

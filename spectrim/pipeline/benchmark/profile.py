@@ -1,4 +1,4 @@
-"""What a row costs: seconds of each stage, and the memory it needs beside what is there."""
+"""The cost of a row: seconds of each stage, and the memory on top of what was in use."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _SECONDS_BETWEEN_SAMPLES = 0.01
 
 
 class PeakMemory:
-    """Resident memory of this process while it is in use: at the start, and at its highest.
+    """Resident memory of this process during a block: at the start, and at its highest.
 
-    Sampled by a thread every hundredth of a second, because the peak that the system keeps
-    never goes down again. What earlier work has freed is first handed back to the system where
-    the C library can do that (glibc).
+    Sampled by a thread every hundredth of a second, because the system's own peak never falls.
+    Freed memory is first returned to the system if the C library can do that (glibc).
     """
 
     def __init__(self) -> None:
@@ -53,8 +52,10 @@ class PeakMemory:
 
 
 def timer_for(device: torch.device) -> Callable[[], float]:
-    """Processor time of all threads, which other programs do not lengthen; wall clock where
-    the work is done by an accelerator."""
+    """Return a clock of the processor time of all threads, or the wall clock for accelerators.
+
+    Other programs do not lengthen processor time.
+    """
     return time.process_time if device.type == "cpu" else time.perf_counter
 
 
@@ -76,10 +77,10 @@ class StageTimer:
 
 
 class FactorizeTimer:
-    """The seconds of `factorize` by stage, told by the steps that it tracks.
+    """The seconds of `factorize` by stage, from the steps that it tracks.
 
-    What comes before decomposing is calibration (the passes that the cache had not, and
-    reading the others), what comes after it measuring. Both of the latter are missing when the
+    The time before decomposing is calibration (passes that were not in the cache, and reading
+    the others), the time after it measuring. Decomposing and measuring are missing if the
     decomposition was in the cache.
     """
 
@@ -98,7 +99,7 @@ class FactorizeTimer:
         self._decomposing = (begin, self._timer())
 
     def seconds(self) -> dict[str, float]:
-        """To be called when `factorize` has returned."""
+        """Return the seconds; to be called when `factorize` has returned."""
         now = self._timer()
         if self._decomposing is None:
             return {"calibrate": now - self._start}

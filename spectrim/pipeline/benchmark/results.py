@@ -1,4 +1,4 @@
-"""The rows of a table, and where finished ones are kept: one file each, named by its key."""
+"""The rows of a table, and their store: one file each, named by its key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERATED = 1.02
 
 @dataclass(frozen=True)
 class DenseResult:
-    """The original: `file_bytes` in the dtype that results are saved in, by text the others."""
+    """The original: `file_bytes` in the dtype of the results, the other figures by text."""
 
     file_bytes: int
     loss: dict[str, float]
@@ -35,17 +35,19 @@ class DenseResult:
 class BenchRow:
     """One compressed model as it loads from disk. Losses in nats per token.
 
-    kept           layer_bytes / bytes of the same layers left dense, original biases in neither
-    layer_bytes    of the compressed layers in the file: weights, indices, biases
-    allowed_bytes  of the same layers by the budget; None for one of time
-    planned_time, time   for a budget of time: the share of the dense layers' time as planned,
-                   and as measured, fused, in the dtype stored
-    exceeds        whether the budget is exceeded, be it of bytes or of measured time
-    loss_increase, perplexity   by text; kl_divergence from the original on the first text
-    seconds        by stage; a stage is missing when its result was in the cache. The pass
-                   for all rows of a call is in each of them
-    peak_memory    bytes of resident memory at the highest, above what was in use before the row
-    error          why there are no figures, else None
+    Attributes:
+        kept: layer_bytes / bytes of the same layers left dense, without the original biases.
+        layer_bytes: of the compressed layers in the file: weights, indices, biases.
+        allowed_bytes: of the same layers by the budget; None for a latency budget.
+        planned_time, time: for a latency budget, the share of the dense layers' time as
+            planned, and as measured, fused, in the stored dtype.
+        exceeds: whether the budget of bytes or measured time is exceeded.
+        loss_increase, perplexity: by text.
+        kl_divergence: from the original on the first text.
+        seconds: by stage, without stages whose result was in the cache. The pass for all rows
+            of a call is in each of them.
+        peak_memory: highest resident memory above what was in use before the row.
+        error: why there are no figures, else None.
     """
 
     name: str
@@ -73,7 +75,7 @@ class BenchRow:
 
 
 class RowStore:
-    """A directory of finished rows; `None` keeps nothing. A damaged file counts as absent."""
+    """A directory of finished rows; `None` stores nothing. A damaged file counts as absent."""
 
     def __init__(self, root: Path | None):
         self.root = root
@@ -81,7 +83,7 @@ class RowStore:
             _make(root)
 
     def row(self, key: Mapping[str, Any], name: str) -> BenchRow | None:
-        """The row, whatever it was called. Of several processes the first one looks."""
+        """Return the row under any name. Only the main process reads the directory."""
         found = self._load(self._path("row", key), BenchRow)
         return None if found is None else replace(found, name=name)
 
@@ -89,7 +91,7 @@ class RowStore:
         return self._load(self._path("dense", key), DenseResult)
 
     def keep(self, key: Mapping[str, Any], value: BenchRow | DenseResult) -> None:
-        """Raises InputError when the place cannot be written."""
+        """Store a row. Raises InputError if the directory cannot be written to."""
         path = self._path("row" if isinstance(value, BenchRow) else "dense", key)
         text = json.dumps(asdict(value), indent=1) + "\n"
         store(path, lambda place: write_text(place, text))

@@ -1,4 +1,4 @@
-"""One row after the other: what is missing is made, what is finished is read."""
+"""Compute the missing rows one after another, and read the finished ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from spectrim.runtime.context import RunContext
 
 @dataclass(frozen=True)
 class Subject:
-    """What all rows have in common.
+    """The inputs that all rows share.
 
     Attributes:
         original: the model that every row compresses.
@@ -63,8 +63,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Factorized:
-    """A decomposition, or why there is none: an error, or None where the recipe selects its
-    bases itself. What it cost, and the memory in use before."""
+    """A decomposition, its cost, and the memory in use before.
+
+    Without one, the error, or None if the recipe prunes bases for a task.
+    """
 
     decomposition: Decomposition | SpectrimError | None
     seconds: dict[str, float]
@@ -72,7 +74,7 @@ class _Factorized:
 
 
 def dense_figures(subject: Subject) -> DenseResult:
-    """The original's losses by text, and its bytes on disk."""
+    """Return the original's losses by text, and its bytes on disk."""
     figures = {
         name: evaluate_model(subject.original.model, blocks, ["perplexity"])
         for name, blocks in subject.texts.items()
@@ -94,7 +96,7 @@ def _file_bytes(subject: Subject) -> int:
 def rows_of(
     subject: Subject, dense: DenseResult, name: str, recipes: Sequence[Recipe]
 ) -> Iterator[BenchRow]:
-    """A row for each budget of one recipe; the decomposition is made once for all it serves."""
+    """Yield a row for each budget of one recipe, decomposing once for all that share it."""
     factorized: dict[bool, _Factorized] = {}
     for recipe in recipes:
         along_path = recipe.averages_hessian
@@ -163,7 +165,7 @@ def _row(
 def _cut(
     subject: Subject, recipe: Recipe, decomposition: object
 ) -> tuple[CompressionResult, float | None]:
-    """Return the model before refinement, and the measured time where the budget is one.
+    """Return the model before refinement, and the measured time for a latency budget.
 
     Pruned models are not fitted to their bytes.
     """
@@ -179,12 +181,12 @@ def _cut(
 
 
 def _to_evaluate(result: CompressionResult) -> PreTrainedModel:
-    """Return the stored model in float32; quantized weights stay as they are."""
+    """Return the stored model in float32; quantized weights are unchanged."""
     return result.model.float() if result.recipe.quantization is None else result.model
 
 
 def _saved_sizes(model: PreTrainedModel) -> tuple[dict[str, int], int]:
-    """Bytes by tensor and of the files, from a checkpoint that is written and removed."""
+    """Return the bytes by tensor and of the files, from a temporary checkpoint."""
     with tempfile.TemporaryDirectory() as directory:
         target = Path(directory) / "model"
         config, options = model.config.quantization_config, checkpoint.SaveOptions(reload=False)
@@ -193,7 +195,7 @@ def _saved_sizes(model: PreTrainedModel) -> tuple[dict[str, int], int]:
 
 
 def _evaluated(subject: Subject, model: PreTrainedModel) -> dict[str, dict[str, float]]:
-    """Figures by text; the divergence from the original on the first alone."""
+    """Return the figures by text; the divergence from the original on the first alone."""
     figures: dict[str, dict[str, float]] = {}
     for name, blocks in subject.texts.items():
         wanted = ["perplexity"] if figures else ["perplexity", "kl_divergence"]

@@ -30,7 +30,7 @@ _ONES_OWN = ("calibration", "budget", "latency", "task")
 
 
 def named_recipes(specs: Iterable[str], base: Recipe | None = None) -> dict[str, Recipe]:
-    """The recipes that the specs stand for, by name. Raises InputError."""
+    """Return the recipes of the specs, by name. Raises InputError."""
     found: dict[str, Recipe] = {}
     for spec in specs:
         for name, recipe in _recipes(spec.strip(), base or Recipe()):
@@ -100,7 +100,7 @@ def _from_file(path: Path, base: Recipe) -> Iterator[tuple[str, Recipe]]:
 
 
 def _with(base: Recipe, changes: dict[str, Any], source: str) -> Recipe:
-    """Fields over those of `base`, nested ones one by one; options go with what they are of."""
+    """Replace fields of `base`, nested ones one by one; a new name resets its options."""
     values = base.to_dict()
     for part, options in _OPTIONS_OF.items():
         if changes.get(part, values[part]) != values[part]:

@@ -1,4 +1,4 @@
-"""What a sequential refinement works on, and the options that all of them have."""
+"""The inputs of a sequential refinement, and the options common to all of them."""
 
 from __future__ import annotations
 
@@ -141,5 +141,5 @@ def _check(model: nn.Module, layers: Layers) -> None:
         if dtype != torch.float32:
             raise ModelError(
                 f"{name} is in {dtype}; refine a model in float32 (`model.float()`) "
-                "and cast it afterwards"
+                "and cast it afterward"
             )

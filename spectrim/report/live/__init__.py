@@ -1,4 +1,4 @@
-"""The report page, live: a local server that plans any size, and compresses on demand."""
+"""The live report page: a local server that plans any size, and compresses on demand."""
 
 from spectrim.report.live.job import Job, JobState
 from spectrim.report.live.server import Access, make_server

@@ -1,4 +1,4 @@
-"""One piece of long work in the background, with progress, that can be stopped."""
+"""A cancelable background job with progress."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Status = Literal["idle", "running", "done", "failed", "stopped"]
 
 
 class Stopped(SpectrimError):
-    """The user asked for it."""
+    """The user stopped the job."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """`done` of `total` steps of `what`; `message` says how it ended."""
+    """`done` of `total` steps of `what`; `message` is the outcome."""
 
     status: Status = "idle"
     what: str = ""
@@ -30,7 +30,7 @@ class JobState:
 
 
 class Job:
-    """At most one at a time; `work` is given a track that reports and stops."""
+    """Runs at most one job; `work` gets a `track` that reports progress and stops it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class Job:
         return self._state
 
     def start(self, work: Callable[[ProgressBar], str]) -> None:
-        """`work` returns its closing message. Raises InputError while another one runs."""
+        """Start `work`, which returns its closing message. Raises InputError if one runs."""
         with self._lock:
             if self._state.status == "running":
                 raise InputError("a compression is running; stop it or wait for it")
@@ -53,7 +53,7 @@ class Job:
             self._thread.start()
 
     def stop(self) -> None:
-        """Asks it to end before its next step."""
+        """Stop the job before its next step."""
         self._stop.set()
 
     def wait(self, seconds: float | None = None) -> None:

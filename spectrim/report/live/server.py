@@ -1,6 +1,6 @@
 """The page over HTTP, for one user on the same machine.
 
-Every request needs the session's token, which only the printed address holds, and a Host
+Every request needs the session's token, which only the printed address contains, and a Host
 header that names this server: a foreign site that points its own name at this address
 (DNS rebinding), or sends requests from another tab, gets neither page nor plan.
 """
@@ -38,13 +38,13 @@ class Access:
     host: str = "127.0.0.1"
 
     def names(self, port: int) -> set[str]:
-        """Host headers that mean this server."""
+        """Return the Host headers that name this server."""
         local = {"127.0.0.1", "localhost"} if self.host in ("127.0.0.1", "localhost") else set()
         return {f"{name}:{port}" for name in {self.host, *local}}
 
 
 def make_server(session: Session, access: Access, port: int = 0) -> ThreadingHTTPServer:
-    """Bound, not yet serving; port 0 takes a free one."""
+    """Return a bound server that is not serving yet; port 0 chooses a free one."""
     handler = type("Handler", (_Handler,), {"session": session, "access": access})
     server = ThreadingHTTPServer((access.host, port), handler)
     server.daemon_threads = True
@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the address in a log would hold the token."""
+        """Log nothing: the address in a log would contain the token."""
 
 
 def _budget(given: Any) -> float:

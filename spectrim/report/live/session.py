@@ -1,4 +1,4 @@
-"""A calibrated model that is asked for plans: what a budget gives, saved or carried out."""
+"""A calibrated model that plans any budget, and saves or executes the plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spectrim.runtime.context import ProgressBar, RunContext
 
 @dataclass(frozen=True)
 class Places:
-    """Where plans and the result go, and long steps are kept; output None: plans only."""
+    """Directories of plans, the result and the cache; output None: plans only."""
 
     plan: Path
     output: Path | None
@@ -34,7 +34,7 @@ class Places:
 
 
 class Session:
-    """Raises InputError for a recipe whose curves are no losses."""
+    """A session on one model. Raises InputError for a recipe whose curves are not losses."""
 
     def __init__(
         self, source: LoadedModel, decomposition: Decomposition, recipe: Recipe, places: Places
@@ -54,12 +54,12 @@ class Session:
 
     @cached_property
     def facts(self) -> ReportData:
-        """Of the recipe's own budget, with the curve and the spectra."""
+        """Return the facts of the recipe's own budget, with the curve and the spectra."""
         facts = self._facts(self.plan(self.recipe.budget))
         return with_curves(facts, self.decomposition, self.recipe)
 
     def plan(self, budget: float) -> Plan:
-        """Raises InputError for a budget that no plan meets."""
+        """Return the plan of a budget. Raises InputError if no plan meets it."""
         with self._planning:
             if budget not in self._plans:
                 recipe = self.recipe.with_changes(budget=budget)
@@ -67,7 +67,7 @@ class Session:
             return self._plans[budget]
 
     def answer(self, budget: float) -> dict[str, Any]:
-        """What the page shows of the plan at `budget`."""
+        """Return the page's values for the plan at `budget`."""
         facts = self._facts(self.plan(budget))
         rows = rank_map(facts.layers).rows
         return {
@@ -88,7 +88,7 @@ class Session:
         }
 
     def save(self, budget: float) -> Path:
-        """The plan at `budget` as a file. Raises InputError."""
+        """Save the plan at `budget`. Raises InputError."""
         save_plan(self.plan(budget), self.places.plan)
         return self.places.plan
 
@@ -96,7 +96,7 @@ class Session:
         """Compress at `budget` in the background. Raises InputError."""
         output = self.places.output
         if output is None:
-            raise InputError("no place to write to; start explore with -o OUT")
+            raise InputError("no output directory; start explore with -o OUT")
         checkpoint.check_output(output, self.places.overwrite)
         plan = self.plan(budget)
         self.job.start(lambda track: self._compress(plan, output, track))
@@ -118,7 +118,7 @@ class Session:
         return f"saved to {output}"
 
     def report(self) -> str:
-        """The page of the finished result. Raises InputError before there is one."""
+        """Return the page of the finished result. Raises InputError before there is one."""
         output = self.places.output
         if output is None or self.job.state.status != "done":
             raise InputError("nothing has been compressed yet")

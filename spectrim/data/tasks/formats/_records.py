@@ -1,4 +1,4 @@
-"""What formats of records share: where records come from, and records as examples."""
+"""Functions shared by formats of records: reading records, and records as examples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 def records(place: str) -> Iterator[tuple[str, Record]]:
-    """Where it stands and the record, from JSON lines or streamed from the hub.
+    """Yield the place and the record, from JSON lines or streamed from the hub.
 
     Raises InputError for what cannot be found or read.
     """
@@ -42,21 +42,21 @@ def _hub_spec(place: str) -> hub.HubSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which fields hold prompt and answer, and the template (see TaskSettings)."""
+    """The fields of prompt and answer, and the template (see TaskSettings)."""
 
     prompt: str
     answer: str
     template: str
 
     def given(self, settings: TaskSettings) -> Layout:
-        """With what the settings name in place of the format's own."""
+        """Return the layout, overridden by the fields that the settings name."""
         prompt = settings.prompt_field or self.prompt
         answer = settings.answer_field or self.answer
         return Layout(prompt, answer, settings.template or self.template)
 
     @property
     def head(self) -> str:
-        """The template up to the answer. Raises InputError when it is not the last."""
+        """Return the template up to the answer. Raises InputError if it is not the last."""
         found = re.search(rf"\{{(?:answer|{re.escape(self.answer)})\}}", self.template)
         if found is None:
             return self.template
@@ -74,7 +74,7 @@ def examples_of(
     final: Callable[[str], str | None] | None = None,
     expected: str = "",
 ) -> Iterator[TaskExample]:
-    """One example for each record of `place`; `final` must find something in each answer."""
+    """Yield one example per record of `place`; `final` must find something in each answer."""
     for where, record in records(place):
         yield example(record, where, layout, final, expected)
 
@@ -86,7 +86,7 @@ def example(
     final: Callable[[str], str | None] | None = None,
     expected: str = "",
 ) -> TaskExample:
-    """Raises InputError naming `where` for unusable fields and an answer without `final`."""
+    """Return an example. Raises InputError naming `where` for unusable fields or answers."""
     answer = value_of(record, layout.answer, where)
     prompt = _filled(layout, record, where)
     head = prompt.rstrip(" ")
@@ -100,7 +100,7 @@ def example(
 
 
 def value_of(record: Record, field: str, where: str) -> str:
-    """The field as text; numbers are written out. Raises InputError naming `where`."""
+    """Return the field as text, numbers written out. Raises InputError naming `where`."""
     value = record.get(field)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)

@@ -16,7 +16,7 @@ def matches(place: str) -> bool:
 
 
 def examples(place: str, settings: TaskSettings) -> list[TaskExample]:
-    """Raises InputError for a spec of another shape, an unknown split, and named fields."""
+    """Return the problems. Raises InputError for an invalid spec or split, and for fields."""
     if settings.template or settings.prompt_field or settings.answer_field:
         raise InputError("word problems have no fields; leave template and fields out")
     split, count, seed = _parsed(place)

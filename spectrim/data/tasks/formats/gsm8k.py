@@ -23,5 +23,5 @@ def matches(place: str) -> bool:
 
 
 def examples(place: str, settings: TaskSettings) -> Iterator[TaskExample]:
-    """`final` is the number after ####. Raises InputError for an answer without one."""
+    """Return examples with the number after #### as `final`. Raises InputError without one."""
     return examples_of(place, LAYOUT.given(settings), extract_gsm8k, "#### and a number")

@@ -30,7 +30,7 @@ def matches(place: str) -> bool:
 
 
 def examples(place: str, settings: TaskSettings) -> Iterator[TaskExample]:
-    """The fields named by `settings`, else the first pair of `KNOWN` in the first object.
+    """Return the fields named by `settings`, else the first `KNOWN` pair in the first object.
 
     Raises InputError with the line number for a broken line, a missing or unusable field.
     """

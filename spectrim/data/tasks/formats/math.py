@@ -27,7 +27,7 @@ def matches(place: str) -> bool:
 
 
 def examples(place: str, settings: TaskSettings) -> Iterator[TaskExample]:
-    """`final` is what the last \\boxed{} holds. Raises InputError for a solution without."""
+    """Return examples with the last \\boxed{} as `final`. Raises InputError without one."""
     layout = LAYOUT.given(settings)
     for where, record in _problems(place):
         yield example(record, where, layout, extract_math, "\\boxed{...}")

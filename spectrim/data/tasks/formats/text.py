@@ -19,7 +19,7 @@ def matches(place: str) -> bool:
 
 
 def examples(place: str, settings: TaskSettings) -> Iterator[TaskExample]:
-    """Raises InputError as the source does, and for settings that need a prompt."""
+    """Return texts as answers without prompts. Raises InputError, also for prompt settings."""
     if settings.template or settings.prompt_field:
         raise InputError("plain text has no prompts; leave template and prompt_field out")
     for number, document in enumerate(open_documents(place, settings.answer_field), start=1):

@@ -150,7 +150,7 @@ QUESTION_PARTS: dict[str, Part] = {
 
 
 def opening(kind: str, random: Random) -> tuple[Move, Ledger]:
-    """The first numbers; a friend's number is remembered where the opening names a friend."""
+    """Draw the first numbers; remember a friend's number if the opening names a friend."""
     if kind == "has":
         first = between(random, 5, 99)
         return Move((first,), ()), Ledger(first, first)

@@ -51,7 +51,7 @@ class Problem:
 
 
 def word_problems(split: str, count: int, seed: int = 0) -> list[TaskExample]:
-    """`count` different problems of a split; answers in GSM8K's form, ending in `#### n`.
+    """Return `count` different problems of a split, answers in GSM8K's form with `#### n`.
 
     A problem of one split shares neither its template (scene, order of the operations, the
     wording of each, question) nor its tuple of numbers with any problem of another. The same
@@ -63,7 +63,7 @@ def word_problems(split: str, count: int, seed: int = 0) -> list[TaskExample]:
 
 
 def draw_problems(split: str, count: int, seed: int = 0) -> list[Problem]:
-    """The problems with their templates and numbers. Raises InputError."""
+    """Return the problems with their templates and numbers. Raises InputError."""
     if split not in SPLITS:
         raise InputError(f"no split '{split}' of word problems; there are {', '.join(SPLITS)}")
     if count < 1:
@@ -92,7 +92,7 @@ def _problem(random: Random, split: str) -> Problem | None:
 
 
 def _template(random: Random) -> Template | None:
-    """A skeleton of two to four steps; None where the drawn parts do not go together."""
+    """Return a skeleton of two to four steps; None if the drawn parts do not fit together."""
     opening, question = _form(random, OPENINGS), _form(random, QUESTIONS)
     friend = opening.kind.endswith("_friend")
     if (question.kind in _NEED_FRIEND and not friend) or (

@@ -1,4 +1,4 @@
-"""Draws that are the same for every Python version: only `Random.random` promises that."""
+"""Draws that are the same for every Python version, by `Random.random` alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def generator(key: str) -> Random:
 
 
 def between(random: Random, low: int, high: int) -> int:
-    """A whole number from `low` to `high`, both included; `high >= low`."""
+    """Return an integer from `low` to `high`, both included; `high >= low`."""
     return low + int(random.random() * (high - low + 1))
 
 

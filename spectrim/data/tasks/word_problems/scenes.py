@@ -1,4 +1,4 @@
-"""Where the problems take place and who is in them."""
+"""The scenes of the problems and their people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How each part of a problem may be worded.
+"""The wordings of each part of a problem.
 
 `{a}` and `{b}` are its numbers, in the order in which they are drawn.
 """

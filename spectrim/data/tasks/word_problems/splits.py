@@ -1,4 +1,4 @@
-"""Which split a template or a tuple of numbers belongs to: a hash decides, for good."""
+"""The split of a template or a tuple of numbers, decided by a hash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention from the factors of q, k and v: full-width q, k and v are never written."""
+"""Attention from the factors of q, k and v, without writing q, k and v of full width."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def flash_attention(
     mask: Tensor | None = None,
     rotary: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v by heads, from z of q (B, T, r_q), of k and v (B, S, r_k), r_v.
+    """Compute softmax(scale q k^T) v by heads from z of q (B, T, r_q), k and v (B, S, r).
 
-    The T queries stand at the last of the S positions, so that z of k and v may come from a
-    cache: r_k + r_v numbers a token. mask (B, S): keys that are real. rotary: cosines and
-    sines (B or 1, S, width). Gives (B, T, heads x width); zero for a query that sees no key.
+    The T queries are the last of the S positions, so that z of k and v may come from a cache:
+    r_k + r_v numbers per token. mask (B, S): the real keys. rotary: cosines and sines (B or 1,
+    S, width). Returns (B, T, heads x width); zero for a query that sees no key.
 
     Raises InputError for shapes that do not fit each other.
     """
@@ -46,7 +46,7 @@ def _check(z: Three, seconds: tuple[Second, Second, Second], heads: Heads) -> No
             )
     if z[0].shape[1] > z[1].shape[1] or heads.queries % heads.keys:
         raise InputError(
-            f"{z[0].shape[1]} queries of {heads.queries} heads cannot stand at the end of "
+            f"{z[0].shape[1]} queries of {heads.queries} heads cannot be the last of "
             f"{z[1].shape[1]} keys of {heads.keys} heads"
         )
 

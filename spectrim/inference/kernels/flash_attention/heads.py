@@ -1,4 +1,4 @@
-"""How q, k and v are cut into heads, and who sees whom."""
+"""The heads of q, k and v, and the causal mask."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Heads:
-    """queries: heads of q, each `queries / keys` of which share one of k and v. causal: no
-    position sees a later one. scale None: 1 / sqrt(width)."""
+    """The heads of an attention.
+
+    queries: heads of q; `queries / keys` of them share one of k and v. causal: no position
+    sees a later one. scale None: 1 / sqrt(width).
+    """
 
     queries: int
     keys: int

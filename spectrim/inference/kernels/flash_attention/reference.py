@@ -1,4 +1,4 @@
-"""q, k and v written out, every score at once."""
+"""Attention with q, k and v written out and all scores at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def flash_attention(
 
 
 def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Each pair (x_i, x_{i + D/2}) turned by its position's angle; x (B, H, T, D)."""
+    """Rotate each pair (x_i, x_{i + D/2}) by its position's angle; x (B, H, T, D)."""
     cosines, sines = (t[:, None, -x.shape[2] :] for t in (cosines, sines))
     first, second = x.chunk(2, -1)
     return (x * cosines + torch.cat([-second, first], -1) * sines).to(x.dtype)
@@ -40,7 +40,7 @@ def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 def _seen(
     queries: int, keys: int, causal: bool, mask: Tensor | None, device: torch.device
 ) -> Tensor:
-    """(B or 1, 1, T, S) bool."""
+    """Return the visible keys (B or 1, 1, T, S) bool."""
     seen = torch.ones(queries, keys, dtype=torch.bool, device=device)
     if causal:
         seen = seen.tril(keys - queries)

@@ -1,10 +1,10 @@
-"""Each program holds one tile of queries of one head and walks over the keys.
+"""Attention kernel: each program holds one tile of queries of one head and loops over the keys.
 
     q = A_q z_q,   k = A_k z_k,   v = A_v z_v        tile by tile, on the chip
     m, l, acc                                        running maximum, sum and output (softmax)
 
-A head's width is held as two halves, between which rotary positions turn pairs of numbers.
-Keys and values of a tile are made again for every tile of queries: work for memory.
+A head's width is held as two halves, between which rotary positions rotate pairs of numbers.
+Keys and values of a tile are recomputed for every tile of queries: work for memory.
 """
 
 import torch
@@ -22,7 +22,7 @@ NOTHING = tl.constexpr(-1e30)
 
 @triton.jit
 def _turned(first, second, cosines, sines, tokens, count, lanes, HALF: tl.constexpr):
-    """A rotary turn; cosines and sines (count, 2 HALF) by their pointers."""
+    """Rotate both halves; cosines and sines (count, 2 HALF) are pointers."""
     inside = (tokens < count)[:, None] & (lanes < HALF)[None, :]
     at = tokens[:, None] * (2 * HALF) + lanes[None, :]
     cos1 = tl.load(cosines + at, mask=inside, other=0.0).to(tl.float32)
@@ -131,6 +131,6 @@ def flash_attention(
 
 
 def _kinds(seconds: tuple[Second, Second, Second]) -> dict[str, bool]:
-    """Which factors are pivoted (P_) and which have a bias (B_)."""
+    """Return which factors are pivoted (P_) and which have a bias (B_)."""
     pivoted = {f"P_{n}": s.position is not None for n, s in zip("QKV", seconds, strict=True)}
     return pivoted | {f"B_{n}": s.bias is not None for n, s in zip("QKV", seconds, strict=True)}

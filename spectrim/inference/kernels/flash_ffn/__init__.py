@@ -1,4 +1,4 @@
-"""A feed-forward layer from its factors: its wide hidden state is never written.
+"""A feed-forward layer from its factors, without writing its hidden state.
 
     h = act(A_g z_g) * (A_u z_u)   or   h = act(A_u z_u),      z_d = R_d h + c_d
 
@@ -27,9 +27,10 @@ def flash_ffn(
     down: tuple[Tensor, Tensor | None],
     activation: Activation,
 ) -> Tensor:
-    """down: the first factor (r_d, hidden) of the layer that reads h, and its bias.
+    """Return z_d (..., r_d).
 
-    Gives z_d (..., r_d). Raises InputError for an unknown activation or widths that differ.
+    down: the first factor (r_d, hidden) of the layer that reads h, and its bias. Raises
+    InputError for an unknown activation or widths that differ.
     """
     if activation not in reference.ACTIVATIONS:
         known = ", ".join(reference.ACTIVATIONS)

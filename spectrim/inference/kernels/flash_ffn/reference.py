@@ -1,4 +1,4 @@
-"""The hidden state written out."""
+"""A feed-forward layer with its hidden state written out."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Each program holds a tile of tokens and of z_d, and walks over the hidden width.
+"""Feed-forward kernel: each program holds a tile of tokens and z_d, and loops over the width.
 
-    z_d[tokens, ranks] += h[tokens, tile] R_d[ranks, tile]^T,   h made on the chip
+    z_d[tokens, ranks] += h[tokens, tile] R_d[ranks, tile]^T,   h computed on the chip
 
-A tile of z_d is `MOST_DOWN` ranks wide; where r_d is larger, h is made again for each tile.
+A tile of z_d is `MOST_DOWN` ranks wide; if r_d is larger, h is recomputed for each tile.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""`y = A (R x + c) + b` for a few tokens: one kernel where there are two products."""
+"""`y = A (R x + c) + b` for a few tokens in one kernel."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MOST_TOKENS = 16
 def lowrank_matmul(
     x: Tensor, right: Tensor, right_bias: Tensor | None, second: Second
 ) -> Tensor:
-    """x (..., in), right (r, in), right_bias (r,) or None -> (..., out).
+    """Map x (..., in) by right (r, in), right_bias (r,) or None and `second` to (..., out).
 
-    More than `MOST_TOKENS` tokens go through two products. Gradients reach all five tensors,
-    the second factor's too (`gradients`).
+    More than `MOST_TOKENS` tokens run as two products. Gradients reach all five tensors,
+    including those of the second factor (`gradients`).
     """
     if runs_kernel(x) and x.numel() <= MOST_TOKENS * x.shape[-1]:
         from spectrim.inference.kernels.lowrank_matmul import gradients, triton

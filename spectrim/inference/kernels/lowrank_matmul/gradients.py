@@ -1,10 +1,10 @@
-"""The kernel forward, and backward from the factors: no weight of full size is ever made.
+"""Kernel forward, and backward from the factors without a weight of full size.
 
     y = A z + b,   z = R x + c
     dz = A^T dy,   dA = dy z^T,   db = sum dy,   dx = R^T dz,   dR = dz x^T,   dc = sum dz
 
 A pivoted layer's dy is first put in the order [pivots, others]; the pivots' part goes straight
-to dz. z is made again rather than kept: it costs one thin product.
+to dz. z is recomputed rather than stored: it costs one thin product.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LowRankMatmul(torch.autograd.Function):
         bias: Tensor | None,
         second: Second,
     ) -> Tensor:
-        """second: the places of a pivoted layer's outputs; weight and bias are its own."""
+        """Run the kernel; second: the places of a pivoted layer's outputs."""
         from spectrim.inference.kernels.lowrank_matmul import triton
 
         ctx.save_for_backward(x, right, right_bias, weight)
@@ -61,7 +61,7 @@ class LowRankMatmul(torch.autograd.Function):
 
 
 def _to_rank(dy: Tensor, weight: Tensor, second: Second) -> tuple[Tensor, Tensor]:
-    """dz (T, r), and the part of dy that belongs to the rows of `weight`."""
+    """Return dz (T, r), and the part of dy that belongs to the rows of `weight`."""
     if second.position is None:
         return dy @ weight, dy
     place = second.position.argsort() if second.place is None else second.place
@@ -71,5 +71,5 @@ def _to_rank(dy: Tensor, weight: Tensor, second: Second) -> tuple[Tensor, Tensor
 
 
 def needs_gradient(given: Given) -> bool:
-    """Whether anybody will ask for a gradient."""
+    """Return whether autograd will need a gradient."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)

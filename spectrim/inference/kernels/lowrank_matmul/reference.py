@@ -1,4 +1,4 @@
-"""Two products."""
+"""Reference of `lowrank_matmul`: two products."""
 
 from __future__ import annotations
 

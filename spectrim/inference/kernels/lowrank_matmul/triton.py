@@ -1,8 +1,8 @@
-"""One kernel, every weight read once: each program takes a slice of the rank.
+"""Kernel that reads every weight once: each program takes a slice of the rank.
 
     z_s = R_s x + c_s,   y += A[:, s] z_s
 
-The slices' contributions are added to y in float32 where it lies. A pivoted layer's outputs go
+The slices' contributions are added to y in float32 in place. A pivoted layer's outputs go
 straight to their places: z_s itself to the pivots', A z_s to the others'.
 """
 
@@ -22,7 +22,7 @@ def _kernel(x, right, right_bias, weight, position, y, tokens_count, width, rank
             out, M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_IN: tl.constexpr,
             BLOCK_OUT: tl.constexpr, PIVOTED: tl.constexpr, BIASED: tl.constexpr,
             WIDE: tl.constexpr):  # fmt: skip
-    """position: here the place of [z, A z] in y, pivots first (out,)."""
+    """Compute one slice; position: the place of [z, A z] in y, pivots first (out,)."""
     tokens = tl.arange(0, M)
     ranks = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     z = tl.zeros((M, BLOCK_R), dtype=tl.float32)
@@ -57,7 +57,7 @@ def _kernel(x, right, right_bias, weight, position, y, tokens_count, width, rank
 def lowrank_matmul(
     x: Tensor, right: Tensor, right_bias: Tensor | None, second: Second
 ) -> Tensor:
-    """Sums are float32, in an order that may differ from call to call on a GPU."""
+    """Launch the kernel. Sums are float32; on a GPU their order may vary between calls."""
     tokens = x.reshape(-1, x.shape[-1]).contiguous()
     out, rank = second.out_features, second.rank
     y = torch.zeros(len(tokens), out, dtype=torch.float32, device=x.device)
