@@ -62,11 +62,6 @@ def _field_option(path: str, panel: str) -> Any:
     return _option_for(owner, name, get_type_hints(owner)[name] | None, panel)
 
 
-def _fields(cls: Any) -> Any:
-    """Return a pydantic dataclass's fields by name."""
-    return cls.__pydantic_fields__
-
-
 def _option_for(cls: Any, name: str, hint: Any, panel: str | None) -> Any:
     """Return an option with the type, choices and description of a field of `cls`."""
     choices = [
