@@ -137,7 +137,7 @@ def _steps(
 ) -> Iterator[Bench]:
     total = sum(map(len, wanted.values()))
     for recipes in wanted.values():
-        prepare(subject.original.model, recipes[0])
+        prepare(subject.original.model, recipes[0], subject.context.cache)
     fixed = _fixed_key(subject)
     dense = store.dense(fixed)
     if dense is None:
