@@ -1,4 +1,4 @@
-"""What a compressed checkpoint says about itself, under `quantization_config` in config.json.
+"""The entry of a compressed checkpoint in config.json, under `quantization_config`.
 
 A config is read from files that anyone may have written, so each field is checked here, and
 again against the model (`spectrim.checkpoint.empty_layers`) before a module is touched.
