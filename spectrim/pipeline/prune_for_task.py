@@ -150,8 +150,9 @@ def spectral_copy(
     Tensors that do not change are shared with the original. Raises InputError for a method
     whose terms cannot be dropped one by one.
     """
-    targets = prepare(model, recipe).targets
-    factors = _bases(model, tokenizer, recipe, targets, context or RunContext())
+    context = context or RunContext()
+    targets = prepare(model, recipe, context.cache).targets
+    factors = _bases(model, tokenizer, recipe, targets, context)
     spectral = shared_copy(model)
     spectral.eval()
     untie_head(spectral, factors)
