@@ -26,7 +26,8 @@ class SpectrimConfig(QuantizationConfigMixin):
     """Layer kinds and ranks by module name, and where they came from.
 
     `layers` maps a module name to `{"kind": str, "rank": int}`, and where it uses the basis of
-    another shared_basis layer `"basis"`, that layer's name; for compressed layers with a
+    another shared_basis layer `"basis"`, that layer's name, and `"bias": true` where the dense
+    layer has none; for compressed layers with a
     low-rank path see `layers.quantized`. `split_experts` names the fused experts that became
     one layer per expert; `untied` says that the output embedding no longer is the input
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
@@ -87,7 +88,7 @@ def _check_layers(layers: object) -> None:
         if isinstance(entry, dict) and entry.get("kind") == COMPENSATED:
             check_compensated(name, entry)
             continue
-        if not isinstance(entry, dict) or set(entry) - {"basis"} != {"kind", "rank"}:
+        if not isinstance(entry, dict) or set(entry) - {"basis", "bias"} != {"kind", "rank"}:
             raise CheckpointError(f"layer {name}: expected {{kind, rank}}, got {entry!r}")
         if not isinstance(entry["kind"], str):
             raise CheckpointError(f"layer {name}: kind is {entry['kind']!r}, expected a name")
@@ -95,6 +96,8 @@ def _check_layers(layers: object) -> None:
             raise CheckpointError(
                 f"layer {name}: rank is {entry['rank']!r}, expected a whole number of 1 or more"
             )
+        if not isinstance(entry.get("bias", True), bool):
+            raise CheckpointError(f"layer {name}: bias is {entry['bias']!r}, expected true")
         if "basis" in entry:
             _check_basis(name, entry, layers)
         kinds.add(entry["kind"])
@@ -106,7 +109,9 @@ def _check_basis(name: str, entry: dict[str, Any], layers: dict[str, Any]) -> No
     """Check that a shared layer's owner exists, has a basis, and the same kind and rank."""
     owner = entry["basis"]
     wanted = {"kind": entry["kind"], "rank": entry["rank"]}
-    if entry["kind"] != SHARED or not isinstance(owner, str) or layers.get(owner) != wanted:
+    held = layers.get(owner) if isinstance(owner, str) else None
+    held = {k: v for k, v in held.items() if k != "bias"} if isinstance(held, dict) else None
+    if entry["kind"] != SHARED or held != wanted:
         raise CheckpointError(
             f"layer {name}: basis is {owner!r:.80}, expected the name of a {SHARED} layer of "
             f"rank {entry['rank']} with a basis of its own"

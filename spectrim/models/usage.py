@@ -180,7 +180,7 @@ def _special_ids(config: Mapping[str, Any]) -> set[int]:
 @contextmanager
 def _eager_experts(model: nn.Module) -> Iterator[None]:
     """Run fused experts one after another: grouped products know no float64."""
-    configs = [getattr(module, "config", None) for module in model.modules()]
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     chosen = {
         id(config): (config, config._experts_implementation)
         for config in configs
