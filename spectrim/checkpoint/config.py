@@ -87,8 +87,12 @@ def _check_layers(layers: object) -> None:
         if isinstance(entry, dict) and entry.get("kind") == COMPENSATED:
             check_compensated(name, entry)
             continue
-        if not isinstance(entry, dict) or set(entry) - {"basis"} != {"kind", "rank"}:
+        if not isinstance(entry, dict) or set(entry) - {"basis", "bias"} != {"kind", "rank"}:
             raise CheckpointError(f"layer {name}: expected {{kind, rank}}, got {entry!r}")
+        if entry.get("bias", True) is not True:
+            raise CheckpointError(
+                f"layer {name}: bias is {entry['bias']!r}, expected true or no such field"
+            )
         if not isinstance(entry["kind"], str):
             raise CheckpointError(f"layer {name}: kind is {entry['kind']!r}, expected a name")
         if not _is_int(entry["rank"]) or entry["rank"] < 1:
@@ -106,7 +110,10 @@ def _check_basis(name: str, entry: dict[str, Any], layers: dict[str, Any]) -> No
     """Check that a shared layer's owner exists, has a basis, and the same kind and rank."""
     owner = entry["basis"]
     wanted = {"kind": entry["kind"], "rank": entry["rank"]}
-    if entry["kind"] != SHARED or not isinstance(owner, str) or layers.get(owner) != wanted:
+    held = layers.get(owner) if isinstance(owner, str) else None
+    if isinstance(held, dict):
+        held = {key: value for key, value in held.items() if key != "bias"}
+    if entry["kind"] != SHARED or held != wanted:
         raise CheckpointError(
             f"layer {name}: basis is {owner!r:.80}, expected the name of a {SHARED} layer of "
             f"rank {entry['rank']} with a basis of its own"

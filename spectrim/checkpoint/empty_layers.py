@@ -52,15 +52,19 @@ def _swap_layers(model: nn.Module, config: SpectrimConfig) -> None:
     for name, entry in entries.items():
         if "basis" not in entry:
             old = _module(model, name)
-            bias = get_bias(old) is not None
-            layer = _empty(entry, get_shape(old), bias)
+            layer = _empty(entry, get_shape(old), _has_bias(entry, old))
             model.set_submodule(name, layer)
     for name, entry in entries.items():
         if "basis" in entry:
             old, owner = _module(model, name), _module(model, entry["basis"])
             assert isinstance(owner, SharedBasisLinear)
-            layer = owner.empty_member(get_shape(old)[0], get_bias(old) is not None)
+            layer = owner.empty_member(get_shape(old)[0], _has_bias(entry, old))
             model.set_submodule(name, layer)
+
+
+def _has_bias(entry: dict[str, Any], dense: nn.Module) -> bool:
+    """Return whether the layer has a bias: the dense layer's, or one that the method added."""
+    return entry.get("bias", False) or get_bias(dense) is not None
 
 
 def _local_entries(model: nn.Module, config: SpectrimConfig) -> dict[str, dict[str, Any]]:

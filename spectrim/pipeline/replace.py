@@ -58,6 +58,7 @@ def replace_layers(
         result = cast_for_saving(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
     config = config_for(plan, split_expert_names(result), untied)
+    mark_added_biases(config, model, decomposition)
     for name, entry in list(config.layers.items()):
         config.layers |= dict.fromkeys(other_names(model, name), entry)
     attach_config(result, config)
@@ -81,6 +82,21 @@ def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimCo
         untied=untied,
         provenance={"plan": without_layers(plan), "versions": versions()},
     )
+
+
+def mark_added_biases(
+    config: SpectrimConfig, model: nn.Module, decomposition: Decomposition
+) -> None:
+    """Enter in `config` the layers without a bias to which the method gives one.
+
+    All layers of a decomposition get one, or none.
+    """
+    factors = next((decomposition.factors[name] for name in decomposition.shapes), None)
+    if factors is None or factors.bias_shift is None:
+        return
+    for name, entry in config.layers.items():
+        if get_bias(model.get_submodule(name)) is None:
+            config.layers[name] = entry | {"bias": True}
 
 
 def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:
