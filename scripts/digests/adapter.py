@@ -97,7 +97,7 @@ REFINEMENTS = find("refinement:REFINEMENTS")
 QUANTIZERS = find("layers.quantized:QUANTIZERS", "compressors:COMPRESSORS")
 IMPORTANCE = find("pruning.importance:IMPORTANCE", "selection.importance:IMPORTANCE")
 Recipe = find(":Recipe")
-recipe_from = find("pipeline.recipe:recipe_from", "recipe:recipe_from")
+_recipe_from = find("pipeline.recipe:recipe_from", "recipe:recipe_from")
 PRESETS = find("pipeline.presets:PRESETS", "presets:PRESETS")
 PruningOptions = find("pruning:PruningOptions", "selection:SelectionOptions")
 FinetuneSettings = find(":FinetuneSettings")
@@ -154,6 +154,14 @@ def _fit_value(hint: Any, key: str, value: Any, beside: dict[str, Any]) -> Any:
         return [_fit_value(get_args(hint)[0], key, item, {}) for item in value]
     choices = [c for part in inner if get_origin(part) is Literal for c in get_args(part)]
     return pick(value, choices) if isinstance(value, str) and choices else value
+
+
+def recipe_from(values: dict[str, Any], source: str) -> Any:
+    """Read a recipe, its rows cut as every revision cuts them."""
+    calibration = get_type_hints(Recipe)["calibration"]
+    if "rows" in get_type_hints(calibration):
+        values = values | {"calibration": values["calibration"] | {"rows": "packed"}}
+    return _recipe_from(values, source)
 
 
 def make_recipe(values: dict[str, Any]) -> Any:

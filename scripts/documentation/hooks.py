@@ -18,16 +18,28 @@ from text import ROOT
 
 from spectrim.pipeline.presets import PRESETS
 
+ELSEWHERE = {
+    "README.md": "index.md",
+    "LOG.md": "log.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+}
+"""Pages of the repository's root, and what they are called on the site."""
+
 
 def on_config(config: Any) -> Any:
-    """The navigation with the pages of methods and of the reference in it."""
-    makers = {"methods/": _methods, "reference/": _reference}
-    config.nav = [
-        {title: makers[place]() if place in makers else place}
-        for item in config.nav
-        for title, place in item.items()
-    ]
+    """Put the pages of methods and of the reference into the navigation."""
+    config.nav = _with_made_pages(config.nav)
     return config
+
+
+def _with_made_pages(item: Any) -> Any:
+    """Return navigation with the list of its pages in place of each made directory."""
+    if isinstance(item, list):
+        return [_with_made_pages(inner) for inner in item]
+    if isinstance(item, dict):
+        return {title: _with_made_pages(inner) for title, inner in item.items()}
+    return {"methods/": _methods, "reference/": _reference}.get(item, lambda: item)()
 
 
 def _methods() -> list[Any]:
@@ -43,16 +55,17 @@ def _reference() -> list[str]:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages that no file holds: the README as the first one, the log, what is made."""
+    """Add the pages that stand elsewhere, README, log and changes, and those that are made."""
     made = method_pages.pages() | reference_pages.pages()
-    made |= {"index.md": first_page(), "log.md": (ROOT / "LOG.md").read_text(encoding="utf-8")}
+    made |= {page: _inside_docs(source) for source, page in ELSEWHERE.items()}
     for place, content in made.items():
         files.append(File.generated(config, place, content=content))
     return files
 
 
-def first_page() -> str:
-    """The README, its links as seen from docs/."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = text.replace("](LOG.md", "](log.md")
+def _inside_docs(source: str) -> str:
+    """Return a page of the repository's root, its links as seen from docs/."""
+    text = (ROOT / source).read_text(encoding="utf-8")
+    for name, page in ELSEWHERE.items():
+        text = text.replace(f"]({name}", f"]({page}")
     return re.sub(r"\]\(docs/", "](", text)

@@ -25,37 +25,37 @@ class Kind:
 KINDS = {
     "methods": Kind(
         "Decompositions",
-        "spectrim compress MODEL -o OUT --method {name}",
+        "spectrim compress MODEL -o OUT --data TEXT --method {name}",
         "--set method_options.{option}={value}",
         True,
     ),
     "allocations": Kind(
         "Allocations",
-        "spectrim compress MODEL -o OUT --allocation {name}",
+        "spectrim compress MODEL -o OUT --data TEXT --allocation {name}",
         "--set allocation_options.{option}={value}",
         True,
     ),
     "layers": Kind(
         "Layer kinds",
-        "spectrim compress MODEL -o OUT --layer {name}",
+        "spectrim compress MODEL -o OUT --data TEXT --layer {name}",
         "--set layer_options.{option}={value}",
         True,
     ),
     "embeddings": Kind(
         "Embedding tables",
-        "spectrim compress MODEL -o OUT --set embeddings.method={name}",
+        "spectrim compress MODEL -o OUT --data TEXT --set embeddings.method={name}",
         "--set embeddings.options.{option}={value}",
         True,
     ),
     "compressors": Kind(
         "Compressors",
-        "spectrim quantize MODEL -o OUT --quantizer {name} --rank 16",
+        "spectrim quantize MODEL -o OUT --data TEXT --quantizer {name} --rank 16",
         "--quantizer-option {option}={value}",
         True,
     ),
     "refinements": Kind(
         "Refinements",
-        "spectrim compress MODEL -o OUT --refine {name}",
+        "spectrim compress MODEL -o OUT --data TEXT --refine {name}",
         "--set 'refinement=[{{name: {name}, options: {{{option}: {value}}}}}]'",
         True,
     ),

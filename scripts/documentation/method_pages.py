@@ -202,9 +202,10 @@ def _preset_page(name: str) -> str:
         key: value for key, value in plain.items() if value not in (None, [], {})
     }
     lead = "What differs from `default`:" if changed else "All of it:"
-    task = " --task TASK.jsonl" if PRESETS[name].pruning else ""
+    text = "--task TASK.jsonl" if PRESETS[name].pruning else "--data TEXT"
+    verb = "quantize" if PRESETS[name].correction else "compress"
     lines = [
-        f"spectrim compress MODEL -o OUT --recipe {name}{task}",
+        f"spectrim {verb} MODEL -o OUT --recipe {name} {text}",
         f"spectrim recipes copy {name} -o mine.yaml",
     ]
     parts = [

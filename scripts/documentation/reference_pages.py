@@ -76,7 +76,8 @@ def value_docstring(module: ModuleType, name: str) -> str:
     """The string below an assignment to the name; of a registry, what its package says."""
     if package := getattr(getattr(module, name), "package", None):
         return _docstring_of(package)
-    for file in sorted(Path(inspect.getfile(module)).parent.rglob("*.py")):
+    own, whole = (Path(inspect.getfile(m)).parent for m in (module, spectrim))
+    for file in (*sorted(own.rglob("*.py")), *sorted(whole.rglob("*.py"))):
         body = ast.parse(file.read_text(encoding="utf-8")).body
         for statement, below in pairwise(body):
             if name in _assigned(statement) and isinstance(below, ast.Expr):

@@ -1,4 +1,4 @@
-"""Where adapters go on a compressed model."""
+"""The modules of a compressed model that get adapters."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_BINS = 100_000
+"""The most steps that a budget is divided into."""
 MOST_HULLS = 512
 NEGLIGIBLE = 1e-5
 """Share of the loss: of a plan this near to the bound, no rounded program makes a better."""

@@ -1,4 +1,4 @@
-"""Which covariances are kept in full, and which in fewer numbers.
+"""The storage of covariances: in full, or in fewer numbers.
 
 Of a layer's wider side by what its weight makes of it, which loses nothing that decomposing the
 layer asks for; or to fit a number of bytes:

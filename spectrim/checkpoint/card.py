@@ -34,7 +34,7 @@ _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|^(?=[#+=-])")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card states about a model compressed by low rank.
+    """The facts on the card of a model compressed by low rank.
 
     Attributes:
         kept: Fraction of the compressed layers' weights that is stored.

@@ -1,4 +1,4 @@
-"""What a compressed checkpoint says about itself, under `quantization_config` in config.json.
+"""The entry of a compressed checkpoint in config.json, under `quantization_config`.
 
 A config is read from files that anyone may have written, so each field is checked here, and
 again against the model (`spectrim.checkpoint.empty_layers`) before a module is touched.
@@ -27,7 +27,7 @@ class SpectrimConfig(QuantizationConfigMixin):
 
     `layers` maps a module name to `{"kind": str, "rank": int}`, and where it uses the basis of
     another shared_basis layer `"basis"`, that layer's name; for compressed layers with a
-    low-rank path see `hub.compensated`. `split_experts` names the fused experts that became
+    low-rank path see `layers.quantized`. `split_experts` names the fused experts that became
     one layer per expert; `untied` says that the output embedding no longer is the input
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
     `head` the output embedding that shares its factors, or None; `provenance` is free JSON;

@@ -84,7 +84,7 @@ def _local_entries(model: nn.Module, config: SpectrimConfig) -> dict[str, dict[s
 
 
 def _users(entries: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
-    """By the layer that holds it, all layers that use a basis or have their own."""
+    """Return, by the layer that holds a basis, all layers that use it, itself included."""
     users: dict[str, list[str]] = {}
     for name, entry in entries.items():
         users.setdefault(entry.get("basis", name), []).append(name)

@@ -40,7 +40,7 @@ Text = str | Callable[[], str]
 
 @dataclass(frozen=True)
 class SaveOptions:
-    """What is written beside the weights, and how.
+    """Options of saving: the files written beside the weights, and their form.
 
     Attributes:
         card: README.md.

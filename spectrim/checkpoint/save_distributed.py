@@ -88,8 +88,10 @@ def _write_own(model: PreTrainedModel, directory: Path, options: SaveOptions) ->
 
 
 def _owners(model: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, int]:
-    """By tensor the process that writes it: whole decoder blocks, and what is outside of them
-    with all that has the same storage; as many bytes to each process as can be."""
+    """Return the process that writes each tensor, with the bytes spread evenly.
+
+    Decoder blocks stay whole, and so do tensors outside of them that share storage.
+    """
     blocks = tuple(f"{name}." for name, _ in decoder_blocks(model))
     units: dict[Any, list[str]] = {}
     for name, tensor in state.items():

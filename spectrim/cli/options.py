@@ -48,6 +48,11 @@ _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "incl
 _CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "labels")
 
 
+def _fields(cls: Any) -> Any:
+    """Return a pydantic dataclass's fields by name."""
+    return cls.__pydantic_fields__
+
+
 def _field_option(path: str, panel: str) -> Any:
     """Return an option for a field of a recipe; if absent, it is None and changes nothing."""
     owner: Any = Recipe
@@ -150,8 +155,7 @@ def _recipe_options() -> dict[str, Any]:
     options["data"] = Annotated[
         texts,
         typer.Option(
-            help=f"{_fields(CalibrationRecipe)['data'].description} "
-            "Repeat for several.",
+            help=f"{_fields(CalibrationRecipe)['data'].description} Repeat for several.",
             rich_help_panel=_CALIBRATION,
         ),
     ]
@@ -315,8 +319,3 @@ def cache_from(given: dict[str, Any]) -> Cache:
     if given["no_cache"]:
         return Cache(None)
     return Cache(given["cache"]) if given["cache"] else Cache.default()
-
-
-def _fields(cls: Any) -> Any:
-    """Return a pydantic dataclass's fields by name."""
-    return cls.__pydantic_fields__

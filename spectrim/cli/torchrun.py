@@ -54,7 +54,7 @@ def check_shared(command: str | None) -> None:
     """Raise InputError for a command that runs in one process only."""
     if distributed.num_processes() > 1 and command not in SHARING:
         raise InputError(
-            f"`spectrim {command}` is done by one process: start it without torchrun "
+            f"`spectrim {command}` runs in one process: start it without torchrun "
             f"(several share {', '.join(SHARING)})"
         )
 

@@ -43,7 +43,7 @@ SHORTEST_ROW = 2
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """How many rows (`None`: all) of how many tokens, and which part of the stream.
+    """The number of rows (`None`: all), their length, and the part of the stream to use.
 
     `seed=None` keeps the documents in file order. `max_tokens` keeps the first tokens of
     the stream; `keep_tail` keeps its incomplete last row (two tokens or more), padded. `rows`:
@@ -165,7 +165,7 @@ def _text_blocks(
 
 
 class _Cut:
-    """How documents become rows under some settings, with one tokenizer."""
+    """The settings of cutting documents into rows, with one tokenizer."""
 
     def __init__(self, tokenizer: Any, settings: BlockSettings):
         self._tokenizer, self._settings = tokenizer, settings

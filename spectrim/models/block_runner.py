@@ -22,8 +22,10 @@ from spectrim.models.offload.model import StreamedModel
 
 @dataclass(frozen=True)
 class BlockCall:
-    """What a block is given besides the hidden state, which is its first argument or, where
-    all are named, the one called `name`."""
+    """The arguments of a block besides the hidden state.
+
+    That is its first argument or, if all are named, the one called `name`.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

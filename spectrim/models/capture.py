@@ -23,7 +23,7 @@ Consumer = Callable[[str, LayerTokens, bool], None]
 
 @dataclass(frozen=True)
 class BatchIndex:
-    """Which rows of a flattened (B * T) batch are real (None: all), and each one's sequence."""
+    """The real rows of a flattened (B * T) batch (None: all), and the sequence of each."""
 
     mask: Tensor | None
     sequence: Tensor
@@ -53,7 +53,7 @@ class BatchIndex:
 
 @dataclass(frozen=True)
 class CaptureSpec:
-    """What is seen of the batch run inside `capture`, and who is told.
+    """The tensors to capture in the batch run inside `capture`, and their receivers.
 
     gradient_only: sink reads nothing but the gradient in the backward pass, so inputs and
     outputs are not kept for it. originals: weights of layers that now hold others, which the

@@ -1,4 +1,4 @@
-"""How many tokens a model reads at once."""
+"""The number of tokens that a model reads at once."""
 
 from __future__ import annotations
 

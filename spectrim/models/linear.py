@@ -1,4 +1,4 @@
-"""Every dense linear layer seen as a weight (out, in) and a bias (out,) or None."""
+"""Dense linear layers as a weight (out, in) and a bias (out,) or None."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a layer's weight makes of its tokens: W x and W^T g, mostly without a product.
+"""Products of a layer's weight with its tokens, W x and W^T g, mostly without computing them.
 
     z = W x       its output y less its bias               (n, out)
     z = W^T g     the gradient for the layer's own input    (n, in)

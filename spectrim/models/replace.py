@@ -50,7 +50,7 @@ def other_names(model: nn.Module, name: str) -> list[str]:
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every parent of `module`, with its name there."""
+    """Return every parent of `module`, with its name there."""
     return [
         (parent, name)
         for parent in model.modules()
@@ -79,7 +79,7 @@ def share_basis(
 
 
 def shared_bases(model: nn.Module) -> dict[str, list[str]]:
-    """By the name of each layer whose basis others use too, all that use it, itself first."""
+    """Return, by each layer whose basis others use, all that use it, itself first."""
     layers = {m: n for n, m in factored_layers(model) if isinstance(m, SharedBasisLinear)}
     found: dict[str, list[str]] = {}
     for layer, name in layers.items():

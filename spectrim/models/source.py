@@ -1,4 +1,4 @@
-"""Where a model's parts are: all in memory, or in memory only while they are used.
+"""Sources of a model's parts: all in memory, or each in memory only while it is used.
 
 A step that goes through a model part by part takes a `ModelSource` and so runs on both kinds. A
 step that needs several parts at once needs the whole model in memory.

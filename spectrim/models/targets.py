@@ -1,4 +1,4 @@
-"""Which linear layers of a model are to be compressed.
+"""The linear layers of a model to compress.
 
 Decoder blocks are the modules whose class the model itself names in `_no_split_modules`;
 every linear layer inside them is a target. No model type and no projection name is known

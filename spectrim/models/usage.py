@@ -43,7 +43,7 @@ _SPECIAL = re.compile(r"_token_(id|index)$")
 
 @dataclass(frozen=True)
 class Usage:
-    """How a model uses its layers, as seen on a few tokens.
+    """The way a model uses its layers, as seen on a few tokens.
 
     Attributes:
         unusable: by name, why a low-rank layer could not take a layer's place.

@@ -17,7 +17,7 @@ _TENSORS = ("weight", "bias")
 
 @dataclass
 class WeightReads:
-    """Which layers were called, and which were read from outside their own forward pass.
+    """The layers that were called, and those read from outside their own forward pass.
 
     Attributes:
         model: that the layers are in.

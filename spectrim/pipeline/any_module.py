@@ -67,7 +67,9 @@ def compress_any(
     """
     recipe = recipe or Recipe()
     if recipe.embeddings is not None and isinstance(batches, Iterator):
-        raise InputError("tables take a second pass: give a list of batches, not an iterator")
+        raise InputError(
+            "embedding tables need a second pass: give a list of batches, not an iterator"
+        )
     decomposition = factorize_any(model, batches, loss, recipe, mask)
     chosen = plan(decomposition, recipe)
     smaller = replace_layers(model, decomposition, chosen)
@@ -130,7 +132,7 @@ def compress_tables(
     options = TABLE_METHODS.options(given.method, given.options)
     ranks = _table_ranks(model, given)
     if not ranks:
-        raise InputError(f"no lookup table that a budget of {given.budget:g} makes smaller")
+        raise InputError(f"no lookup table gets smaller at a budget of {given.budget:g}")
     tables: dict[str, Any] = {name: model.get_submodule(name) for name in ranks}
     for name, sums in sum_lookups(model, tables, batches, loss).items():
         weight = tables[name].weight.detach().double()

@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from spectrim.calibration import CalibrationSettings, Wide
+from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.data import (
@@ -53,7 +53,6 @@ from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     Calibration,
     concat,
-    is_few,
     load_calibration,
     open_calibration,
     save_calibration,
@@ -159,7 +158,7 @@ def gather(
         InputError: the cache stores nothing; and all that `calibrate` raises.
     """
     if context.cache.root is None:
-        raise InputError("statistics for several recipes need a cache that keeps them")
+        raise InputError("statistics for several recipes need a cache with a directory")
     alike: dict[str, list[_Run]] = {}
     fingerprint = None
     for recipe in recipes:
@@ -192,7 +191,7 @@ def _run_for(
         recipe.calibration.seed or 0,
         recipe.calibration.temperature,
         memory_budget=recipe.calibration.memory_budget,
-        wide=wide_format(recipe, blocks, targets),
+        wide=recipe.wide,
     )
     fingerprint = fingerprint or model_fingerprint(model)
     return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
@@ -202,12 +201,6 @@ def default_sequences(model: Any, length: int) -> int:
     """Return the sequences that hold as many tokens as covariances of this width need."""
     tokens = TOKENS_PER_WIDTH * model.get_input_embeddings().embedding_dim
     return -(-min(MOST_TOKENS, max(FEWEST_TOKENS, tokens)) // length)
-
-
-def wide_format(recipe: Recipe, blocks: TokenBlocks, targets: list[Target]) -> Wide:
-    """Return the recipe's format of wide covariances; in full where they are to be shrunk."""
-    widest = max((max(target.shape) for target in targets), default=0)
-    return "full" if is_few(blocks.tokens, widest) else recipe.wide
 
 
 def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:

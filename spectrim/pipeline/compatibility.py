@@ -108,7 +108,7 @@ WHY_NOT: dict[tuple[str, str], str] = {
     ("refinement", STREAMING): _WHOLE,
     ("refinement", ANY_MODEL): _LANGUAGE,
     (STREAMING, PROCESSES): _ONE_PROCESS,
-    (FOLLOWED_PLAN, TARGET_LOSS): "the plan's ranks are given",
+    (FOLLOWED_PLAN, TARGET_LOSS): "the plan already has the ranks",
 }
 """Pairs that do not combine, and why. What is streamed has to fit in memory part by part."""
 

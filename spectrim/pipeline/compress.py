@@ -91,7 +91,7 @@ def compress(
     if recipe.pruning is not None:
         return finish(original, prune(original, recipe, context), context)
     if options.plan is not None:  # a plan for another model is refused before the calibration
-        prepare(model, recipe)
+        prepare(model, recipe, context.cache)
         check_plan(model, options.plan)
     decomposition = factorize(model, tokenizer, recipe, context)
     plan = choose_plan(decomposition, recipe, options, context)

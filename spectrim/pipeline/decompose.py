@@ -25,12 +25,15 @@ from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import trim_memory
 from spectrim.runtime.snapshots import Snapshots
-from spectrim.statistics import ENOUGH, Calibration, is_few
+from spectrim.statistics import Calibration
 from spectrim.version import __version__
 
 NOT_REACHED = "no token of the calibration text reaches them"
 ZERO_INPUT = "their input is zero on the calibration text"
 NO_LOSS = "the loss of the calibration text does not depend on them"
+
+ENOUGH = 2
+"""Tokens per channel below which covariances say too little."""
 
 
 def decompose(
@@ -133,8 +136,8 @@ def layers_with_signal(calibration: Calibration) -> list[str]:
     names = [name for name in calibration.groups if name not in silent]
     if not names:
         raise NumericalError(
-            f"no loss came through any of the layers ({'; '.join(sorted(set(silent.values())))}"
-            "); check the model's weights and the calibration text"
+            f"no target layer can be decomposed ({'; '.join(sorted(set(silent.values())))}); "
+            "check the model's weights, or calibrate on more data"
         )
     warn_of_dense(silent, len(names))
     return names
@@ -146,13 +149,13 @@ def warn_of_few_tokens(model: nn.Module, calibration: Calibration, names: list[s
         return
     widths = {name: max(get_weight(model.get_submodule(name)).shape) for name in names}
     counts = calibration.counts
-    few = [name for name in names if is_few(counts[name], widths[name])]
+    few = [name for name in names if counts[name] < ENOUGH * widths[name]]
     if few:
         worst = min(few, key=lambda name: counts[name] / widths[name])
         warnings.warn(
             f"{len(few)} of {len(names)} layers saw fewer than {ENOUGH} tokens per channel "
-            f"({worst}: {counts[worst]} tokens for {widths[worst]} channels): covariances "
-            "are shrunk and the predicted loss is uncertain; calibrate on more tokens",
+            f"({worst}: {counts[worst]} tokens for {widths[worst]} channels): the predicted "
+            "loss is far too low for these; calibrate on more tokens",
             NumericalWarning,
             stacklevel=3,
         )

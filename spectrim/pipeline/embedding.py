@@ -165,5 +165,5 @@ def _gathered(
 def _load(path: Path) -> dict[str, Tensor]:
     tensors, metadata = read_tensors(path)
     if metadata.get("kind") != "embedding" or "counts" not in tensors:
-        raise CheckpointError(f"{path} holds no embedding statistics")
+        raise CheckpointError(f"{path} is not a file of embedding statistics")
     return tensors

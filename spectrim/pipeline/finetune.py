@@ -43,7 +43,7 @@ def finetune(
         )
     if settings.quantize_base is not None:
         if is_quantized(model):
-            raise ModelError("the model is quantized already; leave out --quantize-base")
+            raise ModelError("the model is quantized already; remove --quantize-base")
         quantize_all(model, QUANTIZED_BASES[settings.quantize_base])
     elif config.inner is not None and settings.lora is None:
         raise ModelError(

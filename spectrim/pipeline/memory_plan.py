@@ -53,7 +53,7 @@ def bytes_of(text: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if not found or found[2].upper() not in _UNITS:
         raise InputError(
-            f"'{text}' is not an amount of memory; expected one like 6GiB or 800MB"
+            f"'{text}' is not an amount of memory; expected for example 6GiB or 800MB"
         )
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
@@ -128,7 +128,7 @@ def _with_fewer_numbers(needs: MemoryEstimate, limit: int) -> MemoryPlan:
             return replace(_streaming(smaller, limit), covariance_bytes=given)
     raise InputError(
         f"memory of {_shown(limit)} is too little: streaming this model takes about "
-        f"{_shown(least)}; allow that, or give a smaller --length"
+        f"{_shown(least)}; raise --memory, or choose a smaller --length"
     )
 
 

@@ -118,8 +118,8 @@ def _bases(
         factors = decompose_problems(shown, make_solver(recipe, (), {}), snapshots).factors
     if any(found.bias_shift is not None for found in factors.values()):
         raise InputError(
-            f"method '{recipe.method}' moves what it cuts into biases; bases cannot be "
-            "selected one by one then: choose svd, svd_llm or obd"
+            f"method '{recipe.method}' absorbs cut terms in biases, so bases cannot be "
+            "pruned one by one; choose svd, svd_llm or obd"
         )
     return factors
 
@@ -150,8 +150,9 @@ def spectral_copy(
     Tensors that do not change are shared with the original. Raises InputError for a method
     whose terms cannot be dropped one by one.
     """
-    targets = prepare(model, recipe).targets
-    factors = _bases(model, tokenizer, recipe, targets, context or RunContext())
+    context = context or RunContext()
+    targets = prepare(model, recipe, context.cache).targets
+    factors = _bases(model, tokenizer, recipe, targets, context)
     spectral = shared_copy(model)
     spectral.eval()
     untie_head(spectral, factors)

@@ -96,7 +96,7 @@ def compute_residual(
     given = _given(recipe)
     options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
     calibration = None
-    names = [target.name for target in prepare(model, recipe).targets]
+    names = [target.name for target in prepare(model, recipe, context.cache).targets]
     if needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)

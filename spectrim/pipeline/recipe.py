@@ -50,9 +50,7 @@ class CalibrationRecipe:
     labels: Literal["data", "sampled"] = Field(
         default="data", description="Labels of the loss: data, or sampled from the model."
     )
-    temperature: float = Field(
-        default=1.0, gt=0, description="Of sampled labels; above 1 for a confident model."
-    )
+    temperature: float = Field(default=1.0, gt=0, description="Temperature of sampling.")
     tokens_per_batch: int | None = Field(
         default=None,
         ge=1,
@@ -61,7 +59,7 @@ class CalibrationRecipe:
     covariance_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="Memory for all statistics; what does not fit follows covariance_format.",
+        description="Memory for all statistics; larger covariances use covariance_format.",
     )
     covariance_format: Literal["low_rank", "block_diagonal"] = "low_rank"
     wide_covariances: Literal["as_needed", "full"] = Field(
@@ -87,16 +85,16 @@ class ProbeRecipe:
     tokens: int | None = Field(
         default=None,
         ge=2,
-        description="None, here and for joint_tokens: as many as `cost_fraction` pays for.",
+        description="None, also for joint_tokens: as many as `cost_fraction` allows.",
     )
     joint_tokens: int | None = Field(default=None, ge=2)
     cost_fraction: float = Field(
-        default=0.5, gt=0, description="Of the calibration's forward and backward passes."
+        default=0.5, gt=0, description="Cost of probing, relative to the calibration's passes."
     )
     through: Literal["auto", "model", "block"] = Field(
         default="auto",
-        description="What runs behind a changed layer: the rest of the model, or its own block "
-        "with what follows to second order; auto: the model where that leaves enough tokens.",
+        description="Run the rest of the model behind a changed layer, or its own block with "
+        "the rest to second order; auto: the model if that leaves enough tokens.",
     )
 
 
@@ -105,8 +103,8 @@ class HessianAveragingRecipe:
     """Statistics averaged between the original and the model compressed to `at_budget`."""
 
     at_budget: float = Field(default=0.7, gt=0, le=1)
-    weight: float = Field(default=0.5, ge=0, le=1, description="Of the second pass; 0: none.")
-    data_fraction: float = Field(default=0.25, gt=0, le=1, description="Of the sequences.")
+    weight: float = Field(default=0.5, ge=0, le=1, description="Weight of the second pass.")
+    data_fraction: float = Field(default=0.25, gt=0, le=1, description="Fraction of sequences.")
     below_budget: float = Field(
         default=0.75, ge=0, description="Only for recipes with a smaller budget."
     )
@@ -142,8 +140,8 @@ class CorrectionRecipe:
 
     quantizer: str = Field(default="rtn", description="See `spectrim ls`.")
     quantizer_options: Options = Field(default_factory=dict)
-    rank: int = Field(default=16, ge=0, description="Of each correction; 0: none.")
-    bytes: int | None = Field(default=None, ge=0, description="Of all, in place of a rank.")
+    rank: int = Field(default=16, ge=0, description="Rank of each correction.")
+    bytes: int | None = Field(default=None, ge=0, description="Bytes of all corrections.")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -170,7 +168,7 @@ class QuantizationRecipe:
 class LatencyRecipe:
     """A budget of measured time in place of one of weights."""
 
-    budget: float = Field(default=0.7, gt=0, le=1, description="Of the dense layers' time.")
+    budget: float = Field(default=0.7, gt=0, le=1, description="Fraction of the dense time.")
     tokens: int = Field(default=1, ge=1, description="Tokens per forward pass.")
 
 
@@ -210,7 +208,7 @@ class TaskRecipe:
 class EmbeddingRecipe:
     """The embedding table, and an output embedding tied to it, in two factors."""
 
-    budget: float = Field(default=0.5, gt=0, le=1, description="Of the table's own weights.")
+    budget: float = Field(default=0.5, gt=0, le=1, description="Fraction of table weights.")
     method: str = "afm"
     options: Options = Field(default_factory=dict)
 

@@ -130,8 +130,8 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
                 raise _foreign(module)
             if get_shape(modules[module]) != (rows, layer.shape[1]):
                 raise CheckpointError(
-                    f"the plan gives '{module}' the shape {(rows, layer.shape[1])}, "
-                    f"the model has {get_shape(modules[module])}"
+                    f"'{module}' has shape {(rows, layer.shape[1])} in the plan and "
+                    f"{get_shape(modules[module])} in the model"
                 )
 
 
@@ -144,7 +144,7 @@ def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> N
             plan.layers[name].members.items()
         ):
             raise CheckpointError(
-                f"the plan's members of '{name}' are not the decomposition's, or in another "
+                f"the plan's members of '{name}' differ from the decomposition's in names or "
                 "order; make the plan from the same decomposition with `spectrim plan`"
             )
     if not plan.ranks:

@@ -33,7 +33,7 @@ from spectrim.models.linear import get_bias
 from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.calibrate import calibration_blocks, wide_format
+from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.decompose import (
     layers_with_signal,
     make_solver,
@@ -108,7 +108,7 @@ def decompose_streamed(
         given.seed or 0,
         given.temperature,
         memory_budget=given.memory_budget,
-        wide=wide_format(recipe, blocks, targets),
+        wide=recipe.wide,
     )
     key = {
         "model": [architecture_fingerprint(model), files_fingerprint(opened.files)],
@@ -225,7 +225,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         summary = read_mapping(path)
         return {"layers": list(summary["layers"]), "provenance": dict(summary["provenance"])}
     except (InputError, KeyError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} holds no calibration: {error}") from error
+        raise DamagedFileError(f"{path} is not a calibration: {error}") from error
 
 
 def _verify(path: Path) -> bool:

@@ -26,7 +26,6 @@ from spectrim.statistics import (
     LayerProblem,
     LayerStatistics,
     PooledStatistics,
-    with_shrinkage,
 )
 
 Problems = tuple[LayerProblem, ...]
@@ -124,9 +123,7 @@ def layer_problem(model: nn.Module, calibration: Calibration | None, name: str) 
     """Return the layer `name` with its statistics, if there are any."""
     layer = model.get_submodule(name)
     weight = get_weight(layer).detach()
-    statistics = None
-    if calibration is not None:
-        statistics = with_shrinkage(calibration.layer(name), max(weight.shape))
+    statistics = None if calibration is None else calibration.layer(name)
     return LayerProblem(name, weight, get_bias(layer), statistics)
 
 
@@ -150,9 +147,7 @@ def pool_inputs(problems: Sequence[LayerProblem]) -> list[LayerProblem]:
     for problem in problems:
         assert problem.statistics is not None, "layers share the inputs of a calibration"
         calibration = problem.statistics.calibration
-        statistics = with_shrinkage(
-            PooledStatistics(calibration, problem.name, names), max(problem.weight.shape)
-        )
+        statistics = PooledStatistics(calibration, problem.name, names)
         pooled.append(replace(problem, statistics=statistics))
     return pooled
 

@@ -1,4 +1,4 @@
-"""Which bases go, given their importance and how many weights may stay.
+"""Selection of bases to drop, given their importance and the weights to keep.
 
     global   drop the smallest I_i / cost_i of all layers until the rest fits
     mass     every layer keeps its smallest prefix, in falling order, that holds a common
@@ -76,7 +76,7 @@ def _best(scores: Tensor, count: int) -> Tensor:
 def _global(
     scores: dict[str, Tensor], costs: dict[str, LayerCost], weights: int
 ) -> dict[str, int]:
-    """How many bases each layer keeps: the cheapest per weight leave first."""
+    """Return how many bases each layer keeps: the cheapest per weight leave first."""
     names = list(scores)
     prices = [scores[n] / costs[n].per_basis(len(scores[n])) for n in names]
     order = torch.cat(prices).argsort(stable=True).tolist()
@@ -97,7 +97,7 @@ def _global(
 def _mass(
     scores: dict[str, Tensor], costs: dict[str, LayerCost], weights: int
 ) -> dict[str, int]:
-    """How many bases each layer keeps: as many as hold one fraction of its sum."""
+    """Return how many bases each layer keeps: as many as hold one fraction of its sum."""
     shares = {name: _cumulative_share(values) for name, values in scores.items()}
 
     def at(fraction: float) -> dict[str, int]:

@@ -38,7 +38,7 @@ class PruneStep:
 
 @dataclass
 class PruningState:
-    """Where a pruning run stands.
+    """The position of a pruning run.
 
     Attributes:
         chosen: which of the decomposition's bases are left, by layer.

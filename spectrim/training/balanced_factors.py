@@ -54,7 +54,7 @@ def balanced_parameters(model: nn.Module) -> Iterator[Parameters]:
 
 @dataclass
 class _Before:
-    """What stood in the model: factored layers by name, parameters by module and name."""
+    """The model's previous state: factored layers by name, parameters by module and name."""
 
     layers: dict[str, FactoredLinear] = field(default_factory=dict)
     parameters: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list)

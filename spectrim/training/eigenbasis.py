@@ -95,7 +95,7 @@ def _checked(calibration: Calibration | None) -> Calibration:
 
 
 def _rotation(model: nn.Module, path: str, source: _Eigenvectors) -> Rotation | None:
-    """Of the weight of the module at `path`: a dense layer, or a factor of one."""
+    """Return the rotation of the weight of the module at `path`, dense or a factor."""
     module = model.get_submodule(path)
     if path in source.calibration.groups and is_linear(module):
         sides = source.outputs(path), source.inputs(path)

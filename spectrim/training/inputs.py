@@ -18,7 +18,7 @@ Losses = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """What a refinement reads, and the model that it changes.
+    """The inputs of a refinement, and the model that it changes.
 
     Attributes:
         original: the model before its compression; trainings of one model alone name that one.

@@ -29,7 +29,7 @@ Moments = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained together.
+    """The parameters that are trained together.
 
     Attributes:
         loss: takes the indices (rows,) of a step's sequences.

@@ -1,4 +1,4 @@
-"""How far a compressed model is from the original, and how large a step that allows.
+"""Losses of a compressed model against the original, and the step size that they allow.
 
     rate = learning_rate * min(1, sqrt(KL(original || compressed)))    in nats per token
 

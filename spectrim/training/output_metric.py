@@ -1,4 +1,4 @@
-"""What errors of a block's output cost, to second order.
+"""The cost of errors in a block's output, to second order.
 
     KL(p(h) || p(h + e)) ~= 1/2 e^T C_g e,   C_g = E[g g^T],   g = d(-log p(y)) / dh,  y ~ p
 
@@ -48,7 +48,7 @@ def output_roots(model: PreTrainedModel, tokens: Tokens, rows: int) -> list[Tens
 def _gradients(
     model: PreTrainedModel, tokens: Tokens, rows: Tensor, generator: torch.Generator
 ) -> list[Tensor]:
-    """Of the summed loss, (real tokens, d) float64 at the output of every block."""
+    """Return the summed loss's gradients, (real tokens, d) float64, at each block's output."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

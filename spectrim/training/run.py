@@ -28,7 +28,7 @@ _LINES = 10
 
 @dataclass
 class TrainingState:
-    """Where a run stands: the parameters of all stages, and the present stage's moments."""
+    """The position of a run: the parameters of all stages, and the current stage's moments."""
 
     parameters: Parameters
     stage: int = 0

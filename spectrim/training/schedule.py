@@ -1,4 +1,4 @@
-"""Which sequences a step trains on, and its learning rate."""
+"""The sequences of each training step, and its learning rate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class TrainingOptions(Protocol):
-    """What the options of everything that trains have."""
+    """The options that all training has in common."""
 
     @property
     def learning_rate(self) -> float: ...

@@ -219,7 +219,7 @@ def _field(values):
     ("change", "message"),
     [
         (_rename, "the plan contains layer 'model.layers.0.ffn.gate_proj'"),
-        (_reshape, "the plan gives 'model.layers.0.mlp.up_proj' the shape (640, 320)"),
+        (_reshape, "'model.layers.0.mlp.up_proj' has shape (640, 320) in the plan"),
         (_absurd, "rank 1000000 is above 32"),
         (_nothing, "greater than or equal to 1"),
         (_word, "valid integer"),

@@ -47,7 +47,8 @@ def parse(line: str) -> Recipe | None:
         return None
     if Path(given["recipe"]).suffix:  # a file of the user's
         given = given | {"recipe": "default"}
-    return recipe_of({name: given[name] for name in OPTIONS})
+    # typer hands a command None for a repeatable option that is absent, click's context ()
+    return recipe_of({name: None if given[name] == () else given[name] for name in OPTIONS})
 
 
 def names_of(command: Any) -> set[str]:

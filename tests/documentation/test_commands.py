@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from spectrim.cli.options import check_text
 from tests.documentation.pages import ROOT, WRITTEN, Command, commands, options
 from tests.documentation.parsing import all_options, found, names_of, parse, words_of
 
@@ -32,7 +33,9 @@ def test_a_wrong_command_is_refused(line):
 @pytest.mark.parametrize("command", LINES, ids=lambda c: f"{c.page}: {c.text}")
 def test_commands_parse(command: Command):
     if command.whole:
-        parse(command.text)
+        recipe, model = parse(command.text), words_of(command.text)[1:2]
+        if recipe is not None:
+            check_text(recipe, *model)
         return
     inner, words = found(words_of(command.text))
     unknown = {w for w in words if w.startswith("-")} - names_of(inner)
@@ -55,4 +58,5 @@ def test_commands_of_the_made_pages_parse():
     lines = [c for page, text in made.items() for c in commands(page, text) if c.whole]
     assert len(lines) > 80
     for command in lines:
-        parse(command.text)
+        if (recipe := parse(command.text)) is not None:
+            check_text(recipe, "MODEL")

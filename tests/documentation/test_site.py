@@ -34,8 +34,16 @@ def site(tmp_path_factory):
 
 
 def test_written_and_made_pages_are_there(site):
-    for page in ("index", "quick_start", "log", "methods/methods/obd", "reference/spectrim"):
+    written = ("index", "quick_start", "log", "changelog", "contributing")
+    for page in (*written, "methods/methods/obd", "reference/spectrim"):
         assert (site / f"{page}.html").exists(), page
+
+
+def test_the_navigation_has_five_groups(site):
+    page = (site / "index.html").read_text(encoding="utf-8")
+    tabs = re.search(r'<ul class="md-tabs__list">(.*?)</ul>', page, re.S)[1]
+    titles = [" ".join(re.sub(r"<[^>]+>", "", tab).split()) for tab in tabs.split("</li>")]
+    assert titles == ["Start", "Guides", "Methods", "Reference", "Background", ""]
 
 
 def test_equations_are_code(site):

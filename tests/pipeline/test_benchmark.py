@@ -18,6 +18,7 @@ from spectrim.pipeline.benchmark import run as run_module
 from spectrim.pipeline.benchmark.equal_bytes import allowance, fit_to_budget
 from spectrim.pipeline.benchmark.profile import FactorizeTimer, PeakMemory, StageTimer
 from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.recipe import HessianAveragingRecipe, LatencyRecipe, ProbeRecipe, Recipe
 from spectrim.pipeline.replace import replace_layers
@@ -122,7 +123,9 @@ def test_the_fitted_model_is_the_largest_that_fits(text, tmp_path, name, dtype):
     model = TINY_MODELS[name]()
     recipe = small_recipe(text, rank_multiple=1, **PLAIN)
     decomposition = factorize(model, tiny_tokenizer(), recipe)
-    chosen, smaller = fit_to_budget(model, decomposition, recipe, dtype)
+    original = LoadedModel(model, tiny_tokenizer(), dtype)
+    result = fit_to_budget(original, decomposition, recipe)
+    chosen, smaller = result.plan, result.model
     allowed = allowance(model, chosen, recipe.budget, dtype)
     spectrim.save(smaller.to(dtype), None, str(tmp_path / "out"))
     below = tuple(f"{module}." for module in chosen.modules)
@@ -253,7 +256,7 @@ def test_nothing_is_kept_without_places(recipes, settings):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budgets": (0.5, 1.5)}, "budget 1.5 is out of range"),
+        ({"budgets": (0.5, 1.5)}, "budget: Input should be less than or equal to 1, got 1.5"),
         ({"budgets": (0.5, 0.5)}, "a budget is named twice"),
         ({"budgets": ()}, "at least one recipe and one budget"),
         ({"recipes": {}}, "at least one recipe and one budget"),

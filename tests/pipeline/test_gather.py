@@ -134,7 +134,7 @@ def test_other_tokens_need_another_pass(recipes, text, tmp_path, monkeypatch):
 
 
 def test_a_workspace_that_keeps_nothing_is_of_no_use(recipes):
-    with pytest.raises(InputError, match="need a cache that keeps them"):
+    with pytest.raises(InputError, match="need a cache with a directory"):
         gather(tiny_llama(), tiny_tokenizer(), list(recipes.values()), RunContext(Cache(None)))
 
 

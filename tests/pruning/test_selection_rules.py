@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
+from spectrim.pipeline.recipe import recipe_from
 from spectrim.pruning import LayerCost, PruningOptions, select, stored_weights
 from spectrim.pruning.options import kept_after
 from tests.tolerances import LOSS_RELATIVE
@@ -125,8 +126,8 @@ def test_kept_fraction_falls_geometrically_to_the_budget():
     ],
 )
 def test_wrong_options_are_refused(wrong):
-    with pytest.raises(InputError):
-        PruningOptions(**wrong)
+    with pytest.raises(InputError, match=next(iter(wrong)).split("_options")[0]):
+        recipe_from({"pruning": wrong}, "recipe")
 
 
 def test_prunings_come_before_the_pruning_share_ends():

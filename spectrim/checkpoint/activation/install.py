@@ -43,7 +43,7 @@ def deactivate(site_packages: str | Path | None = None) -> bool:
 
 
 def is_active(site_packages: str | Path | None = None) -> bool:
-    """Whether programs of the environment read compressed models without an import."""
+    """Return whether the environment's programs load compressed models without an import."""
     return all(file.exists() for file in _files(site_packages))
 
 

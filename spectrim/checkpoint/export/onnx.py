@@ -152,7 +152,7 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks: a graph is tried, and a failure raised."""
+    """Silence the exporter: a graph is tried, and a failure raised."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

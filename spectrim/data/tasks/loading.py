@@ -1,4 +1,4 @@
-"""From what the user typed, or a Python iterable, to examples."""
+"""Load examples from a spec or a Python iterable."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class TaskRows:
         return TaskBatch(*(t[rows, :longest] for t in (self.ids, self.mask, self.scored)))
 
     def batches(self, size: int, seed: int, epoch: int = 0) -> Iterator[TaskBatch]:
-        """Every row once, in an order that `seed` and `epoch` fix; the last may be smaller."""
+        """Yield batches of every row once, in an order fixed by `seed` and `epoch`."""
         if size < 1:
             raise InputError(f"batch size is {size}, expected at least 1")
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -1,4 +1,4 @@
-"""Which calls on a deferred tensor can be deferred, and as what node.
+"""The calls on a deferred tensor that can be deferred too, and their nodes.
 
 An unrecognized call is not an error: the tensor is computed, and the call is executed.
 """

@@ -109,7 +109,7 @@ def bench_steps(
     settings = settings or BenchSettings()
     wanted = {n: [_at(r, budget) for budget in budgets] for n, r in recipes.items()}
     if not recipes or not budgets:
-        raise InputError("a table needs at least one recipe and one budget")
+        raise InputError("a benchmark needs at least one recipe and one budget")
     for recipe in recipes.values():
         compatibility.check(recipe, compatibility.BENCH)
     if len({r.latency and r.latency.tokens for r in recipes.values()}) > 1:
@@ -137,7 +137,7 @@ def _steps(
 ) -> Iterator[Bench]:
     total = sum(map(len, wanted.values()))
     for recipes in wanted.values():
-        prepare(subject.original.model, recipes[0])
+        prepare(subject.original.model, recipes[0], subject.context.cache)
     fixed = _fixed_key(subject)
     dense = store.dense(fixed)
     if dense is None:
@@ -182,7 +182,7 @@ def _texts(
 ) -> dict[str, TokenBlocks]:
     """Return the checked token blocks by text. Raises InputError."""
     if not settings.texts or len(set(settings.texts)) < len(settings.texts):
-        raise InputError("the texts to judge on must be one or more, each named once")
+        raise InputError("expected one or more evaluation texts, each named once")
     blocks = settings.blocks or BlockSettings(
         length=default_length(model), max_tokens=MOST_TOKENS, keep_tail=True
     )

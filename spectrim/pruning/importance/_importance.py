@@ -1,4 +1,4 @@
-"""What an estimator returns, and the Taylor expansion that most of them use.
+"""The result of an importance estimator, and the Taylor expansion that most of them use.
 
 I_i = L(c_i = 0) - L  ~=  -c_i g_i + 1/2 c_i^2 h_i,    g_i = dL/dc_i, h_i = d2L/dc_i^2
 """
@@ -65,7 +65,7 @@ def clip_curvature(curvature: Tensor, negative: Negative) -> Tensor:
 
 
 def standard_error(samples: Tensor) -> Tensor:
-    """Of the mean over the first dimension (K, k); infinite for a single sample."""
+    """Return it for the mean over the first dimension (K, k); infinite for a single sample."""
     count = len(samples)
     if count < 2:
         return torch.full_like(samples[0], float("inf"))

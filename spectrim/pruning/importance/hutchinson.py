@@ -119,7 +119,7 @@ def _seen(objective: Objective, options: Options) -> list[list[TaskBatch]]:
 
 
 def _softened(model: nn.Module, objective: Objective, options: Options, use: Use) -> Objective:
-    """On labels that the model draws, where the options ask for them."""
+    """Return the objective on labels drawn from the model, if the options ask for them."""
     if options.temperature is None:
         return objective
     return sample_labels(model, objective, options.temperature, options.seed, use)

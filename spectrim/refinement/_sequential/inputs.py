@@ -1,4 +1,4 @@
-"""What a sequential refinement works on, and the options that all of them have."""
+"""The inputs of a sequential refinement, and the options common to all of them."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Input:
     rows: Tensor | None
 
     def real(self, real: Tensor) -> Input:
-        """Without padding; real (B * T) bool."""
+        """Return the input without padding; real (B * T) bool."""
         if self.rows is None:
             return Input(self.x[real], None)
         kept = real[self.rows]
