@@ -26,7 +26,8 @@ class SpectrimConfig(QuantizationConfigMixin):
     """Layer kinds and ranks by module name, and where they came from.
 
     `layers` maps a module name to `{"kind": str, "rank": int}`, and where it uses the basis of
-    another shared_basis layer `"basis"`, that layer's name; for compressed layers with a
+    another shared_basis layer `"basis"`, that layer's name, and `"bias": true` where the dense
+    layer has none; for compressed layers with a
     low-rank path see `layers.quantized`. `split_experts` names the fused experts that became
     one layer per expert; `untied` says that the output embedding no longer is the input
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
@@ -89,16 +90,14 @@ def _check_layers(layers: object) -> None:
             continue
         if not isinstance(entry, dict) or set(entry) - {"basis", "bias"} != {"kind", "rank"}:
             raise CheckpointError(f"layer {name}: expected {{kind, rank}}, got {entry!r}")
-        if entry.get("bias", True) is not True:
-            raise CheckpointError(
-                f"layer {name}: bias is {entry['bias']!r}, expected true or no such field"
-            )
         if not isinstance(entry["kind"], str):
             raise CheckpointError(f"layer {name}: kind is {entry['kind']!r}, expected a name")
         if not _is_int(entry["rank"]) or entry["rank"] < 1:
             raise CheckpointError(
                 f"layer {name}: rank is {entry['rank']!r}, expected a whole number of 1 or more"
             )
+        if not isinstance(entry.get("bias", True), bool):
+            raise CheckpointError(f"layer {name}: bias is {entry['bias']!r}, expected true")
         if "basis" in entry:
             _check_basis(name, entry, layers)
         kinds.add(entry["kind"])
@@ -111,8 +110,7 @@ def _check_basis(name: str, entry: dict[str, Any], layers: dict[str, Any]) -> No
     owner = entry["basis"]
     wanted = {"kind": entry["kind"], "rank": entry["rank"]}
     held = layers.get(owner) if isinstance(owner, str) else None
-    if isinstance(held, dict):
-        held = {key: value for key, value in held.items() if key != "bias"}
+    held = {k: v for k, v in held.items() if k != "bias"} if isinstance(held, dict) else None
     if entry["kind"] != SHARED or held != wanted:
         raise CheckpointError(
             f"layer {name}: basis is {owner!r:.80}, expected the name of a {SHARED} layer of "

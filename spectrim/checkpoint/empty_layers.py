@@ -62,9 +62,9 @@ def _swap_layers(model: nn.Module, config: SpectrimConfig) -> None:
             model.set_submodule(name, layer)
 
 
-def _has_bias(entry: dict[str, Any], dense: nn.Module) -> bool:
-    """Return whether the layer has a bias: the dense layer's, or one that the method added."""
-    return entry.get("bias", False) or get_bias(dense) is not None
+def _has_bias(entry: dict[str, Any], old: nn.Module) -> bool:
+    """Return whether the layer has a bias: the dense one's, or one that its entry adds."""
+    return bool(entry.get("bias")) or get_bias(old) is not None
 
 
 def _local_entries(model: nn.Module, config: SpectrimConfig) -> dict[str, dict[str, Any]]:

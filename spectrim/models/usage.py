@@ -63,7 +63,7 @@ def observe_usage(model: PreTrainedModel) -> Usage:
     share_tied_layers(model)
     experts = ExpertCalls(model)
     ids = _readable_ids(model)
-    with evaluation_mode(model):
+    with evaluation_mode(model), _eager_experts(model):
         with experts.recorded():
             unusable = unusable_layers(model, lambda: _use(model, ids))
         check_causal(model, ids)
@@ -175,6 +175,24 @@ def _special_ids(config: Mapping[str, Any]) -> set[int]:
         elif _SPECIAL.search(str(key)):
             ids |= {i for i in (value if isinstance(value, list) else [value]) if i is not None}
     return ids
+
+
+@contextmanager
+def _eager_experts(model: nn.Module) -> Iterator[None]:
+    """Run fused experts one after another: grouped products know no float64."""
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    chosen = {
+        id(config): (config, config._experts_implementation)
+        for config in configs
+        if getattr(config, "_experts_implementation", None) is not None
+    }
+    for config, _ in chosen.values():
+        config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in chosen.values():
+            config._experts_implementation = implementation
 
 
 @contextmanager

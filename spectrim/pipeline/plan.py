@@ -17,6 +17,8 @@ from spectrim.planning import Decomposition, Plan, make_plan
 from spectrim.planning.block_probe import BlockProbe
 from spectrim.planning.measured import (
     JOINT_BUDGETS,
+    LAYER_BUDGETS,
+    block_budgets,
     measured_modules,
     probe_jointly,
     probe_layers,
@@ -69,7 +71,11 @@ class _Probing:
             probe = self._probe(kind, blocks, tokens.layers, "per_layer")
             show = self.context.progress
             track = lambda names: show(names, "measuring curves", len(names))  # noqa: E731
-            decomposition = probe_layers(decomposition, probe, self.recipe.planning, track)
+            averages = self.recipe.averages_hessian
+            budgets = LAYER_BUDGETS if kind is Probe else block_budgets(averages)
+            decomposition = probe_layers(
+                decomposition, probe, self.recipe.planning, track, budgets
+            )
         if wanted.joint:
             probe = self._probe(Probe, blocks, tokens.joint, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe.planning)

@@ -17,6 +17,7 @@ from spectrim.checkpoint import (
     check_weights,
     overflow_remedy,
 )
+from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import CheckpointError
 from spectrim.layers import LAYERS, FactoredLinear, layer_class
 from spectrim.models.copying import deep_copy
@@ -57,8 +58,8 @@ def replace_layers(
     if dtype is not None:
         result = cast_for_saving(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
-    config = config_for(plan, split_expert_names(result), untied)
-    mark_added_biases(config, model, decomposition)
+    added = added_biases(model, decomposition, plan)
+    config = config_for(plan, split_expert_names(result), untied, added)
     for name, entry in list(config.layers.items()):
         config.layers |= dict.fromkeys(other_names(model, name), entry)
     attach_config(result, config)
@@ -74,29 +75,31 @@ def factored_layer(
     return layer_class(plan.layer).from_full(factors, plan.ranks[name], bias, options)
 
 
-def config_for(plan: Plan, split_experts: list[str], untied: bool) -> SpectrimConfig:
-    """Return the checkpoint config of a model compressed by `plan`."""
+def added_biases(model: nn.Module, decomposition: Decomposition, plan: Plan) -> list[str]:
+    """Return the layers that get a bias from their method and have none in `model`."""
+    if hasattr(DECOMPOSITIONS.get(plan.method), "metric"):
+        return []
+    factors, ranks = decomposition.expand_groups(plan.ranks)
+    without = [n for n in ranks if get_bias(model.get_submodule(n)) is None]
+    return [name for name in without if factors[name].bias_shift is not None]
+
+
+def config_for(
+    plan: Plan, split_experts: list[str], untied: bool, added: Iterable[str] = ()
+) -> SpectrimConfig:
+    """Return the checkpoint config of a model compressed by `plan`.
+
+    added: the layers that have a bias where the dense layers have none.
+    """
+    entries = _entries(plan)
+    for name in added:
+        entries[name]["bias"] = True
     return SpectrimConfig(
-        layers=_entries(plan),
+        layers=entries,
         split_experts=split_experts,
         untied=untied,
         provenance={"plan": without_layers(plan), "versions": versions()},
     )
-
-
-def mark_added_biases(
-    config: SpectrimConfig, model: nn.Module, decomposition: Decomposition
-) -> None:
-    """Enter in `config` the layers without a bias to which the method gives one.
-
-    All layers of a decomposition get one, or none.
-    """
-    factors = next((decomposition.factors[name] for name in decomposition.shapes), None)
-    if factors is None or factors.bias_shift is None:
-        return
-    for name, entry in config.layers.items():
-        if get_bias(model.get_submodule(name)) is None:
-            config.layers[name] = entry | {"bias": True}
 
 
 def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:

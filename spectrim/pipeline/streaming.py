@@ -41,12 +41,7 @@ from spectrim.pipeline.decompose import (
     warn_of_few_tokens,
 )
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.replace import (
-    check_plan,
-    config_for,
-    factored_layer,
-    mark_added_biases,
-)
+from spectrim.pipeline.replace import added_biases, check_plan, config_for, factored_layer
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.lazy_decomposition import save_layer, stored_decomposition
 from spectrim.planning.solver import layer_problems
@@ -270,9 +265,8 @@ class CompressedParts:
         """Return the config. Raises CheckpointError for a plan of another model."""
         model = self.opened.streamed.model
         check_plan(model, self.plan)
-        config = config_for(self.plan, split_expert_names(model), self._untied)
-        mark_added_biases(config, model, self.decomposition)
-        return config
+        added = added_biases(model, self.decomposition, self.plan)
+        return config_for(self.plan, split_expert_names(model), self._untied, added)
 
     @property
     def _untied(self) -> bool:

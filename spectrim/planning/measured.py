@@ -40,12 +40,13 @@ def probe_layers(
     probe: DivergenceProbe,
     settings: PlanningSettings,
     track: ProgressBar = iter,
+    budgets: Sequence[float] = LAYER_BUDGETS,
 ) -> Decomposition:
     """Return the decomposition with each layer's curve rescaled by its own measurements.
 
     Several processes share the measurements among them.
     """
-    ranks = probe_ranks(decomposition, settings)
+    ranks = probe_ranks(decomposition, settings, budgets)
     own = {}
     with distributed.raise_together():
         for name in track(list(distributed.shard(decomposition.shapes))):
@@ -98,11 +99,21 @@ def measured_modules(
     }
 
 
+def block_budgets(averages_hessian: bool) -> tuple[float]:
+    """Return the one plan of `LAYER_BUDGETS` whose ranks are measured through blocks.
+
+    There the other one, far from what the recipe asks for, makes plans worse.
+    """
+    return (min(LAYER_BUDGETS) if averages_hessian else max(LAYER_BUDGETS),)
+
+
 def probe_ranks(
-    decomposition: Decomposition, settings: PlanningSettings
+    decomposition: Decomposition,
+    settings: PlanningSettings,
+    budgets: Sequence[float] = LAYER_BUDGETS,
 ) -> dict[str, list[int]]:
     """Return the ranks at which each layer or group is measured, ascending."""
-    plans = [make_plan(decomposition, settings.for_probing(b)) for b in LAYER_BUDGETS]
+    plans = [make_plan(decomposition, settings.for_probing(b)) for b in budgets]
     ranks: dict[str, list[int]] = {}
     for name, factors in decomposition.factors.items():
         stand_in = max(1, int(DENSE_STAND_IN * factors.max_rank))

@@ -5,7 +5,7 @@ token. Calibrating N tokens takes 2 N passes (forward and backward), and measuri
 
     joint       (1 + plans) T                                  the original and every plan
     model       T + sum over measurements of T (rest)          from the layer's block on
-    block       2 T + sum over measurements of T (one block)   forward, backward, own block
+    block       2 T + sum over layers of T (one block)         forward, backward, own block
 
 The budget share * 2 N is split between whole plans and layers, and T follows. Layers are run
 through the rest of the model if that leaves them `ENOUGH` tokens, else through their own
@@ -107,7 +107,7 @@ class ProbeTokens:
         joint = min(MOST_JOINT_TOKENS, int(share * budget / (1 + plans)))
         rest = budget - joint * (1 + plans) if plans else budget
         model = 1 + sum(n * costs.rest(modules) for modules, n in measurements.items())
-        block = 2 + sum(n * costs.own(modules) for modules, n in measurements.items())
+        block = 2 + sum(costs.own(modules) for modules in measurements)
         if through == "auto":
             through = "model" if int(rest / model) >= ENOUGH else "block"
         if not costs.blocks:

@@ -145,5 +145,5 @@ def test_an_error_leaves_the_base_as_it_was(text):
 def test_settings_that_do_not_go_together(text):
     with pytest.raises(InputError, match="--lora 8"):
         settings(text, lora=None)
-    with pytest.raises(InputError, match="int4 or nf4"):
+    with pytest.raises(ValueError, match="'int4' or 'nf4'"):
         settings(text, "int3")

@@ -321,8 +321,7 @@ def test_an_interrupted_calibration_is_continued(compress, tmp_path, monkeypatch
         batches = Batches(patch, 3)
         assert "interrupted" in compress(*options).failed_with_one_line()
         assert batches.count == 3
-    [partial] = (tmp_path / "kept").iterdir()
-    assert partial.suffix == ".parts"
+    [partial] = (tmp_path / "kept").glob("*.parts")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
     with monkeypatch.context() as patch:
         batches = Batches(patch, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.replace import replace_layers
-from spectrim.planning import Decomposition, Plan
+from spectrim.planning import Decomposition, Plan, make_plan
 from tests.checkpoint.test_fresh_process import run
 from tests.layer_problems import stored_weights
 from tests.runs import small_recipe, text_file
@@ -49,7 +49,8 @@ def done(tmp_path_factory) -> dict[tuple[str, str], Done]:
         model = build()
         decomposition = factorize(model, tiny_tokenizer(), small_recipe(text))
         for kind in KINDS:
-            chosen = plan(decomposition, small_recipe(text, layer=kind))
+            settings = replace(small_recipe(text).planning, layer=kind)
+            chosen = make_plan(decomposition, settings)
             smaller = replace_layers(model, decomposition, chosen)
             directory = root / f"{name}-{kind}"
             spectrim.save(smaller, tiny_tokenizer(), str(directory))

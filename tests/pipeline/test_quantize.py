@@ -121,7 +121,10 @@ def test_bfloat16_and_a_tied_output_embedding(text, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "what"),
-    [({"method": "afm"}, "not a pair of metrics"), ({"allocation": "welore"}, "paths")],
+    [
+        ({"method": "afm"}, "a method without metrics cannot be combined"),
+        ({"allocation": "welore"}, "corrections are ranked by loss or uniformly"),
+    ],
 )
 def test_choices_that_have_no_path(changes, what):
     with pytest.raises(InputError, match=what):

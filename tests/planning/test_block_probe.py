@@ -161,8 +161,9 @@ def spent(tokens: ProbeTokens, costs: PassCosts, measured, plans: int) -> float:
     total = tokens.joint * (1 + plans)
     total += tokens.layers * (1 if tokens.through == "model" else 2)
     for modules, ranks in measured.items():
-        part = costs.rest if tokens.through == "model" else costs.own
-        total += ranks * tokens.layers * part(modules)
+        through_block = tokens.layers * costs.own(modules)
+        whole = ranks * tokens.layers * costs.rest(modules)
+        total += whole if tokens.through == "model" else through_block
     return total
 
 
