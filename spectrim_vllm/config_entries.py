@@ -78,4 +78,9 @@ def _entry(name: str, values: Any) -> Entry:
         raise ValueError(
             f"layer {name} has rank {rank!r}, expected a whole number of 1 or more"
         )
+    if values.get("bias"):
+        raise ValueError(
+            f"layer {name} has a bias that its architecture does not have, which vLLM cannot "
+            "hold; compress with a method that adds none"
+        )
     return Entry(kind, rank, values.get("basis"))

@@ -29,7 +29,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/or/name/of/this/model")
 """
 """The beginning of every card."""
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|^(?=[#+=-])")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 @dataclass(frozen=True)

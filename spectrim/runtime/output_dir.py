@@ -121,9 +121,8 @@ def _stays(target: Path) -> bool:
 def _try(directory: str | Path, overwrite: bool) -> None:
     with _explain(directory), ExitStack() as stack:
         place = _Place.of(directory)
-        for parent in [p for p in place.target.parents if not p.exists()]:
+        for parent in reversed([p for p in place.target.parents if not p.exists()]):
             stack.callback(_remove_if_empty, parent)
-        stack.callback(stack.pop_all().close)
         with _claim(place, overwrite) as partial:
             (partial / "try").write_text("spectrim", encoding="utf-8")
             _flush(partial)

@@ -40,6 +40,16 @@ def test_tables():
     assert "https://huggingface.co/someone/model-1b" in card
 
 
+def test_names_are_no_markup():
+    name = "my_model/<img src=x>\n# [click](http://x) `rm` *b* | _c"
+    card = model_card(CardFacts(name, "svd", "lowrank", 0.5, "a*b.txt"))
+    title = next(line for line in card.splitlines() if line.startswith("# "))
+    escaped = "my_model/\\<img src=x\\> # \\[click\\](http://x) \\`rm\\` \\*b\\* \\| \\_c"
+    assert title == f"# {escaped}, 50% of its linear weights kept"
+    assert "a\\*b.txt" in card
+    assert "base_model" not in yaml.safe_load(card.split("---")[1]), "no name of the Hub"
+
+
 def test_what_is_unknown_is_left_out():
     card = model_card(CardFacts("/models/base", "svd", "lowrank", 0.5, "none"))
     assert "license" not in card

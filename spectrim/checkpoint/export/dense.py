@@ -19,7 +19,7 @@ from spectrim.checkpoint.config_entries import COMPENSATED, fill_table
 from spectrim.checkpoint.export.self_contained import MODULE, remote_code
 from spectrim.checkpoint.load import load, resolve
 from spectrim.checkpoint.validation import check_directory, read_json
-from spectrim.errors import CheckpointError, InputError
+from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.layers import CompactLinear, FactoredEmbedding, FactoredHead
 from spectrim.models.experts import SplitExperts
 from spectrim.models.linear import get_bias, get_weight, set_weight
@@ -132,6 +132,11 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 def _fill_linear(module: nn.Module, layer: CompactLinear) -> None:
     weight, bias = layer.dense()
+    if bias is not None and get_bias(module) is None:
+        raise ModelError(
+            "the compressed layers have biases that the original architecture does not have; "
+            "export it with --self-contained instead"
+        )
     dtype = get_weight(module).dtype
     module.to_empty(device=weight.device).to(dtype)
     set_weight(module, weight)
