@@ -357,7 +357,8 @@ def _reason(path: list[Any], item: dict[str, Any]) -> str:
     given = item.get("input")
     if item["type"] == "unexpected_keyword_argument":
         names = [field.name for field in fields(_class_at(path[:-1]))]
-        return f"no such field{did_you_mean(str(path[-1]), names)}; expected {', '.join(names)}"
+        wrong = str(item["loc"][-1])
+        return f"no field '{wrong}'{did_you_mean(wrong, names)}; expected {', '.join(names)}"
     if item["type"] == "literal_error":
         expected = re.findall(r"'(\w+)'", item["ctx"]["expected"])
         return f"{item['msg']}, got '{given}'{did_you_mean(str(given), expected)}"

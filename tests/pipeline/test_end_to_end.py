@@ -143,11 +143,9 @@ def test_a_tied_head_that_is_asked_for_gets_its_own_weight(tmp_path, name, kind)
     text = text_file(tmp_path / "text.txt")
     model = TINY_MODELS[name]()
     before = logits(model)
-    recipe = small_recipe(
-        text, include=("lm_head", r"0\.mlp"), layer=kind, allocation="uniform"
-    )
+    recipe = small_recipe(text, include=("lm_head", r"0\.mlp"), allocation="uniform")
     decomposition = factorize(model, tiny_tokenizer(), recipe)
-    chosen = plan(decomposition, recipe)
+    chosen = make_plan(decomposition, replace(recipe.planning, layer=kind))
     assert "lm_head" in chosen.ranks
     smaller = replace_layers(model, decomposition, chosen)
     spectrim.save(smaller, tiny_tokenizer(), str(tmp_path / "out"))
