@@ -93,7 +93,7 @@ def check_same_model(first: Path, second: Path) -> None:
 
 
 def test_what_two_keep_one_goes_on_from(tmp_path, text):
-    model, recipe = tiny_llama(), small_recipe(text)
+    model, recipe = tiny_llama().double(), small_recipe(text)
     cache = Cache(tmp_path / "cache")
 
     def work():
