@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 import spectrim
+from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.facts import PAGE_FILE
 from spectrim.report.live import Access, Places, Session, make_server
-from spectrim.report.live.session import Source
 
 TOKEN = "any text that others cannot guess"
 
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     model, tokenizer = spectrim.load(given.model, dtype=torch.float32)
     decomposition = spectrim.factorize(model, tokenizer, recipe)
-    source = Source(given.model, model, tokenizer, torch.bfloat16)
-    session = Session(source, decomposition, recipe, Places(Path("plan.yaml"), given.output))
+    original = LoadedModel(model, tokenizer, torch.bfloat16, given.model)
+    session = Session(original, decomposition, recipe, Places(Path("plan.yaml"), given.output))
     seconds = []
     with served(session) as address:
         for budget in map(float, given.budgets.split(",")):
