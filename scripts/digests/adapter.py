@@ -160,7 +160,7 @@ def recipe_from(values: dict[str, Any], source: str) -> Any:
     """Read a recipe, its rows cut as every revision cuts them."""
     calibration = get_type_hints(Recipe)["calibration"]
     if "rows" in get_type_hints(calibration):
-        values = values | {"calibration": values["calibration"] | {"rows": "packed"}}
+        values = values | {"calibration": values.get("calibration", {}) | {"rows": "packed"}}
     return _recipe_from(values, source)
 
 

@@ -6,19 +6,24 @@ import os
 import sys
 import warnings
 
+from spectrim.cli.interrupts import Terminated, raise_on_termination
 from spectrim.errors import SpectrimError
 
 FAILED = 2
+TERMINATED = 128 + 15
 
 
 def main() -> None:
     """Run the command line and exit."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.showwarning = _one_line
+    raise_on_termination()
     try:
         _run()
     except SpectrimError as error:
         _fail(str(error))
+    except Terminated:
+        _fail("terminated", TERMINATED)
     except KeyboardInterrupt:
         _fail("interrupted")
     except (MemoryError, RuntimeError) as error:
@@ -49,11 +54,11 @@ def _explain(error: MemoryError | RuntimeError) -> None:
     _fail("out of memory; use a shorter --length or --set calibration.tokens_per_batch=N")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, code: int = FAILED) -> None:
     if _is_first_failure():
         print(f"error: {' '.join(message.splitlines())}", file=sys.__stderr__)
         sys.stderr.flush()
-    sys.exit(FAILED)
+    sys.exit(code)
 
 
 def _is_first_failure() -> bool:

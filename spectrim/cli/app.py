@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from spectrim.cli.help import help_page
+from spectrim.cli.interrupts import Terminated
 from spectrim.cli.logging import move_levels_first
 from spectrim.errors import InputError, SpectrimError
 from spectrim.version import __version__
@@ -79,6 +80,8 @@ class Commands(PlainHelp, TyperGroup):
         except _UsageError as error:
             place = error.ctx.command_path if error.ctx else ctx.command_path
             raise InputError(f"{_explained(error)}; see `{place} --help`") from error
+        except Terminated:
+            raise
         except KeyboardInterrupt as error:
             raise SpectrimError(
                 "interrupted; the same command resumes from its last snapshot"

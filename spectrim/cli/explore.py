@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectrim.cli import console
+from spectrim.cli.interrupts import interruptible
 from spectrim.cli.options import (
     Json,
     Model,
@@ -101,7 +102,8 @@ def _serve(
     if opened:
         webbrowser.open(address)
     try:
-        server.serve_forever()
+        with interruptible():
+            server.serve_forever()
     except KeyboardInterrupt:
         console.note("ended")
     finally:

@@ -256,7 +256,9 @@ def check_text(recipe: Recipe, model: str) -> None:
     """
     from spectrim.checkpoint.load import BUNDLED, resolve
 
-    if recipe.calibration.data is None and recipe.task is None and model not in BUNDLED:
+    named = recipe.calibration.data is not None or recipe.task is not None
+    prunes = recipe.pruning is not None  # what it lacks is a task
+    if not (named or prunes or model in BUNDLED):
         resolve(model)  # a model that is not there is the first thing to say
         raise InputError(
             "no calibration text; give --data with text like the model's own (a file, a "

@@ -15,13 +15,20 @@ import pytest
 from tests.cli.conftest import SMALL
 
 
-def test_it_serves_until_interrupted(shelf, tmp_path):
+def ignore_interrupts() -> None:
+    """As a shell starts its background jobs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_interrupted(shelf, tmp_path, number):
     command = (sys.executable, "-m", "spectrim", "explore", shelf / "model")
     environment = os.environ | {"SPECTRIM_CACHE": str(shelf / "cache"), "HF_HUB_OFFLINE": "1"}
     process = subprocess.Popen(
         [*map(str, command), "--data", str(shelf / "text.txt"), *SMALL, "-o", "out"],
         cwd=tmp_path,
         env=environment,
+        preexec_fn=ignore_interrupts,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -35,7 +42,7 @@ def test_it_serves_until_interrupted(shelf, tmp_path):
         assert 'id="budget"' in page
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(found[0].partition("?")[0], timeout=60)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(60) == 0
     finally:
         process.kill()

@@ -189,7 +189,7 @@ def test_amounts_of_memory(text, bytes_):
 
 @pytest.mark.parametrize("text", ["", "six", "6XB", "-1GiB", "1e3GB", "6 G i B"])
 def test_what_is_no_amount_of_memory(text):
-    with pytest.raises(InputError, match="expected one like 6GiB"):
+    with pytest.raises(InputError, match="expected for example 6GiB"):
         bytes_of(text)
 
 

@@ -57,7 +57,7 @@ def test_fewer_bits_and_multiplied_rounding_cost_more(found):
             total[layer, bits] = sum(float(losses[1:].sum()) for losses in rounding.values())
             assert all(bool((losses >= 0).all()) for losses in rounding.values())
     assert total["lowrank", 8] < 0.05 * total["lowrank", 4]
-    assert total["pivoted", 4] > 1.2 * total["lowrank", 4]
+    assert total["pivoted", 4] > 1.1 * total["lowrank", 4]
 
 
 def test_a_plan_counts_it_once_for_its_own_recipe(found):

@@ -159,7 +159,7 @@ def test_pages_without_some_facts(facts, missing):
     assert page.open == []
     assert len(page.having("td", "cell")) == len(facts.layers)
     if "refined" in missing:
-        assert "refined by block and end_to_end" in page.text
+        assert "refined by block_distillation and distillation" in page.text
         assert "before refinement" in page.text
 
 

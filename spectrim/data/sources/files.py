@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 
 from spectrim.data.sources import jsonl, parquet, text
 from spectrim.data.sources._records import Document, home_expanded, path_and_field
@@ -21,7 +22,7 @@ MOST_BYTES_AT_ONCE = 2**28
 
 
 def matches(spec: str) -> bool:
-    if spec.startswith(_NOT_FILES):
+    if not spec.strip() or spec.startswith(_NOT_FILES):
         return False
     return os.path.isdir(home_expanded(spec)) or _is_pattern(spec)
 
@@ -54,5 +55,11 @@ def _files_like(pattern: str) -> list[str]:
 
 
 def _files_below(directory: str) -> list[str]:
-    found = (path for path in home_expanded(directory).rglob("*") if path.is_file())
-    return sorted(str(path) for path in found if not path.name.startswith("."))
+    """Return the paths of all files, but for hidden ones and those in hidden directories."""
+    root = home_expanded(directory)
+    found = (path for path in root.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if not _is_hidden(path.relative_to(root)))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

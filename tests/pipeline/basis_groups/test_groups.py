@@ -93,10 +93,12 @@ def test_cheaper_shares_where_the_prediction_falls(done, text):
 
 @pytest.mark.parametrize("method", ["afm", "gfwsvd"])
 def test_methods_without_a_common_input_metric_are_refused(method, text):
-    model = tiny_llama()
-    with pytest.raises(InputError, match="share a basis"):
-        recipe = recipe_for(text, "adjacent", method=method)
+    def run() -> None:
+        model, recipe = tiny_llama(), recipe_for(text, "adjacent", method=method)
         decompose(model, calibrate(model, tiny_tokenizer(), recipe), recipe)
+
+    with pytest.raises(InputError, match="share a basis"):
+        run()
 
 
 @pytest.mark.parametrize(
