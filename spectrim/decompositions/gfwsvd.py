@@ -6,6 +6,9 @@ I_F ~= A (x) B,   min ||L_B^T (W - W_hat) L_A||_F
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from spectrim.decompositions._problem import LayerProblem
 from spectrim.linalg.kronecker import rank_one_kronecker
@@ -17,7 +20,7 @@ REFERENCE = "Chekalina et al., 2025, arXiv:2505.17974"
 
 @dataclass(frozen=True)
 class Options:
-    damping: float = 1e-3
+    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
 
 
 def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:

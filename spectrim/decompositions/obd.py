@@ -35,7 +35,7 @@ THROUGH_WEIGHT = True
 class Options:
     """Damping of both covariances, relative to their mean diagonal."""
 
-    damping: float = 1e-3
+    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
 
 
 @dataclass(frozen=True)

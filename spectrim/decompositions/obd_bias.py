@@ -9,6 +9,9 @@ Costs one bias per layer (out numbers) where the layer had none.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
+
+from pydantic import Field
 
 from spectrim.decompositions._problem import LayerProblem
 from spectrim.linalg.covariance import centered, make_metric
@@ -22,7 +25,7 @@ REFERENCE = "Li et al., 2026, arXiv:2604.00821, with the bias of Yu and Wu, arXi
 class Options:
     """Damping of both covariances, relative to their mean diagonal."""
 
-    damping: float = 1e-3
+    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
 
 
 def decompose(problem: LayerProblem, options: Options) -> Factors:

@@ -7,6 +7,9 @@ this same optimum.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from spectrim.decompositions._problem import LayerProblem
 from spectrim.linalg.covariance import make_metric
@@ -20,7 +23,7 @@ THROUGH_WEIGHT = True
 
 @dataclass(frozen=True)
 class Options:
-    damping: float = 1e-6
+    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-6
 
 
 def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:

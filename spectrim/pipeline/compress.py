@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from spectrim.errors import InputError
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.embedding import compress_embeddings
@@ -25,7 +26,7 @@ from spectrim.pipeline.quantize_factors import quantize_factors
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
-from spectrim.planning import Decomposition, Plan, make_plan, plan_for_loss
+from spectrim.planning import Decomposition, Plan, follow_plan, make_plan, plan_for_loss
 from spectrim.runtime.context import RunContext
 
 
@@ -101,6 +102,8 @@ def compress(
 def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
     """Return the recipe, adapted to a plan to follow. Raises InputError."""
     if (plan := options.plan) is not None:
+        if not plan.layers:
+            raise InputError("the plan has no layers; create one with `spectrim plan MODEL -o`")
         recipe = recipe.with_changes(method=plan.method, layer=plan.layer, budget=plan.budget)
     ways = {
         compatibility.FOLLOWED_PLAN: options.plan is not None,
@@ -117,7 +120,7 @@ def choose_plan(
 ) -> Plan:
     """Return the plan to follow, or one at the target loss, the time or the budget."""
     if options.plan is not None:
-        return options.plan
+        return follow_plan(options.plan, decomposition, recipe.planning)
     if options.target_loss is not None:
         return plan_for_loss(decomposition, recipe.planning, options.target_loss)
     times = latency_table(decomposition, recipe, context) if recipe.latency else None

@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.errors import InputError
 from spectrim.runtime.files import is_file, read_mapping, write_text
 
 _STRICT = ConfigDict(extra="forbid")
+
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    return value
+
+
+_Whole = Annotated[int, BeforeValidator(_refuse_bool)]
+_Number = Annotated[float, BeforeValidator(_refuse_bool)]
 SHARED = "shared_basis"
 """The layer kind of the members of a group, whatever the plan's kind for single layers."""
 
@@ -29,10 +39,10 @@ class LayerPlan:
             has of the stacked weight, in order; the first holds the basis.
     """
 
-    shape: tuple[int, int]
-    rank: int | None = Field(default=None, ge=1)
-    predicted_loss: float = 0.0
-    members: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    shape: tuple[_Whole, _Whole]
+    rank: Annotated[_Whole, Field(ge=1)] | None = None
+    predicted_loss: _Number = 0.0
+    members: dict[str, Annotated[_Whole, Field(ge=1)]] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -65,9 +75,9 @@ class Plan:
     method: str
     allocation: str
     layer: str
-    budget: float
-    kept: float
-    predicted_loss: float | None
+    budget: _Number
+    kept: _Number
+    predicted_loss: _Number | None
     layers: dict[str, LayerPlan]
     provenance: dict[str, Any] = Field(default_factory=dict)
     layer_options: dict[str, Any] = Field(default_factory=dict)

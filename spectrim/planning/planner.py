@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spectrim.allocation import AllocationRequest, LatencyTable, LayerCurve
 from spectrim.errors import InputError
@@ -17,6 +17,8 @@ from spectrim.planning.settings import PlanningSettings
 
 DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
 _BISECTIONS = 20
+_SAME_KEPT = 1e-6
+"""Fractions closer than this are the same but for rounding in a file."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def make_plan(
         curve.name: LayerPlan(
             curve.shape,
             ranks[curve.name],
-            float(curve.loss[ranks[curve.name]]) if ranks[curve.name] else curve.dense_loss,
+            _loss_at(curve, ranks[curve.name]),
             dict(decomposition.groups.get(curve.name, {})),
         )
         for curve in request.curves
@@ -89,6 +91,45 @@ def make_plan(
         provenance=dict(decomposition.provenance) | facts,
         layer_options=dict(settings.layer_options),
     )
+
+
+def follow_plan(plan: Plan, decomposition: Decomposition, settings: PlanningSettings) -> Plan:
+    """Return a plan that somebody may have edited, with the figures that its ranks give.
+
+    Its budget becomes the kept fraction if that is not what the plan stated. Layers that the
+    decomposition does not have keep their figures; replacing them fails.
+    """
+    curves = {curve.name: curve for curve in curves_of(decomposition, settings)}
+    curves = {
+        name: curves[name]
+        for name, layer in plan.layers.items()
+        if name in curves and curves[name].shape == layer.shape
+    }
+    if not curves:
+        return plan
+    request = AllocationRequest(
+        tuple(curves.values()), 1.0, plan.layer, 1, storage_of(settings)
+    )
+    layers = {
+        name: replace(layer, predicted_loss=_loss_at(curves[name], layer.rank))
+        if name in curves
+        else layer
+        for name, layer in plan.layers.items()
+    }
+    spent = sum(request.cost(curves[name], layers[name].rank) for name in curves)
+    kept = spent / request.dense_cost
+    edited = abs(kept - plan.kept) > _SAME_KEPT
+    return replace(
+        plan,
+        kept=kept,
+        budget=min(kept, 1.0) if edited else plan.budget,
+        predicted_loss=_total(decomposition, layers) if _priced(settings) else None,
+        layers=layers,
+    )
+
+
+def _loss_at(curve: LayerCurve, rank: int | None) -> float:
+    return float(curve.loss[rank]) if rank else curve.dense_loss
 
 
 def _priced(settings: PlanningSettings) -> bool:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,10 +48,31 @@ def read_mapping(path: Path) -> Any:
         if path.stat().st_size > LARGEST_TEXT:
             raise InputError(f"{path} is larger than {LARGEST_TEXT} bytes: not a text file")
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if path.suffix == ".json":
+            return json.loads(text, object_pairs_hook=_unique)
+        return yaml.load(text, _UniqueKeys)  # a safe loader
     except (*_BAD_TEXT, OSError, RecursionError) as error:
         reason = str(error).replace("\n", " ")[:200]
         raise InputError(f"{path} cannot be read: {reason}") from error
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that gives a key twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        _check_unique(key for key in keys if key != "<<")
+        return super().construct_mapping(node, deep)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_unique(key for key, _ in pairs)
+    return dict(pairs)
+
+
+def _check_unique(keys: Iterable[str]) -> None:
+    if twice := [key for key, count in Counter(keys).items() if count > 1]:
+        raise ValueError(f"'{twice[0]}' is given twice")
 
 
 def is_file(path: Path) -> bool:
