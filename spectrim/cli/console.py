@@ -74,7 +74,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     read and copied, a name folded inside a cell cannot.
     """
     cells = [list(row) for row in rows]
-    shown = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(title=Text(title), title_justify="left", box=box.SQUARE)
     for number, name in enumerate(head):
         numeric = all(row[number][:1] in "0123456789+-" for row in cells)
         whole = number == 0 or not any(" " in row[number] for row in cells)
