@@ -199,8 +199,13 @@ def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in config.items():
         if isinstance(value, Mapping) and name.endswith("config"):
             yield from _counts(value)
-        elif isinstance(value, int | float) and ("layer" in name or "expert" in name):
+        elif isinstance(value, int | float) and _is_count(name):
             yield name, value
+
+
+def _is_count(name: str) -> bool:
+    """Return whether a field states a number of layers or experts, not their width."""
+    return ("layer" in name or "expert" in name) and not name.endswith(("size", "dim"))
 
 
 def _count_tensors(file: Path) -> int:

@@ -9,6 +9,6 @@ from __future__ import annotations
 from spectrim.decompositions.svd_llm import REQUIRES, Options, metric
 
 REFERENCE = "Liu et al., 2024, arXiv:2410.21271"
-COMMAND = "spectrim quantize MODEL -o OUT --method eora"
+COMMAND = "spectrim quantize MODEL -o OUT --data TEXT --method eora"
 
 __all__ = ["COMMAND", "REFERENCE", "REQUIRES", "Options", "metric"]

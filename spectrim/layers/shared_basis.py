@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from spectrim.layers._base import FactoredLinear, double, linear
 
 REFERENCE = "Wang et al., 2024, arXiv:2410.03765"
-COMMAND = "spectrim compress MODEL -o OUT --layer shared_basis --set sharing.rule=adjacent"
+COMMAND = (
+    "spectrim compress MODEL -o OUT --data TEXT --layer shared_basis "
+    "--set sharing.rule=adjacent"
+)
 
 
 class SharedBasisLinear(FactoredLinear):

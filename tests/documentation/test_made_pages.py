@@ -35,7 +35,7 @@ def test_a_page_has_equation_source_options_command_and_results():
         "||L_out^T (W - W_hat) L_in||_F",
         "[arXiv:2604.00821](https://arxiv.org/abs/2604.00821)",
         "[`gradient_covariance`](../../methods/statistics/gradient_covariance.md)",
-        "`damping: float = 0.001`",
+        "`damping: float (ge=0, allow_inf_nan=False) = 0.001`",
         "spectrim compress MODEL -o OUT --data TEXT --method obd",
         " --set method_options.damping=0.001",
         "../../results.md#the-family-on-stories3m",

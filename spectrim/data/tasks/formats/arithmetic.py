@@ -8,7 +8,7 @@ from spectrim.data.tasks.word_problems import word_problems
 from spectrim.errors import InputError
 
 FORM = "arithmetic:SPLIT:COUNT[:SEED], e.g. arithmetic:train:2000"
-COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task arithmetic:train:2000"
+COMMAND = "spectrim compress MODEL -o OUT --recipe task --task arithmetic:train:2000"
 
 
 def matches(place: str) -> bool:

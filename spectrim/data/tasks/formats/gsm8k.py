@@ -14,7 +14,7 @@ from spectrim.data.tasks.formats._records import HUB_FORM, Layout, examples_of
 from spectrim.data.tasks.settings import TaskSettings
 
 FORM = f"gsm8k:PATH.jsonl or gsm8k:{HUB_FORM}"
-COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task gsm8k:train.jsonl"
+COMMAND = "spectrim compress MODEL -o OUT --recipe task --task gsm8k:train.jsonl"
 LAYOUT = Layout("question", "answer", "Question: {prompt}\nAnswer: {answer}")
 
 

@@ -11,7 +11,7 @@ from spectrim.data.tasks.settings import TaskSettings
 from spectrim.errors import InputError
 
 FORM = f"PATH.jsonl (also .json with one object per line) or jsonl:{HUB_FORM}"
-COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task task.jsonl"
+COMMAND = "spectrim compress MODEL -o OUT --recipe task --task task.jsonl"
 VERBATIM = "{prompt}{answer}"
 KNOWN = (
     Layout("prompt", "answer", VERBATIM),

@@ -18,7 +18,7 @@ from spectrim.data.tasks.settings import TaskSettings
 from spectrim.errors import InputError
 
 FORM = f"math:PATH.jsonl, math:DIRECTORY or math:{HUB_FORM}"
-COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task math:train.jsonl"
+COMMAND = "spectrim compress MODEL -o OUT --recipe task --task math:train.jsonl"
 LAYOUT = Layout("problem", "solution", "Problem: {prompt}\nSolution: {answer}")
 
 

@@ -11,7 +11,7 @@ from spectrim.data.tasks.settings import TaskSettings
 from spectrim.errors import InputError
 
 FORM = "any text that --data takes, text:PATH.jsonl:FIELD for a field of JSON lines"
-COMMAND = "spectrim compress MODEL -o OUT --recipe bsi --task text:corpus.txt"
+COMMAND = "spectrim compress MODEL -o OUT --recipe task --task text:corpus.txt"
 
 
 def matches(place: str) -> bool:
