@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from spectrim.calibration.in_memory import frozen_eval_with_graph
 from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
-from spectrim.models.hooks import attach_hooks, override_forward
+from spectrim.models.hooks import attach_hooks
 from spectrim.models.targets import decoder_blocks
-from spectrim.planning.probe import Probe, counted_positions, swap_weights
+from spectrim.planning.probe import Probe, counted_positions, replay, swap_weights
 from spectrim.statistics import at_least_float32
 
 OUTSIDE_TOKENS = 512
@@ -125,10 +125,9 @@ class BlockProbe:
             raise _Reached(_hidden(output))
 
         name, block = self.blocks[last]
-        with ExitStack() as stack:
-            for (_, earlier), output in zip(self.blocks[:first], rows.outputs, strict=False):
-                stack.enter_context(override_forward(earlier, lambda *_, o=output, **__: o))
-            stack.enter_context(attach_hooks(after=[(block, stop)]))
+        earlier = (module for _, module in self.blocks[:first])
+        stored = zip(earlier, rows.outputs, strict=False)
+        with replay(stored), attach_hooks(after=[(block, stop)]):
             try:
                 self.model(input_ids=rows.ids, attention_mask=rows.attention, use_cache=False)
             except _Reached as reached:

@@ -66,10 +66,8 @@ class Probe:
     @contextmanager
     def _replayed(self, count: int) -> Iterator[None]:
         """Replace the first `count` blocks by their stored outputs for the original."""
-        with ExitStack() as stack:
-            for name, block in self.blocks[:count]:
-                output = self.outputs[name]
-                stack.enter_context(override_forward(block, lambda *_, o=output, **__: o))
+        blocks = self.blocks[:count]
+        with replay((block, self.outputs[name]) for name, block in blocks):
             yield
 
     def _is_replayable(self, count: int) -> bool:
@@ -114,6 +112,15 @@ def counted_positions(blocks: TokenBlocks, rows: int) -> Tensor:
     if blocks.mask is None:
         return torch.ones_like(blocks.ids[:rows, 1:], dtype=torch.bool)
     return blocks.mask[:rows, :-1]
+
+
+@contextmanager
+def replay(outputs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
+    """Let each module return its stored output, until the context ends."""
+    with ExitStack() as stack:
+        for module, output in outputs:
+            stack.enter_context(override_forward(module, lambda *_, o=output, **__: o))
+        yield
 
 
 @contextmanager

@@ -135,10 +135,6 @@ class LayerStatistics:
     def count(self) -> int:
         return self.calibration.counts[self.layer]
 
-    def tokens_of(self, statistic: str) -> int:
-        """Return how many tokens the statistic is a mean over."""
-        return self.count
-
     @property
     def share(self) -> float:
         """Return the fraction of all tokens that reached this layer: 1 except for experts.
@@ -173,15 +169,11 @@ class PooledStatistics(LayerStatistics):
 
     pool: tuple[str, ...]
 
-    def tokens_of(self, statistic: str) -> int:
-        if STATISTICS.get(statistic).SIDE != "input":
-            return self.count
-        return sum(self.calibration.counts[name] for name in self.pool)
-
     def __getitem__(self, statistic: str) -> Any:
         if statistic not in self or STATISTICS.get(statistic).SIDE != "input":
             return super().__getitem__(statistic)
         by_group = self.calibration.states[statistic]
         states = [by_group[self.calibration.groups[name]] for name in self.pool]
         total = {key: torch.stack([s[key] for s in states]).sum(0) for key in states[0]}
-        return STATISTICS.get(statistic).finish(total, self.tokens_of(statistic))
+        count = sum(self.calibration.counts[name] for name in self.pool)
+        return STATISTICS.get(statistic).finish(total, count)
