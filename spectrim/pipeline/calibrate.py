@@ -33,12 +33,18 @@ from spectrim.data import (
 )
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
-from spectrim.models.context import check_length, context_length
+from spectrim.models.context import check_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.targets import Target
 from spectrim.models.usage import load_usage, observe_usage
+from spectrim.pipeline.calibration_defaults import (
+    batch_tokens,
+    calibration_length,
+    default_sequences,
+    vocabulary_size,
+)
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.tasks import load_task_rows, task_blocks
@@ -60,14 +66,7 @@ from spectrim.statistics import (
     stored_calibration,
 )
 
-TOKENS_PER_WIDTH = 96
-"""Tokens of a calibration for each number of a hidden state, where the recipe gives none."""
-FEWEST_TOKENS, MOST_TOKENS = 2**16, 2**19
 TASK_ROWS = 256
-MOST_TOKENS_PER_BATCH = 1024
-"""Larger batches are no faster on a processor, and hold more activations."""
-SMALLEST_ROOM = 256 * 2**20
-"""Bytes for activations that even the smallest model may use."""
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) -> Preparation:
@@ -97,24 +96,13 @@ def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -
     if recipe.task is not None:
         rows = load_task_rows(model, tokenizer, recipe.task)
         return task_blocks(rows, given.sequences or TASK_ROWS, given.seed)
-    length = given.length or default_length(model)
+    length = given.length or calibration_length(model)
     check_length(model, length)
     sequences = given.sequences or default_sequences(model, length)
     settings = BlockSettings(sequences, length, given.seed, rows=given.rows)
     blocks = token_blocks(given.data or DEFAULT_TEXT, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
-
-
-def vocabulary_size(model: PreTrainedModel) -> int:
-    embedding: Any = model.get_input_embeddings()
-    return embedding.num_embeddings
-
-
-def default_length(model: PreTrainedModel) -> int:
-    """Return half the context, clamped to 256 .. 2048 tokens and to the context."""
-    context = context_length(model) or 2048
-    return min(context, max(256, min(2048, context // 2)))
 
 
 def calibrate(
@@ -195,24 +183,6 @@ def _run_for(
     )
     fingerprint = fingerprint or model_fingerprint(model)
     return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
-
-
-def default_sequences(model: Any, length: int) -> int:
-    """Return the sequences that hold as many tokens as covariances of this width need."""
-    tokens = TOKENS_PER_WIDTH * model.get_input_embeddings().embedding_dim
-    return -(-min(MOST_TOKENS, max(FEWEST_TOKENS, tokens)) // length)
-
-
-def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
-    """Return the tokens whose activations fit the memory that weight gradients would take.
-
-    A backward pass holds about two float32 numbers per input and output of a linear layer,
-    and three per logit.
-    """
-    widths = sum(sum(target.shape) for target in targets)
-    bytes_per_token = 8 * widths + 12 * vocabulary_size(model)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return min(MOST_TOKENS_PER_BATCH, max(weights, SMALLEST_ROOM) // bytes_per_token)
 
 
 @dataclass(frozen=True)

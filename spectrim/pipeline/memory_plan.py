@@ -22,9 +22,9 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.models.experts import split_expert_names
 from spectrim.models.targets import Target, find_targets
-from spectrim.pipeline.calibrate import (
+from spectrim.pipeline.calibration_defaults import (
     MOST_TOKENS_PER_BATCH,
-    default_length,
+    calibration_length,
     default_sequences,
 )
 from spectrim.pipeline.recipe import Recipe
@@ -166,7 +166,7 @@ class MemoryEstimate:
     def of(cls, opened: OffloadedCheckpoint, recipe: Recipe) -> MemoryEstimate:
         model = opened.streamed.model
         targets = find_targets(model, recipe.include, recipe.exclude)
-        length = recipe.calibration.length or default_length(model)
+        length = recipe.calibration.length or calibration_length(model)
         return cls(opened, recipe, targets, length, resident_bytes() + LATER)
 
     def with_statistics(self, count: int) -> MemoryEstimate:

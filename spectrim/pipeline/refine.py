@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.pipeline.calibrate import calibrate, calibration_blocks, default_length
+from spectrim.pipeline.calibrate import calibrate, calibration_blocks
+from spectrim.pipeline.calibration_defaults import calibration_length
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.pipeline.replace import cast_for_saving
 from spectrim.refinement import REFINEMENTS, Losses, TrainingInputs, required_statistics
@@ -66,7 +67,7 @@ def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementReci
     every = sys.maxsize if recipe.task is not None else calibration.sequences
     wanted = step.sequences or every
     if step.tokens is not None:
-        wanted = math.ceil(step.tokens / (calibration.length or default_length(model)))
+        wanted = math.ceil(step.tokens / (calibration.length or calibration_length(model)))
     return recipe.with_changes(calibration=replace(calibration, sequences=wanted))
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from spectrim.pipeline.calibrate import (
+from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.calibration_defaults import (
     FEWEST_TOKENS,
     MOST_TOKENS,
-    calibration_blocks,
+    calibration_length,
+    default_length,
     default_sequences,
 )
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
@@ -46,3 +50,20 @@ def test_a_recipe_that_says_how_many_gets_them(tmp_path):
         by_width = CalibrationRecipe(data=str(text), length=16)
         calibration_blocks(tiny_llama(), tiny_tokenizer(), Recipe(calibration=by_width))
     assert f"asked for {FEWEST_TOKENS // 16} sequences" in str(caught[0].message)
+
+
+@pytest.mark.parametrize(("vocabulary", "length"), [(1000, 2048), (120_000, 256)])
+def test_a_row_fits_beside_the_model(vocabulary, length):
+    """Rows are half the context, halved until their activations fit three models."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8192,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    assert default_length(model) == 2048
+    assert calibration_length(model) == length
