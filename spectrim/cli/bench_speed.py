@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectrim.cli import console
+from spectrim.cli import console, progress
 from spectrim.cli.options import Json, RemoteCode
 from spectrim.errors import InputError
 
@@ -105,7 +105,7 @@ def bench_speed(
     if kernels and place.type != "cuda":
         raise InputError("--kernels needs a GPU; on a processor they only run interpreted")
     contestants = speed.make_variants(dense, smaller, compiled, kernels, tiles)
-    _print(speed.bench_speed(contestants, settings, console.track), what, output, json)
+    _print(speed.bench_speed(contestants, settings, progress.track), what, output, json)
 
 
 @dataclass(frozen=True)

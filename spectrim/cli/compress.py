@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectrim.cli.options import (
+    DryRun,
     Json,
     Model,
     Output,
@@ -65,6 +66,7 @@ def compress(
         ),
     ] = None,
     track: Tracker = None,
+    dry_run: DryRun = False,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
@@ -75,6 +77,7 @@ def compress(
     recipe = recipe_of(given)
 
     from spectrim.checkpoint import check_output
+    from spectrim.cli.ahead import announce
     from spectrim.cli.tracking import context_for, final_metrics, start_tracking
     from spectrim.pipeline.compress import CompressOptions, prepare_recipe
     from spectrim.pipeline.compress import compress as run
@@ -89,17 +92,22 @@ def compress(
     check_text(recipe, model)
     check_output(output, overwrite)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
-    run_context = context_for(cache_from(given), log_metrics)
+    cache = cache_from(given)
+    run_context = context_for(cache, log_metrics)
     request = Request(
         model, output, options, overwrite, report, json, trust_remote_code, memory is None
     )
     if memory is not None:
         from spectrim.cli.streaming import within_memory
 
-        if (fitted := within_memory(request, recipe, memory, run_context)) is None:
+        if (fitted := within_memory(request, recipe, memory, run_context, dry_run)) is None:
             return
         recipe = fitted
     original = load_original(model, trust_remote_code)
+    steps = announce(original, recipe, cache, always=dry_run)
+    if dry_run:
+        return
+    run_context = context_for(cache, log_metrics, steps)
     options = CompressOptions(options.plan, target_loss, original.dtype)
     result = run(original.model, original.tokenizer, recipe, run_context, options)
     _save(request, original, result)

@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
 from spectrim.cli.help import definitions
-from spectrim.cli.logging import log_stage, set_log_level
+from spectrim.cli.logging import set_log_level
 
 if TYPE_CHECKING:
     from spectrim.planning import Plan, SizeLossPoint
@@ -45,22 +38,6 @@ def print_result(plan: Plan, json: bool) -> None:
         as_json({"plan": plan.to_dict()})
     else:
         plan_table(plan)
-
-
-def track(items: Iterable[Any], what: str, total: int) -> Iterable[Any]:
-    """Show a progress bar with the time left on a terminal; elsewhere only log the stage."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    hidden = NOTES.quiet or not NOTES.is_terminal
-    with (
-        log_stage(what, total),
-        Progress(*columns, console=NOTES, disable=hidden) as progress,
-    ):
-        yield from progress.track(items, total=total, description=what)
 
 
 def note(text: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectrim.cli import console
+from spectrim.cli import console, progress
 from spectrim.cli.interrupts import interruptible
 from spectrim.cli.options import (
     Json,
@@ -68,7 +68,7 @@ def explore(
     recipe = original.with_save_dtype(recipe)
     cache = cache_from(given)
     decomposition = factorize(
-        original.model, original.tokenizer, recipe, RunContext(cache, console.track)
+        original.model, original.tokenizer, recipe, RunContext(cache, progress.track)
     )
     places = Places(plan, output, overwrite, cache)
     session = Session(original, decomposition, recipe, places)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spectrim.cli import console
+from spectrim.cli import console, progress
 from spectrim.cli.options import Json, RemoteCode
 from spectrim.errors import InputError
 
@@ -40,7 +40,7 @@ def inspect(
         model, tokenizer = checkpoint.load(
             name, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
-        found: dict[str, Any] = {"layers": inspect_layers(model, console.track)}
+        found: dict[str, Any] = {"layers": inspect_layers(model, progress.track)}
         if data is not None:
             if tokenizer is None:
                 raise InputError(f"{name} has no tokenizer; put its files beside the model")

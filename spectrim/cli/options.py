@@ -23,6 +23,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what is ahead, time and memory, and stop.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tracker = Annotated[
     str | None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spectrim.cli.options import (
+    DryRun,
     Json,
     Model,
     RemoteCode,
@@ -38,6 +39,7 @@ def plan(
             help="Time the planned layers here; warn of those slower than dense.",
         ),
     ] = True,
+    dry_run: DryRun = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -47,6 +49,7 @@ def plan(
     recipe = recipe_of(given)
 
     from spectrim.cli import console
+    from spectrim.cli.ahead import announce
     from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
     from spectrim.pipeline.latency_table import slow_layers
     from spectrim.pipeline.loaded_model import load_original
@@ -62,7 +65,11 @@ def plan(
     check_text(recipe, model)
     original = load_original(model, trust_remote_code)
     recipe = original.with_save_dtype(recipe)
-    context = RunContext(cache_from(given), console.track)
+    cache = cache_from(given)
+    steps = announce(original, recipe, cache, always=dry_run)
+    if dry_run:
+        return
+    context = RunContext(cache, steps)
     decomposition = factorize(original.model, original.tokenizer, recipe, context)
     points = size_curve(decomposition, recipe.planning)
     chosen = choose_plan(decomposition, recipe, options, context)

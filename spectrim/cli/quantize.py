@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spectrim.cli import console
+from spectrim.cli import console, progress
 from spectrim.cli.options import (
     Json,
     Model,
@@ -82,7 +82,7 @@ def quantize(
     check_output(output, overwrite)
     original = load_original(model, trust_remote_code)
     recipe = original.with_dtype(recipe)
-    context = RunContext(cache_from(given), console.track)
+    context = RunContext(cache_from(given), progress.track)
     smaller = run(original.model, original.tokenizer, recipe, context)
     config: Any = smaller.config.quantization_config
     extras = {"spectrim_recipe.yaml": recipe.to_yaml()}

@@ -27,11 +27,12 @@ from spectrim.runtime.memory import peak_bytes, return_large_blocks
 
 
 def within_memory(
-    wanted: Request, recipe: Recipe, memory: str, context: RunContext
+    wanted: Request, recipe: Recipe, memory: str, context: RunContext, dry_run: bool
 ) -> Recipe | None:
     """Return the recipe with batches that fit if the whole model does.
 
-    None if the model was too large for that, and has been streamed and saved.
+    None if the model is too large for that: it has been streamed and saved, or, in a dry run,
+    the way has been told.
     """
     limit = bytes_of(memory)
     opened = open_streamed(wanted.model, trust_remote_code=wanted.trust_remote_code)
@@ -44,6 +45,8 @@ def within_memory(
         sized = replace(recipe.calibration, tokens_per_batch=chosen.tokens_per_batch)
         return recipe.with_changes(calibration=sized)
     recipe = for_streaming(chosen.fitted(recipe))
+    if dry_run:
+        return None
     with decompose_streamed(opened, recipe, chosen.sizes, context) as decomposition:
         plan = choose_plan(decomposition, recipe, wanted.options, context)
         recipe = recipe.at_budget(plan.budget)

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from spectrim.cli import console
+from spectrim.cli.progress import StageProgress, track
 from spectrim.evaluation import size
 from spectrim.planning import Plan
 from spectrim.runtime import distributed
@@ -28,10 +28,12 @@ def start_tracking(
     return context.obj.enter_context(open_tracker(tracker, TrackedRun(name, settings)))
 
 
-def context_for(cache: Cache, log_metrics: MetricLogger) -> RunContext:
+def context_for(
+    cache: Cache, log_metrics: MetricLogger, progress: StageProgress = track
+) -> RunContext:
     if log_metrics is null_logger:
-        return RunContext(cache, console.track)
-    return RunContext(cache, with_stage_times(console.track, log_metrics), log_metrics)
+        return RunContext(cache, progress)
+    return RunContext(cache, with_stage_times(progress, log_metrics), log_metrics)
 
 
 def final_metrics(plan: Plan, output: Path) -> dict[str, float]:

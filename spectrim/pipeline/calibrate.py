@@ -170,19 +170,26 @@ def _run_for(
     fingerprint: str | None = None,
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
-    targets = ready.targets
     blocks = calibration_blocks(model, tokenizer, recipe)
-    settings = CalibrationSettings(
+    settings = calibration_settings(model, ready.targets, recipe)
+    fingerprint = fingerprint or model_fingerprint(model)
+    return _Run(model, ready.targets, blocks, settings, context, fingerprint, ready.dense)
+
+
+def calibration_settings(
+    model: PreTrainedModel, targets: list[Target], recipe: Recipe
+) -> CalibrationSettings:
+    """Return the statistics, labels and batches of the recipe's passes over the tokens."""
+    given = recipe.calibration
+    return CalibrationSettings(
         recipe.statistics,
-        recipe.calibration.labels,
-        recipe.calibration.tokens_per_batch or batch_tokens(model, targets),
-        recipe.calibration.seed or 0,
-        recipe.calibration.temperature,
-        memory_budget=recipe.calibration.memory_budget,
+        given.labels,
+        given.tokens_per_batch or batch_tokens(model, targets),
+        given.seed or 0,
+        given.temperature,
+        memory_budget=given.memory_budget,
         wide=recipe.wide,
     )
-    fingerprint = fingerprint or model_fingerprint(model)
-    return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
 
 
 @dataclass(frozen=True)

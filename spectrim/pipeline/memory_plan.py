@@ -15,15 +15,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from spectrim.allocation import MOST_BINS
 from spectrim.calibration.covariance_format import projected_formats, state_bytes
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.models.experts import split_expert_names
-from spectrim.models.targets import Target, find_targets
+from spectrim.models.offload import StreamedModel
+from spectrim.models.targets import Target, decoder_blocks, find_targets
 from spectrim.pipeline.calibration_defaults import (
     MOST_TOKENS_PER_BATCH,
+    batch_tokens,
     calibration_length,
     default_sequences,
 )
@@ -77,13 +81,13 @@ class MemoryPlan:
         return recipe if self.covariance_bytes is None else _reduced(recipe, self)
 
     def __str__(self) -> str:
-        limit = f"of {_shown(self.limit)}, at most {_shown(self.needed)} by the estimate"
+        limit = f"of {in_units(self.limit)}, at most {in_units(self.needed)} by the estimate"
         if self.sizes is None:
             return f"memory: {limit}: whole model, {self.tokens_per_batch} tokens per batch"
         where = "memory" if self.sizes.activation_bytes else "files"
         return (
             f"memory: {limit}: streaming block by block, {self.sizes.batch_rows} sequences per "
-            f"batch, activations in {where}, {_shown(self.disk)} of disk for statistics and "
+            f"batch, activations in {where}, {in_units(self.disk)} of disk for statistics and "
             "factors; curves are not measured, and statistics not averaged along the path"
             f"{self._given_up}"
         )
@@ -93,7 +97,7 @@ class MemoryPlan:
         if self.covariance_bytes is None:
             return ""
         return (
-            f"; covariances not in full but in {_shown(self.covariance_bytes)} "
+            f"; covariances not in full but in {in_units(self.covariance_bytes)} "
             "(calibration.covariance_bytes), at some cost in quality"
         )
 
@@ -127,8 +131,8 @@ def _with_fewer_numbers(needs: MemoryEstimate, limit: int) -> MemoryPlan:
             given = smaller.recipe.calibration.covariance_bytes
             return replace(_streaming(smaller, limit), covariance_bytes=given)
     raise InputError(
-        f"memory of {_shown(limit)} is too little: streaming this model takes about "
-        f"{_shown(least)}; raise --memory, or choose a smaller --length"
+        f"memory of {in_units(limit)} is too little: streaming this model takes about "
+        f"{in_units(least)}; raise --memory, or choose a smaller --length"
     )
 
 
@@ -152,11 +156,34 @@ def recipe_tokens(recipe: Recipe) -> int:
     return recipe.calibration.tokens_per_batch or MOST_TOKENS_PER_BATCH
 
 
+class LoadedParts:
+    """What `MemoryEstimate` reads of a model that is in memory."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model: Any = model
+        self.blocks = [name for name, _ in decoder_blocks(model)]
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    def part_of(self, layer: str) -> str:
+        """Return the block that holds a layer, or the layer itself outside of them."""
+        return next((name for name in self.blocks if layer.startswith(name + ".")), layer)
+
+
+def peak_in_memory(model: PreTrainedModel, recipe: Recipe) -> int:
+    """Return an upper bound of the bytes that compressing a loaded model takes in all."""
+    needs = MemoryEstimate.of_loaded(model, recipe)
+    tokens = recipe.calibration.tokens_per_batch or batch_tokens(model, list(needs.targets))
+    return needs.whole() + max(1, tokens // needs.length) * needs.whole_row()
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
     """The bytes of all steps, from the shapes of a model that is not in memory."""
 
-    opened: OffloadedCheckpoint
+    source: Any  # a StreamedModel, or LoadedParts
     recipe: Recipe
     targets: Sequence[Target]
     length: int
@@ -164,10 +191,21 @@ class MemoryEstimate:
 
     @classmethod
     def of(cls, opened: OffloadedCheckpoint, recipe: Recipe) -> MemoryEstimate:
-        model = opened.streamed.model
-        targets = find_targets(model, recipe.include, recipe.exclude)
-        length = recipe.calibration.length or calibration_length(model)
-        return cls(opened, recipe, targets, length, resident_bytes() + LATER)
+        return cls._of(opened.streamed, recipe, resident_bytes())
+
+    @classmethod
+    def of_loaded(cls, model: PreTrainedModel, recipe: Recipe) -> MemoryEstimate:
+        """Estimate for a model in memory: `whole` and `whole_row` are known, not `streamed`."""
+        parts = LoadedParts(model)
+        return cls._of(parts, recipe, max(0, resident_bytes() - parts.total_bytes))
+
+    @classmethod
+    def _of(
+        cls, source: StreamedModel | LoadedParts, recipe: Recipe, base: int
+    ) -> MemoryEstimate:
+        targets = find_targets(source.model, recipe.include, recipe.exclude)
+        length = recipe.calibration.length or calibration_length(source.model)
+        return cls(source, recipe, targets, length, base + LATER)
 
     def with_statistics(self, count: int) -> MemoryEstimate:
         given = replace(self.recipe.calibration, covariance_bytes=count)
@@ -198,9 +236,7 @@ class MemoryEstimate:
 
         If these read one input, it is in full.
         """
-        places = {
-            t.name: (self.opened.streamed.part_of(t.name), t.shape[1]) for t in self.targets
-        }
+        places = {t.name: (self.source.part_of(t.name), t.shape[1]) for t in self.targets}
         count = Counter(places.values())
         return {name for name, place in places.items() if count[place] > 1}
 
@@ -209,7 +245,7 @@ class MemoryEstimate:
         statistics = self._statistics(self.targets)
         passes = 3 if self.recipe.averages_hessian else 1
         factors = sum(_factors(target) for target in self.targets) * _FLOAT
-        weights = self.opened.streamed.total_bytes
+        weights = self.source.total_bytes
         rest = max(map(self._decomposing, self.targets)) + self._test_matrices
         rest = max(rest, self._measuring(), self._allocating())
         return self.base + 2 * weights + passes * statistics + factors + rest
@@ -217,7 +253,7 @@ class MemoryEstimate:
     def _measuring(self) -> int:
         """Count probabilities and logits of the tokens that curves are measured on."""
         wanted = self.recipe.probe
-        held = most_probabilities(self.opened.streamed.total_bytes, self._vocabulary)
+        held = most_probabilities(self.source.total_bytes, self._vocabulary)
         layers = wanted.per_layer * (wanted.tokens or MOST_LAYER_TOKENS)
         joint = wanted.joint * (wanted.joint_tokens or min(held, MOST_JOINT_TOKENS))
         tokens = min(max(layers, joint), self._calibrated)
@@ -227,9 +263,7 @@ class MemoryEstimate:
     def _calibrated(self) -> int:
         """Tokens of the calibration."""
         given = self.recipe.calibration.sequences
-        return (
-            given or default_sequences(self.opened.streamed.model, self.length)
-        ) * self.length
+        return (given or default_sequences(self.source.model, self.length)) * self.length
 
     def whole_row(self) -> int:
         """Count the activations of one more sequence."""
@@ -238,7 +272,7 @@ class MemoryEstimate:
 
     def streamed(self, rows: int) -> int:
         """Count batches of `rows` sequences, logits of one at a time, activations in files."""
-        outside = sum(map(self._loaded, self.opened.streamed.outside))
+        outside = sum(map(self._loaded, self.source.outside))
         row = self.length * self._vocabulary * _FLOAT * _LOGIT_COPIES
         hidden = rows * self.length * self._width * _FLOAT * 4
         ends = outside + row + hidden + self._outside_statistics()
@@ -250,7 +284,7 @@ class MemoryEstimate:
         return len(self.targets) * MOST_BINS * 2
 
     def logits_rows(self, limit: int) -> int:
-        outside = sum(map(self._loaded, self.opened.streamed.outside))
+        outside = sum(map(self._loaded, self.source.outside))
         row = self.length * self._vocabulary * _FLOAT * _LOGIT_COPIES
         return max(1, (limit - self.base - outside - self._outside_statistics()) // (2 * row))
 
@@ -266,7 +300,7 @@ class MemoryEstimate:
 
     @property
     def _blocks(self) -> list[str]:
-        return self.opened.streamed.blocks
+        return self.source.blocks
 
     def _block(self, name: str, rows: int) -> int:
         targets = [target for target in self.targets if target.name.startswith(name + ".")]
@@ -279,14 +313,14 @@ class MemoryEstimate:
         running = rows * self.length * 3 * _FLOAT * widths + squares
         outer = max(max(target.shape) for target in targets) ** 2 * 2 * _FLOAT
         layer = max(map(self._decomposing, targets))
-        compressed = self.opened.streamed.bytes(name)
+        compressed = self.source.bytes(name)
         most = max(max(states) + running + outer, layer + compressed)
         return loaded + most + self._test_matrices
 
     def _loaded(self, name: str) -> int:
         """Return the bytes of a part in float32 and, while it is read, as on disk and split."""
-        split = bool(split_expert_names(self.opened.streamed.model.get_submodule(name)))
-        return self.opened.streamed.bytes(name) * (3 if split else 2)
+        split = bool(split_expert_names(self.source.model.get_submodule(name)))
+        return self.source.bytes(name) * (3 if split else 2)
 
     def _outside_statistics(self) -> int:
         inside = tuple(name + "." for name in self._blocks)
@@ -332,12 +366,12 @@ class MemoryEstimate:
 
     @property
     def _vocabulary(self) -> int:
-        model: Any = self.opened.streamed.model
+        model: Any = self.source.model
         return model.get_input_embeddings().num_embeddings
 
     @property
     def _width(self) -> int:
-        model: Any = self.opened.streamed.model
+        model: Any = self.source.model
         return model.get_input_embeddings().embedding_dim
 
 
@@ -346,5 +380,5 @@ def _factors(target: Target) -> int:
     return min(target.shape) * sum(target.shape)
 
 
-def _shown(count: int) -> str:
+def in_units(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

@@ -40,8 +40,7 @@ class CalibrationRecipe:
     length: int | None = Field(
         default=None,
         ge=2,
-        description="Tokens per sequence (default: half the model's context, 256 to 2048, "
-        "shorter if the activations would take over three times the model's size).",
+        description="Tokens per sequence (default: half the context, 256 to 2048, as fits).",
     )
     seed: int | None = 0
     rows: Literal["prefixed", "packed"] = Field(

@@ -1,0 +1,201 @@
+"""What a compression will take on this machine, from a few seconds of its own steps.
+
+    calibrating        batches (a + b T)                      T tokens per batch
+    decomposing        sum over layers  E (d / e)^3           d the layer's smaller side
+    measuring curves   f (tokens x passes), as ProbeTokens counts passes
+    refinements        f x 4 x tokens
+
+a, b from the steps of two short batches, f from a forward pass over the longer one, and E from
+an eigendecomposition of size e, all timed here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.calibration.in_memory import calibrate_steps, rows_per_batch
+from spectrim.data import TokenBlocks
+from spectrim.linalg.psd import descending_eigh
+from spectrim.models.hooks import evaluation_mode
+from spectrim.models.targets import Target
+from spectrim.pipeline.calibrate import calibration_blocks, calibration_settings, prepare
+from spectrim.pipeline.recipe import Recipe, RefinementRecipe
+from spectrim.planning.measured import JOINT_BUDGETS, LAYER_BUDGETS
+from spectrim.planning.probe_tokens import PassCosts, ProbeTokens, held_probabilities
+from spectrim.refinement import REFINEMENTS
+from spectrim.runtime import distributed
+from spectrim.runtime.cache import Cache
+
+SHORTEST = 32
+"""Tokens of the first timed batch; it is doubled until a step takes `LONG_ENOUGH` seconds."""
+LONG_ENOUGH = 2.0
+LARGEST_EIGH = 384
+EIGHS_PER_LAYER = 4.0
+"""Roots of two covariances, the whitened weight's decomposition and its curve."""
+PASSES_PER_TRAINED_TOKEN = 4.0
+"""The original forward, the compressed model forward, and backward at twice that."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a run, under the name that its progress has, and its seconds."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MachineSpeed:
+    """Seconds measured here.
+
+    Attributes:
+        batch: of a calibration's batch, whatever its size.
+        token: of a token in it.
+        forward: of a token in a forward pass.
+        eigh: of an eigendecomposition in float64, by the cube of its size.
+    """
+
+    batch: float
+    token: float
+    forward: float
+    eigh: float
+
+
+def estimate_stages(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache | None = None
+) -> list[Stage]:
+    """Return the long stages of `compress`, in order, as if nothing were cached.
+
+    Fused experts of the model are split in place. Raises what `calibrate` raises for the text.
+    """
+    targets = prepare(model, recipe, cache).targets
+    blocks = calibration_blocks(model, tokenizer, recipe)
+    work = _Work(model, targets, blocks, recipe)
+    return work.stages(measure_speed(model, targets, blocks, recipe))
+
+
+def measure_speed(
+    model: PreTrainedModel, targets: list[Target], blocks: TokenBlocks, recipe: Recipe
+) -> MachineSpeed:
+    """Time short batches of the calibration, a forward pass and an eigendecomposition."""
+    settings = calibration_settings(model, targets, recipe)
+    longest = min(blocks.ids.shape[1], max(SHORTEST, settings.tokens_per_batch))
+    steps: list[tuple[int, float]] = []
+    count = min(SHORTEST, longest)
+
+    def step(tokens: int) -> float:
+        steps = calibrate_steps(model, targets, _first_row(blocks, tokens), settings)
+        next(steps)
+        return _seconds(lambda: next(steps))
+
+    step(count)  # what is loaded and chosen on first use
+    while True:
+        steps.append((count, step(count)))
+        if count == longest or (len(steps) > 1 and steps[-1][1] >= LONG_ENOUGH):
+            break
+        count = min(2 * count, longest)
+    batch, token = _line(steps[-2:])
+    ids = _first_row(blocks, count).ids.to(model.device)
+    with evaluation_mode(model), torch.inference_mode():
+        forward = _seconds(lambda: model(input_ids=ids, use_cache=False))
+    side = min(LARGEST_EIGH, max(min(target.shape) for target in targets))
+    matrix = torch.randn(side, side, dtype=torch.float64, device=model.device)
+    eigh = _seconds(lambda: descending_eigh(matrix @ matrix.T))
+    return MachineSpeed(batch, token, forward / count, eigh / side**3)
+
+
+@dataclass(frozen=True)
+class _Work:
+    model: PreTrainedModel
+    targets: Sequence[Target]
+    blocks: TokenBlocks
+    recipe: Recipe
+
+    def stages(self, speed: MachineSpeed) -> list[Stage]:
+        pass_seconds = self._pass(speed) / distributed.num_processes()
+        solved = self._decompositions(speed) / distributed.num_processes()
+        found = [Stage("calibrating", pass_seconds), Stage("decomposing", solved)]
+        averaging = self.recipe.hessian_averaging
+        if self.recipe.averages_hessian:
+            again = averaging.data_fraction * pass_seconds
+            found[1] = replace(found[1], seconds=2 * solved)
+            found.insert(1, Stage("calibrating along the path", again))
+        if passes := self._probe_passes():
+            found.append(Stage("measuring curves", passes * speed.forward))
+        for step in self.recipe.refinement:
+            found.append(Stage(step.name, self._trained(step) * speed.forward))
+        return found
+
+    def _pass(self, speed: MachineSpeed) -> float:
+        settings = calibration_settings(self.model, list(self.targets), self.recipe)
+        rows = rows_per_batch(self.blocks, settings.tokens_per_batch)
+        batches = -(-len(self.blocks) // rows)
+        return batches * speed.batch + self.blocks.tokens * speed.token
+
+    def _decompositions(self, speed: MachineSpeed) -> float:
+        cubes = sum(min(target.shape) ** 3 for target in self.targets)
+        return EIGHS_PER_LAYER * speed.eigh * cubes
+
+    def _probe_passes(self) -> float:
+        """Return forward passes of one token, as many as `ProbeTokens` allows."""
+        wanted = self.recipe.probe
+        if not (wanted.per_layer or wanted.joint):
+            return 0.0
+        names = [(target.name,) for target in self.targets] if wanted.per_layer else []
+        costs, plans = PassCosts.of(self.model), len(JOINT_BUDGETS) * wanted.joint
+        tokens = ProbeTokens.within(
+            2 * wanted.cost_fraction * self.blocks.tokens,
+            costs,
+            dict.fromkeys(names, len(LAYER_BUDGETS)),
+            plans,
+            wanted.through,
+        ).at_most(held_probabilities(self.model))
+        if tokens.through == "model":
+            each = 1 + len(LAYER_BUDGETS) * sum(map(costs.rest, names))
+        else:
+            each = 2 + sum(map(costs.own, names))
+        layers = wanted.tokens or tokens.layers
+        joint = wanted.joint_tokens or tokens.joint
+        return layers * each * bool(names) + joint * (1 + plans) * bool(plans)
+
+    def _trained(self, step: RefinementRecipe) -> float:
+        options = REFINEMENTS.options(step.name, step.options)
+        read = step.tokens or (step.sequences or len(self.blocks)) * self.blocks.ids.shape[1]
+        tokens = getattr(options, "tokens", None) or read * getattr(options, "epochs", 1)
+        return PASSES_PER_TRAINED_TOKEN * tokens
+
+
+def _first_row(blocks: TokenBlocks, tokens: int) -> TokenBlocks:
+    def cut(marks: Any) -> Any:
+        return None if marks is None else marks[:1, :tokens].contiguous()
+
+    return replace(
+        blocks,
+        ids=blocks.ids[:1, :tokens].contiguous(),
+        mask=cut(blocks.mask),
+        scored=cut(blocks.scored),
+        document_of_row=None,
+    )
+
+
+def _line(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """Return seconds of a batch and of a token from one or two (tokens, seconds)."""
+    count, seconds = steps[-1]
+    if len(steps) == 1 or (least := steps[0])[1] >= seconds:
+        return 0.0, seconds / count
+    token = (seconds - least[1]) / (count - least[0])
+    return max(0.0, seconds - token * count), min(token, seconds / count)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
