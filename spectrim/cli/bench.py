@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,9 +99,7 @@ def bench(
     )
     title = f"{model}: {', '.join(recipes)}"
     for result in bench_steps(original.model, original.tokenizer, recipes, wanted, settings):
-        with distributed.raise_together():
-            if distributed.is_main_process():
-                _write(result, output, model, title)
+        distributed.run_on_main(partial(_write, result, output, model, title))
         _tell(result)
     for row in result.rows:
         log_metrics(_figures(row), None)

@@ -76,12 +76,14 @@ def plan(
     if check_speed:
         for text in slow_layers(chosen, recipe, context):
             console.note(f"warning: {text}")
-    with distributed.raise_together():
-        if distributed.is_main_process():
-            title = f"{model}: {recipe.method}, {recipe.layer}"
-            write_text(plot, curve_svg(points, title, chosen.kept))
-            if output:
-                save_plan(chosen, output)
+    title = f"{model}: {recipe.method}, {recipe.layer}"
+
+    def write() -> None:
+        write_text(plot, curve_svg(points, title, chosen.kept))
+        if output:
+            save_plan(chosen, output)
+
+    distributed.run_on_main(write)
     if json:
         console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
         return

@@ -105,11 +105,7 @@ def _price(recipe: Recipe) -> Callable[[Decomposition], float]:
 
 def _shard(model: nn.Module, groups: Groups) -> Groups:
     """Return the groups of this process: about as much work as the others have."""
-    owners = distributed.balanced_bins(
-        [_cost(model, group) for group in groups], distributed.num_processes()
-    )
-    own = distributed.process_index()
-    return [group for group, owner in zip(groups, owners, strict=True) if owner == own]
+    return distributed.own_items(groups, [_cost(model, group) for group in groups])
 
 
 def _cost(model: nn.Module, names: Sequence[str]) -> float:

@@ -47,14 +47,14 @@ def probe_layers(
     Several processes share the measurements among them.
     """
     ranks = probe_ranks(decomposition, settings, budgets)
-    own = {}
-    with distributed.raise_together():
-        for name in track(list(distributed.shard(decomposition.shapes))):
-            own[name] = {
-                rank: probe.divergence(*decomposition.expand_groups({name: rank}))
-                for rank in ranks[name]
-            }
-    measured = distributed.gather_dict(own)
+
+    def measure(name: str) -> dict[int, float]:
+        return {
+            rank: probe.divergence(*decomposition.expand_groups({name: rank}))
+            for rank in ranks[name]
+        }
+
+    measured = distributed.map_items(measure, decomposition.shapes, track)
     curves = {
         name: rescale(curve, measured[name]) for name, curve in decomposition.curves.items()
     }
@@ -65,15 +65,17 @@ def probe_jointly(
     decomposition: Decomposition, probe: DivergenceProbe, settings: PlanningSettings
 ) -> Decomposition:
     """Return the decomposition with the map from summed to joint divergence."""
-    own = []
-    with distributed.raise_together():
-        for budget in distributed.shard(JOINT_BUDGETS):
-            plan = make_plan(decomposition, settings.for_probing(budget))
-            summed = sum(layer.predicted_loss for layer in plan.layers.values())
-            if summed > 0 and plan.ranks:
-                measured = probe.divergence(*decomposition.expand_groups(plan.ranks))
-                own.append((summed, max(measured, _FLOOR)))
-    pairs = [pair for part in distributed.all_gather(own) for pair in part]
+
+    def measure(budget: float) -> tuple[float, float] | None:
+        plan = make_plan(decomposition, settings.for_probing(budget))
+        summed = sum(layer.predicted_loss for layer in plan.layers.values())
+        if summed <= 0 or not plan.ranks:
+            return None
+        measured = probe.divergence(*decomposition.expand_groups(plan.ranks))
+        return summed, max(measured, _FLOOR)
+
+    found = distributed.map_items(measure, JOINT_BUDGETS).values()
+    pairs = [pair for pair in found if pair is not None]
     return replace(decomposition, correction=JointCorrection(_ascending(pairs)))
 
 

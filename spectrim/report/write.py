@@ -69,8 +69,10 @@ def _write_report(
     facts = with_prunings(facts_of(original, result), result.prune_steps or "")
     if place.page:
         facts = compare(facts, original, result.model, result.recipe)
-    with distributed.raise_together():
-        if distributed.is_main_process():
-            for name, text in report_extras(facts, place.page).items():
-                checkpoint.add_text_file(place.output, name, text)
+    distributed.run_on_main(lambda: _add_extras(facts, place))
     return facts
+
+
+def _add_extras(facts: ReportData, place: OutputSpec) -> None:
+    for name, text in report_extras(facts, place.page).items():
+        checkpoint.add_text_file(place.output, name, text)

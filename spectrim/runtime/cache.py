@@ -56,9 +56,8 @@ def store(path: Path | None, write: Callable[[Path], object]) -> None:
 
     All processes have to call it, and an error is raised in all of them.
     """
-    with distributed.raise_together():
-        if path is not None and distributed.is_main_process():
-            write(path)
+    if path is not None:
+        distributed.run_on_main(lambda: write(path))
 
 
 def exists(path: Path) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 from spectrim.errors import SpectrimError
 
 T = TypeVar("T")
+K = TypeVar("K")
 _ALONE = ContextVar("alone", default=False)
 _SMALL = 2**17
 """Numbers; smaller tensors are reduced together, since each reduction costs a round trip."""
@@ -46,6 +47,35 @@ def shard(items: Iterable[T]) -> Iterator[T]:
     return islice(items, process_index(), None, num_processes())
 
 
+def own_rows(rows: Tensor) -> Tensor:
+    """Return every `num_processes()`-th row, beginning with this process's index."""
+    return rows[process_index() :: num_processes()]
+
+
+def map_items(
+    function: Callable[[K], T],
+    items: Iterable[K],
+    track: Callable[[list[K]], Iterable[K]] = iter,
+) -> dict[K, T]:
+    """Return `function` of every item, computed in shares; an error is raised in all.
+
+    track: shows progress over the items of this process. The function must not exchange
+    anything, and its values have to be small.
+    """
+    own = {}
+    with raise_together():
+        for item in track(list(shard(items))):
+            own[item] = function(item)
+    return gather_dict(own)
+
+
+def own_items(items: Sequence[T], costs: Sequence[float]) -> list[T]:
+    """Return this process's share of the items, about as much work as that of others."""
+    owners = balanced_bins(costs, num_processes())
+    own = process_index()
+    return [item for item, owner in zip(items, owners, strict=True) if owner == own]
+
+
 def balanced_bins(costs: Sequence[float], bins: int) -> list[int]:
     """Return a bin for each cost: the largest first, each into the bin that holds least."""
     filled = [0.0] * bins
@@ -65,7 +95,7 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def gather_dict(mine: Mapping[str, T]) -> dict[str, T]:
+def gather_dict(mine: Mapping[K, T]) -> dict[K, T]:
     """Return the union of all processes' mappings, whose keys differ."""
     return {key: value for part in all_gather(mine) for key, value in part.items()}
 

@@ -68,9 +68,7 @@ def check_output(directory: str | Path, overwrite: bool) -> None:
     Raises:
         InputError: A result could not be written there.
     """
-    with distributed.raise_together():
-        if distributed.is_main_process():
-            _try(directory, overwrite)
+    distributed.run_on_main(lambda: _try(directory, overwrite))
 
 
 def is_spectrim_output(directory: Path) -> bool:

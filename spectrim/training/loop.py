@@ -98,7 +98,7 @@ class Trainer:
 
     def _average_gradients(self, sequences: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Return loss and gradients; of several processes, the mean of their parts by rows."""
-        own = sequences[distributed.process_index() :: distributed.num_processes()]
+        own = distributed.own_rows(sequences)
         if distributed.num_processes() == 1:
             loss = self.stage.loss(own)
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
