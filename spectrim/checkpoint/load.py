@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from spectrim.checkpoint.gguf import is_gguf, load_gguf
 from spectrim.checkpoint.loading_errors import explain, reason
 from spectrim.checkpoint.transformers_plugin import register
 from spectrim.checkpoint.validation import (
@@ -42,7 +43,7 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
     """Return the model and its tokenizer, or None where it has none.
 
     Args:
-        name: A directory, a Hub name, or a bundled model.
+        name: A directory, a Hub name, a GGUF file, or a bundled model.
         options: Passed to `from_pretrained`; remote code runs only if they ask for it.
 
     Raises:
@@ -52,6 +53,8 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
     """
     source = resolve(name)
     options = {"trust_remote_code": False, **options}
+    if is_gguf(source):
+        return load_gguf(Path(source), options)
     if isinstance(source, Path):
         check_directory(source)
     else:
@@ -100,7 +103,9 @@ def read_config(name: str | Path, **options: Any) -> dict[str, Any]:
 
 
 def stored_dtype(name: str | Path, **options: Any) -> torch.dtype | None:
-    """Return the dtype that the checkpoint's config states, or None."""
+    """Return the dtype that the checkpoint's config states, bfloat16 for GGUF, or None."""
+    if is_gguf(resolve(name)):
+        return torch.bfloat16
     config = read_config(name, **options)
     text = config.get("text_config")
     for values in (config, text if isinstance(text, dict) else {}):

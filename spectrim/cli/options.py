@@ -17,7 +17,9 @@ from spectrim.pipeline.renamed import check_field
 if TYPE_CHECKING:
     from spectrim.runtime.cache import Cache
 
-Model = Annotated[str, typer.Argument(help="Directory, hub name, 'reference' or 'arithmetic'.")]
+Model = Annotated[
+    str, typer.Argument(help="Directory, GGUF file, hub name, 'reference' or 'arithmetic'.")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Directory to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 RemoteCode = Annotated[
