@@ -57,8 +57,10 @@ from spectrim.runtime.files import write_text
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
+    FEW_TOKENS,
     Calibration,
     concat,
+    is_few,
     load_calibration,
     open_calibration,
     save_calibration,
@@ -171,15 +173,20 @@ def _run_for(
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
     blocks = calibration_blocks(model, tokenizer, recipe)
-    settings = calibration_settings(model, ready.targets, recipe)
+    few = is_few_tokens(blocks, ready.targets)
+    settings = calibration_settings(model, ready.targets, recipe, few)
     fingerprint = fingerprint or model_fingerprint(model)
-    return _Run(model, ready.targets, blocks, settings, context, fingerprint, ready.dense)
+    noted = {"dense": ready.dense, **({FEW_TOKENS: True} if few else {})}
+    return _Run(model, ready.targets, blocks, settings, context, fingerprint, noted)
 
 
 def calibration_settings(
-    model: PreTrainedModel, targets: list[Target], recipe: Recipe
+    model: PreTrainedModel, targets: list[Target], recipe: Recipe, few: bool = False
 ) -> CalibrationSettings:
-    """Return the statistics, labels and batches of the recipe's passes over the tokens."""
+    """Return the statistics, labels and batches of the recipe's passes over the tokens.
+
+    few: covariances are to be shrunk, and therefore in full.
+    """
     given = recipe.calibration
     return CalibrationSettings(
         recipe.statistics,
@@ -188,8 +195,14 @@ def calibration_settings(
         given.seed or 0,
         given.temperature,
         memory_budget=given.memory_budget,
-        wide=recipe.wide,
+        wide="full" if few else recipe.wide,
     )
+
+
+def is_few_tokens(blocks: TokenBlocks, targets: Sequence[Target]) -> bool:
+    """Return whether covariances of these tokens are to be shrunk."""
+    widest = max((max(target.shape) for target in targets), default=0)
+    return is_few(blocks.tokens, widest)
 
 
 @dataclass(frozen=True)
@@ -202,7 +215,7 @@ class _Run:
     settings: CalibrationSettings
     context: RunContext
     fingerprint: str
-    dense: dict[str, str] = field(default_factory=dict)
+    noted: dict[str, Any] = field(default_factory=dict)
 
     def as_kept(self) -> _Run:
         """Return the run with covariances in full if only those are in the cache."""
@@ -232,7 +245,7 @@ class _Run:
             with changed():
                 parts.append(self._once(what, key, missing))
         result = concat(parts)
-        result.provenance |= {"key": key, "dense": self.dense}
+        result.provenance |= {"key": key, **self.noted}
         self._snapshots(key).finish()
         return result
 

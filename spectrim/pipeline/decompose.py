@@ -151,7 +151,7 @@ def warn_of_few_tokens(model: nn.Module, calibration: Calibration, names: list[s
         warnings.warn(
             f"{len(few)} of {len(names)} layers saw fewer than {ENOUGH} tokens per channel "
             f"({worst}: {counts[worst]} tokens for {widths[worst]} channels): the predicted "
-            "loss is far too low for these; calibrate on more tokens",
+            "loss of these is uncertain and mostly too low; calibrate on more tokens",
             NumericalWarning,
             stacklevel=3,
         )

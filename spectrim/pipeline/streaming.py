@@ -14,7 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from spectrim.models.linear import get_bias
 from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.calibrate import calibration_blocks, is_few_tokens
 from spectrim.pipeline.decompose import (
     layers_with_signal,
     make_solver,
@@ -49,7 +49,7 @@ from spectrim.runtime.cache import Cache, load_if_valid_locally
 from spectrim.runtime.context import ProgressBar, RunContext, silent
 from spectrim.runtime.files import lock_file, read_mapping, read_tensors, write_text
 from spectrim.runtime.memory import trim_memory
-from spectrim.statistics import load_calibration
+from spectrim.statistics import FEW_TOKENS, load_calibration
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def decompose_streamed(
     model = opened.streamed.model
     targets = find_targets(model, recipe.include, recipe.exclude)
     blocks = calibration_blocks(model, opened.tokenizer, recipe)
-    given = recipe.calibration
+    few, given = is_few_tokens(blocks, targets), recipe.calibration
     settings = CalibrationSettings(
         recipe.statistics,
         given.labels,
@@ -103,7 +103,7 @@ def decompose_streamed(
         given.seed or 0,
         given.temperature,
         memory_budget=given.memory_budget,
-        wide=recipe.wide,
+        wide="full" if few else recipe.wide,
     )
     key = {
         "model": [architecture_fingerprint(model), files_fingerprint(opened.files)],
@@ -122,7 +122,8 @@ def decompose_streamed(
             sizes.logits_rows,
         )
         walk = BlockwiseWalk(opened.streamed, targets, blocks, settings, places)
-        run = _Run(opened, recipe, walk, directory, progress.progress)
+        noted = {FEW_TOKENS: True} if few else {}
+        run = _Run(opened, recipe, walk, directory, progress.progress, noted)
         yield run.decomposition(key)
 
 
@@ -133,6 +134,7 @@ class _Run:
     walk: BlockwiseWalk
     directory: Path
     track: ProgressBar = silent
+    noted: dict[str, Any] = field(default_factory=dict)
 
     def decomposition(self, key: dict[str, Any]) -> Decomposition:
         try:
@@ -164,7 +166,7 @@ class _Run:
         warn_of_few_tokens(self.opened.streamed.model, calibration, names)
         summary = {
             "layers": names,
-            "provenance": provenance_of(calibration) | {"key": key},
+            "provenance": provenance_of(calibration) | {"key": key} | self.noted,
         }
         write_text(path, json.dumps(summary))
         return summary

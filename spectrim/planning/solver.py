@@ -26,6 +26,7 @@ from spectrim.statistics import (
     LayerProblem,
     LayerStatistics,
     PooledStatistics,
+    with_shrinkage,
 )
 
 Problems = tuple[LayerProblem, ...]
@@ -123,7 +124,7 @@ def layer_problem(model: nn.Module, calibration: Calibration | None, name: str) 
     """Return the layer `name` with its statistics, if there are any."""
     layer = model.get_submodule(name)
     weight = get_weight(layer).detach()
-    statistics = None if calibration is None else calibration.layer(name)
+    statistics = None if calibration is None else with_shrinkage(calibration.layer(name))
     return LayerProblem(name, weight, get_bias(layer), statistics)
 
 
@@ -147,7 +148,7 @@ def pool_inputs(problems: Sequence[LayerProblem]) -> list[LayerProblem]:
     for problem in problems:
         assert problem.statistics is not None, "layers share the inputs of a calibration"
         calibration = problem.statistics.calibration
-        statistics = PooledStatistics(calibration, problem.name, names)
+        statistics = with_shrinkage(PooledStatistics(calibration, problem.name, names))
         pooled.append(replace(problem, statistics=statistics))
     return pooled
 

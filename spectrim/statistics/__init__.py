@@ -27,6 +27,7 @@ from spectrim.statistics._parts import concat, select
 from spectrim.statistics._problem import LayerProblem
 from spectrim.statistics._registry import STATISTICS
 from spectrim.statistics._result import Calibration, LayerStatistics, PooledStatistics, State
+from spectrim.statistics._shrinkage import ENOUGH, FEW_TOKENS, is_few, shrink, with_shrinkage
 from spectrim.statistics._stored import (
     Parts,
     StoredStates,
@@ -37,6 +38,8 @@ from spectrim.statistics._table import TableStatistics, TableSums
 from spectrim.statistics._tokens import LayerTokens, at_least_float32, sum_of_outer_products
 
 __all__ = [
+    "ENOUGH",
+    "FEW_TOKENS",
     "FULL",
     "STATISTICS",
     "Calibration",
@@ -53,11 +56,14 @@ __all__ = [
     "TableSums",
     "at_least_float32",
     "concat",
+    "is_few",
     "largest_format",
     "load_calibration",
     "open_calibration",
     "save_calibration",
     "select",
+    "shrink",
     "stored_calibration",
     "sum_of_outer_products",
+    "with_shrinkage",
 ]

@@ -1,4 +1,4 @@
-"""Fewer tokens than channels: a warning with the numbers."""
+"""Fewer tokens than channels: a warning with the numbers, and the budget is spent."""
 
 from __future__ import annotations
 
@@ -35,9 +35,11 @@ def plan_for(text: Path, sequences: int, length: int) -> Plan:
     return make_plan(decompose(model, calibration, recipe), recipe.planning)
 
 
-def test_warning_has_the_numbers(text: Path) -> None:
+def test_warning_has_the_numbers_and_the_budget_is_spent(text: Path) -> None:
     with pytest.warns(NumericalWarning, match=r"fewer than 2 tokens per channel .*: 8 tokens"):
-        plan_for(text, 1, 8)
+        plan = plan_for(text, 1, 8)
+    assert plan.kept == pytest.approx(0.8, abs=0.02)
+    assert plan.predicted_loss > 0
 
 
 def test_enough_tokens_warn_of_nothing(text: Path) -> None:
