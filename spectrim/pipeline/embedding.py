@@ -60,7 +60,7 @@ def compress_embeddings(
     compressed: PreTrainedModel,
     tokenizer: Any,
     recipe: Recipe,
-    progress: RunContext | None = None,
+    context: RunContext | None = None,
 ) -> PreTrainedModel:
     """Factor the table of `compressed`, a result of `replace_layers`, as `embeddings` states.
 
@@ -68,7 +68,7 @@ def compress_embeddings(
     tensors, is not changed. Raises what `plan_table` raises, and InputError if the plan has
     compressed the tied output embedding already.
     """
-    given = progress or RunContext()
+    given = context or RunContext()
     planned = plan_table(original, tokenizer, recipe, given)
     if planned is None:
         return compressed

@@ -2,7 +2,7 @@
 
     bases -> spectral layers -> (score, drop, tune) x events -> merge -> factors of the budget
 
-Fine-tuning of the factors afterward is a refinement like any other (`next_token`).
+Fine-tuning of the factors afterward is a refinement like any other (`finetune`).
 """
 
 from __future__ import annotations
@@ -104,17 +104,17 @@ def _bases(
     tokenizer: Any,
     recipe: Recipe,
     targets: list[Target],
-    progress: RunContext,
+    context: RunContext,
 ) -> dict[str, Factors]:
     """Return full-rank factors by the recipe's method, calibrated on the task if needed."""
-    snapshots = _snapshots(model, recipe, progress)
+    snapshots = _snapshots(model, recipe, context)
     if DECOMPOSITIONS.get(recipe.method).REQUIRES:
-        calibration = calibrate(model, tokenizer, recipe, progress)
-        factors = decompose(model, calibration, recipe, snapshots, progress).factors
+        calibration = calibrate(model, tokenizer, recipe, context)
+        factors = decompose(model, calibration, recipe, snapshots, context).factors
     else:
         names = [(target.name,) for target in targets]
         problems = layer_problems(ResidentModel(model), None, names)
-        shown = progress.progress(problems, "decomposing", len(targets))
+        shown = context.progress(problems, "decomposing", len(targets))
         factors = decompose_problems(shown, make_solver(recipe, (), {}), snapshots).factors
     if any(found.bias_shift is not None for found in factors.values()):
         raise InputError(
@@ -124,7 +124,7 @@ def _bases(
     return factors
 
 
-def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> Snapshots:
+def _snapshots(model: PreTrainedModel, recipe: Recipe, context: RunContext) -> Snapshots:
     """Return the store of the bases until the pruning that starts from them is finished."""
     key = {
         "model": model_fingerprint(model),
@@ -132,7 +132,7 @@ def _snapshots(model: PreTrainedModel, recipe: Recipe, progress: RunContext) -> 
         "layers": [recipe.include, recipe.exclude],
         "bases": [recipe.method, recipe.method_options, asdict(recipe.calibration)],
     }
-    return Snapshots(progress.cache.path("bases", key))
+    return Snapshots(context.cache.path("bases", key))
 
 
 def _objectives(rows: Any, options: PruningOptions) -> tuple[Objective, Objective]:
@@ -235,7 +235,7 @@ def _plan(
     )
     return Plan(
         method=recipe.method,
-        allocation=f"selection by {recipe.pruning.importance}",
+        allocation=f"pruning by {recipe.pruning.importance}",
         layer=recipe.layer,
         budget=recipe.budget,
         kept=spent / problem.dense_weights,

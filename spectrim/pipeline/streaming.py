@@ -84,7 +84,7 @@ def for_streaming(recipe: Recipe) -> Recipe:
 
 @contextmanager
 def decompose_streamed(
-    opened: OffloadedCheckpoint, recipe: Recipe, sizes: StreamSizes, progress: RunContext
+    opened: OffloadedCheckpoint, recipe: Recipe, sizes: StreamSizes, context: RunContext
 ) -> Iterator[Decomposition]:
     """Yield what `factorize` returns, up to rounding, with factors in files.
 
@@ -115,7 +115,7 @@ def decompose_streamed(
         "method": [recipe.method, recipe.method_options],
         "rows": sizes.batch_rows,
     }
-    with _directory(progress.cache, key) as directory:
+    with _directory(context.cache, key) as directory:
         places = Places(
             Activations(directory / "activations", sizes.activation_bytes),
             directory / "statistics",
@@ -123,7 +123,7 @@ def decompose_streamed(
         )
         walk = BlockwiseWalk(opened.streamed, targets, blocks, settings, places)
         noted = {FEW_TOKENS: True} if few else {}
-        run = _Run(opened, recipe, walk, directory, progress.progress, noted)
+        run = _Run(opened, recipe, walk, directory, context.progress, noted)
         yield run.decomposition(key)
 
 
