@@ -115,3 +115,6 @@ RIEMANN_RELATIVE = 1e-6
 
 SAMPLE_MEAN_RELATIVE = 0.03
 """The mean of 400 samples whose own standard deviation is a tenth to a fifth of it."""
+
+RECOVERY_RELATIVE = 1e-3
+"""A planted matrix from l1 subgradient steps whose length has decayed to 1e-6 of the first."""
