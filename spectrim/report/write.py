@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim import checkpoint
+from spectrim.checkpoint.card import CARD_FILE
 from spectrim.pipeline.compress import CompressionResult
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.card import card_for
@@ -71,6 +72,7 @@ def _write_report(
         facts = compare(facts, original, result.model, result.recipe)
     with distributed.raise_together():
         if distributed.is_main_process():
-            for name, text in report_extras(facts, place.page).items():
+            card = card_for(original.name, result.plan, result.recipe, facts)
+            for name, text in ({CARD_FILE: card} | report_extras(facts, place.page)).items():
                 checkpoint.add_text_file(place.output, name, text)
     return facts
