@@ -7,7 +7,9 @@ from spectrim.checkpoint.card import CardFacts, model_card
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.export.dense import export_dense, export_self_contained
 from spectrim.checkpoint.export.onnx import export_onnx
+from spectrim.checkpoint.import_guard import guard_saved_configs
 from spectrim.checkpoint.load import check_dense, load, resolve, stored_dtype
+from spectrim.checkpoint.push_card import keep_cards
 from spectrim.checkpoint.save import (
     SaveOptions,
     Text,
@@ -22,6 +24,8 @@ from spectrim.checkpoint.validation import check_weights, overflow_remedy
 from spectrim.runtime.output_dir import check_output
 
 register()
+guard_saved_configs()
+keep_cards()
 
 __all__ = [
     "CardFacts",

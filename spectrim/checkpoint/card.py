@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.load import resolve
 from spectrim.errors import InputError
+from spectrim.version import install_command
 
 CARD_FILE = "README.md"
-LOADING = """\
-Load it after `pip install spectrim`; without the import transformers would start from
-random weights:
-
-```python
-import spectrim  # lets transformers read this checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/or/name/of/this/model")
-tokenizer = AutoTokenizer.from_pretrained("path/or/name/of/this/model")
-```
-"""
-"""The beginning of every card."""
+PREDICTED_LOSS = "loss increase, nats per token"
+_HERE = "."
+_WHERE = "where this file is; elsewhere its path, or its name on the Hub"
+_LOAD_LINE = "import spectrim  # lets transformers read this checkpoint"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])")
 
@@ -38,8 +33,13 @@ class CardFacts:
 
     Attributes:
         kept: Fraction of the compressed layers' weights that is stored.
-        figures: Rows of a table: what, base model, this model.
+        figures: Rows of the table of measured metrics: what, base model, this model.
+        measured_on: Text that they were measured on.
+        predicted: Rows of the table of predictions: what, value.
+        sizes: Bytes before and after, as text.
         ranks: By module name.
+        name: What the load line names: a directory or a name on the Hub.
+        datasets: Names on the Hub of the calibration's data sets.
     """
 
     base_model: str
@@ -48,27 +48,111 @@ class CardFacts:
     kept: float
     data: str
     figures: Sequence[tuple[str, str, str]] = ()
+    measured_on: str = ""
+    predicted: Sequence[tuple[str, str]] = ()
+    sizes: tuple[str, str] | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     license: str | None = None
     command: str | None = None
+    name: str = _HERE
+    datasets: Sequence[str] = ()
 
 
 def model_card(facts: CardFacts) -> str:
     """Return Markdown with YAML front matter; figures are shown as they are given."""
     parts = (
-        front_matter(facts.base_model, facts.license, ["spectrim", "low-rank"]),
+        front_matter(facts.base_model, facts.license, ["spectrim", "low-rank"], facts.datasets),
         _opening(facts),
+        _size(facts),
         _figures(facts),
+        _predicted(facts),
         _ranks(facts),
         _provenance(facts),
     )
     return "\n".join(part for part in parts if part)
 
 
-def front_matter(base_model: str, license: str | None, tags: list[str]) -> str:
+def loading(name: str = _HERE) -> str:
+    """Return the beginning of every card: the lines that load the model."""
+    return f"""\
+Load it where spectrim is installed (`{install_command()}`):
+
+```python
+{_LOAD_LINE}
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+{_name_line(name)}
+model = AutoModelForCausalLM.from_pretrained(name)
+tokenizer = AutoTokenizer.from_pretrained(name)
+```
+"""
+
+
+def card_beside(name: str) -> str | None:
+    """Return the card of ours in the directory or Hub repository `name`, or None."""
+    text = _card_in(name) if name else None
+    return text if text is not None and _LOAD_LINE in text else None
+
+
+def made_card(base: str, config: SpectrimConfig, name: str = _HERE) -> str:
+    """Return a card from what a compressed model knows of itself.
+
+    base: where it was loaded from. name: of the directory or Hub repository to be.
+    """
+    plan = config.provenance.get("plan") or {}
+    loss = plan.get("predicted_loss")
+    return model_card(
+        CardFacts(
+            base_model=base or "a model",
+            method=plan.get("method", "unknown"),
+            layer_kind=plan.get("layer", "unknown"),
+            kept=plan.get("kept", math.nan),
+            data=str(_source_of(plan)),
+            predicted=[] if loss is None else [(PREDICTED_LOSS, f"{loss:+.4f}")],
+            ranks={n: entry["rank"] for n, entry in config.layers.items() if "rank" in entry},
+            license=license_of(base) if base else None,
+            name=name,
+        )
+    )
+
+
+def _source_of(plan: Mapping[str, Any]) -> Any:
+    data = (plan.get("provenance") or {}).get("data")
+    return data.get("source", "unknown") if isinstance(data, Mapping) else "unknown"
+
+
+def dense_card(compressed: str) -> str:
+    """Return the card of a dense export: that of `compressed`, loaded without spectrim.
+
+    What was measured stays true; the size is that of the original again.
+    """
+    text = card_beside(compressed) or f"{loading()}\n# {shown_name(compressed)}\n"
+    head, _, rest = text.partition(f"{_LOAD_LINE}\n")
+    start = head[: head.rindex("Load it where")]
+    title = (
+        "The factors of a compressed model, multiplied back into dense weights: nothing is "
+        "smaller than in\nthe original, and transformers alone loads it.\n\n```python\n"
+    )
+    body = re.sub(r"## Size\n.*?(?=## )", "", rest, flags=re.S)
+    return (start + title + body).replace("- low-rank\n", "")
+
+
+def with_name(card: str, name: str) -> str:
+    """Return a card whose load line names `name`."""
+    return re.sub(r'^name = "[^"\n]*"  # .*$', lambda match: _name_line(name), card, flags=re.M)
+
+
+def _name_line(name: str) -> str:
+    return f'name = "{name}"  # {_WHERE if name == _HERE else "its name on the Hub"}'
+
+
+def front_matter(
+    base_model: str, license: str | None, tags: list[str], datasets: Sequence[str] = ()
+) -> str:
     """Return the YAML block; a directory, which the Hub would refuse, is no `base_model`."""
     data = ModelCardData(
-        base_model=base_model if _HUB_NAME.fullmatch(base_model) else None,
+        base_model=hub_name(base_model),
+        datasets=list(datasets) or None,
         license=license,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -77,11 +161,31 @@ def front_matter(base_model: str, license: str | None, tags: list[str]) -> str:
     return f"---\n{data.to_yaml()}\n---\n"
 
 
+def hub_name(name: str) -> str | None:
+    """Return `name` if it is one of the Hub, and no directory here."""
+    try:
+        here = isinstance(resolve(name), Path)
+    except InputError:
+        here = False
+    return name if _HUB_NAME.fullmatch(name) and not here else None
+
+
+def shown_name(base_model: str) -> str:
+    """Return a name of the Hub, or the last part of a directory's, for a title."""
+    return hub_name(base_model) or Path(base_model).name or base_model
+
+
 def license_of(name: str) -> str | None:
     """Return the license that a model's own card states, in its directory or on the Hub.
 
     None where there is no card, or it states none: a long run must not end on this.
     """
+    text = _card_in(name)
+    return None if text is None else stated_license(text)
+
+
+def _card_in(name: str) -> str | None:
+    """Return the README.md of a directory or Hub repository, or None."""
     try:
         source = resolve(name)
         path = (
@@ -89,7 +193,7 @@ def license_of(name: str) -> str | None:
             if isinstance(source, Path)
             else Path(hf_hub_download(source, CARD_FILE))
         )
-        return stated_license(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except (InputError, OSError, ValueError, HfHubHTTPError):
         return None
 
@@ -113,32 +217,54 @@ def escape_markdown(text: str) -> str:
 
 def _opening(facts: CardFacts) -> str:
     return f"""\
-{LOADING}
-# {escape_markdown(facts.base_model)}, {facts.kept:.0%} of its linear weights kept
+{loading(facts.name)}
+# {escape_markdown(shown_name(facts.base_model))}, {_removed(facts)}
 
 The linear layers of {_link(facts.base_model)} are replaced by layers of
 kind `{facts.layer_kind}`, chosen by the method `{facts.method}`.
 """
 
 
+def _removed(facts: CardFacts) -> str:
+    if math.isnan(facts.kept):
+        return "compressed"
+    return f"{1 - facts.kept:.0%} of its linear weights removed"
+
+
 def _link(base_model: str) -> str:
-    """Return a link for a name of the Hub; a directory stays text."""
-    shown = escape_markdown(base_model)
-    if _HUB_NAME.fullmatch(base_model):
+    """Return a link for a name of the Hub; a directory's name stays text."""
+    shown = escape_markdown(shown_name(base_model))
+    if hub_name(base_model):
         return f"[{shown}](https://huggingface.co/{base_model})"
     return shown
+
+
+def _size(facts: CardFacts) -> str:
+    if facts.sizes is None:
+        return ""
+    rows = f"| {facts.sizes[0]} | {facts.sizes[1]} |"
+    return "\n".join(["## Size", "", "| base model | this model |", "|---|---|", rows, ""])
 
 
 def _figures(facts: CardFacts) -> str:
     if not facts.figures:
         return ""
     rows = [f"| {' | '.join(map(escape_markdown, row))} |" for row in facts.figures]
-    head = ["## Measured", "", "| | base model | this model |", "|---|---|---|"]
+    on = [f"On {escape_markdown(facts.measured_on)}.", ""] if facts.measured_on else []
+    head = ["## Measured", "", *on, "| | base model | this model |", "|---|---|---|"]
+    return "\n".join([*head, *rows, ""])
+
+
+def _predicted(facts: CardFacts) -> str:
+    if not facts.predicted:
+        return ""
+    rows = [f"| {' | '.join(map(escape_markdown, row))} |" for row in facts.predicted]
+    head = ["## Predicted", "", "| | this model |", "|---|---|"]
     return "\n".join([*head, *rows, ""])
 
 
 def _ranks(facts: CardFacts) -> str:
-    """Return the lowest, middle and highest rank by the last part of the layers' names."""
+    """Return the least, median and largest rank by the last part of the layers' names."""
     if not facts.ranks:
         return ""
     groups: dict[str, list[int]] = {}
@@ -149,7 +275,7 @@ def _ranks(facts: CardFacts) -> str:
     for last, ranks in groups.items():
         low, middle, high = min(ranks), sorted(ranks)[len(ranks) // 2], max(ranks)
         rows.append(f"| `{last}` | {len(ranks)} | {low} | {middle} | {high} |")
-    head = "| layer | how many | lowest | middle | highest |\n|---|---|---|---|---|"
+    head = "| layer | how many | min | median | max |\n|---|---|---|---|---|"
     return "\n".join(["## Ranks", "", head, *rows, ""])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spectrim.checkpoint.card import made_card
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.config_entries import check_children, check_table
 from spectrim.checkpoint.loading_errors import reason
@@ -59,7 +60,10 @@ class SaveOptions:
 
 def save(model: PreTrainedModel, tokenizer: Any, directory: str | Path) -> Path:
     """Write a compressed model that loads with plain `from_pretrained`. Raise InputError."""
-    return save_compressed(model, tokenizer, directory, model.config.quantization_config)
+    config = model.config.quantization_config
+    base = str(getattr(model.config, "_name_or_path", "") or "")
+    options = SaveOptions(card=lambda: made_card(base, config))
+    return save_compressed(model, tokenizer, directory, config, options)
 
 
 def save_compressed(

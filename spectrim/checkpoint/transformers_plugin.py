@@ -16,6 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.empty_layers import install_empty_layers
+from spectrim.checkpoint.import_guard import without_guard
 from spectrim.checkpoint.placeholders import add_placeholders, remove_placeholders
 from spectrim.errors import CheckpointError
 from spectrim.layers import CompactLinear
@@ -28,6 +29,10 @@ class SpectrimQuantizer(HfQuantizer):
 
     requires_calibration = True
     quantization_config: SpectrimConfig
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Return the config without the sentence for those who did not import us."""
+        return without_guard(config)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         install_empty_layers(model, self.quantization_config)

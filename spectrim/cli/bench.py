@@ -22,12 +22,12 @@ from spectrim.cli.options import (
     with_recipe_options,
 )
 from spectrim.errors import InputError
+from spectrim.pipeline.defaults import EVALUATION_TOKENS
 
 if TYPE_CHECKING:
     from spectrim.pipeline.benchmark import Bench, BenchRow
 
 _BUDGETS = (0.8, 0.6, 0.4)
-_TOKENS = 20_000
 _METHODS = (
     "Presets, METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], or a YAML file of recipes by name; "
     "separate several with commas."
@@ -55,7 +55,9 @@ def bench(
             help="Evaluation text; repeat for several, the calibration's domain first.",
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of each text to use.")] = _TOKENS,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens of each text to use.")
+    ] = EVALUATION_TOKENS,
     track: Tracker = None,
     trust_remote_code: RemoteCode = False,
     json: Json = False,

@@ -130,13 +130,24 @@ def check_ways(recipe: Recipe, memory: str | None = None, plan: Path | None = No
 def _save(request: Request, original: Any, result: Any) -> None:
     from spectrim.cli.console import note, print_result
     from spectrim.report.facts import PAGE_FILE
-    from spectrim.report.summary import summary
+    from spectrim.report.summary import outcome, summary
     from spectrim.report.write import OutputSpec, write_result
 
     place = OutputSpec(request.output, request.overwrite, request.page, request.reload)
     facts = write_result(original, result, place)
-    print_result(result.plan, request.json)
-    note(summary(facts))
+    print_result(result.plan, outcome(facts), request.json)
     note(f"saved to {request.output}: `import spectrim`, then from_pretrained")
     if request.page and (request.output / PAGE_FILE).is_file():
         note(f"report in {request.output / PAGE_FILE}")
+    print_answer(request, summary(facts))
+
+
+def print_answer(request: Request, text: str) -> None:
+    """Print what came out, as the last lines of the run, and the command that measures it."""
+    from spectrim.cli.console import note, result_line
+
+    if not request.json:
+        result_line(text)
+    note(
+        f"next: spectrim evaluate {request.output} --original {request.model} --data YOUR_TEXT"
+    )

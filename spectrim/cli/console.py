@@ -32,12 +32,17 @@ def set_level(verbose: bool, quiet: bool) -> None:
     set_log_level(logging.INFO if verbose else logging.WARNING)
 
 
-def print_result(plan: Plan, json: bool) -> None:
-    """Print the size, plan and figures of a compressed model."""
+def print_result(plan: Plan, outcome: Mapping[str, float | None], json: bool) -> None:
+    """Print the plan of a compressed model; as JSON with sizes and figures."""
     if json:
-        as_json({"plan": plan.to_dict()})
+        as_json({"plan": plan.to_dict(), "result": dict(outcome)})
     else:
         plan_table(plan)
+
+
+def result_line(text: str) -> None:
+    """Print a line of the result on standard output."""
+    OUTPUT.print(text, markup=False)
 
 
 def note(text: str) -> None:
@@ -114,11 +119,12 @@ def curve_table(points: Sequence[SizeLossPoint]) -> None:
     )
 
 
-def figures_table(by_model: Mapping[str, Mapping[str, float]]) -> None:
+def figures_table(by_model: Mapping[str, Mapping[str, float | str]]) -> None:
+    """Print one row per metric; texts are printed as they are."""
     names = list(dict.fromkeys(name for figures in by_model.values() for name in figures))
     table(
         "evaluation",
-        ("figure", *by_model),
+        ("metric", *by_model),
         [
             (name.replace("_", " "), *(_figure(f.get(name)) for f in by_model.values()))
             for name in names
@@ -126,7 +132,9 @@ def figures_table(by_model: Mapping[str, Mapping[str, float]]) -> None:
     )
 
 
-def _figure(value: float | None) -> str:
+def _figure(value: float | str | None) -> str:
     if value is None:
         return "-"
+    if isinstance(value, str):
+        return value
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

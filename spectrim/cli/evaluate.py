@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,8 +10,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from spectrim.cli.options import Json, RemoteCode
+from spectrim.pipeline.defaults import EVALUATION_TOKENS
 
-_TOKENS = 20_000
+_IN_OTHER_ROWS = ("disk_bytes", "stored_bytes", "loss_increase", "reference_perplexity")
+"""Figures that the table tells in another row."""
 
 
 def evaluate(
@@ -28,7 +31,7 @@ def evaluate(
     original: Annotated[
         str | None, typer.Option(help="Model to measure the KL divergence from.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = _TOKENS,
+    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = EVALUATION_TOKENS,
     length: Annotated[int | None, typer.Option(help="Tokens per chunk.")] = None,
     rows: Annotated[
         Literal["prefixed", "packed"],
@@ -50,12 +53,14 @@ def evaluate(
 ) -> None:
     """Measure perplexity, divergence, task accuracy and size of models."""
     from spectrim.cli import console
-    from spectrim.data import BlockSettings
     from spectrim.data.loading import join_specs
     from spectrim.evaluation import HarnessSettings, evaluate_harness
-    from spectrim.pipeline.calibration_defaults import default_length
     from spectrim.pipeline.evaluate import evaluate as evaluate_text
-    from spectrim.pipeline.evaluate import evaluate_documents, evaluate_task
+    from spectrim.pipeline.evaluate import (
+        evaluate_documents,
+        evaluate_task,
+        evaluation_settings,
+    )
     from spectrim.pipeline.loaded_model import load_model
     from spectrim.pipeline.recipe import TaskRecipe
     from spectrim.runtime import distributed
@@ -67,12 +72,7 @@ def evaluate(
     for name in models:
         loaded = load_model(name, trust_remote_code)
         model, tokenizer = loaded.model, loaded.tokenizer
-        settings = BlockSettings(
-            length=length or default_length(model),
-            max_tokens=tokens,
-            keep_tail=True,
-            rows=rows,
-        )
+        settings = evaluation_settings(model, length, tokens, rows)
         results[name] = _disk_bytes(name)
         if task:
             results[name] |= evaluate_task(model, tokenizer, TaskRecipe(data=task))
@@ -87,7 +87,30 @@ def evaluate(
     if json:
         console.as_json(results)
     else:
-        console.figures_table(results)
+        console.figures_table(evaluation_rows(results))
+
+
+def evaluation_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the figures to print: perplexity and its ratio first, one size with its unit.
+
+    The ratio is to `--original`, else to the first model.
+    """
+    from spectrim.report.formatting import ratio, size
+
+    first = next(iter(results.values())).get("perplexity")
+    shown = {}
+    for name, figures in results.items():
+        found: dict[str, Any] = {}
+        if "perplexity" in figures:
+            found["perplexity"] = figures["perplexity"]
+            if (increase := figures.get("loss_increase")) is None and len(results) > 1:
+                increase = math.log(figures["perplexity"] / first)
+            if increase is not None:
+                found["perplexity_ratio"] = ratio(increase)
+        stored = figures.get("disk_bytes") or figures.get("stored_bytes")
+        found["size"] = "-" if stored is None else size(stored)
+        shown[name] = found | {k: v for k, v in figures.items() if k not in _IN_OTHER_ROWS}
+    return shown
 
 
 def _disk_bytes(name: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,10 @@ def plan(
         float | None,
         typer.Option(help="Smallest model within this predicted loss, nats per token."),
     ] = None,
-    plot: Annotated[Path, typer.Option(help="SVG file of the curve.")] = Path("plan.svg"),
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="SVG file of the curve (default beside the plan of -o)."),
+    ] = None,
     check_speed: Annotated[
         bool,
         typer.Option(
@@ -77,9 +81,11 @@ def plan(
         for text in slow_layers(chosen, recipe, context):
             console.note(f"warning: {text}")
     title = f"{model}: {recipe.method}, {recipe.layer}"
+    plot = _place_of_plot(plot, output, model)
 
     def write() -> None:
-        write_text(plot, curve_svg(points, title, chosen.kept))
+        if plot:
+            write_text(plot, curve_svg(points, title, chosen.kept))
         if output:
             save_plan(chosen, output)
 
@@ -89,4 +95,28 @@ def plan(
         return
     console.curve_table(points)
     console.plan_table(chosen)
-    console.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))
+    if plot:
+        console.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))
+    else:
+        console.note("give -o FILE to keep the plan, --plot FILE to draw the curve")
+
+
+def _place_of_plot(plot: Path | None, output: Path | None, model: str) -> Path | None:
+    """Return where to draw: --plot, else beside the plan, but never over another's file."""
+    if plot is not None or output is None:
+        return plot
+    beside = output.with_suffix(".svg")
+    if beside.exists() and not _shows(beside, model):
+        warnings.warn(
+            f"{beside} is no curve of {model}, so it stays; name another file with --plot",
+            stacklevel=2,
+        )
+        return None
+    return beside
+
+
+def _shows(file: Path, model: str) -> bool:
+    from html import escape
+
+    start = file.read_text(encoding="utf-8", errors="replace")[:2000]
+    return f'aria-label="{escape(model)}: ' in start

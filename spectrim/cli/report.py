@@ -66,6 +66,7 @@ def headline_figures(facts: ReportData) -> dict[str, float | None]:
         "kept": facts.kept,
         "predicted_loss": facts.predicted_loss,
         "measured_divergence": facts.result,
+        "measured_loss_increase": facts.loss_increase,
         "same_next_token": facts.agreement,
     }
 
@@ -81,8 +82,8 @@ def _compare(
     import torch
 
     from spectrim.checkpoint import load
-    from spectrim.data import BlockSettings, token_blocks
-    from spectrim.pipeline.calibration_defaults import default_length
+    from spectrim.data import token_blocks
+    from spectrim.pipeline.evaluate import evaluation_settings
     from spectrim.pipeline.loaded_model import load_model
     from spectrim.report.compare import with_divergence, with_texts
 
@@ -90,8 +91,6 @@ def _compare(
     dense = load_model(original, trust_remote_code)
     smaller, _ = load(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
     if data is not None:
-        length = default_length(dense.model)
-        settings = BlockSettings(length=length, keep_tail=True, max_tokens=20_000)
-        blocks = token_blocks(data, dense.tokenizer, settings)
+        blocks = token_blocks(data, dense.tokenizer, evaluation_settings(dense.model))
         facts = with_divergence(facts, dense.model, smaller, blocks)
     return with_texts(facts, dense.model, smaller, dense.tokenizer, prompts)

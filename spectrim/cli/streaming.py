@@ -7,11 +7,16 @@ from dataclasses import replace
 import torch
 
 from spectrim import checkpoint
-from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
+from spectrim.checkpoint.save_sharded import (
+    OffloadedCheckpoint,
+    open_streamed,
+    save_streamed,
+)
 from spectrim.cli import console
-from spectrim.cli.compress import Request
+from spectrim.cli.compress import Request, print_answer
 from spectrim.cli.tracking import final_metrics
 from spectrim.errors import InputError
+from spectrim.evaluation import size
 from spectrim.pipeline.compress import choose_plan
 from spectrim.pipeline.memory_plan import MemoryPlan, bytes_of, plan_memory
 from spectrim.pipeline.recipe import Recipe
@@ -22,6 +27,9 @@ from spectrim.pipeline.streaming import (
 )
 from spectrim.planning import Plan
 from spectrim.report.card import card_for
+from spectrim.report.collect import plan_facts
+from spectrim.report.facts import Part
+from spectrim.report.summary import outcome, summary
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import peak_bytes, return_large_blocks
 
@@ -63,14 +71,24 @@ def within_memory(
         )
         save_streamed(opened, parts, wanted.output, parts.config(), options)
     context.log_metrics(final_metrics(plan, wanted.output), None)
-    _told(wanted, plan, chosen)
+    _print(wanted, opened, plan, recipe, chosen)
     return None
 
 
-def _told(wanted: Request, plan: Plan, chosen: MemoryPlan) -> None:
-    console.print_result(plan, wanted.json)
+def _print(
+    wanted: Request,
+    opened: OffloadedCheckpoint,
+    plan: Plan,
+    recipe: Recipe,
+    chosen: MemoryPlan,
+) -> None:
+    facts = plan_facts(wanted.model, plan, recipe)
+    sizes = [size.disk_bytes(place) for place in (opened.directory, wanted.output)]
+    facts = replace(facts, parts=[Part("files", *sizes)])
+    console.print_result(plan, outcome(facts), wanted.json)
     peak = peak_bytes() / 2**20
     console.note(
         f"peak memory of this process {peak:,.0f} MiB, limit {chosen.limit / 2**20:,.0f}"
     )
     console.note(f"saved to {wanted.output}: `import spectrim`, then from_pretrained")
+    print_answer(wanted, summary(facts))

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError
+from spectrim.layers.quantized import CompressedLinear
 
 NEEDS_ORIGINAL = False
 COMMAND = "spectrim evaluate MODEL OUT --data TEXT"
@@ -50,7 +51,18 @@ def evaluate(
 
 
 def parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Return the parameters of the model, each once; a quantized weight counts its numbers."""
+    quantized = sum(
+        module.out_features * module.in_features
+        for module in model.modules()
+        if isinstance(module, CompressedLinear) and not _has_weight(module)
+    )
+    return quantized + sum(parameter.numel() for parameter in model.parameters())
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Return whether a quantized layer's numbers are parameters, as those of 2:4 layers."""
+    return any(name != "bias" for name, _ in module.named_parameters(recurse=False))
 
 
 def stored_bytes(model: nn.Module) -> int:

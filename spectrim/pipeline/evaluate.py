@@ -7,10 +7,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.data import BlockSettings, check_vocabulary, document_blocks, token_blocks
+from spectrim.data.blocks import RowKind
 from spectrim.evaluation import evaluate_model, perplexity
 from spectrim.evaluation.tasks.accuracy import exact_match
 from spectrim.models.hooks import inference
 from spectrim.pipeline.calibration_defaults import default_length, vocabulary_size
+from spectrim.pipeline.defaults import EVALUATION_TOKENS
 from spectrim.pipeline.recipe import TaskRecipe
 from spectrim.pipeline.tasks import encode_examples, load_task_examples
 from spectrim.pruning import Objective
@@ -26,19 +28,34 @@ def evaluate(
 ) -> dict[str, float]:
     """Return token perplexity on `data`, sizes, and with a reference the divergence from it.
 
+    Without `settings` the first `EVALUATION_TOKENS` tokens count, as on the command line.
     Raises InputError for unusable data, NumericalError for a loss that is not finite.
     """
-    settings = settings or BlockSettings(length=default_length(model), keep_tail=True)
+    settings = settings or evaluation_settings(model)
     blocks = token_blocks(data, tokenizer, settings)
     check_vocabulary(blocks, vocabulary_size(model))
     names = ["perplexity", "size", *(["kl_divergence"] if reference is not None else [])]
     return evaluate_model(model, blocks, names, reference)
 
 
+def evaluation_settings(
+    model: PreTrainedModel,
+    length: int | None = None,
+    tokens: int = EVALUATION_TOKENS,
+    rows: RowKind = "prefixed",
+) -> BlockSettings:
+    """Return the rows of an evaluation: whole documents in order, the last row cut short."""
+    return BlockSettings(
+        length=length or default_length(model), max_tokens=tokens, keep_tail=True, rows=rows
+    )
+
+
 def evaluate_task(
     model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe
 ) -> dict[str, float]:
     """Return the loss per scored token, and the accuracy of greedily decoded answers.
+
+    `answered` is the share of the `count` examples with a final answer.
 
     Raises InputError for a task that cannot be read.
     """
@@ -51,8 +68,7 @@ def evaluate_task(
         return loss, dict(exact_match(model, tokenizer, examples))
 
     loss, found = distributed.run_on_main(figures)
-    names = ("accuracy", "count", "answered")
-    return {"task_loss": loss} | {name: float(found[name]) for name in names}
+    return {"task_loss": loss} | {n: found[n] for n in ("accuracy", "count", "answered")}
 
 
 def evaluate_documents(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,25 +10,35 @@ from typing import Any
 from spectrim.checkpoint import CardFacts, SpectrimConfig, model_card, resolve
 from spectrim.checkpoint.card import (
     CARD_FILE,
-    LOADING,
+    PREDICTED_LOSS,
     escape_markdown,
     front_matter,
     license_of,
+    loading,
+    shown_name,
 )
 from spectrim.data import DEFAULT_TEXT
+from spectrim.data.loading import split_spec
+from spectrim.data.sources import hub
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Plan
+from spectrim.report.facts import ReportData
+from spectrim.report.formatting import ratio, size
+
+_BYTES = {
+    "dense_bytes": "layers before",
+    "base_bytes": "quantized layers",
+    "path_bytes": "low-rank corrections",
+}
 
 
-def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
-    """Return the card of the model named `base`, compressed by `plan`."""
-    figures = []
+def card_for(base: str, plan: Plan, recipe: Recipe, facts: ReportData | None = None) -> str:
+    """Return the card of the model named `base`, compressed by `plan`.
+
+    facts: with what was measured, if anything.
+    """
     refined = [f"refined by {step.name}" for step in recipe.refinement]
     steps = [plan.method, f"{plan.allocation} ranks", *_tables(recipe), *refined]
-    if plan.predicted_loss is not None:
-        predicted = f"+{plan.predicted_loss:.4f}"
-        what = "predicted loss increase" + (" before refinement" if refined else "")
-        figures.append((f"{what} (nats per token)", "0", predicted))
     return model_card(
         CardFacts(
             base_model=base,
@@ -35,11 +46,46 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
             layer_kind=plan.layer,
             kept=plan.kept,
             data=_data(recipe, plan.provenance),
-            figures=figures,
+            predicted=_predicted(plan, bool(refined)),
             ranks=plan.ranks,
             license=license_of(base),
+            datasets=_datasets(recipe),
+            **(_measured(facts) if facts else {}),
         )
     )
+
+
+def _predicted(plan: Plan, refined: bool) -> list[tuple[str, str]]:
+    if (loss := plan.predicted_loss) is None:
+        return []
+    when = " before refinement" if refined else ""
+    return [
+        (f"perplexity, ratio to the base model{when}", ratio(loss)),
+        (f"{PREDICTED_LOSS}{when}", f"{loss:+.4f}"),
+    ]
+
+
+def _measured(facts: ReportData) -> dict[str, Any]:
+    """Return the sizes and the measured metrics of a report, as fields of a card."""
+    dense, stored = (sum(getattr(p, n) for p in facts.parts) for n in ("dense", "stored"))
+    found: dict[str, Any] = {"sizes": (size(dense), size(stored)) if dense else None}
+    rows = []
+    if facts.loss_increase is not None and facts.original_perplexity is not None:
+        before, times = facts.original_perplexity, math.exp(min(facts.loss_increase, 20.0))
+        after = f"{before * times:.4g} ({ratio(facts.loss_increase)})"
+        rows.append(("perplexity", f"{before:.4g}", after))
+    if facts.result is not None:
+        what = "KL divergence from the base model, nats per token"
+        rows.append((what, "0", f"{facts.result:.4f}"))
+    if facts.agreement is not None:
+        rows.append(("same next token as the base model", "100%", f"{facts.agreement:.1%}"))
+    return found | {"figures": rows, "measured_on": facts.result_from if rows else ""}
+
+
+def _datasets(recipe: Recipe) -> list[str]:
+    """Return the data sets of the Hub among the calibration's texts."""
+    specs = [part.spec for part in split_spec(recipe.calibration.data or DEFAULT_TEXT)]
+    return list(dict.fromkeys(hub.parse(spec).name for spec in specs if hub.matches(spec)))
 
 
 def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
@@ -47,8 +93,8 @@ def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
     facts = config.provenance["compensation"]
     entry = next(iter(config.layers.values()))
     options = ", ".join(f"{k} {v}" for k, v in entry["options"].items() if v != "")
-    lines = [front_matter(base, license_of(base), ["spectrim"]), LOADING]
-    lines += [f"# {escape_markdown(base)}, compressed by {facts['base']}", ""]
+    lines = [front_matter(base, license_of(base), ["spectrim"]), loading()]
+    lines += [f"# {escape_markdown(shown_name(base))}, compressed by {facts['base']}", ""]
     stored = f"`{facts['base']}`" + (f" ({options})" if options else "")
     lines += [f"{len(config.layers)} linear layers are stored by {stored}."]
     if facts["path_bytes"]:
@@ -56,8 +102,8 @@ def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
         source = escape_markdown(_data(recipe, config.provenance))
         lines += [f"`{facts['method']}`, {facts['allocation']} ranks, from {source}."]
     lines += ["", "| | |", "|---|---|"]
-    for key in ("dense_bytes", "base_bytes", "path_bytes"):
-        lines.append(f"| {key.replace('_', ' ')} | {facts[key]:,} |")
+    for key, what in _BYTES.items():
+        lines.append(f"| {what} | {size(facts[key])} |")
     for key in ("predicted_loss_without_path", "predicted_loss"):
         if key in facts:
             what = key.replace("_", " ")
@@ -84,7 +130,9 @@ def finetuning_card(model: str, entry: dict[str, Any]) -> str:
 def _card_before(model: str) -> str:
     source = resolve(model)
     card = source / CARD_FILE if isinstance(source, Path) else None
-    return card.read_text(encoding="utf-8") if card is not None and card.is_file() else LOADING
+    return (
+        card.read_text(encoding="utf-8") if card is not None and card.is_file() else loading()
+    )
 
 
 def _tables(recipe: Recipe) -> list[str]:

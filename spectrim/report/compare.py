@@ -29,9 +29,9 @@ DIVERGENCE_TOKENS = 4096
 def with_divergence(
     facts: ReportData, original: PreTrainedModel, smaller: PreTrainedModel, blocks: TokenBlocks
 ) -> ReportData:
-    """Add KL(original || smaller) on the first tokens of `blocks`.
+    """Add KL(original || smaller) and both perplexities on the first tokens of `blocks`.
 
-    It is the expected increase of the loss under the original's own predictions.
+    The divergence is the expected increase of the loss under the original's own predictions.
     """
     rows = max(1, DIVERGENCE_TOKENS // blocks.ids.shape[1])
     mask, scored = (None if t is None else t[:rows] for t in (blocks.mask, blocks.scored))
@@ -44,6 +44,8 @@ def with_divergence(
         result=figures["kl_divergence"],
         result_from=f"{part.ids.numel():,} tokens of {blocks.source}",
         agreement=figures["top1_agreement"],
+        loss_increase=figures["loss_increase"],
+        original_perplexity=figures["reference_perplexity"],
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from math import ceil, floor, log10
 
 from spectrim.planning import SizeLossPoint
@@ -39,9 +40,9 @@ def curve_svg(points: Sequence[SizeLossPoint], title: str, chosen: float | None 
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'font-family="sans-serif" font-size="12" role="img" aria-label="{_escaped(title)}">'
+        f'font-family="sans-serif" font-size="12" role="img" aria-label="{escape(title)}">'
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
-        f'<text x="{LEFT}" y="24" font-size="15">{_escaped(title)}</text>'
+        f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>'
         f"{_grid(axes)}{_mark(axes, chosen)}"
         f'<polyline points="{line}" fill="none" stroke="#1f6feb" stroke-width="2"/>{dots}'
         "</svg>\n"
@@ -86,7 +87,3 @@ def _mark(axes: _Axes, chosen: float | None) -> str:
         f'<line x1="{x}" y1="{TOP}" x2="{x}" y2="{HEIGHT - BOTTOM}" '
         'stroke="#d1242f" stroke-dasharray="4 3"/>'
     )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")

@@ -75,7 +75,9 @@ class ReportData:
     Attributes:
         curve: predicted, for all budgets.
         probes: measured plans.
-        result: measured on the saved model, None before.
+        result: KL divergence from the original, measured on the saved model; None before.
+        loss_increase: of the same tokens, measured, nats per token.
+        original_perplexity: on the same tokens.
         prunings: the task's loss before and after each pruning of a model pruned for a task.
         itemsize: bytes per stored weight.
     """
@@ -96,6 +98,8 @@ class ReportData:
     result: float | None = None
     result_from: str = ""
     agreement: float | None = None
+    loss_increase: float | None = None
+    original_perplexity: float | None = None
     parts: list[Part] = field(default_factory=list)
     texts: list[Continuation] = field(default_factory=list)
     refined: list[str] = field(default_factory=list)

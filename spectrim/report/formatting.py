@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -21,6 +23,19 @@ def loss(value: float) -> str:
     if value >= 0.0995:
         return f"{value:.2f}"
     return f"{value:.2g}" if value > 0 else "0"
+
+
+def signed_loss(value: float) -> str:
+    """Format a measured difference of losses, which may be negative."""
+    return f"{'-' if value < 0 else '+'}{loss(abs(value))}"
+
+
+def ratio(nats: float) -> str:
+    """Format the ratio of perplexities of a loss increase: x1.05."""
+    times = math.exp(min(nats, 20.0))
+    return (
+        f"x{times:.3f}" if times < 1.1 else f"x{times:.2f}" if times < 100 else f"x{times:.0f}"
+    )
 
 
 def tick(power: int) -> str:

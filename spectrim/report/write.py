@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spectrim import checkpoint
+from spectrim.checkpoint.card import CARD_FILE
 from spectrim.pipeline.compress import CompressionResult
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.card import card_for
@@ -69,10 +70,13 @@ def _write_report(
     facts = with_prunings(facts_of(original, result), result.prune_steps or "")
     if place.page:
         facts = compare(facts, original, result.model, result.recipe)
-    distributed.run_on_main(lambda: _add_extras(facts, place))
+    distributed.run_on_main(lambda: _add_texts(original, result, facts, place))
     return facts
 
 
-def _add_extras(facts: ReportData, place: OutputSpec) -> None:
-    for name, text in report_extras(facts, place.page).items():
+def _add_texts(
+    original: LoadedModel, result: CompressionResult, facts: ReportData, place: OutputSpec
+) -> None:
+    card = card_for(original.name, result.plan, result.recipe, facts)
+    for name, text in ({CARD_FILE: card} | report_extras(facts, place.page)).items():
         checkpoint.add_text_file(place.output, name, text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -24,6 +25,12 @@ from tests.tiny_models import tiny_tokens
 from tests.tolerances import DENSE_EXPORT_ABSOLUTE, FULL_RANK_ABSOLUTE
 
 ROOT = Path(__file__).parents[2]
+ANSWER = (
+    r"[\d.]+ [kM]B -> [\d.]+ [kM]B \(-\d+%\); "
+    r"perplexity x[\d.]+ measured \([+-][\d.e-]+ nats\), x[\d.]+ predicted; "
+    r"KL divergence [\d.]+; same next token [\d.]+%"
+)
+"""The last line of a compression: what it saved and what it cost."""
 SCRIPT = Path(sysconfig.get_path("scripts")) / "spectrim"
 LOAD_AND_GENERATE = """
 import sys
@@ -100,7 +107,15 @@ def test_outputs_beside_the_weights(compress, tmp_path):
     done = compress("-o", "out", "--budget", 0.6)
     assert done.code == 0, done.err
     assert "0.6" in done.out
+    answer = done.out.splitlines()[-1]
+    assert re.fullmatch(ANSWER, answer), answer
+    last = done.err.splitlines()[-1]
+    assert last.startswith("next: spectrim evaluate out --original ")
     out = tmp_path / "out"
+    card = (out / "README.md").read_text()
+    assert '\nname = "."' in card
+    assert "| perplexity |" in card.split("## Measured")[1].split("## ")[0]
+    assert str(tmp_path) not in card
     assert {
         "README.md",
         "config.json",
@@ -269,6 +284,20 @@ def test_a_plan_at_full_rank_is_followed(plan, compress, shelf, tmp_path):
     assert difference <= FULL_RANK_ABSOLUTE
 
 
+def test_the_curve_is_drawn_where_it_is_asked_for(plan, tmp_path):
+    """Beside the plan, by name, or not at all; never over another's file."""
+    assert plan().code == 0
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        assert plan("-o", "mine.yaml").code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.svg", "mine.yaml"]
+    (tmp_path / "mine.svg").write_text("<svg aria-label='another model: obd'/>")
+    done = plan("-o", "mine.yaml")
+    assert done.code == 0
+    assert "mine.svg is no curve of" in done.err
+    assert "another model" in (tmp_path / "mine.svg").read_text()
+
+
 def test_plan_for_a_target_loss(plan):
     sizes = []
     for target in ("1e-3", "1e-5"):
@@ -293,8 +322,30 @@ def test_evaluate(cli, compress, shelf, tmp_path):
     assert all(figures["perplexity"] > 1 for figures in (dense, smaller))
     table = cli("evaluate", *models, *data)
     assert table.code == 0, table.err
-    assert "perplexity" in table.out
+    rows = [line.strip("│ ").split("│") for line in table.out.splitlines() if "│" in line]
+    assert [row[0].strip() for row in rows][:4] == [
+        "metric",
+        "perplexity",
+        "perplexity ratio",
+        "size",
+    ]
+    assert rows[2][1].strip() == "x1.000"
+    assert rows[3][1].strip().endswith(("kB", "MB"))
+    assert sum("bytes" in line for line in table.out.splitlines()) == 0
     assert "kl divergence" not in table.out
+
+
+def test_evaluate_has_one_default(cli, shelf):
+    """The same text, the same figure, from Python and from the command line."""
+    model, tokenizer = load(shelf / "model", dtype=torch.float32)
+    long = shelf / "long.txt"
+    if not long.exists():
+        long.write_text((shelf / "text.txt").read_text() * 30)
+    ours = spectrim.evaluate(model, tokenizer, str(long))
+    done = cli("evaluate", shelf / "model", "--data", long, "--json")
+    theirs = json.loads(done.out)[str(shelf / "model")]
+    assert ours["predicted_tokens"] == theirs["predicted_tokens"] <= 20_000
+    assert ours["perplexity"] == theirs["perplexity"]
 
 
 def test_ls_names_every_entry(cli):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_a_model_for_one_task(cli, shelf, task, tmp_path, preset):
     assert shown.code == 0, shown.err
     figures = json.loads(shown.out)["out"]
     assert figures["count"] == 24
+    assert re.search(r"count\s+│\s+24 ", cli("evaluate", "out", "--task", usual).out)
     assert 0 <= figures["accuracy"] <= 1
     assert "perplexity" not in figures
 

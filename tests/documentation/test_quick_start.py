@@ -30,7 +30,7 @@ def test_the_page_from_plan_to_server(environment):
     before = steps[: steps.index(server)]
     [client] = steps[steps.index(server) + 1 :]
     printed = [environment.run(_shortened(block)) for block in before]
-    assert (environment.directory / "plan.svg").exists()
+    assert (environment.directory / "curve.svg").exists()
     assert (environment.directory / "small" / "spectrim_report.html").exists()
     evaluation, generated = printed[3:5]
     assert all(word in evaluation for word in ("reference", "small", "smaller", "divergence"))

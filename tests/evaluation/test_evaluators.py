@@ -12,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
 from spectrim.errors import CheckpointError, InputError, NumericalError, UnknownNameError
 from spectrim.evaluation import EVALUATORS, evaluate_model, kl_divergence, perplexity, size
+from spectrim.layers.quantized import rtn, sparse_2_4
+from spectrim.statistics import LayerProblem
 from tests.tiny_models import VOCABULARY, tiny_llama, tiny_tied, tiny_tokenizer
 from tests.tolerances import BATCH_SPLIT_RELATIVE, FLOAT32_RELATIVE
 
@@ -26,7 +28,9 @@ def blocks() -> TokenBlocks:
 def test_a_model_does_not_diverge_from_itself(blocks: TokenBlocks) -> None:
     model = tiny_llama()
     figures = evaluate_model(model, blocks, ["kl_divergence"], reference=model)
-    assert figures == {"kl_divergence": 0.0, "top1_agreement": 1.0}
+    alone = evaluate_model(model, blocks, ["perplexity"])["perplexity"]
+    assert figures.pop("reference_perplexity") == pytest.approx(alone, rel=FLOAT32_RELATIVE)
+    assert figures == {"kl_divergence": 0.0, "top1_agreement": 1.0, "loss_increase": 0.0}
 
 
 def test_divergence_equals_the_slow_twin(blocks: TokenBlocks) -> None:
@@ -49,6 +53,24 @@ def test_divergence_equals_the_slow_twin(blocks: TokenBlocks) -> None:
     mean = sum(divergences) / len(divergences)
     assert figures[0]["kl_divergence"] == pytest.approx(mean, rel=FLOAT32_RELATIVE)
     assert figures[0]["top1_agreement"] == sum(agreements) / len(agreements)
+    losses = [evaluate_model(m, blocks, ["perplexity"])["loss"] for m in (original, compressed)]
+    assert figures[0]["loss_increase"] == pytest.approx(
+        losses[1] - losses[0], rel=FLOAT32_RELATIVE, abs=FLOAT32_RELATIVE
+    )
+
+
+def test_quantized_weights_are_parameters() -> None:
+    model = tiny_llama()
+    before = size.parameters(model)
+    layer = model.model.layers[0].mlp
+    weights = {name: getattr(layer, name).weight for name in ("up_proj", "down_proj")}
+    problems = {
+        name: LayerProblem(name, weight, None, None) for name, weight in weights.items()
+    }
+    layer.up_proj = rtn.compress(problems["up_proj"], rtn.Options(bits=4))
+    assert size.parameters(model) == before
+    layer.down_proj = sparse_2_4.compress(problems["down_proj"], sparse_2_4.Options())
+    assert size.parameters(model) == before - weights["down_proj"].numel() // 2
 
 
 def test_divergence_that_is_not_finite(blocks: TokenBlocks) -> None:
@@ -135,6 +157,8 @@ def test_figures_of_several_evaluators_are_joined(blocks: TokenBlocks) -> None:
         "predicted_tokens",
         "kl_divergence",
         "top1_agreement",
+        "loss_increase",
+        "reference_perplexity",
         "parameters",
         "stored_bytes",
     ]

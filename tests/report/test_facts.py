@@ -118,6 +118,7 @@ def test_the_saved_model_is_measured(facts, llama):
     )
     assert facts.result == pytest.approx(figures["kl_divergence"], rel=ROUNDED)
     assert facts.agreement == figures["top1_agreement"]
+    assert facts.loss_increase == pytest.approx(figures["loss_increase"], rel=ROUNDED)
     assert f"{blocks.ids.numel():,} tokens" in facts.result_from
 
 

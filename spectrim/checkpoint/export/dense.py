@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from spectrim.checkpoint.card import CARD_FILE, dense_card
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.config_entries import COMPENSATED, fill_table
 from spectrim.checkpoint.export.self_contained import MODULE, remote_code
+from spectrim.checkpoint.import_guard import GUARD, SELF_CONTAINED
 from spectrim.checkpoint.load import load, resolve
+from spectrim.checkpoint.save import warn_of_failure
 from spectrim.checkpoint.validation import check_directory, read_json
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.layers import CompactLinear, FactoredEmbedding, FactoredHead
@@ -48,6 +51,8 @@ def export_dense(
         plain.save_pretrained(partial)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
+        with warn_of_failure("README.md was not written"):
+            write_text(partial / CARD_FILE, dense_card(str(checkpoint)))
         write_text(partial / MARKER, json.dumps(config.to_dict(), indent=2, sort_keys=True))
     return Path(directory)
 
@@ -77,6 +82,7 @@ def export_self_contained(
     kinds = {entry["kind"] for entry in config.layers.values()} - {COMPENSATED}
     entries = [*config.layers.values(), config.inner or {}]
     code = remote_code(kinds, {e["base"] for e in entries if "base" in e})
+    settings[GUARD] = SELF_CONTAINED
     settings["auto_map"] = {
         "AutoConfig": f"{MODULE}.RemoteConfig",
         "AutoModelForCausalLM": f"{MODULE}.RemoteModel",

@@ -39,6 +39,7 @@ _CHECKPOINT_SOURCES = (
     "spectrim.checkpoint.config",
     "spectrim.checkpoint.empty_layers",
     "spectrim.checkpoint.placeholders",
+    "spectrim.checkpoint.import_guard",
     "spectrim.checkpoint.transformers_plugin",
     "spectrim.checkpoint.export.remote_model",
 )
