@@ -70,6 +70,7 @@ def bench(
     base = recipe_of(given)
     specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
 
+    from spectrim.cli.ahead import announce_rows
     from spectrim.cli.tracking import context_for, start_tracking
     from spectrim.data import BlockSettings
     from spectrim.pipeline.benchmark import BenchSettings, bench_steps, named_recipes
@@ -99,6 +100,8 @@ def bench(
         cache=cache_from(given),
         track=context_for(Cache(None), log_metrics).progress,
     )
+    rows = [r.with_changes(budget=b) for r in recipes.values() for b in wanted]
+    announce_rows(original, rows, tokens * len(settings.texts), cache_from(given))
     title = f"{model}: {', '.join(recipes)}"
     for result in bench_steps(original.model, original.tokenizer, recipes, wanted, settings):
         distributed.run_on_main(partial(_write, result, output, model, title))

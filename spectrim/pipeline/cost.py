@@ -38,6 +38,8 @@ LONG_ENOUGH = 2.0
 LARGEST_EIGH = 384
 EIGHS_PER_LAYER = 4.0
 """Roots of two covariances, the whitened weight's decomposition and its curve."""
+_ONCE = ("calibrating", "calibrating along the path", "decomposing", "measuring curves")
+"""Stages whose results are used for several budgets."""
 PASSES_PER_TRAINED_TOKEN = 4.0
 """The original forward, the compressed model forward, and backward at twice that."""
 
@@ -74,10 +76,38 @@ def estimate_stages(
 
     Fused experts of the model are split in place. Raises what `calibrate` raises for the text.
     """
-    targets = prepare(model, recipe, cache).targets
-    blocks = calibration_blocks(model, tokenizer, recipe)
-    work = _Work(model, targets, blocks, recipe)
-    return work.stages(measure_speed(model, targets, blocks, recipe))
+    work = _Work.of(model, tokenizer, recipe, cache)
+    return work.stages(work.speed())
+
+
+def estimate_rows(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    rows: Sequence[Recipe],
+    evaluated_tokens: int,
+    cache: Cache | None = None,
+) -> list[Stage]:
+    """Return the long stages of a table with a row per recipe and budget, summed by name.
+
+    Rows that differ in the budget alone share their calibration and decomposition, and rows of
+    other methods the calibration.
+    """
+    first = _Work.of(model, tokenizer, rows[0], cache)
+    speed = first.speed()
+    seconds: dict[str, float] = {}
+    shared: set[str] = set()
+    for recipe in rows:
+        fixed = (recipe.method, str(recipe.method_options), recipe.averages_hessian)
+        for stage in replace(first, recipe=recipe).stages(speed):
+            key = stage.name if stage.name == "calibrating" else f"{stage.name} {fixed}"
+            if stage.name in _ONCE and key in shared:
+                continue
+            shared.add(key)
+            seconds[stage.name] = seconds.get(stage.name, 0.0) + stage.seconds
+    evaluations = (1 + len(rows)) * evaluated_tokens
+    return [Stage(*item) for item in seconds.items()] + [
+        Stage("evaluating", evaluations * speed.forward)
+    ]
 
 
 def measure_speed(
@@ -116,6 +146,16 @@ class _Work:
     targets: Sequence[Target]
     blocks: TokenBlocks
     recipe: Recipe
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache | None
+    ) -> _Work:
+        targets = prepare(model, recipe, cache).targets
+        return cls(model, targets, calibration_blocks(model, tokenizer, recipe), recipe)
+
+    def speed(self) -> MachineSpeed:
+        return measure_speed(self.model, list(self.targets), self.blocks, self.recipe)
 
     def stages(self, speed: MachineSpeed) -> list[Stage]:
         pass_seconds = self._pass(speed) / distributed.num_processes()

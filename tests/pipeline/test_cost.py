@@ -66,3 +66,20 @@ def test_rates_are_of_this_machine(recipe):
 def test_two_steps_give_the_cost_of_a_batch_and_of_a_token():
     assert cost._line([(32, 1.64), (64, 2.28)]) == pytest.approx((1.0, 0.02))
     assert cost._line([(32, 3.0), (64, 2.0)]) == (0.0, 2.0 / 64)
+
+
+def test_rows_share_what_is_the_same(recipe, monkeypatch):
+    monkeypatch.setattr(cost, "measure_speed", lambda *given: MachineSpeed(0, 1.0, 1.0, 1.0))
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+
+    def seconds(*rows: Recipe) -> dict[str, float]:
+        found = cost.estimate_rows(model, tokenizer, rows, 100)
+        return {stage.name: stage.seconds for stage in found}
+
+    smaller = recipe.with_changes(budget=0.9)
+    other = recipe.with_changes(method="svd_llm")
+    one, budgets, methods = seconds(recipe), seconds(recipe, smaller), seconds(recipe, other)
+    assert one["evaluating"] == 200
+    assert budgets == one | {"evaluating": 300}
+    assert methods["calibrating"] == one["calibrating"]
+    assert methods["decomposing"] == 2 * one["decomposing"]
