@@ -93,11 +93,13 @@ class BlockProbe:
             return self._whole.divergence(factors, ranks)
         if not inside:
             return 0.0
+        first, last = min(inside), max(inside)
+        start = first if self._is_replayable(first) else 0  # asked of the unchanged model
         with ExitStack() as stack:
             for name, rank in ranks.items():
                 module = self.model.get_submodule(name)
                 stack.enter_context(swap_weights(module, factors[name], rank))
-            summed = sum(self._squares(rows, min(inside), max(inside)) for rows in self._rows)
+            summed = sum(self._squares(rows, start, last) for rows in self._rows)
         return 0.5 * summed / self._tokens
 
     @cached_property
@@ -113,7 +115,7 @@ class BlockProbe:
 
     def _squares(self, rows: _Rows, first: int, last: int) -> float:
         """Return the sum over tokens of (g . e)^2 at the output of block `last`."""
-        changed = self._run(rows, first if self._is_replayable(first) else 0, last)
+        changed = self._run(rows, first, last)
         error = changed - _hidden(rows.outputs[last])
         effect = torch.linalg.vecdot(rows.gradients[last], error)
         return float(effect.double().square().sum())

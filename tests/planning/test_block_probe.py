@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.linalg.truncated import Factors
+from spectrim.models.hooks import attach_hooks
 from spectrim.models.linear import get_bias, set_weight
 from spectrim.models.targets import decoder_blocks, find_targets
 from spectrim.planning.block_probe import BlockProbe
@@ -114,6 +115,29 @@ def test_layers_of_two_blocks_are_followed_to_the_last():
     alone = [probe.divergence(factors, {layer: RANK}) for layer in factors]
     assert both > 0
     assert both not in alone
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "tied", "moe"])
+def test_a_layer_costs_its_own_block_alone(name):
+    model, rows = prepared(name), token_rows(False)
+    probe = BlockProbe(model, rows, 10_000)
+    layer = one_layer_per_block(model)[-1]
+    factors = {layer: factors_of(model.get_submodule(layer))}
+    probe.divergence(factors, {layer: RANK})  # which tries to replay the others' outputs once
+    runs = dict.fromkeys((name for name, _ in decoder_blocks(model)), 0)
+
+    def count(block: str):
+        def add(*_: object) -> None:
+            runs[block] += 1
+
+        return add
+
+    inside = [(next(block.children()), count(name)) for name, block in decoder_blocks(model)]
+    with attach_hooks(after=inside):
+        probe.divergence(factors, {layer: RANK})
+    *earlier, last = runs.values()
+    assert last == len(rows.ids)
+    assert not any(earlier)
 
 
 def test_a_layer_outside_the_blocks_runs_through_the_model():
