@@ -38,6 +38,18 @@ AUTOGRAD_RELATIVE = 5e-5
 BFLOAT16_LAYER_FACTOR = 4.0
 """A factored layer in bfloat16 rounds twice where the dense one rounds once."""
 
+MODULE_BFLOAT16_RELATIVE = 3e-2
+"""A small module in bfloat16 against float64 on the same rounded tensors, in the norm."""
+
+CONSTRAINT_FLOAT64 = 1e-9
+"""Orthonormality, sums and norms of float64 matrices after 100 training steps."""
+
+ORTHONORMAL_BFLOAT16 = 1e-2
+"""Entries of `S^T S - I` of a basis rounded to 8 bits of mantissa."""
+
+LIMIT_RELATIVE = 5e-3
+"""A power of .001 in place of the logarithm, on logarithms of size one to three."""
+
 KFAC_RELATIVE = 0.05
 """The quadratic model of the divergence at logits of a few hundredths."""
 

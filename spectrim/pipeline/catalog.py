@@ -11,6 +11,7 @@ from spectrim.decompositions import DECOMPOSITIONS, TABLE_METHODS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
 from spectrim.layers.quantized import QUANTIZERS
+from spectrim.nn import NN
 from spectrim.pruning import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
@@ -28,6 +29,7 @@ REGISTRIES: dict[str, Registry] = {
     "sources": SOURCES,
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
+    "modules": NN,
 }
 
 

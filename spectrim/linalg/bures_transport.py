@@ -1,0 +1,68 @@
+"""Parallel transport between B and I in Bures-Wasserstein geometry, with exact gradients.
+
+    T_q(B, V) = U (((b_i + b_j) / 2)^q o (U^T V U)) U^T,    B = U diag(b) U^T
+
+q = 1/2 transports a tangent V from I to B and q = -1/2 from B to I; both are isometries, and
+`T_{-1/2}` twice is `2 L`, `B L + L B = V`. In its derivative divided differences of t^q over
+sums of eigenvalues appear, which have a closed form without a difference:
+
+    (a^{1/2} - b^{1/2}) / (a - b) = 1 / (sqrt(a) + sqrt(b))
+
+so that gradients are exact at equal eigenvalues, where those of `torch.linalg.eigh` are not.
+
+Wang et al., 2025, arXiv:2504.00660 (batch normalization in this geometry).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Transport(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, tangent: Tensor, to_base: bool) -> Tensor:
+        values, vectors = torch.linalg.eigh(base)
+        weights = _weights(values, to_base)
+        ctx.to_base = to_base
+        ctx.save_for_backward(values, vectors, tangent)
+        return vectors @ (weights * (vectors.T @ tangent @ vectors)) @ vectors.T
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        values, vectors, tangent = ctx.saved_tensors
+        inside = (vectors.T @ tangent @ vectors).flatten(0, -3)
+        gradient = (vectors.T @ upstream[0] @ vectors).flatten(0, -3)
+        slopes = _slopes(values, ctx.to_base)
+        rows = torch.einsum("bij,bkj,ikj->ik", gradient, inside, slopes)
+        columns = torch.einsum("bij,bik,kji->kj", gradient, inside, slopes)
+        both = rows + columns
+        to_base = vectors @ ((both + both.T) / 2) @ vectors.T
+        weights = _weights(values, ctx.to_base)
+        to_tangent = vectors @ (weights * (vectors.T @ upstream[0] @ vectors)) @ vectors.T
+        return to_base, to_tangent, None
+
+
+def _weights(values: Tensor, to_base: bool) -> Tensor:
+    means = (values.unsqueeze(-1) + values) / 2
+    return means.sqrt() if to_base else means.rsqrt()
+
+
+def _slopes(values: Tensor, to_base: bool) -> Tensor:
+    """Return `(w_kj - w_ij) / (b_k - b_i)` for weights w of sums of eigenvalues, (i, k, j)."""
+    roots = ((values.unsqueeze(-1) + values) / 2).sqrt()
+    first, second = roots.unsqueeze(1), roots.unsqueeze(0)
+    slope = 0.5 / (first + second)
+    return slope if to_base else -slope / (first * second)
+
+
+def transport_from_identity(base: Tensor, tangents: Tensor) -> Tensor:
+    """Return tangents (..., n, n) at I, symmetric, as tangents at `base` (n, n)."""
+    return _Transport.apply(base, tangents, True)
+
+
+def transport_to_identity(base: Tensor, tangents: Tensor) -> Tensor:
+    """Return tangents (..., n, n) at `base` (n, n), symmetric, as tangents at I."""
+    return _Transport.apply(base, tangents, False)
