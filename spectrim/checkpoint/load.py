@@ -120,7 +120,7 @@ def load_tokenizer(source: Path | str, options: dict[str, Any]) -> Any:
     """Return the tokenizer, or None where no file of one exists. Raise CheckpointError."""
     known = _hub_options(options)
     known["trust_remote_code"] = options.get("trust_remote_code", False)
-    if isinstance(source, Path) and not any((source / f).is_file() for f in _TOKENIZER_FILES):
+    if isinstance(source, Path) and not has_tokenizer(source):
         return None
     try:
         return AutoTokenizer.from_pretrained(source, **known)
@@ -130,6 +130,11 @@ def load_tokenizer(source: Path | str, options: dict[str, Any]) -> Any:
         raise CheckpointError(f"{source}: {reason(error)}") from error
     except Exception as error:  # tokenizers raises plain Exception for a broken file
         raise CheckpointError(f"the tokenizer of {source}: {reason(error)}") from error
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Return whether a directory holds a file of a tokenizer."""
+    return any((directory / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def load_strictly(

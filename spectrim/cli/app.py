@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from contextlib import ExitStack
 from difflib import get_close_matches
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from spectrim.cli.help import help_page
 from spectrim.cli.interrupts import Terminated
 from spectrim.cli.logging import move_levels_first
-from spectrim.errors import InputError, SpectrimError
+from spectrim.errors import InputError, SpectrimError, did_you_mean
 from spectrim.version import __version__
 
 _UsageError: Any = typer.BadParameter.__base__
@@ -102,10 +103,11 @@ def _explained(error: Any) -> str:
     """Return the message with the new name of an old word, or the nearest command."""
     from spectrim.pipeline.renamed import renamed_option
 
-    message = error.format_message()
+    message = error.format_message().rstrip(".")
+    if choice := re.search(r"'([^']*)' is not one of (.*)$", message):
+        return message + did_you_mean(choice[1], re.findall(r"'([^']+)'", choice[2]))
     if (renamed := renamed_option(message)) is not None:
         return renamed
-    message = message.rstrip(".")
     name = message.removeprefix("No such command '").rstrip("'")
     near = get_close_matches(name, list(COMMANDS), n=1)
     if name != message and near and "Did you mean" not in message:

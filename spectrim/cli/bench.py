@@ -75,6 +75,7 @@ def bench(
     from spectrim.data import BlockSettings
     from spectrim.pipeline.benchmark import BenchSettings, bench_steps, named_recipes
     from spectrim.pipeline.calibration_defaults import default_length
+    from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.runtime import distributed
     from spectrim.runtime.cache import Cache
@@ -83,6 +84,7 @@ def bench(
     for recipe in recipes.values():
         check_ways(recipe)
         check_text(recipe, model)
+        check_early(model, recipe, trust_remote_code)
     for recipe in recipes.values():
         for budget in wanted:
             recipe.with_changes(budget=budget)

@@ -55,6 +55,7 @@ def explore(
 
     from spectrim.checkpoint import check_output
     from spectrim.pipeline import compatibility
+    from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.plan import factorize
     from spectrim.report.live import Access, Places, Session
@@ -62,6 +63,7 @@ def explore(
 
     compatibility.check(recipe, compatibility.EXPLORE)
     check_text(recipe, model)
+    check_early(model, recipe, trust_remote_code)
     if output is not None:
         check_output(output, overwrite)
     original = load_original(model, trust_remote_code)

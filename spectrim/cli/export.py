@@ -23,11 +23,18 @@ def export(
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write a graph for ONNX Runtime.")
     ] = False,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Say how a GGUF file is made.")] = False,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Export a compressed model to run without spectrim."""
+    if gguf:
+        raise InputError(
+            "llama.cpp writes GGUF files, of dense weights that its own quantizers make small: "
+            f"`spectrim export {checkpoint} --dense -o {output}`, then in its clone "
+            f"`python convert_hf_to_gguf.py {output} --outfile {output.name}.gguf`"
+        )
     if dense + self_contained + onnx != 1:
         raise InputError("choose one of --dense, --self-contained and --onnx")
 

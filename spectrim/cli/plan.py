@@ -55,6 +55,7 @@ def plan(
     from spectrim.cli import console
     from spectrim.cli.ahead import announce
     from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
+    from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.latency_table import slow_layers
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.plan import factorize
@@ -67,6 +68,7 @@ def plan(
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
     check_text(recipe, model)
+    check_early(model, recipe, trust_remote_code)
     original = load_original(model, trust_remote_code)
     recipe = original.with_save_dtype(recipe)
     cache = cache_from(given)

@@ -70,6 +70,7 @@ def quantize(
     recipe = _with(recipe_of(given), wanted, options)
 
     from spectrim.checkpoint import SaveOptions, check_output, save_compressed
+    from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.quantize import needs_text, with_correction
     from spectrim.pipeline.quantize import quantize as run
@@ -79,6 +80,7 @@ def quantize(
     recipe = with_correction(recipe)
     if recipe.correction is not None and needs_text(recipe.correction):
         check_text(recipe, model)
+    check_early(model, recipe, trust_remote_code)
     check_output(output, overwrite)
     original = load_original(model, trust_remote_code)
     recipe = original.with_dtype(recipe)

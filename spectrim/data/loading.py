@@ -52,6 +52,14 @@ def open_documents(spec: str, field: str | None = None) -> Iterable[Document]:
     return parts[0] if len(parts) == 1 else chain.from_iterable(parts)
 
 
+def check_places(spec: str) -> None:
+    """Raise InputError for a text that no source knows, or a file that is not there."""
+    for part in split_spec(spec):
+        source = _source(part.spec)
+        if hasattr(source, "check_place"):
+            source.check_place(part.spec)
+
+
 def load_documents(spec: str, field: str | None = None) -> list[str | Conversation]:
     """Return all documents of `spec`; of a streamed data set this downloads the whole split.
 

@@ -8,13 +8,14 @@ own name as well.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.errors import InputError
+from spectrim.errors import InputError, NumericalWarning
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.embedding import compress_embeddings
@@ -23,7 +24,7 @@ from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.prune_for_task import prune_for_task
 from spectrim.pipeline.quantize_factors import quantize_factors
-from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.recipe import QuantizationRecipe, Recipe
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
 from spectrim.planning import Decomposition, Plan, follow_plan, make_plan, plan_for_loss
@@ -45,7 +46,7 @@ class CompressOptions:
     dtype: torch.dtype | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompressionResult:
     """A compressed model and how it was made.
 
@@ -62,6 +63,12 @@ class CompressionResult:
     recipe: Recipe
     decomposition: Decomposition | None = None
     prune_steps: str | None = None
+
+    def __repr__(self) -> str:
+        return f"CompressionResult({type(self.model).__name__}, {self.plan!r})"
+
+    def _repr_html_(self) -> str:
+        return self.plan._repr_html_()
 
 
 def compress(
@@ -124,7 +131,21 @@ def choose_plan(
     if options.target_loss is not None:
         return plan_for_loss(decomposition, recipe.planning, options.target_loss)
     times = latency_table(decomposition, recipe, context) if recipe.latency else None
-    return make_plan(decomposition, recipe.planning, times)
+    plan = make_plan(decomposition, recipe.planning, times)
+    if recipe.quantization is not None and times is None:
+        _warn_of_idle_budget(plan, recipe.quantization)
+    return plan
+
+
+def _warn_of_idle_budget(plan: Plan, quantization: QuantizationRecipe) -> None:
+    if not plan.ranks and plan.kept < plan.budget:
+        warnings.warn(
+            f"{quantization.bits} bits alone keep {plan.kept:.1%} of the layers' bytes, less "
+            f"than budget {plan.budget:g}: no rank is cut; "
+            f"ranks fall below budget {plan.kept:.2f}",
+            NumericalWarning,
+            stacklevel=3,
+        )
 
 
 def cut(

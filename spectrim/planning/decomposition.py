@@ -43,7 +43,7 @@ class JointCorrection:
         return float(np.exp(np.interp(at, x, y)))
 
 
-@dataclass
+@dataclass(repr=False)
 class Decomposition:
     """Factors and loss curves by layer name; curves[name][r] is the predicted loss at rank r.
 
@@ -68,6 +68,9 @@ class Decomposition:
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
     rounding: dict[str, Tensor] = field(default_factory=dict)
     rounded_for: str = ""
+
+    def __repr__(self) -> str:
+        return f"Decomposition({self.method}, {len(self.shapes)} layers, {self.units})"
 
     def expand_groups(
         self, ranks: Mapping[str, int]

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from spectrim.errors import InputError
+from spectrim.planning.display import html_table, plan_line
 from spectrim.runtime.files import is_file, read_mapping, write_text
 
 _STRICT = ConfigDict(extra="forbid")
@@ -62,7 +63,7 @@ class LayerPlan:
         return sum(self.members.values())
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=_STRICT, repr=False)
 class Plan:
     """The ranks of all layers.
 
@@ -107,6 +108,28 @@ class Plan:
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, default_flow_style=None)
+
+    @property
+    def _line(self) -> str:
+        factored = sum(len(self.members(name)) for name in self.ranks)
+        loss = self.predicted_loss
+        return plan_line(self.method, self.kept, loss, factored, len(self.modules))
+
+    def __repr__(self) -> str:
+        return f"Plan({self._line})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                f"{layer.shape[0]} x {layer.shape[1]}",
+                "dense" if layer.rank is None else str(layer.rank),
+                f"{layer.predicted_loss:.3g}",
+            )
+            for name, layer in self.layers.items()
+        ]
+        head = ("layer", "shape", "rank", "predicted loss, nats")
+        return html_table(f"Plan: {self._line}", head, rows)
 
     @property
     def ranks(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ from spectrim.allocation import AllocationRequest, LatencyTable, LayerCurve
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
 from spectrim.planning.decomposition import Decomposition
+from spectrim.planning.display import html_table, ratio_of
 from spectrim.planning.layer_bytes import rounded_for, storage_of
 from spectrim.planning.plan import SHARED, LayerPlan, Plan
 from spectrim.planning.rank_multiples import multiple_for
@@ -28,6 +29,29 @@ class SizeLossPoint:
     budget: float
     kept: float
     predicted_loss: float
+
+
+class SizeCurve(list[SizeLossPoint]):
+    """The points of a size/quality curve, smallest size first; a table in a notebook."""
+
+    def __repr__(self) -> str:
+        if not self:
+            return "SizeCurve(no predicted loss)"
+        ends = " to ".join(f"{p.kept:.0%} kept: {p.predicted_loss:+.3g}" for p in self._ends)
+        return f"SizeCurve({len(self)} sizes, {ends} nats)"
+
+    @property
+    def _ends(self) -> tuple[SizeLossPoint, ...]:
+        return (self[0], self[-1]) if len(self) > 1 else (self[0],)
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (f"{p.budget:.2f}", f"{p.kept:.1%}", ratio_of(p.predicted_loss),
+             f"{p.predicted_loss:+.3g}")
+            for p in self
+        ]  # fmt: skip
+        head = ("budget", "kept", "perplexity, predicted", "loss increase, nats")
+        return html_table("Predicted quality at every size", head, rows)
 
 
 def curves_of(
@@ -147,9 +171,9 @@ def size_curve(
     decomposition: Decomposition,
     settings: PlanningSettings,
     budgets: Sequence[float] = DEFAULT_BUDGETS,
-) -> list[SizeLossPoint]:
+) -> SizeCurve:
     """Return the predicted loss for every budget that the layers can meet."""
-    points = []
+    points = SizeCurve()
     for budget in budgets:
         try:
             plan = make_plan(decomposition, settings.at_budget(budget))

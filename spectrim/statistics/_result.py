@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 """The sums of one statistic for one layer, by name."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Calibration:
     """Sums over `tokens` tokens of the calibration text.
 
@@ -34,6 +34,10 @@ class Calibration:
     states: dict[str, dict[str, State]]
     tokens: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.states)
+        return f"Calibration({self.tokens:,} tokens, {len(self.counts)} layers: {names})"
 
     @classmethod
     def empty(

@@ -412,6 +412,11 @@ def test_quantized_factors_in_one_checkpoint(cli, compress, tmp_path):
     shown = cli("evaluate", "out", "--data", "python:held_out", "--tokens", 500, "--json")
     assert shown.code == 0, shown.err
     assert json.loads(shown.out)["out"]["perplexity"] > 1
+    idle = compress("-o", "idle", *chosen[:-1], 0.8)
+    assert idle.code == 0, idle.err
+    kept = load_plan(tmp_path / "idle" / "spectrim_plan.yaml").kept
+    assert f"ranks fall below budget {kept:.2f}" in idle.err
+    assert not load_plan(tmp_path / "idle" / "spectrim_plan.yaml").ranks
     wrong = compress("-o", "other", "--quantize", "int7")
     assert "expected int8, int4, nf4 (did you mean 'int8'?)" in wrong.failed_with_one_line()
 

@@ -98,6 +98,27 @@ def test_usage(cli, tmp_path, arguments, message):
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.parametrize("command", ["compress", "plan", "explore", "bench", "quantize"])
+def test_a_wrong_pattern_is_told_before_the_weights_are_read(cli, shelf, monkeypatch, command):
+    monkeypatch.setattr("spectrim.pipeline.loaded_model.load", None)
+    output = () if command == "plan" else ("-o", "out")
+    methods = ("--methods", "svd/uniform/lowrank") if command == "bench" else ()
+    data = ("--data", shelf / "text.txt", "--include", "no_such")
+    done = cli(command, shelf / "model", *output, *methods, *data)
+    assert "pattern 'no_such' matches no linear layer" in done.failed_with_one_line()
+
+
+def test_the_nearest_value_of_a_choice(cli, shelf):
+    done = cli("evaluate", shelf / "model", "--rows", "pakced")
+    assert "(did you mean 'packed'?)" in done.failed_with_one_line()
+
+
+def test_gguf_is_answered(cli):
+    told = cli("export", "out", "-o", "x", "--gguf").failed_with_one_line()
+    assert "spectrim export out --dense -o x" in told
+    assert "convert_hf_to_gguf.py" in told
+
+
 def test_no_arguments_show_the_help(cli):
     shown = cli()
     assert shown.code == 2

@@ -15,6 +15,7 @@ from spectrim.data import SOURCES, load_documents, python_sources
 from spectrim.data.conversation import Conversation
 from spectrim.data.loading import open_documents, split_spec
 from spectrim.data.sources import files, hub, jsonl
+from spectrim.data.sources import text as plain
 from spectrim.errors import InputError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -391,3 +392,21 @@ class TestUnusableSpecs:
             return
         with pytest.raises(InputError, match=r"expected one of: .*PATH.jsonl|the share is"):
             load_documents(spec)
+
+
+def test_a_large_text_is_read_as_it_is_needed(tmp_path, monkeypatch):
+    """The same documents, without the whole file in memory; long ones are cut between words."""
+    path = tmp_path / "large.txt"
+    documents = [f"document {number} " + "word " * number for number in range(300)]
+    path.write_text(plain.SEPARATOR.join(documents))
+    whole = plain.documents(str(path), None)
+    assert isinstance(whole, list)
+    monkeypatch.setattr(plain, "MOST_BYTES_AT_ONCE", 1000)
+    monkeypatch.setattr(plain, "_CHUNK", 37)
+    streamed = plain.documents(str(path), None)
+    assert not isinstance(streamed, list)
+    assert list(streamed) == whole
+    monkeypatch.setattr(plain, "LONGEST_PART", 100)
+    parts = list(plain.documents(str(path), None))
+    assert max(map(len, parts)) < 200
+    assert " ".join(parts).split() == " ".join(whole).split()

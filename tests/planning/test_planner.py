@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from spectrim.linalg.truncated import Factors
 from spectrim.planning import (
     Decomposition,
     JointCorrection,
+    LayerPlan,
+    Plan,
     load_plan,
     make_plan,
     plan_for_loss,
@@ -219,3 +222,23 @@ def test_damaged_and_foreign_decompositions(tmp_path):
         write_tensors(tmp_path / "foreign", {"x": torch.ones(1)}, metadata)
         with pytest.raises(CheckpointError):
             Decomposition.load(tmp_path / "foreign")
+
+
+def test_plans_and_curves_are_short_in_a_notebook():
+    chosen = make_plan(decomposition(), settings_of(budget=0.5))
+    line = repr(chosen)
+    assert re.fullmatch(r"Plan\(\w+, \d+% kept, [+-][\d.e-]+ nats, \d+ of \d+ layers\)", line)
+    html = chosen._repr_html_()
+    assert html.count("<tr>") == 1 + len(chosen.layers)
+    curve = size_curve(decomposition(), settings_of())
+    assert len(repr(curve)) < 100
+    assert curve._repr_html_().count("<tr>") == 1 + len(curve)
+    assert len(repr(decomposition())) < 100
+
+
+def test_names_are_escaped_in_a_notebook():
+    layer = LayerPlan((4, 4), None)
+    made = Plan("<b>", "a", "l", 0.5, 0.5, None, {"<i>x</i>": layer})
+    html = made._repr_html_()
+    assert "<b>" not in html
+    assert "<i>" not in html

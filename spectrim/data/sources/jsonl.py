@@ -11,6 +11,7 @@ from spectrim.data.sources._records import (
     COMPRESSED,
     Document,
     document_of,
+    existing_file,
     open_text,
     path_and_field,
     without_empty,
@@ -26,6 +27,11 @@ SUFFIXES = tuple(
 
 def matches(spec: str) -> bool:
     return path_and_field(spec, SUFFIXES) is not None
+
+
+def check_place(spec: str) -> None:
+    """Raise InputError for a file that is not there."""
+    existing_file((path_and_field(spec, SUFFIXES) or (spec, None))[0])
 
 
 def documents(spec: str, field: str | None) -> list[Document]:

@@ -21,6 +21,11 @@ def matches(spec: str) -> bool:
     return path_and_field(spec, SUFFIXES) is not None
 
 
+def check_place(spec: str) -> None:
+    """Raise InputError for a file that is not there."""
+    existing_file((path_and_field(spec, SUFFIXES) or (spec, None))[0])
+
+
 def documents(spec: str, field: str | None) -> list[Document]:
     """Return the column (`field`, else the spec's, else the usual one), row by row.
 

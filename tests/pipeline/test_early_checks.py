@@ -1,0 +1,59 @@
+"""What needs no weights is told before they are read."""
+
+from __future__ import annotations
+
+import pytest
+
+from spectrim.errors import InputError, ModelError
+from spectrim.pipeline.early_checks import check_early
+from spectrim.pipeline.recipe import Recipe
+from tests.tiny_models import tiny_llama, tiny_moe, tiny_tokenizer
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A model whose weights cannot be read, and whose headers can."""
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the cat sat on the mat")
+    return tmp_path
+
+
+def recipe(directory, **values):
+    calibration = {"data": str(directory / "text.txt")} | values.pop("calibration", {})
+    return Recipe(**values).with_changes(calibration=calibration)
+
+
+def test_a_good_run_passes(directory):
+    wanted = recipe(directory, include=("mlp",), exclude=("up_proj",))
+    check_early(str(directory / "model"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"include": ("no_such",)}, ModelError, "pattern 'no_such' matches no linear layer"),
+        ({"exclude": (".",)}, ModelError, "none left by the patterns"),
+        ({"calibration": {"data": "missing.txt"}}, InputError, "no such file: 'missing.txt'"),
+        ({"calibration": {"data": "missing.jsonl:text"}}, InputError, "no such file"),
+        ({"calibration": {"data": "what.is.this"}}, InputError, "cannot tell what text"),
+        ({"calibration": {"length": 100_000}}, InputError, "the model reads at most"),
+    ],
+)
+def test_what_is_wrong(directory, values, error, words):
+    with pytest.raises(error, match=words):
+        check_early(str(directory / "model"), recipe(directory, **values))
+
+
+def test_no_tokenizer(directory):
+    for path in (directory / "model").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(InputError, match="has no tokenizer"):
+        check_early(str(directory / "model"), recipe(directory))
+
+
+def test_names_of_experts_are_known_only_later(tmp_path):
+    tiny_moe().save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text("the cat")
+    check_early(str(tmp_path / "model"), recipe(tmp_path, include=("experts.up.0",)))
