@@ -329,6 +329,7 @@ class Batches:
             original(*arguments)
 
         monkeypatch.setattr(in_memory, "_run_batch", run)
+        monkeypatch.setattr("spectrim.cli.ahead.estimate_stages", lambda *given: [])
 
 
 ONE_PASS = ("-o", "out", "--cache", "kept", "--set", "hessian_averaging.weight=0", "--no-probe")
