@@ -21,12 +21,14 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration.in_memory import calibrate_steps, rows_per_batch
 from spectrim.data import TokenBlocks
+from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.linalg.psd import descending_eigh
 from spectrim.models.hooks import evaluation_mode
 from spectrim.models.targets import Target
 from spectrim.pipeline.calibrate import calibration_blocks, calibration_settings, prepare
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.planning.measured import JOINT_BUDGETS, LAYER_BUDGETS
+from spectrim.planning.predicted import NEEDED
 from spectrim.planning.probe_tokens import PassCosts, ProbeTokens, held_probabilities
 from spectrim.refinement import REFINEMENTS
 from spectrim.runtime import distributed
@@ -114,30 +116,38 @@ def measure_speed(
     model: PreTrainedModel, targets: list[Target], blocks: TokenBlocks, recipe: Recipe
 ) -> MachineSpeed:
     """Time short batches of the calibration, a forward pass and an eigendecomposition."""
+    steps = _timed_steps(model, targets, blocks, recipe)
+    batch, token = _line(steps[-2:])
+    ids = _first_row(blocks, steps[-1][0] if steps else SHORTEST).ids.to(model.device)
+    with evaluation_mode(model), torch.inference_mode():
+        forward = _seconds(lambda: model(input_ids=ids, use_cache=False))
+    side = min(LARGEST_EIGH, max(min(target.shape) for target in targets))
+    matrix = torch.randn(side, side, dtype=torch.float64, device=model.device)
+    eigh = _seconds(lambda: descending_eigh(matrix @ matrix.T))
+    return MachineSpeed(batch, token, forward / ids.numel(), eigh / side**3)
+
+
+def _timed_steps(
+    model: PreTrainedModel, targets: list[Target], blocks: TokenBlocks, recipe: Recipe
+) -> list[tuple[int, float]]:
+    """Return tokens and seconds of longer and longer batches; none without statistics."""
+    if not _calibrates(recipe):
+        return []
     settings = calibration_settings(model, targets, recipe)
     longest = min(blocks.ids.shape[1], max(SHORTEST, settings.tokens_per_batch))
-    steps: list[tuple[int, float]] = []
-    count = min(SHORTEST, longest)
 
     def step(tokens: int) -> float:
         steps = calibrate_steps(model, targets, _first_row(blocks, tokens), settings)
         next(steps)
         return _seconds(lambda: next(steps))
 
+    count = min(SHORTEST, longest)
     step(count)  # what is loaded and chosen on first use
-    while True:
-        steps.append((count, step(count)))
-        if count == longest or (len(steps) > 1 and steps[-1][1] >= LONG_ENOUGH):
-            break
+    steps = [(count, step(count))]
+    while count < longest and (len(steps) < 2 or steps[-1][1] < LONG_ENOUGH):
         count = min(2 * count, longest)
-    batch, token = _line(steps[-2:])
-    ids = _first_row(blocks, count).ids.to(model.device)
-    with evaluation_mode(model), torch.inference_mode():
-        forward = _seconds(lambda: model(input_ids=ids, use_cache=False))
-    side = min(LARGEST_EIGH, max(min(target.shape) for target in targets))
-    matrix = torch.randn(side, side, dtype=torch.float64, device=model.device)
-    eigh = _seconds(lambda: descending_eigh(matrix @ matrix.T))
-    return MachineSpeed(batch, token, forward / count, eigh / side**3)
+        steps.append((count, step(count)))
+    return steps
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,8 @@ class _Work:
             again = averaging.data_fraction * pass_seconds
             found[1] = replace(found[1], seconds=2 * solved)
             found.insert(1, Stage("calibrating along the path", again))
+        if not _calibrates(self.recipe):
+            del found[0]
         if passes := self._probe_passes():
             found.append(Stage("measuring curves", passes * speed.forward))
         for step in self.recipe.refinement:
@@ -185,7 +197,8 @@ class _Work:
     def _probe_passes(self) -> float:
         """Return forward passes of one token, as many as `ProbeTokens` allows."""
         wanted = self.recipe.probe
-        if not (wanted.per_layer or wanted.joint):
+        measured = self.recipe.pruning is None and set(NEEDED) <= set(self.recipe.statistics)
+        if not measured or not (wanted.per_layer or wanted.joint):
             return 0.0
         names = [(target.name,) for target in self.targets] if wanted.per_layer else []
         costs, plans = PassCosts.of(self.model), len(JOINT_BUDGETS) * wanted.joint
@@ -211,6 +224,11 @@ class _Work:
         return PASSES_PER_TRAINED_TOKEN * tokens
 
 
+def _calibrates(recipe: Recipe) -> bool:
+    """Return whether the recipe sums statistics: pruning of plain singular vectors does not."""
+    return recipe.pruning is None or bool(DECOMPOSITIONS.get(recipe.method).REQUIRES)
+
+
 def _first_row(blocks: TokenBlocks, tokens: int) -> TokenBlocks:
     def cut(marks: Any) -> Any:
         return None if marks is None else marks[:1, :tokens].contiguous()
@@ -225,7 +243,9 @@ def _first_row(blocks: TokenBlocks, tokens: int) -> TokenBlocks:
 
 
 def _line(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
-    """Return seconds of a batch and of a token from one or two (tokens, seconds)."""
+    """Return seconds of a batch and of a token from up to two (tokens, seconds)."""
+    if not steps:
+        return 0.0, 0.0
     count, seconds = steps[-1]
     if len(steps) == 1 or (least := steps[0])[1] >= seconds:
         return 0.0, seconds / count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from spectrim.pipeline import cost
@@ -83,3 +85,12 @@ def test_rows_share_what_is_the_same(recipe, monkeypatch):
     assert budgets == one | {"evaluating": 300}
     assert methods["calibrating"] == one["calibrating"]
     assert methods["decomposing"] == 2 * one["decomposing"]
+
+
+def test_pruned_singular_vectors_need_no_pass(tmp_path):
+    path = tmp_path / "task.jsonl"
+    lines = [{"prompt": f"{n} and {n}", "answer": f" is {2 * n}"} for n in range(8)]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    bsi = load_recipe("bsi").with_changes(task={"data": str(path)})
+    found = estimate_stages(tiny_llama(), tiny_tokenizer(), bsi)
+    assert [stage.name for stage in found] == ["decomposing", "finetune"]
