@@ -59,6 +59,10 @@ KINDS = {
         "--set 'refinement=[{{name: {name}, options: {{{option}: {value}}}}}]'",
         True,
     ),
+    "optimizers": Kind(
+        "Optimizers",
+        "spectrim train MODEL -o OUT --data TEXT --optimizer {name}",
+    ),
     "importance": Kind(
         "Importance of bases",
         "spectrim compress MODEL -o OUT --recipe task --task TASK.jsonl "

@@ -11,6 +11,7 @@ from spectrim.decompositions import DECOMPOSITIONS, TABLE_METHODS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
 from spectrim.layers.quantized import QUANTIZERS
+from spectrim.optim import OPTIMIZERS
 from spectrim.pruning import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
@@ -23,6 +24,7 @@ REGISTRIES: dict[str, Registry] = {
     "embeddings": TABLE_METHODS,
     "compressors": QUANTIZERS,
     "refinements": REFINEMENTS,
+    "optimizers": OPTIMIZERS,
     "importance": IMPORTANCE,
     "tasks": FORMATS,
     "sources": SOURCES,

@@ -103,8 +103,14 @@ class TrainingRun:
                 self.train_stage(number, stage, schedule)
         return self.finish()
 
-    def train_stage(self, number: int, stage: Stage, schedule: Schedule) -> None:
-        """Train one stage from where it stands. Raises NumericalError naming a bad step."""
+    def train_stage(
+        self, number: int, stage: Stage, schedule: Schedule, until: int | None = None
+    ) -> None:
+        """Train one stage from where it stands, up to step `until` if not to the end.
+
+        Stages of one name are parts of one schedule, each with an optimizer of its own. Raises
+        NumericalError naming a bad step.
+        """
         if number < self.state.stage:
             return
         if number > self.state.stage:
@@ -113,9 +119,10 @@ class TrainingRun:
         trainer = Trainer(stage, schedule, self.state.moments)
         losses = self.state.losses.setdefault(stage.name, [])
         description = f"refining {stage.name}"
-        for _ in train(trainer, losses, schedule.steps, description, self.context):
+        until = schedule.steps if until is None else until
+        for _ in train(trainer, losses, until, description, self.context):
             _log(stage.name, losses, schedule.steps)
-            if self.snapshots.due():
+            if trainer.resumes and self.snapshots.due():
                 self.state.moments = trainer.moments()
                 self.snapshots.save("state", self.state.save)
 
