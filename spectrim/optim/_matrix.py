@@ -30,7 +30,12 @@ class MatrixOptimizer(Optimizer):
     def __init__(self, params: Any, lr: float, adamw_ratio: float, defaults: Group):
         if lr < 0 or adamw_ratio < 0:
             raise InputError(f"lr and adamw_ratio cannot be negative, got {lr}, {adamw_ratio}")
-        common = {"lr": lr, "adamw_ratio": adamw_ratio, "matrix": True, "weight_decay": 0.0}
+        common: Group = {
+            "lr": lr,
+            "adamw_ratio": adamw_ratio,
+            "matrix": True,
+            "weight_decay": 0.0,
+        }
         common |= {"adamw_betas": (0.9, 0.95), "adamw_eps": 1e-8}
         super().__init__(params, common | defaults)
 
@@ -55,7 +60,7 @@ class MatrixOptimizer(Optimizer):
         restore_formats(self, state_dict)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

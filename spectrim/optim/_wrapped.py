@@ -19,13 +19,12 @@ class WrappedOptimizer(MatrixOptimizer):
         """Wrap `make`; common: `adamw_ratio` and `weight_decay`."""
         super().__init__(params, lr, common.pop("adamw_ratio"), common)
         groups = [group for group in self.param_groups if group["matrix"]]
-        self._inner = (
-            make([{"params": group["params"]} for group in groups]) if groups else None
-        )
+        own = [{"params": group["params"]} for group in groups]
+        self._inner = make(own) if own else None
         if self._inner is not None:
             for group, theirs in zip(groups, self._inner.param_groups, strict=True):
-                own = {name: group[name] for name in ("lr", "weight_decay")}
-                group.update(theirs | own)
+                kept = {name: group[name] for name in ("lr", "weight_decay")}
+                group.update(theirs | kept)
 
     def step_matrices(self, groups: list[Group]) -> None:
         if self._inner is not None:

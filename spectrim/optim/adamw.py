@@ -6,11 +6,13 @@ parameter, 8 bytes, and a step of about the same size along every coordinate.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.optim import AdamW
 
 REFERENCE = "Loshchilov and Hutter, 2019, arXiv:1711.05101"
 OPTIMIZER = AdamW
-REDUCES_TO = ("AdamW", {})
+REDUCES_TO: tuple[str, dict[str, Any]] = ("AdamW", {})
 
 
 def state_bytes(rows: int, columns: int) -> int:

@@ -45,7 +45,12 @@ class DctAdamW(MatrixOptimizer):
         weight_decay: float = 0.0,
         adamw_ratio: float = 1.0,
     ):
-        own = {"rank_fraction": rank_fraction, "basis": basis, "norm": norm, "betas": betas}
+        own: Group = {
+            "rank_fraction": rank_fraction,
+            "basis": basis,
+            "norm": norm,
+            "betas": betas,
+        }
         own |= {"error_feedback": error_feedback, "update_gap": update_gap, "eps": eps}
         own |= {"adamw_betas": betas, "adamw_eps": eps, "weight_decay": weight_decay}
         super().__init__(params, lr, adamw_ratio, own)

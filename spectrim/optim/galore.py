@@ -33,7 +33,11 @@ class GaLore(WrappedOptimizer):
         weight_decay: float = 0.0,
         adamw_ratio: float = 1.0,
     ):
-        projection = {"rank": rank, "update_proj_gap": update_gap, "scale": scale}
+        projection: dict[str, Any] = {
+            "rank": rank,
+            "update_proj_gap": update_gap,
+            "scale": scale,
+        }
         projection |= {"projection_type": "std", "betas": betas}
         common = {"adamw_ratio": adamw_ratio, "weight_decay": weight_decay}
         make = partial(library_class("GaLore"), lr=lr, **projection)

@@ -1,4 +1,4 @@
-"""AdamW in other coordinates, `W' = Q_g^T W Q_x`: the eigenbases of the calibration covariances.
+"""AdamW in other coordinates, `W' = Q_g^T W Q_x`: eigenbases of calibration covariances.
 
     g' = Q_g^T g Q_x,    W' <- AdamW(W', g'),    W = Q_g W' Q_x^T,
     C_g = Q_g diag Q_g^T,   C_x = Q_x diag Q_x^T
@@ -22,7 +22,7 @@ from torch.optim import AdamW
 
 REFERENCE = "after SOAP, Vyas et al., 2024, arXiv:2409.11321, with fixed bases"
 NEEDS_COVARIANCES = True
-REDUCES_TO = ("AdamW", {})
+REDUCES_TO: tuple[str, dict[str, Any]] = ("AdamW", {})
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class KfacAdamW(AdamW):
         self.rotations = dict(rotations or {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -32,7 +32,8 @@ class Muon(WrappedOptimizer):
         weight_decay: float = 0.0,
         adamw_ratio: float = 0.1,
     ):
-        options = {"momentum": momentum, "nesterov": nesterov, "adjust_lr_fn": adjust_lr}
+        options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov}
+        options["adjust_lr_fn"] = adjust_lr
         common = {"adamw_ratio": adamw_ratio, "weight_decay": weight_decay}
         super().__init__(params, lr, common, partial(torch.optim.Muon, lr=lr, **options))
 

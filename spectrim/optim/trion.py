@@ -27,7 +27,7 @@ Scale = Literal["spectral", "rms", "dion", "none"]
 
 
 def scale_of(name: Scale, rows: int, columns: int) -> float:
-    """Return the factor for a shape: of Muon, of Moonlight, of Dion, or 1. Raises InputError."""
+    """Return the factor for a shape: Muon's, Moonlight's, Dion's or 1. Raises InputError."""
     factors = {
         "spectral": max(1, rows / columns) ** 0.5,
         "rms": 0.2 * max(rows, columns) ** 0.5,
@@ -54,7 +54,7 @@ class Trion(MatrixOptimizer):
         adamw_ratio: float = 0.1,
     ):
         scale_of(scale, 1, 1)
-        own = {"rank_fraction": rank_fraction, "momentum": momentum, "basis": basis}
+        own: Group = {"rank_fraction": rank_fraction, "momentum": momentum, "basis": basis}
         own |= {"scale": scale, "norm": norm, "weight_decay": weight_decay}
         super().__init__(params, lr, adamw_ratio, own)
 

@@ -16,6 +16,7 @@ from spectrim.pruning import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
 from spectrim.statistics import STATISTICS
+from spectrim.training.pretraining import PRETRAINING
 
 REGISTRIES: dict[str, Registry] = {
     "methods": DECOMPOSITIONS,
@@ -24,6 +25,7 @@ REGISTRIES: dict[str, Registry] = {
     "embeddings": TABLE_METHODS,
     "compressors": QUANTIZERS,
     "refinements": REFINEMENTS,
+    "pretraining": PRETRAINING,
     "optimizers": OPTIMIZERS,
     "importance": IMPORTANCE,
     "tasks": FORMATS,

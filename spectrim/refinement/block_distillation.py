@@ -47,8 +47,8 @@ QUICK = {"epochs": 4}
 class Options:
     """epochs: passes over the sequences for each block, or tokens: to train each block on,
     padding included, in their place; `warmup_ratio` is a share of the steps; precision is that
-    of the matrix products ("float32" or "bfloat16"); optimizer: a name of `spectrim/optim/`, whose
-    rate is `learning_rate`; lr_scaling: of that rate (`spectrim/training/losses.py`);
+    of the matrix products ("float32" or "bfloat16"); optimizer: a name of `spectrim/optim/`,
+    whose rate is `learning_rate`; lr_scaling: of that rate (`spectrim/training/losses.py`);
     out_metric "gradient": errors weighted by their cost."""
 
     epochs: int = 8
@@ -73,6 +73,11 @@ class Options:
                 f"{self.epochs}, {self.tokens}, {self.batch_size} and "
                 f"{self.learning_rate}"
             )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Return the fields of a stage that name the optimizer."""
+        return {"optimizer": self.optimizer, "options": self.optimizer_options}
 
     def schedule(self, blocks: TokenBlocks) -> Schedule:
         sequences, length = blocks.ids.shape
@@ -106,9 +111,8 @@ def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Los
             roots = output_roots(original, tokens, schedule.rows) if gradient else []
             pair = _Pair(*runners, schedule.rows, roots)
             bases = rotations(compressed, parameters, options.optimizer, inputs.statistics)
-            chosen = {"optimizer": options.optimizer, "options": options.optimizer_options}
             for number, stage in enumerate(pair.stages(parameters, bases)):
-                run.train_stage(number, replace(stage, **chosen), schedule)
+                run.train_stage(number, replace(stage, **options.chosen), schedule)
         return run.finish()
 
 

@@ -69,6 +69,11 @@ class Options:
                 f"{self.tokens}, {self.batch_size} and {self.learning_rate}"
             )
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Return the fields of a stage that name the optimizer."""
+        return {"optimizer": self.optimizer, "options": self.optimizer_options}
+
     def schedule(self, blocks: TokenBlocks) -> Schedule:
         rows = min(self.batch_size, len(blocks))
         steps = max(1, self.tokens // (rows * blocks.ids.shape[1]))
@@ -104,8 +109,7 @@ def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Los
                 schedule = scale_by_divergence(schedule, original, compressed, tokens)
             run.resume()
             bases = rotations(compressed, parameters, options.optimizer, inputs.statistics)
-            chosen = {"optimizer": options.optimizer, "options": options.optimizer_options}
-            stage = Stage("end to end", parameters, loss, len(blocks), bases, **chosen)
+            stage = Stage("end to end", parameters, loss, len(blocks), bases, **options.chosen)
             run.train_stage(0, stage, schedule)
         return run.finish()
 

@@ -16,7 +16,9 @@ GENERAL = [n for n in NAMES if not getattr(OPTIMIZERS.get(n), "NEEDS_RESIDUALS",
 MATRIX = [n for n in GENERAL if issubclass(OPTIMIZERS.get(n).OPTIMIZER, MatrixOptimizer)]
 OPTIONS: dict[str, dict[str, Any]] = {
     "dct_adamw": {"rank_fraction": 0.5},
-    "trion": {"rank_fraction": 0.5},
+    "trion": {"rank_fraction": 0.5, "adamw_ratio": 1.0},
+    "muon": {"adamw_ratio": 1.0},
+    "hybrid_auon": {"adamw_ratio": 1.0},
     "galore": {"rank": 4, "update_gap": 3, "scale": 1.0},
     "soap": {"update_gap": 3},
 }

@@ -228,9 +228,10 @@ def test_wrong_names_and_options_are_named():
         check_options("trion", {"rank_frac": 0.5})
     with pytest.raises(InputError, match="residual of every example"):
         check_trainable("sven")
+    problem = Quadratic()
+    wrong = make_optimizer("trion", problem.parameters(), 0.1, {"basis": "x"})
     with pytest.raises(InputError, match="expected dct, hadamard"):
-        problem = Quadratic()
-        run(problem, make_optimizer("trion", problem.parameters(), 0.1, {"basis": "x"}), 1)
+        run(problem, wrong, 1)
     with pytest.raises(InputError, match="cannot be negative"):
         make_optimizer("trion", Quadratic().parameters(), -0.1)
 

@@ -106,6 +106,6 @@ def test_wrong_input_is_named():
     with pytest.raises(InputError, match="rank_fraction"):
         Sven(linear(2).parameters(), rank_fraction=0.0)
     model = linear(2)
+    batch = torch.full((3, 2), float("nan"), dtype=torch.float64), drawn(3)
     with pytest.raises(NumericalError, match="not finite"):
-        batch = torch.full((3, 2), float("nan"), dtype=torch.float64), drawn(3)
         Sven(model.parameters()).step(model, residuals, batch)
