@@ -40,12 +40,16 @@ class TrainResult:
     Attributes:
         layers: entries of the layers that are not dense; a model without any is a plain one.
         record: method, optimizer, data, losses (first and last tenth) and parameters.
+        losses: of every step.
+        state_bytes: of the optimizer; 0 if the cache had the result.
     """
 
     model: PreTrainedModel
     tokenizer: Any
     layers: dict[str, dict[str, Any]]
     record: dict[str, Any]
+    losses: list[float]
+    state_bytes: int
 
 
 def train(
@@ -78,7 +82,8 @@ def train(
     record = _record(job, settings, asdict(options))
     if layers:
         attach_config(model, SpectrimConfig(layers, provenance={"training": record}))
-    return TrainResult(model, tokenizer, layers, record)
+    outcome = job.outcome
+    return TrainResult(model, tokenizer, layers, record, outcome.losses, outcome.state_bytes)
 
 
 def new_model(config: str | Path, seed: int) -> PreTrainedModel:
@@ -150,7 +155,7 @@ def _job(
 
 
 def _record(job: Job, settings: TrainSettings, options: dict[str, Any]) -> dict[str, Any]:
-    losses = job.losses
+    losses = job.outcome.losses
     count = max(1, len(losses) // _TENTH)
     ends = [sum(part) / count for part in (losses[:count], losses[-count:])]
     return {

@@ -25,12 +25,12 @@ class TrainSettings:
     method: str = Field(
         default="full", description="full, lowrank, sltrain, sst or maestro; see `spectrim ls`."
     )
-    method_option: tuple[str, ...] = Field(
-        default=(), description="NAME=VALUE, an option of the method; repeat for several."
+    method_option: tuple[str, ...] | None = Field(
+        default=None, description="NAME=VALUE, an option of the method; repeat for several."
     )
     optimizer: str = Field(default="adamw", description="Optimizer; see `spectrim ls`.")
-    optimizer_option: tuple[str, ...] = Field(
-        default=(), description="NAME=VALUE, an option of the optimizer; repeat for several."
+    optimizer_option: tuple[str, ...] | None = Field(
+        default=None, description="NAME=VALUE, an option of the optimizer; repeat for several."
     )
     steps: int = Field(default=1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(default=8, ge=1, description="Sequences per optimizer step.")
@@ -62,12 +62,12 @@ class TrainSettings:
         return float(given["lr"].default)
 
 
-def assigned(assignments: tuple[str, ...], option: str) -> dict[str, Any]:
+def assigned(assignments: tuple[str, ...] | None, option: str) -> dict[str, Any]:
     """Return NAME=VALUE texts as values. Raises InputError."""
     import yaml
 
     found: dict[str, Any] = {}
-    for assignment in assignments:
+    for assignment in assignments or ():
         name, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"{option} {assignment}: expected NAME=VALUE")

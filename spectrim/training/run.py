@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import CheckpointError
+from spectrim.optim import measure_state
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import read_tensors, write_tensors
@@ -78,7 +79,8 @@ class SavedState:
 
 
 class TrainingRun:
-    """A training of `parameters` under `key`; `finished` where the cache has its end.
+    """A training of `parameters` under `key`; `finished` where the cache has its end, and
+    `state_bytes` the most that an optimizer of its stages held.
 
     Interrupted trainings take up their last snapshot by `resume`, and end in the same
     parameters to the last bit.
@@ -89,6 +91,7 @@ class TrainingRun:
         self.entry = context.cache.path("refinement", key)
         self.snapshots = Snapshots(self.entry, shared=True)
         self.state = TrainingState(parameters)
+        self.state_bytes = 0
         self.finished = self._adopt(load_if_valid(self.entry, self.state.read))
 
     def resume(self) -> None:
@@ -125,6 +128,7 @@ class TrainingRun:
             if trainer.resumes and self.snapshots.due():
                 self.state.moments = trainer.moments()
                 self.snapshots.save("state", self.state.save)
+        self.state_bytes = max(self.state_bytes, measure_state(trainer.optimizer))
 
     def finish(self) -> Losses:
         """Store the result, without what was needed to resume only, and return the losses."""

@@ -43,7 +43,8 @@ def settings(shelf, method: str = "full", **given) -> TrainSettings:
     size = {"steps": 24, "batch_size": 8, "sequences": 32, "length": 16}
     rate = {"learning_rate": 3e-3} if "optimizer" not in given else {}
     options = {"method": method, "method_option": OPTIONS.get(method, ())}
-    return TrainSettings(data=str(shelf / "text.txt"), **(size | rate | options | given))
+    text = {"data": str(shelf / "text.txt")}
+    return TrainSettings(**(text | size | rate | options | given))
 
 
 @methods
@@ -65,7 +66,7 @@ def test_it_learns_and_is_what_is_saved(method, shelf, tmp_path):
 def test_sparse_plus_lowrank_exports_as_a_dense_model(shelf, tmp_path):
     result = train(shelf / "model", settings(shelf, "sltrain"))
     save_trained(result, tmp_path / "out")
-    export_dense(load(tmp_path / "out")[0], tiny_tokenizer(), tmp_path / "dense")
+    export_dense(tmp_path / "out", tmp_path / "dense")
     dense = load(tmp_path / "dense")[0]
     with torch.no_grad():
         away = dense(tiny_tokens()).logits - result.model(tiny_tokens()).logits

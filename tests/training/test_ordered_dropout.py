@@ -73,11 +73,11 @@ def test_a_linear_map_learns_the_truncated_svd_for_every_prefix():
     nn.init.zeros_(kind.left.bias)
     kind.left.bias.requires_grad_(False)
     dropout = OrderedDropout({"w": kind}, 0)
-    optimizer = torch.optim.Adam([kind.left.weight, kind.right.weight], lr=0.02)
+    optimizer = torch.optim.Adam([kind.left.weight, kind.right.weight], lr=0.1)
     unit = torch.eye(6)
-    for step in range(1500):
+    for step in range(2000):
         for group in optimizer.param_groups:
-            group["lr"] = 0.02 * (1 - step / 1500)
+            group["lr"] = 0.1 * (1 - step / 2000)
         optimizer.zero_grad()
         with dropout.cut(step):
             (kind(unit).T - target).square().sum().backward()
@@ -86,7 +86,7 @@ def test_a_linear_map_learns_the_truncated_svd_for_every_prefix():
     for rank in range(1, 7):
         left, right = kind.left.weight[:, :rank], kind.right.weight[:rank]
         error = float((left @ right - target).square().sum().detach())
-        assert error < 1.05 * float(values[rank:].square().sum()) + 0.05
+        assert error < 1.05 * float(values[rank:].square().sum()) + 0.01
 
 
 @torch.no_grad()

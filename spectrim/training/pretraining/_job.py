@@ -18,7 +18,6 @@ from spectrim.optim import option_names, split_params
 from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import Parameters
 from spectrim.training.forward import Precision
-from spectrim.training.inputs import Losses
 from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss
 from spectrim.training.run import TrainingRun
@@ -26,6 +25,14 @@ from spectrim.training.schedule import Schedule
 
 NAME = "training"
 """Of the one stage."""
+
+
+@dataclass
+class Outcome:
+    """losses: of every step; state_bytes: of the optimizer, 0 if no step was taken here."""
+
+    losses: list[float] = field(default_factory=list)
+    state_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Job:
         schedule: its learning rate is that of the matrices of hidden layers.
         rest_rate: the rate of embeddings, output layer and norms, relative to it.
         key: all that the result depends on.
-        losses: of every step, once it is trained.
+        outcome: what is known once it is trained.
     """
 
     model: PreTrainedModel
@@ -48,7 +55,7 @@ class Job:
     optimizer: str = "adamw"
     options: Mapping[str, Any] = field(default_factory=dict)
     rest_rate: float = 1.0
-    losses: list[float] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=Outcome)
 
     def loss(self, rows: Tensor) -> Tensor:
         return next_token_loss(self.model, self.rows, self.precision, rows)
@@ -60,11 +67,13 @@ class Job:
     def train(self) -> None:
         """Train all parameters in one stage."""
         run = self.start()
-        self.finish(run.complete([self.stage()], self.schedule))
+        run.complete([self.stage()], self.schedule)
+        self.finish(run)
 
-    def finish(self, losses: Losses) -> None:
-        """Take over the losses of a finished run."""
-        self.losses[:] = losses[NAME]
+    def finish(self, run: TrainingRun) -> None:
+        """Take over the outcome of a finished run."""
+        self.outcome.losses = run.state.losses[NAME]
+        self.outcome.state_bytes = run.state_bytes
 
     def stage(
         self, loss: Callable[[Tensor], Tensor] | None = None, inside: Iterable[str] = ()

@@ -52,7 +52,8 @@ def train(job: Job, options: Options) -> dict[str, dict[str, Any]]:
         with dropout.cut(len(run.state.losses[NAME])):
             return job.loss(rows) + options.penalty * dropout.penalty()
 
-    job.finish(run.complete([job.stage(loss)], job.schedule))
+    run.complete([job.stage(loss)], job.schedule)
+    job.finish(run)
     return _shrink(job, layers, options.threshold)
 
 

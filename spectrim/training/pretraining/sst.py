@@ -35,7 +35,8 @@ def train(job: Job, options: Options) -> dict[str, dict[str, Any]]:
     if not run.finished:
         run.resume()
         train_spectral(run, layers, job.stage(inside=layers), job.schedule, options)
-    job.finish(run.finish())
+    run.finish()
+    job.finish(run)
     for name, spectral in layers.items():
         replace_layer(job.model, name, dense_layer(spectral.weight(), spectral.bias))
     for parameter in job.model.parameters():
