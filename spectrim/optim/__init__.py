@@ -12,7 +12,6 @@ its file:
 
     state_bytes(rows, columns, **options)     bytes of state for a float32 matrix
     REDUCES_TO = ("AdamW", {"basis": ...})    options with which it is this class of torch.optim
-    RESUMES = False           state holds objects of a library: it is kept in memory only
     NEEDS_RESIDUALS = True    steps on per-example residuals, so no general trainer can call it
     NEEDS_COVARIANCES = True  takes `rotations`, which come from a calibration
     NEEDS = "package"         the package that it wraps

@@ -16,7 +16,6 @@ from spectrim.optim._wrapped import WrappedOptimizer, library_class
 
 REFERENCE = "Zhao et al., 2024, arXiv:2403.03507"
 NEEDS = "pytorch_optimizer"
-RESUMES = False
 
 
 class GaLore(WrappedOptimizer):

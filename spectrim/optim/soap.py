@@ -17,7 +17,6 @@ from spectrim.optim._wrapped import WrappedOptimizer, library_class
 
 REFERENCE = "Vyas et al., 2024, arXiv:2409.11321"
 NEEDS = "pytorch_optimizer"
-RESUMES = False
 
 
 class SOAP(WrappedOptimizer):

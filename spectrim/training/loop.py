@@ -125,7 +125,8 @@ class Trainer:
     @property
     def resumes(self) -> bool:
         """Whether the optimizer's state is tensors, which a snapshot can hold."""
-        return getattr(OPTIMIZERS.get(self.stage.optimizer), "RESUMES", True)
+        states = self.optimizer.state.values()
+        return all(isinstance(value, Tensor) for state in states for value in state.values())
 
     def moments(self) -> Moments:
         state, items = self.optimizer.state, self.stage.parameters.items()
