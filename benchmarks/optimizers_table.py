@@ -5,7 +5,7 @@
 CONFIG is a directory with a Llama's config and tokenizer, of which --layers blocks are taken.
 Every row is trained at three learning rates of its matrices, about a factor of three apart;
 embeddings, output layer and norms have one rate, of AdamW, in all rows. The best rate by the
-loss on VALID is then trained with two more seeds. Every training sequence is read once, so
+loss on VALID is then trained with --seeds in all. Every training sequence is read once, so
 that the mean training loss over 25 steps is a loss on new text: "tokens to" is where it first
 falls below the last one of AdamW (or of the dense weights). Prints Markdown.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Bench:
     def __init__(self, given: argparse.Namespace):
         self.given = given
         self.tokenizer = AutoTokenizer.from_pretrained(given.config)
-        settings = BlockSettings(128, given.length)
+        settings = BlockSettings(256, given.length)
         self.valid = task_rows(token_blocks(given.eval, self.tokenizer, settings, None))
 
     def run(self, row: Row, rate: float, seed: int) -> Trained:
@@ -110,6 +111,7 @@ class Bench:
         began = time.perf_counter()
         result = train(model, settings, tokenizer=self.tokenizer)
         seconds = time.perf_counter() - began
+        print(f"{row.title} at {rate:g}, seed {seed}: {seconds:.1f} s", file=sys.stderr)
         return Trained(
             self.loss(result.model),
             result.losses,
@@ -148,9 +150,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", help="titles of rows, separated by semicolons")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
     given = parser.parse_args(arguments)
     bench, rows = Bench(given), METHODS if given.part == "methods" else OPTIMIZERS
     if given.only:

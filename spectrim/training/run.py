@@ -125,7 +125,7 @@ class TrainingRun:
         until = schedule.steps if until is None else until
         for _ in train(trainer, losses, until, description, self.context):
             _log(stage.name, losses, schedule.steps)
-            if trainer.resumes and self.snapshots.due():
+            if self.snapshots.due() and trainer.resumes:
                 self.state.moments = trainer.moments()
                 self.snapshots.save("state", self.state.save)
         self.state_bytes = max(self.state_bytes, measure_state(trainer.optimizer))
