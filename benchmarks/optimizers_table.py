@@ -3,11 +3,11 @@
     python benchmarks/optimizers_table.py CONFIG --data TRAIN --eval VALID [--part methods]
 
 CONFIG is a directory with a Llama's config and tokenizer, of which --layers blocks are taken.
-Every row is trained at three learning rates of its matrices, about a factor of three apart;
-embeddings, output layer and norms have one rate, of AdamW, in all rows. The best rate by the
-loss on VALID is then trained with --seeds in all. Every training sequence is read once, so
-that the mean training loss over 25 steps is a loss on new text: "tokens to" is where it first
-falls below the last one of AdamW (or of the dense weights). Prints Markdown.
+Every row is trained at three or four learning rates of its matrices, about a factor of three
+apart, or at --rates; embeddings, output layer and norms have one rate, of AdamW, in all rows.
+The best rate by the loss on VALID is then trained with --seeds in all. Every training sequence
+is read once, so that the mean training loss over 25 steps is a loss on new text: "tokens to" is
+where it first falls below the last one of AdamW (or of the dense weights). Prints Markdown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from spectrim.pipeline.train_settings import TrainSettings
 from spectrim.training.losses import next_token_loss, task_rows
 
 WINDOW = 25
-SMALL, MIDDLE, LARGE = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (2e-2, 5e-2, 1e-1)
+SMALL, MIDDLE, LARGE = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (7e-3, 2e-2, 5e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eval", required=True)
     parser.add_argument("--part", choices=("optimizers", "methods"), default="optimizers")
     parser.add_argument("--only", help="titles of rows, separated by semicolons")
+    parser.add_argument("--rates", type=float, nargs="+", help="of all rows but the first")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -158,6 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
     if given.only:
         wanted = {title.strip() for title in given.only.split(";")}
         rows = [row for row in rows if row.title in wanted | {rows[0].title}]
+    if given.rates:
+        rows = [rows[0], *(replace(row, rates=tuple(given.rates)) for row in rows[1:])]
     tokens = given.batch_size * given.length
     print(f"{Path(given.config).name}, {given.layers} blocks, {given.steps} steps of {tokens}")
     print(
