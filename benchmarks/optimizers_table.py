@@ -29,7 +29,8 @@ from spectrim.pipeline.train_settings import TrainSettings
 from spectrim.training.losses import next_token_loss, task_rows
 
 WINDOW = 25
-SMALL, MIDDLE, LARGE = (1e-3, 3e-3, 1e-2), (3e-3, 1e-2, 3e-2), (7e-3, 2e-2, 5e-2, 1e-1)
+SMALL, LARGE = (1e-3, 3e-3, 1e-2), (7e-3, 2e-2, 5e-2, 1e-1)
+MIDDLE = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,17 @@ OPTIMIZERS = [
     Row("trion", LARGE, "trion"),
     Row("soap", SMALL, "soap"),
     Row("galore", MIDDLE, "galore", ("rank=16", "update_gap=50", "scale=1.0")),
-    Row("dct_adamw", MIDDLE, "dct_adamw"),
-    Row("dct_adamw, basis identity", MIDDLE, "dct_adamw", ("basis=identity",)),
-    Row("dct_adamw, basis random", MIDDLE, "dct_adamw", ("basis=random",)),
-    Row("dct_adamw, no error feedback", MIDDLE, "dct_adamw", ("error_feedback=false",)),
+    Row("dct_adamw", SMALL, "dct_adamw"),
+    Row("dct_adamw, basis identity", SMALL, "dct_adamw", ("basis=identity",)),
+    Row("dct_adamw, basis random", SMALL, "dct_adamw", ("basis=random",)),
+    Row("dct_adamw, no error feedback", SMALL, "dct_adamw", ("error_feedback=false",)),
     Row("auon", (1.0, 4.0, 12.0), "auon"),
 ]
 METHODS = [
     Row("full", SMALL),
     Row("lowrank", SMALL, method="lowrank"),
     Row("sltrain", SMALL, method="sltrain", method_options=("rank_fraction=0.22",)),
-    Row("sst", MIDDLE, method="sst"),
+    Row("sst", (3e-3, 1e-2, 3e-2), method="sst"),
     Row("maestro", SMALL, method="maestro"),
 ]
 """sltrain has the parameters of lowrank, its 3% of free entries included."""
