@@ -73,25 +73,28 @@ class DctAdamW(MatrixOptimizer):
 
 
 def _choose(state: dict[str, Tensor], projected: Tensor, group: Group) -> None:
-    """Select columns and move the moments of those that stay; a new column starts at zero."""
+    """Select the columns of this step, where it is one for a selection."""
     rank = rank_of(group["rank_fraction"], projected)
-    fresh = "indices" not in state
-    if fresh:
-        state["indices"] = longest(projected, rank, group["norm"])
-        state["steps"] = torch.zeros(rank, dtype=projected.dtype, device=projected.device)
+    if "indices" not in state:
+        state["step"] = torch.tensor(0.0)
+        state["steps"] = projected.new_zeros(rank)
         for moment in ("exp_avg", "exp_avg_sq"):
             state[moment] = projected.new_zeros(len(projected), rank)
-        state["step"] = torch.tensor(0.0)
+        state["indices"] = longest(projected, rank, group["norm"])
     elif int(state["step"]) % group["update_gap"] == 0:
-        indices = longest(projected, rank, group["norm"])
-        places = torch.full((projected.shape[1],), -1, device=projected.device)
-        places[state["indices"]] = torch.arange(rank, device=projected.device)
-        source = places[indices]
-        for entry in ("exp_avg", "exp_avg_sq", "steps"):
-            moved = state[entry][..., source.clamp(min=0)]
-            state[entry] = torch.where(source >= 0, moved, 0.0)
-        state["indices"] = indices
+        _move(state, longest(projected, rank, group["norm"]), projected.shape[1])
     state["step"] += 1
+
+
+def _move(state: dict[str, Tensor], indices: Tensor, size: int) -> None:
+    """Move the moments of columns that stay to their places; a new column starts at zero."""
+    places = torch.full((size,), -1, device=indices.device)
+    places[state["indices"]] = torch.arange(len(indices), device=indices.device)
+    source = places[indices]
+    for entry in ("exp_avg", "exp_avg_sq", "steps"):
+        moved = state[entry][..., source.clamp(min=0)]
+        state[entry] = torch.where(source >= 0, moved, 0.0)
+    state["indices"] = indices
 
 
 def _adam(state: dict[str, Tensor], chosen: Tensor, group: Group) -> Tensor:
