@@ -37,12 +37,12 @@ def arguments(tmp_path, **given) -> TrainingArguments:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERAL)
 def test_trainer_takes_the_class(name, tmp_path):
     model = tiny_llama()
     before = state(model)
     chosen = OPTIMIZERS.get(name).OPTIMIZER, {"lr": 1e-3} | OPTIONS.get(name, {})
-    trainer = Trainer(model, arguments(tmp_path), train_dataset=rows())
     trainer = Trainer(
         model, arguments(tmp_path), train_dataset=rows(), optimizer_cls_and_kwargs=chosen
     )

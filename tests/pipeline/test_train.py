@@ -74,6 +74,7 @@ def test_sparse_plus_lowrank_exports_as_a_dense_model(shelf, tmp_path):
     assert type(dense.model.layers[0].mlp.up_proj) is torch.nn.Linear
 
 
+@pytest.mark.slow
 @methods
 def test_a_stopped_run_ends_the_same(method, shelf, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
@@ -90,6 +91,7 @@ def test_a_stopped_run_ends_the_same(method, shelf, tmp_path, monkeypatch):
     assert finished.layers == whole.layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["dct_adamw", "muon", "galore", "hybrid_auon"])
 def test_optimizers_by_name(optimizer, shelf):
     result = train(shelf / "model", settings(shelf, optimizer=optimizer))

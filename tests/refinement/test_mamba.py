@@ -34,6 +34,7 @@ def compress(model: PreTrainedModel) -> SpectrimConfig:
     return SpectrimConfig({name: {"kind": "lowrank", "rank": 6} for name in found})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_refined_saved_and_loaded(model, name, tmp_path):

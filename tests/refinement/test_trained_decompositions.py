@@ -87,6 +87,7 @@ def test_welore_without_such_layers_says_so():
         given.refine("welore", part="dense")
 
 
+@pytest.mark.slow
 def test_maestro_orders_terms_so_that_prefixes_lose_less():
     """Cut at half their rank, nested factors lose less than those trained at full rank."""
     ends = {}
