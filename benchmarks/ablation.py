@@ -29,7 +29,7 @@ def _step(name: str) -> dict[str, Any]:
 _BLOCK, _END_TO_END = _step("block_distillation"), _step("distillation")
 _TRAINED = {"refinement": [_BLOCK, _END_TO_END]}
 _PLAIN_STEPS = [
-    step | {"options": step["options"] | {"optimizer_basis": "parameters"}}
+    step | {"options": step["options"] | {"optimizer": "adamw"}}
     for step in (_BLOCK, _END_TO_END)
 ]
 _SQUARES = _BLOCK | {"options": _BLOCK["options"] | {"out_metric": "identity"}}

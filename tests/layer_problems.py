@@ -30,7 +30,8 @@ def stored_weights(layer: nn.Module) -> int:
     """What a layer holds, in weights of 16 bits: its parameters without bias, and packed bits
     but for those of `pivot_mask`, one per output."""
     weights = sum(p.numel() for n, p in layer.named_parameters() if not n.endswith("bias"))
-    bits = sum(8 * b.numel() for n, b in layer.named_buffers() if n != "pivot_mask")
+    held = [b for n, b in layer.named_buffers() if n != "pivot_mask"]
+    bits = sum(8 * b.numel() * b.element_size() for b in held)
     return weights + -(-bits // 16)
 
 

@@ -146,6 +146,16 @@ def test_diagnostics(shelf):
     assert all(value > 0 for value in (*dense.values(), *smaller.values()))
 
 
+def test_optimizers(shelf):
+    options = ["--data", str(shelf / "text.txt"), "--steps", "8", "--length", "16"]
+    found = example("optimizers").main([str(shelf / "model"), *options])
+    losses = {name: figures[0] for name, figures in found.items() if name != "sven"}
+    assert set(losses) == {"adamw", "dct_adamw", "muon", "trion"}
+    assert all(0 < loss < 10 for loss in losses.values())
+    assert found["muon"][1] < found["adamw"][1], "one buffer in place of two moments"
+    assert found["sven"] < 0.5
+
+
 def test_own_tracker(shelf, monkeypatch):
     module, table = example("own_tracker"), shelf / "figures.csv"
     options = ["--data", str(shelf / "text.txt"), "--output", str(shelf / "tuned")]

@@ -12,6 +12,8 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    Mamba2Config,
+    MambaConfig,
     MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -31,6 +33,17 @@ _SIZES = {
     "max_position_embeddings": 128,
     "bos_token_id": 0,
     "eos_token_id": 1,
+    "tie_word_embeddings": False,
+}
+
+_STATE_SPACE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "state_size": 8,
+    "num_hidden_layers": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
     "tie_word_embeddings": False,
 }
 
@@ -107,6 +120,17 @@ def tiny_gemma(seed: int = 0) -> PreTrainedModel:
         layer_types=["sliding_attention", "full_attention"],
     )
     return _build(config, seed)
+
+
+def tiny_mamba(seed: int = 0) -> PreTrainedModel:
+    """Mamba: a selective state space whose time steps' projection is read, not called."""
+    return _build(MambaConfig(**_STATE_SPACE), seed)
+
+
+def tiny_mamba2(seed: int = 0) -> PreTrainedModel:
+    """Mamba-2: heads with one decay each."""
+    sizes = _STATE_SPACE | {"num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8}
+    return _build(Mamba2Config(**sizes), seed)
 
 
 TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {

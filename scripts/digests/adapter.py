@@ -63,7 +63,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "batch_size": ("sequences_per_step", "rows_per_step"),
     "warmup_ratio": ("warmup",),
     "max_grad_norm": ("clip",),
-    "optimizer_basis": ("basis",),
+    "optimizer": ("optimizer_basis", "basis"),
     "lr_scaling": ("scaling",),
     "original_input_weight": ("mix",),
     # values
@@ -72,7 +72,7 @@ WORDS: dict[str, tuple[str, ...]] = {
     "singular_values": ("coordinates",),
     "factors": ("bases",),
     "block_diagonal": ("blocks",),
-    "kfac_eigen": ("covariances",),
+    "kfac_adamw": ("kfac_eigen", "covariances"),
     "kl": ("divergence",),
     # presets
     "task": ("bsi",),

@@ -115,7 +115,7 @@ def settings() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "refinement/several", refined(("saes_svd", {}), ("finetune", QUICK["finetune"]))
     yield "refinement/aa_svd/search", refined(("aa_svd", {}))
     for name in TRAINED:
-        kfac = {"optimizer_basis": "kfac_eigen", "lr_scaling": "kl", "batch_size": 2}
+        kfac = {"optimizer": "kfac_adamw", "lr_scaling": "kl", "batch_size": 2}
         clipped = {"max_grad_norm": 0.5, "warmup_ratio": 0.2, "precision": "bfloat16"}
         yield f"refinement/{name}/kfac", refined((name, QUICK[name] | kfac))
         yield f"refinement/{name}/bfloat16", refined((name, QUICK[name] | clipped))

@@ -59,6 +59,15 @@ KINDS = {
         "--set 'refinement=[{{name: {name}, options: {{{option}: {value}}}}}]'",
         True,
     ),
+    "pretraining": Kind(
+        "Training from scratch",
+        "spectrim train MODEL -o OUT --data TEXT --method {name}",
+        "--method-option {option}={value}",
+    ),
+    "optimizers": Kind(
+        "Optimizers",
+        "spectrim train MODEL -o OUT --data TEXT --optimizer {name}",
+    ),
     "importance": Kind(
         "Importance of bases",
         "spectrim compress MODEL -o OUT --recipe task --task TASK.jsonl "

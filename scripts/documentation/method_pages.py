@@ -165,7 +165,8 @@ def _presets_with(entry: Entry) -> list[str]:
 def _sections() -> tuple[tuple[str, str, str], ...]:
     """Page of the site, heading and text of all that was measured."""
     found = []
-    for page, file in (("results.md", "docs/results.md"), ("log.md", "LOG.md")):
+    measured = ("results.md", "docs/results.md"), ("training.md", "docs/training.md")
+    for page, file in (*measured, ("log.md", "LOG.md")):
         parts = _HEADING.split((ROOT / file).read_text(encoding="utf-8"))[1:]
         found += [(page, *pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
     return tuple(found)

@@ -30,6 +30,7 @@ COMMANDS = {
     "bench-speed": "bench_speed",
     "inspect": "inspect",
     "finetune": "finetune",
+    "train": "train",
     "quantize": "quantize",
     "export": "export",
     "activate": "activate",

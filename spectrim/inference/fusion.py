@@ -85,7 +85,7 @@ def fuse(
         ModelError: there is no factored layer, or the outputs changed (the model is restored).
     """
     unfuse(model)
-    layers = dict(factored_layers(model))
+    layers = {name: layer for name, layer in factored_layers(model) if layer.TWO_STEPS}
     if not layers:
         raise ModelError(f"{type(model).__name__} has no factored layer to fuse")
     run = run or (lambda: _two_tokens(model))

@@ -65,9 +65,11 @@ class FactoredLinear(CompactLinear):
 
     LOSSLESS: any factors of that rank are stored without loss. Otherwise the losses predicted
     for cut factors do not hold for this kind, and a refinement trains the layer's own tensors.
+    TWO_STEPS: the two steps are all of the product, so that they may be run in another way.
     """
 
     LOSSLESS = True
+    TWO_STEPS = True
     execution: Callable[[Any, Tensor], Tensor] | None = None
 
     @property

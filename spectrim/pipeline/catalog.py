@@ -12,10 +12,12 @@ from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
 from spectrim.layers.quantized import QUANTIZERS
 from spectrim.nn import NN
+from spectrim.optim import OPTIMIZERS
 from spectrim.pruning import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
 from spectrim.statistics import STATISTICS
+from spectrim.training.pretraining import PRETRAINING
 
 REGISTRIES: dict[str, Registry] = {
     "methods": DECOMPOSITIONS,
@@ -24,6 +26,8 @@ REGISTRIES: dict[str, Registry] = {
     "embeddings": TABLE_METHODS,
     "compressors": QUANTIZERS,
     "refinements": REFINEMENTS,
+    "pretraining": PRETRAINING,
+    "optimizers": OPTIMIZERS,
     "importance": IMPORTANCE,
     "tasks": FORMATS,
     "sources": SOURCES,

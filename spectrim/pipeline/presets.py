@@ -22,7 +22,7 @@ _PLAIN = {
     "probe": {"per_layer": False, "joint": False},
 }
 """Uniform ranks, plain factors, no correction of predicted curves: what most papers report."""
-_TRAINED = {"precision": "bfloat16", "optimizer_basis": "kfac_eigen", "lr_scaling": "kl"}
+_TRAINED = {"precision": "bfloat16", "optimizer": "kfac_adamw", "lr_scaling": "kl"}
 _TOKENS = 500_000
 """Tokens that the trained recipes read once in each of their stages."""
 _BLOCKS = {

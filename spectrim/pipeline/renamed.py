@@ -49,7 +49,8 @@ FIELDS = {
     "refinement.options.sequences_per_step": "batch_size",
     "refinement.options.warmup": "warmup_ratio",
     "refinement.options.clip": "max_grad_norm",
-    "refinement.options.basis": "optimizer_basis",
+    "refinement.options.basis": "optimizer",
+    "refinement.options.optimizer_basis": "optimizer",
     "refinement.options.scaling": "lr_scaling",
     "refinement.options.mix": "original_input_weight",
 }
@@ -60,7 +61,9 @@ VALUES = {
     ("pruning.trainable", "coordinates"): "singular_values",
     ("pruning.trainable", "bases"): "factors",
     ("calibration.covariance_format", "blocks"): "block_diagonal",
-    ("refinement.options.optimizer_basis", "covariances"): "kfac_eigen",
+    ("refinement.options.optimizer", "covariances"): "kfac_adamw",
+    ("refinement.options.optimizer", "kfac_eigen"): "kfac_adamw",
+    ("refinement.options.optimizer", "parameters"): "adamw",
     ("refinement.options.lr_scaling", "divergence"): "kl",
 }
 """Values of recipe fields."""

@@ -9,15 +9,15 @@ share stays fixed, since the later ones' coefficients are made for it: `distilla
 
 Memory: both models, AdamW's two moments and a gradient for one block, the activations of one
 step through one block, and two arrays of hidden states, tokens x width x 4 bytes each; with
-optimizer_basis "kfac_eigen" in^2 + out^2 numbers per layer more.
+optimizer "kfac_adamw" in^2 + out^2 numbers per layer more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,9 +26,10 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.models.hooks import evaluation_mode
 from spectrim.models.replace import shared_bases
+from spectrim.optim import check_trainable
 from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import Parameters, balanced_parameters
-from spectrim.training.eigenbasis import Basis, Rotations, basis_key, rotations
+from spectrim.training.eigenbasis import Rotations, basis_key, rotations
 from spectrim.training.eigenbasis import requires as basis_requires
 from spectrim.training.forward import BlockRunner, Precision, Tokens
 from spectrim.training.inputs import Losses, TrainingInputs
@@ -46,9 +47,9 @@ QUICK = {"epochs": 4}
 class Options:
     """epochs: passes over the sequences for each block, or tokens: to train each block on,
     padding included, in their place; `warmup_ratio` is a share of the steps; precision is that
-    of the matrix products ("float32" or "bfloat16"); optimizer_basis: the coordinates of Adam's
-    steps (`spectrim/training/eigenbasis.py`), lr_scaling of its rate
-    (`spectrim/training/losses.py`); out_metric "gradient": errors weighted by their cost."""
+    of the matrix products ("float32" or "bfloat16"); optimizer: a name of `spectrim/optim/`,
+    whose rate is `learning_rate`; lr_scaling: of that rate (`spectrim/training/losses.py`);
+    out_metric "gradient": errors weighted by their cost."""
 
     epochs: int = 8
     tokens: int | None = None
@@ -58,11 +59,13 @@ class Options:
     max_grad_norm: float = 1.0
     seed: int = 0
     precision: Precision = "float32"
-    optimizer_basis: Basis = "parameters"
+    optimizer: str = "adamw"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     lr_scaling: Scaling = "none"
     out_metric: Literal["identity", "gradient"] = "identity"
 
     def __post_init__(self) -> None:
+        check_trainable(self.optimizer, self.optimizer_options)
         numbers = self.epochs, self.tokens or 1, self.batch_size, self.learning_rate
         if min(numbers) <= 0 or self.tokens == 0:
             raise InputError(
@@ -70,6 +73,11 @@ class Options:
                 f"{self.epochs}, {self.tokens}, {self.batch_size} and "
                 f"{self.learning_rate}"
             )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Return the fields of a stage that name the optimizer."""
+        return {"optimizer": self.optimizer, "options": self.optimizer_options}
 
     def schedule(self, blocks: TokenBlocks) -> Schedule:
         sequences, length = blocks.ids.shape
@@ -82,14 +90,14 @@ class Options:
 
 def requires(options: Options) -> tuple[str, ...]:
     """Return the statistics of the original that these options make use of."""
-    return basis_requires(options.optimizer_basis)
+    return basis_requires(options.optimizer)
 
 
 def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
     """Train `inputs.compressed`. Raises NumericalError naming a step that is not finite."""
     original, compressed, blocks = inputs.original, inputs.compressed, inputs.blocks
     key = inputs.key("block_distillation", options)
-    key |= basis_key(options.optimizer_basis, inputs.statistics)
+    key |= basis_key(options.optimizer, inputs.statistics)
     schedule = options.schedule(blocks)
     tokens = Tokens(blocks, compressed.device, options.precision)
     with evaluation_mode(original), balanced_parameters(compressed) as parameters:
@@ -102,10 +110,9 @@ def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Los
             gradient = options.out_metric == "gradient"
             roots = output_roots(original, tokens, schedule.rows) if gradient else []
             pair = _Pair(*runners, schedule.rows, roots)
-            basis = options.optimizer_basis
-            bases = rotations(compressed, parameters, basis, inputs.statistics)
+            bases = rotations(compressed, parameters, options.optimizer, inputs.statistics)
             for number, stage in enumerate(pair.stages(parameters, bases)):
-                run.train_stage(number, stage, schedule)
+                run.train_stage(number, replace(stage, **options.chosen), schedule)
         return run.finish()
 
 

@@ -10,13 +10,14 @@ them out.
 
 Memory: both models, AdamW's two moments and a gradient for each trained parameter, the
 activations of one step, its tokens x width x 4 bytes for every block, and three arrays of its
-tokens x vocabulary x 4 bytes; with optimizer_basis "kfac_eigen" in^2 + out^2 numbers per layer
+tokens x vocabulary x 4 bytes; with optimizer "kfac_adamw" in^2 + out^2 numbers per layer
 more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,9 +25,10 @@ from torch import Tensor
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.models.hooks import evaluation_mode
+from spectrim.optim import check_trainable
 from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import balanced_parameters
-from spectrim.training.eigenbasis import Basis, basis_key, rotations
+from spectrim.training.eigenbasis import basis_key, rotations
 from spectrim.training.eigenbasis import requires as basis_requires
 from spectrim.training.forward import Precision, Tokens
 from spectrim.training.inputs import Losses, TrainingInputs
@@ -44,9 +46,8 @@ class Options:
     """tokens: to train on, padding included; each sequence as often as that takes.
     `warmup_ratio` is a share of the steps; gradients are clipped to the norm `max_grad_norm`;
     precision is that of the matrix products, "bfloat16" is faster where the processor
-    multiplies it; optimizer_basis: the coordinates of Adam's steps
-    (`spectrim/training/eigenbasis.py`), lr_scaling of its rate
-    (`spectrim/training/losses.py`)."""
+    multiplies it; optimizer: a name of `spectrim/optim/`, whose rate is `learning_rate`;
+    lr_scaling: of that rate (`spectrim/training/losses.py`)."""
 
     tokens: int = 500_000
     batch_size: int = 4
@@ -56,15 +57,22 @@ class Options:
     max_grad_norm: float = 1.0
     seed: int = 0
     precision: Precision = "float32"
-    optimizer_basis: Basis = "parameters"
+    optimizer: str = "adamw"
+    optimizer_options: dict[str, Any] = field(default_factory=dict)
     lr_scaling: Scaling = "none"
 
     def __post_init__(self) -> None:
+        check_trainable(self.optimizer, self.optimizer_options)
         if self.tokens < 1 or self.batch_size < 1 or self.learning_rate <= 0:
             raise InputError(
                 "tokens, batch_size and learning_rate have to be positive, got "
                 f"{self.tokens}, {self.batch_size} and {self.learning_rate}"
             )
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Return the fields of a stage that name the optimizer."""
+        return {"optimizer": self.optimizer, "options": self.optimizer_options}
 
     def schedule(self, blocks: TokenBlocks) -> Schedule:
         rows = min(self.batch_size, len(blocks))
@@ -74,14 +82,14 @@ class Options:
 
 def requires(options: Options) -> tuple[str, ...]:
     """Return the statistics of the original that these options make use of."""
-    return basis_requires(options.optimizer_basis)
+    return basis_requires(options.optimizer)
 
 
 def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:
     """Train `inputs.compressed`. Raises NumericalError naming a step that is not finite."""
     original, compressed, blocks = inputs.original, inputs.compressed, inputs.blocks
     key = inputs.key("distillation", options)
-    key |= basis_key(options.optimizer_basis, inputs.statistics)
+    key |= basis_key(options.optimizer, inputs.statistics)
     tokens = Tokens(blocks, compressed.device, options.precision)
 
     def loss(rows: Tensor) -> Tensor:
@@ -100,9 +108,8 @@ def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Los
             if options.lr_scaling == "kl":
                 schedule = scale_by_divergence(schedule, original, compressed, tokens)
             run.resume()
-            basis = options.optimizer_basis
-            bases = rotations(compressed, parameters, basis, inputs.statistics)
-            stage = Stage("end to end", parameters, loss, len(blocks), bases)
+            bases = rotations(compressed, parameters, options.optimizer, inputs.statistics)
+            stage = Stage("end to end", parameters, loss, len(blocks), bases, **options.chosen)
             run.train_stage(0, stage, schedule)
         return run.finish()
 

@@ -1,19 +1,14 @@
-"""Adam's coordinates: those of the parameters, or the eigenbases of the layers' covariances.
+"""The eigenbases of a calibration's covariances, by parameter, for `optim/kfac_adamw.py`.
 
     left' = Q_g^T left,   right' = right Q_x,   W' = Q_g^T W Q_x for what stayed dense,
     C_g = Q_g diag Q_g^T,   C_x = Q_x diag Q_x^T
 
-Adam gives every coordinate a step of its own size, which is right where the loss's curvature
-is diagonal. In these coordinates its Kronecker approximation `C_x (x) C_g` is, as in SOAP
-(Vyas et al., 2024, arXiv:2409.11321), with the bases known from the calibration and fixed.
 Layers without statistics, norms and biases keep their coordinates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,37 +19,23 @@ from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.shared_basis import SharedBasisLinear
 from spectrim.linalg.covariance import dense
 from spectrim.models.linear import is_linear
+from spectrim.optim import OPTIMIZERS
+from spectrim.optim.kfac_adamw import Rotation, eigenvectors
 from spectrim.statistics import Calibration
 
-Basis = Literal["parameters", "kfac_eigen"]
 REQUIRES = ("gradient_covariance", "input_covariance")
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """Orthogonal left (m, m) and right (n, n) for a parameter (m, n); None for the identity."""
-
-    left: Tensor | None = None
-    right: Tensor | None = None
-
-    def into(self, tensor: Tensor) -> Tensor:
-        tensor = tensor if self.left is None else self.left.T @ tensor
-        return tensor if self.right is None else tensor @ self.right
-
-    def back(self, tensor: Tensor) -> Tensor:
-        tensor = tensor if self.left is None else self.left @ tensor
-        return tensor if self.right is None else tensor @ self.right.T
 
 
 Rotations = dict[str, Rotation]
 
 
-def requires(basis: Basis) -> tuple[str, ...]:
-    return REQUIRES if basis == "kfac_eigen" else ()
+def requires(optimizer: str) -> tuple[str, ...]:
+    """Return the statistics that an optimizer's coordinates come from. Raises InputError."""
+    return REQUIRES if getattr(OPTIMIZERS.get(optimizer), "NEEDS_COVARIANCES", False) else ()
 
 
 def rotations(
-    model: nn.Module, names: Iterable[str], basis: Basis, calibration: Calibration | None
+    model: nn.Module, names: Iterable[str], optimizer: str, calibration: Calibration | None
 ) -> Rotations:
     """Return rotations by parameter name, for a model with balanced parameters.
 
@@ -63,7 +44,7 @@ def rotations(
     Memory: in^2 + out^2 numbers of 4 bytes per layer, an input's basis once for all that
     read it.
     """
-    if basis == "parameters":
+    if not requires(optimizer):
         return {}
     found: Rotations = {}
     source = _Eigenvectors(_checked(calibration))
@@ -76,9 +57,9 @@ def rotations(
     return found
 
 
-def basis_key(basis: Basis, calibration: Calibration | None) -> dict[str, str]:
+def basis_key(optimizer: str, calibration: Calibration | None) -> dict[str, str]:
     """Return what a result depends on: a hash of the statistics behind the rotations."""
-    if basis == "parameters":
+    if not requires(optimizer):
         return {}
     given = _checked(calibration)
     return {"statistics": given.digest(given.groups, REQUIRES)}
@@ -87,9 +68,8 @@ def basis_key(basis: Basis, calibration: Calibration | None) -> dict[str, str]:
 def _checked(calibration: Calibration | None) -> Calibration:
     if calibration is None or not set(REQUIRES) <= set(calibration.states):
         raise InputError(
-            "optimizer_basis 'kfac_eigen' needs input and gradient covariances: give "
-            "their statistics, as `spectrim.refine` does, or set optimizer_basis to "
-            "'parameters'"
+            "optimizer 'kfac_adamw' needs input and gradient covariances: give their "
+            "statistics, as `spectrim.refine` does, or set optimizer to 'adamw'"
         )
     return calibration
 
@@ -133,8 +113,8 @@ class _Eigenvectors:
     def _of(self, name: str, statistic: str) -> Tensor | None:
         if not self.calibration.counts[name]:
             return None
-        covariance = dense(self.calibration.layer(name)[statistic]).double()
-        return torch.linalg.eigh(covariance).eigenvectors.float() if covariance.any() else None
+        covariance = dense(self.calibration.layer(name)[statistic])
+        return eigenvectors(covariance) if covariance.any() else None
 
 
 def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:

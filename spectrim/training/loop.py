@@ -1,6 +1,6 @@
-"""The one training loop: AdamW on the parameters of a stage, step by step.
+"""The one training loop: an optimizer on the parameters of a stage, step by step.
 
-    c <- c - rate(step) * share_c * Adam(clip(dL/dc))       no weight decay
+    c <- c - rate(step) * share_c * step_c(clip(dL/dc))       AdamW's by default, no decay
 
 Refinements, adapters and pruning train with it; `spectrim/training/run.py` resumes the stages
 of a run that was interrupted.
@@ -11,20 +11,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from spectrim.errors import NumericalError
+from spectrim.optim import OPTIMIZERS, check_options, option_names
 from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import Parameters
 from spectrim.training.eigenbasis import Rotations
 from spectrim.training.schedule import Schedule
 
-_BETAS = (0.9, 0.95)
+_DEFAULTS = {"betas": (0.9, 0.95), "weight_decay": 0.0}
+"""Of optimizers that take these options."""
 Moments = dict[str, dict[str, Tensor]]
-"""AdamW's state, by parameter and entry."""
+"""An optimizer's state, by parameter and entry."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,11 @@ class Stage:
     Attributes:
         loss: takes the indices (rows,) of a step's sequences.
         rows: the number of sequences to choose from.
-        rotations: of parameters that are stepped in other coordinates.
+        rotations: of parameters that are stepped in other coordinates, by `kfac_adamw`.
         rates: learning rates relative to the schedule's, 1 for parameters that are absent.
+        optimizer: its name, with `options`.
+        rest: parameters that are stepped by AdamW whatever their shape.
+        after_step: called after every step, to restore what holds between steps.
     """
 
     name: str
@@ -44,6 +51,10 @@ class Stage:
     rows: int
     rotations: Rotations = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    optimizer: str = "adamw"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rest: frozenset[str] = frozenset()
+    after_step: Callable[[], None] | None = None
 
 
 def train(
@@ -62,17 +73,14 @@ def train(
 
 
 class Trainer:
-    """AdamW on one stage, from its `moments` on; a step's rate depends on its number alone."""
+    """One stage, from its `moments` on; the rate of a step depends on its number alone."""
 
     def __init__(self, stage: Stage, schedule: Schedule, moments: Moments):
         self.stage = stage
         self.schedule = schedule
         self.parameters = list(stage.parameters.values())
-        by_rate: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in stage.parameters.items():
-            by_rate.setdefault(stage.rates.get(name, 1.0), []).append(parameter)
-        groups = [{"params": params, "relative": rate} for rate, params in by_rate.items()]
-        self.optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0)
+        self.optimizer = _optimizer(stage)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         for name, entries in moments.items():
             self.optimizer.state[stage.parameters[name]] = dict(entries)
 
@@ -90,10 +98,12 @@ class Trainer:
                 f"at step {number + 1} of {self.schedule.steps}; check the model for NaN, or "
                 "set a smaller learning_rate"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["relative"] * self.schedule.rate(number)
-        self._update()
+        for group, relative in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = relative * self.schedule.rate(number)
+        self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.stage.after_step is not None:
+            self.stage.after_step()
         return value
 
     def _average_gradients(self, sequences: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
@@ -112,18 +122,28 @@ class Trainer:
         distributed.all_reduce_sum_([total, *sums])
         return total, sums
 
-    @torch.no_grad()
-    def _update(self) -> None:
-        """Step the optimizer in the coordinates of the stage."""
-        rotated = [(self.stage.parameters[n], r) for n, r in self.stage.rotations.items()]
-        for parameter, rotation in rotated:
-            assert parameter.grad is not None
-            parameter.grad = rotation.into(parameter.grad).contiguous()
-            parameter.copy_(rotation.into(parameter))
-        self.optimizer.step()
-        for parameter, rotation in rotated:
-            parameter.copy_(rotation.back(parameter))
+    @property
+    def resumes(self) -> bool:
+        """Whether the optimizer's state is tensors, which a snapshot can hold."""
+        states = self.optimizer.state.values()
+        return all(isinstance(value, Tensor) for state in states for value in state.values())
 
     def moments(self) -> Moments:
         state, items = self.optimizer.state, self.stage.parameters.items()
         return {name: dict(state[p]) for name, p in items if p in state}
+
+
+def _optimizer(stage: Stage) -> Optimizer:
+    """Return the stage's optimizer; the rate of its groups is relative to the schedule's."""
+    module, known = OPTIMIZERS.get(stage.optimizer), option_names(stage.optimizer)
+    options = {name: value for name, value in _DEFAULTS.items() if name in known}
+    options |= check_options(stage.optimizer, dict(stage.options))
+    if getattr(module, "NEEDS_COVARIANCES", False):
+        turned = stage.rotations.items()
+        options["rotations"] = {stage.parameters[name]: turn for name, turn in turned}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in stage.parameters.items():
+        sort = stage.rates.get(name, 1.0), name not in stage.rest
+        groups.setdefault(sort, []).append(parameter)
+    given = [{"params": p, "lr": rate, "matrix": m} for (rate, m), p in groups.items()]
+    return module.OPTIMIZER(given, lr=1.0, **options)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import CheckpointError
+from spectrim.optim import measure_state
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.files import read_tensors, write_tensors
@@ -78,7 +79,8 @@ class SavedState:
 
 
 class TrainingRun:
-    """A training of `parameters` under `key`; `finished` where the cache has its end.
+    """A training of `parameters` under `key`; `finished` where the cache has its end, and
+    `state_bytes` the most that an optimizer of its stages held.
 
     Interrupted trainings take up their last snapshot by `resume`, and end in the same
     parameters to the last bit.
@@ -89,6 +91,7 @@ class TrainingRun:
         self.entry = context.cache.path("refinement", key)
         self.snapshots = Snapshots(self.entry, shared=True)
         self.state = TrainingState(parameters)
+        self.state_bytes = 0
         self.finished = self._adopt(load_if_valid(self.entry, self.state.read))
 
     def resume(self) -> None:
@@ -103,8 +106,14 @@ class TrainingRun:
                 self.train_stage(number, stage, schedule)
         return self.finish()
 
-    def train_stage(self, number: int, stage: Stage, schedule: Schedule) -> None:
-        """Train one stage from where it stands. Raises NumericalError naming a bad step."""
+    def train_stage(
+        self, number: int, stage: Stage, schedule: Schedule, until: int | None = None
+    ) -> None:
+        """Train one stage from where it stands, up to step `until` if not to the end.
+
+        Stages of one name are parts of one schedule, each with an optimizer of its own. Raises
+        NumericalError naming a bad step.
+        """
         if number < self.state.stage:
             return
         if number > self.state.stage:
@@ -113,11 +122,13 @@ class TrainingRun:
         trainer = Trainer(stage, schedule, self.state.moments)
         losses = self.state.losses.setdefault(stage.name, [])
         description = f"refining {stage.name}"
-        for _ in train(trainer, losses, schedule.steps, description, self.context):
+        until = schedule.steps if until is None else until
+        for _ in train(trainer, losses, until, description, self.context):
             _log(stage.name, losses, schedule.steps)
-            if self.snapshots.due():
+            if self.snapshots.due() and trainer.resumes:
                 self.state.moments = trainer.moments()
                 self.snapshots.save("state", self.state.save)
+        self.state_bytes = max(self.state_bytes, measure_state(trainer.optimizer))
 
     def finish(self) -> Losses:
         """Store the result, without what was needed to resume only, and return the losses."""

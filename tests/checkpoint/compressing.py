@@ -17,7 +17,7 @@ from spectrim.models.replace import replace_layer
 from spectrim.models.targets import find_targets
 from tests.tiny_models import tiny_tokens
 
-KINDS = ("lowrank", "pivoted", "sparse_dictionary")
+KINDS = ("lowrank", "pivoted", "sparse_dictionary", "sparse_plus_lowrank")
 
 
 @dataclass(frozen=True)

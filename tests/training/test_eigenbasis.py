@@ -10,12 +10,13 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import InputError
+from spectrim.optim.kfac_adamw import Rotation
 from spectrim.refinement import REFINEMENTS, TrainingInputs
 from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import balanced_parameters
-from spectrim.training.eigenbasis import REQUIRES, Rotation, rotations
+from spectrim.training.eigenbasis import REQUIRES, rotations
 from spectrim.training.loop import Stage
 from spectrim.training.run import TrainingRun
 from spectrim.training.schedule import Schedule
@@ -35,7 +36,7 @@ def test_covariances_are_diagonal_in_them(model):
     calibration = statistics(given.original, REQUIRES)
     compressed = copy.deepcopy(given.compressed)
     with balanced_parameters(compressed) as parameters:
-        found = rotations(compressed, parameters, "kfac_eigen", calibration)
+        found = rotations(compressed, parameters, "kfac_adamw", calibration)
         assert found
         for name, rotation in found.items():
             layer, basis = _layer_of(name, rotation, given.original)
@@ -79,9 +80,8 @@ def test_ill_conditioned_quadratic_is_solved_sooner():
     ends = []
     for turned in ({}, {"w": Rotation(right=basis)}):
         weight = nn.Parameter(start.clone())
-        stage = Stage(
-            "w", {"w": weight}, lambda rows, w=weight: (w @ root).square().sum(), 1, turned
-        )
+        loss = lambda rows, w=weight: (w @ root).square().sum()  # noqa: E731
+        stage = Stage("w", {"w": weight}, loss, 1, turned, optimizer="kfac_adamw")
         TrainingRun({"w": weight}, {}, RunContext()).complete(
             [stage], Schedule(60, 1, 0.1, 0, 0, max_grad_norm=1e9)
         )
@@ -92,7 +92,7 @@ def test_ill_conditioned_quadratic_is_solved_sooner():
 @refinements
 def test_loss_falls_and_a_stopped_run_ends_the_same(name, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
-    options = STAGES[name] | {"optimizer_basis": "kfac_eigen"}
+    options = STAGES[name] | {"optimizer": "kfac_adamw"}
     whole, stopped = case("llama"), case("llama")
     for losses in whole.refine(name, **options).values():
         assert sum(losses[-2:]) < sum(losses[:2])
@@ -106,9 +106,9 @@ def test_loss_falls_and_a_stopped_run_ends_the_same(name, tmp_path, monkeypatch)
 @refinements
 def test_another_basis_is_another_run(name, tmp_path):
     results = []
-    for basis in ("parameters", "kfac_eigen"):
+    for basis in ("adamw", "kfac_adamw"):
         given = case("llama")
-        given.refine(name, RunContext(Cache(tmp_path)), optimizer_basis=basis, **STAGES[name])
+        given.refine(name, RunContext(Cache(tmp_path)), optimizer=basis, **STAGES[name])
         results.append(state(given.compressed))
     assert not same(*results)
 
@@ -116,7 +116,7 @@ def test_another_basis_is_another_run(name, tmp_path):
 @refinements
 def test_without_statistics_it_says_what_to_give(name):
     given = case("llama")
-    options = REFINEMENTS.options(name, STAGES[name] | {"optimizer_basis": "kfac_eigen"})
+    options = REFINEMENTS.options(name, STAGES[name] | {"optimizer": "kfac_adamw"})
     inputs = TrainingInputs(given.original, given.compressed, tokens())
-    with pytest.raises(InputError, match="basis to 'parameters'"):
+    with pytest.raises(InputError, match="optimizer to 'adamw'"):
         REFINEMENTS.get(name).refine(inputs, options, RunContext())
