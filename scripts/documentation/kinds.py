@@ -73,6 +73,7 @@ KINDS = {
     "sources": Kind("Sources of text", "spectrim compress MODEL -o OUT --data TEXT"),
     "statistics": Kind("Statistics"),
     "evaluators": Kind("Evaluators"),
+    "estimators": Kind("Estimators"),
 }
 
 

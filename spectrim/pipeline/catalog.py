@@ -8,6 +8,7 @@ from spectrim.allocation import ALLOCATORS
 from spectrim.data import SOURCES
 from spectrim.data.tasks import FORMATS
 from spectrim.decompositions import DECOMPOSITIONS, TABLE_METHODS
+from spectrim.estimators import ESTIMATORS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
 from spectrim.layers.quantized import QUANTIZERS
@@ -28,6 +29,7 @@ REGISTRIES: dict[str, Registry] = {
     "sources": SOURCES,
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
+    "estimators": ESTIMATORS,
 }
 
 
