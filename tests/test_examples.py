@@ -128,6 +128,17 @@ def test_sentence_embeddings(tmp_path, monkeypatch):
     assert again.config.quantization_config.layers
 
 
+@needs("sklearn", "extra spectrim[estimators]")
+def test_estimators():
+    figures = example("estimators").main([])
+    assert figures["detector, AUROC"] > 0.99
+    assert figures["clusters, Rand index"] == 1
+    assert figures["imputed, relative error"] < 1e-6
+    assert figures["under gross errors, relative error"] < 1e-2
+    assert figures["regression on 200 of 5000 rows, error"] < 0.1
+    assert figures["certified radius, mean"] > 0.3
+
+
 def test_live_page(shelf, monkeypatch):
     monkeypatch.chdir(shelf)
     given = [str(shelf / "model"), "--data", str(shelf / "text.txt"), "--sequences", "8"]

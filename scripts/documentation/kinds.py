@@ -83,6 +83,7 @@ KINDS = {
     "statistics": Kind("Statistics"),
     "evaluators": Kind("Evaluators"),
     "modules": Kind("Modules and losses"),
+    "estimators": Kind("Estimators"),
 }
 
 

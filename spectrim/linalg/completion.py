@@ -6,7 +6,8 @@ L starts from the leading left singular vectors of the zero-filled matrix. A rou
 factor orthonormal, `L = Q T`, which turns R into `R T^T` without changing the product, and
 takes a few conjugate gradient steps on the normal equations of all rows of the other, from
 where it stood; then the same with the sides exchanged. Two steps do as well as exact solves.
-Cost O(m_obs k) a step, so O(m_obs k) in all up to logarithms; exact solves take O(m_obs k^2).
+Cost O(m_obs k) a step, so O(m_obs k) in all up to logarithms, where exact solves take
+O(m_obs k^2).
 
 Generic matrices of rank k are recovered from about three times their k (m + n - k) degrees of
 freedom. Y. Gu, Z. Song, J. Yin, L. Zhang, 2023, arXiv:2302.11068, where a sketched

@@ -44,6 +44,7 @@ class LowRankStateSpace(nn.Module):
                 f"rank is {rank} of {state} states, {scans} scans, radius {radius}; expected "
                 "1 to the states, 1 or 4, and between 0 and 1"
             )
+        self.radius = radius
         maps = torch.linalg.qr(torch.randn(scans, state, state)).Q * radius
         u, v = _balanced(maps, rank)
         self.left, self.right = nn.Parameter(u), nn.Parameter(v)
@@ -96,7 +97,10 @@ class LowRankStateSpace(nn.Module):
 
     def extra_repr(self) -> str:
         scans, state, features = self.inputs.shape
-        return f"features={features}, state={state}, rank={self.rank}, scans={scans}"
+        return (
+            f"features={features}, state={state}, rank={self.rank}, scans={scans}, "
+            f"radius={self.radius:g}"
+        )
 
 
 def structure_losses(

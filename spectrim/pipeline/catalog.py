@@ -8,6 +8,7 @@ from spectrim.allocation import ALLOCATORS
 from spectrim.data import SOURCES
 from spectrim.data.tasks import FORMATS
 from spectrim.decompositions import DECOMPOSITIONS, TABLE_METHODS
+from spectrim.estimators import ESTIMATORS
 from spectrim.evaluation import EVALUATORS
 from spectrim.layers import LAYERS
 from spectrim.layers.quantized import QUANTIZERS
@@ -34,6 +35,7 @@ REGISTRIES: dict[str, Registry] = {
     "statistics": STATISTICS,
     "evaluators": EVALUATORS,
     "modules": NN,
+    "estimators": ESTIMATORS,
 }
 
 

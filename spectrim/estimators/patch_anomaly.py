@@ -1,0 +1,161 @@
+"""Image anomalies: `s(x) = || (I - U U^T)(x - mu) ||^2` of patch features (SubspaceAD).
+
+A frozen vision backbone of transformers gives patch features, the mean over some of its hidden
+layers without class and register tokens; the principal subspace of those of a few normal images
+and of their rotations is the whole model. A map of residuals is resized to the image and
+blurred, and an image scores the mean of its highest 1% of pixels. Any backbone that returns
+`hidden_states` of tokens (n, l, d) or of maps (n, d, h, w) does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrim.errors import InputError
+from spectrim.estimators._sklearn import Array, BaseEstimator, check_is_fitted
+from spectrim.estimators.subspace_detector import SubspaceDetector
+
+REFERENCE = "Lendering et al., SubspaceAD, CVPR 2026, arXiv:2602.23013"
+TAKES = "images"
+BLUR_SIZE, BLUR_SIGMA = 3, 4.0
+TOP = 0.01
+"""Share of the pixels whose mean is the score of an image."""
+
+
+class PatchAnomalyDetector(BaseEstimator):
+    """Score images by patches that normal images do not explain.
+
+    Args:
+        backbone: a vision model, or a name or directory for `AutoModel` of transformers.
+        layers: indices of hidden states that are averaged (published runs: -12 to -18 of 40).
+        n_components: of the subspace, a number or a share of the variance.
+        rotations: copies of each normal image, evenly turned over the circle; 1 for none.
+        batch_size: images at once.
+
+    Attributes:
+        detector_: the fitted SubspaceDetector of patches.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module | str,
+        *,
+        layers: Sequence[int] = (-1,),
+        n_components: float = 0.99,
+        rotations: int = 30,
+        batch_size: int = 8,
+    ):
+        self.backbone = backbone
+        self.layers = layers
+        self.n_components = n_components
+        self.rotations = rotations
+        self.batch_size = batch_size
+
+    def fit(self, X: Any, y: Any = None) -> PatchAnomalyDetector:
+        """Fit normal images (n, channels, height, width), normalized for the backbone."""
+        self.model_ = _load(self.backbone).eval()
+        detector = SubspaceDetector(self.n_components)
+        for angle in torch.arange(self.rotations) * (2 * torch.pi / self.rotations):
+            for images in self._batches(X):
+                patches = self._patches(_rotate(images, float(angle)))
+                detector.partial_fit(patches.flatten(0, 2).double().numpy())
+        self.detector_ = detector
+        return self
+
+    def _batches(self, X: Any) -> Iterator[Tensor]:
+        images = torch.as_tensor(X, dtype=torch.float32)
+        if images.dim() != 4:
+            raise InputError(
+                f"images {tuple(images.shape)}; expected (n, channels, height, width)"
+            )
+        yield from images.split(self.batch_size)
+
+    @torch.no_grad()
+    def _patches(self, images: Tensor) -> Tensor:
+        """Return features (n, rows, columns, d) of the patches."""
+        place = next(self.model_.parameters())
+        options: dict[str, Any] = {"output_hidden_states": True}
+        if "interpolate_pos_encoding" in inspect.signature(self.model_.forward).parameters:
+            options["interpolate_pos_encoding"] = True
+        states = self.model_(images.to(place), **options).hidden_states
+        patch = getattr(self.model_.config, "patch_size", 1)
+        side = patch if isinstance(patch, int) else patch[0]
+        chosen = [_as_grid(states[layer], images.shape[2:], side) for layer in self.layers]
+        return torch.stack(chosen).mean(0).float().cpu()
+
+    def score_maps(self, X: Any) -> Tensor:
+        """Return anomaly scores (n, height, width), higher is more anomalous."""
+        check_is_fitted(self, "detector_")
+        return torch.cat([self._maps(images) for images in self._batches(X)])
+
+    def _maps(self, images: Tensor) -> Tensor:
+        patches = self._patches(images)
+        scores = -self.detector_.score_samples(patches.flatten(0, 2).double().numpy())
+        grid = torch.from_numpy(scores).reshape(patches.shape[:3]).unsqueeze(1)
+        size = (images.shape[2], images.shape[3])
+        resized = functional.interpolate(grid, size, mode="bilinear", align_corners=False)
+        return _blur(resized)[:, 0]
+
+    def score_samples(self, X: Any) -> Array:
+        """Return minus the anomaly score of each image (n,): higher is more normal."""
+        pixels = self.score_maps(X).flatten(1)
+        highest = pixels.topk(max(1, int(TOP * pixels.shape[1])), dim=1).values
+        scores: Array = -highest.mean(1).numpy()
+        return scores
+
+
+def _load(backbone: nn.Module | str) -> nn.Module:
+    if isinstance(backbone, nn.Module):
+        return backbone
+    from transformers import AutoModel
+
+    model: nn.Module = AutoModel.from_pretrained(backbone)
+    return model
+
+
+def _as_grid(states: Tensor, size: Sequence[int], patch: int) -> Tensor:
+    """Arrange hidden states as (n, rows, columns, d), class and register tokens dropped.
+
+    Special tokens come first; later stages of hierarchical models have patches of 2, 4, ..
+    times the side. Raises InputError if no grid fits.
+    """
+    if states.dim() == 4:
+        return states.movedim(1, 3)
+    height, width = size
+    while patch <= min(size):
+        rows, columns = height // patch, width // patch
+        if rows * columns <= states.shape[1]:
+            return states[:, -rows * columns :].unflatten(1, (rows, columns))
+        patch *= 2
+    raise InputError(f"{states.shape[1]} tokens for an image of {height} x {width} pixels")
+
+
+def _rotate(images: Tensor, angle: float) -> Tensor:
+    """Turn images (n, c, h, w) about their center, mirrored at the border."""
+    if angle == 0:
+        return images
+    cos, sin = float(torch.tensor(angle).cos()), float(torch.tensor(angle).sin())
+    ratio = images.shape[2] / images.shape[3]
+    turn = torch.tensor([[cos, -sin * ratio, 0.0], [sin / ratio, cos, 0.0]])
+    grid = functional.affine_grid(
+        turn.expand(len(images), 2, 3), list(images.shape), align_corners=False
+    )
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _blur(maps: Tensor) -> Tensor:
+    """Apply the Gaussian kernel of the published runs to (n, 1, h, w)."""
+    offset = torch.arange(BLUR_SIZE, dtype=maps.dtype) - BLUR_SIZE // 2
+    weights = torch.exp(-offset.square() / (2 * BLUR_SIGMA**2))
+    kernel = torch.outer(weights, weights)
+    padded = functional.pad(maps, [BLUR_SIZE // 2] * 4, mode="reflect")
+    return functional.conv2d(padded, (kernel / kernel.sum())[None, None])
+
+
+ESTIMATOR = PatchAnomalyDetector
