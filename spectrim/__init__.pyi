@@ -1,5 +1,6 @@
 from spectrim.adapters.targets import lora_targets as lora_targets
 from spectrim.checkpoint import load as load
+from spectrim.checkpoint import resize as resize
 from spectrim.checkpoint.save import save as save
 from spectrim.errors import NumericalWarning as NumericalWarning
 from spectrim.errors import SpectrimError as SpectrimError

@@ -5,6 +5,9 @@ from __future__ import annotations
 from spectrim.checkpoint.activation.install import activate, deactivate, is_active
 from spectrim.checkpoint.card import CardFacts, model_card
 from spectrim.checkpoint.config import SpectrimConfig
+from spectrim.checkpoint.elastic.entry import elastic_entry, sizes_of
+from spectrim.checkpoint.elastic.model import resize
+from spectrim.checkpoint.elastic.stored import stored_layer
 from spectrim.checkpoint.export.dense import export_dense, export_self_contained
 from spectrim.checkpoint.export.onnx import export_onnx
 from spectrim.checkpoint.load import check_dense, load, resolve, stored_dtype
@@ -36,6 +39,7 @@ __all__ = [
     "check_output",
     "check_weights",
     "deactivate",
+    "elastic_entry",
     "export_dense",
     "export_onnx",
     "export_self_contained",
@@ -44,9 +48,12 @@ __all__ = [
     "model_card",
     "overflow_remedy",
     "register",
+    "resize",
     "resolve",
     "save_compressed",
     "save_together",
+    "sizes_of",
+    "stored_layer",
     "stored_dtype",
     "warn_of_failure",
 ]

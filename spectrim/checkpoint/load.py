@@ -18,6 +18,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from spectrim.checkpoint.elastic.choose import WISHES, take_budget
 from spectrim.checkpoint.loading_errors import explain, reason
 from spectrim.checkpoint.transformers_plugin import register
 from spectrim.checkpoint.validation import (
@@ -43,10 +44,12 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
 
     Args:
         name: A directory, a Hub name, or a bundled model.
-        options: Passed to `from_pretrained`; remote code runs only if they ask for it.
+        options: Passed to `from_pretrained`; remote code runs only if they ask for it. For an
+            elastic checkpoint one of `budget` (fraction of the layers' weights), `target_loss`
+            (nats per token) and `size` ("300MiB") chooses its size, by default the largest.
 
     Raises:
-        InputError: The model cannot be found.
+        InputError: The model cannot be found, or has no such size.
         CheckpointError: Tensors are missing, unexpected, misshapen or damaged.
         ModelError: Weights are not finite, or quantized by another library.
     """
@@ -57,6 +60,10 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
     else:
         _check_hub(source, options)
     register()
+    if any(options.get(wish) is not None for wish in WISHES):
+        dtype = stored_dtype(name, **options) or torch.float32
+        options = take_budget(options, read_config(name, **options), dtype.itemsize, name)
+    options = {key: value for key, value in options.items() if key not in WISHES}
     model = load_strictly(AutoModelForCausalLM, source, options)
     check_weights(model)
     return model, load_tokenizer(source, options)

@@ -72,6 +72,8 @@ def compress(
     """Compress a model and save it with a card, its plan and a report."""
     if given["budget"] is not None and target_loss is not None:
         raise InputError("choose one of --budget and --target-loss")
+    if given["budget"] is not None and given["elastic"] is not None:
+        raise InputError("choose one of --budget and --elastic")
     recipe = recipe_of(given)
 
     from spectrim.checkpoint import check_output

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 
 from spectrim.errors import InputError, did_you_mean
+from spectrim.pipeline.budgets import parse_range
 from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, recipe_from
 from spectrim.pipeline.renamed import check_field
@@ -106,6 +107,14 @@ def _recipe_options() -> dict[str, Any]:
             typer.Option(
                 help="Fraction of the layers' time for one token, measured here, in place of "
                 "--budget.",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
+        "elastic": Annotated[
+            text,
+            typer.Option(
+                metavar="LOW..HIGH",
+                help="One checkpoint of all sizes between two budgets (0.4..0.9), cut on loading.",
                 rich_help_panel=_RECIPE,
             ),
         ],
@@ -238,6 +247,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["task"] = (values["task"] or {}) | {"data": given["task"]}
     if given["latency_budget"] is not None:
         values["latency"] = (values["latency"] or {}) | {"budget": given["latency_budget"]}
+    if given["elastic"] is not None:
+        values["elastic"] = parse_range(given["elastic"])
     if given["probe"] is not None:
         values["probe"] |= {"per_layer": given["probe"], "joint": given["probe"]}
     if given["quantize"] is not None:
