@@ -17,6 +17,7 @@ from spectrim.pipeline.calibrate import calibrate as calibrate
 from spectrim.pipeline.compress import CompressionResult as CompressionResult
 from spectrim.pipeline.compress import CompressOptions as CompressOptions
 from spectrim.pipeline.compress import compress as compress
+from spectrim.pipeline.elastic_size import budget_for_latency as budget_for_latency
 from spectrim.pipeline.evaluate import evaluate as evaluate
 from spectrim.pipeline.finetune import finetune as finetune
 from spectrim.pipeline.finetune_settings import FinetuneSettings as FinetuneSettings

@@ -10,7 +10,7 @@ ranks still fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,6 +25,8 @@ from spectrim.layers import layer_class
 
 MOST_STEPS = 2000
 """Of the whole range: a step that would be finer is merged with the next of its layer."""
+_TIMED_SIZES = 101
+"""Sizes that are compared with a budget of time."""
 DENSE = 0
 """The rank of a layer that is left dense."""
 
@@ -113,7 +115,8 @@ class NestedSizes:
 
         Raises InputError for a target that no size meets.
         """
-        met = [cost for cost, loss in zip(self._costs, self.losses, strict=True) if loss <= target]
+        points = zip(self._costs.tolist(), self.losses, strict=True)
+        met = [cost for cost, loss in points if loss <= target]
         if not met:
             raise InputError(
                 f"target loss {target:g} is below {self.losses[-1]:.4f} nats per token, the "
@@ -140,12 +143,15 @@ class NestedSizes:
         Raises InputError for times that are missing, and where the smallest size takes more.
         """
         shapes = [layer.shape for layer in self.layers.values()]
-        dense = sum(times.seconds(shape, self.kind, None) for shape in shapes)
-        best = None
-        for budget in np.linspace(self.smallest, self.largest, 101).tolist():
-            ranks = self.ranks(self._bounded(budget)).values()
-            spent = sum(times.seconds(s, self.kind, r) for s, r in zip(shapes, ranks, strict=True))
-            best = self._bounded(budget) if spent <= fraction * dense else best
+
+        def seconds(ranks: Iterable[int | None]) -> float:
+            pairs = zip(shapes, ranks, strict=True)
+            return sum(times.seconds(shape, self.kind, rank) for shape, rank in pairs)
+
+        limit, best = fraction * seconds([None] * len(shapes)), None
+        for budget in np.linspace(self.smallest, self.largest, _TIMED_SIZES).tolist():
+            if seconds(self.ranks(self._bounded(budget)).values()) <= limit:
+                best = self._bounded(budget)
         if best is None:
             raise InputError(
                 f"even the smallest size ({self.smallest:g}) takes more than {fraction:g} of "
@@ -337,9 +343,7 @@ def _stored_layers(request: AllocationRequest, growth: _Growth) -> dict[str, Nes
         request.curves, growth.choices, used, growth.first, strict=True
     ):
         ranks = [int(choice.ranks[place]) for place in places]
-        layer = NestedLayer(
-            curve.shape, int(choice.ranks[begin]), max(ranks), DENSE in ranks
-        )
+        layer = NestedLayer(curve.shape, int(choice.ranks[begin]), max(ranks), DENSE in ranks)
         layers[curve.name] = _cheaper(layer, len(curve.loss) - 1)
     return layers
 

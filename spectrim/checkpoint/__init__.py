@@ -9,8 +9,16 @@ from spectrim.checkpoint.elastic.entry import elastic_entry, sizes_of
 from spectrim.checkpoint.elastic.model import resize
 from spectrim.checkpoint.elastic.stored import stored_layer
 from spectrim.checkpoint.export.dense import export_dense, export_self_contained
+from spectrim.checkpoint.export.one_size import export_size
 from spectrim.checkpoint.export.onnx import export_onnx
-from spectrim.checkpoint.load import check_dense, load, resolve, stored_dtype
+from spectrim.checkpoint.load import (
+    check_dense,
+    elastic_sizes,
+    find_budget,
+    load,
+    resolve,
+    stored_dtype,
+)
 from spectrim.checkpoint.save import (
     SaveOptions,
     Text,
@@ -40,9 +48,12 @@ __all__ = [
     "check_weights",
     "deactivate",
     "elastic_entry",
+    "elastic_sizes",
     "export_dense",
     "export_onnx",
     "export_self_contained",
+    "export_size",
+    "find_budget",
     "is_active",
     "load",
     "model_card",
@@ -53,7 +64,7 @@ __all__ = [
     "save_compressed",
     "save_together",
     "sizes_of",
-    "stored_layer",
     "stored_dtype",
+    "stored_layer",
     "warn_of_failure",
 ]

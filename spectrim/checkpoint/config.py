@@ -61,7 +61,7 @@ class SpectrimConfig(QuantizationConfigMixin):
         _check_json(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields; `elastic` only if it is used, as earlier versions do not know it."""
+        """Return the fields; `elastic`, which earlier versions do not know, only if used."""
         values: dict[str, Any] = super().to_dict()
         if values["elastic"] is None:
             del values["elastic"]

@@ -18,7 +18,10 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from spectrim.checkpoint.elastic.choose import WISHES, take_budget
+from spectrim.allocation import NestedSizes
+from spectrim.checkpoint.elastic.choose import WISHES, choose_budget
+from spectrim.checkpoint.elastic.entry import check_elastic, sizes_of
+from spectrim.checkpoint.elastic.stored import BUDGET
 from spectrim.checkpoint.loading_errors import explain, reason
 from spectrim.checkpoint.transformers_plugin import register
 from spectrim.checkpoint.validation import (
@@ -61,8 +64,8 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
         _check_hub(source, options)
     register()
     if any(options.get(wish) is not None for wish in WISHES):
-        dtype = stored_dtype(name, **options) or torch.float32
-        options = take_budget(options, read_config(name, **options), dtype.itemsize, name)
+        wishes = {wish: options[wish] for wish in WISHES if options.get(wish) is not None}
+        options[BUDGET] = find_budget(name, wishes, **_hub_options(options))
     options = {key: value for key, value in options.items() if key not in WISHES}
     model = load_strictly(AutoModelForCausalLM, source, options)
     check_weights(model)
@@ -104,6 +107,29 @@ def read_config(name: str | Path, **options: Any) -> dict[str, Any]:
         return read_json(path) if path.is_file() else {}
     with explain(source):
         return PreTrainedConfig.get_config_dict(source, **_hub_options(options))[0]
+
+
+def elastic_sizes(name: str | Path, **options: Any) -> NestedSizes:
+    """Return the sizes of an elastic checkpoint. Raises InputError for any other."""
+    entry = (read_config(name, **options).get("quantization_config") or {}).get("elastic")
+    if entry is None:
+        raise InputError(
+            f"{name} has one size; only a checkpoint of `spectrim compress --elastic` is cut "
+            "when it is loaded"
+        )
+    check_elastic(entry)
+    return sizes_of(entry)
+
+
+def find_budget(name: str | Path, wishes: Mapping[str, Any], **options: Any) -> float:
+    """Return the budget that one of `budget`, `target_loss` and `size` means.
+
+    Raises InputError for a checkpoint that is not elastic or has no such size.
+    """
+    sizes = elastic_sizes(name, **options)
+    entry = read_config(name, **options)["quantization_config"]["elastic"]
+    dtype = stored_dtype(name, **options) or torch.float32
+    return choose_budget(sizes, wishes, dtype.itemsize, entry["other_weights"])
 
 
 def stored_dtype(name: str | Path, **options: Any) -> torch.dtype | None:

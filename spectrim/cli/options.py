@@ -33,6 +33,10 @@ Tracker = Annotated[
         help="Also log metrics to trackio, wandb or mlflow.",
     ),
 ]
+Size = Annotated[
+    float | None,
+    typer.Option("--budget", help="Size of an elastic checkpoint (default: its largest)."),
+]
 CacheDirectory = Annotated[
     Path | None, typer.Option("--cache", help="Directory of statistics and snapshots.")
 ]
@@ -114,7 +118,7 @@ def _recipe_options() -> dict[str, Any]:
             text,
             typer.Option(
                 metavar="LOW..HIGH",
-                help="One checkpoint of all sizes between two budgets (0.4..0.9), cut on loading.",
+                help="One checkpoint of all sizes, like 0.4..0.9, cut when it is loaded.",
                 rich_help_panel=_RECIPE,
             ),
         ],

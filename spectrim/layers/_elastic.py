@@ -9,7 +9,6 @@ checkpoint holds such layers; loading cuts each to one rank and one kind.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 

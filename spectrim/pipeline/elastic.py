@@ -1,6 +1,6 @@
 """One model of all sizes: the components of every layer in the order of removal.
 
-    plan of the largest size -> components of every layer -> config with the order
+plan of the largest size -> components of every layer -> config with the order
 """
 
 from __future__ import annotations

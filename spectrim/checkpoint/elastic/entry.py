@@ -122,7 +122,8 @@ def _check_layer(layer: object) -> None:
     if not isinstance(name := layer["name"], str):
         raise CheckpointError(f"an elastic layer is named {name!r:.80}")
     shape = layer["shape"]
-    if not (isinstance(shape, list) and len(shape) == 2 and all(_is_count(n, 1) for n in shape)):
+    pair = isinstance(shape, list) and len(shape) == 2
+    if not (pair and all(_is_count(n, 1) for n in shape)):
         raise CheckpointError(f"elastic layer {name}: shape is {shape!r:.80}")
     if not _is_count(layer["components"], 0) or layer["components"] > min(shape):
         raise CheckpointError(
@@ -137,10 +138,10 @@ def _check_layer(layer: object) -> None:
 def _check_rank(layer: Mapping[str, Any], rank: object) -> None:
     """Raise CheckpointError for a rank that the stored tensors do not give."""
     whole = layer["has_dense"] or layer["components"] == min(layer["shape"])
-    if not _is_count(rank, 0 if whole else 1) or rank > layer["components"]:  # type: ignore[operator]
+    if not _is_count(rank, 0 if whole else 1) or rank > layer["components"]:
         raise CheckpointError(
-            f"elastic layer {layer['name']}: rank {rank!r:.40}, its {layer['components']} components "
-            f"{'and dense weight ' if layer['has_dense'] else ''}do not give it"
+            f"elastic layer {layer['name']}: rank {rank!r:.40}, which is not in its "
+            f"{layer['components']} components{' or dense' if layer['has_dense'] else ''}"
         )
 
 
@@ -169,7 +170,8 @@ def _check_steps(entry: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _is_count(value: object, least: int) -> bool:

@@ -93,7 +93,9 @@ class ElasticModel:
         else:
             shape = getattr(module, "out_features", 0), getattr(module, "in_features", 0)
         if shape != expected:
-            raise CheckpointError(f"layer {name} is {shape} in the model, {expected} in the config")
+            raise CheckpointError(
+                f"layer {name} is {shape} in the model, {expected} in the config"
+            )
 
     def fill(self, model: nn.Module) -> None:
         """Put the values of this size into the layers, in place.

@@ -51,9 +51,7 @@ def install_stored(model: nn.Module, entry: dict[str, Any]) -> None:
             )
 
 
-def stored_layer(
-    old: nn.Module, components: Tensor, weight: Any, bias: Any
-) -> ElasticLinear:
+def stored_layer(old: nn.Module, components: Tensor, weight: Any, bias: Any) -> ElasticLinear:
     """Return an elastic layer in place of the dense layer `old`."""
     assert is_linear(old)
     transposed = not isinstance(old, nn.Linear)
