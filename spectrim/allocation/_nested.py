@@ -3,9 +3,8 @@
     min sum_l loss_l(r_l) + price * sum_l cost_l(r_l),   price falling
 
 Each layer's choices are reduced to the lower convex hull of its curve; the steps of all hulls
-are sorted by loss per weight. Every size is a beginning of that order, so that the ranks of a
-smaller size are nowhere above those of a larger one. Between two steps a layer takes whatever
-ranks still fit.
+are sorted by loss per weight. A size is a beginning of that order; what it leaves of the budget
+is spent in the same order on steps that still fit, and then on single ranks.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ from spectrim.allocation._knapsack import KnapsackGroup, convex_hull
 from spectrim.allocation._latency import LatencyTable
 from spectrim.allocation._request import AllocationRequest, RankChoices
 from spectrim.errors import InputError
-from spectrim.layers import layer_class
+from spectrim.layers import FactoredLinear, layer_class
 
 MOST_STEPS = 2000
 """Of the whole range: a step that would be finer is merged with the next of its layer."""
 _TIMED_SIZES = 101
 """Sizes that are compared with a budget of time."""
+_ROUNDING = 1e-12
 DENSE = 0
 """The rank of a layer that is left dense."""
 
@@ -90,14 +90,18 @@ class NestedSizes:
 
         Raises InputError for a budget outside the range.
         """
-        left = int(self._checked(budget) * self.dense_weights + 1e-9) - self._first_cost
-        found = [layer.first for layer in self.layers.values()]
+        left = self._weights(budget) - self._first_cost
+        found = [layer.first for layer in self._list]
+        stopped: dict[int, None] = {}
         for index, rank in self.steps:
             extra = self._cost(index, rank) - self._cost(index, found[index])
             if extra > left:
-                found[index] = self._partial(index, found[index], left)
-                break
-            found[index], left = rank, left - extra
+                stopped[index] = None
+            elif index not in stopped:
+                found[index], left = rank, left - extra
+        for index in stopped:
+            before, found[index] = found[index], self._partial(index, found[index], left)
+            left -= self._cost(index, found[index]) - self._cost(index, before)
         return {name: rank or None for name, rank in zip(self.layers, found, strict=True)}
 
     def cost(self, ranks: Mapping[str, int | None]) -> int:
@@ -105,9 +109,8 @@ class NestedSizes:
         return sum(self._cost(i, ranks[name] or DENSE) for i, name in enumerate(self.layers))
 
     def loss(self, budget: float) -> float:
-        """Return the predicted loss at `budget`, nats per token: of the last whole step."""
-        limit = self._checked(budget) * self.dense_weights + 1e-9
-        done = int(np.searchsorted(self._costs, limit, side="right")) - 1
+        """Return the predicted loss at `budget`, nats per token, without its last single ranks."""
+        done = int(np.searchsorted(self._costs, self._weights(budget), side="right")) - 1
         return self.losses[max(done, 0)]
 
     def budget_for_loss(self, target: float) -> float:
@@ -154,7 +157,7 @@ class NestedSizes:
                 best = self._bounded(budget)
         if best is None:
             raise InputError(
-                f"even the smallest size ({self.smallest:g}) takes more than {fraction:g} of "
+                f"even the smallest size ({self.smallest:g}) takes more than {fraction:.0%} of "
                 "the dense layers' time here"
             )
         return best
@@ -173,6 +176,10 @@ class NestedSizes:
                 f"{self.smallest:g} to {self.largest:g}"
             )
         return budget
+
+    def _weights(self, budget: float) -> int:
+        """Return a budget as weights, where the budget may be a rounded quotient of some."""
+        return int(self._checked(budget) * self.dense_weights * (1 + _ROUNDING) + 1e-9)
 
     def _bounded(self, budget: float) -> float:
         return min(max(budget, self.smallest), self.largest)
@@ -194,6 +201,10 @@ class NestedSizes:
         return np.array(costs, dtype=np.int64)
 
     @cached_property
+    def _kind(self) -> type[FactoredLinear]:
+        return layer_class(self.kind)
+
+    @cached_property
     def _list(self) -> list[NestedLayer]:
         return list(self.layers.values())
 
@@ -201,7 +212,7 @@ class NestedSizes:
         out_features, in_features = self._list[index].shape
         if rank == DENSE:
             return out_features * in_features
-        return layer_class(self.kind).cost(out_features, in_features, rank)
+        return self._kind.cost(out_features, in_features, rank)
 
     def _partial(self, index: int, rank: int, left: int) -> int:
         """Return the largest stored rank of a layer that costs at most `left` more."""
@@ -270,15 +281,21 @@ class _Growth:
         return cls(choices, hulls, places, cost)
 
     def run(self, least: int, most: int) -> None:
-        """Take the steps while they fit `most` weights; those within `least` are the start."""
+        """Take the steps while they fit `most` weights; those within `least` are the start.
+
+        After the first that does not fit, those of other layers that do are taken.
+        """
+        stopped: dict[int, None] = {}
         for index, place in _ordered(self.choices, self.hulls):
             after = self.cost + self._extra(index, place)
             if after > most:
-                last = _filled(self.choices[index], self.places[index], most - self.cost)
-                if last is not None:
-                    self._take(index, last, recorded=True)
-                break
-            self._take(index, place, recorded=bool(self.steps) or after > least)
+                stopped[index] = None
+            elif index not in stopped:
+                self._take(index, place, recorded=bool(self.steps) or after > least)
+        for index in stopped:
+            last = _filled(self.choices[index], self.places[index], most - self.cost)
+            if last is not None:
+                self._take(index, last, recorded=True)
         self.first = self.first or list(self.places)
         self.losses.append(self._loss())
 

@@ -132,5 +132,18 @@ def _save(request: Request, original: Any, result: Any) -> None:
     print_result(result.plan, request.json)
     note(summary(facts))
     note(f"saved to {request.output}: `import spectrim`, then from_pretrained")
+    if (elastic := result.recipe.elastic) is not None:
+        _note_sizes(request, elastic.smallest, elastic.largest)
     if request.page and (request.output / PAGE_FILE).is_file():
         note(f"report in {request.output / PAGE_FILE}")
+
+
+def _note_sizes(request: Request, smallest: float, largest: float) -> None:
+    from spectrim.checkpoint import elastic_sizes
+    from spectrim.cli.console import note
+
+    sizes = elastic_sizes(request.output)
+    note(
+        f"sizes {smallest:g} to {largest:g} by from_pretrained(..., spectrim_budget=...); the "
+        f"file holds {sizes.stored / sizes.dense_weights:.2f} of the layers' dense weights"
+    )

@@ -15,7 +15,6 @@ from spectrim.checkpoint import SpectrimConfig, attach_config, elastic_entry, st
 from spectrim.errors import InputError
 from spectrim.models.experts import split_expert_names
 from spectrim.models.replace import other_names
-from spectrim.pipeline.budgets import ElasticRecipe
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import (
     cast_for_saving,
@@ -105,6 +104,3 @@ def _other_weights(model: PreTrainedModel, names: list[str]) -> int:
     """Return the numbers that are stored besides the elastic layers' weights."""
     inside = {f"{name}.{part}" for name in names for part in ("components", "weight")}
     return sum(p.numel() for name, p in model.named_parameters() if name not in inside)
-
-
-__all__ = ["ElasticRecipe", "at_largest", "hold_sizes", "plan_elastic"]

@@ -28,7 +28,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
         predicted = f"+{plan.predicted_loss:.4f}"
         what = "predicted loss increase" + (" before refinement" if refined else "")
         figures.append((f"{what} (nats per token)", "0", predicted))
-    return model_card(
+    card = model_card(
         CardFacts(
             base_model=base,
             method=", ".join(steps),
@@ -40,6 +40,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe) -> str:
             license=license_of(base),
         )
     )
+    return card + _sizes(recipe)
 
 
 def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
@@ -85,6 +86,25 @@ def _card_before(model: str) -> str:
     source = resolve(model)
     card = source / CARD_FILE if isinstance(source, Path) else None
     return card.read_text(encoding="utf-8") if card is not None and card.is_file() else LOADING
+
+
+def _sizes(recipe: Recipe) -> str:
+    """Return the section on how a size of an elastic checkpoint is loaded."""
+    elastic = recipe.elastic
+    if elastic is None:
+        return ""
+    return f"""
+## Sizes
+
+One file of all sizes from {elastic.smallest:g}..{elastic.largest:g} of the linear weights; the \
+figures above are of the largest,
+which is loaded where none is named:
+
+```python
+AutoModelForCausalLM.from_pretrained("path/or/name/of/this/model", spectrim_budget=\
+{elastic.smallest:g})
+```
+"""
 
 
 def _tables(recipe: Recipe) -> list[str]:

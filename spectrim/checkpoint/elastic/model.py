@@ -79,7 +79,7 @@ class ElasticModel:
             if name in self.config.layers:
                 unread |= {_pattern(own, "weight"), _pattern(own, "bias")}
                 unfound.add(_pattern(own, ".*"))
-                _mark_initialized(model.get_submodule(own))
+                _mark_unfilled(model.get_submodule(own))
             elif not self.files.sizes.layers[name].has_dense:
                 unfound.add(_pattern(own, "weight"))
         for field, patterns in (("unexpected", unread), ("missing", unfound)):
@@ -110,6 +110,7 @@ class ElasticModel:
                     "write the size first by `spectrim export --budget`"
                 )
             if (entry := self.config.layers.get(name)) is not None:
+                vars(module).pop("filled", None)
                 module.load_state_dict(self.files.layer(name, entry["rank"]).state_dict())
             elif not self.files.sizes.layers[name].has_dense:
                 set_weight(module, self.files.dense(name))
@@ -170,6 +171,8 @@ def resize(model: PreTrainedModel, budget: float) -> PreTrainedModel:
     """
     if any(getattr(module, "execution", None) is not None for module in model.modules()):
         raise InputError("the model is fused; call spectrim.unfuse(model) before resizing it")
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        raise InputError("the model is spread over devices; load it at the other size instead")
     source = getattr(model, _SOURCE, None)
     config = getattr(model.config, "quantization_config", None)
     if source is not None:
@@ -210,7 +213,8 @@ def _pattern(module: str, tensor: str) -> str:
     return rf"(^|\.){escaped}\.{tensor}$"
 
 
-def _mark_initialized(layer: nn.Module) -> None:
+def _mark_unfilled(layer: Any) -> None:
     """Keep transformers from initializing a layer that is filled after loading."""
+    layer.filled = False
     for module in layer.modules():
-        module._is_hf_initialized = True  # type: ignore[assignment]
+        module._is_hf_initialized = True

@@ -76,9 +76,12 @@ class ElasticFiles:
     def _slice(self, name: str, shape: tuple[int, ...] | None, rows: int | None) -> Tensor:
         if name not in self.files:
             raise CheckpointError(f"the elastic checkpoint has no {name}; it is incomplete")
-        with safe_open(self.files[name], framework="pt") as file:
-            stored = file.get_slice(name)
-            found = tuple(stored.get_shape())
-            if shape is not None and found != shape:
-                raise CheckpointError(f"{name} is {found} in the files, expected {shape}")
-            return stored[:rows]
+        try:
+            with safe_open(self.files[name], framework="pt") as file:
+                stored = file.get_slice(name)
+                found = tuple(stored.get_shape())
+                if shape is not None and found != shape:
+                    raise CheckpointError(f"{name} is {found} in the files, expected {shape}")
+                return stored[:rows]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.files[name]} cannot be read: {error}") from error
