@@ -109,7 +109,7 @@ class NestedSizes:
         return sum(self._cost(i, ranks[name] or DENSE) for i, name in enumerate(self.layers))
 
     def loss(self, budget: float) -> float:
-        """Return the predicted loss at `budget`, nats per token, without its last single ranks."""
+        """Return the predicted loss at `budget`, nats per token, of its whole steps."""
         done = int(np.searchsorted(self._costs, self._weights(budget), side="right")) - 1
         return self.losses[max(done, 0)]
 

@@ -96,9 +96,8 @@ def _sizes(recipe: Recipe) -> str:
     return f"""
 ## Sizes
 
-One file of all sizes from {elastic.smallest:g}..{elastic.largest:g} of the linear weights; the \
-figures above are of the largest,
-which is loaded where none is named:
+One file of all sizes from {elastic.smallest:g}..{elastic.largest:g} of the linear weights.
+The figures above are of the largest, which is loaded where none is named:
 
 ```python
 AutoModelForCausalLM.from_pretrained("path/or/name/of/this/model", spectrim_budget=\

@@ -94,7 +94,7 @@ def test_stored_tensors_hold_every_size(kind):
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 @pytest.mark.parametrize("budget", BUDGETS[1:-1])
 def test_the_loss_is_near_that_of_the_free_plan(kind, budget):
-    """It is no worse than the best plan of a size that is smaller by a few ranks of one layer."""
+    """It is no worse than the best plan of a size that is smaller by a few ranks."""
 
     def best_loss(budget: float) -> float:
         curves = request(kind, budget).curves
