@@ -20,6 +20,8 @@ And around it:
 
     spectrim.bench(model, tokenizer, {"mine": recipe, "theirs": other}, (0.8, 0.6))
     spectrim.prune_for_task(model, tokenizer, recipe_with_a_task).model
+    spectrim.load("elastic directory", budget=0.6)  # one size of a file of many
+    spectrim.resize(model, 0.5)  # another size of it, in place
     spectrim.fuse(result.model)  # faster inference in place; spectrim.unfuse undoes it
 """
 

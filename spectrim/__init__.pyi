@@ -1,5 +1,6 @@
 from spectrim.adapters.targets import lora_targets as lora_targets
 from spectrim.checkpoint import load as load
+from spectrim.checkpoint import resize as resize
 from spectrim.checkpoint.save import save as save
 from spectrim.errors import NumericalWarning as NumericalWarning
 from spectrim.errors import SpectrimError as SpectrimError
@@ -16,6 +17,7 @@ from spectrim.pipeline.calibrate import calibrate as calibrate
 from spectrim.pipeline.compress import CompressionResult as CompressionResult
 from spectrim.pipeline.compress import CompressOptions as CompressOptions
 from spectrim.pipeline.compress import compress as compress
+from spectrim.pipeline.elastic_size import budget_for_latency as budget_for_latency
 from spectrim.pipeline.evaluate import evaluate as evaluate
 from spectrim.pipeline.finetune import finetune as finetune
 from spectrim.pipeline.finetune_settings import FinetuneSettings as FinetuneSettings

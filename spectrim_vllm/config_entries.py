@@ -12,17 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spectrim_vllm.elastic import Stored, chosen_ranks
+
 FORMAT_VERSION = 1
 KINDS = ("lowrank", "pivoted", "shared_basis", "sparse_dictionary")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A factored projection; `basis` is the layer whose `right` it uses, None for its own."""
+    """A factored projection; `basis` is the layer whose `right` it uses, None for its own.
+
+    Of a checkpoint with several sizes, `stored` is what it holds; rank 0 is then dense.
+    """
 
     kind: str
     rank: int
     basis: str | None = None
+    stored: Stored | None = None
 
 
 def read_entries(settings: Mapping[str, Any]) -> dict[str, Entry]:
@@ -43,6 +49,11 @@ def read_entries(settings: Mapping[str, Any]) -> dict[str, Entry]:
     ):
         if settings.get(field):
             raise ValueError(f"vLLM cannot hold {what} of this checkpoint; {_ADVICE}")
+    if (elastic := settings.get("elastic")) is not None:
+        return {
+            name: Entry("lowrank", rank, stored=stored)
+            for name, (rank, stored) in chosen_ranks(elastic).items()
+        }
     return {name: _entry(name, values) for name, values in settings.get("layers", {}).items()}
 
 

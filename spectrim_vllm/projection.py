@@ -37,7 +37,11 @@ class Projection:
             raise ValueError(
                 f"{self.name}.{name} is {tuple(tensor.shape)}, expected {self.shapes[name]}"
             )
-        self.tensors[name] = self.local.cut(name, tensor)
+        parts = {name: tensor}
+        if self.entry is not None and self.entry.stored is not None:
+            stored, out = self.entry.stored, self.local.shape[0]
+            parts = stored.cut(name, tensor, self.entry.rank, out)
+        self.tensors |= {part: self.local.cut(part, whole) for part, whole in parts.items()}
 
     def local_factors(self, basis: Tensor | None, has_bias: bool) -> LocalFactors:
         """Return what to multiply with, on another layer's `basis` where one is given.
@@ -45,13 +49,19 @@ class Projection:
         Raises:
             ValueError: A tensor is missing in the checkpoint.
         """
-        needed = [name for name in self.shapes if has_bias or name not in _BIASES]
+        needed = [name for name in self._parts() if has_bias or name not in _BIASES]
         if missing := [name for name in needed if name not in self.tensors]:
             raise ValueError(
                 f"the checkpoint has no {', '.join(f'{self.name}.{name}' for name in missing)}"
             )
         tensors = self.tensors if basis is None else self.tensors | {"right.weight": basis}
         return local_factors(self.entry, tensors, self.local)
+
+    def _parts(self) -> list[str]:
+        """Return the names of the tensors that the layer multiplies with."""
+        if self.entry is None or self.entry.stored is None:
+            return list(self.shapes)
+        return ["right.weight", "left.weight"] if self.entry.rank else ["weight"]
 
 
 def _as_stored(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -72,6 +72,8 @@ def expected_shapes(entry: Entry | None, shape: tuple[int, int]) -> dict[str, tu
     if entry is None:
         return {"weight": (out, width)}
     rank = entry.rank
+    if entry.stored is not None:
+        return entry.stored.shapes(shape)
     if entry.kind == "pivoted":
         return {
             "pivots.weight": (rank, width),
@@ -95,7 +97,7 @@ def local_factors(entry: Entry | None, tensors: Tensors, local: LocalSlice) -> L
 
     Of a layer on another layer's basis, `tensors` holds that basis as its `right.weight`.
     """
-    kind = "dense" if entry is None else entry.kind
+    kind = "dense" if entry is None or entry.rank == 0 else entry.kind
     return _BUILDERS[kind](tensors, local)
 
 

@@ -14,6 +14,12 @@ FLOAT32_RELATIVE = 1e-5
 BFLOAT16_RELATIVE = 2e-2
 """The loss of a model in bfloat16 (8 bits of mantissa) against float32."""
 
+CUT_LOGITS_RELATIVE = 1e-5
+"""Logits of one plan, its factors rounded to float32 before or after they are pivoted."""
+
+ELASTIC_DENSE_ABSOLUTE = 1e-3
+"""Outputs of size ten: a dense weight multiplied out of components in float32."""
+
 PUBLISHED_PERPLEXITY_RELATIVE = 1e-3
 """A real model's perplexity on another machine or torch version."""
 

@@ -15,6 +15,7 @@ from spectrim.allocation._latency import (
     LayerTimes,
     TimedRequest,
 )
+from spectrim.allocation._nested import DENSE, NestedLayer, NestedSizes, nest_sizes
 from spectrim.allocation._request import BY_STORAGE, AllocationRequest, LayerCurve, Storage
 from spectrim.registry import Registry
 
@@ -24,6 +25,7 @@ __all__ = [
     "ALLOCATORS",
     "BY_STORAGE",
     "BY_TIME",
+    "DENSE",
     "MOST_BINS",
     "TIMED",
     "TIMED_ONLY",
@@ -32,7 +34,10 @@ __all__ = [
     "LatencyTable",
     "LayerCurve",
     "LayerTimes",
+    "NestedLayer",
+    "NestedSizes",
     "Storage",
     "TimedRequest",
+    "nest_sizes",
     "solve_knapsack",
 ]

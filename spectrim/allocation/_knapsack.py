@@ -58,7 +58,7 @@ def _cost(groups: list[KnapsackGroup], plan: list[int]) -> int:
     return int(sum(g.costs[i] for g, i in zip(groups, plan, strict=True)))
 
 
-def _hull(group: KnapsackGroup) -> NDArray[np.int64]:
+def convex_hull(group: KnapsackGroup) -> NDArray[np.int64]:
     """Return the indices on the lower convex hull of (cost, loss) that lower the loss."""
     return _hull_of(group.costs.tobytes(), group.losses.tobytes())
 
@@ -90,7 +90,7 @@ def _slopes(group: KnapsackGroup, hull: NDArray[np.int64]) -> NDArray[np.float64
 
 def _relaxed(groups: list[KnapsackGroup], budget: int) -> tuple[float, list[int]]:
     """Return the multiplier of the linear relaxation and the plan before its critical step."""
-    hulls = [_hull(group) for group in groups]
+    hulls = [convex_hull(group) for group in groups]
     plan = np.array([hull[0] for hull in hulls])
     owners = np.repeat(np.arange(len(groups)), [len(hull) - 1 for hull in hulls])
     items = np.concatenate([hull[1:] for hull in hulls])

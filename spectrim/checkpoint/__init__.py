@@ -5,10 +5,21 @@ from __future__ import annotations
 from spectrim.checkpoint.activation.install import activate, deactivate, is_active
 from spectrim.checkpoint.card import CardFacts, model_card
 from spectrim.checkpoint.config import SpectrimConfig
+from spectrim.checkpoint.elastic.entry import elastic_entry, sizes_of
+from spectrim.checkpoint.elastic.model import resize
+from spectrim.checkpoint.elastic.stored import stored_layer
 from spectrim.checkpoint.export.dense import export_dense, export_self_contained
+from spectrim.checkpoint.export.one_size import export_size
 from spectrim.checkpoint.export.onnx import export_onnx
 from spectrim.checkpoint.import_guard import guard_saved_configs
-from spectrim.checkpoint.load import check_dense, load, resolve, stored_dtype
+from spectrim.checkpoint.load import (
+    check_dense,
+    elastic_sizes,
+    find_budget,
+    load,
+    resolve,
+    stored_dtype,
+)
 from spectrim.checkpoint.push_card import keep_cards
 from spectrim.checkpoint.save import (
     SaveOptions,
@@ -40,17 +51,24 @@ __all__ = [
     "check_output",
     "check_weights",
     "deactivate",
+    "elastic_entry",
+    "elastic_sizes",
     "export_dense",
     "export_onnx",
     "export_self_contained",
+    "export_size",
+    "find_budget",
     "is_active",
     "load",
     "model_card",
     "overflow_remedy",
     "register",
+    "resize",
     "resolve",
     "save_compressed",
     "save_together",
+    "sizes_of",
     "stored_dtype",
+    "stored_layer",
     "warn_of_failure",
 ]

@@ -32,7 +32,8 @@ class SpectrimConfig(QuantizationConfigMixin):
     one layer per expert; `untied` says that the output embedding no longer is the input
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
     `head` the output embedding that shares its factors, or None; `provenance` is free JSON;
-    `inner` is None or what the factors are quantized by (`checkpoint.config_entries`).
+    `inner` is None or what the factors are quantized by (`checkpoint.config_entries`);
+    `elastic` is None or the sizes that are cut on loading (`checkpoint.elastic.entry`).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class SpectrimConfig(QuantizationConfigMixin):
         self.version = more.pop("version", FORMAT_VERSION)
         self.inner = more.pop("inner", None)
         self.embeddings = more.pop("embeddings", None)
+        self.elastic = more.pop("elastic", None)
         self.layers = {} if layers is None else layers
         self.split_experts = [] if split_experts is None else split_experts
         self.untied = untied
@@ -57,6 +59,13 @@ class SpectrimConfig(QuantizationConfigMixin):
         _check_embeddings(self.embeddings)
         check_inner(self.inner)
         _check_json(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields; `elastic`, which earlier versions do not know, only if used."""
+        values: dict[str, Any] = super().to_dict()
+        if values["elastic"] is None:
+            del values["elastic"]
+        return values
 
 
 def _check_header(config: SpectrimConfig, unknown: dict[str, Any]) -> None:

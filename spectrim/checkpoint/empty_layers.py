@@ -26,9 +26,9 @@ def install_empty_layers(model: nn.Module, config: SpectrimConfig) -> None:
     Raises CheckpointError when the config does not fit the model.
     """
     _check_count("split_experts", len(config.split_experts), model)
-    experts = _names_inside(model, config.split_experts)
+    experts = names_inside(model, config.split_experts)
     for name in experts:
-        _module(model, name)
+        module_at(model, name)
     try:
         split_experts(model, list(experts))
     except ModelError as error:
@@ -37,7 +37,7 @@ def install_empty_layers(model: nn.Module, config: SpectrimConfig) -> None:
     install_empty_children(model, config.inner)
     if (entry := config.embeddings) is not None:
         names = [name for name in (entry["name"], entry["head"]) if name is not None]
-        inside = {full: local for local, full in _names_inside(model, names).items()}
+        inside = {full: local for local, full in names_inside(model, names).items()}
         install_empty_table(model, entry, inside)
 
 
@@ -45,18 +45,18 @@ def _swap_layers(model: nn.Module, config: SpectrimConfig) -> None:
     _check_count("layers", len(config.layers), model)
     entries = _local_entries(model, config)
     for name in entries:
-        _check_dense(name, _module(model, name))
+        _check_dense(name, module_at(model, name))
     users = _users(entries)
     for name, entry in entries.items():
         _check_fit(model, name, entry, users[entry.get("basis", name)])
     for name, entry in entries.items():
         if "basis" not in entry:
-            old = _module(model, name)
+            old = module_at(model, name)
             layer = _empty(entry, get_shape(old), _has_bias(entry, old))
             model.set_submodule(name, layer)
     for name, entry in entries.items():
         if "basis" in entry:
-            old, owner = _module(model, name), _module(model, entry["basis"])
+            old, owner = module_at(model, name), module_at(model, entry["basis"])
             assert isinstance(owner, SharedBasisLinear)
             layer = owner.empty_member(get_shape(old)[0], _has_bias(entry, old))
             model.set_submodule(name, layer)
@@ -69,7 +69,7 @@ def _has_bias(entry: dict[str, Any], old: nn.Module) -> bool:
 
 def _local_entries(model: nn.Module, config: SpectrimConfig) -> dict[str, dict[str, Any]]:
     """Return the layers that this model has, under its names."""
-    inside = _names_inside(model, list(config.layers))
+    inside = names_inside(model, list(config.layers))
     local = {full: name for name, full in inside.items()}
     entries = {name: dict(config.layers[full]) for name, full in inside.items()}
     for name, entry in entries.items():
@@ -97,7 +97,7 @@ def _empty(entry: dict[str, Any], shape: tuple[int, int], bias: bool) -> nn.Modu
     return layer_class(entry["kind"]).empty(shape, entry["rank"], bias)
 
 
-def _names_inside(model: nn.Module, names: list[str]) -> dict[str, str]:
+def names_inside(model: nn.Module, names: list[str]) -> dict[str, str]:
     """Return the name in this model of each name in the checkpoint.
 
     A bare base model (AutoModel) has no prefix and no output embedding.
@@ -126,8 +126,8 @@ def _check_dense(name: str, module: nn.Module) -> None:
 
 
 def _check_fit(model: nn.Module, name: str, entry: dict[str, Any], users: list[str]) -> None:
-    shapes = [get_shape(_module(model, user)) for user in users]
-    in_features = get_shape(_module(model, name))[1]
+    shapes = [get_shape(module_at(model, user)) for user in users]
+    in_features = get_shape(module_at(model, name))[1]
     if any(width != in_features for _, width in shapes):
         raise CheckpointError(
             f"layer {name} is {in_features} wide, another layer on its basis is not; "
@@ -141,7 +141,7 @@ def _check_fit(model: nn.Module, name: str, entry: dict[str, Any], users: list[s
         )
 
 
-def _module(model: nn.Module, name: str) -> nn.Module:
+def module_at(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError:

@@ -18,6 +18,10 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from spectrim.allocation import NestedSizes
+from spectrim.checkpoint.elastic.choose import WISHES, choose_budget
+from spectrim.checkpoint.elastic.entry import check_elastic, sizes_of
+from spectrim.checkpoint.elastic.stored import BUDGET
 from spectrim.checkpoint.gguf import is_gguf, load_gguf
 from spectrim.checkpoint.loading_errors import explain, reason
 from spectrim.checkpoint.transformers_plugin import register
@@ -44,22 +48,30 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
 
     Args:
         name: A directory, a Hub name, a GGUF file, or a bundled model.
-        options: Passed to `from_pretrained`; remote code runs only if they ask for it.
+        options: Passed to `from_pretrained`; remote code runs only if they ask for it. For an
+            elastic checkpoint one of `budget` (fraction of the layers' weights), `target_loss`
+            (nats per token) and `size` ("300MiB") chooses its size, by default the largest.
 
     Raises:
-        InputError: The model cannot be found.
+        InputError: The model cannot be found, or has no such size.
         CheckpointError: Tensors are missing, unexpected, misshapen or damaged.
         ModelError: Weights are not finite, or quantized by another library.
     """
     source = resolve(name)
     options = {"trust_remote_code": False, **options}
     if is_gguf(source):
+        if any(options.pop(wish, None) is not None for wish in WISHES):
+            raise InputError(f"{name} has one size; leave out {', '.join(WISHES)}")
         return load_gguf(Path(source), options)
     if isinstance(source, Path):
         check_directory(source)
     else:
         _check_hub(source, options)
     register()
+    if any(options.get(wish) is not None for wish in WISHES):
+        wishes = {wish: options[wish] for wish in WISHES if options.get(wish) is not None}
+        options[BUDGET] = find_budget(name, wishes, **_hub_options(options))
+    options = {key: value for key, value in options.items() if key not in WISHES}
     model = load_strictly(AutoModelForCausalLM, source, options)
     check_weights(model)
     return model, load_tokenizer(source, options)
@@ -100,6 +112,29 @@ def read_config(name: str | Path, **options: Any) -> dict[str, Any]:
         return read_json(path) if path.is_file() else {}
     with explain(source):
         return PreTrainedConfig.get_config_dict(source, **_hub_options(options))[0]
+
+
+def elastic_sizes(name: str | Path, **options: Any) -> NestedSizes:
+    """Return the sizes of an elastic checkpoint. Raises InputError for any other."""
+    entry = (read_config(name, **options).get("quantization_config") or {}).get("elastic")
+    if entry is None:
+        raise InputError(
+            f"{name} has one size; only a checkpoint of `spectrim compress --elastic` is cut "
+            "when it is loaded"
+        )
+    check_elastic(entry)
+    return sizes_of(entry)
+
+
+def find_budget(name: str | Path, wishes: Mapping[str, Any], **options: Any) -> float:
+    """Return the budget that one of `budget`, `target_loss` and `size` means.
+
+    Raises InputError for a checkpoint that is not elastic or has no such size.
+    """
+    sizes = elastic_sizes(name, **options)
+    entry = read_config(name, **options)["quantization_config"]["elastic"]
+    dtype = stored_dtype(name, **options) or torch.float32
+    return choose_budget(sizes, wishes, dtype.itemsize, entry["other_weights"])
 
 
 def stored_dtype(name: str | Path, **options: Any) -> torch.dtype | None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from spectrim.checkpoint.card import made_card
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.config_entries import check_children, check_table
+from spectrim.checkpoint.elastic.stored import BUDGET, check_stored
 from spectrim.checkpoint.loading_errors import reason
 from spectrim.checkpoint.processor_files import copy_processor
 from spectrim.checkpoint.transformers_plugin import detach_quantizer, keep_names, tie_as_named
@@ -129,7 +130,11 @@ def warn_of_failure(what: str) -> Iterator[None]:
 def attach_config(model: PreTrainedModel, config: SpectrimConfig) -> None:
     """Attach `config` to a model compressed in memory. Raise CheckpointError if it misfits."""
     check_no_adapters(model)
-    _check_describes(model, config)
+    if config.elastic is not None:
+        check_stored(model, config.elastic)
+        setattr(model.config, BUDGET, None)  # so that it is a keyword of from_pretrained
+    else:
+        _check_describes(model, config)
     if config.untied:
         model.config.tie_word_embeddings = False
     model.config.quantization_config = config

@@ -65,10 +65,12 @@ class SpectrimQuantizer(HfQuantizer):
 
 def register() -> None:
     """Register the plug-in, in place of an earlier import of it or of the import hook."""
+    from spectrim.checkpoint.elastic.quantizer import ElasticQuantizer
+
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING.pop(QUANT_METHOD, None)
     auto.AUTO_QUANTIZER_MAPPING.pop(QUANT_METHOD, None)
     auto.register_quantization_config(QUANT_METHOD)(SpectrimConfig)
-    auto.register_quantizer(QUANT_METHOD)(SpectrimQuantizer)
+    auto.register_quantizer(QUANT_METHOD)(ElasticQuantizer)
 
 
 def detach_quantizer(model: Any) -> None:

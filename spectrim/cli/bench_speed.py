@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spectrim.cli import console, progress
-from spectrim.cli.options import Json, RemoteCode
+from spectrim.cli.options import Json, RemoteCode, Size
 from spectrim.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ Results = Annotated[
 def bench_speed(
     model: Named = None,
     original: Original = None,
+    budget: Size = None,
     shape: ShapeName = None,
     keep: Keep = 0.5,
     layer: Layer = "lowrank",
@@ -101,7 +102,8 @@ def bench_speed(
         what, dense, smaller = wanted.title, *wanted.models(kind, place)
     else:
         what = model or ""
-        dense, smaller = _loaded(what, original, kind, place, trust_remote_code)
+        options = {"dtype": kind or "auto", "trust_remote_code": trust_remote_code}
+        dense, smaller = _loaded(what, original, place, options, budget)
     if kernels and place.type != "cuda":
         raise InputError("--kernels needs a GPU; on a processor they only run interpreted")
     contestants = speed.make_variants(dense, smaller, compiled, kernels, tiles)
@@ -138,14 +140,17 @@ class _Shape:
 
 
 def _loaded(
-    name: str, original: str | None, dtype: torch.dtype | None, place: Any, trust: bool
+    name: str,
+    original: str | None,
+    place: Any,
+    options: dict[str, Any],
+    budget: float | None,
 ) -> tuple[Any, Any]:
     """Return the dense model or None, and the compressed one or None."""
     from spectrim import checkpoint
     from spectrim.models.replace import factored_layers
 
-    options: dict[str, Any] = {"dtype": dtype or "auto", "trust_remote_code": trust}
-    found = checkpoint.load(name, **options)[0].to(place).eval()
+    found = checkpoint.load(name, budget=budget, **options)[0].to(place).eval()
     dense = None
     if original is not None:
         options["dtype"] = found.dtype

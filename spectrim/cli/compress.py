@@ -74,6 +74,8 @@ def compress(
     """Compress a model and save it with a card, its plan and a report."""
     if given["budget"] is not None and target_loss is not None:
         raise InputError("choose one of --budget and --target-loss")
+    if given["budget"] is not None and given["elastic"] is not None:
+        raise InputError("choose one of --budget and --elastic")
     recipe = recipe_of(given)
 
     from spectrim.checkpoint import check_output
@@ -139,9 +141,22 @@ def _save(request: Request, original: Any, result: Any) -> None:
     facts = write_result(original, result, place)
     print_result(result.plan, outcome(facts), request.json)
     note(f"saved to {request.output}: `import spectrim`, then from_pretrained")
+    if (elastic := result.recipe.elastic) is not None:
+        _note_sizes(request, elastic.smallest, elastic.largest)
     if request.page and (request.output / PAGE_FILE).is_file():
         note(f"report in {request.output / PAGE_FILE}")
     print_answer(request, summary(facts))
+
+
+def _note_sizes(request: Request, smallest: float, largest: float) -> None:
+    from spectrim.checkpoint import elastic_sizes
+    from spectrim.cli.console import note
+
+    sizes = elastic_sizes(request.output)
+    note(
+        f"sizes {smallest:g} to {largest:g} by from_pretrained(..., spectrim_budget=...); the "
+        f"file holds {sizes.stored / sizes.dense_weights:.2f} of the layers' dense weights"
+    )
 
 
 def print_answer(request: Request, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,10 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(help="Examples to answer: FILE.jsonl, gsm8k:FILE, arithmetic:test:500."),
+    ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Sizes of elastic checkpoints, repeat for several."),
     ] = None,
     original: Annotated[
         str | None, typer.Option(help="Model to measure the KL divergence from.")
@@ -69,11 +74,12 @@ def evaluate(
     harness = HarnessSettings(task_path, shots, limit)
     reference = load_model(original, trust_remote_code).model if original else None
     results: dict[str, dict[str, Any]] = {}
-    for name in models:
-        loaded = load_model(name, trust_remote_code)
+    for model_name, size in product(models, budget or (None,)):
+        name = model_name if size is None else f"{model_name} at {size:g}"
+        loaded = load_model(model_name, trust_remote_code, size)
         model, tokenizer = loaded.model, loaded.tokenizer
         settings = evaluation_settings(model, length, tokens, rows)
-        results[name] = _disk_bytes(name)
+        results[name] = _disk_bytes(model_name)
         if task:
             results[name] |= evaluate_task(model, tokenizer, TaskRecipe(data=task))
         if harness_tasks:

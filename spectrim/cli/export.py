@@ -1,13 +1,13 @@
-"""`spectrim export`: a model that runs without spectrim."""
+"""`spectrim export`: a model that runs without spectrim, or one size of an elastic one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from spectrim.cli.options import Json, Output, Overwrite, RemoteCode
+from spectrim.cli.options import Json, Output, Overwrite, RemoteCode, Size
 from spectrim.errors import InputError
 
 
@@ -24,29 +24,83 @@ def export(
         bool, typer.Option("--onnx", help="Write a graph for ONNX Runtime.")
     ] = False,
     gguf: Annotated[bool, typer.Option("--gguf", help="Say how a GGUF file is made.")] = False,
+    budget: Size = None,
+    target_loss: Annotated[
+        float | None,
+        typer.Option(help="Smallest size within this predicted loss, nats per token."),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Largest size within these bytes, like 300MiB.")
+    ] = None,
+    latency_budget: Annotated[
+        float | None,
+        typer.Option(help="Largest size within this fraction of the dense time, timed here."),
+    ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Export a compressed model to run without spectrim."""
+    """Export a compressed model to run without spectrim, or one size of an elastic one."""
     if gguf:
         raise InputError(
             "llama.cpp writes GGUF files, of dense weights that its own quantizers make small: "
             f"`spectrim export {checkpoint} --dense -o {output}`, then in its clone "
             f"`python convert_hf_to_gguf.py {output} --outfile {output.name}.gguf`"
         )
-    if dense + self_contained + onnx != 1:
-        raise InputError("choose one of --dense, --self-contained and --onnx")
+    wishes = {
+        "budget": budget,
+        "target_loss": target_loss,
+        "size": size,
+        "latency_budget": latency_budget,
+    }
+    chosen = {name: value for name, value in wishes.items() if value is not None}
+    _check_choice(dense + self_contained + onnx, list(chosen), self_contained)
 
     from spectrim import checkpoint as formats
     from spectrim.cli import console
 
+    fraction = _fraction(checkpoint, chosen)
     if dense:
-        written = formats.export_dense(checkpoint, output, overwrite, trust_remote_code)
+        written = formats.export_dense(
+            checkpoint, output, overwrite, trust_remote_code, fraction
+        )
     elif self_contained:
         written = formats.export_self_contained(checkpoint, output, overwrite)
+    elif onnx:
+        written = formats.export_onnx(
+            checkpoint, output, overwrite, trust_remote_code, fraction
+        )
     else:
-        written = formats.export_onnx(checkpoint, output, overwrite, trust_remote_code)
+        at = {"budget": fraction}
+        written = formats.export_size(checkpoint, output, at, overwrite, trust_remote_code)
     if json:
-        console.as_json({"saved": str(written)})
-    console.note(f"saved to {written}")
+        console.as_json({"saved": str(written)} | ({"budget": fraction} if chosen else {}))
+    console.note(f"saved to {written}" + (f", budget {fraction:.4f}" if chosen else ""))
+
+
+def _check_choice(forms: int, wishes: list[str], self_contained: bool) -> None:
+    """Raise InputError unless one form, or one size, or a form at a size is asked for."""
+    options = [f"--{name.replace('_', '-')}" for name in wishes]
+    if len(options) > 1:
+        raise InputError(f"choose one of {' and '.join(options)}")
+    if options and self_contained:
+        raise InputError(
+            f"--self-contained and {options[0]} cannot be combined: write the size first and "
+            "export what is written"
+        )
+    if forms > 1 or not (forms or options):
+        raise InputError(
+            "choose one of --dense, --self-contained and --onnx, or a --budget of an elastic "
+            "checkpoint"
+        )
+
+
+def _fraction(checkpoint: Path, chosen: dict[str, Any]) -> float | None:
+    """Return the budget that was asked for, None for the largest size."""
+    from spectrim.checkpoint import find_budget
+
+    if (latency := chosen.get("latency_budget")) is not None:
+        from spectrim.pipeline.elastic_size import budget_for_latency
+
+        return budget_for_latency(str(checkpoint), latency)
+    return find_budget(checkpoint, chosen) if chosen else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 
 from spectrim.errors import InputError, did_you_mean
+from spectrim.pipeline.budgets import parse_range
 from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, recipe_from
 from spectrim.pipeline.renamed import check_field
@@ -36,6 +37,10 @@ Tracker = Annotated[
         envvar="SPECTRIM_TRACK",
         help="Also log metrics to trackio, wandb or mlflow.",
     ),
+]
+Size = Annotated[
+    float | None,
+    typer.Option("--budget", help="Size of an elastic checkpoint (default: its largest)."),
 ]
 CacheDirectory = Annotated[
     Path | None, typer.Option("--cache", help="Directory of statistics and snapshots.")
@@ -111,6 +116,14 @@ def _recipe_options() -> dict[str, Any]:
             typer.Option(
                 help="Fraction of the layers' time for one token, measured here, in place of "
                 "--budget.",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
+        "elastic": Annotated[
+            text,
+            typer.Option(
+                metavar="LOW..HIGH",
+                help="One checkpoint of all sizes, like 0.4..0.9, cut when it is loaded.",
                 rich_help_panel=_RECIPE,
             ),
         ],
@@ -243,6 +256,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["task"] = (values["task"] or {}) | {"data": given["task"]}
     if given["latency_budget"] is not None:
         values["latency"] = (values["latency"] or {}) | {"budget": given["latency_budget"]}
+    if given["elastic"] is not None:
+        values["elastic"] = parse_range(given["elastic"])
     if given["probe"] is not None:
         values["probe"] |= {"per_layer": given["probe"], "joint": given["probe"]}
     if given["quantize"] is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spectrim.layers._base import CompactLinear, FactoredLinear
+from spectrim.layers._elastic import ElasticLinear, split_components
 from spectrim.layers._embedding import FactoredEmbedding, FactoredHead
 from spectrim.registry import Registry
 
@@ -17,8 +18,10 @@ def layer_class(name: str) -> type[FactoredLinear]:
 __all__ = [
     "LAYERS",
     "CompactLinear",
+    "ElasticLinear",
     "FactoredEmbedding",
     "FactoredHead",
     "FactoredLinear",
     "layer_class",
+    "split_components",
 ]

@@ -19,7 +19,12 @@ from spectrim.linalg.truncated import Factors
 
 
 class CompactLinear(nn.Module, ABC):
-    """A linear map `y = W_hat x + b` that is stored in less memory than W_hat (out, in)."""
+    """A linear map `y = W_hat x + b` that is stored in less memory than W_hat (out, in).
+
+    filled: False while a loader has still to give the tensors their values.
+    """
+
+    filled = True
 
     def __init__(self, in_features: int, out_features: int, rank: int):
         super().__init__()
@@ -39,7 +44,7 @@ class CompactLinear(nn.Module, ABC):
         to it are lost.
         """
         stored = list(chain(self.parameters(), self.buffers()))
-        if stored[0].is_meta:
+        if stored[0].is_meta or not self.filled:
             empty = torch.empty(self.out_features, self.in_features, device="meta")
             empty._is_hf_initialized = True  # type: ignore[attr-defined]
             return empty

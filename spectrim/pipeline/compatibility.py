@@ -39,6 +39,7 @@ PARTS: dict[str, Callable[[Recipe], bool]] = {
     "sharing": lambda r: r.sharing.rule != "none",
     "embeddings": lambda r: r.embeddings is not None,
     "refinement": lambda r: bool(r.refinement),
+    "elastic": lambda r: r.elastic is not None,
 }
 """Parts of a recipe that may be left out."""
 CHOICES: dict[str, Callable[[Recipe], bool]] = {
@@ -48,6 +49,7 @@ CHOICES: dict[str, Callable[[Recipe], bool]] = {
     "no sharing rule": lambda r: r.sharing.rule == "none",
     "a method without metrics": lambda r: not hasattr(DECOMPOSITIONS.get(r.method), "metric"),
     "an allocation of weights": lambda r: r.allocation not in BY_STORAGE,
+    "an allocation other than loss_optimal": lambda r: r.allocation != "loss_optimal",
     "ranks that int4 cannot read": lambda r: _has_unreadable_ranks(r),
 }
 """Choices that only some parts take, true for a recipe that makes them."""
@@ -107,6 +109,31 @@ WHY_NOT: dict[tuple[str, str], str] = {
     ("embeddings", STREAMING): _WHOLE,
     ("refinement", STREAMING): _WHOLE,
     ("refinement", ANY_MODEL): _LANGUAGE,
+    ("elastic", "latency"): "the order of sizes counts weights; choose a size by time with "
+    "`spectrim export --latency-budget`",
+    ("elastic", "pruning"): "pruning ends at one size",
+    ("elastic", "correction"): "quantized layers have one size",
+    ("elastic", "quantization"): "quantized factors have one size; run `spectrim export "
+    "--budget` and quantize what it writes",
+    ("elastic", "sharing"): "layers on a shared basis have one size",
+    ("elastic", "embeddings"): "a factored table has one size",
+    ("elastic", "refinement"): "trained factors are no prefixes of one another; train the "
+    "size that `spectrim export --budget` writes by `spectrim finetune`",
+    ("elastic", "a lossy layer type"): "a rank is no beginning of a larger one; choose pivoted "
+    "or lowrank",
+    ("elastic", "layer shared_basis"): "layers on a shared basis have one size",
+    ("elastic", "a method without metrics"): "its biases depend on the rank; choose a method "
+    "with metrics, such as obd",
+    ("elastic", "an allocation other than loss_optimal"): "sizes are nested in the order of "
+    "predicted loss; leave the allocation at loss_optimal",
+    ("elastic", TARGET_LOSS): "the file holds all sizes; choose one by its loss when loading",
+    ("elastic", FOLLOWED_PLAN): "the file holds many plans",
+    ("elastic", STREAMING): _WHOLE,
+    ("elastic", PROCESSES): _ONE_PROCESS,
+    ("elastic", BENCH): "rows compare models of one size",
+    ("elastic", EXPLORE): "the page plans every size by itself",
+    ("elastic", QUANTIZE): "quantized layers have one size",
+    ("elastic", ANY_MODEL): _LANGUAGE,
     (STREAMING, PROCESSES): _ONE_PROCESS,
     (FOLLOWED_PLAN, TARGET_LOSS): "the plan already has the ranks",
 }

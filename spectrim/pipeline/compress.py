@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from spectrim.errors import InputError, NumericalWarning
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.elastic import at_largest, hold_sizes, plan_elastic
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.loaded_model import LoadedModel
@@ -51,7 +52,7 @@ class CompressionResult:
     """A compressed model and how it was made.
 
     Attributes:
-        model: in the dtype to be saved.
+        model: in the dtype to be saved; with `elastic` it holds all sizes (`resize`).
         plan: the rank of every layer.
         recipe: what was done, with the budget that the plan keeps.
         decomposition: the source of the factors; None if bases were pruned for a task.
@@ -102,12 +103,15 @@ def compress(
         prepare(model, recipe, context.cache)
         check_plan(model, options.plan)
     decomposition = factorize(model, tokenizer, recipe, context)
+    if recipe.elastic is not None:
+        return elastic(original, decomposition, recipe)
     plan = choose_plan(decomposition, recipe, options, context)
     return finish(original, cut(original, decomposition, plan, recipe), context)
 
 
 def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
-    """Return the recipe, adapted to a plan to follow. Raises InputError."""
+    """Return the recipe, adapted to a plan to follow or to sizes to hold. Raises InputError."""
+    recipe = at_largest(recipe)
     if (plan := options.plan) is not None:
         if not plan.layers:
             raise InputError("the plan has no layers; create one with `spectrim plan MODEL -o`")
@@ -125,9 +129,14 @@ def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
 def choose_plan(
     decomposition: Decomposition, recipe: Recipe, options: CompressOptions, context: RunContext
 ) -> Plan:
-    """Return the plan to follow, or one at the target loss, the time or the budget."""
+    """Return the plan to follow, or one at the target loss, the time or the budget.
+
+    With `elastic` it is the one of the largest size.
+    """
     if options.plan is not None:
         return follow_plan(options.plan, decomposition, recipe.planning)
+    if recipe.elastic is not None:
+        return plan_elastic(decomposition, recipe)[1]
     if options.target_loss is not None:
         return plan_for_loss(decomposition, recipe.planning, options.target_loss)
     times = latency_table(decomposition, recipe, context) if recipe.latency else None
@@ -146,6 +155,16 @@ def _warn_of_idle_budget(plan: Plan, quantization: QuantizationRecipe) -> None:
             NumericalWarning,
             stacklevel=3,
         )
+
+
+def elastic(
+    original: LoadedModel, decomposition: Decomposition, recipe: Recipe
+) -> CompressionResult:
+    """Return the model that holds all sizes, with the plan of the largest."""
+    sizes, plan = plan_elastic(decomposition, recipe)
+    dtype = original.dtype_for(recipe)
+    larger = hold_sizes(original.model, decomposition, sizes, plan, dtype)
+    return CompressionResult(larger, plan, recipe, decomposition)
 
 
 def cut(

@@ -47,7 +47,7 @@ def latency_table(
     """
     shapes = [s for n, s in decomposition.shapes.items() if n not in decomposition.groups]
     place = timing_spec(recipe)
-    return _table(shapes, recipe.layer, place, context or RunContext())
+    return time_shapes(shapes, recipe.layer, place, context or RunContext())
 
 
 def timing_spec(recipe: Recipe) -> TimingSpec:
@@ -76,7 +76,7 @@ def slow_layers(plan: Plan, recipe: Recipe, context: RunContext | None = None) -
     for tokens in dict.fromkeys((usual.tokens, PROMPT)):
         for fused in (True, False):
             place = replace(usual, tokens=tokens, fused=fused)
-            table = _table(shapes.values(), plan.layer, place, context or RunContext())
+            table = time_shapes(shapes.values(), plan.layer, place, context or RunContext())
             if (text := _complaint(table, shapes, ranks, plan.layer, fused)) is not None:
                 yield text
                 break
@@ -108,9 +108,10 @@ def _complaint(
     )
 
 
-def _table(
+def time_shapes(
     shapes: Iterable[Shape], kind: str, place: TimingSpec, context: RunContext
 ) -> LatencyTable:
+    """Return the times of layers of these shapes, dense and as layer `kind`."""
     distinct = list(dict.fromkeys(shapes))
     times = {
         (shape, kind): distributed.run_on_main(

@@ -44,9 +44,15 @@ class LoadedModel:
         return recipe if recipe.quantization is None else self.with_dtype(recipe)
 
 
-def load_model(name: str, trust_remote_code: bool = False) -> LoadedModel:
-    """Load a model in float32 with its tokenizer. Raises InputError if one is missing."""
-    model, tokenizer = load(name, dtype=torch.float32, trust_remote_code=trust_remote_code)
+def load_model(
+    name: str, trust_remote_code: bool = False, budget: float | None = None
+) -> LoadedModel:
+    """Load a model in float32 with its tokenizer. Raises InputError if one is missing.
+
+    budget: the size of an elastic checkpoint, by default its largest.
+    """
+    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    model, tokenizer = load(name, budget=budget, **options)
     if tokenizer is None:
         raise InputError(f"{name} has no tokenizer; put its files beside the model")
     return LoadedModel(model, tokenizer, stored_dtype(name) or torch.float32, name)

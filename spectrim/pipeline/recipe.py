@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.errors import InputError, did_you_mean
+from spectrim.pipeline.budgets import ElasticRecipe, LatencyRecipe
 from spectrim.pipeline.renamed import check_fields
 from spectrim.planning.settings import FactorQuantizer, PlanningSettings
 from spectrim.pruning.options import PruningOptions
@@ -165,14 +166,6 @@ class QuantizationRecipe:
 
 
 @dataclass(frozen=True, config=_STRICT)
-class LatencyRecipe:
-    """A budget of measured time in place of one of weights."""
-
-    budget: float = Field(default=0.7, gt=0, le=1, description="Fraction of the dense time.")
-    tokens: int = Field(default=1, ge=1, description="Tokens per forward pass.")
-
-
-@dataclass(frozen=True, config=_STRICT)
 class RefinementRecipe:
     """One refinement, trained on the calibration text.
 
@@ -249,6 +242,7 @@ class Recipe:
     embeddings: EmbeddingRecipe | None = None
     quantization: QuantizationRecipe | None = None
     latency: LatencyRecipe | None = None
+    elastic: ElasticRecipe | None = None
     refinement: tuple[RefinementRecipe, ...] = Field(
         default=(), description="Refinements to run after replacing layers, in order."
     )
@@ -387,6 +381,7 @@ def _class_at(path: list[Any]) -> type:
 __all__ = [
     "CalibrationRecipe",
     "CorrectionRecipe",
+    "ElasticRecipe",
     "EmbeddingRecipe",
     "HessianAveragingRecipe",
     "LatencyRecipe",

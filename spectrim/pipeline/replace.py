@@ -98,8 +98,13 @@ def config_for(
         layers=entries,
         split_experts=split_experts,
         untied=untied,
-        provenance={"plan": without_layers(plan), "versions": versions()},
+        provenance=provenance_of(plan),
     )
+
+
+def provenance_of(plan: Plan) -> dict[str, Any]:
+    """Return how a model compressed by `plan` was made, for its config."""
+    return {"plan": without_layers(plan), "versions": versions()}
 
 
 def _share(model: nn.Module, decomposition: Decomposition, ranks: dict[str, int]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from spectrim.allocation import AllocationRequest, LatencyTable, LayerCurve
 from spectrim.errors import InputError
@@ -86,14 +87,30 @@ def make_plan(
     times: measured times, for a budget of time. Raises InputError for a budget that no ranks
     meet.
     """
-    request = AllocationRequest(
+    request = request_for(decomposition, settings)
+    ranks, facts = choose_ranks(request, settings, times)
+    return plan_at(decomposition, settings, request, ranks, facts)
+
+
+def request_for(decomposition: Decomposition, settings: PlanningSettings) -> AllocationRequest:
+    """Return the input of an allocator. Raises InputError for a budget that no ranks meet."""
+    return AllocationRequest(
         curves_of(decomposition, settings),
         settings.budget,
         settings.layer,
         multiple_for(settings.rank_multiple, decomposition.shapes.values()),
         storage_of(settings),
     )
-    ranks, facts = choose_ranks(request, settings, times)
+
+
+def plan_at(
+    decomposition: Decomposition,
+    settings: PlanningSettings,
+    request: AllocationRequest,
+    ranks: Mapping[str, int | None],
+    facts: Mapping[str, Any],
+) -> Plan:
+    """Return the plan of the layers' `ranks`, with `facts` in its provenance."""
     layers = {
         curve.name: LayerPlan(
             curve.shape,
@@ -112,7 +129,7 @@ def make_plan(
         kept=spent / request.dense_cost,
         predicted_loss=_total(decomposition, layers) if _priced(settings) else None,
         layers=layers,
-        provenance=dict(decomposition.provenance) | facts,
+        provenance=dict(decomposition.provenance) | dict(facts),
         layer_options=dict(settings.layer_options),
     )
 

@@ -39,7 +39,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe, facts: ReportData | None = N
     """
     refined = [f"refined by {step.name}" for step in recipe.refinement]
     steps = [plan.method, f"{plan.allocation} ranks", *_tables(recipe), *refined]
-    return model_card(
+    card = model_card(
         CardFacts(
             base_model=base,
             method=", ".join(steps),
@@ -53,6 +53,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe, facts: ReportData | None = N
             **(_measured(facts) if facts else {}),
         )
     )
+    return card + _sizes(recipe)
 
 
 def _predicted(plan: Plan, refined: bool) -> list[tuple[str, str]]:
@@ -133,6 +134,24 @@ def _card_before(model: str) -> str:
     return (
         card.read_text(encoding="utf-8") if card is not None and card.is_file() else loading()
     )
+
+
+def _sizes(recipe: Recipe) -> str:
+    """Return the section on how a size of an elastic checkpoint is loaded."""
+    elastic = recipe.elastic
+    if elastic is None:
+        return ""
+    return f"""
+## Sizes
+
+One file of all sizes from {elastic.smallest:g}..{elastic.largest:g} of the linear weights.
+The figures above are of the largest, which is loaded where none is named:
+
+```python
+AutoModelForCausalLM.from_pretrained("path/or/name/of/this/model", spectrim_budget=\
+{elastic.smallest:g})
+```
+"""
 
 
 def _tables(recipe: Recipe) -> list[str]:

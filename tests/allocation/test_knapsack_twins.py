@@ -84,7 +84,7 @@ def greedy(groups: list[KnapsackGroup], plan: list[int], budget: int) -> list[in
 def test_hull_relaxation_and_greedy_rest_equal_their_twins(seed, noise):
     groups = layers(seed, noise)
     for group in groups:
-        assert _knapsack._hull(group).tolist() == chain(group)
+        assert _knapsack.convex_hull(group).tolist() == chain(group)
     dense = sum(int(group.costs[-1]) for group in groups)
     for budget in (dense // 3, int(0.8 * dense), dense):
         multiplier, plan = _knapsack._relaxed(groups, budget)
@@ -95,7 +95,7 @@ def test_hull_relaxation_and_greedy_rest_equal_their_twins(seed, noise):
 
 def test_an_item_that_is_dearer_and_no_better_is_not_on_the_hull():
     costs, losses = np.array([4, 9, 6, 6, 8]), np.array([9.0, 7.0, 6.0, 5.0, 5.0])
-    assert _knapsack._hull(KnapsackGroup(costs, losses)).tolist() == [0, 3]
+    assert _knapsack.convex_hull(KnapsackGroup(costs, losses)).tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,6 +9,7 @@ from spectrim.pipeline import compatibility
 from spectrim.pipeline.compatibility import CHOICES, PARTS, WHY_NOT
 from spectrim.pipeline.recipe import (
     CorrectionRecipe,
+    ElasticRecipe,
     EmbeddingRecipe,
     LatencyRecipe,
     QuantizationRecipe,
@@ -26,12 +27,14 @@ ASKS = {
     "sharing": {"sharing": SharingRecipe("adjacent")},
     "embeddings": {"embeddings": EmbeddingRecipe()},
     "refinement": {"refinement": (RefinementRecipe("finetune"),)},
+    "elastic": {"elastic": ElasticRecipe()},
     "an untimed layer type": {"layer": "sparse_dictionary"},
     "a lossy layer type": {"layer": "sparse_dictionary"},
     "layer shared_basis": {"layer": "shared_basis"},
     "no sharing rule": {},
     "a method without metrics": {"method": "afm"},
     "an allocation of weights": {"allocation": "d_rank"},
+    "an allocation other than loss_optimal": {"allocation": "d_rank"},
     "ranks that int4 cannot read": {"quantization": QuantizationRecipe(4), "rank_multiple": 5},
 }
 """Changes of the default recipe by the feature that they ask for."""

@@ -13,15 +13,19 @@ from torch import nn
 
 import spectrim
 import spectrim_vllm
+from spectrim.allocation import NestedSizes
+from spectrim.checkpoint import elastic_entry
 from spectrim.checkpoint.config import FORMAT_VERSION, QUANT_METHOD
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.pivoted import pack_bits
 from spectrim_vllm import config_entries
 from spectrim_vllm.config_entries import Entry, projections, read_entries
+from spectrim_vllm.elastic import Stored
 from spectrim_vllm.projection import Projection
 from spectrim_vllm.sharding import joined_rows, local_columns, local_rows, whole_sizes
 from spectrim_vllm.tensor_parallel import LocalSlice, expected_shapes, multiply, unpack_bits
-from tests.tolerances import FLOAT64_RELATIVE
+from tests.allocation.test_nested import nested
+from tests.tolerances import ELASTIC_DENSE_ABSOLUTE, FLOAT64_RELATIVE
 
 pytestmark = pytest.mark.slow
 
@@ -230,6 +234,48 @@ def test_entries():
     layers["b"] = {"kind": "shared_basis", "rank": 2, "basis": "a"}
     found = read_entries({"version": 1, "layers": layers, "provenance": {}, "embeddings": None})
     assert found == {NAME: Entry("pivoted", 4), "b": Entry("shared_basis", 2, "a")}
+
+
+def elastic_settings(budget: float | None) -> tuple[dict, NestedSizes]:
+    """A config with several sizes of layers "a" to "d", and those sizes."""
+    sizes = nested("pivoted")
+    return {"version": 1, "elastic": elastic_entry(sizes, 0) | {"budget": budget}}, sizes
+
+
+@pytest.mark.parametrize("budget", [None, 0.4, 0.47, 0.555, 0.7, 0.83, 0.9])
+def test_a_size_has_the_ranks_that_spectrim_gives_it(budget):
+    settings, sizes = elastic_settings(budget)
+    found = {name: entry.rank or None for name, entry in read_entries(settings).items()}
+    expected = sizes.ranks(budget or 0.9)
+    assert found == {n: r for n, r in expected.items() if sizes.layers[n].components}
+
+
+def test_a_size_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"sizes from 0\.4 to 0\.9"):
+        read_entries(elastic_settings(0.95)[0])
+
+
+@pytest.mark.parametrize(
+    ("rank", "has_dense"), [(RANK, False), (RANK, True), (0, False), (0, True)]
+)
+@pytest.mark.parametrize(("way", "count"), [("whole", 1), ("columns", 3), ("rows", 2)])
+def test_components_are_cut_to_the_size(rank, has_dense, way, count):
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(WIDTH, OUT + WIDTH, generator=generator, dtype=torch.float64)
+    weight = torch.randn(OUT, WIDTH, generator=generator, dtype=torch.float64)
+    x = torch.randn(5, WIDTH, generator=generator, dtype=torch.float64)
+    effective = rows[: rank or WIDTH, :OUT].T @ rows[: rank or WIDTH, OUT:]
+    expected = x @ (weight if has_dense and not rank else effective).T
+    entry = Entry("lowrank", rank, stored=Stored(WIDTH, has_dense))
+    outputs = []
+    for share in shares(way, count):
+        projection = Projection(NAME, entry, share)
+        projection.take("components", rows)
+        if has_dense:
+            projection.take("weight", weight)
+        outputs.append(output_of(projection, x, True))
+    found = torch.cat(outputs, -1) if way == "columns" else sum(outputs)
+    assert (found - expected).abs().max() <= ELASTIC_DENSE_ABSOLUTE
 
 
 def test_what_is_written_twice_agrees():

@@ -35,14 +35,17 @@ def export_dense(
     directory: str | Path,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    budget: float | None = None,
 ) -> Path:
     """Write the compressed `checkpoint` as a plain model of its original architecture.
+
+    budget: the size of an elastic checkpoint, by default its largest.
 
     Raises:
         CheckpointError: `checkpoint` is not compressed by spectrim.
         InputError: The directory cannot be written.
     """
-    model, tokenizer = load(checkpoint, trust_remote_code=trust_remote_code)
+    model, tokenizer = load(checkpoint, budget=budget, trust_remote_code=trust_remote_code)
     config = getattr(model.config, "quantization_config", None)
     if not isinstance(config, SpectrimConfig):
         raise CheckpointError(f"{checkpoint} is not compressed, so there is nothing to export")
@@ -79,6 +82,11 @@ def export_self_contained(
     if "auto_map" in settings:
         raise InputError(f"{checkpoint} comes with its own code already; export it --dense")
     config = SpectrimConfig.from_dict(settings["quantization_config"])
+    if config.elastic is not None:
+        raise InputError(
+            f"{checkpoint} holds several sizes; write one by `spectrim export {checkpoint} "
+            "--budget 0.6 -o DIR` and export DIR"
+        )
     kinds = {entry["kind"] for entry in config.layers.values()} - {COMPENSATED}
     entries = [*config.layers.values(), config.inner or {}]
     code = remote_code(kinds, {e["base"] for e in entries if "base" in e})

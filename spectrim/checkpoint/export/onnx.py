@@ -42,19 +42,20 @@ def export_onnx(
     directory: str | Path,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    budget: float | None = None,
 ) -> Path:
     """Write `model.onnx` and the tokenizer of a compressed or dense `checkpoint`.
 
-    The graph is run and compared with the model before it is kept.
+    The graph is run and compared with the model before it is kept. budget: the size of an
+    elastic checkpoint, by default its largest.
 
     Raises:
         InputError: A package is missing, or the directory cannot be written.
         ModelError: The model cannot be written as a graph.
     """
     _check_packages()
-    model, tokenizer = load(
-        checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code
-    )
+    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    model, tokenizer = load(checkpoint, budget=budget, **options)
     program = _Logits(model).eval()
     with output_directory(directory, overwrite) as partial:
         _write_graph(program, partial / GRAPH)

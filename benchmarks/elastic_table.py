@@ -1,0 +1,98 @@
+"""What one file for every size costs: perplexity beside models compressed to one budget each.
+
+    python benchmarks/elastic_table.py MODEL --data TRAIN --eval TEXT [--budgets .9,.8,.6,.4]
+
+Columns of perplexity on the evaluation text: `separate` is the default recipe without averaged
+statistics at that budget, its ranks free; `nested` the same factors at the ranks of the nested
+order; `file` the checkpoint that holds all sizes, loaded at that budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from spectrim.checkpoint import load, save_compressed, sizes_of
+from spectrim.data import BlockSettings
+from spectrim.pipeline.elastic import hold_sizes, plan_elastic
+from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.loaded_model import LoadedModel, load_original
+from spectrim.pipeline.plan import factorize, plan
+from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
+    ElasticRecipe,
+    HessianAveragingRecipe,
+    Recipe,
+)
+from spectrim.pipeline.replace import replace_layers
+from spectrim.planning import Decomposition
+from spectrim.planning.nested import nested_plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--data", help="Calibration text (default: Python sources).")
+    parser.add_argument("--eval", default="python:held_out")
+    parser.add_argument("--budgets", default=".9,.8,.6,.4")
+    parser.add_argument("--layer", default="pivoted")
+    parser.add_argument("--sequences", type=int)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=20_000, help="Of the evaluation text.")
+    given = parser.parse_args()
+    budgets = [float(part) for part in given.budgets.split(",")]
+    recipe = Recipe(
+        layer=given.layer,
+        budget=max(budgets),
+        elastic=ElasticRecipe(min(budgets), max(budgets)),
+        calibration=CalibrationRecipe(
+            data=given.data, sequences=given.sequences, length=given.length
+        ),
+        hessian_averaging=HessianAveragingRecipe(weight=0.0),
+    )
+    original = load_original(given.model)
+    decomposition = factorize(original.model, original.tokenizer, recipe)
+    settings = BlockSettings(length=given.length, max_tokens=given.tokens, keep_tail=True)
+
+    def perplexity(model: Any) -> float:
+        return evaluate(model, original.tokenizer, given.eval, settings)["perplexity"]
+
+    print(f"{given.model}, dense perplexity {perplexity(original.model):.4f}", flush=True)
+    _table(original, decomposition, recipe, budgets, perplexity)
+
+
+def _table(
+    original: LoadedModel,
+    decomposition: Decomposition,
+    recipe: Recipe,
+    budgets: list[float],
+    perplexity: Any,
+) -> None:
+    sizes, largest = plan_elastic(decomposition, recipe)
+    free = recipe.with_changes(elastic=None)
+    print("| budget | separate | nested | file | nested against separate | file |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as place:
+        held = hold_sizes(original.model, decomposition, sizes, largest, original.dtype)
+        config = held.config.quantization_config
+        out = save_compressed(held, original.tokenizer, Path(place) / "elastic", config)
+        for budget in budgets:
+            ranks = plan(decomposition, free.with_changes(budget=budget))
+            nested = nested_plan(decomposition, recipe.planning, sizes, budget)
+            one = perplexity(replace_layers(original.model, decomposition, ranks))
+            two = perplexity(replace_layers(original.model, decomposition, nested))
+            file = perplexity(load(out, budget=budget, dtype=original.model.dtype)[0])
+            print(
+                f"| {budget:g} | {one:.4f} | {two:.4f} | {file:.4f} | {two / one - 1:+.2%} "
+                f"| {file / one - 1:+.2%} |",
+                flush=True,
+            )
+    held_sizes = sizes_of(config.elastic)
+    ratio = held_sizes.stored / held_sizes.dense_weights
+    print(f"\nthe file holds {ratio:.2f} of the dense layers' weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Budgets of a recipe other than one fraction of the weights: of time, and a range of sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from spectrim.errors import InputError
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LatencyRecipe:
+    """A budget of measured time in place of one of weights."""
+
+    budget: float = Field(default=0.7, gt=0, le=1, description="Fraction of the dense time.")
+    tokens: int = Field(default=1, ge=1, description="Tokens per forward pass.")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ElasticRecipe:
+    """One checkpoint of all sizes from `smallest` to `largest`, cut when it is loaded."""
+
+    smallest: float = Field(default=0.4, gt=0, le=1, description="Fraction of the weights.")
+    largest: float = Field(default=0.9, gt=0, le=1, description="Fraction of the weights.")
+
+    def __post_init__(self) -> None:
+        if self.smallest >= self.largest:
+            raise ValueError(
+                f"the smallest size ({self.smallest:g}) must be below the largest "
+                f"({self.largest:g})"
+            )
+
+
+def parse_range(text: str) -> dict[str, Any]:
+    """Return the fields of an `ElasticRecipe` written as `0.4..0.9`. Raises InputError."""
+    low, dots, high = text.partition("..")
+    try:
+        values = float(low), float(high)
+    except ValueError:
+        dots = ""
+    if not dots:
+        raise InputError(
+            f"--elastic {text}: expected the smallest and the largest fraction of the weights, "
+            "like 0.4..0.9"
+        )
+    return {"smallest": values[0], "largest": values[1]}

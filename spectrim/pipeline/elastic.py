@@ -1,0 +1,106 @@
+"""One model of all sizes: the components of every layer in the order of removal.
+
+plan of the largest size -> components of every layer -> config with the order
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from spectrim.allocation import NestedSizes
+from spectrim.checkpoint import SpectrimConfig, attach_config, elastic_entry, stored_layer
+from spectrim.errors import InputError
+from spectrim.models.experts import split_expert_names
+from spectrim.models.replace import other_names
+from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.replace import (
+    cast_for_saving,
+    provenance_of,
+    shared_copy,
+    untie_head,
+)
+from spectrim.planning import Decomposition, Plan
+from spectrim.planning.nested import nested_plan, nested_sizes
+
+
+def plan_elastic(decomposition: Decomposition, recipe: Recipe) -> tuple[NestedSizes, Plan]:
+    """Return all sizes of a recipe with `elastic`, and the plan of the largest.
+
+    Raises InputError for sizes that no ranks meet, or a method whose biases depend on the rank.
+    """
+    elastic = recipe.elastic
+    assert elastic is not None
+    settings = recipe.planning.at_budget(elastic.largest)
+    shifted = [n for n, f in decomposition.factors.items() if f.bias_shift is not None]
+    if shifted:
+        raise InputError(
+            f"the bias of {shifted[0]} depends on its rank by method '{recipe.method}', so it "
+            "has no prefix for every size; choose a method such as obd"
+        )
+    sizes = nested_sizes(decomposition, settings, elastic.smallest)
+    return sizes, nested_plan(decomposition, settings, sizes, elastic.largest)
+
+
+def at_largest(recipe: Recipe) -> Recipe:
+    """Return the recipe with the largest size of its `elastic` as the budget."""
+    elastic = recipe.elastic
+    return recipe if elastic is None else recipe.with_changes(budget=elastic.largest)
+
+
+def hold_sizes(
+    model: PreTrainedModel,
+    decomposition: Decomposition,
+    sizes: NestedSizes,
+    plan: Plan,
+    dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """Return a copy of `model` whose layers hold all `sizes`, computing at the largest.
+
+    Args:
+        plan: of the largest size, for the provenance.
+        dtype: of the result; None keeps the model's.
+    """
+    names = [name for name, layer in sizes.layers.items() if layer.components]
+    if repeated := [name for name in names if other_names(model, name)]:
+        raise InputError(
+            f"{repeated[0]} is used at several depths of the model, which an elastic "
+            "checkpoint cannot store; compress it to one budget"
+        )
+    result: Any = shared_copy(model)
+    untied = untie_head(result, names)
+    for name in names:
+        _hold(result, name, decomposition, sizes)
+    if dtype is not None:
+        result = cast_for_saving(result, dtype)
+    result.config.dtype = next(result.parameters()).dtype
+    entry = elastic_entry(sizes, _other_weights(result, names))
+    attach_config(
+        result,
+        SpectrimConfig(
+            split_experts=split_expert_names(result),
+            untied=untied,
+            provenance=provenance_of(plan),
+            elastic=entry,
+        ),
+    )
+    return result
+
+
+def _hold(
+    model: PreTrainedModel, name: str, decomposition: Decomposition, sizes: NestedSizes
+) -> None:
+    layer, old = sizes.layers[name], model.get_submodule(name)
+    left, right = decomposition.factors[name].balanced().truncated(layer.components)
+    rows = torch.cat([left.T, right], dim=1).to(next(old.parameters()))
+    weight = old.weight if layer.has_dense else None
+    new = stored_layer(old, rows, weight, old.bias)
+    model.set_submodule(name, new.train(old.training))
+
+
+def _other_weights(model: PreTrainedModel, names: list[str]) -> int:
+    """Return the numbers that are stored besides the elastic layers' weights."""
+    inside = {f"{name}.{part}" for name in names for part in ("components", "weight")}
+    return sum(p.numel() for name, p in model.named_parameters() if name not in inside)
