@@ -19,7 +19,7 @@ import spectrim
 pytestmark = pytest.mark.slow
 
 ROOT = Path(spectrim.__file__).parent
-NAMES = {"pyyaml": "yaml"}
+NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
 """Of distributions whose module is called otherwise."""
 HOSTS = {"vllm"}
 """Programs that load a plug-in of ours, and are there when it is imported."""

@@ -50,6 +50,9 @@ class SubspaceDetector(
         offset_: `decision_function = score_samples - offset_`, negative for outliers.
     """
 
+    mean_: Array
+    scatter_: Array
+
     def __init__(
         self,
         n_components: float = 0.99,
@@ -67,7 +70,7 @@ class SubspaceDetector(
         self.n_samples_seen_ = 0
         self._add(rows)
         if self.contamination != "auto":
-            self.offset_ = float(np.quantile(self._score(rows), self.contamination))
+            self.offset_ = float(np.quantile(self._score(rows), float(self.contamination)))
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> SubspaceDetector:
