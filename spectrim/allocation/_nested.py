@@ -22,8 +22,8 @@ from spectrim.allocation._request import AllocationRequest, RankChoices
 from spectrim.errors import InputError
 from spectrim.layers import FactoredLinear, layer_class
 
-MOST_STEPS = 2000
-"""Of the whole range: a step that would be finer is merged with the next of its layer."""
+MOST_STEPS = 20_000
+"""Above it, steps finer than that part of the model are merged with the next of their layer."""
 _TIMED_SIZES = 101
 """Sizes that are compared with a budget of time."""
 _ROUNDING = 1e-12
@@ -318,11 +318,13 @@ class _Growth:
 def _thinned_hulls(
     request: AllocationRequest, choices: list[RankChoices]
 ) -> list[NDArray[np.int64]]:
-    """Return each layer's convex hull without the corners that are too close together."""
+    """Return each layer's convex hull, if there are many, without corners close together."""
+    hulls = [convex_hull(KnapsackGroup(c.costs, c.losses)) for c in choices]
+    if sum(map(len, hulls)) <= MOST_STEPS:
+        return hulls
     finest = request.dense_cost / MOST_STEPS
     found = []
-    for choice in choices:
-        hull = convex_hull(KnapsackGroup(choice.costs, choice.losses))
+    for choice, hull in zip(choices, hulls, strict=True):
         kept = [int(hull[0])]
         for place in hull[1:].tolist():
             if place == hull[-1] or choice.costs[place] - choice.costs[kept[-1]] >= finest:

@@ -169,6 +169,16 @@ def test_a_range_that_no_ranks_meet_is_refused():
         nest_sizes(request("lowrank"), 0.001, float)
 
 
+def test_many_steps_are_merged(monkeypatch):
+    fine = nested("pivoted")
+    monkeypatch.setattr("spectrim.allocation._nested.MOST_STEPS", 40)
+    coarse = nested("pivoted")
+    assert len(coarse.steps) < 0.7 * len(fine.steps)
+    for budget in BUDGETS:
+        assert coarse.cost(coarse.ranks(budget)) <= budget * coarse.dense_weights
+        assert summed_loss(fine, budget) <= summed_loss(coarse, budget) * (1 + 1e-12)
+
+
 def test_ranks_are_multiples_where_they_have_to_be():
     sizes = nested("lowrank", multiple=4)
     for budget in BUDGETS:
