@@ -106,3 +106,6 @@ FROZEN_ABSOLUTE = 2e-6
 
 FAMILY_ABSOLUTE = 1e-5
 """Logits of size one to ten of the same float32 tensors, loaded by another route."""
+
+MERGED_ABSOLUTE = 2e-5
+"""Logits of size one: W x + B (A x) against (W + B A) x, all in float32."""

@@ -59,6 +59,11 @@ KINDS = {
         "--set 'refinement=[{{name: {name}, options: {{{option}: {value}}}}}]'",
         True,
     ),
+    "adapters": Kind(
+        "Adapters",
+        "spectrim finetune MODEL -o OUT --data TEXT --adapter {name}",
+        "--adapter-option {option}={value}",
+    ),
     "importance": Kind(
         "Importance of bases",
         "spectrim compress MODEL -o OUT --recipe task --task TASK.jsonl "

@@ -14,6 +14,7 @@ from spectrim.checkpoint.save import (
     add_text_file,
     attach_config,
     save_compressed,
+    save_dense,
     warn_of_failure,
 )
 from spectrim.checkpoint.save_distributed import save_together
@@ -46,6 +47,7 @@ __all__ = [
     "register",
     "resolve",
     "save_compressed",
+    "save_dense",
     "save_together",
     "stored_dtype",
     "warn_of_failure",
