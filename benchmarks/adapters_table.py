@@ -6,9 +6,9 @@
 
 `text` adapts a dense model to another text; its loss on that and on the old text, which it
 forgets, is on tokens that it has not seen. `task` takes a model that was compressed to
-`--budget` back to its task; accuracy is exact match of greedy answers. The rate is chosen on other
-held-out rows than those that are reported, with the first seed; further seeds take that rate.
-Rows are kept in OUT.jsonl, so a stopped run goes on; OUT.md is the table.
+`--budget` back to its task; accuracy is exact match of greedy answers. The rate is chosen on
+other held-out rows than those that are reported, with the first seed; further seeds take that
+rate. Rows are kept in OUT.jsonl, so a stopped run goes on; OUT.md is the table.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ class Method:
 
 
 METHODS = {
-    "full": Method("full", 1e-4, {}, ""),
+    "full": Method("full", 3e-5, {}, ""),
     "LoRA": Method("lora", 1e-3, {}),
     "DoRA": Method("dora", 1e-3, {}),
     "PiSSA": Method("pissa", 3e-4, {}),
     "MiLoRA": Method("milora", 1e-3, {}),
-    "OBD, principal": Method("obd", 1e-3, {"part": "principal"}),
+    "OBD, principal": Method("obd", 3e-4, {"part": "principal"}),
     "OBD, residual": Method("obd", 1e-3, {"part": "residual"}),
-    "SoKA": Method("soka", 1e-3, {}),
+    "SoKA": Method("soka", 3e-4, {}),
     "SALT": Method("salt", 1e-3, {}),
     "Effort, projected": Method("effort", 3e-3, {"project": True}),
     "Effort, free": Method("effort", 3e-3, {"project": False}),

@@ -31,6 +31,16 @@ from spectrim.layers.quantized import CompensatedLinear, CompressedLinear
 from spectrim.models.linear import get_weight, is_linear
 
 
+class MethodKey(str):
+    """The name of a method in PEFT's tables, with the `value` that PEFT's own enum has."""
+
+    __slots__ = ()
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+
 @dataclass
 class SpectralConfig(PeftConfig):
     """What all spectral adapters are configured by; the options of a method come after it.
@@ -57,7 +67,7 @@ class SpectralConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type: Any = self.adapter.upper()
+        self.peft_type: Any = MethodKey(self.adapter.upper())
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]
         if isinstance(self.exclude_modules, list):

@@ -316,6 +316,6 @@ def test_a_name_that_peft_has_is_not_taken(monkeypatch):
 
     from spectrim.adapters import _tuner
 
-    monkeypatch.setitem(mapping.PEFT_TYPE_TO_TUNER_MAPPING, "SALT", object)
+    monkeypatch.setattr(mapping, "PEFT_TYPE_TO_TUNER_MAPPING", {"SALT": object})
     with pytest.raises(InputError, match="has a method 'SALT' already"):
         _tuner.register.__wrapped__()

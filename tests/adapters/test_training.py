@@ -56,8 +56,9 @@ def test_dense_model_learns(name, text, tmp_path):
     torch.testing.assert_close(logits(alone), logits(model), atol=MERGED_ABSOLUTE, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["svfit", "obd", "soka"])
-@pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("svfit", "lowrank"), ("obd", "pivoted"), ("soka", "pivoted")]
+)
 def test_compressed_model_learns_at_its_size(name, kind, text, tmp_path):
     model = small(kind)
     before = ranks(model)
@@ -71,8 +72,11 @@ def test_compressed_model_learns_at_its_size(name, kind, text, tmp_path):
     assert torch.equal(logits(load(tmp_path / "out")[0]), logits(model))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "obd"])
-@pytest.mark.parametrize("base", ["nf4", "int4"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [(name, "nf4") for name in NAMES if name != "obd"] + [("pissa", "int4"), ("soka", "int4")],
+)
 def test_quantized_base_stays_to_the_bit(name, base, text, tmp_path):
     model, log = small("lowrank"), MetricLog()
     asked = settings(text, name, quantize_base=base, steps=6)
