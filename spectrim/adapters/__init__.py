@@ -77,3 +77,15 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     configs = [f"{ADAPTERS.get(name).TITLE}Config" for name in ADAPTERS.names()]
     return sorted(["ADAPTERS", "config_class", "register", *_ORIGINS, *configs])
+
+
+__all__ = [  # noqa: F822, as most are loaded on first use
+    "ADAPTERS",
+    "LoraExport",
+    "config_class",
+    "penalty",
+    "register",
+    "save_lora",
+    "to_lora",
+    "with_statistics",
+]

@@ -23,7 +23,7 @@ from spectrim.errors import InputError
 
 TITLE = "FedSVD"
 REFERENCE = "Lee et al., 2025, arXiv:2505.12805"
-LEARNING_RATE = 1e-2
+LEARNING_RATE = 3e-3
 STORED = True
 """A is drawn, and then the server's; it is stored with the adapter."""
 

@@ -27,7 +27,7 @@ from spectrim.adapters._spectral import (
 TITLE = "OBD"
 REQUIRES = ("input_covariance", "gradient_covariance")
 REFERENCE = "the metric of Li et al., 2026, arXiv:2604.00821"
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from spectrim.errors import InputError
 
 TITLE = "SALT"
 REFERENCE = "Elsayed et al., 2025, arXiv:2503.16055"
-LEARNING_RATE = 1e-2
+LEARNING_RATE = 3e-3
 
 
 @dataclass(frozen=True)

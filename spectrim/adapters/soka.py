@@ -20,7 +20,7 @@ from spectrim.linalg.kronecker_svd import kronecker_sum, kronecker_svd, square_b
 
 TITLE = "SoKA"
 REFERENCE = "Chen et al., 2025, arXiv:2506.15251"
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)

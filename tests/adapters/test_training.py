@@ -56,6 +56,7 @@ def test_dense_model_learns(name, text, tmp_path):
     torch.testing.assert_close(logits(alone), logits(model), atol=MERGED_ABSOLUTE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"), [("svfit", "lowrank"), ("obd", "pivoted"), ("soka", "pivoted")]
 )
@@ -112,6 +113,7 @@ def test_statistics_of_quantized_layers_are_refused(text):
         finetune(small(), tiny_tokenizer(), settings(text, "obd", quantize_base="nf4"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_where_it_would_have(text, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
 
@@ -156,6 +158,7 @@ def test_settings_that_cannot_be_used(changes, said, text):
         settings(text, **({"adapter": "svfit"} | changes))
 
 
+@pytest.mark.slow
 def test_trainer_trains_saves_and_loads(tmp_path):
     model = peft.get_peft_model(tiny_llama(), SVFitConfig(task_type="CAUSAL_LM"))
     rows = [{"input_ids": row, "labels": row} for row in tiny_tokens(rows=16, length=16)]
