@@ -20,6 +20,7 @@ from tests.checkpoint.compressing import compress
 from tests.runs import text_file
 from tests.shared_assets import shared_data
 from tests.tiny_models import tiny_llama, tiny_tokenizer
+from tests.tolerances import MERGED_ABSOLUTE
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +63,20 @@ def test_adapters(shelf):
     before, after = (spectrim.load(place)[0].state_dict() for place in (shelf / "smaller", out))
     assert {n: t.shape for n, t in before.items()} == {n: t.shape for n, t in after.items()}
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@needs("peft", "extra spectrim[peft]")
+@pytest.mark.parametrize(("adapter", "base"), [("svfit", "model"), ("obd", "smaller")])
+def test_spectral_adapters(shelf, adapter, base):
+    out = shelf / f"{adapter}-tuned"
+    options = ["--data", str(shelf / "text.txt"), "--output", str(out), "--steps", "3"]
+    options += ["--length", "16", "--adapter", adapter]
+    figures = example("spectral_adapters").main([str(shelf / base), *options])
+    assert figures["LoRA's error"] == 0
+    assert figures["largest difference of logits"] < MERGED_ABSOLUTE
+    config = json.loads((out / "lora" / "adapter_config.json").read_text())
+    assert config["peft_type"] == "LORA"
+    assert config["r"] == config["lora_alpha"] == figures["LoRA's rank"]
 
 
 def test_quantised(shelf):

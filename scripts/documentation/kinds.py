@@ -68,6 +68,11 @@ KINDS = {
         "Optimizers",
         "spectrim train MODEL -o OUT --data TEXT --optimizer {name}",
     ),
+    "adapters": Kind(
+        "Adapters",
+        "spectrim finetune MODEL -o OUT --data TEXT --adapter {name}",
+        "--adapter-option {option}={value}",
+    ),
     "importance": Kind(
         "Importance of bases",
         "spectrim compress MODEL -o OUT --recipe task --task TASK.jsonl "

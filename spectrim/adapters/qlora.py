@@ -20,16 +20,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from spectrim.adapters._quantized import (
+    Holder,
+    beside,
+    is_quantized,
+    put_beside,
+    quantized_layers,
+)
 from spectrim.adapters.lora import AdapterOptions
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
-from spectrim.layers.quantized import Adapter, CompensatedLinear, CompressedLinear
+from spectrim.layers.quantized import Adapter, CompressedLinear
 from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import Parameters
 from spectrim.training.inputs import Losses, TrainingInputs
 from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
 from spectrim.training.run import TrainingRun
+
+__all__ = ["is_quantized", "quantized_key", "train_qlora"]
 
 
 def train_qlora(
@@ -50,10 +59,6 @@ def train_qlora(
         return run.complete([stage], options.schedule(len(rows)))
 
 
-def is_quantized(model: nn.Module) -> bool:
-    return any(isinstance(module, CompressedLinear) for module in model.modules())
-
-
 def quantized_key(model: nn.Module) -> str:
     """sha256 over the stored numbers of all quantized weights."""
     digest = hashlib.sha256()
@@ -70,15 +75,15 @@ def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Parame
     """Yield the adapters' parameters, by name; nothing else has a gradient inside."""
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
-    holders = _holders(model)
-    before = [_parts(holder) for holder in holders.values()]
+    holders = quantized_layers(model)
+    before = [beside(holder) for holder in holders.values()]
     values = [p.detach().clone() for parts in before for m in parts for p in m.parameters()]
     model.eval().requires_grad_(False)
     try:
         yield _added(holders, options)
     except BaseException:
         for holder, parts in zip(holders.values(), before, strict=True):
-            _put(holder, parts)
+            put_beside(holder, parts)
         old = [p for parts in before for m in parts for p in m.parameters()]
         for parameter, value in zip(old, values, strict=True):
             parameter.data.copy_(value)
@@ -89,50 +94,14 @@ def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Parame
             parameter.requires_grad_(flags.get(name, True))
 
 
-Holder = CompressedLinear | CompensatedLinear
-
-
-def _holders(model: nn.Module) -> dict[str, Holder]:
-    """Return what gets an adapter: quantized factors and layers that were left dense."""
-    found: dict[str, Holder] = {}
-    within: set[nn.Module] = set()
-    for name, module in model.named_modules():
-        if isinstance(module, CompensatedLinear):
-            found[name] = module
-            within.add(module.base)
-        elif isinstance(module, CompressedLinear) and module not in within:
-            found[name] = module
-    if not found:
-        raise ModelError(f"no layer of this {type(model).__name__} is quantized")
-    return found
-
-
-def _parts(holder: Holder) -> tuple[nn.Linear, ...]:
-    """`down` and `up`; () where there are none."""
-    if isinstance(holder, CompressedLinear):
-        return () if holder.adapter is None else (holder.adapter.down, holder.adapter.up)
-    return () if holder.right is None or holder.left is None else (holder.right, holder.left)
-
-
-def _put(holder: Holder, parts: tuple[nn.Linear, ...]) -> None:
-    if isinstance(holder, CompensatedLinear):
-        holder.right, holder.left = parts or (None, None)
-        holder.rank = parts[0].out_features if parts else 0
-    elif not parts:
-        holder.adapter = None
-    else:
-        holder.adapter = Adapter(holder.in_features, holder.out_features, parts[0].out_features)
-        holder.adapter.down, holder.adapter.up = parts
-
-
 def _added(holders: dict[str, Holder], options: AdapterOptions) -> Parameters:
     """Adapters where there are none, drawn from the seed. Raises ModelError."""
     generator = torch.Generator().manual_seed(options.seed)
     trained: Parameters = {}
     for name, holder in holders.items():
         drawn = _drawn(holder, options, generator)
-        if not (parts := _parts(holder)):
-            _put(holder, parts := drawn)
+        if not (parts := beside(holder)):
+            put_beside(holder, parts := drawn)
         _check_rank(name, holder, parts[0].out_features, drawn[0].out_features)
         for side, part in zip(("down", "up"), parts, strict=True):
             weight: Any = part.weight

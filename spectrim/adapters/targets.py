@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from torch import nn
 
+from spectrim.adapters._quantized import is_quantized, quantized_layers
 from spectrim.errors import ModelError
 from spectrim.models.linear import is_linear
 from spectrim.models.replace import compact_layers
 from spectrim.models.targets import find_targets
+
+
+def adapter_targets(model: nn.Module) -> list[str]:
+    """Return the modules that a spectral adapter is put on where none are named.
+
+    On a quantized model these are its quantized factors and layers, else `lora_targets`.
+    Raises ModelError for a model with no layer to adapt.
+    """
+    if is_quantized(model):
+        return list(quantized_layers(model))
+    return lora_targets(model)
 
 
 def lora_targets(model: nn.Module) -> list[str]:

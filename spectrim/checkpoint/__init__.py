@@ -27,6 +27,7 @@ from spectrim.checkpoint.save import (
     add_text_file,
     attach_config,
     save_compressed,
+    save_dense,
     warn_of_failure,
 )
 from spectrim.checkpoint.save_distributed import save_together
@@ -66,6 +67,7 @@ __all__ = [
     "resize",
     "resolve",
     "save_compressed",
+    "save_dense",
     "save_together",
     "sizes_of",
     "stored_dtype",

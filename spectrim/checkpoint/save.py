@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from spectrim.models.compressible import check_no_adapters
 from spectrim.models.experts import SplitExperts
 from spectrim.models.replace import compact_layers, shared_bases
 from spectrim.runtime.files import is_full_disk, write_text
-from spectrim.runtime.output_dir import is_spectrim_output, output_directory
+from spectrim.runtime.output_dir import MARKER, is_spectrim_output, output_directory
 
 _EXTRA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(md|yaml|yml|jsonl?|txt|html|csv)")
 _RESERVED = re.compile(
@@ -49,6 +51,7 @@ class SaveOptions:
         extras: Further text files by name.
         source: The original's directory or Hub name, whose processor files are copied.
         reload: Whether the result is loaded again to be compared, where memory allows.
+        directories: Further directories to copy, by their names in the output.
     """
 
     card: Text | None = None
@@ -57,6 +60,7 @@ class SaveOptions:
     max_shard_size: str | int = "5GB"
     source: str | Path | None = None
     reload: bool = True
+    directories: Mapping[str, Path] = field(default_factory=dict)
 
 
 def save(model: PreTrainedModel, tokenizer: Any, directory: str | Path) -> Path:
@@ -92,6 +96,28 @@ def save_compressed(
     return Path(directory)
 
 
+def save_dense(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    directory: str | Path,
+    provenance: Mapping[str, Any],
+    options: SaveOptions = SaveOptions(),
+) -> Path:
+    """Write a model that is not compressed, with a file that states where it comes from.
+
+    Raises:
+        InputError: The directory cannot be used.
+        ModelError: A weight is not finite, or the model has PEFT adapters.
+    """
+    check_no_adapters(model)
+    check_weights(model, overflow_remedy(model.dtype))
+    with output_directory(directory, options.overwrite) as partial:
+        model.save_pretrained(partial, max_shard_size=options.max_shard_size)
+        write_text(partial / MARKER, json.dumps(provenance, indent=2, sort_keys=True))
+        write_files(tokenizer, partial, options)
+    return Path(directory)
+
+
 def prepare_saving(
     model: PreTrainedModel, config: SpectrimConfig, options: SaveOptions
 ) -> None:
@@ -110,6 +136,8 @@ def write_files(tokenizer: Any, directory: Path, options: SaveOptions) -> None:
     if options.source is not None:
         with warn_of_failure("files of the processor were not copied"):
             copy_processor(options.source, directory)
+    for name, source in options.directories.items():
+        shutil.copytree(source, directory / name, dirs_exist_ok=True)
     texts = dict(options.extras)
     if options.card is not None:
         texts["README.md"] = options.card

@@ -1,4 +1,4 @@
-"""`spectrim export`: a model that runs without spectrim, or one size of an elastic one."""
+"""`spectrim export`: a model or adapter that runs without spectrim, or one elastic size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from spectrim.errors import InputError
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="Directory of a compressed model.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Directory of a compressed model, or one with an adapter.")
+    ],
     output: Output,
     dense: Annotated[
         bool, typer.Option("--dense", help="Multiply the factors into dense weights.")
@@ -24,6 +26,13 @@ def export(
         bool, typer.Option("--onnx", help="Write a graph for ONNX Runtime.")
     ] = False,
     gguf: Annotated[bool, typer.Option("--gguf", help="Say how a GGUF file is made.")] = False,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Write its adapter as a plain LoRA.")
+    ] = False,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Rank of the LoRA (default: as large as no error needs)."),
+    ] = None,
     budget: Size = None,
     target_loss: Annotated[
         float | None,
@@ -40,13 +49,15 @@ def export(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Export a compressed model to run without spectrim, or one size of an elastic one."""
+    """Export a compressed model or an adapter to run without spectrim, or one elastic size."""
     if gguf:
         raise InputError(
             "llama.cpp writes GGUF files, of dense weights that its own quantizers make small: "
             f"`spectrim export {checkpoint} --dense -o {output}`, then in its clone "
             f"`python convert_hf_to_gguf.py {output} --outfile {output.name}.gguf`"
         )
+    if rank is not None and not lora:
+        raise InputError("--rank is that of a LoRA; add --lora")
     wishes = {
         "budget": budget,
         "target_loss": target_loss,
@@ -54,7 +65,13 @@ def export(
         "latency_budget": latency_budget,
     }
     chosen = {name: value for name, value in wishes.items() if value is not None}
-    _check_choice(dense + self_contained + onnx, list(chosen), self_contained)
+    _check_choice(dense + self_contained + onnx + lora, list(chosen), self_contained or lora)
+    if lora:
+        from spectrim.pipeline.export_lora import export_lora
+
+        made = export_lora(checkpoint, output, rank, overwrite, trust_remote_code)
+        _report_lora(output, made, json)
+        return
 
     from spectrim import checkpoint as formats
     from spectrim.cli import console
@@ -78,20 +95,33 @@ def export(
     console.note(f"saved to {written}" + (f", budget {fraction:.4f}" if chosen else ""))
 
 
-def _check_choice(forms: int, wishes: list[str], self_contained: bool) -> None:
-    """Raise InputError unless one form, or one size, or a form at a size is asked for."""
+def _report_lora(output: Path, made: Any, json: bool) -> None:
+    from spectrim.cli import console
+
+    facts = {"saved": str(output), "rank": made.config.r, "error": made.error}
+    if json:
+        console.as_json(facts)
+    cut = f", relative error {made.error:.3g}" if made.error else ", no error"
+    console.note(f"saved to {output}: a LoRA of rank {made.config.r}{cut}")
+
+
+def _check_choice(forms: int, wishes: list[str], whole: bool) -> None:
+    """Raise InputError unless one form, or one size, or a form at a size is asked for.
+
+    whole: the form is of the whole checkpoint.
+    """
     options = [f"--{name.replace('_', '-')}" for name in wishes]
     if len(options) > 1:
         raise InputError(f"choose one of {' and '.join(options)}")
-    if options and self_contained:
+    if options and whole:
         raise InputError(
-            f"--self-contained and {options[0]} cannot be combined: write the size first and "
-            "export what is written"
+            f"--self-contained or --lora and {options[0]} cannot be combined: write the size "
+            "first and export what is written"
         )
     if forms > 1 or not (forms or options):
         raise InputError(
-            "choose one of --dense, --self-contained and --onnx, or a --budget of an elastic "
-            "checkpoint"
+            "choose one of --dense, --self-contained, --onnx and --lora, or a --budget of an "
+            "elastic checkpoint"
         )
 
 

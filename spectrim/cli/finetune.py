@@ -1,7 +1,9 @@
-"""`spectrim finetune`: train a compressed model on a text or a task, at its size."""
+"""`spectrim finetune`: train a model on a text or a task, a compressed one at its size."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -22,6 +24,9 @@ from spectrim.cli.options import (
 from spectrim.errors import InputError
 from spectrim.pipeline.finetune_settings import FinetuneSettings
 
+ADAPTER = "adapter"
+"""The directory in an output that holds the adapter by itself."""
+
 
 @with_settings(FinetuneSettings)
 def finetune(
@@ -36,13 +41,19 @@ def finetune(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Train the factors of a compressed model, or LoRA adapters on them; ranks stay."""
+    """Train a compressed model's factors, or an adapter on any model; ranks stay."""
     wanted = _checked(settings)
 
-    from spectrim.checkpoint import SaveOptions, check_output, save_compressed
+    from spectrim.checkpoint import (
+        SaveOptions,
+        SpectrimConfig,
+        check_output,
+        save_compressed,
+        save_dense,
+    )
     from spectrim.cli.tracking import context_for, start_tracking
     from spectrim.evaluation import size
-    from spectrim.pipeline.finetune import finetune as run
+    from spectrim.pipeline.finetune import finetune_and_record
     from spectrim.pipeline.loaded_model import load_model
     from spectrim.pipeline.replace import cast_for_saving
     from spectrim.report.card import finetuning_card
@@ -51,18 +62,28 @@ def finetune(
     log_metrics = start_tracking(context, track, f"finetune {model}", settings)
     loaded = load_model(model, trust_remote_code)
     run_context = context_for(cache_from({"cache": cache, "no_cache": no_cache}), log_metrics)
-    tuned = run(loaded.model, loaded.tokenizer, wanted, run_context)
-    tuned = cast_for_saving(tuned, loaded.dtype)
-    config: Any = tuned.config.quantization_config
-    entry = config.provenance["refinement"][-1]
-    options = SaveOptions(
-        card=lambda: finetuning_card(model, entry), overwrite=overwrite, source=model
-    )
-    save_compressed(tuned, loaded.tokenizer, output, config, options)
+    with TemporaryDirectory(prefix="spectrim-") as place:
+        adapter = Path(place) / ADAPTER
+        entry = finetune_and_record(
+            loaded.model, loaded.tokenizer, wanted, run_context, adapter
+        )
+        tuned = cast_for_saving(loaded.model, loaded.dtype)
+        options = SaveOptions(
+            card=lambda: finetuning_card(model, entry),
+            overwrite=overwrite,
+            source=model,
+            directories={ADAPTER: adapter} if adapter.is_dir() else {},
+        )
+        config: Any = getattr(tuned.config, "quantization_config", None)
+        if isinstance(config, SpectrimConfig):
+            save_compressed(tuned, loaded.tokenizer, output, config, options)
+        else:
+            save_dense(tuned, loaded.tokenizer, output, {"finetuned": entry}, options)
     ends = {f"loss at the end/{what}": last for what, (_, last) in entry["losses"].items()}
     log_metrics(ends | {"disk_bytes": size.disk_bytes(output)}, None)
     console.as_json(entry) if json else _table(entry["losses"])
-    console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+    loading = "" if config is None else "`import spectrim`, then "
+    console.note(f"saved to {output}: {loading}from_pretrained")
 
 
 def _checked(settings: dict[str, Any]) -> FinetuneSettings:

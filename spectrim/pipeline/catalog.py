@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from spectrim.adapters import ADAPTERS
 from spectrim.allocation import ALLOCATORS
 from spectrim.data import SOURCES
 from spectrim.data.tasks import FORMATS
@@ -29,6 +30,7 @@ REGISTRIES: dict[str, Registry] = {
     "refinements": REFINEMENTS,
     "pretraining": PRETRAINING,
     "optimizers": OPTIMIZERS,
+    "adapters": ADAPTERS,
     "importance": IMPORTANCE,
     "tasks": FORMATS,
     "sources": SOURCES,

@@ -1,14 +1,16 @@
-"""Fine-tune a compressed model on a text or a task, at the same ranks and bytes."""
+"""Fine-tune a model on a text or a task, a compressed one at the same ranks and bytes."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from spectrim.adapters.lora import AdapterOptions, train_adapters
 from spectrim.adapters.qlora import is_quantized, train_qlora
+from spectrim.adapters.train import SpectralOptions, train_spectral
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
@@ -29,32 +31,42 @@ def finetune(
     settings: FinetuneSettings,
     context: RunContext | None = None,
 ) -> PreTrainedModel:
-    """Train `model` (compressed, float32) in place and return it.
+    """Train `model` (float32) in place and return it; without `adapter` it is compressed.
 
     It keeps its ranks, and its config records what it was trained on. An interrupted run
     resumes from the cache. Raises InputError for data that cannot be read, ModelError for a
     model that is not compressed, NumericalError for a step whose loss is not finite.
     """
-    config = getattr(model.config, "quantization_config", None)
-    if not isinstance(config, SpectrimConfig):
-        raise ModelError(
-            f"this {type(model).__name__} is not compressed; compress it first, or train it "
-            "with transformers' Trainer"
-        )
-    if settings.quantize_base is not None:
-        if is_quantized(model):
-            raise ModelError("the model is quantized already; remove --quantize-base")
-        quantize_all(model, QUANTIZED_BASES[settings.quantize_base])
-    elif config.inner is not None and settings.lora is None:
-        raise ModelError(
-            "the factors are quantized; train adapters beside them (--lora 8), or train before "
-            "they are (--quantize)"
-        )
-    context = context or RunContext()
+    finetune_and_record(model, tokenizer, settings, context or RunContext())
+    return model
+
+
+def finetune_and_record(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    settings: FinetuneSettings,
+    context: RunContext,
+    adapter_directory: Path | None = None,
+) -> dict[str, Any]:
+    """Train as `finetune` does and return what it records.
+
+    Args:
+        adapter_directory: where a spectral adapter is saved by itself before it is merged; not
+            written where the base is quantized, as the adapter is then a part of the model.
+    """
+    _prepare(model, settings)
     blocks = _blocks(model, tokenizer, settings)
     inputs = TrainingInputs(model, model, blocks)
     options: Any
-    if settings.lora is None:
+    if settings.adapter is not None:
+        name = settings.adapter
+        options = SpectralOptions.of(name, settings.adapter_options, settings.training)
+        quantized = is_quantized(model)
+        directory = None if quantized else adapter_directory
+        losses = train_spectral(model, blocks, options, context, directory)
+        if quantized:
+            update_config_ranks(model)
+    elif settings.lora is None:
         name, module = "finetune", REFINEMENTS.get("finetune")
         options = REFINEMENTS.options(name, settings.training)
         losses = module.refine(inputs, options, context)
@@ -67,8 +79,29 @@ def finetune(
         else:
             name = "lora"
             losses = train_adapters(model, blocks, options, context)
-    record(inputs, name, options, losses)
-    return model
+    return record(inputs, name, options, losses)
+
+
+def _prepare(model: PreTrainedModel, settings: FinetuneSettings) -> None:
+    """Quantize the base where that is asked for. Raises ModelError for what does not fit."""
+    config = getattr(model.config, "quantization_config", None)
+    compressed = isinstance(config, SpectrimConfig)
+    if not compressed and (settings.adapter is None or settings.quantize_base is not None):
+        raise ModelError(
+            f"this {type(model).__name__} is not compressed; compress it first, put an adapter "
+            "on it (--adapter), or train it with transformers' Trainer"
+        )
+    if settings.quantize_base is not None:
+        if is_quantized(model):
+            raise ModelError("the model is quantized already; remove --quantize-base")
+        quantize_all(model, QUANTIZED_BASES[settings.quantize_base])
+        return
+    inner = config.inner if isinstance(config, SpectrimConfig) else None
+    if inner is not None and settings.lora is None and settings.adapter is None:
+        raise ModelError(
+            "the factors are quantized; train adapters beside them (--lora 8), or train "
+            "before they are (--quantize)"
+        )
 
 
 def _blocks(model: PreTrainedModel, tokenizer: Any, settings: FinetuneSettings) -> TokenBlocks:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from spectrim.adapters import ADAPTERS
 from spectrim.errors import InputError
 from spectrim.pipeline.recipe import QuantizationRecipe
 
@@ -15,6 +16,10 @@ QUANTIZED_BASES = {
     "nf4": QuantizationRecipe(4, "nf4", 64),
 }
 """Kernels through which gradients pass to the input; torchao's int4 is none of them."""
+
+
+COMMON = ("penalty", "store_directions")
+"""Options that every spectral adapter has."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -34,6 +39,12 @@ class FinetuneSettings:
         default=None,
         description="Rank of LoRA adapters, merged in the end (default: train the factors).",
     )
+    adapter: str | None = Field(
+        default=None, description="Spectral adapter (`spectrim ls`); any model takes one."
+    )
+    adapter_option: tuple[str, ...] | None = Field(
+        default=None, description="Option of the adapter, NAME=VALUE; repeat for more."
+    )
     quantize_base: Literal["int4", "nf4"] | None = Field(
         default=None, description="Quantize the layers first; adapters stay beside them."
     )
@@ -41,7 +52,8 @@ class FinetuneSettings:
     steps: int | None = Field(default=None, description="Optimizer steps, in place of epochs.")
     batch_size: int = Field(default=32, description="Rows per optimizer step.")
     learning_rate: float | None = Field(
-        default=None, description="Default: 5e-4 for factors, 2e-3 for adapters."
+        default=None,
+        description="Default: 5e-4 for factors, 2e-3 for LoRA, a spectral adapter's own.",
     )
     seed: int = Field(
         default=0, description="Random seed for row order and adapter initialization."
@@ -50,10 +62,27 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         if (self.data is None) == (self.task is None):
             raise InputError("give one of data (text) and task (examples with answers)")
-        if self.quantize_base is not None and self.lora is None:
+        if self.lora is not None and self.adapter is not None:
+            raise InputError("lora and adapter are two kinds of adapters; give one of them")
+        if self.adapter_option and self.adapter is None:
+            raise InputError("adapter_option needs an adapter: --adapter NAME (`spectrim ls`)")
+        if self.quantize_base is not None and self.lora is None and self.adapter is None:
             raise InputError(
                 "quantized factors are not trained; give adapters a rank: --lora 8"
             )
+        if self.adapter is not None:
+            ADAPTERS.options(self.adapter, self.method_options)
+
+    @property
+    def adapter_options(self) -> dict[str, Any]:
+        """Return the given fields of the adapter's configuration. Raises InputError."""
+        return dict(map(_assigned, self.adapter_option or ()))
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """Return those of the method itself; the others are common to all adapters."""
+        given = self.adapter_options
+        return {name: value for name, value in given.items() if name not in COMMON}
 
     @property
     def training(self) -> dict[str, Any]:
@@ -65,3 +94,15 @@ class FinetuneSettings:
         }
         rate = self.learning_rate
         return given if rate is None else given | {"learning_rate": rate}
+
+
+def _assigned(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"adapter option {text}: expected NAME=VALUE")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"adapter option {name}: '{value}' is not a value") from error

@@ -71,12 +71,12 @@ def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementReci
     return recipe.with_changes(calibration=replace(calibration, sequences=wanted))
 
 
-def record(inputs: TrainingInputs, name: str, options: Any, losses: Losses) -> None:
-    """Record name, options, data and losses (first and last tenth of a stage) in the config."""
+def record(inputs: TrainingInputs, name: str, options: Any, losses: Losses) -> dict[str, Any]:
+    """Return name, options, data and losses (first and last tenth of a stage); they are
+    recorded in the config of a compressed model.
+    """
     blocks = inputs.blocks
     config = getattr(inputs.compressed.config, "quantization_config", None)
-    if config is None:
-        return
     entry = {
         "name": name,
         "options": asdict(options),
@@ -84,7 +84,9 @@ def record(inputs: TrainingInputs, name: str, options: Any, losses: Losses) -> N
         | {"sequences": len(blocks)},
         "losses": {stage: _ends(steps) for stage, steps in losses.items()},
     }
-    config.provenance.setdefault("refinement", []).append(entry)
+    if config is not None:
+        config.provenance.setdefault("refinement", []).append(entry)
+    return entry
 
 
 def _ends(losses: list[float]) -> list[float]:
