@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.data import TokenBlocks
 from spectrim.models.targets import find_targets
-from spectrim.pipeline.calibrate import batch_tokens
+from spectrim.pipeline.calibration_size import batch_tokens
 
 MIB = 2**20
 

@@ -31,7 +31,7 @@ from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.distributed import calibrate_distributed
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
 from spectrim.models.targets import find_targets
-from spectrim.pipeline.calibrate import batch_tokens
+from spectrim.pipeline.calibration_size import batch_tokens
 from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime import distributed

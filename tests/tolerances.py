@@ -106,3 +106,12 @@ FROZEN_ABSOLUTE = 2e-6
 
 FAMILY_ABSOLUTE = 1e-5
 """Logits of size one to ten of the same float32 tensors, loaded by another route."""
+
+ROUNDING_ABSOLUTE = 1e-9
+"""Float64 quantities of size one that are zero or equal but for rounding."""
+
+RIEMANN_RELATIVE = 1e-6
+"""A fixed point stopped by two libraries at their own measure of a change of 1e-12."""
+
+SAMPLE_MEAN_RELATIVE = 0.03
+"""The mean of 400 samples whose own standard deviation is a tenth to a fifth of it."""

@@ -70,7 +70,7 @@ def bench(
     from spectrim.cli.tracking import context_for, start_tracking
     from spectrim.data import BlockSettings
     from spectrim.pipeline.benchmark import BenchSettings, bench_steps, named_recipes
-    from spectrim.pipeline.calibrate import default_length
+    from spectrim.pipeline.calibration_size import default_length
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.runtime import distributed
     from spectrim.runtime.cache import Cache

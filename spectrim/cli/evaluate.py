@@ -53,7 +53,7 @@ def evaluate(
     from spectrim.data import BlockSettings
     from spectrim.data.loading import join_specs
     from spectrim.evaluation import HarnessSettings, evaluate_harness
-    from spectrim.pipeline.calibrate import default_length
+    from spectrim.pipeline.calibration_size import default_length
     from spectrim.pipeline.evaluate import evaluate as evaluate_text
     from spectrim.pipeline.evaluate import evaluate_documents, evaluate_task
     from spectrim.pipeline.loaded_model import load_model

@@ -32,7 +32,7 @@ def inspect(
 
     from spectrim import checkpoint
     from spectrim.data import BlockSettings, check_vocabulary, token_blocks
-    from spectrim.pipeline.calibrate import default_length, vocabulary_size
+    from spectrim.pipeline.calibration_size import default_length, vocabulary_size
     from spectrim.pipeline.inspect import inspect_layers, representation, timings
 
     results = {}

@@ -82,7 +82,7 @@ def _compare(
 
     from spectrim.checkpoint import load
     from spectrim.data import BlockSettings, token_blocks
-    from spectrim.pipeline.calibrate import default_length
+    from spectrim.pipeline.calibration_size import default_length
     from spectrim.pipeline.loaded_model import load_model
     from spectrim.report.compare import with_divergence, with_texts
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
+from spectrim.calibration.leverage import leverage_sample, load_sample, save_sample
 from spectrim.data import (
     DEFAULT_TEXT,
     BlockSettings,
@@ -33,12 +34,19 @@ from spectrim.data import (
 )
 from spectrim.errors import InputError
 from spectrim.models.compressible import check_compressible
-from spectrim.models.context import check_length, context_length
+from spectrim.models.context import check_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.targets import Target
 from spectrim.models.usage import load_usage, observe_usage
+from spectrim.pipeline.calibration_size import (
+    TASK_ROWS,
+    batch_tokens,
+    default_length,
+    default_sequences,
+    vocabulary_size,
+)
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.tasks import load_task_rows, task_blocks
@@ -51,6 +59,7 @@ from spectrim.runtime.files import write_text
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
+    STATISTICS,
     Calibration,
     concat,
     load_calibration,
@@ -60,14 +69,7 @@ from spectrim.statistics import (
     stored_calibration,
 )
 
-TOKENS_PER_WIDTH = 96
-"""Tokens of a calibration for each number of a hidden state, where the recipe gives none."""
-FEWEST_TOKENS, MOST_TOKENS = 2**16, 2**19
-TASK_ROWS = 256
-MOST_TOKENS_PER_BATCH = 1024
-"""Larger batches are no faster on a processor, and hold more activations."""
-SMALLEST_ROOM = 256 * 2**20
-"""Bytes for activations that even the smallest model may use."""
+INPUTS, GRADIENTS = "calibrating inputs", "calibrating gradients"
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) -> Preparation:
@@ -88,33 +90,25 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
     return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 
-def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
+def calibration_blocks(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, factor: int = 1
+) -> TokenBlocks:
     """Return the recipe's calibration tokens, checked against the model's vocabulary.
 
-    With a task these are rows of it, whose loss counts where the task counts it.
+    With a task these are rows of it, whose loss counts where the task counts it. factor: times
+    as many sequences as the recipe has.
     """
     given = recipe.calibration
     if recipe.task is not None:
         rows = load_task_rows(model, tokenizer, recipe.task)
-        return task_blocks(rows, given.sequences or TASK_ROWS, given.seed)
+        return task_blocks(rows, factor * (given.sequences or TASK_ROWS), given.seed)
     length = given.length or default_length(model)
     check_length(model, length)
-    sequences = given.sequences or default_sequences(model, length)
+    sequences = factor * (given.sequences or default_sequences(model, length))
     settings = BlockSettings(sequences, length, given.seed, rows=given.rows)
     blocks = token_blocks(given.data or DEFAULT_TEXT, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
     return blocks
-
-
-def vocabulary_size(model: PreTrainedModel) -> int:
-    embedding: Any = model.get_input_embeddings()
-    return embedding.num_embeddings
-
-
-def default_length(model: PreTrainedModel) -> int:
-    """Return half the context, clamped to 256 .. 2048 tokens and to the context."""
-    context = context_length(model) or 2048
-    return min(context, max(256, min(2048, context // 2)))
 
 
 def calibrate(
@@ -130,7 +124,7 @@ def calibrate(
     """
     recipe = recipe or Recipe()
     run = _run_for(model, tokenizer, recipe, context or RunContext()).as_kept()
-    first = run.gathered("calibrating", run.key())
+    first = run.collected()
     if not recipe.averages_hessian:
         return first
     second = _at_path_budget(run, first, recipe)
@@ -170,8 +164,7 @@ def gather(
         statistics = {name for run in runs for name in run.settings.statistics}
         wide = min(run.settings.wide for run in runs)  # "full" before "projected"
         settings = replace(runs[0].settings, statistics=tuple(sorted(statistics)), wide=wide)
-        run = replace(runs[0], settings=settings).as_kept()
-        run.gathered("calibrating", run.key())
+        replace(runs[0], settings=settings).as_kept().collected()
 
 
 def _run_for(
@@ -194,30 +187,19 @@ def _run_for(
         wide=recipe.wide,
     )
     fingerprint = fingerprint or model_fingerprint(model)
-    return _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
-
-
-def default_sequences(model: Any, length: int) -> int:
-    """Return the sequences that hold as many tokens as covariances of this width need."""
-    tokens = TOKENS_PER_WIDTH * model.get_input_embeddings().embedding_dim
-    return -(-min(MOST_TOKENS, max(FEWEST_TOKENS, tokens)) // length)
-
-
-def batch_tokens(model: PreTrainedModel, targets: list[Target]) -> int:
-    """Return the tokens whose activations fit the memory that weight gradients would take.
-
-    A backward pass holds about two float32 numbers per input and output of a linear layer,
-    and three per logit.
-    """
-    widths = sum(sum(target.shape) for target in targets)
-    bytes_per_token = 8 * widths + 12 * vocabulary_size(model)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return min(MOST_TOKENS_PER_BATCH, max(weights, SMALLEST_ROOM) // bytes_per_token)
+    run = _Run(model, targets, blocks, settings, context, fingerprint, ready.dense)
+    if recipe.calibration.sampling == "random":
+        return run
+    factor = recipe.calibration.candidates
+    return run.sampled(calibration_blocks(model, tokenizer, recipe, factor))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The inputs of one pass over the tokens."""
+    """The inputs of one pass over the tokens, or, with `candidates`, of one over each text.
+
+    candidates: sequences that `blocks` were chosen from, for statistics without gradients.
+    """
 
     model: PreTrainedModel
     targets: list[Target]
@@ -226,9 +208,46 @@ class _Run:
     context: RunContext
     fingerprint: str
     dense: dict[str, str] = field(default_factory=dict)
+    candidates: TokenBlocks | None = None
+
+    def sampled(self, candidates: TokenBlocks) -> _Run:
+        """Return the run on as many candidates as it has sequences, chosen by leverage."""
+        if len(candidates) <= len(self.blocks):
+            return self
+        key = {"model": self.fingerprint, "data": candidates.fingerprint}
+        key |= {"leverage": [len(self.blocks), self.settings.seed]}
+        path = self.context.cache.path("sample", key)
+        sample = load_if_valid(path, load_sample)
+        if sample is None:
+            size, seed = self.settings.tokens_per_batch, self.settings.seed
+            sample = leverage_sample(self.model, candidates, len(self.blocks), size, seed)
+            store(path, partial(save_sample, sample))
+        return replace(self, blocks=candidates.weighted(*sample), candidates=candidates)
+
+    def collected(self) -> Calibration:
+        """Return all statistics; with candidates, those without gradients from all of these."""
+        if self.candidates is None:
+            return self.gathered("calibrating", self.key())
+        needs = {n: STATISTICS.get(n).NEEDS_GRADIENT for n in self.settings.statistics}
+        inputs = self._part(self.candidates, [n for n in needs if not needs[n]])
+        gradients = self._part(self.blocks, [n for n in needs if needs[n]])
+        parts = [
+            part.gathered(what, part.key())
+            for part, what in ((inputs, INPUTS), (gradients, GRADIENTS))
+            if part.settings.statistics
+        ]
+        states = {name: state for part in parts for name, state in part.states.items()}
+        provenance = parts[-1].provenance | {"key": [p.provenance["key"] for p in parts]}
+        return replace(parts[0], states=dict(sorted(states.items())), provenance=provenance)
+
+    def _part(self, blocks: TokenBlocks, statistics: list[str]) -> _Run:
+        settings = replace(self.settings, statistics=tuple(statistics))
+        return replace(self, blocks=blocks, settings=settings, candidates=None).as_kept()
 
     def as_kept(self) -> _Run:
         """Return the run with covariances in full if only those are in the cache."""
+        if self.candidates is not None:
+            return self
         full = replace(self, settings=replace(self.settings, wide="full"))
         use = self.settings.wide != "full" and not self._is_kept() and full._is_kept()
         return full if distributed.all_true(use) else self
@@ -336,7 +355,8 @@ class _Run:
 
 def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
     """Return statistics of the model cut to the averaging budget, on every n-th sequence."""
-    key = first.provenance["key"] | {
+    key = run.key() | {
+        **({} if run.candidates is None else {"candidates": run.candidates.fingerprint}),
         "path": asdict(recipe.hessian_averaging),
         "method": [recipe.method, recipe.method_options],
         **recipe.sharing_key,

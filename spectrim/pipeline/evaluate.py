@@ -10,7 +10,7 @@ from spectrim.data import BlockSettings, check_vocabulary, document_blocks, toke
 from spectrim.evaluation import evaluate_model, perplexity
 from spectrim.evaluation.tasks.accuracy import exact_match
 from spectrim.models.hooks import inference
-from spectrim.pipeline.calibrate import default_length, vocabulary_size
+from spectrim.pipeline.calibration_size import default_length, vocabulary_size
 from spectrim.pipeline.recipe import TaskRecipe
 from spectrim.pipeline.tasks import encode_examples, load_task_examples
 from spectrim.pruning import Objective

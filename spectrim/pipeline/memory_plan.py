@@ -22,7 +22,7 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.models.experts import split_expert_names
 from spectrim.models.targets import Target, find_targets
-from spectrim.pipeline.calibrate import (
+from spectrim.pipeline.calibration_size import (
     MOST_TOKENS_PER_BATCH,
     default_length,
     default_sequences,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from spectrim.errors import InputError, did_you_mean
+from spectrim.errors import InputError
+from spectrim.pipeline.field_errors import explain
 from spectrim.pipeline.renamed import check_fields
 from spectrim.planning.settings import FactorQuantizer, PlanningSettings
 from spectrim.pruning.options import PruningOptions
@@ -46,6 +46,13 @@ class CalibrationRecipe:
     rows: Literal["prefixed", "packed"] = Field(
         default="prefixed",
         description="Rows begin as the tokenizer begins a text, or anywhere, as in papers.",
+    )
+    sampling: Literal["random", "leverage"] = Field(
+        default="random",
+        description="leverage: inputs from a larger text, gradients from its rarer sequences.",
+    )
+    candidates: int = Field(
+        default=4, ge=2, description="Leverage sampling: sequences to choose each one from."
     )
     labels: Literal["data", "sampled"] = Field(
         default="data", description="Labels of the loss: data, or sampled from the model."
@@ -324,7 +331,7 @@ class Recipe:
         try:
             return replace(self, **changes)
         except ValidationError as error:
-            raise InputError(explain("options", error)) from error
+            raise InputError(explain("options", error, Recipe)) from error
 
     def to_dict(self) -> Options:
         return TypeAdapter(Recipe).dump_python(self, mode="json")
@@ -341,47 +348,7 @@ def recipe_from(values: Any, source: str) -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
-        raise InputError(explain(source, error)) from error
-
-
-def explain(source: str, error: ValidationError) -> str:
-    """Return one line: each wrong field by its path, what was given, the nearest word."""
-    parts = []
-    for item in error.errors():
-        path = [s for s in item["loc"] if isinstance(s, int) or str(s).isidentifier()]
-        parts.append(f"{'.'.join(map(str, path)) or 'recipe'}: {_reason(path, dict(item))}")
-    return f"{source}: " + "; ".join(parts)
-
-
-def _reason(path: list[Any], item: dict[str, Any]) -> str:
-    given = item.get("input")
-    if item["type"] == "unexpected_keyword_argument":
-        names = [field.name for field in fields(_class_at(path[:-1]))]
-        wrong = str(item["loc"][-1])
-        return f"no field '{wrong}'{did_you_mean(wrong, names)}; expected {', '.join(names)}"
-    if item["type"] == "literal_error":
-        expected = re.findall(r"'(\w+)'", item["ctx"]["expected"])
-        return f"{item['msg']}, got '{given}'{did_you_mean(str(given), expected)}"
-    if isinstance(given, int | float | str):
-        return f"{item['msg']}, got {given!r}{_meaning(path)}"
-    return str(item["msg"])
-
-
-def _meaning(path: list[Any]) -> str:
-    """Return the description of a field, as its option shows it."""
-    owner = getattr(_class_at(path[:-1]), "__pydantic_fields__", {})
-    field = owner.get(str(path[-1])) if path else None
-    return f" ({field.description.rstrip('.')})" if field and field.description else ""
-
-
-def _class_at(path: list[Any]) -> type:
-    """Return the dataclass of a part of a recipe."""
-    cls: type = Recipe
-    for step in path:
-        if isinstance(step, str) and is_dataclass(cls):
-            hint = get_type_hints(cls).get(step)
-            cls = next((c for c in (hint, *get_args(hint)) if is_dataclass(c)), cls)  # type: ignore[assignment]
-    return cls
+        raise InputError(explain(source, error, Recipe)) from error
 
 
 __all__ = [

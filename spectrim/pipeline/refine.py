@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.pipeline.calibrate import calibrate, calibration_blocks, default_length
+from spectrim.pipeline.calibrate import calibrate, calibration_blocks
+from spectrim.pipeline.calibration_size import default_length
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.pipeline.replace import cast_for_saving
 from spectrim.refinement import REFINEMENTS, Losses, TrainingInputs, required_statistics

@@ -7,12 +7,8 @@ import warnings
 import pytest
 from torch import nn
 
-from spectrim.pipeline.calibrate import (
-    FEWEST_TOKENS,
-    MOST_TOKENS,
-    calibration_blocks,
-    default_sequences,
-)
+from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.calibration_size import FEWEST_TOKENS, MOST_TOKENS, default_sequences
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
 from tests.runs import text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer

@@ -31,13 +31,8 @@ from spectrim.pipeline.benchmark.profile import StageTimer
 from spectrim.pipeline.benchmark.results import BenchRow, DenseResult, RowStore
 from spectrim.pipeline.benchmark.run import Subject, dense_figures, rows_of
 from spectrim.pipeline.benchmark.spec import named_recipes
-from spectrim.pipeline.calibrate import (
-    calibration_blocks,
-    default_length,
-    gather,
-    prepare,
-    vocabulary_size,
-)
+from spectrim.pipeline.calibrate import calibration_blocks, gather, prepare
+from spectrim.pipeline.calibration_size import default_length, vocabulary_size
 from spectrim.pipeline.latency_table import timing_spec
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
