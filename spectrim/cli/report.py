@@ -9,12 +9,16 @@ import typer
 
 from spectrim.cli import console
 from spectrim.cli.options import Json, RemoteCode
+from spectrim.cli.text_errors import errors_on
 from spectrim.errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from spectrim.report.facts import ReportData
 
 _PAGE = "spectrim_report.html"
+MOST_TOKENS = 20_000
 
 
 def report(
@@ -66,8 +70,24 @@ def headline_figures(facts: ReportData) -> dict[str, float | None]:
         "kept": facts.kept,
         "predicted_loss": facts.predicted_loss,
         "measured_divergence": facts.result,
+        "compression_error": facts.score,
         "same_next_token": facts.agreement,
     }
+
+
+def _with_errors(
+    facts: ReportData, checkpoint: Path, smaller: PreTrainedModel, given: tuple[str, str]
+) -> ReportData:
+    """Add the compression errors on a text, or note why there are none."""
+    from spectrim.report.compare import with_errors
+
+    data, original = given
+    try:
+        errors = errors_on(checkpoint, smaller, data, MOST_TOKENS, original)
+    except InputError as error:
+        console.note(f"no compression errors on the page: {error}")
+        return facts
+    return facts if errors is None else with_errors(facts, errors, data)
 
 
 def _compare(
@@ -91,7 +111,8 @@ def _compare(
     smaller, _ = load(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
     if data is not None:
         length = default_length(dense.model)
-        settings = BlockSettings(length=length, keep_tail=True, max_tokens=20_000)
+        settings = BlockSettings(length=length, keep_tail=True, max_tokens=MOST_TOKENS)
         blocks = token_blocks(data, dense.tokenizer, settings)
         facts = with_divergence(facts, dense.model, smaller, blocks)
+        facts = _with_errors(facts, checkpoint, smaller, (data, original))
     return with_texts(facts, dense.model, smaller, dense.tokenizer, prompts)

@@ -61,8 +61,9 @@ class BatchIndex:
 
     @property
     def real_weight(self) -> Tensor | None:
-        masked = self.mask is not None and self.weight is not None
-        return self.weight[self.mask] if masked else self.weight
+        if self.mask is None or self.weight is None:
+            return self.weight
+        return self.weight[self.mask]
 
 
 @dataclass(frozen=True)

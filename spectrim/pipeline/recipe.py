@@ -123,13 +123,17 @@ class SharingRecipe:
 
     rule: "adjacent" groups `group_size` neighboring blocks' layers of one name; "same_input"
     layers that read the same tensor; "clustered" layers of one name, at most `group_size`,
-    whose joint error at `budget` is at most `max_error` by `error_estimate`. patterns: regular
+    whose joint error at `budget` is at most `max_error` by `error_estimate`; "affinity" and
+    "coding_rate" groups under the same bound, the most alike bases first, of layers of one name
+    or of the experts of a block. patterns: regular
     expressions on names inside a block; by default the rule decides ("adjacent": layers that
     read a normalized hidden state). accept: "all" groups, or those "cheaper" than separate
     layers in predicted loss at `budget`.
     """
 
-    rule: Literal["none", "adjacent", "same_input", "clustered"] = "none"
+    rule: Literal[
+        "none", "adjacent", "same_input", "clustered", "affinity", "coding_rate"
+    ] = "none"
     patterns: tuple[str, ...] = ()
     group_size: int = Field(default=2, ge=2)
     max_error: float = Field(default=0.5, ge=0)
