@@ -64,7 +64,9 @@ def merged(parts: list[Calibration], mean: Mean) -> Calibration:
         name: {
             key: {
                 "sum": first.tokens
-                * mean(torch.stack([part.states[name][key]["sum"] / part.tokens for part in parts]))
+                * mean(
+                    torch.stack([part.states[name][key]["sum"] / part.tokens for part in parts])
+                )
             }
             for key in first.states[name]
         }
@@ -122,7 +124,9 @@ def main() -> None:
     }
     for name, calibration in rows.items():
         first, second = losses(calibration)
-        print(f"| {name} | {first:.4f} | {second:.4f} | {(first + second) / 2:.4f} |", flush=True)
+        print(
+            f"| {name} | {first:.4f} | {second:.4f} | {(first + second) / 2:.4f} |", flush=True
+        )
     for name, other in (("held-out A", judges[0]), ("B", fitted[1])):
         print(f"drift of {name} from A: {_drift(fitted[0], other):.4f}", flush=True)
 

@@ -117,7 +117,9 @@ def main() -> None:
 
 
 def _line(scores: dict[str, Tensor], inside: dict[str, Tensor]) -> str:
-    both = scores if scores is inside else {k: torch.cat([inside[k], scores[k]]) for k in scores}
+    both = (
+        scores if scores is inside else {k: torch.cat([inside[k], scores[k]]) for k in scores}
+    )
     found = rank_correlation(both["error"], both["increase"])
     return f"{float(scores['error'].mean()):.2f} | {'' if found is None else f'{found:.2f}'}"
 

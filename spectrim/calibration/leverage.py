@@ -71,9 +71,7 @@ def load_sample(path: Path) -> tuple[Tensor, Tensor]:
     return tensors["rows"], tensors["weights"]
 
 
-def sequence_scores(
-    model: nn.Module, candidates: TokenBlocks, tokens_per_batch: int
-) -> Tensor:
+def sequence_scores(model: nn.Module, candidates: TokenBlocks, tokens_per_batch: int) -> Tensor:
     """Return the block leverage of each sequence (N,) float64; the sum is the rank of C."""
     grams = []
     for hidden, mask in _early_states(model, candidates, tokens_per_batch):

@@ -23,7 +23,7 @@ _TITLE = "{}: compression error in nats per token, on its calibration text and o
 def errors_on(
     directory: Path, model: PreTrainedModel, data: str, tokens: int, original: str | None
 ) -> CompressionErrors | None:
-    """Return the errors of a compressed model on a text; None, with a note, without its original.
+    """Return a compressed model's errors on a text; None, with a note, without its original.
 
     original: default the model that its report names. Raises InputError for an original that
     is given and cannot be used.

@@ -1,7 +1,7 @@
 """Statistics of ranks: what a score orders rightly, whatever its scale.
 
-    correlation = Pearson correlation of the ranks                              (Spearman)
-    auroc       = P(score of a positive > score of a negative) + 1/2 P(equal)   (Mann-Whitney)
+correlation = Pearson correlation of the ranks                              (Spearman)
+auroc       = P(score of a positive > score of a negative) + 1/2 P(equal)   (Mann-Whitney)
 """
 
 from __future__ import annotations

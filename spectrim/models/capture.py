@@ -33,9 +33,7 @@ class BatchIndex:
     weight: Tensor | None = None
 
     @classmethod
-    def of(
-        cls, mask: Tensor, first_sequence: int, weights: Tensor | None = None
-    ) -> BatchIndex:
+    def of(cls, mask: Tensor, first_sequence: int, weights: Tensor | None = None) -> BatchIndex:
         """Return the index of a batch with `weights` (B,) of its sequences."""
         rows, length = mask.shape
         numbers = torch.arange(first_sequence, first_sequence + rows, device=mask.device)

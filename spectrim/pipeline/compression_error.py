@@ -1,4 +1,4 @@
-"""Whether a text is inside of what a model was calibrated on, from the compression error itself.
+"""Compare the compression error of a text with that of the calibration: is the text inside?
 
     e_l(t)  = d_t^T C_g d_t,   d_t = (W - W_hat) x_t + b - b_hat        at layer l, token t
     m_l     = E_calibration[e_l] = tr(C_g D C_x D^T),   D = W - W_hat   (and what a bias adds)
@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 from spectrim.calibration.in_memory import Batch, batches
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
-from spectrim.linalg.spd import bures_wasserstein_distance
 from spectrim.linalg.ranking import rank_correlation
+from spectrim.linalg.spd import bures_wasserstein_distance
 from spectrim.models.capture import BatchIndex, CaptureSpec, capture
 from spectrim.models.hooks import inference
 from spectrim.models.linear import get_bias, get_weight
@@ -191,7 +191,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Of each token its document's row, error, loss increase and divergence (nan: not scored)."""
+    """Each token's row, error, loss increase and divergence (NaN where not scored)."""
 
     row: Tensor
     error: Tensor

@@ -154,8 +154,8 @@ def warn_of_few_tokens(model: nn.Module, calibration: Calibration, names: list[s
         worst = min(few, key=lambda name: counts[name] / widths[name])
         warnings.warn(
             f"{len(few)} of {len(names)} layers saw fewer than {ENOUGH} tokens per channel "
-            f"({worst}: {counts[worst]:.0f} tokens for {widths[worst]} channels): the predicted "
-            "loss is far too low for these; calibrate on more tokens",
+            f"({worst}: {counts[worst]:.0f} tokens for {widths[worst]} channels): the "
+            "predicted loss is far too low for these; calibrate on more tokens",
             NumericalWarning,
             stacklevel=3,
         )

@@ -131,9 +131,9 @@ class SharingRecipe:
     layers in predicted loss at `budget`.
     """
 
-    rule: Literal[
-        "none", "adjacent", "same_input", "clustered", "affinity", "coding_rate"
-    ] = "none"
+    rule: Literal["none", "adjacent", "same_input", "clustered", "affinity", "coding_rate"] = (
+        "none"
+    )
     patterns: tuple[str, ...] = ()
     group_size: int = Field(default=2, ge=2)
     max_error: float = Field(default=0.5, ge=0)

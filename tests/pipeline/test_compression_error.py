@@ -83,7 +83,6 @@ def test_biases_that_absorb_errors_are_part_of_them(text):
         assert layer.ratio == pytest.approx(1.0, rel=1e-2), layer
 
 
-
 def test_errors_of_another_text_are_dense_products(text, tmp_path):
     model, smaller, calibration, _, _, _ = made("llama", text)
     other = text_file(tmp_path / "other.txt", seed=7)
@@ -119,7 +118,7 @@ def test_errors_of_another_text_are_dense_products(text, tmp_path):
 
 
 def test_a_dense_model_has_no_errors(text):
-    model, _, calibration, _, _, recipe = made("llama", text)
+    model, _, calibration, *_ = made("llama", text)
     blocks = token_blocks(str(text), tiny_tokenizer(), BlockSettings(2, 24))
     with pytest.raises(InputError, match="no compressed layer"):
         compression_errors(model, tiny_llama(), calibration, blocks)

@@ -1,4 +1,4 @@
-"""Leverage sampling in the pipeline: what comes from all candidates and what from the sample."""
+"""Leverage sampling in the pipeline: what all candidates give, and what the sample gives."""
 
 from __future__ import annotations
 

@@ -77,7 +77,11 @@ def test_looking_for_readers_leaves_the_model_as_it_was():
     ],
     ids=[
         *("no error allowed", "all", "weyl"),
-        *(f"{rule}, {much}" for rule in ("affinity", "coding rate") for much in ("none", "all")),
+        *(
+            f"{rule}, {much}"
+            for rule in ("affinity", "coding rate")
+            for much in ("none", "all")
+        ),
         *("types", "types of one input"),
     ],
 )
