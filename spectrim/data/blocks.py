@@ -105,9 +105,10 @@ class TokenBlocks:
 
     def select(self, rows: Tensor) -> TokenBlocks:
         """Return the rows of the given indices (n,), in that order."""
-        names = ("ids", "mask", "document_of_row", "scored", "weights")
-        parts = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: None if t is None else t[rows] for n, t in parts.items()})
+        rest = (self.mask, self.document_of_row, self.scored, self.weights)
+        mask, owner, scored, weights = (None if t is None else t[rows] for t in rest)
+        part = replace(self, ids=self.ids[rows], mask=mask, document_of_row=owner)
+        return replace(part, scored=scored, weights=weights)
 
     def weighted(self, rows: Tensor, weights: Tensor) -> TokenBlocks:
         """Return the given rows (n,) with `weights` (n,) and a fingerprint of their own."""

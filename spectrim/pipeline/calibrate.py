@@ -214,8 +214,11 @@ class _Run:
         """Return the run on as many candidates as it has sequences, chosen by leverage."""
         if len(candidates) <= len(self.blocks):
             return self
-        key = {"model": self.fingerprint, "data": candidates.fingerprint}
-        key |= {"leverage": [len(self.blocks), self.settings.seed]}
+        key = {
+            "model": self.fingerprint,
+            "data": candidates.fingerprint,
+            "leverage": [len(self.blocks), self.settings.seed],
+        }
         path = self.context.cache.path("sample", key)
         sample = load_if_valid(path, load_sample)
         if sample is None:
