@@ -16,7 +16,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -101,7 +101,7 @@ class BlockwiseWalk:
             batches(self.blocks, self.settings.tokens_per_batch, 0, torch.device("cpu"))
         )
         self.forms = self.settings.formats({t.name: t.shape for t in self.targets})
-        self.tokens = sum(int(batch.mask.sum()) for batch in self.batches)
+        self.tokens = sum(batch.tokens for batch in self.batches)
         gradient = {n: STATISTICS.get(n).NEEDS_GRADIENT for n in self.settings.statistics}
         self.names = {
             INPUT: [name for name, needed in gradient.items() if not needed],
@@ -246,7 +246,7 @@ class BlockwiseWalk:
     ) -> AbstractContextManager[None]:
         """Sum into `part`, in the forward pass or only in the backward pass."""
         add = accumulator(part)
-        index = BatchIndex.of(batch.mask, batch.first_sequence)
+        index = BatchIndex.of(batch.mask, batch.first_sequence, batch.weights)
 
         def sink(layer: str, tokens: LayerTokens, with_gradient: bool) -> None:
             if with_gradient == backward:
@@ -313,8 +313,6 @@ class BlockwiseWalk:
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
-    scored = None if batch.scored is None else batch.scored[rows]
-    first = batch.first_sequence + rows.start
-    return replace(
-        batch, first_sequence=first, ids=batch.ids[rows], mask=batch.mask[rows], scored=scored
-    )
+    scored, weights = (None if t is None else t[rows] for t in (batch.scored, batch.weights))
+    first, ids, mask = batch.first_sequence + rows.start, batch.ids[rows], batch.mask[rows]
+    return Batch(first, ids, mask, scored, weights)

@@ -93,10 +93,11 @@ def all_reduce(part: Calibration, sequences: int) -> Calibration:
         return part
     states = [state for by_layer in part.states.values() for state in by_layer.values()]
     distributed.all_reduce_sum_(tensor for state in states for tensor in state.values())
-    numbers = torch.tensor([part.tokens, *part.counts.values()], dtype=torch.int64)
+    numbers = torch.tensor([part.tokens, *part.counts.values()], dtype=torch.float64)
     distributed.all_reduce_sum_([numbers])
-    part.tokens = int(numbers[0])
-    part.counts = dict(zip(part.counts, numbers[1:].tolist(), strict=True))
+    whole = [int(value) if value.is_integer() else value for value in numbers.tolist()]
+    part.tokens = whole[0]
+    part.counts = dict(zip(part.counts, whole[1:], strict=True))
     part.provenance["sequences_done"] = sequences
     return part
 

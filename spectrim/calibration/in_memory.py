@@ -115,10 +115,20 @@ class CalibrationSettings:
 
 @dataclass
 class Batch:
+    """Some rows; `weights` (B,) of each in sums over tokens, None where all count once."""
+
     first_sequence: int
     ids: Tensor
     mask: Tensor
     scored: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def tokens(self) -> float:
+        """Return the number of real tokens, by their weights."""
+        if self.weights is None:
+            return int(self.mask.sum())
+        return float(self.mask.sum(1).to(self.weights) @ self.weights)
 
 
 def rows_per_batch(blocks: TokenBlocks, tokens_per_batch: int) -> int:
@@ -141,7 +151,10 @@ def batches(
         scored = None
         if blocks.scored is not None:
             scored = blocks.scored[first : first + size].to(device)
-        yield Batch(first, ids, mask, scored)
+        weights = None
+        if blocks.weights is not None:
+            weights = blocks.weights[first : first + size].to(device)
+        yield Batch(first, ids, mask, scored, weights)
 
 
 def calibrate(
@@ -176,7 +189,7 @@ def calibrate_steps(
     with frozen_eval(model):
         for batch in batches(blocks, size, start, device, settings.every):
             _run_batch(model, targets, batch, settings, result)
-            result.tokens += int(batch.mask.sum())
+            result.tokens += batch.tokens
             result.provenance["sequences_done"] = min(batch.first_sequence + step, len(blocks))
             yield result
 
@@ -222,7 +235,7 @@ def _run_batch(
     result: Calibration,
 ) -> None:
     first = batch.first_sequence
-    index = BatchIndex.of(batch.mask, first)
+    index = BatchIndex.of(batch.mask, first, batch.weights)
     given = settings.backward, settings.gradient_only, settings.originals or {}
     with capture(model, targets, CaptureSpec(index, accumulator(result), *given)):
         if not settings.backward:

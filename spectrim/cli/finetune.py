@@ -89,12 +89,12 @@ def finetune(
 def _checked(settings: dict[str, Any]) -> FinetuneSettings:
     from pydantic import ValidationError
 
-    from spectrim.pipeline.recipe import explain
+    from spectrim.pipeline.field_errors import explain
 
     try:
         return FinetuneSettings(**settings)
     except ValidationError as error:
-        raise InputError(explain("options", error)) from error
+        raise InputError(explain("options", error, FinetuneSettings)) from error
 
 
 def _table(losses: dict[str, tuple[float, float]]) -> None:

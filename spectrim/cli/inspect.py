@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spectrim.cli import console, progress
 from spectrim.cli.options import Json, RemoteCode
+from spectrim.cli.text_errors import errors_on, plain, print_errors
 from spectrim.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,10 +26,17 @@ def inspect(
     data: Annotated[str | None, typer.Option(help="Text for the hidden states.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 4096,
     length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
+    original: Annotated[
+        str | None,
+        typer.Option(help="Dense model for compression errors (default: from the report)."),
+    ] = None,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Show effective and stable rank, heavy tails and break-even ranks of every layer."""
+    """Show effective and stable rank, heavy tails and break-even ranks of every layer.
+
+    With a text, of a compressed model also its compression errors on it.
+    """
     import torch
 
     from spectrim import checkpoint
@@ -53,6 +62,7 @@ def inspect(
             check_vocabulary(blocks, vocabulary_size(model))
             found |= {"hidden_states": representation(model, blocks)}
             found |= {"times": timings(model, blocks)}
+            found |= {"errors": errors_on(Path(name), model, data, tokens, original)}
         results[name] = found
     if json:
         console.as_json({name: _plain(found) for name, found in results.items()})
@@ -71,6 +81,8 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
         layer["tail_exponent"] = exponent if abs(exponent) < float("inf") else None
     times = [asdict(timing) for timing in found.get("times", [])]
     more = {"hidden_states": found["hidden_states"], "times": times} if times else {}
+    if (errors := found.get("errors")) is not None:
+        more["errors"] = plain(errors)
     return {"layers": layers, **more}
 
 
@@ -81,6 +93,8 @@ def _print(name: str, found: dict[str, Any]) -> None:
     console.table(_TITLE.format(name), _COLUMNS, rows)
     if times := found.get("times"):
         _print_times(name, times)
+    if (errors := found.get("errors")) is not None:
+        print_errors(name, errors)
 
 
 def _row(name: str, layer: LayerReport) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ _QUANTIZERS: dict[str, dict[str, Any]] = {
     "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
 }
 _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "include", "exclude")
-_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "labels")
+_CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "sampling", "labels")
 
 
 def _fields(cls: Any) -> Any:

@@ -9,12 +9,16 @@ import typer
 
 from spectrim.cli import console
 from spectrim.cli.options import Json, RemoteCode
+from spectrim.cli.text_errors import errors_on
 from spectrim.errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from spectrim.report.facts import ReportData
 
 _PAGE = "spectrim_report.html"
+MOST_TOKENS = 20_000
 
 
 def report(
@@ -67,8 +71,24 @@ def headline_figures(facts: ReportData) -> dict[str, float | None]:
         "predicted_loss": facts.predicted_loss,
         "measured_divergence": facts.result,
         "measured_loss_increase": facts.loss_increase,
+        "compression_error": facts.score,
         "same_next_token": facts.agreement,
     }
+
+
+def _with_errors(
+    facts: ReportData, checkpoint: Path, smaller: PreTrainedModel, given: tuple[str, str]
+) -> ReportData:
+    """Add the compression errors on a text, or note why there are none."""
+    from spectrim.report.compare import with_errors
+
+    data, original = given
+    try:
+        errors = errors_on(checkpoint, smaller, data, MOST_TOKENS, original)
+    except InputError as error:
+        console.note(f"no compression errors on the page: {error}")
+        return facts
+    return facts if errors is None else with_errors(facts, errors, data)
 
 
 def _compare(
@@ -93,4 +113,5 @@ def _compare(
     if data is not None:
         blocks = token_blocks(data, dense.tokenizer, evaluation_settings(dense.model))
         facts = with_divergence(facts, dense.model, smaller, blocks)
+        facts = _with_errors(facts, checkpoint, smaller, (data, original))
     return with_texts(facts, dense.model, smaller, dense.tokenizer, prompts)

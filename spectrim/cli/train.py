@@ -60,10 +60,10 @@ def train(
 def _checked(settings: dict[str, Any]) -> TrainSettings:
     from pydantic import ValidationError
 
-    from spectrim.pipeline.recipe import explain
+    from spectrim.pipeline.field_errors import explain
 
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         return TrainSettings(**given)
     except ValidationError as error:
-        raise InputError(explain("options", error)) from error
+        raise InputError(explain("options", error, TrainSettings)) from error

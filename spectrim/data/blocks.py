@@ -79,6 +79,7 @@ class TokenBlocks:
     `document_of_row` (N,) is set when no row spans two documents (see `document_blocks`).
     `scored` (N, length) bool is True on the tokens whose prediction counts in a loss, None
     when all but the first do; inputs of the layers are summed over all of `mask` either way.
+    `weights` (N,) float64, of each row in sums over tokens; None where all count once.
     """
 
     ids: Tensor
@@ -89,6 +90,7 @@ class TokenBlocks:
     settings: dict[str, Any] = field(default_factory=dict)
     document_of_row: Tensor | None = None
     scored: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,10 +101,20 @@ class TokenBlocks:
 
     def every(self, step: int) -> TokenBlocks:
         """Return rows 0, step, 2 step, ..."""
-        rest = (self.mask, self.document_of_row, self.scored)
-        mask, owner, scored = (None if t is None else t[::step].contiguous() for t in rest)
-        ids = self.ids[::step].contiguous()
-        return replace(self, ids=ids, mask=mask, document_of_row=owner, scored=scored)
+        return self.select(torch.arange(0, len(self), step))
+
+    def select(self, rows: Tensor) -> TokenBlocks:
+        """Return the rows of the given indices (n,), in that order."""
+        rest = (self.mask, self.document_of_row, self.scored, self.weights)
+        mask, owner, scored, weights = (None if t is None else t[rows] for t in rest)
+        part = replace(self, ids=self.ids[rows], mask=mask, document_of_row=owner)
+        return replace(part, scored=scored, weights=weights)
+
+    def weighted(self, rows: Tensor, weights: Tensor) -> TokenBlocks:
+        """Return the given rows (n,) with `weights` (n,) and a fingerprint of their own."""
+        part = replace(self.select(rows), weights=weights)
+        name = fingerprint(part.ids, part.mask, part.scored, weights.double())
+        return replace(part, fingerprint=name)
 
 
 def token_blocks(

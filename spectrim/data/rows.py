@@ -84,11 +84,16 @@ def all_but_first(mask: Tensor) -> Tensor:
     return marks
 
 
-def fingerprint(ids: Tensor, mask: Tensor | None, scored: Tensor | None = None) -> str:
-    """Return the sha256 of shape, ids (int64), mask and scored (bool), row-major."""
+def fingerprint(
+    ids: Tensor,
+    mask: Tensor | None,
+    scored: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> str:
+    """Return the sha256 of shape, ids (int64), mask, scored (bool), weights, row-major."""
     digest = hashlib.sha256(repr(tuple(ids.shape)).encode())
     digest.update(ids.cpu().numpy().astype("<i8").tobytes())
-    for marks in (mask, scored):
+    for marks in (mask, scored, weights):
         if marks is not None:
             digest.update(marks.cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -23,23 +23,30 @@ Consumer = Callable[[str, LayerTokens, bool], None]
 
 @dataclass(frozen=True)
 class BatchIndex:
-    """The real rows of a flattened (B * T) batch (None: all), and the sequence of each."""
+    """The real rows of a flattened (B * T) batch (None: all), and the sequence of each.
+
+    weight (B * T,): of each row in sums, None where all count once.
+    """
 
     mask: Tensor | None
     sequence: Tensor
+    weight: Tensor | None = None
 
     @classmethod
-    def of(cls, mask: Tensor, first_sequence: int) -> BatchIndex:
+    def of(cls, mask: Tensor, first_sequence: int, weights: Tensor | None = None) -> BatchIndex:
+        """Return the index of a batch with `weights` (B,) of its sequences."""
         rows, length = mask.shape
         numbers = torch.arange(first_sequence, first_sequence + rows, device=mask.device)
         real = None if bool(mask.all()) else mask.flatten()
-        return cls(real, numbers.repeat_interleave(length))
+        weight = None if weights is None else weights.repeat_interleave(length)
+        return cls(real, numbers.repeat_interleave(length), weight)
 
     def select(self, rows: Tensor | None) -> BatchIndex:
         """Return the index of the tokens `rows` that were routed to an expert."""
         if rows is None:
             return self
-        return BatchIndex(None if self.mask is None else self.mask[rows], self.sequence[rows])
+        mask, weight = (None if t is None else t[rows] for t in (self.mask, self.weight))
+        return BatchIndex(mask, self.sequence[rows], weight)
 
     def real(self, values: Tensor) -> Tensor:
         """(..., d) -> (n, d), the rows of real tokens."""
@@ -49,6 +56,12 @@ class BatchIndex:
     @property
     def real_sequence(self) -> Tensor:
         return self.sequence if self.mask is None else self.sequence[self.mask]
+
+    @property
+    def real_weight(self) -> Tensor | None:
+        if self.mask is None or self.weight is None:
+            return self.weight
+        return self.weight[self.mask]
 
 
 @dataclass(frozen=True)
@@ -116,12 +129,14 @@ class _LayerHook:
         here = watch.index.select(self.routes.get(module))
         x, y, sequence = here.real(inputs[0]), here.real(output), here.real_sequence
         images = partial(products.outputs, x, y)
-        watch.sink(self.name, LayerTokens(x, y, None, sequence, images), False)
+        tokens = LayerTokens(x, y, None, sequence, images, here.real_weight)
+        watch.sink(self.name, tokens, False)
         if not (watch.backward and output.requires_grad):
             return
         if watch.gradient_only:
             x, y = x.new_empty(0, x.shape[1]), y.new_empty(0, y.shape[1])
-        self._later(inputs[0], output, LayerTokens(x, y, None, sequence), (here, products))
+        tokens = replace(tokens, x=x, y=y, projections=None)
+        self._later(inputs[0], output, tokens, (here, products))
 
     def _later(
         self, given: Tensor, output: Tensor, tokens: LayerTokens, rest: tuple[Any, Any]

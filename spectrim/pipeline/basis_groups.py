@@ -8,7 +8,7 @@ input is the very tensor that a normalization (a leaf module with vectors as par
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spectrim.decompositions import DECOMPOSITIONS, whitened
 from spectrim.errors import InputError
+from spectrim.linalg.basis_grouping import affinity_distance, agglomerate, coding_distance
 from spectrim.linalg.joint_basis import ESTIMATES, clusters
 from spectrim.models.hooks import attach_hooks
 from spectrim.models.linear import get_shape, is_linear
@@ -26,6 +27,9 @@ from spectrim.planning.solver import layer_problem, pool_inputs
 from spectrim.statistics import Calibration
 
 Groups = list[tuple[str, ...]]
+_BY_PROPOSAL = ("affinity", "coding_rate")
+_BY_ERROR = ("clustered", *_BY_PROPOSAL)
+"""Rules whose groups an error decides on; for two of them likeness proposes the groups."""
 
 
 def group_layers(
@@ -38,7 +42,7 @@ def group_layers(
     if recipe.sharing.rule == "none":
         return [(name,) for name in names]
     pools = _pools(model, calibration, names, recipe.sharing)
-    if recipe.sharing.rule == "clustered":
+    if recipe.sharing.rule in _BY_ERROR:
         found = [g for pool in pools for g in _clustered(model, calibration, pool, recipe)]
     else:
         found = [g for pool in pools for g in _windows(pool, recipe.sharing)]
@@ -59,10 +63,11 @@ def _pools(
     if sharing.rule == "adjacent" and not sharing.patterns:
         readers = normalized_readers(model, wanted)
         wanted = [name for name in wanted if name in readers]
-    same_input = sharing.rule == "same_input"
     pools: dict[Any, list[str]] = {}
     for name in wanted:
-        key = calibration.groups[name] if same_input else types[name]
+        key: Any = calibration.groups[name] if sharing.rule == "same_input" else types[name]
+        if sharing.rule in _BY_PROPOSAL:
+            key = _pool_of(name, types[name])
         pools.setdefault((key, get_shape(model.get_submodule(name))[1]), []).append(name)
     found = [tuple(pool) for pool in pools.values() if len(pool) > 1]
     if not found:
@@ -71,6 +76,12 @@ def _pools(
             f"{len(names)}; name them with sharing.patterns, or use another rule"
         )
     return found
+
+
+def _pool_of(name: str, kind: str) -> tuple[str, str]:
+    """Return what layers may be grouped: one type in all blocks, experts inside of a block."""
+    numbered = re.sub(r"\b\d+\b", "*", kind)
+    return numbered, "" if numbered == kind else name.removesuffix(kind)
 
 
 def _types(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
@@ -106,8 +117,26 @@ def _clustered(
     problems = pool_inputs([layer_problem(model, calibration, name) for name in pool])
     matrices = whitened(recipe.method, problems, options)
     estimate = partial(_joint_error, matrices, sharing)
-    found = clusters(matrices, estimate, sharing.max_error, sharing.group_size)
+    if sharing.rule in _BY_PROPOSAL:
+        found = _proposed(matrices, sharing, estimate)
+    else:
+        found = clusters(matrices, estimate, sharing.max_error, sharing.group_size)
     return [tuple(pool[index] for index in cluster) for cluster in found]
+
+
+def _proposed(
+    matrices: Sequence[Tensor],
+    sharing: SharingRecipe,
+    estimate: Callable[[Sequence[int]], float],
+) -> Sequence[Sequence[int]]:
+    """Merge the most alike matrices first, as long as the joint error allows it."""
+    if sharing.rule == "affinity":
+        rank = min(_rank_at(sharing, [matrix]) for matrix in matrices)
+        distance = affinity_distance(matrices, rank)
+    else:
+        distance = coding_distance(matrices)
+    allowed = lambda group: estimate(group) <= sharing.max_error  # noqa: E731
+    return agglomerate(len(matrices), distance, allowed, sharing.group_size)
 
 
 def _joint_error(
@@ -115,9 +144,13 @@ def _joint_error(
 ) -> float:
     """Return the error at the rank of the group that keeps `sharing.budget` of its weights."""
     members = [matrices[index] for index in chosen]
+    return ESTIMATES[sharing.error_estimate](members, _rank_at(sharing, members))
+
+
+def _rank_at(sharing: SharingRecipe, members: Sequence[Tensor]) -> int:
+    """Return the rank at which one basis keeps `sharing.budget` of the weights."""
     rows, width = sum(len(member) for member in members), members[0].shape[1]
-    rank = max(1, int(sharing.budget * rows * width / (rows + width)))
-    return ESTIMATES[sharing.error_estimate](members, rank)
+    return max(1, int(sharing.budget * rows * width / (rows + width)))
 
 
 def normalized_readers(model: nn.Module, names: Sequence[str]) -> set[str]:

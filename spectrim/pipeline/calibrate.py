@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
 from spectrim.calibration.in_memory import calibrate_steps
+from spectrim.calibration.leverage import leverage_sample, load_sample, save_sample
 from spectrim.data import (
     DEFAULT_TEXT,
     BlockSettings,
@@ -40,9 +41,11 @@ from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.targets import Target
 from spectrim.models.usage import load_usage, observe_usage
 from spectrim.pipeline.calibration_defaults import (
-    batch_tokens,
+    TASK_ROWS,
     calibration_length,
+    calibration_settings,
     default_sequences,
+    is_few_tokens,
     vocabulary_size,
 )
 from spectrim.pipeline.decompose import decompose
@@ -58,9 +61,9 @@ from spectrim.runtime.snapshots import Snapshots
 from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
     FEW_TOKENS,
+    STATISTICS,
     Calibration,
     concat,
-    is_few,
     load_calibration,
     open_calibration,
     save_calibration,
@@ -68,7 +71,7 @@ from spectrim.statistics import (
     stored_calibration,
 )
 
-TASK_ROWS = 256
+INPUTS, GRADIENTS = "calibrating inputs", "calibrating gradients"
 
 
 def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) -> Preparation:
@@ -89,18 +92,21 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
     return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 
-def calibration_blocks(model: PreTrainedModel, tokenizer: Any, recipe: Recipe) -> TokenBlocks:
+def calibration_blocks(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, factor: int = 1
+) -> TokenBlocks:
     """Return the recipe's calibration tokens, checked against the model's vocabulary.
 
-    With a task these are rows of it, whose loss counts where the task counts it.
+    With a task these are rows of it, whose loss counts where the task counts it. factor: times
+    as many sequences as the recipe has.
     """
     given = recipe.calibration
     if recipe.task is not None:
         rows = load_task_rows(model, tokenizer, recipe.task)
-        return task_blocks(rows, given.sequences or TASK_ROWS, given.seed)
+        return task_blocks(rows, factor * (given.sequences or TASK_ROWS), given.seed)
     length = given.length or calibration_length(model)
     check_length(model, length)
-    sequences = given.sequences or default_sequences(model, length)
+    sequences = factor * (given.sequences or default_sequences(model, length))
     settings = BlockSettings(sequences, length, given.seed, rows=given.rows)
     blocks = token_blocks(given.data or DEFAULT_TEXT, tokenizer, settings, given.field)
     check_vocabulary(blocks, vocabulary_size(model))
@@ -120,7 +126,7 @@ def calibrate(
     """
     recipe = recipe or Recipe()
     run = _run_for(model, tokenizer, recipe, context or RunContext()).as_kept()
-    first = run.gathered("calibrating", run.key())
+    first = run.collected()
     if not recipe.averages_hessian:
         return first
     second = _at_path_budget(run, first, recipe)
@@ -160,8 +166,7 @@ def gather(
         statistics = {name for run in runs for name in run.settings.statistics}
         wide = min(run.settings.wide for run in runs)  # "full" before "projected"
         settings = replace(runs[0].settings, statistics=tuple(sorted(statistics)), wide=wide)
-        run = replace(runs[0], settings=settings).as_kept()
-        run.gathered("calibrating", run.key())
+        replace(runs[0], settings=settings).as_kept().collected()
 
 
 def _run_for(
@@ -177,37 +182,19 @@ def _run_for(
     settings = calibration_settings(model, ready.targets, recipe, few)
     fingerprint = fingerprint or model_fingerprint(model)
     noted = {"dense": ready.dense, **({FEW_TOKENS: True} if few else {})}
-    return _Run(model, ready.targets, blocks, settings, context, fingerprint, noted)
-
-
-def calibration_settings(
-    model: PreTrainedModel, targets: list[Target], recipe: Recipe, few: bool = False
-) -> CalibrationSettings:
-    """Return the statistics, labels and batches of the recipe's passes over the tokens.
-
-    few: covariances are to be shrunk, and therefore in full.
-    """
-    given = recipe.calibration
-    return CalibrationSettings(
-        recipe.statistics,
-        given.labels,
-        given.tokens_per_batch or batch_tokens(model, targets),
-        given.seed or 0,
-        given.temperature,
-        memory_budget=given.memory_budget,
-        wide="full" if few else recipe.wide,
-    )
-
-
-def is_few_tokens(blocks: TokenBlocks, targets: Sequence[Target]) -> bool:
-    """Return whether covariances of these tokens are to be shrunk."""
-    widest = max((max(target.shape) for target in targets), default=0)
-    return is_few(blocks.tokens, widest)
+    run = _Run(model, ready.targets, blocks, settings, context, fingerprint, noted)
+    if recipe.calibration.sampling == "random":
+        return run
+    factor = recipe.calibration.candidates
+    return run.sampled(calibration_blocks(model, tokenizer, recipe, factor))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The inputs of one pass over the tokens."""
+    """The inputs of one pass over the tokens, or, with `candidates`, of one over each text.
+
+    candidates: sequences that `blocks` were chosen from, for statistics without gradients.
+    """
 
     model: PreTrainedModel
     targets: list[Target]
@@ -216,9 +203,49 @@ class _Run:
     context: RunContext
     fingerprint: str
     noted: dict[str, Any] = field(default_factory=dict)
+    candidates: TokenBlocks | None = None
+
+    def sampled(self, candidates: TokenBlocks) -> _Run:
+        """Return the run on as many candidates as it has sequences, chosen by leverage."""
+        if len(candidates) <= len(self.blocks):
+            return self
+        key = {
+            "model": self.fingerprint,
+            "data": candidates.fingerprint,
+            "leverage": [len(self.blocks), self.settings.seed],
+        }
+        path = self.context.cache.path("sample", key)
+        sample = load_if_valid(path, load_sample)
+        if sample is None:
+            size, seed = self.settings.tokens_per_batch, self.settings.seed
+            sample = leverage_sample(self.model, candidates, len(self.blocks), size, seed)
+            store(path, partial(save_sample, sample))
+        return replace(self, blocks=candidates.weighted(*sample), candidates=candidates)
+
+    def collected(self) -> Calibration:
+        """Return all statistics; with candidates, those without gradients from all of these."""
+        if self.candidates is None:
+            return self.gathered("calibrating", self.key())
+        needs = {n: STATISTICS.get(n).NEEDS_GRADIENT for n in self.settings.statistics}
+        inputs = self._part(self.candidates, [n for n in needs if not needs[n]])
+        gradients = self._part(self.blocks, [n for n in needs if needs[n]])
+        parts = [
+            part.gathered(what, part.key())
+            for part, what in ((inputs, INPUTS), (gradients, GRADIENTS))
+            if part.settings.statistics
+        ]
+        states = {name: state for part in parts for name, state in part.states.items()}
+        provenance = parts[-1].provenance | {"key": [p.provenance["key"] for p in parts]}
+        return replace(parts[0], states=dict(sorted(states.items())), provenance=provenance)
+
+    def _part(self, blocks: TokenBlocks, statistics: list[str]) -> _Run:
+        settings = replace(self.settings, statistics=tuple(statistics))
+        return replace(self, blocks=blocks, settings=settings, candidates=None).as_kept()
 
     def as_kept(self) -> _Run:
         """Return the run with covariances in full if only those are in the cache."""
+        if self.candidates is not None:
+            return self
         full = replace(self, settings=replace(self.settings, wide="full"))
         use = self.settings.wide != "full" and not self._is_kept() and full._is_kept()
         return full if distributed.all_true(use) else self
@@ -326,7 +353,8 @@ class _Run:
 
 def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibration:
     """Return statistics of the model cut to the averaging budget, on every n-th sequence."""
-    key = first.provenance["key"] | {
+    key = run.key() | {
+        **({} if run.candidates is None else {"candidates": run.candidates.fingerprint}),
         "path": asdict(recipe.hessian_averaging),
         "method": [recipe.method, recipe.method_options],
         **recipe.sharing_key,

@@ -1,4 +1,4 @@
-"""How much text a calibration reads, and how much at once, where the recipe does not say."""
+"""How much text a calibration reads, how much at once, and in which form it is summed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from spectrim.calibration import CalibrationSettings
+from spectrim.data import TokenBlocks
 from spectrim.models.context import context_length
 from spectrim.models.targets import Target, find_targets
+from spectrim.pipeline.recipe import Recipe
+from spectrim.statistics import is_few
 
 TOKENS_PER_WIDTH = 96
 """Tokens of a calibration for each number of a hidden state, where the recipe gives none."""
 FEWEST_TOKENS, MOST_TOKENS = 2**16, 2**19
+TASK_ROWS = 256
 MOST_TOKENS_PER_BATCH = 1024
 """Larger batches are no faster on a processor, and hold more activations."""
 SMALLEST_ROOM = 256 * 2**20
@@ -63,3 +68,28 @@ def _bytes_per_token(model: PreTrainedModel, targets: Sequence[Target]) -> int:
     """Count two float32 numbers per input and output of a linear layer, three per logit."""
     widths = sum(sum(target.shape) for target in targets)
     return 8 * widths + 12 * vocabulary_size(model)
+
+
+def calibration_settings(
+    model: PreTrainedModel, targets: list[Target], recipe: Recipe, few: bool = False
+) -> CalibrationSettings:
+    """Return the statistics, labels and batches of the recipe's passes over the tokens.
+
+    few: covariances are to be shrunk, and therefore in full.
+    """
+    given = recipe.calibration
+    return CalibrationSettings(
+        recipe.statistics,
+        given.labels,
+        given.tokens_per_batch or batch_tokens(model, targets),
+        given.seed or 0,
+        given.temperature,
+        memory_budget=given.memory_budget,
+        wide="full" if few else recipe.wide,
+    )
+
+
+def is_few_tokens(blocks: TokenBlocks, targets: Sequence[Target]) -> bool:
+    """Return whether covariances of these tokens are to be shrunk."""
+    widest = max((max(target.shape) for target in targets), default=0)
+    return is_few(blocks.tokens, widest)

@@ -32,6 +32,7 @@ QUANTIZE = "quantize"
 ANY_MODEL = "compress_any"
 
 PARTS: dict[str, Callable[[Recipe], bool]] = {
+    "leverage sampling": lambda r: r.calibration.sampling == "leverage",
     "latency": lambda r: r.latency is not None,
     "pruning": lambda r: r.pruning is not None,
     "correction": lambda r: r.correction is not None,
@@ -66,6 +67,9 @@ WHY_NOT: dict[tuple[str, str], str] = {
     ("latency", TARGET_LOSS): "a plan has one goal: a budget of time or a target loss",
     ("latency", STREAMING): _WHOLE,
     ("latency", EXPLORE): "the page's slider is a fraction of the weights; use `spectrim plan`",
+    ("leverage sampling", "pruning"): "pruning reads every example of the task",
+    ("leverage sampling", STREAMING): _WHOLE,
+    ("leverage sampling", ANY_MODEL): _LANGUAGE,
     ("pruning", "correction"): "pruning removes singular values, a correction adds them",
     ("pruning", "quantization"): "pruning counts weights, not bytes",
     ("pruning", "sharing"): "singular values are chosen layer by layer",

@@ -25,7 +25,8 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.linalg.psd import descending_eigh
 from spectrim.models.hooks import evaluation_mode
 from spectrim.models.targets import Target
-from spectrim.pipeline.calibrate import calibration_blocks, calibration_settings, prepare
+from spectrim.pipeline.calibrate import calibration_blocks, prepare
+from spectrim.pipeline.calibration_defaults import calibration_settings
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.planning.measured import JOINT_BUDGETS, LAYER_BUDGETS
 from spectrim.planning.predicted import NEEDED

@@ -150,8 +150,8 @@ def warn_of_few_tokens(model: nn.Module, calibration: Calibration, names: list[s
         worst = min(few, key=lambda name: counts[name] / widths[name])
         warnings.warn(
             f"{len(few)} of {len(names)} layers saw fewer than {ENOUGH} tokens per channel "
-            f"({worst}: {counts[worst]} tokens for {widths[worst]} channels): the predicted "
-            "loss of these is uncertain and mostly too low; calibrate on more tokens",
+            f"({worst}: {counts[worst]:.0f} tokens for {widths[worst]} channels): the "
+            "predicted loss of these is uncertain and mostly too low; calibrate on more tokens",
             NumericalWarning,
             stacklevel=3,
         )

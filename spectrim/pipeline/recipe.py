@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from spectrim.errors import InputError, did_you_mean
+from spectrim.errors import InputError
 from spectrim.pipeline.budgets import ElasticRecipe, LatencyRecipe
+from spectrim.pipeline.field_errors import explain
 from spectrim.pipeline.renamed import check_fields
 from spectrim.planning.settings import FactorQuantizer, PlanningSettings
 from spectrim.pruning.options import PruningOptions
@@ -47,6 +47,13 @@ class CalibrationRecipe:
     rows: Literal["prefixed", "packed"] = Field(
         default="prefixed",
         description="Rows begin as the tokenizer begins a text, or anywhere, as in papers.",
+    )
+    sampling: Literal["random", "leverage"] = Field(
+        default="random",
+        description="leverage: inputs from a larger text, gradients from its rarer sequences.",
+    )
+    candidates: int = Field(
+        default=4, ge=2, description="Leverage sampling: sequences to choose each one from."
     )
     labels: Literal["data", "sampled"] = Field(
         default="data", description="Labels of the loss: data, or sampled from the model."
@@ -117,13 +124,17 @@ class SharingRecipe:
 
     rule: "adjacent" groups `group_size` neighboring blocks' layers of one name; "same_input"
     layers that read the same tensor; "clustered" layers of one name, at most `group_size`,
-    whose joint error at `budget` is at most `max_error` by `error_estimate`. patterns: regular
+    whose joint error at `budget` is at most `max_error` by `error_estimate`; "affinity" and
+    "coding_rate" groups under the same bound, the most alike bases first, of layers of one name
+    or of the experts of a block. patterns: regular
     expressions on names inside a block; by default the rule decides ("adjacent": layers that
     read a normalized hidden state). accept: "all" groups, or those "cheaper" than separate
     layers in predicted loss at `budget`.
     """
 
-    rule: Literal["none", "adjacent", "same_input", "clustered"] = "none"
+    rule: Literal["none", "adjacent", "same_input", "clustered", "affinity", "coding_rate"] = (
+        "none"
+    )
     patterns: tuple[str, ...] = ()
     group_size: int = Field(default=2, ge=2)
     max_error: float = Field(default=0.5, ge=0)
@@ -318,7 +329,7 @@ class Recipe:
         try:
             return replace(self, **changes)
         except ValidationError as error:
-            raise InputError(explain("options", error)) from error
+            raise InputError(explain("options", error, Recipe)) from error
 
     def to_dict(self) -> Options:
         return TypeAdapter(Recipe).dump_python(self, mode="json")
@@ -335,47 +346,7 @@ def recipe_from(values: Any, source: str) -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
-        raise InputError(explain(source, error)) from error
-
-
-def explain(source: str, error: ValidationError) -> str:
-    """Return one line: each wrong field by its path, what was given, the nearest word."""
-    parts = []
-    for item in error.errors():
-        path = [s for s in item["loc"] if isinstance(s, int) or str(s).isidentifier()]
-        parts.append(f"{'.'.join(map(str, path)) or 'recipe'}: {_reason(path, dict(item))}")
-    return f"{source}: " + "; ".join(parts)
-
-
-def _reason(path: list[Any], item: dict[str, Any]) -> str:
-    given = item.get("input")
-    if item["type"] == "unexpected_keyword_argument":
-        names = [field.name for field in fields(_class_at(path[:-1]))]
-        wrong = str(item["loc"][-1])
-        return f"no field '{wrong}'{did_you_mean(wrong, names)}; expected {', '.join(names)}"
-    if item["type"] == "literal_error":
-        expected = re.findall(r"'(\w+)'", item["ctx"]["expected"])
-        return f"{item['msg']}, got '{given}'{did_you_mean(str(given), expected)}"
-    if isinstance(given, int | float | str):
-        return f"{item['msg']}, got {given!r}{_meaning(path)}"
-    return str(item["msg"])
-
-
-def _meaning(path: list[Any]) -> str:
-    """Return the description of a field, as its option shows it."""
-    owner = getattr(_class_at(path[:-1]), "__pydantic_fields__", {})
-    field = owner.get(str(path[-1])) if path else None
-    return f" ({field.description.rstrip('.')})" if field and field.description else ""
-
-
-def _class_at(path: list[Any]) -> type:
-    """Return the dataclass of a part of a recipe."""
-    cls: type = Recipe
-    for step in path:
-        if isinstance(step, str) and is_dataclass(cls):
-            hint = get_type_hints(cls).get(step)
-            cls = next((c for c in (hint, *get_args(hint)) if is_dataclass(c)), cls)  # type: ignore[assignment]
-    return cls
+        raise InputError(explain(source, error, Recipe)) from error
 
 
 __all__ = [

@@ -33,7 +33,8 @@ from spectrim.models.linear import get_bias
 from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.calibrate import calibration_blocks, is_few_tokens
+from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.calibration_defaults import is_few_tokens
 from spectrim.pipeline.decompose import (
     layers_with_signal,
     make_solver,

@@ -20,10 +20,12 @@ from spectrim.data.tokenizing import first_tokens
 from spectrim.evaluation import kl_divergence
 from spectrim.evaluation.tasks.generation import Group, greedy_answers
 from spectrim.models.hooks import inference
-from spectrim.report.facts import Continuation, ReportData
+from spectrim.pipeline.compression_error import CompressionErrors
+from spectrim.report.facts import Continuation, LayerRatio, ReportData
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 3, 12, 48
 DIVERGENCE_TOKENS = 4096
+RATIOS = 8
 
 
 def with_divergence(
@@ -47,6 +49,13 @@ def with_divergence(
         loss_increase=figures["loss_increase"],
         original_perplexity=figures["reference_perplexity"],
     )
+
+
+def with_errors(facts: ReportData, errors: CompressionErrors, source: str) -> ReportData:
+    """Add the layers whose errors on the text `source` are farthest above the calibration's."""
+    layers = sorted(errors.layers, key=lambda layer: -layer.ratio)[:RATIOS]
+    ratios = [LayerRatio(layer.name, layer.ratio, layer.drift) for layer in layers]
+    return replace(facts, ratios=ratios, score=errors.score, score_from=source)
 
 
 def with_texts(

@@ -69,6 +69,18 @@ class Continuation:
 
 
 @checked(frozen=True, config=_STRICT)
+class LayerRatio:
+    """A layer's compression error on a text, relative to its mean over the calibration text.
+
+    drift: of its inputs, relative to their size.
+    """
+
+    name: str
+    ratio: float
+    drift: float
+
+
+@checked(frozen=True, config=_STRICT)
 class ReportData:
     """The data of a page.
 
@@ -78,6 +90,7 @@ class ReportData:
         result: KL divergence from the original, measured on the saved model; None before.
         loss_increase: of the same tokens, measured, nats per token.
         original_perplexity: on the same tokens.
+        ratios: of compression errors on a text, the largest first; score: of all layers.
         prunings: the task's loss before and after each pruning of a model pruned for a task.
         itemsize: bytes per stored weight.
     """
@@ -100,6 +113,9 @@ class ReportData:
     agreement: float | None = None
     loss_increase: float | None = None
     original_perplexity: float | None = None
+    ratios: list[LayerRatio] = field(default_factory=list)
+    score: float | None = None
+    score_from: str = ""
     parts: list[Part] = field(default_factory=list)
     texts: list[Continuation] = field(default_factory=list)
     refined: list[str] = field(default_factory=list)

@@ -76,6 +76,8 @@ def headline(facts: ReportData) -> list[tuple[str, str, str]]:
         found.append((f"predicted loss increase{when}", *_priced(facts.predicted_loss)))
     if facts.result is not None:
         found.append(("measured divergence", *_priced(facts.result)))
+    if facts.score is not None:
+        found.append(("compression error", f"\u00d7 {facts.score:.2f}", "of its calibration's"))
     if facts.agreement is not None:
         found.append(
             ("same next token", formatting.percent(facts.agreement), "as the original")

@@ -16,7 +16,8 @@ and, where the state is a covariance that may be kept in fewer numbers (`Covaria
 
     width(shape)            its width; `empty(shape, form)` then takes a form
 
-States are dictionaries of float64 tensors that merge by addition.
+States are dictionaries of float64 tensors that merge by addition. Tokens may have weights:
+`update` sums `tokens.weighted` rows, and outer products of `tokens.root_weighted` ones.
 """
 
 from __future__ import annotations

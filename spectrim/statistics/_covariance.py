@@ -126,7 +126,7 @@ def update(state: dict[str, Tensor], rows: Tensor, projections: Callable[[], Ten
             block += sum_of_outer_products(part)
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
+def finish(state: dict[str, Tensor], count: float) -> Tensor | Covariance:
     """Return C (n, n), per token."""
     tokens = max(count, 1)
     if "sum" in state:

@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 @dataclass(repr=False)
 class Calibration:
-    """Sums over `tokens` tokens of the calibration text.
+    """Sums over `tokens` tokens of the calibration text; weighted tokens count by their weight.
 
     groups   layer name -> name of the first layer that reads the same input tensor
     counts   layer name -> tokens that reached it (fewer than `tokens` for an expert)
@@ -30,9 +30,9 @@ class Calibration:
     """
 
     groups: dict[str, str]
-    counts: dict[str, int]
+    counts: dict[str, float]
     states: dict[str, dict[str, State]]
-    tokens: int = 0
+    tokens: float = 0
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -136,7 +136,7 @@ class LayerStatistics:
     layer: str
 
     @property
-    def count(self) -> int:
+    def count(self) -> float:
         return self.calibration.counts[self.layer]
 
     @property

@@ -54,12 +54,12 @@ def with_shrinkage(statistics: LayerStatistics) -> LayerStatistics:
     return ShrunkStatistics(statistics.calibration, statistics.layer, statistics)
 
 
-def is_few(tokens: int, channels: int) -> bool:
+def is_few(tokens: float, channels: int) -> bool:
     """Return whether a covariance of so many channels is to be shrunk."""
     return tokens < ENOUGH * channels
 
 
-def shrink(covariance: Tensor | Covariance, tokens: int) -> Tensor | Covariance:
+def shrink(covariance: Tensor | Covariance, tokens: float) -> Tensor | Covariance:
     """Return what to use of a covariance (p, p) of `tokens` tokens, in its own form.
 
     One that was summed through a weight is returned as it is.
@@ -85,7 +85,7 @@ def shrink(covariance: Tensor | Covariance, tokens: int) -> Tensor | Covariance:
     return result
 
 
-def _added(diagonal: Tensor, square: float, tokens: int) -> float:
+def _added(diagonal: Tensor, square: float, tokens: float) -> float:
     """Return rho * mean(diagonal), `square` being the squared Frobenius norm of S."""
     channels, trace = len(diagonal), float(diagonal.sum())
     spread = (tokens / _TOKENS_PER_VECTOR + 1 - 2 / channels) * (square - trace**2 / channels)

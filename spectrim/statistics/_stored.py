@@ -107,7 +107,7 @@ def _lazy(path: Path) -> Calibration:
 
 def _union(parts: list[Calibration], provenance: dict[str, Any]) -> Calibration:
     groups: dict[str, str] = {}
-    counts: dict[str, int] = {}
+    counts: dict[str, float] = {}
     states: dict[str, dict[str, Mapping[str, Tensor]]] = {}
     for part in parts:
         groups |= part.groups

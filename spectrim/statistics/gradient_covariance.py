@@ -28,9 +28,9 @@ def empty(shape: tuple[int, int], form: CovarianceFormat = FULL) -> dict[str, Te
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    _covariance.update(state, tokens.gradient, tokens.projected)
+    _covariance.update(state, tokens.root_weighted(tokens.gradient), tokens.projected)
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
+def finish(state: dict[str, Tensor], count: float) -> Tensor | Covariance:
     """Return C_g (out, out)."""
     return _covariance.finish(state, count)

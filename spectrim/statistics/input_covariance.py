@@ -27,9 +27,9 @@ def empty(shape: tuple[int, int], form: CovarianceFormat = FULL) -> dict[str, Te
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    _covariance.update(state, tokens.x, tokens.projected)
+    _covariance.update(state, tokens.root_weighted(tokens.x), tokens.projected)
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor | Covariance:
+def finish(state: dict[str, Tensor], count: float) -> Tensor | Covariance:
     """Return C_x (in, in)."""
     return _covariance.finish(state, count)

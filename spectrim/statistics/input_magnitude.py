@@ -20,9 +20,9 @@ def empty(shape: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    state["sum"] += tokens.x.abs().double().sum(0)
+    state["sum"] += tokens.weighted(tokens.x.abs().double()).sum(0)
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor:
+def finish(state: dict[str, Tensor], count: float) -> Tensor:
     """Return E|x| (in,)."""
     return state["sum"] / max(count, 1)

@@ -21,9 +21,9 @@ def empty(shape: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    state["sum"] += (tokens.gradient.float().T @ tokens.x.float()).double()
+    state["sum"] += (tokens.weighted(tokens.gradient.float()).T @ tokens.x.float()).double()
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor:
+def finish(state: dict[str, Tensor], count: float) -> Tensor:
     """Return G (out, in), per token."""
     return state["sum"] / max(count, 1)

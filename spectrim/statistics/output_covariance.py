@@ -33,11 +33,11 @@ def empty(shape: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
-    state["sum"] += tokens.y.double().sum(0)
-    state["outer"] += sum_of_outer_products(tokens.y)
+    state["sum"] += tokens.weighted(tokens.y.double()).sum(0)
+    state["outer"] += sum_of_outer_products(tokens.root_weighted(tokens.y))
 
 
-def finish(state: dict[str, Tensor], count: int) -> OutputMoments:
+def finish(state: dict[str, Tensor], count: float) -> OutputMoments:
     mean = state["sum"] / max(count, 1)
     covariance = state["outer"] / max(count, 1) - mean[:, None] * mean
     return OutputMoments(mean, covariance)

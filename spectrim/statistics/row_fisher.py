@@ -22,12 +22,13 @@ def empty(shape: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
+    gradients = tokens.root_weighted(tokens.gradient)
     for index in tokens.sequence.unique():
         rows = tokens.sequence == index
-        gradient = tokens.gradient[rows].float().T @ tokens.x[rows].float()
+        gradient = gradients[rows].float().T @ tokens.x[rows].float()
         state["sum"] += gradient.double().square().sum(1)
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor:
+def finish(state: dict[str, Tensor], count: float) -> Tensor:
     """Return the row Fisher (out,), per token."""
     return state["sum"] / max(count, 1)

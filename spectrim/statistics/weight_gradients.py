@@ -24,13 +24,14 @@ def empty(shape: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def update(state: dict[str, Tensor], tokens: LayerTokens) -> None:
+    gradients = tokens.root_weighted(tokens.gradient)
     bucket = tokens.sequence % BUCKETS
     for index in bucket.unique():
         rows = bucket == index
-        gradient = tokens.gradient[rows].float().T @ tokens.x[rows].float()
+        gradient = gradients[rows].float().T @ tokens.x[rows].float()
         state["sum"][index] += gradient.double()
 
 
-def finish(state: dict[str, Tensor], count: int) -> Tensor:
+def finish(state: dict[str, Tensor], count: float) -> Tensor:
     """Return G (buckets, out, in), scaled by 1 / sqrt(tokens) so that E[G G^T] is per token."""
     return state["sum"] / max(count, 1) ** 0.5

@@ -87,7 +87,10 @@ def test_options(compress, tmp_path, name):
         (["nonsense"], "No such command 'nonsense'"),
         (["compress"], "Missing argument"),
         (["compress", "model"], "Missing option '-o'"),
-        (["export", "out", "-o", "x"], "choose one of --dense, --self-contained, --onnx and --lora"),
+        (
+            ["export", "out", "-o", "x"],
+            "choose one of --dense, --self-contained, --onnx",
+        ),
         (["export", "nowhere", "-o", "x", "--dense"], "nowhere"),
         (["evaluate", "./nowhere"], "there is no directory ./nowhere"),
         (["plan", "./nowhere"], "there is no directory ./nowhere"),

@@ -40,8 +40,11 @@ def test_without_a_page_it_can_be_made_later(compress, cli, shelf, tmp_path):
     assert [text.prompt for text in after.texts] == ["abc"]
     assert before.result is None
     assert after.result > 0
+    assert 0.5 < after.score < 2
+    assert 0 < len(after.ratios) <= 8
     assert after.curve == before.curve
-    assert "The same prompt" in page.read_text()
+    for words in ("The same prompt", "Compression error by layer", after.ratios[0].name):
+        assert words in page.read_text()
 
 
 def test_a_page_elsewhere_leaves_the_output_alone(compress, cli, tmp_path):

@@ -8,6 +8,7 @@ from spectrim.errors import InputError
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.compatibility import CHOICES, PARTS, WHY_NOT
 from spectrim.pipeline.recipe import (
+    CalibrationRecipe,
     CorrectionRecipe,
     ElasticRecipe,
     EmbeddingRecipe,
@@ -20,6 +21,7 @@ from spectrim.pipeline.recipe import (
 from spectrim.pruning.options import PruningOptions
 
 ASKS = {
+    "leverage sampling": {"calibration": CalibrationRecipe(sampling="leverage")},
     "latency": {"latency": LatencyRecipe()},
     "pruning": {"pruning": PruningOptions()},
     "correction": {"correction": CorrectionRecipe()},

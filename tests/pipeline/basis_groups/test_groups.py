@@ -68,15 +68,39 @@ def test_looking_for_readers_leaves_the_model_as_it_was():
             SharingRecipe(rule="clustered", accept="all", max_error=2.0, error_estimate="weyl"),
             7,
         ),
+        (SharingRecipe(rule="affinity", accept="all", max_error=0.0), 0),
+        (SharingRecipe(rule="affinity", accept="all", max_error=2.0), 7),
+        (SharingRecipe(rule="coding_rate", accept="all", max_error=0.0), 0),
+        (SharingRecipe(rule="coding_rate", accept="all", max_error=2.0), 7),
         (SharingRecipe(rule="adjacent", accept="all", patterns=(r"o_proj$", "down")), 2),
         (SharingRecipe(rule="same_input", accept="all", patterns=("mlp",)), 2),
     ],
-    ids=["no error allowed", "all", "weyl", "types", "types of one input"],
+    ids=[
+        *("no error allowed", "all", "weyl"),
+        *(
+            f"{rule}, {much}"
+            for rule in ("affinity", "coding rate")
+            for much in ("none", "all")
+        ),
+        *("types", "types of one input"),
+    ],
 )
 def test_what_the_options_choose(done, text, sharing, groups):
     case = done["llama", "adjacent"]
     recipe = recipe_for(text, "none", sharing=sharing)
     assert len(decompose(case.model, case.calibration, recipe).groups) == groups
+
+
+@pytest.mark.parametrize("rule", ["affinity", "coding_rate"])
+def test_experts_of_a_block_are_grouped_and_never_across_blocks(done, text, rule):
+    case = done["moe", "adjacent"]
+    sharing = SharingRecipe(rule=rule, accept="all", max_error=2.0, patterns=("experts",))
+    recipe = recipe_for(text, "none", sharing=sharing)
+    groups = decompose(case.model, case.calibration, recipe).groups
+    assert groups
+    for members in groups.values():
+        assert len({name.split(".experts.")[0] for name in members}) == 1
+        assert len({name.split(".experts.")[1].split(".")[0] for name in members}) == 1
 
 
 def test_cheaper_shares_where_the_prediction_falls(done, text):
