@@ -110,6 +110,14 @@ def test_click_model():
     assert all(share < 0.2 for name, share, _ in rows if name != "original")
 
 
+@needs("hyper_connections", "extra spectrim[nn]")
+def test_constrained_layers():
+    found = example("constrained_layers").main(["--steps", "120"])
+    assert found["accuracy"] > 0.8, "a tenth is chance"
+    assert found["orthonormality"] < 1e-4
+    assert found["stream sums"] < 1e-4
+
+
 @pytest.mark.parametrize(
     ("case", "ahead"), [("classes", 0), ("masked words", 0.3), ("images", 0.1)]
 )

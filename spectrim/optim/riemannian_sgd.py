@@ -76,11 +76,11 @@ class RiemannianSGD(torch.optim.Optimizer):
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Step along a geodesic, in float32 at least."""
         state = self.state[parameter]
-        state["step"] = state.get("step", 0) + 1
+        state.setdefault("step", torch.zeros(())).add_(1)
         wide = torch.promote_types(parameter.dtype, torch.float32)
         basis = parameter.detach().to(wide)
         moved = geodesic_step(basis, horizontal(basis, gradient.to(wide)), -group["lr"])
-        if state["step"] % group["qr_every"] == 0:
+        if int(state["step"]) % group["qr_every"] == 0:
             moved = orthonormalize(moved)
         parameter.copy_(moved)
 
