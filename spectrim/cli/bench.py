@@ -69,6 +69,7 @@ def bench(
     base = recipe_of(given)
     specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
 
+    from spectrim.checkpoint.card import shown_name
     from spectrim.cli.tracking import context_for, start_tracking
     from spectrim.data import BlockSettings
     from spectrim.pipeline.benchmark import BenchSettings, bench_steps, named_recipes
@@ -100,7 +101,7 @@ def bench(
         cache=cache_from(given),
         track=context_for(Cache(None), log_metrics).progress,
     )
-    title = f"{model}: {', '.join(recipes)}"
+    title = f"{shown_name(model)}: {', '.join(recipes)}"
     for result in bench_steps(original.model, original.tokenizer, recipes, wanted, settings):
         with distributed.raise_together():
             if distributed.is_main_process():
@@ -136,13 +137,16 @@ def _budgets(option: str, text: str | None, single: float | None) -> list[float]
 
 
 def _write(result: Bench, output: Path, model: str, title: str) -> None:
+    from spectrim.checkpoint.card import shown_name
     from spectrim.report.bench_plot import bench_svg
     from spectrim.report.bench_table import markdown, values
     from spectrim.runtime.files import write_text
 
     write_text(output / "bench.md", markdown(result, title))
     write_text(output / "bench.json", json_text.dumps(values(result, model), indent=1) + "\n")
-    write_text(output / "bench.svg", bench_svg(result.rows, f"{model}: loss increase"))
+    write_text(
+        output / "bench.svg", bench_svg(result.rows, f"{shown_name(model)}: loss increase")
+    )
 
 
 def _tell(result: Bench) -> None:

@@ -50,6 +50,7 @@ def plan(
         raise InputError("choose one of --budget and --target-loss")
     recipe = recipe_of(given)
 
+    from spectrim.checkpoint.card import shown_name
     from spectrim.cli import console
     from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
     from spectrim.pipeline.early_checks import check_early
@@ -77,7 +78,7 @@ def plan(
             console.note(f"warning: {text}")
     with distributed.raise_together():
         if distributed.is_main_process():
-            title = f"{model}: {recipe.method}, {recipe.layer}"
+            title = f"{shown_name(model)}: {recipe.method}, {recipe.layer}"
             if plot := _place_of_plot(plot, output, model):
                 write_text(plot, curve_svg(points, title, chosen.kept))
             if output:
@@ -110,5 +111,7 @@ def _place_of_plot(plot: Path | None, output: Path | None, model: str) -> Path |
 def _shows(file: Path, model: str) -> bool:
     from html import escape
 
+    from spectrim.checkpoint.card import shown_name
+
     start = file.read_text(encoding="utf-8", errors="replace")[:2000]
-    return f'aria-label="{escape(model)}: ' in start
+    return f'aria-label="{escape(shown_name(model))}: ' in start
