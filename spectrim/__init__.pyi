@@ -25,6 +25,7 @@ from spectrim.pipeline.plan import decompose as decompose
 from spectrim.pipeline.plan import factorize as factorize
 from spectrim.pipeline.plan import plan as plan
 from spectrim.pipeline.plan import probe_curves as probe_curves
+from spectrim.pipeline.plan import size_curve as size_curve
 from spectrim.pipeline.presets import load_recipe as load_recipe
 from spectrim.pipeline.prune_for_task import prune_for_task as prune_for_task
 from spectrim.pipeline.quantize import quantize as quantize
@@ -32,6 +33,8 @@ from spectrim.pipeline.quantize_factors import quantize_factors as quantize_fact
 from spectrim.pipeline.recipe import Recipe as Recipe
 from spectrim.pipeline.refine import refine as refine
 from spectrim.pipeline.replace import replace_layers as replace_layers
+from spectrim.report.notebook import ReportPage as ReportPage
+from spectrim.report.notebook import make_report as make_report
 from spectrim.runtime.cache import Cache as Cache
 from spectrim.runtime.context import RunContext as RunContext
 

@@ -167,6 +167,11 @@ def load_tokenizer(source: Path | str, options: dict[str, Any]) -> Any:
         raise CheckpointError(f"the tokenizer of {source}: {reason(error)}") from error
 
 
+def is_bundled(name: str) -> bool:
+    """Return whether a name or a directory is a model that comes with the package."""
+    return name in BUNDLED or any(Path(name) == ASSETS / bundled for bundled in BUNDLED)
+
+
 def has_tokenizer(directory: Path) -> bool:
     """Return whether a directory holds a file of a tokenizer."""
     return any((directory / name).is_file() for name in _TOKENIZER_FILES)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from spectrim.errors import CheckpointError, InputError, SpectrimError
+from spectrim.errors import CheckpointError, InputError, ModelError, SpectrimError
 
 _UNFIT = (KeyError, AttributeError, TypeError, IndexError, ArithmeticError, AssertionError)
 """What libraries raise without a sentence, for values that they do not expect."""
@@ -52,6 +52,13 @@ def _translate(error: Exception, source: Path | str) -> SpectrimError:
         return CheckpointError(
             f"{source} comes with its own code, which is not run unasked; if you trust it, "
             "give --trust-remote-code (in Python trust_remote_code=True)"
+        )
+    if "Unrecognized configuration class" in text:
+        return ModelError(
+            f"{source} is no causal language model of transformers; of one that also reads "
+            "images or sound, save the language model alone "
+            "(AutoModel.from_pretrained(NAME).language_model) and give that, or compress any "
+            "part in Python by spectrim.compress_any(model, batches, loss)"
         )
     if isinstance(error, _UNFIT):
         return CheckpointError(

@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
+from transformers.dynamic_module_utils import custom_object_save
 
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.empty_layers import install_empty_layers
@@ -39,7 +40,7 @@ from spectrim.runtime.output_dir import output_directory
 
 PartTensors = Callable[[str], dict[str, Tensor]]
 """The tensors to store of a part of the model, by their full names."""
-_DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
+_DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ def save_streamed(
         model.config.dtype = next(iter(samples.values())).dtype
         _check_names(opened.streamed, written, set(model.state_dict()), config.untied)
         model.config.architectures = [type(model).__name__]
+        if model.is_remote_code():
+            own: Any = model.config
+            custom_object_save(model, partial, config=own)
         model.config.save_pretrained(partial)
         if model.can_generate():
             opened.streamed.model.generation_config.save_pretrained(partial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ _LARGEST_JSON = 32 * 2**20
 _LARGEST_COUNT = 1000
 """Layers or experts that are built without comparing them with the stored tensors."""
 _SHOWN = 5
+_HEADS_IN_WORDS = {
+    "SequenceClassification": "classification of texts",
+    "TokenClassification": "classification of tokens",
+    "QuestionAnswering": "spans of answers",
+    "MultipleChoice": "multiple choice",
+    "ImageClassification": "classification of images",
+}
+_HEADS = re.compile(f"For({'|'.join(_HEADS_IN_WORDS)})$")
 
 
 def check_directory(directory: Path) -> None:
@@ -59,6 +68,7 @@ def check_config(config: Mapping[str, Any], source: Path | str) -> None:
             f"{source}: {CONFIG} asks for attention code of the Hub ({kernel}), which is not "
             "run; remove '_attn_implementation' from it"
         )
+    _check_kind(config, source)
     settings = config.get("quantization_config")
     if settings is None:
         return
@@ -73,6 +83,21 @@ def check_config(config: Mapping[str, Any], source: Path | str) -> None:
             f"{source} is quantized ({_described(settings)}); spectrim reads floating-point "
             "weights: give the model that it was made from"
         )
+
+
+def _check_kind(config: Mapping[str, Any], source: Path | str) -> None:
+    """Raise ModelError for what has no next-token loss: it would be read as something else."""
+    named = (config.get("architectures") or [""])[0]
+    kind = named if isinstance(named, str) else ""
+    rest = f"{source} is %s ({kind or config.get('model_type')}), not a causal language model; "
+    any_loss = (
+        "in Python spectrim.compress_any(model, batches, loss) compresses it for a loss of its "
+        "own"
+    )
+    if config.get("is_encoder_decoder") is True:
+        raise ModelError(rest % "an encoder and decoder" + any_loss)
+    if found := _HEADS.search(kind):
+        raise ModelError(rest % f"a model for {_HEADS_IN_WORDS[found[1]]}" + any_loss)
 
 
 def check_counts(config: Mapping[str, Any], tensors: int, source: Path | str) -> None:

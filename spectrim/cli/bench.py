@@ -70,6 +70,7 @@ def bench(
     base = recipe_of(given)
     specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
 
+    from spectrim.checkpoint.card import shown_name
     from spectrim.cli.ahead import announce_rows
     from spectrim.cli.tracking import context_for, start_tracking
     from spectrim.data import BlockSettings
@@ -104,7 +105,7 @@ def bench(
     )
     rows = [r.with_changes(budget=b) for r in recipes.values() for b in wanted]
     announce_rows(original, rows, tokens * len(settings.texts), cache_from(given))
-    title = f"{model}: {', '.join(recipes)}"
+    title = f"{shown_name(model)}: {', '.join(recipes)}"
     for result in bench_steps(original.model, original.tokenizer, recipes, wanted, settings):
         distributed.run_on_main(partial(_write, result, output, model, title))
         _tell(result)
@@ -138,13 +139,16 @@ def _budgets(option: str, text: str | None, single: float | None) -> list[float]
 
 
 def _write(result: Bench, output: Path, model: str, title: str) -> None:
+    from spectrim.checkpoint.card import shown_name
     from spectrim.report.bench_plot import bench_svg
     from spectrim.report.bench_table import markdown, values
     from spectrim.runtime.files import write_text
 
     write_text(output / "bench.md", markdown(result, title))
     write_text(output / "bench.json", json_text.dumps(values(result, model), indent=1) + "\n")
-    write_text(output / "bench.svg", bench_svg(result.rows, f"{model}: loss increase"))
+    write_text(
+        output / "bench.svg", bench_svg(result.rows, f"{shown_name(model)}: loss increase")
+    )
 
 
 def _tell(result: Bench) -> None:

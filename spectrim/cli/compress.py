@@ -83,7 +83,7 @@ def compress(
     from spectrim.cli.tracking import context_for, final_metrics, start_tracking
     from spectrim.pipeline.compress import CompressOptions, prepare_recipe
     from spectrim.pipeline.compress import compress as run
-    from spectrim.pipeline.early_checks import check_early
+    from spectrim.pipeline.early_checks import check_early, check_room
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.quantize_factors import check_quantization
     from spectrim.planning import load_plan
@@ -95,6 +95,8 @@ def compress(
     check_text(recipe, model)
     check_early(model, recipe, trust_remote_code)
     check_output(output, overwrite)
+    if target_loss is None:
+        check_room(model, output, recipe)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     cache = cache_from(given)
     run_context = context_for(cache, log_metrics)

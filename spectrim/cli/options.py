@@ -269,21 +269,13 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
 
 
 def check_text(recipe: Recipe, model: str) -> None:
-    """Raise InputError where no text is named, but for the models that come with the library.
+    """Raise InputError where no text is named for a model that does not come with us."""
+    from spectrim.checkpoint.load import is_bundled, resolve
+    from spectrim.pipeline.early_checks import check_text as check
 
-    The Python sources, which those are calibrated on, are no text that a model of another kind
-    should be judged by.
-    """
-    from spectrim.checkpoint.load import BUNDLED, resolve
-
-    named = recipe.calibration.data is not None or recipe.task is not None
-    prunes = recipe.pruning is not None  # what it lacks is a task
-    if not (named or prunes or model in BUNDLED):
+    if not is_bundled(model):
         resolve(model)  # a model that is not there is the first thing to say
-        raise InputError(
-            "no calibration text; give --data with text like the model's own (a file, a "
-            "directory, hf:NAME:SPLIT; --data python for the Python sources of this machine)"
-        )
+    check(recipe, is_bundled(model))
 
 
 def _sets_options(assignment: str) -> bool:

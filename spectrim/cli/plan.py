@@ -52,6 +52,7 @@ def plan(
         raise InputError("choose one of --budget and --target-loss")
     recipe = recipe_of(given)
 
+    from spectrim.checkpoint.card import shown_name
     from spectrim.cli import console
     from spectrim.cli.ahead import announce
     from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
@@ -82,7 +83,7 @@ def plan(
     if check_speed:
         for text in slow_layers(chosen, recipe, context):
             console.note(f"warning: {text}")
-    title = f"{model}: {recipe.method}, {recipe.layer}"
+    title = f"{shown_name(model)}: {recipe.method}, {recipe.layer}"
     plot = _place_of_plot(plot, output, model)
 
     def write() -> None:
@@ -120,5 +121,7 @@ def _place_of_plot(plot: Path | None, output: Path | None, model: str) -> Path |
 def _shows(file: Path, model: str) -> bool:
     from html import escape
 
+    from spectrim.checkpoint.card import shown_name
+
     start = file.read_text(encoding="utf-8", errors="replace")[:2000]
-    return f'aria-label="{escape(model)}: ' in start
+    return f'aria-label="{escape(shown_name(model))}: ' in start

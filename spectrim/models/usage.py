@@ -6,7 +6,6 @@ and who reads their tensors.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from spectrim.models.hooks import attach_hooks, evaluation_mode
 from spectrim.models.linear import agree, get_bias, get_weight, is_linear
 from spectrim.models.replace import share_tied_layers
 from spectrim.models.weight_reads import WeightReads, watch_weight_reads
+from spectrim.runtime.files import read_values
 
 READ = "the model reads their tensors itself"
 OTHER_OUTPUT = "their class computes something else than x W^T + b"
@@ -71,11 +71,11 @@ def observe_usage(model: PreTrainedModel) -> Usage:
 
 
 def load_usage(path: Path) -> Usage:
-    """Return a usage that was stored as JSON. Raises CheckpointError for another file."""
+    """Return a usage by `write_values`. Raises CheckpointError for another file."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_values(path)
         return Usage(dict(values["unusable"]), list(values["split"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path} is not what was stored: {error}") from error
 
 

@@ -56,7 +56,7 @@ from spectrim.planning.probe import swap_weights
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache, load_if_valid, store
 from spectrim.runtime.context import RunContext
-from spectrim.runtime.files import write_text
+from spectrim.runtime.files import write_values
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
@@ -87,8 +87,8 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
     usage = load_if_valid(path, load_usage)
     if usage is None:
         usage = observe_usage(model)
-        text = json.dumps(asdict(usage))
-        store(path, lambda place: write_text(place, text))
+        values = asdict(usage)
+        store(path, lambda place: write_values(place, values))
     return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from spectrim.checkpoint.load import is_bundled
 from spectrim.errors import InputError, NumericalWarning
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.early_checks import check_text
 from spectrim.pipeline.elastic import at_largest, hold_sizes, plan_elastic
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.latency_table import latency_table
@@ -95,6 +97,7 @@ def compress(
     """
     context, options = context or RunContext(), options or CompressOptions()
     recipe = prepare_recipe(recipe or Recipe(), options)
+    check_text(recipe, is_bundled(str(getattr(model.config, "_name_or_path", ""))))
     original = LoadedModel(model, tokenizer, options.dtype or model.dtype)
     recipe = original.with_save_dtype(recipe)
     if recipe.pruning is not None:

@@ -7,16 +7,38 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spectrim.checkpoint import check_dense, resolve
+from spectrim.checkpoint import check_dense, resolve, stored_dtype
 from spectrim.checkpoint.gguf import is_gguf
 from spectrim.checkpoint.load import has_tokenizer
-from spectrim.checkpoint.validation import check_directory
+from spectrim.checkpoint.validation import check_directory, weight_files
 from spectrim.data.loading import check_places
 from spectrim.errors import InputError
 from spectrim.models.context import check_length
 from spectrim.models.experts import fused_expert_names
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.recipe import Recipe
+from spectrim.runtime.space import check_space
+
+_SURELY = 0.9
+"""Of the bytes that a budget keeps; plans keep a little less than their budget."""
+_SHARD = 10**9
+"""Bytes of a file that a larger result surely has."""
+
+
+def check_text(recipe: Recipe, bundled: bool) -> None:
+    """Raise InputError where no text is named, but for the models that come with the library.
+
+    The Python sources, which those are calibrated on, are no text that a model of another kind
+    should be judged by.
+    """
+    named = recipe.calibration.data is not None or recipe.task is not None
+    prunes = recipe.pruning is not None  # what it lacks is a task
+    if not (named or prunes or bundled):
+        raise InputError(
+            "no calibration text; give --data (in Python calibration.data of the recipe) with "
+            "text like the model's own: a file, a directory, hf:NAME:SPLIT, or python for the "
+            "Python sources of this machine"
+        )
 
 
 def check_early(name: str, recipe: Recipe, trust_remote_code: bool = False) -> None:
@@ -39,6 +61,21 @@ def check_early(name: str, recipe: Recipe, trust_remote_code: bool = False) -> N
         check_places(recipe.calibration.data)
     if recipe.include or recipe.exclude or recipe.calibration.length:
         _check_structure(source, recipe, trust_remote_code)
+
+
+def check_room(name: str, output: Path, recipe: Recipe) -> None:
+    """Raise InputError where the disk has no room for the least that a result can be.
+
+    What the budget keeps of all weights, in the dtype to be saved; bits may keep less.
+    """
+    source = resolve(name)
+    if not isinstance(source, Path) or recipe.quantization is not None:
+        return
+    stored = stored_dtype(source) or torch.float32
+    saved = getattr(torch, recipe.save_dtype) if recipe.save_dtype else stored
+    share = recipe.budget * saved.itemsize / stored.itemsize * _SURELY
+    sizes = [int(file.stat().st_size * share) for file in weight_files(source)]
+    check_space(output, sum(sizes), min(_SHARD, max(sizes, default=0)))
 
 
 def _check_structure(source: Path | str, recipe: Recipe, trust_remote_code: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from spectrim.planning.measured import (
     probe_jointly,
     probe_layers,
 )
+from spectrim.planning.planner import DEFAULT_BUDGETS, SizeCurve
+from spectrim.planning.planner import size_curve as curve_of
 from spectrim.planning.probe import Probe
 from spectrim.planning.probe_tokens import (
     PassCosts,
@@ -50,6 +53,15 @@ def probe_curves(
     recipe = recipe or Recipe()
     given = context or RunContext()
     return _Probing(model, tokenizer, recipe, Snapshots(None), given).corrected(decomposition)
+
+
+def size_curve(
+    decomposition: Decomposition,
+    recipe: Recipe | None = None,
+    budgets: Sequence[float] = DEFAULT_BUDGETS,
+) -> SizeCurve:
+    """Return the predicted loss at every budget that the layers can meet."""
+    return curve_of(decomposition, (recipe or Recipe()).planning, budgets)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ interrupted run resumes from the files.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import warnings
@@ -26,7 +25,7 @@ from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
-from spectrim.errors import DamagedFileError, InputError
+from spectrim.errors import DamagedFileError
 from spectrim.models.experts import split_expert_names
 from spectrim.models.fingerprint import architecture_fingerprint, files_fingerprint
 from spectrim.models.linear import get_bias
@@ -48,7 +47,7 @@ from spectrim.planning.lazy_decomposition import save_layer, stored_decompositio
 from spectrim.planning.solver import layer_problems
 from spectrim.runtime.cache import Cache, load_if_valid_locally
 from spectrim.runtime.context import ProgressBar, RunContext, silent
-from spectrim.runtime.files import lock_file, read_mapping, read_tensors, write_text
+from spectrim.runtime.files import lock_file, read_tensors, read_values, write_values
 from spectrim.runtime.memory import trim_memory
 from spectrim.statistics import FEW_TOKENS, load_calibration
 
@@ -169,7 +168,7 @@ class _Run:
             "layers": names,
             "provenance": provenance_of(calibration) | {"key": key} | self.noted,
         }
-        write_text(path, json.dumps(summary))
+        write_values(path, summary)
         return summary
 
     def _can_resume(self, summary: dict[str, Any]) -> bool:
@@ -220,9 +219,9 @@ class _Run:
 
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
-        summary = read_mapping(path)
+        summary = read_values(path)
         return {"layers": list(summary["layers"]), "provenance": dict(summary["provenance"])}
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is not a calibration: {error}") from error
 
 

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from spectrim.errors import CheckpointError, InputError
+from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
 from spectrim.planning.block_probe import BlockProbe
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.probe import Probe
-from spectrim.runtime.files import read_mapping, write_text
+from spectrim.runtime.files import read_values, write_values
 from spectrim.runtime.snapshots import Snapshots
 
 
@@ -72,11 +72,11 @@ class ResumableProbe:
         return self._figures[name]
 
     def _write(self, path: Path) -> None:
-        write_text(path, json.dumps(self._figures))
+        write_values(path, self._figures)
 
 
 def _read_figures(path: Path) -> dict[str, float]:
     try:
-        return {str(name): float(value) for name, value in read_mapping(path).items()}
-    except (InputError, AttributeError, TypeError, ValueError) as error:
+        return {str(name): float(value) for name, value in read_values(path).items()}
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a file of probe figures: {error}") from error

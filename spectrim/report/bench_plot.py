@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
 from spectrim.pipeline.benchmark import BenchRow
+from spectrim.report import formatting
+from spectrim.report.formatting import UNITS
 
 WIDTH, HEIGHT = 760, 420
-LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50
+LEFT, RIGHT, TOP, BOTTOM = 70, 36, 40, 50
 LEGEND_LINE = 18
 COLORS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a")
 DASHES = ("", "6 3", "2 3")
 _LEAST = 1e-6
+_MOST_STEPS = 6
 
 Point = tuple[float, float]
 """Size (bytes of the layers, or their share of the dense ones' time), loss increase."""
@@ -22,39 +25,58 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class _Size:
-    """The unit of x: its name, the text of a tick and of a point."""
+    """The unit of x: its name, what it divides by, and the text of a point."""
 
     name: str
-    tick: str
-    point: str
+    unit: float
+    point: Callable[[float], str]
 
 
-_BYTES = _Size("bytes of the compressed layers", "{:,.0f}", "{:,.0f} bytes")
-_TIME = _Size("time of the compressed layers, share of the dense ones'", "{:.2f}", "{:.3f}")
+_TIME = _Size(
+    "time of the compressed layers, share of the dense ones'", 1.0, lambda share: f"{share:.3f}"
+)
+
+
+def _bytes_up_to(most: float) -> _Size:
+    """Return the unit in which `most` bytes are a number of one to three digits."""
+    power = min(max(0, int(log10(max(most, 1)) // 3)), len(UNITS) - 1)
+    name = f"size of the compressed layers, {UNITS[power]}"
+    return _Size(name, 1000.0**power, formatting.size)
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """Sizes 0..most on x, loss on a logarithmic y from 10^low to 10^high."""
+    """Sizes between round ticks on x, loss on a logarithmic y from 10^low to 10^high."""
 
-    most: float
+    ticks: Sequence[float]
     low: int
     high: int
     size: _Size
 
     def x(self, size: float) -> float:
-        return LEFT + size / self.most * (WIDTH - LEFT - RIGHT)
+        share = (size - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
 
     def y(self, loss: float) -> float:
         share = (log10(max(loss, 10.0**self.low)) - self.low) / (self.high - self.low)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
+def round_ticks(least: float, most: float) -> list[float]:
+    """Return multiples of 1, 2 or 5 times a power of ten around both ends, at most eight."""
+    span = max(most - least, abs(most) * 1e-3, 1e-9)
+    rough = 10.0 ** floor(log10(span / _MOST_STEPS))
+    step = next(rough * n for n in (1, 2, 5, 10) if span / (rough * n) <= _MOST_STEPS)
+    first, last = floor(least / step + 1e-9), ceil(most / step - 1e-9)
+    return [step * number for number in range(first, max(last, first + 1) + 1)]
+
+
 def bench_svg(rows: Sequence[BenchRow], title: str) -> str:
     """Return the SVG text; losses of zero or below are drawn at the lower edge."""
     lines = lines_of(rows)
-    counted = _TIME if any(row.time is not None for row in rows) else _BYTES
-    axes = _axes([point for points in lines.values() for point in points], counted)
+    original = _original(rows)
+    timed = any(row.time is not None for row in rows)
+    axes = _axes([p for points in lines.values() for p in points], original, timed)
     drawn = "".join(
         _line(axes, name, points, number) for number, (name, points) in enumerate(lines.items())
     )
@@ -64,7 +86,7 @@ def bench_svg(rows: Sequence[BenchRow], title: str) -> str:
         f'font-family="sans-serif" font-size="12" role="img" aria-label="{escape(title)}">'
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>'
         f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>'
-        f"{_grid(axes)}{drawn}</svg>\n"
+        f"{_grid(axes)}{_mark(axes, original)}{drawn}</svg>\n"
     )
 
 
@@ -79,12 +101,35 @@ def lines_of(rows: Sequence[BenchRow]) -> dict[str, list[Point]]:
     return {name: sorted(points) for name, points in lines.items()}
 
 
-def _axes(points: Sequence[Point], size: _Size) -> _Axes:
+def _original(rows: Sequence[BenchRow]) -> float | None:
+    """Return the size of the layers of the original model, by the rows' shares of it."""
+    if any(row.time is not None for row in rows):
+        return 1.0
+    sizes = [row.layer_bytes / row.kept for row in rows if row.layer_bytes and row.kept]
+    return max(sizes, default=None)
+
+
+def _axes(points: Sequence[Point], original: float | None, timed: bool) -> _Axes:
+    sizes = [size for size, _ in points] + ([] if original is None else [original])
+    counted = _TIME if timed else _bytes_up_to(max(sizes, default=1.0))
+    if not points:
+        return _Axes([0.0, counted.unit], -3, 1, counted)
     losses = [max(loss, _LEAST) for _, loss in points]
-    if not losses:
-        return _Axes(1, -3, 1, size)
     low, high = floor(log10(min(losses))), ceil(log10(max(losses)))
-    return _Axes(max(size for size, _ in points), low, max(high, low + 1), size)
+    ticks = round_ticks(min(sizes) / counted.unit, max(sizes) / counted.unit)
+    return _Axes([tick * counted.unit for tick in ticks], low, max(high, low + 1), counted)
+
+
+def _mark(axes: _Axes, original: float | None) -> str:
+    """Draw where the original is: it has no loss, so it is a line."""
+    if original is None:
+        return ""
+    x = axes.x(original)
+    return (
+        f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}" '
+        'stroke="#57606a" stroke-dasharray="2 4"/>'
+        f'<text x="{x - 6:.1f}" y="{TOP + 14}" text-anchor="end" fill="#57606a">original</text>'
+    )
 
 
 def _line(axes: _Axes, name: str, points: Sequence[Point], number: int) -> str:
@@ -94,7 +139,7 @@ def _line(axes: _Axes, name: str, points: Sequence[Point], number: int) -> str:
     path = " ".join(f"{axes.x(size):.1f},{axes.y(loss):.1f}" for size, loss in points)
     dots = "".join(
         f'<circle cx="{axes.x(size):.1f}" cy="{axes.y(loss):.1f}" r="3" fill="{color}">'
-        f"<title>{escape(name)}: {axes.size.point.format(size)}, {loss:+.4f} nats</title>"
+        f"<title>{escape(name)}: {axes.size.point(size)}, {loss:+.4f} nats</title>"
         "</circle>"
         for size, loss in points
     )
@@ -108,13 +153,12 @@ def _line(axes: _Axes, name: str, points: Sequence[Point], number: int) -> str:
 
 def _grid(axes: _Axes) -> str:
     parts = []
-    for fifth in range(6):
-        size = axes.most * fifth / 5
+    for size in axes.ticks:
         x = axes.x(size)
         parts.append(
             f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}" stroke="#ddd"/>'
             f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
-            f"{axes.size.tick.format(size)}</text>"
+            f"{size / axes.size.unit:.6g}</text>"
         )
     for power in range(axes.low, axes.high + 1):
         y = axes.y(10.0**power)

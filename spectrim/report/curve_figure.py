@@ -82,9 +82,7 @@ def _marks(axes: Axes, facts: ReportData) -> list[Markup]:
         found.append((y, mark, f"predicted +{formatting.loss(facts.predicted_loss)}", "chosen"))
     if facts.result is not None:
         y = axes.y(facts.result)
-        found.append(
-            (y, _diamond(x, y), f"measured +{formatting.loss(facts.result)}", "result")
-        )
+        found.append((y, _diamond(x, y), f"KL +{formatting.loss(facts.result)}", "result"))
     labels = _labels(axes, x, sorted((y, words, kind) for y, _, words, kind in found))
     return [mark for _, mark, _, _ in found] + labels
 

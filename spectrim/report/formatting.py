@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-_UNITS = ("B", "kB", "MB", "GB", "TB")
+UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def size(count: float) -> str:
     """Format bytes with three digits: 1.23 MB."""
     step = 0
-    while count >= 999.5 and step < len(_UNITS) - 1:
+    while count >= 999.5 and step < len(UNITS) - 1:
         count, step = count / 1000, step + 1
     digits = 0 if step == 0 or count >= 99.95 else 1 if count >= 9.995 else 2
-    return f"{count:.{digits}f} {_UNITS[step]}"
+    return f"{count:.{digits}f} {UNITS[step]}"
 
 
 def loss(value: float) -> str:

@@ -75,7 +75,9 @@ def headline(facts: ReportData) -> list[tuple[str, str, str]]:
         when = " before refinement" if facts.refined else ""
         found.append((f"predicted loss increase{when}", *_priced(facts.predicted_loss)))
     if facts.result is not None:
-        found.append(("measured divergence", *_priced(facts.result)))
+        found.append(("KL divergence, measured", *_priced(facts.result)))
+    if facts.loss_increase is not None and facts.original_perplexity is not None:
+        found.append(_perplexity(facts.original_perplexity, facts.loss_increase))
     if facts.score is not None:
         found.append(("compression error", f"\u00d7 {facts.score:.2f}", "of its calibration's"))
     if facts.agreement is not None:
@@ -83,6 +85,13 @@ def headline(facts: ReportData) -> list[tuple[str, str, str]]:
             ("same next token", formatting.percent(facts.agreement), "as the original")
         )
     return found
+
+
+def _perplexity(before: float, increase: float) -> tuple[str, str, str]:
+    """Return the perplexity of the text's own tokens, measured on both models."""
+    after = before * math.exp(min(increase, 20.0))
+    ratio = formatting.ratio(increase).replace("x", "\u00d7 ")
+    return "perplexity, measured", f"{after:.3g}", f"{ratio}, from {before:.3g}"
 
 
 def _of_budget(facts: ReportData) -> str:

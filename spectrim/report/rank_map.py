@@ -9,6 +9,13 @@ from statistics import mean
 
 from spectrim.report.facts import Cell, LayerFacts, cell_of
 
+STRENGTHS = {"middle": 0.52, "strong": 0.69}
+"""Shares above which labels are light on dark: in a dark page, and in any. Both colors have a
+contrast of 4.5 to the ground there."""
+MOST_DOWNWARD = 16
+"""Blocks of a map with blocks downward; more run across."""
+_MOST_ACROSS = 30
+
 
 @dataclass(frozen=True)
 class MapCell:
@@ -28,6 +35,11 @@ class MapCell:
     @property
     def share(self) -> float:
         return mean(1.0 if m.rank is None else m.rank / min(m.shape) for m in self.modules)
+
+    @property
+    def strength(self) -> str:
+        """Return the classes of the ground's darkness, by which a label is readable on it."""
+        return " ".join(name for name, least in STRENGTHS.items() if self.share > least)
 
     @property
     def label(self) -> str:
@@ -53,6 +65,28 @@ class RankMap:
     groups: list[tuple[str, int]]
     columns: list[str]
     rows: list[tuple[str, list[MapCell | None]]]
+
+    @property
+    def is_wide(self) -> bool:
+        return len(self.rows) > MOST_DOWNWARD
+
+    @property
+    def bands(self) -> list[range]:
+        """Return the blocks of each table of a wide map, about as many in each."""
+        count = -(-len(self.rows) // _MOST_ACROSS)
+        size = -(-len(self.rows) // count)
+        starts = range(0, len(self.rows), size)
+        return [range(start, min(start + size, len(self.rows))) for start in starts]
+
+    @property
+    def names(self) -> list[str]:
+        """Return a name for every column, with its parent where the column alone is not one."""
+        parents = [group for group, count in self.groups for _ in range(count)]
+        twice = {name for name in self.columns if self.columns.count(name) > 1}
+        return [
+            f"{parent}.{name}" if name in twice and parent else name
+            for parent, name in zip(parents, self.columns, strict=True)
+        ]
 
 
 def rank_map(layers: Sequence[LayerFacts]) -> RankMap:

@@ -25,7 +25,7 @@ def spectrum_figure(layer: LayerFacts, units: str) -> Markup:
         _drawn(upper, layer.ranks, layer.spectrum, "spectrum"),
         _drawn(lower, layer.ranks, layer.losses, "curve"),
         _kept(upper, layer.rank),
-        element("g", line(0, UPPER.top, 0, LOWER.bottom, "cursor"), class_="rank-cursor off"),
+        element("g", *_through_both(UPPER.top, "cursor"), class_="rank-cursor off"),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         aria_label=f"spectrum and predicted loss of {layer.name}",
@@ -68,6 +68,14 @@ def _drawn(axes: Axes, ranks: Sequence[int], values: Sequence[float], class_: st
     return polyline([(axes.x(rank), axes.y(value)) for rank, value in shown], class_)
 
 
+def _through_both(top: float, class_: str) -> tuple[Markup, Markup]:
+    """Draw a vertical line through both parts, but not through the title between them."""
+    return (
+        line(0, top, 0, UPPER.bottom, class_),
+        line(0, LOWER.top - 4, 0, LOWER.bottom, class_),
+    )
+
+
 def _kept(axes: Axes, rank: int | None) -> Markup:
     """Draw a line at the kept rank, hidden at the last rank for a dense layer."""
     at = axes.x(axes.last if rank is None else rank)
@@ -75,7 +83,7 @@ def _kept(axes: Axes, rank: int | None) -> Markup:
     anchor, gap = ("end", -6.0) if left else ("start", 6.0)
     return element(
         "g",
-        line(0, UPPER.top - 6, 0, LOWER.bottom, "kept"),
+        *_through_both(UPPER.top - 6, "kept"),
         text(gap, UPPER.top + 4, f"kept: {rank or axes.last}", "mark chosen", anchor),
         class_="keep off" if rank is None else "keep",
         transform=f"translate({at:.1f} 0)",

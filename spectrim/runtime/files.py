@@ -1,7 +1,7 @@
 """Files that are complete or absent: written beside their place, flushed, then renamed.
 
-Tensor files hold a checksum of each tensor and of their metadata, which is verified when they
-are read. The permissions of every file follow the umask.
+Tensor files hold a checksum of each tensor and of their metadata, files of values one of their
+content, which is verified when they are read. The permissions of every file follow the umask.
 """
 
 from __future__ import annotations
@@ -90,6 +90,29 @@ def write_text(path: Path, text: str) -> None:
         InputError: the place cannot be written to (full disk, no permission).
     """
     _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def write_values(path: Path, values: Any) -> None:
+    """Write JSON values with their checksum, for `read_values`. Raises as `write_text`."""
+    text = json.dumps(values)
+    write_text(path, json.dumps({"values": text, "crc32": zlib.crc32(text.encode())}))
+
+
+def read_values(path: Path) -> Any:
+    """Return the values of a file by `write_values`.
+
+    Raises:
+        DamagedFileError: the file is damaged or foreign.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        text, expected = stored["values"], stored["crc32"]
+        _compare(path, "content", zlib.crc32(text.encode()), expected)
+        return json.loads(text)
+    except (OSError, RecursionError, *_BAD_HEADER) as error:
+        raise DamagedFileError(
+            f"{path} is not a complete spectrim file ({error}); delete it and run again"
+        ) from error
 
 
 def write_tensors(
@@ -269,4 +292,6 @@ def _beside(path: Path, role: str) -> Path:
 def _reason(error: Exception) -> str:
     if is_full_disk(error):
         return "the disk is full; free some space or choose another place"
+    if getattr(error, "errno", None) == errno.EFBIG:
+        return "the file is larger than this shell allows (ulimit -f); raise the limit"
     return str(error)

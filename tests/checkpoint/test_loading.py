@@ -181,3 +181,28 @@ def test_adapters_in_memory_are_refused():
     with pytest.raises(ModelError, match="PEFT"):
         prepare(injected, Recipe())
     prepare(adapted.merge_and_unload(), Recipe())
+
+
+OTHER_KINDS = {
+    "T5ForConditionalGeneration": {"is_encoder_decoder": True, "model_type": "t5"},
+    "WhisperForConditionalGeneration": {"is_encoder_decoder": True, "model_type": "whisper"},
+    "LlamaForSequenceClassification": {},
+    "BertForTokenClassification": {"model_type": "bert"},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_kinds_of_models_are_named_with_the_way(dense, kind):
+    """A head would be random, and a decoder without its encoder is another model."""
+    edit(dense, architectures=[kind], **OTHER_KINDS[kind])
+    line = refusal(dense)
+    assert kind in line
+    assert "not a causal language model" in line
+    assert "spectrim.compress_any(model, batches, loss)" in line
+
+
+def test_models_of_images_and_text(dense):
+    edit(dense, model_type="llava", architectures=["LlavaForConditionalGeneration"])
+    line = refusal(dense)
+    assert "save the language model alone" in line
+    assert "compress_any" in line

@@ -8,14 +8,21 @@ import pytest
 import torch
 
 import spectrim
+from spectrim.checkpoint.load import ASSETS, is_bundled
 from spectrim.data import BlockSettings
 from spectrim.errors import CheckpointError, InputError
 from spectrim.pipeline.benchmark import BenchSettings, bench
 from spectrim.pipeline.compress import CompressOptions, compress
+from spectrim.pipeline.early_checks import check_text
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.quantize_factors import quantize_factors
-from spectrim.pipeline.recipe import LatencyRecipe, QuantizationRecipe, RefinementRecipe
+from spectrim.pipeline.recipe import (
+    LatencyRecipe,
+    QuantizationRecipe,
+    Recipe,
+    RefinementRecipe,
+)
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.planning import LayerPlan
@@ -125,3 +132,13 @@ def test_results_are_saved_in_the_dtype_that_the_recipe_names():
     assert loaded.dtype_for(recipe.with_changes(save_dtype="bfloat16")) is torch.bfloat16
     assert loaded.with_save_dtype(recipe) == recipe
     assert loaded.with_dtype(recipe).save_dtype == "float16"
+
+
+def test_a_text_has_to_be_named():
+    """As on the command line; the Python sources are text for the bundled models alone."""
+    with pytest.raises(InputError, match=r"no calibration text.*calibration\.data"):
+        spectrim.compress(tiny_llama(), tiny_tokenizer())
+    check_text(Recipe(), is_bundled("reference"))
+    check_text(Recipe(), is_bundled(str(ASSETS / "reference")))
+    with pytest.raises(InputError, match="no calibration text"):
+        check_text(Recipe(), is_bundled("somebody/model"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spectrim.errors import InputError, ModelError
-from spectrim.pipeline.early_checks import check_early
+from spectrim.pipeline import early_checks
+from spectrim.pipeline.early_checks import check_early, check_room
 from spectrim.pipeline.recipe import Recipe
 from tests.tiny_models import tiny_llama, tiny_moe, tiny_tokenizer
 
@@ -57,3 +58,15 @@ def test_names_of_experts_are_known_only_later(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "text.txt").write_text("the cat")
     check_early(str(tmp_path / "model"), recipe(tmp_path, include=("experts.up.0",)))
+
+
+def test_the_least_that_a_result_can_be(directory, monkeypatch):
+    model, wanted = str(directory / "model"), recipe(directory, budget=0.5)
+    asked = []
+    monkeypatch.setattr(early_checks, "check_space", lambda *given: asked.append(given))
+    check_room(model, directory / "out", wanted)
+    check_room(model, directory / "out", wanted.with_changes(save_dtype="bfloat16"))
+    [(_, full, _), (_, half, _)] = asked
+    size = (directory / "model" / "model.safetensors").stat().st_size
+    assert 0.4 * size < full < 0.5 * size
+    assert half == pytest.approx(full / 2, abs=2)

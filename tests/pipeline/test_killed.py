@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,16 +111,16 @@ def refine(root: Path, name: str, options: dict[str, int]) -> Work:
     return work
 
 
-def select(root: Path) -> Work:
+def select(root: Path, preset: str = "task", **more: Any) -> Work:
     recipe_in(root)
     write_task(lambda: iter(TASK), root / "task.jsonl")
-    recipe = PRESETS["task"]
+    recipe = PRESETS[preset]
     assert recipe.pruning is not None
     quick = {"steps": 8, "prune_steps": 3, "batch_size": 4, "scoring_examples": 8}
     recipe = recipe.with_changes(
         budget=0.4,
         calibration=replace(recipe.calibration, sequences=6, tokens_per_batch=64),
-        pruning=replace(recipe.pruning, **quick),
+        pruning=replace(recipe.pruning, **quick, **more),
         task=TaskRecipe(data=str(root / "task.jsonl")),
     )
     model = tiny_llama()
@@ -172,6 +173,11 @@ STAGES = {
         partial(refine, name="distillation", options={"tokens": 1000}), compressed, (STEP,)
     ),
     "selection": Stage(select, None, (BATCH, STEP, PRUNE)),
+    "selection by bsi": Stage(
+        partial(select, preset="bsi", importance_options={"probes": 1}),
+        None,
+        (BATCH, STEP, PRUNE),
+    ),
     "save": Stage(save, compressed, outputs=("out",)),
     "streaming": Stage(stream, None, outputs=("out",)),
 }

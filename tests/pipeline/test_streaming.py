@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -301,3 +303,41 @@ def test_a_damaged_activation_starts_the_pass_again(root, tmp_path, monkeypatch)
         losses = {n: float(c[1]) for n, c in d.curves.items()}
     with _run(root, recipe, tmp_path / "other") as fresh:
         assert losses == {n: float(c[1]) for n, c in fresh.curves.items()}
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_of_this_test"
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_the_model_travels_with_it(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m")
+    )
+    source = Path(shutil.copytree(root / "llama", tmp_path / "own"))
+    (source / "modeling_own.py").write_text(OWN_CODE)
+    config = json.loads((source / "config.json").read_text())
+    names = {"AutoConfig": "OwnConfig", "AutoModelForCausalLM": "OwnForCausalLM"}
+    config |= {"model_type": "own_of_this_test"}
+    config["auto_map"] = {auto: f"modeling_own.{name}" for auto, name in names.items()}
+    (source / "config.json").write_text(json.dumps(config))
+    opened = open_streamed(source, trust_remote_code=True)
+    recipe = recipe_for("llama", root)
+    with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
+        plan = run_plan(decomposition, recipe)
+        parts = CompressedParts(opened, decomposition, plan, torch.float32)
+        out = save_streamed(
+            opened, parts, tmp_path / "out", parts.config(), checkpoint.SaveOptions()
+        )
+    assert (out / "modeling_own.py").read_text() == OWN_CODE
+    model, _ = checkpoint.load(out, trust_remote_code=True)
+    assert type(model).__name__ == "OwnForCausalLM"
+    assert model.config.quantization_config.layers

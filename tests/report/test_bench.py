@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from xml.etree import ElementTree
 
+import pytest
+
 from spectrim.pipeline.benchmark import Bench, BenchRow, DenseResult
-from spectrim.report.bench_plot import bench_svg, lines_of
+from spectrim.report.bench_plot import WIDTH, bench_svg, lines_of, round_ticks
 from spectrim.report.bench_table import columns, markdown, short_names, summary, values
 
 TEXTS = ("data/valid.txt", "other/wiki.raw")
@@ -130,6 +133,37 @@ def test_the_plot_has_a_line_for_each_recipe_and_a_dot_for_each_row():
     y = [float(point.split(",")[1]) for point in first.get("points").split()]
     assert x[0] < x[1]
     assert y[0] < y[1]  # downwards: the smaller loss is lower
+
+
+def test_the_axis_is_round_and_where_the_points_are():
+    """In a unit of few digits, with the original drawn and no label beyond the edge."""
+    sizes = (3_100_000, 2_400_000)
+    rows = [
+        row("svd", size / 4e6, 0.5, layer_bytes=size, allowed_bytes=size, kept=size / 4e6)
+        for size in sizes
+    ]
+    tree = ElementTree.fromstring(bench_svg(rows, "t"))
+    space = "{http://www.w3.org/2000/svg}"
+    labels = [e for e in tree.findall(f"{space}text") if e.get("text-anchor") == "middle"]
+    ticks = {e.text: float(e.get("x")) for e in labels if re.fullmatch(r"[\d.]+", e.text or "")}
+    assert list(ticks) == ["2", "2.5", "3", "3.5", "4"]
+    assert max(ticks.values()) + 15 < WIDTH
+    assert any("MB" in (e.text or "") for e in labels)
+    [original] = [e for e in tree.findall(f"{space}text") if e.text == "original"]
+    assert float(original.get("x")) == pytest.approx(ticks["4"], abs=10)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "expected"),
+    [
+        (0.13, 0.98, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (100, 100, [100, 100.02]),
+        (23, 61, [20, 30, 40, 50, 60, 70]),
+    ],
+)
+def test_round_ticks(least, most, expected):
+    assert round_ticks(least, most)[: len(expected)] == pytest.approx(expected)
+    assert len(round_ticks(least, most)) <= 9
 
 
 def test_a_plot_without_rows_or_with_losses_below_zero():

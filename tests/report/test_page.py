@@ -8,15 +8,18 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
+from importlib.resources import files
 
 import pytest
 
 from spectrim.errors import CheckpointError
 from spectrim.report import formatting
+from spectrim.report.curve_figure import BOX
 from spectrim.report.facts import Continuation, LayerFacts, ReportData
 from spectrim.report.page import report_page
 from spectrim.report.pruning_figure import with_prunings
-from spectrim.report.rank_map import rank_map, short_names
+from spectrim.report.rank_map import STRENGTHS, rank_map, short_names
+from spectrim.report.spectrum_figure import LOWER
 
 VOID = {"meta", "link", "input", "col", "br"}
 
@@ -238,3 +241,102 @@ def test_prunings_are_drawn():
     assert across == sorted(across, reverse=True), "from the dense model to smaller ones"
     with pytest.raises(CheckpointError, match="line 1"):
         with_prunings(plain, '{"loss": 1}\n')
+
+
+def blocks_of(facts, count: int):
+    """The facts of a model with `count` blocks of seven layers."""
+    names = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up")]
+    layer = facts.layers[0]
+    layers = [
+        dataclasses.replace(layer, name=f"model.layers.{block}.{name}", rank=1 + block % 8)
+        for block in range(count)
+        for name in [*names, "mlp.down_proj"]
+    ]
+    return dataclasses.replace(facts, layers=layers)
+
+
+@pytest.mark.parametrize(("count", "tables"), [(16, 1), (30, 1), (80, 3)])
+def test_maps_of_many_blocks_run_across(facts, count, tables):
+    page = Page(report_page(blocks_of(facts, count)))
+    wide = page.having("table", "wide")
+    assert len(wide) == (tables if count > 16 else 0)
+    cells = [attrs["data-cell"] for attrs in page.having("td", "cell")]
+    assert sorted(cells) == sorted(
+        f"{row}-{column}" for row in range(count) for column in range(7)
+    )
+    for attrs in wide:
+        assert int(re.search(r"min-width:(\d+)px", attrs["style"])[1]) <= 1000
+
+
+def test_the_line_of_the_kept_rank_leaves_the_titles(page):
+    ends = [
+        (float(attrs["y1"]), float(attrs["y2"]))
+        for tag, attrs in page.elements
+        if tag == "line" and attrs.get("class") in ("kept", "cursor")
+    ]
+    ends.remove((BOX.top, BOX.bottom))  # the cursor of the size slider, in another figure
+    title = LOWER.top - 14
+    assert not any(low < title < high for low, high in ends)
+    assert {low > title for low, _ in ends} == {True, False}, "both parts have the line"
+
+
+def test_labels_are_readable_on_every_ground():
+    """A contrast of 4.5 (WCAG AA) in both themes, at every share."""
+    css = report_page_css()
+    for theme, strength in ((css[0], "strong"), (css[1], "middle")):
+        for step in range(101):
+            ground = mixed(theme["high"], theme["low"], step / 100)
+            ink = theme["on-high" if step / 100 > STRENGTHS[strength] else "on-low"]
+            assert contrast(ground, luminance(ink)) >= 4.5, (strength, step)
+
+
+def test_without_a_script_one_sentence_says_so(page):
+    assert [tag for tag, _ in page.elements].count("noscript") == 1
+    assert "need JavaScript" in page.text
+
+
+def test_the_divergence_is_named(page, facts):
+    assert f"KL divergence from the original on {facts.result_from}" in page.text
+    assert "perplexity, measured" in page.text
+
+
+def report_page_css() -> list[dict[str, str]]:
+    """The colors of the light and of the dark theme, by name."""
+    text = files("spectrim.report").joinpath("template", "page.css").read_text()
+    return [
+        dict(re.findall(r"--([\w-]+): (#\w{6})", part)) for part in text.split(":root")[1:3]
+    ]
+
+
+def _linear(color: str) -> list[float]:
+    values = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    return [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+
+
+def luminance(color: str) -> float:
+    return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), _linear(color), strict=True))
+
+
+def mixed(high: str, low: str, share: float) -> float:
+    """The luminance of `color-mix(in oklab, high share, low)`."""
+    to_lms = ((0.4122214708, 0.5363325363, 0.0514459929),
+              (0.2119034982, 0.6806995451, 0.1073969566),
+              (0.0883024619, 0.2817188376, 0.6299787005))  # fmt: skip
+    to_rgb = ((4.0767416621, -3.3077115913, 0.2309699292),
+              (-1.2684380046, 2.6097574011, -0.3413193965),
+              (-0.0041960863, -0.7034186147, 1.7076147010))  # fmt: skip
+    roots = [
+        [
+            sum(w * v for w, v in zip(row, _linear(color), strict=True)) ** (1 / 3)
+            for row in to_lms
+        ]
+        for color in (high, low)
+    ]  # Oklab is linear in these roots, so they are mixed alike
+    lms = [(share * a + (1 - share) * b) ** 3 for a, b in zip(*roots, strict=True)]
+    rgb = [sum(w * v for w, v in zip(row, lms, strict=True)) for row in to_rgb]
+    return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), rgb, strict=True))
+
+
+def contrast(one: float, other: float) -> float:
+    high, low = max(one, other), min(one, other)
+    return (high + 0.05) / (low + 0.05)

@@ -23,8 +23,10 @@ from spectrim.runtime.files import (
     read_header,
     read_some,
     read_tensors,
+    read_values,
     write_tensors,
     write_text,
+    write_values,
 )
 
 TENSORS = {
@@ -193,3 +195,15 @@ def test_a_place_that_cannot_be_written(tmp_path):
         write_text(tmp_path / "file" / "entry", "text")
     with pytest.raises(InputError, match="cannot write"), lock_file(tmp_path / "file" / "x"):
         pass
+
+
+def test_values_are_what_was_written_or_damaged(tmp_path):
+    """A flipped bit that leaves valid JSON is found as well."""
+    path, values = tmp_path / "values.json", {"names": ["a", "b"], "figure": 0.125}
+    write_values(path, values)
+    assert read_values(path) == values
+    whole = path.read_text()
+    for changed in (whole.replace("0.125", "0.925"), whole[:-3], "[]", '{"values": "1"}', ""):
+        path.write_text(changed)
+        with pytest.raises(DamagedFileError, match=r"values\.json"):
+            read_values(path)

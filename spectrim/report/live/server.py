@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
+import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from spectrim.errors import SpectrimError
 from spectrim.report.live.session import Session
 from spectrim.report.page import report_page
 
+SECONDS_OF_SILENCE = 10
+"""After which a client that has not said what it wants is left."""
 TOKEN_HEADER = "X-Spectrim-Token"
 _LARGEST_BODY = 10_000
 _NO_STORE = {
@@ -46,9 +51,16 @@ class Access:
 def make_server(session: Session, access: Access, port: int = 0) -> ThreadingHTTPServer:
     """Return a bound server that is not serving yet; port 0 chooses a free one."""
     handler = type("Handler", (_Handler,), {"session": session, "access": access})
-    server = ThreadingHTTPServer((access.host, port), handler)
-    server.daemon_threads = True
-    return server
+    return _Server((access.host, port), handler)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Report what is ours; a client that leaves or falls silent is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class _Refused(Exception):
@@ -64,6 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
     access: Access
     server_version = "spectrim"
     sys_version = ""
+    timeout = SECONDS_OF_SILENCE
 
     def do_GET(self) -> None:
         pages = {"/": self._page, "/report": self.session.report}
@@ -79,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         answers: dict[str, Callable[[], dict[str, Any]]],
     ) -> None:
         try:
-            path = urlsplit(self.path).path
+            path = self._url.path
             self._check_sender()
             if path in pages:
                 self._send(200, "text/html", pages[path]())
@@ -91,6 +104,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(error.status, str(error))
         except SpectrimError as error:
             self._send_error(400, str(error))
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # the client gets an answer, the terminal the traceback
+            traceback.print_exc()
+            self._send_error(500, f"{type(error).__name__}: {error}")
 
     def _check_sender(self) -> None:
         server: Any = self.server
@@ -128,16 +146,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _progress(self) -> dict[str, Any]:
         return asdict(self.session.job.state)
 
+    @property
+    def _url(self) -> SplitResult:
+        try:
+            return urlsplit(self.path)
+        except ValueError as error:
+            raise _Refused(400, f"the address cannot be read: {error}") from None
+
     def _query(self, name: str) -> str:
-        return parse_qs(urlsplit(self.path).query).get(name, [""])[-1]
+        return parse_qs(self._url.query).get(name, [""])[-1]
 
     def _body_budget(self) -> float:
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > _LARGEST_BODY:
+        if not re.fullmatch("[0-9]{1,9}", length) or int(length) > _LARGEST_BODY:
             raise _Refused(413, f"expected a body of at most {_LARGEST_BODY} bytes")
         try:
             return _budget(json.loads(self.rfile.read(int(length)))["budget"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _Refused(400, 'expected {"budget": number}') from error
 
     def _send_error(self, status: int, reason: str) -> None:

@@ -18,6 +18,7 @@ from spectrim.report.collect import plan_facts, with_curves, with_planned_bytes
 from spectrim.report.facts import PAGE_FILE, ReportData
 from spectrim.report.live.job import Job
 from spectrim.report.rank_map import rank_map
+from spectrim.report.summary import summary
 from spectrim.report.write import OutputSpec, write_result
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import ProgressBar, RunContext
@@ -114,8 +115,8 @@ class Session:
         )
         next(steps)
         next(steps)
-        write_result(self.source, result, OutputSpec(output, self.places.overwrite))
-        return f"saved to {output}"
+        facts = write_result(self.source, result, OutputSpec(output, self.places.overwrite))
+        return f"saved to {output}: {summary(facts)}"
 
     def report(self) -> str:
         """Return the page of the finished result. Raises InputError before there is one."""

@@ -34,7 +34,8 @@
       const cell = document.querySelector(`[data-cell="${key}"]`);
       (cell.querySelector("a") || cell).textContent = text;
       cell.style.setProperty("--k", share.toFixed(3));
-      cell.classList.toggle("strong", share > 0.62);
+      cell.classList.toggle("middle", share > 0.52);
+      cell.classList.toggle("strong", share > 0.69);
       cell.classList.toggle("dense", dense);
       cell.title = title;
     }

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import re
+import socket
+import struct
 import threading
+import time
 
 import pytest
 
@@ -13,7 +17,7 @@ from spectrim.errors import InputError
 from spectrim.pipeline.recipe import QuantizationRecipe
 from spectrim.planning import load_plan, make_plan
 from spectrim.report.facts import FACTS_FILE, cell_of, load_facts
-from spectrim.report.live import Job, Places, Session
+from spectrim.report.live import Job, Places, Session, server
 from tests.report.live.conftest import TOKEN
 
 
@@ -58,6 +62,7 @@ def test_the_compression_is_saved_with_its_page(served):
     served.session.job.wait(120)
     state = served.values("GET", "/progress")
     assert state["status"] == "done", state
+    assert re.search(r"saved to .*: [\d.]+ .B -> [\d.]+ .B .*measured", state["message"])
     assert str(served.output) in state["message"]
     model, _ = checkpoint.load(served.output)
     plan = served.session.plan(0.5)
@@ -191,3 +196,51 @@ def test_a_quantized_recipe_is_planned_in_its_bytes(source, tmp_path):
     others = sum(part.dense for part in session.facts.parts) - 4 * dense
     assert answer["bytes"] == pytest.approx(others + planned.kept * 4 * dense, rel=1e-6)
     assert answer["kept"] <= 0.25
+
+
+def raw(served, *parts: bytes, seconds: float = 5.0) -> bytes:
+    """Send bytes as they are; return what comes back before the server closes."""
+    head = f" HTTP/1.1\r\nHost: 127.0.0.1:{served.port}\r\nX-Spectrim-Token: {TOKEN}\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), seconds) as client:
+        client.sendall(parts[0] + head.encode() + b"".join(parts[1:]))
+        return client.recv(200)
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ((b"GET http://[/", b"\r\n"), b"400"),
+        ((b"POST /save", b"Content-Length: 9999\r\n\r\n", b"[" * 9999), b"400"),
+        ((b"POST /save", b"Content-Length: \xb2\r\n\r\n", b"{}"), b"413"),
+        ((b"GET /plan?budget=nan", b"\r\n"), b"400"),
+    ],
+)
+def test_malformed_requests_get_an_answer(served, capfd, parts, status):
+    assert raw(served, *parts).split()[1] == status
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_error_of_ours_is_answered_too(served, monkeypatch, capfd):
+    monkeypatch.setattr(type(served.session), "answer", lambda self, budget: 1 / 0)
+    status, text = served.ask("GET", "/plan?budget=0.5")
+    assert status == 500
+    assert "ZeroDivisionError" in text
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_silent_clients_are_left_and_leaving_ones_are_no_error(served, monkeypatch, capfd):
+    monkeypatch.setattr(server._Handler, "timeout", 0.2)
+    before = threading.active_count()
+    idle = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(20)]
+    for client in idle[:10]:  # half of them leave in the middle of a request
+        client.sendall(b"POST /save HTTP/1.1\r\nContent-Le")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() <= before
+    assert served.values("GET", "/progress")["status"] == "idle"
+    assert "Traceback" not in capfd.readouterr().err
+    for client in idle[10:]:
+        client.close()
