@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from transformers.quantizers import auto
 
 from spectrim.checkpoint import SaveOptions, load, save_compressed
+from spectrim.checkpoint.import_guard import GUARD
 from spectrim.checkpoint.load import BUNDLED
 from spectrim.errors import CheckpointError, InputError, ModelError
 from tests.checkpoint.compressing import compress
@@ -160,8 +161,18 @@ def test_the_hub_out_of_reach(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_plug_in_transformers_only_warns(copied, monkeypatch):
-    """Why `load` exists, and why the card begins with the import."""
+def test_without_the_plug_in_transformers_stops(copied, monkeypatch):
+    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "spectrim")
+    with pytest.raises(ValueError, match="`import spectrim` before from_pretrained"):
+        AutoModelForCausalLM.from_pretrained(copied)
+
+
+def test_without_the_sentence_transformers_only_warns(copied, monkeypatch):
+    """Why `load` exists, and why configs of compressed models carry a sentence."""
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    del config[GUARD]
+    path.write_text(json.dumps(config))
     monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "spectrim")
     _, info = AutoModelForCausalLM.from_pretrained(copied, output_loading_info=True)
     assert info["missing_keys"]
