@@ -79,7 +79,7 @@ def __dir__() -> list[str]:
     return sorted(["ADAPTERS", "config_class", "register", *_ORIGINS, *configs])
 
 
-__all__ = [  # noqa: F822, as most are loaded on first use
+__all__ = [
     "ADAPTERS",
     "LoraExport",
     "config_class",
