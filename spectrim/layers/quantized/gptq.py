@@ -43,7 +43,7 @@ class Options(rtn.Options):
     rows as well. act_order: channels of large diagonal first, whole groups at a time.
     """
 
-    damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-2
+    damping: Annotated[float, Field(ge=0, le=1)] = 1e-2
     two_sided: bool = True
     act_order: bool = True
 
