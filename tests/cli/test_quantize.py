@@ -62,6 +62,26 @@ def test_the_table_and_a_stored_recipe(quantize, cli, shelf, tmp_path):
     assert tensors[0] == tensors[1]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_error_feedback_loses_less_and_is_stored_as_rtn(quantize, tmp_path, rank):
+    losses = {}
+    for name in ("rtn", "gptq"):
+        options = ("--quantizer", name, "--bits", 3, "--rank", rank)
+        done = quantize("-o", name, *options, "--json")
+        assert done.code == 0, done.err
+        losses[name] = json.loads(done.out).get("predicted_loss")
+    assert rank == 0 or losses["gptq"] < losses["rtn"]
+    kept = {name: load(tmp_path / name)[0].state_dict() for name in losses}
+    shapes = [
+        {n: (t.shape, t.dtype) for n, t in state.items() if ".base." in n}
+        for state in kept.values()
+    ]
+    assert shapes[0] == shapes[1]
+    codes = [n for n in kept["gptq"] if n.endswith("base.codes")]
+    assert codes
+    assert any(not kept["gptq"][n].equal(kept["rtn"][n]) for n in codes)
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [

@@ -74,6 +74,20 @@ class RtnLinear(CompressedLinear):
         return cls(shape, empty_bias(rows, bias), options, buffers)
 
     @classmethod
+    def from_codes(
+        cls, codes: Tensor, grid: tuple[Tensor, Tensor], bias: Tensor | None, options: Options
+    ) -> RtnLinear:
+        """Return the layer of codes (out, in), with the scales and zero points of a grid."""
+        scales, zeros = grid
+        buffers = {
+            "codes": pack_codes(codes, options.bits),
+            "scales": scales.view(torch.int16),
+        }
+        if options.scheme == "asymmetric":
+            buffers["zeros"] = pack_codes(zeros, options.bits)
+        return cls((codes.shape[0], codes.shape[1]), bias, options, buffers)
+
+    @classmethod
     def cost(cls, shape: tuple[int, int], options: Options, itemsize: int) -> int:
         groups = shape[0] * groups_of(shape, options)
         codes = packed_bytes(shape[0] * shape[1], options.bits)
@@ -111,19 +125,11 @@ def compress(problem: QuantizationProblem, options: Options) -> RtnLinear:
     weight = problem.weight.detach().float()
     check_finite(weight, f"the weight of {problem.name}")
     grouped = _grouped(weight, options.group)
-    scales, zeros = _grid(grouped, options)
+    scales, zeros = make_grid(grouped, options)
     check_finite(scales, f"float16 scales of {problem.name}")
-    top = 2**options.bits - 1
     codes = (grouped / scales.float()[..., None]).round() + zeros[..., None]
-    flat = codes.clamp(0, top).flatten(1)[:, : weight.shape[1]]
-    buffers = {
-        "codes": pack_codes(flat, options.bits),
-        "scales": scales.view(torch.int16),
-    }
-    if options.scheme == "asymmetric":
-        buffers["zeros"] = pack_codes(zeros, options.bits)
-    shape = (weight.shape[0], weight.shape[1])
-    return RtnLinear(shape, problem.bias, options, buffers)
+    flat = codes.clamp(0, top_code(options)).flatten(1)[:, : weight.shape[1]]
+    return RtnLinear.from_codes(flat, (scales, zeros), problem.bias, options)
 
 
 def groups_of(shape: tuple[int, int], options: Options) -> int:
@@ -137,9 +143,13 @@ def _grouped(weight: Tensor, group: int) -> Tensor:
     return torch.nn.functional.pad(weight, (0, missing)).unflatten(1, (-1, group))
 
 
-def _grid(grouped: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """Return the scales in float16 and the zero points, both (out, groups)."""
-    top = 2**options.bits - 1
+def top_code(options: Options) -> int:
+    return 2**options.bits - 1
+
+
+def make_grid(grouped: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Return float16 scales and zero points (...) for float32 groups (..., group)."""
+    top = top_code(options)
     if options.scheme == "symmetric":
         scales = _stored(grouped.abs().amax(-1) * 2 / top)
         return scales, torch.full_like(scales, 2 ** (options.bits - 1), dtype=torch.float32)

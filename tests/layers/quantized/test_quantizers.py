@@ -19,6 +19,8 @@ CASES = [
     ("rtn", {"bits": 3, "scheme": "symmetric"}),
     ("rtn", {"bits": 8, "group": 40}),
     ("rtn", {"bits": 2, "group": 5}),
+    ("gptq", {"bits": 3, "group": 20}),
+    ("gptq", {"bits": 2, "two_sided": False, "act_order": False}),
     ("sparse_2_4", {}),
     ("wanda_2_4", {}),
     ("nf4", {}),
@@ -41,7 +43,8 @@ def problem(shape: tuple[int, int] = SHAPE, bias: bool = True, seed: int = 0) ->
     weight, offset = random_layer(shape, seed)
     weight, offset = weight.float(), offset.float()
     tokens = random_tokens(weight.double(), offset.double(), 64)
-    statistics = statistics_of(tokens, shape, ("input_covariance",))
+    names = ("gradient_covariance", "input_covariance")
+    statistics = statistics_of(tokens, shape, names)
     return LayerProblem(LAYER, weight, offset if bias else None, statistics)
 
 
