@@ -30,7 +30,7 @@ from spectrim.training.losses import next_token_loss, task_rows
 
 WINDOW = 25
 SMALL, LARGE = (1e-3, 3e-3, 1e-2), (7e-3, 2e-2, 5e-2, 1e-1)
-MIDDLE = (1e-3, 3e-3, 1e-2, 3e-2)
+MIDDLE = (3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ METHODS = [
     Row("full", SMALL),
     Row("lowrank", SMALL, method="lowrank"),
     Row("sltrain", SMALL, method="sltrain", method_options=("rank_fraction=0.22",)),
-    Row("sst", (3e-3, 1e-2, 3e-2), method="sst"),
+    Row("sst", MIDDLE, method="sst"),
     Row("maestro", SMALL, method="maestro"),
 ]
 """sltrain has the parameters of lowrank, its 3% of free entries included."""
