@@ -36,7 +36,7 @@ class _Spectral(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any) -> Any:
         values, vectors, mapped, slope = ctx.saved_tensors
         gap = values.unsqueeze(-1) - values.unsqueeze(-2)
-        scale = values.abs().amax(-1)[..., None, None]
+        scale = torch.maximum(values.abs().unsqueeze(-1), values.abs().unsqueeze(-2))
         equal = gap.abs() <= torch.finfo(values.dtype).eps ** 0.5 * scale
         rise = mapped.unsqueeze(-1) - mapped.unsqueeze(-2)
         middle = (slope.unsqueeze(-1) + slope.unsqueeze(-2)) / 2
