@@ -27,6 +27,7 @@ from spectrim.checkpoint.loading_errors import explain, reason
 from spectrim.checkpoint.transformers_plugin import register
 from spectrim.checkpoint.validation import (
     CONFIG,
+    check_causal_config,
     check_config,
     check_directory,
     check_loaded,
@@ -65,6 +66,7 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
         return load_gguf(Path(source), options)
     if isinstance(source, Path):
         check_directory(source)
+        check_causal_config(read_json(source / CONFIG), source)
     else:
         _check_hub(source, options)
     register()
@@ -206,7 +208,9 @@ def _check_hub(source: str, options: Mapping[str, Any]) -> None:
                 f"(AutoPeftModelForCausalLM.from_pretrained('{source}').merge_and_unload()"
                 ".save_pretrained(NEW)) and give NEW"
             )
-    check_config(read_config(source, **options), source)
+    config = read_config(source, **options)
+    check_config(config, source)
+    check_causal_config(config, source)
 
 
 def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,10 +26,13 @@ from spectrim.checkpoint.save import (
     write_files,
 )
 from spectrim.checkpoint.validation import (
+    CONFIG,
     INDEX,
+    check_causal_config,
     check_directory,
     check_finite_tensors,
     overflow_remedy,
+    read_json,
     weight_files,
 )
 from spectrim.checkpoint.verify import verify_streamed
@@ -63,6 +66,7 @@ def open_streamed(
     """
     directory = _local(name)
     check_directory(directory)
+    check_causal_config(read_json(directory / CONFIG), directory)
     check_dense(directory)
     files, options = weight_files(directory), {"trust_remote_code": trust_remote_code}
     with explain(directory):

@@ -68,7 +68,6 @@ def check_config(config: Mapping[str, Any], source: Path | str) -> None:
             f"{source}: {CONFIG} asks for attention code of the Hub ({kernel}), which is not "
             "run; remove '_attn_implementation' from it"
         )
-    _check_kind(config, source)
     settings = config.get("quantization_config")
     if settings is None:
         return
@@ -85,8 +84,11 @@ def check_config(config: Mapping[str, Any], source: Path | str) -> None:
         )
 
 
-def _check_kind(config: Mapping[str, Any], source: Path | str) -> None:
-    """Raise ModelError for what has no next-token loss: it would be read as something else."""
+def check_causal_config(config: Mapping[str, Any], source: Path | str) -> None:
+    """Raise ModelError for what has no next-token loss: it would be read as something else.
+
+    Results of `compress_any` may be of any kind, and are no concern of this.
+    """
     named = (config.get("architectures") or [""])[0]
     kind = named if isinstance(named, str) else ""
     rest = f"{source} is %s ({kind or config.get('model_type')}), not a causal language model; "

@@ -10,7 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from spectrim.checkpoint import check_dense, resolve, stored_dtype
 from spectrim.checkpoint.gguf import is_gguf
 from spectrim.checkpoint.load import has_tokenizer
-from spectrim.checkpoint.validation import check_directory, weight_files
+from spectrim.checkpoint.validation import (
+    CONFIG,
+    check_causal_config,
+    check_directory,
+    read_json,
+    weight_files,
+)
 from spectrim.data.loading import check_places
 from spectrim.errors import InputError
 from spectrim.models.context import check_length
@@ -54,6 +60,7 @@ def check_early(name: str, recipe: Recipe, trust_remote_code: bool = False) -> N
         return
     if isinstance(source, Path):
         check_directory(source)
+        check_causal_config(read_json(source / CONFIG), source)
         if not has_tokenizer(source):
             raise InputError(f"{name} has no tokenizer; put its files beside the model")
     check_dense(name, trust_remote_code=trust_remote_code)
