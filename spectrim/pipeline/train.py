@@ -15,6 +15,7 @@ from spectrim.checkpoint import (
     attach_config,
     resolve,
     save_compressed,
+    save_dense,
 )
 from spectrim.checkpoint.load import load_tokenizer
 from spectrim.errors import InputError, ModelError
@@ -25,7 +26,6 @@ from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
 from spectrim.pipeline.train_settings import TrainSettings, assigned
 from spectrim.runtime.context import RunContext
-from spectrim.runtime.output_dir import output_directory
 from spectrim.training.losses import task_rows
 from spectrim.training.pretraining import PRETRAINING, Job
 from spectrim.training.schedule import Schedule
@@ -107,9 +107,8 @@ def save_trained(result: TrainResult, output: str | Path, overwrite: bool = Fals
     if isinstance(config, SpectrimConfig):
         save_compressed(result.model, result.tokenizer, output, config, options)
         return
-    with output_directory(output, overwrite) as partial:
-        result.model.save_pretrained(partial)
-        result.tokenizer.save_pretrained(partial)
+    provenance = {"training": result.record}
+    save_dense(result.model, result.tokenizer, output, provenance, options)
 
 
 def _tokenizer(config: Any, settings: TrainSettings) -> Any:

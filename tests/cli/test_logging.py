@@ -19,6 +19,7 @@ TEXT = ("--data", "TEXT")
 FAST = (*TEXT, *SMALL, "--recipe", "fast")
 TIMED = ("--batches", "1", "--lengths", "8", "--rounds", "1", "--steps", "1")
 TRAINED = ("--length", "16", "--sequences", "8", "--steps", "1")
+BRIEF = ("--length", "16", "--batch-size", "2", "--steps", "2")
 CALLS: dict[str, tuple[str, ...]] = {
     "compress": ("compress", "MODEL", *FAST, "-o", "made", "--overwrite", "--no-report"),
     "plan": ("plan", "MODEL", *FAST, "--no-check-speed"),
@@ -31,6 +32,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "quantize": ("quantize", "MODEL", *TEXT, *SMALL, "-o", "paths", "--overwrite"),
     "explore": ("explore", "MODEL", *FAST),
     "finetune": ("finetune", "SMALLER", *TEXT, *TRAINED, "-o", "tuned", "--overwrite"),
+    "train": ("train", "MODEL", *TEXT, *BRIEF, "-o", "trained", "--overwrite"),
     "inspect": ("inspect", "MODEL"),
     "report": ("report", "SMALLER"),
     "recipes list": ("recipes", "list"),
