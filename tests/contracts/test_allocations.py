@@ -104,7 +104,9 @@ def test_module_declares_itself(allocation):
 @pytest.mark.parametrize("multiple", MULTIPLES)
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_plans_fit(allocation, kind, multiple, budget):
-    request = AllocationRequest(decaying_curves(8), budget, kind, multiple)
+    request = requested(decaying_curves(8), budget, kind, multiple)
+    if request is None:
+        pytest.skip(f"{kind} layers in units of {multiple} are larger than that")
     check_plan(request, allocate(allocation, request))
 
 
