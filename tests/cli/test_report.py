@@ -85,7 +85,8 @@ def test_a_compensated_output_has_a_page(cli, shelf, tmp_path):
 
 
 def test_refined_models_say_that_predictions_are_older(compress, tmp_path):
-    outcome = compress("-o", "out", "--budget", "0.6", "--refine", "distillation")
+    few = "refinement=[{name: distillation, options: {tokens: 500}}]"
+    outcome = compress("-o", "out", "--budget", "0.6", "--set", few)
     assert outcome.code == 0, outcome.err
     assert load_facts(tmp_path / "out" / FACTS_FILE).refined == ["distillation"]
     assert "before refinement" in (tmp_path / "out" / PAGE_FILE).read_text()
