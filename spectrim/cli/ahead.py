@@ -10,7 +10,8 @@ import torch
 from spectrim.cli.console import note
 from spectrim.cli.progress import StageProgress, minutes
 from spectrim.pipeline.cost import Stage, estimate_rows, estimate_stages
-from spectrim.pipeline.memory_plan import in_units, peak_in_memory
+from spectrim.pipeline.memory_plan import in_units
+from spectrim.pipeline.peak_memory import peak_in_memory
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime.cache import Cache
 

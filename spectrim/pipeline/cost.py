@@ -37,7 +37,7 @@ from spectrim.runtime.cache import Cache
 
 SHORTEST = 32
 """Tokens of the first timed batch; it is doubled until a step takes `LONG_ENOUGH` seconds."""
-LONG_ENOUGH = 2.0
+LONG_ENOUGH = 3.0
 LARGEST_EIGH = 384
 EIGHS_PER_LAYER = 1.5
 """Measured on layers of 192 to 1,536 channels: products are cheap beside the decompositions."""

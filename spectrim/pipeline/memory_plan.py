@@ -15,19 +15,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from spectrim.allocation import MOST_BINS
 from spectrim.calibration.covariance_format import projected_formats, state_bytes
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.models.experts import split_expert_names
-from spectrim.models.offload import StreamedModel
-from spectrim.models.targets import Target, decoder_blocks, find_targets
+from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.calibration_defaults import (
     MOST_TOKENS_PER_BATCH,
-    batch_tokens,
     calibration_length,
     default_sequences,
 )
@@ -156,34 +152,11 @@ def recipe_tokens(recipe: Recipe) -> int:
     return recipe.calibration.tokens_per_batch or MOST_TOKENS_PER_BATCH
 
 
-class LoadedParts:
-    """What `MemoryEstimate` reads of a model that is in memory."""
-
-    def __init__(self, model: PreTrainedModel):
-        self.model: Any = model
-        self.blocks = [name for name, _ in decoder_blocks(model)]
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
-
-    def part_of(self, layer: str) -> str:
-        """Return the block that holds a layer, or the layer itself outside of them."""
-        return next((name for name in self.blocks if layer.startswith(name + ".")), layer)
-
-
-def peak_in_memory(model: PreTrainedModel, recipe: Recipe) -> int:
-    """Return an upper bound of the bytes that compressing a loaded model takes in all."""
-    needs = MemoryEstimate.of_loaded(model, recipe)
-    tokens = recipe.calibration.tokens_per_batch or batch_tokens(model, list(needs.targets))
-    return needs.whole() + max(1, tokens // needs.length) * needs.whole_row()
-
-
 @dataclass(frozen=True)
 class MemoryEstimate:
     """The bytes of all steps, from the shapes of a model that is not in memory."""
 
-    source: Any  # a StreamedModel, or LoadedParts
+    source: Any  # a StreamedModel, or peak_memory.LoadedParts
     recipe: Recipe
     targets: Sequence[Target]
     length: int
@@ -191,18 +164,11 @@ class MemoryEstimate:
 
     @classmethod
     def of(cls, opened: OffloadedCheckpoint, recipe: Recipe) -> MemoryEstimate:
-        return cls._of(opened.streamed, recipe, resident_bytes())
+        return cls.of_parts(opened.streamed, recipe, resident_bytes())
 
     @classmethod
-    def of_loaded(cls, model: PreTrainedModel, recipe: Recipe) -> MemoryEstimate:
-        """Estimate for a model in memory: `whole` and `whole_row` are known, not `streamed`."""
-        parts = LoadedParts(model)
-        return cls._of(parts, recipe, max(0, resident_bytes() - parts.total_bytes))
-
-    @classmethod
-    def _of(
-        cls, source: StreamedModel | LoadedParts, recipe: Recipe, base: int
-    ) -> MemoryEstimate:
+    def of_parts(cls, source: Any, recipe: Recipe, base: int) -> MemoryEstimate:
+        """Estimate for a source of parts, in a process of `base` bytes without the model."""
         targets = find_targets(source.model, recipe.include, recipe.exclude)
         length = recipe.calibration.length or calibration_length(source.model)
         return cls(source, recipe, targets, length, base + LATER)
@@ -250,14 +216,34 @@ class MemoryEstimate:
         rest = max(rest, self._measuring(), self._allocating())
         return self.base + 2 * weights + passes * statistics + factors + rest
 
+    def peak(self, rows: int) -> int:
+        """Count what each stage holds at once, batches being of `rows` sequences.
+
+        Unlike `whole`, which counts on stages that overlap, it takes the largest of them.
+        """
+        weights, statistics = self.source.total_bytes, self._statistics(self.targets)
+        passes = 3 if self.recipe.averages_hessian else 1
+        factors = sum(_factors(target) for target in self.targets) * _FLOAT
+        solving = max(map(self._decomposing, self.targets)) + self._test_matrices
+        calibrating = passes * statistics + rows * self.whole_row()
+        decomposing = passes * statistics + factors + solving
+        measuring = factors + max(self._measuring(), self._allocating())
+        return self.base + weights + max(calibrating, decomposing, measuring, weights + factors)
+
     def _measuring(self) -> int:
-        """Count probabilities and logits of the tokens that curves are measured on."""
+        """Count probabilities and logits of the tokens that curves are measured on.
+
+        More tokens than the probabilities of which are held are measured through blocks, from
+        their hidden states alone.
+        """
         wanted = self.recipe.probe
         held = most_probabilities(self.source.total_bytes, self._vocabulary)
         layers = wanted.per_layer * (wanted.tokens or MOST_LAYER_TOKENS)
         joint = wanted.joint * (wanted.joint_tokens or min(held, MOST_JOINT_TOKENS))
         tokens = min(max(layers, joint), self._calibrated)
-        return tokens * _FLOAT * (6 * self._vocabulary + 8 * self._width * len(self._blocks))
+        logits = min(tokens, max(wanted.tokens or held, joint, self.length))
+        hidden = 8 * self._width * len(self._blocks)
+        return _FLOAT * (6 * self._vocabulary * logits + hidden * tokens)
 
     @property
     def _calibrated(self) -> int:
