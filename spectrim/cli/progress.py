@@ -3,7 +3,7 @@
     step 2/4 measuring curves: 60 of 210 in 1:10, about 2:50 left
 
 The number of steps is known where a run was estimated; lines appear for stages that take
-longer than `QUIET` seconds, at most one in `BETWEEN` seconds.
+longer than `QUIET` seconds, at most one in `BETWEEN` seconds and in a twentieth of the stage.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from spectrim.cli.console import NOTES, note
 from spectrim.cli.logging import log_stage
 
 QUIET, BETWEEN = 2.0, 15.0
+MOST_LINES = 20
+"""Lines become rarer, so that a long stage has about as many for every doubling of its time."""
 Clock = Callable[[], float]
 
 
@@ -57,7 +59,7 @@ class StageProgress:
         for item in items:
             yield item
             done, now = done + 1, self.clock()
-            if now - told >= BETWEEN and done < total:
+            if now - told >= max(BETWEEN, (now - begun) / MOST_LINES) and done < total:
                 left = (now - begun) / done * (total - done)
                 state = f"{done:,} of {total:,} in {minutes(now - begun)}"
                 note(f"{label}: {state}, about {minutes(left)} left")
