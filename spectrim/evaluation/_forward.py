@@ -13,6 +13,9 @@ from spectrim.data import TokenBlocks, check_vocabulary
 from spectrim.errors import InputError
 from spectrim.models.context import check_length
 
+LOGITS_ROOM = 2**28
+"""Bytes; more rows at once are no faster where their logits are that large."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -46,6 +49,12 @@ def batches(blocks: TokenBlocks, size: int) -> Iterator[Batch]:
         mask = None if blocks.mask is None else blocks.mask[rows]
         scored = None if blocks.scored is None else blocks.scored[rows]
         yield Batch(start, blocks.ids[rows], mask, scored)
+
+
+def fitting_batches(model: PreTrainedModel, blocks: TokenBlocks, size: int) -> Iterator[Batch]:
+    """Yield batches of at most `size` rows whose logits take at most `LOGITS_ROOM` bytes."""
+    row = 4 * blocks.ids.shape[1] * model.config.get_text_config().vocab_size
+    yield from batches(blocks, max(1, min(size, LOGITS_ROOM // row)))
 
 
 def logits(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -22,9 +22,9 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
 from spectrim.evaluation._forward import (
     Batch,
-    batches,
     check_batch_size,
     check_readable,
+    fitting_batches,
     log_probabilities,
     logits,
 )
@@ -68,7 +68,7 @@ def evaluate(
     check_readable(reference, blocks)
     totals = torch.zeros(len(blocks), len(_TOTALS), dtype=torch.float64)
     with distributed.raise_together(), inference(model, reference):
-        for batch in distributed.shard(batches(blocks, options.batch_size)):
+        for batch in distributed.shard(fitting_batches(model, blocks, options.batch_size)):
             totals[batch.rows] = _batch_totals(model, reference, batch)
     distributed.all_reduce_sum_([totals])
     sums = dict(zip(_TOTALS, totals.sum(0).tolist(), strict=True))

@@ -19,9 +19,9 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
 from spectrim.evaluation._forward import (
     Batch,
-    batches,
     check_batch_size,
     check_readable,
+    fitting_batches,
     log_probabilities,
     logits,
 )
@@ -88,7 +88,7 @@ def row_losses(
     losses = torch.zeros(len(blocks), dtype=torch.float64)
     counts = torch.zeros(len(blocks), dtype=torch.int64)
     with distributed.raise_together(), inference(model):
-        for batch in distributed.shard(batches(blocks, options.batch_size)):
+        for batch in distributed.shard(fitting_batches(model, blocks, options.batch_size)):
             batch_losses = _batch_losses(model, batch)
             _check_finite(batch_losses, batch)
             losses[batch.rows] = batch_losses

@@ -23,7 +23,9 @@ from spectrim.runtime.files import lock_file
 
 T = TypeVar("T")
 SECONDS_BETWEEN_SAVES = 20.0
-"""The work that an interrupted run repeats at most."""
+"""The work that an interrupted run repeats at most, unless a save takes long."""
+LARGEST_SHARE = 1 / 30
+"""Of a run's time for saves: large ones are rarer."""
 
 
 class Snapshots:
@@ -40,11 +42,13 @@ class Snapshots:
         self._writes = not shared or distributed.is_main_process()
         self._every = SECONDS_BETWEEN_SAVES if every is None else every
         self._saved = time.monotonic()
+        self._cost = 0.0
 
     def due(self) -> bool:
         """Return whether the last save is long enough ago, and there is a place to save to."""
         waited = time.monotonic() - self._saved
-        return self.directory is not None and self._writes and waited >= self._every
+        interval = max(self._every, self._cost / LARGEST_SHARE) if self._every else 0.0
+        return self.directory is not None and self._writes and waited >= interval
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
         """Store a snapshot by `write`, which has to be atomic.
@@ -54,9 +58,11 @@ class Snapshots:
         """
         if self.directory is None or not self._writes:
             return
+        begun = time.monotonic()
         with self._lock():
             write(self.directory / name)
         self._saved = time.monotonic()
+        self._cost = self._saved - begun
 
     def load(self, name: str, read: Callable[[Path], T]) -> T | None:
         """Return the snapshot `name`; None if it is absent or, with a warning, damaged."""

@@ -9,6 +9,7 @@ import pytest
 from spectrim.errors import CheckpointError, InputError
 from spectrim.planning.probe import Probe
 from spectrim.planning.snapshots import LayerSnapshots, ResumableProbe
+from spectrim.runtime import snapshots as module
 from spectrim.runtime.files import lock_file, write_text
 from spectrim.runtime.snapshots import Snapshots
 
@@ -126,3 +127,22 @@ def test_figures_of_probes_are_computed_once(tmp_path):
 
 def test_no_layers_are_stored_at_first(tmp_path):
     assert LayerSnapshots(Snapshots(tmp_path / "entry")).load() is None
+
+
+def test_large_saves_are_rarer(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    kept = Snapshots(tmp_path / "entry.safetensors", every=20.0)
+
+    def write(path):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("sums")
+        clock[0] += 2.0  # seconds that a save takes
+
+    clock[0] = 20.0
+    assert kept.due()
+    kept.save("sums", write)
+    clock[0] += 59.0
+    assert not kept.due()
+    clock[0] += 1.0
+    assert kept.due()
