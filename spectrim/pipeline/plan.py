@@ -78,20 +78,23 @@ class _Probing:
             return decomposition
         blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
         tokens = self._tokens(decomposition, blocks)
-        if wanted.per_layer:
-            kind = Probe if tokens.through == "model" else BlockProbe
-            probe = self._probe(kind, blocks, tokens.layers, "per_layer")
-            show = self.context.progress
-            track = lambda names: show(names, "measuring curves", len(names))  # noqa: E731
-            averages = self.recipe.averages_hessian
-            budgets = LAYER_BUDGETS if kind is Probe else block_budgets(averages)
-            decomposition = probe_layers(
-                decomposition, probe, self.recipe.planning, track, budgets
-            )
+        if wanted.per_layer:  # what it stores is freed before whole plans are measured
+            decomposition = self._layer_by_layer(decomposition, blocks, tokens)
         if wanted.joint:
             probe = self._probe(Probe, blocks, tokens.joint, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
         return decomposition
+
+    def _layer_by_layer(
+        self, decomposition: Decomposition, blocks: TokenBlocks, tokens: ProbeTokens
+    ) -> Decomposition:
+        kind = Probe if tokens.through == "model" else BlockProbe
+        probe = self._probe(kind, blocks, tokens.layers, "per_layer")
+        show = self.context.progress
+        track = lambda names: show(names, "measuring curves", len(names))  # noqa: E731
+        averages = self.recipe.averages_hessian
+        budgets = LAYER_BUDGETS if kind is Probe else block_budgets(averages)
+        return probe_layers(decomposition, probe, self.recipe.planning, track, budgets)
 
     def _probe(
         self, kind: type[Probe | BlockProbe], blocks: TokenBlocks, tokens: int, stage: str
