@@ -47,7 +47,7 @@ class Snapshots:
     def due(self) -> bool:
         """Return whether the last save is long enough ago, and there is a place to save to."""
         waited = time.monotonic() - self._saved
-        interval = max(self._every, self._cost / LARGEST_SHARE) if self._every else 0.0
+        interval = max(self._every, self._cost / LARGEST_SHARE) if self._every > 0 else 0.0
         return self.directory is not None and self._writes and waited >= interval
 
     def save(self, name: str, write: Callable[[Path], object]) -> None:
