@@ -85,10 +85,10 @@ def _compress(given: argparse.Namespace) -> None:
 
 
 def _metered() -> StageMeter:
-    from spectrim.cli import console
+    from spectrim.cli.progress import StageProgress
 
     meter = StageMeter()
-    console.track = meter.track
+    StageProgress.__call__ = lambda self, *stage: meter.track(*stage)  # type: ignore[method-assign]
     return meter
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from spectrim import checkpoint
-from spectrim.cli.console import track
+from spectrim.cli.progress import track
 from spectrim.cli.threads import leave_busy_cores
 from spectrim.data import BlockSettings
 from spectrim.pipeline.benchmark import Bench, BenchSettings
