@@ -122,6 +122,17 @@ def check_counts(**counts: float) -> None:
             raise InputError(f"{name} is {count}, expected above 0")
 
 
+@dataclass(frozen=True)
+class TermOptions:
+    """r: terms that train, at most the full rank. decomposition: what orders the terms."""
+
+    r: int = 8
+    decomposition: str = "svd"
+
+    def __post_init__(self) -> None:
+        check_counts(r=self.r)
+
+
 def trained_pair(terms: Directions) -> Parts:
     """Return the parts of `sum_i s_i u_i v_i^T` (out, in) whose two factors both train."""
     left, right = terms.scaled()
@@ -129,7 +140,7 @@ def trained_pair(terms: Directions) -> Parts:
     return Parts(trained, {"left": left, "right": right})
 
 
-def changed_pair(tensors: Tensors) -> Pair:
+def changed_pair(tensors: Tensors, options: Any = None) -> Pair:
     """Return `(L + dL)(R + dR) - L R` of the parts of `trained_pair`, at twice their rank."""
     left_change, right_change = tensors["left_change"], tensors["right_change"]
     left = torch.cat([left_change, tensors["left"]], 1)

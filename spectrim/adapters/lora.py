@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,11 +78,10 @@ def train_adapters(
     return losses
 
 
-@contextmanager
-def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Any]:
-    """Add adapters, drawn from the seed, to the model; remove them on leaving."""
+def _adapted(model: PreTrainedModel, options: AdapterOptions) -> AbstractContextManager[Any]:
+    """Return the context in which the model has LoRA on its factors or layers."""
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
     except ImportError as error:
         raise InputError(
             f"PEFT is not installed ({error}): pip install 'spectrim[peft]'"
@@ -94,12 +93,20 @@ def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Any]:
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
+    return attached(model, config, options.seed)
+
+
+@contextmanager
+def attached(model: PreTrainedModel, config: Any, seed: int) -> Iterator[Any]:
+    """Put an adapter of PEFT on the model, drawn from the seed; take it off on leaving."""
+    from peft import get_peft_model
+
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     training = model.training
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # of what PEFT itself asks transformers for
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        torch.manual_seed(options.seed)
+        torch.manual_seed(seed)
         adapted: Any = get_peft_model(model, config)
     try:
         yield adapted.eval()
@@ -108,5 +115,5 @@ def _adapted(model: PreTrainedModel, options: AdapterOptions) -> Iterator[Any]:
         if hasattr(model, "peft_config"):
             del model.peft_config
         model.train(training)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
+        for name, parameter in model.named_parameters():  # quantized layers may bring some
+            parameter.requires_grad_(flags.get(name, True))

@@ -7,16 +7,11 @@ a plain LoRA of rank 2 r with no error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from spectrim.adapters._spectral import (
     AdaptedWeight,
-    Pair,
     Parts,
-    Tensors,
+    TermOptions,
     changed_pair,
-    check_counts,
     trained_pair,
 )
 
@@ -25,21 +20,10 @@ REFERENCE = "Wang et al., 2024, arXiv:2406.09044"
 LEARNING_RATE = 3e-3
 
 
-@dataclass(frozen=True)
-class Options:
-    """r: terms that train, at most the full rank. decomposition: what orders the terms."""
-
-    r: int = 8
-    decomposition: str = "svd"
-
-    def __post_init__(self) -> None:
-        check_counts(r=self.r)
+Options = TermOptions
+pair = changed_pair
 
 
 def start(weight: AdaptedWeight, options: Options) -> Parts:
     terms = weight.directions(options.decomposition)
     return trained_pair(terms.rest(max(0, weight.full_rank - options.r)))
-
-
-def pair(tensors: Tensors, options: Any) -> Pair:
-    return changed_pair(tensors)

@@ -12,13 +12,11 @@ adapter, since they come from calibration; the result is a plain LoRA of rank 2 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from spectrim.adapters._spectral import (
     AdaptedWeight,
-    Pair,
     Parts,
-    Tensors,
     changed_pair,
     check_counts,
     trained_pair,
@@ -42,12 +40,11 @@ class Options:
         check_counts(r=self.r)
 
 
+pair = changed_pair
+
+
 def start(weight: AdaptedWeight, options: Options) -> Parts:
     terms = weight.directions(options.decomposition)
     if options.part == "principal":
         return trained_pair(terms.first(options.r))
     return trained_pair(terms.rest(max(0, weight.full_rank - options.r)))
-
-
-def pair(tensors: Tensors, options: Any) -> Pair:
-    return changed_pair(tensors)

@@ -8,16 +8,11 @@ quantized weight are untouched, and the result is a plain LoRA of rank 2 r with 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from spectrim.adapters._spectral import (
     AdaptedWeight,
-    Pair,
     Parts,
-    Tensors,
+    TermOptions,
     changed_pair,
-    check_counts,
     trained_pair,
 )
 
@@ -26,20 +21,9 @@ REFERENCE = "Meng et al., 2024, arXiv:2404.02948"
 LEARNING_RATE = 1e-3
 
 
-@dataclass(frozen=True)
-class Options:
-    """r: terms that train, at most the full rank. decomposition: what orders the terms."""
-
-    r: int = 8
-    decomposition: str = "svd"
-
-    def __post_init__(self) -> None:
-        check_counts(r=self.r)
+Options = TermOptions
+pair = changed_pair
 
 
 def start(weight: AdaptedWeight, options: Options) -> Parts:
     return trained_pair(weight.directions(options.decomposition).first(options.r))
-
-
-def pair(tensors: Tensors, options: Any) -> Pair:
-    return changed_pair(tensors)

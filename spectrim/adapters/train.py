@@ -7,21 +7,18 @@ over the trained tensors alone. The training runs in a PEFT model around the giv
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.adapters import ADAPTERS, config_class
 from spectrim.adapters._quantized import even_ranks, is_quantized
-from spectrim.adapters.lora import AdapterOptions
+from spectrim.adapters.lora import AdapterOptions, attached
 from spectrim.adapters.qlora import quantized_key
 from spectrim.data import TokenBlocks
 from spectrim.runtime.context import RunContext
@@ -93,31 +90,13 @@ def _loss(adapted: Any, rows: Any, chosen: Tensor) -> Tensor:
     return loss + weight * penalty(adapted) if weight else loss
 
 
-@contextmanager
 def _adapted(
     model: PreTrainedModel, blocks: TokenBlocks, options: SpectralOptions
-) -> Iterator[Any]:
-    """Put the adapter on the model, drawn from the seed; take it off on leaving."""
+) -> AbstractContextManager[Any]:
+    """Return the context in which the model has the adapter."""
     config = config_class(options.adapter)(task_type="CAUSAL_LM", **options.options)
-    from peft import get_peft_model
-
     from spectrim.adapters._statistics import with_statistics
 
     few = blocks.every(max(1, len(blocks) // _ROWS_FOR_STATISTICS))
     config = with_statistics(config, model, few)
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    training = model.training
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # of what PEFT itself asks transformers for
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        torch.manual_seed(options.training.seed)
-        adapted: Any = get_peft_model(model, config)
-    try:
-        yield adapted.eval()
-    finally:
-        adapted.unload()
-        if hasattr(model, "peft_config"):
-            del model.peft_config
-        model.train(training)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags.get(name, True))
+    return attached(model, config, options.training.seed)
