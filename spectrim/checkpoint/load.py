@@ -28,8 +28,8 @@ from spectrim.checkpoint.transformers_plugin import register
 from spectrim.checkpoint.validation import (
     CONFIG,
     check_causal_config,
+    check_causal_directory,
     check_config,
-    check_directory,
     check_loaded,
     check_weights,
     read_json,
@@ -65,8 +65,7 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
             raise InputError(f"{name} has one size; leave out {', '.join(WISHES)}")
         return load_gguf(Path(source), options)
     if isinstance(source, Path):
-        check_directory(source)
-        check_causal_config(read_json(source / CONFIG), source)
+        check_causal_directory(source)
     else:
         _check_hub(source, options)
     register()

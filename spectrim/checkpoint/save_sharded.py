@@ -26,13 +26,10 @@ from spectrim.checkpoint.save import (
     write_files,
 )
 from spectrim.checkpoint.validation import (
-    CONFIG,
     INDEX,
-    check_causal_config,
-    check_directory,
+    check_causal_directory,
     check_finite_tensors,
     overflow_remedy,
-    read_json,
     weight_files,
 )
 from spectrim.checkpoint.verify import verify_streamed
@@ -65,8 +62,7 @@ def open_streamed(
         ModelError: It is compressed or quantized, or cannot be streamed.
     """
     directory = _local(name)
-    check_directory(directory)
-    check_causal_config(read_json(directory / CONFIG), directory)
+    check_causal_directory(directory)
     check_dense(directory)
     files, options = weight_files(directory), {"trust_remote_code": trust_remote_code}
     with explain(directory):

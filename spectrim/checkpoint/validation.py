@@ -57,6 +57,12 @@ def check_directory(directory: Path) -> None:
     check_counts(config, sum(map(_count_tensors, files)), directory)
 
 
+def check_causal_directory(directory: Path) -> None:
+    """Check a directory as `check_directory`, and that its model has a next-token loss."""
+    check_directory(directory)
+    check_causal_config(read_json(directory / CONFIG), directory)
+
+
 def check_config(config: Mapping[str, Any], source: Path | str) -> None:
     """Raise ModelError for a model that another library quantized, or that names a kernel.
 

@@ -11,6 +11,7 @@ from spectrim.cli import console
 from spectrim.cli.options import Json, RemoteCode
 from spectrim.cli.text_errors import errors_on
 from spectrim.errors import InputError
+from spectrim.pipeline.defaults import EVALUATION_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from spectrim.report.facts import ReportData
 
 _PAGE = "spectrim_report.html"
-MOST_TOKENS = 20_000
 
 
 def report(
@@ -84,7 +84,7 @@ def _with_errors(
 
     data, original = given
     try:
-        errors = errors_on(checkpoint, smaller, data, MOST_TOKENS, original)
+        errors = errors_on(checkpoint, smaller, data, EVALUATION_TOKENS, original)
     except InputError as error:
         console.note(f"no compression errors on the page: {error}")
         return facts

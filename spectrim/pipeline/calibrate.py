@@ -45,7 +45,7 @@ from spectrim.pipeline.calibration_defaults import (
     calibration_length,
     calibration_settings,
     default_sequences,
-    is_few_tokens,
+    few_tokens_note,
     vocabulary_size,
 )
 from spectrim.pipeline.decompose import decompose
@@ -60,7 +60,6 @@ from spectrim.runtime.files import write_values
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
-    FEW_TOKENS,
     STATISTICS,
     Calibration,
     concat,
@@ -178,10 +177,9 @@ def _run_for(
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
     blocks = calibration_blocks(model, tokenizer, recipe)
-    few = is_few_tokens(blocks, ready.targets)
-    settings = calibration_settings(model, ready.targets, recipe, few)
+    settings = calibration_settings(model, ready.targets, blocks, recipe)
     fingerprint = fingerprint or model_fingerprint(model)
-    noted = {"dense": ready.dense, **({FEW_TOKENS: True} if few else {})}
+    noted = {"dense": ready.dense, **few_tokens_note(blocks, ready.targets)}
     run = _Run(model, ready.targets, blocks, settings, context, fingerprint, noted)
     if recipe.calibration.sampling == "random":
         return run

@@ -12,7 +12,7 @@ from spectrim.data import TokenBlocks
 from spectrim.models.context import context_length
 from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.recipe import Recipe
-from spectrim.statistics import is_few
+from spectrim.statistics import FEW_TOKENS, is_few
 
 TOKENS_PER_WIDTH = 96
 """Tokens of a calibration for each number of a hidden state, where the recipe gives none."""
@@ -71,12 +71,9 @@ def _bytes_per_token(model: PreTrainedModel, targets: Sequence[Target]) -> int:
 
 
 def calibration_settings(
-    model: PreTrainedModel, targets: list[Target], recipe: Recipe, few: bool = False
+    model: PreTrainedModel, targets: Sequence[Target], blocks: TokenBlocks, recipe: Recipe
 ) -> CalibrationSettings:
-    """Return the statistics, labels and batches of the recipe's passes over the tokens.
-
-    few: covariances are to be shrunk, and therefore in full.
-    """
+    """Return the statistics, labels, batches and forms of the recipe's passes over `blocks`."""
     given = recipe.calibration
     return CalibrationSettings(
         recipe.statistics,
@@ -85,8 +82,13 @@ def calibration_settings(
         given.seed or 0,
         given.temperature,
         memory_budget=given.memory_budget,
-        wide="full" if few else recipe.wide,
+        wide="full" if is_few_tokens(blocks, targets) else recipe.wide,
     )
+
+
+def few_tokens_note(blocks: TokenBlocks, targets: Sequence[Target]) -> dict[str, Any]:
+    """Return what the provenance notes where covariances are to be shrunk."""
+    return {FEW_TOKENS: True} if is_few_tokens(blocks, targets) else {}
 
 
 def is_few_tokens(blocks: TokenBlocks, targets: Sequence[Target]) -> bool:

@@ -27,10 +27,11 @@ from spectrim.models.hooks import evaluation_mode
 from spectrim.models.targets import Target
 from spectrim.pipeline.calibrate import calibration_blocks, prepare
 from spectrim.pipeline.calibration_defaults import calibration_settings
+from spectrim.pipeline.plan import choose_tokens
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.planning.measured import JOINT_BUDGETS, LAYER_BUDGETS
 from spectrim.planning.predicted import NEEDED
-from spectrim.planning.probe_tokens import PassCosts, ProbeTokens, held_probabilities
+from spectrim.planning.probe_tokens import PassCosts, first_tokens
 from spectrim.refinement import REFINEMENTS
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
@@ -119,7 +120,7 @@ def measure_speed(
     """Time short batches of the calibration, a forward pass and an eigendecomposition."""
     steps = _timed_steps(model, targets, blocks, recipe)
     batch, token = _line(steps[-2:])
-    ids = _first_row(blocks, steps[-1][0] if steps else SHORTEST).ids.to(model.device)
+    ids = first_tokens(blocks, steps[-1][0] if steps else SHORTEST).ids.to(model.device)
     with evaluation_mode(model), torch.inference_mode():
         forward = _seconds(lambda: model(input_ids=ids, use_cache=False))
     side = min(LARGEST_EIGH, max(min(target.shape) for target in targets))
@@ -134,11 +135,11 @@ def _timed_steps(
     """Return tokens and seconds of longer and longer batches; none without statistics."""
     if not _calibrates(recipe):
         return []
-    settings = calibration_settings(model, targets, recipe)
+    settings = calibration_settings(model, targets, blocks, recipe)
     longest = min(blocks.ids.shape[1], max(SHORTEST, settings.tokens_per_batch))
 
     def step(tokens: int) -> float:
-        steps = calibrate_steps(model, targets, _first_row(blocks, tokens), settings)
+        steps = calibrate_steps(model, targets, first_tokens(blocks, tokens), settings)
         next(steps)
         return _seconds(lambda: next(steps))
 
@@ -186,7 +187,7 @@ class _Work:
         return found
 
     def _pass(self, speed: MachineSpeed) -> float:
-        settings = calibration_settings(self.model, list(self.targets), self.recipe)
+        settings = calibration_settings(self.model, self.targets, self.blocks, self.recipe)
         rows = rows_per_batch(self.blocks, settings.tokens_per_batch)
         batches = -(-len(self.blocks) // rows)
         return batches * speed.batch + self.blocks.tokens * speed.token
@@ -201,22 +202,13 @@ class _Work:
         measured = self.recipe.pruning is None and set(NEEDED) <= set(self.recipe.statistics)
         if not measured or not (wanted.per_layer or wanted.joint):
             return 0.0
-        names = [(target.name,) for target in self.targets] if wanted.per_layer else []
-        costs, plans = PassCosts.of(self.model), len(JOINT_BUDGETS) * wanted.joint
-        tokens = ProbeTokens.within(
-            2 * wanted.cost_fraction * self.blocks.tokens,
-            costs,
-            dict.fromkeys(names, len(LAYER_BUDGETS)),
-            plans,
-            wanted.through,
-        ).at_most(held_probabilities(self.model))
-        if tokens.through == "model":
-            each = 1 + len(LAYER_BUDGETS) * sum(map(costs.rest, names))
-        else:
-            each = 2 + sum(map(costs.own, names))
-        layers = wanted.tokens or tokens.layers
-        joint = wanted.joint_tokens or tokens.joint
-        return layers * each * bool(names) + joint * (1 + plans) * bool(plans)
+        measurements: dict[tuple[str, ...], int] = {
+            (target.name,): len(LAYER_BUDGETS) for target in self.targets
+        }
+        tokens = choose_tokens(self.model, self.recipe, self.blocks.tokens, measurements)
+        each = PassCosts.of(self.model).passes(measurements, tokens.through)
+        layers = tokens.layers * each if wanted.per_layer else 0.0
+        return layers + (1 + len(JOINT_BUDGETS)) * tokens.joint * wanted.joint
 
     def _trained(self, step: RefinementRecipe) -> float:
         options = REFINEMENTS.options(step.name, step.options)
@@ -228,19 +220,6 @@ class _Work:
 def _calibrates(recipe: Recipe) -> bool:
     """Return whether the recipe sums statistics: pruning of plain singular vectors does not."""
     return recipe.pruning is None or bool(DECOMPOSITIONS.get(recipe.method).REQUIRES)
-
-
-def _first_row(blocks: TokenBlocks, tokens: int) -> TokenBlocks:
-    def cut(marks: Any) -> Any:
-        return None if marks is None else marks[:1, :tokens].contiguous()
-
-    return replace(
-        blocks,
-        ids=blocks.ids[:1, :tokens].contiguous(),
-        mask=cut(blocks.mask),
-        scored=cut(blocks.scored),
-        document_of_row=None,
-    )
 
 
 def _line(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:

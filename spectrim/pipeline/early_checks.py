@@ -11,10 +11,7 @@ from spectrim.checkpoint import check_dense, resolve, stored_dtype
 from spectrim.checkpoint.gguf import is_gguf
 from spectrim.checkpoint.load import has_tokenizer
 from spectrim.checkpoint.validation import (
-    CONFIG,
-    check_causal_config,
-    check_directory,
-    read_json,
+    check_causal_directory,
     weight_files,
 )
 from spectrim.data.loading import check_places
@@ -59,8 +56,7 @@ def check_early(name: str, recipe: Recipe, trust_remote_code: bool = False) -> N
     if is_gguf(source):
         return
     if isinstance(source, Path):
-        check_directory(source)
-        check_causal_config(read_json(source / CONFIG), source)
+        check_causal_directory(source)
         if not has_tokenizer(source):
             raise InputError(f"{name} has no tokenizer; put its files beside the model")
     check_dense(name, trust_remote_code=trust_remote_code)

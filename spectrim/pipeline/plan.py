@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -77,7 +77,8 @@ class _Probing:
         if decomposition.units == "own" or not (wanted.per_layer or wanted.joint):
             return decomposition
         blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
-        tokens = self._tokens(decomposition, blocks)
+        measurements = measured_modules(decomposition, self.recipe.planning)
+        tokens = choose_tokens(self.model, self.recipe, blocks.tokens, measurements)
         if wanted.per_layer:  # what it stores is freed before whole plans are measured
             decomposition = self._layer_by_layer(decomposition, blocks, tokens)
         if wanted.joint:
@@ -102,18 +103,27 @@ class _Probing:
         probe = kind(self.model, first_tokens(blocks, tokens), tokens)
         return ResumableProbe(probe, self.snapshots, stage)
 
-    def _tokens(self, decomposition: Decomposition, blocks: TokenBlocks) -> ProbeTokens:
-        """Return the recipe's tokens, else what its share of the calibration's cost allows."""
-        wanted, planning = self.recipe.probe, self.recipe.planning
-        tokens = ProbeTokens.within(
-            2 * wanted.cost_fraction * blocks.tokens,
-            PassCosts.of(self.model),
-            measured_modules(decomposition, planning) if wanted.per_layer else {},
-            len(JOINT_BUDGETS) if wanted.joint else 0,
-            "model" if wanted.tokens and wanted.through == "auto" else wanted.through,
-        ).at_most(held_probabilities(self.model))
-        layers, joint = wanted.tokens or tokens.layers, wanted.joint_tokens or tokens.joint
-        return replace(tokens, layers=layers, joint=joint)
+
+def choose_tokens(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    calibrated: int,
+    measurements: Mapping[tuple[str, ...], int],
+) -> ProbeTokens:
+    """Return the recipe's tokens, else what its share of the calibration's cost allows.
+
+    measurements: number of ranks by the modules that are cut together.
+    """
+    wanted = recipe.probe
+    tokens = ProbeTokens.within(
+        2 * wanted.cost_fraction * calibrated,
+        PassCosts.of(model),
+        measurements if wanted.per_layer else {},
+        len(JOINT_BUDGETS) if wanted.joint else 0,
+        "model" if wanted.tokens and wanted.through == "auto" else wanted.through,
+    ).at_most(held_probabilities(model))
+    layers, joint = wanted.tokens or tokens.layers, wanted.joint_tokens or tokens.joint
+    return replace(tokens, layers=layers, joint=joint)
 
 
 def factorize(

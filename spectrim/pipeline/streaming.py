@@ -21,7 +21,6 @@ import torch
 from filelock import Timeout
 from torch import Tensor
 
-from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
@@ -33,7 +32,7 @@ from spectrim.models.offload import Activations
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibration_blocks
-from spectrim.pipeline.calibration_defaults import is_few_tokens
+from spectrim.pipeline.calibration_defaults import calibration_settings, few_tokens_note
 from spectrim.pipeline.decompose import (
     layers_with_signal,
     make_solver,
@@ -49,7 +48,7 @@ from spectrim.runtime.cache import Cache, load_if_valid_locally
 from spectrim.runtime.context import ProgressBar, RunContext, silent
 from spectrim.runtime.files import lock_file, read_tensors, read_values, write_values
 from spectrim.runtime.memory import trim_memory
-from spectrim.statistics import FEW_TOKENS, load_calibration
+from spectrim.statistics import load_calibration
 
 
 @dataclass(frozen=True)
@@ -95,15 +94,9 @@ def decompose_streamed(
     model = opened.streamed.model
     targets = find_targets(model, recipe.include, recipe.exclude)
     blocks = calibration_blocks(model, opened.tokenizer, recipe)
-    few, given = is_few_tokens(blocks, targets), recipe.calibration
-    settings = CalibrationSettings(
-        recipe.statistics,
-        given.labels,
-        sizes.batch_rows * blocks.ids.shape[1],
-        given.seed or 0,
-        given.temperature,
-        memory_budget=given.memory_budget,
-        wide="full" if few else recipe.wide,
+    settings = replace(
+        calibration_settings(model, targets, blocks, recipe),
+        tokens_per_batch=sizes.batch_rows * blocks.ids.shape[1],
     )
     key = {
         "model": [architecture_fingerprint(model), files_fingerprint(opened.files)],
@@ -122,7 +115,7 @@ def decompose_streamed(
             sizes.logits_rows,
         )
         walk = BlockwiseWalk(opened.streamed, targets, blocks, settings, places)
-        noted = {FEW_TOKENS: True} if few else {}
+        noted = few_tokens_note(blocks, targets)
         run = _Run(opened, recipe, walk, directory, context.progress, noted)
         yield run.decomposition(key)
 

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from spectrim.data import TokenBlocks
@@ -66,6 +67,12 @@ class PassCosts:
             return 1.0
         return sum(list(self.blocks.values())[held[0] : held[-1] + 1])
 
+    def passes(self, measurements: Mapping[tuple[str, ...], int], through: Through) -> float:
+        """Return the passes that one token takes through all measurements of layers."""
+        if through == "model":
+            return 1 + sum(n * self.rest(modules) for modules, n in measurements.items())
+        return 2 + sum(map(self.own, measurements))
+
     def _held(self, modules: Iterable[str]) -> list[int] | None:
         names = list(self.blocks)
         numbers = [
@@ -106,13 +113,12 @@ class ProbeTokens:
         share = (JOINT_SHARE if measurements else 1.0) if plans else 0.0
         joint = min(MOST_JOINT_TOKENS, int(share * budget / (1 + plans)))
         rest = budget - joint * (1 + plans) if plans else budget
-        model = 1 + sum(n * costs.rest(modules) for modules, n in measurements.items())
-        block = 2 + sum(costs.own(modules) for modules in measurements)
         if through == "auto":
+            model = costs.passes(measurements, "model")
             through = "model" if int(rest / model) >= ENOUGH else "block"
         if not costs.blocks:
             through = "model"
-        passes = model if through == "model" else block
+        passes = costs.passes(measurements, through)
         return cls(max(2, min(MOST_LAYER_TOKENS, int(rest / passes))), through, max(2, joint))
 
     def at_most(self, held: int) -> ProbeTokens:
@@ -137,11 +143,13 @@ def first_tokens(blocks: TokenBlocks, tokens: int) -> TokenBlocks:
     count, length = blocks.ids.shape
     rows = min(count, max(1, -(-tokens // length)))
     width = max(2, min(length, tokens // rows))
-    mask = None if blocks.mask is None else blocks.mask[:rows, :width].contiguous()
-    scored = None if blocks.scored is None else blocks.scored[:rows, :width].contiguous()
-    owner = None if blocks.document_of_row is None else blocks.document_of_row[:rows]
-    ids = blocks.ids[:rows, :width].contiguous()
-    return replace(blocks, ids=ids, mask=mask, scored=scored, document_of_row=owner)
+    part = blocks.select(torch.arange(rows))
+    ids, mask, scored = (
+        None if marks is None else marks[:, :width].contiguous()
+        for marks in (part.ids, part.mask, part.scored)
+    )
+    assert ids is not None
+    return replace(part, ids=ids, mask=mask, scored=scored)
 
 
 def _head_weights(model: nn.Module) -> int:

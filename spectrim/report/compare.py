@@ -36,10 +36,7 @@ def with_divergence(
     The divergence is the expected increase of the loss under the original's own predictions.
     """
     rows = max(1, DIVERGENCE_TOKENS // blocks.ids.shape[1])
-    mask, scored = (None if t is None else t[:rows] for t in (blocks.mask, blocks.scored))
-    part = replace(
-        blocks, ids=blocks.ids[:rows], mask=mask, document_of_row=None, scored=scored
-    )
+    part = blocks.select(torch.arange(min(rows, len(blocks))))
     figures = kl_divergence.evaluate(smaller, part, kl_divergence.Options(1), original)
     return replace(
         facts,

@@ -32,7 +32,8 @@ from spectrim.pipeline.benchmark.results import BenchRow, DenseResult, RowStore
 from spectrim.pipeline.benchmark.run import Subject, dense_figures, rows_of
 from spectrim.pipeline.benchmark.spec import named_recipes
 from spectrim.pipeline.calibrate import calibration_blocks, gather, prepare
-from spectrim.pipeline.calibration_defaults import default_length, vocabulary_size
+from spectrim.pipeline.calibration_defaults import vocabulary_size
+from spectrim.pipeline.evaluate import evaluation_settings
 from spectrim.pipeline.latency_table import timing_spec
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
@@ -41,7 +42,6 @@ from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import ProgressBar, RunContext, silent
 
 BUDGETS = (0.8, 0.6, 0.4)
-MOST_TOKENS = 20_000
 """Of each text, unless the settings say otherwise."""
 
 
@@ -178,9 +178,7 @@ def _texts(
     """Return the checked token blocks by text. Raises InputError."""
     if not settings.texts or len(set(settings.texts)) < len(settings.texts):
         raise InputError("expected one or more evaluation texts, each named once")
-    blocks = settings.blocks or BlockSettings(
-        length=default_length(model), max_tokens=MOST_TOKENS, keep_tail=True
-    )
+    blocks = settings.blocks or evaluation_settings(model)
     check_length(model, blocks.length)
     found = {text: token_blocks(text, tokenizer, blocks) for text in settings.texts}
     for each in found.values():
