@@ -21,7 +21,7 @@ from spectrim.cli.options import (
     cache_from,
     with_settings,
 )
-from spectrim.errors import InputError
+from spectrim.pipeline.field_errors import checked_settings
 from spectrim.pipeline.finetune_settings import FinetuneSettings
 
 ADAPTER = "adapter"
@@ -42,7 +42,7 @@ def finetune(
     json: Json = False,
 ) -> None:
     """Train a compressed model's factors, or an adapter on any model; ranks stay."""
-    wanted = _checked(settings)
+    wanted = checked_settings(FinetuneSettings, settings)
 
     from spectrim.checkpoint import (
         SaveOptions,
@@ -84,17 +84,6 @@ def finetune(
     console.as_json(entry) if json else _table(entry["losses"])
     loading = "" if config is None else "`import spectrim`, then "
     console.note(f"saved to {output}: {loading}from_pretrained")
-
-
-def _checked(settings: dict[str, Any]) -> FinetuneSettings:
-    from pydantic import ValidationError
-
-    from spectrim.pipeline.field_errors import explain
-
-    try:
-        return FinetuneSettings(**settings)
-    except ValidationError as error:
-        raise InputError(explain("options", error, FinetuneSettings)) from error
 
 
 def _table(losses: dict[str, tuple[float, float]]) -> None:

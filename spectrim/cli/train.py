@@ -17,7 +17,7 @@ from spectrim.cli.options import (
     cache_from,
     with_settings,
 )
-from spectrim.errors import InputError
+from spectrim.pipeline.field_errors import checked_settings
 from spectrim.pipeline.train_settings import TrainSettings
 
 
@@ -36,7 +36,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a model with new weights: dense, or as factors that stay compressed."""
-    wanted = _checked(settings)
+    given = {name: value for name, value in settings.items() if value is not None}
+    wanted = checked_settings(TrainSettings, given)
 
     from spectrim.checkpoint import check_output
     from spectrim.cli.tracking import context_for, start_tracking
@@ -55,15 +56,3 @@ def train(
     heads = ("method", "loss, first tenth", "last tenth", "parameters")
     console.as_json(record) if json else console.table("training", heads, rows)
     console.note(f"saved to {output}")
-
-
-def _checked(settings: dict[str, Any]) -> TrainSettings:
-    from pydantic import ValidationError
-
-    from spectrim.pipeline.field_errors import explain
-
-    given = {name: value for name, value in settings.items() if value is not None}
-    try:
-        return TrainSettings(**given)
-    except ValidationError as error:
-        raise InputError(explain("options", error, TrainSettings)) from error

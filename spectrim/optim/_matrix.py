@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from spectrim.errors import InputError
-from spectrim.optim._state import restore_formats
+from spectrim.optim._state import loss_of, restore_formats
 
 Group = dict[str, Any]
 
@@ -61,10 +61,7 @@ class MatrixOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         with self._without_broken_gradients():
             self.step_matrices([group for group in self.param_groups if group["matrix"]])
             for group in self.param_groups:

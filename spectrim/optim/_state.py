@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +10,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _DEEPEST = 4
+
+
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """Return what a step's closure returns, run with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def measure_state(optimizer: Optimizer) -> int:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from spectrim.optim._state import loss_of
+
 REFERENCE = "after SOAP, Vyas et al., 2024, arXiv:2409.11321, with fixed bases"
 NEEDS_COVARIANCES = True
 REDUCES_TO: tuple[str, dict[str, Any]] = ("AdamW", {})
@@ -67,10 +69,7 @@ class KfacAdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         with self._rotated():
             super().step()
         return loss

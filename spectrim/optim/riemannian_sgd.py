@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from spectrim.errors import InputError
 from spectrim.linalg.grassmann import geodesic_step, horizontal, orthonormalize
 from spectrim.linalg.manifold_parameter import GrassmannParameter
+from spectrim.optim._state import loss_of
 
 REFERENCE = "Wang et al., 2023, arXiv:2308.01547 (Riemannian SGD of GCR)"
 REDUCES_TO = ("SGD", {"momentum": 0.0})
@@ -52,10 +53,7 @@ class RiemannianSGD(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; return the loss of `closure`, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

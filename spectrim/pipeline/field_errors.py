@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ValidationError
 
-from spectrim.errors import did_you_mean
+from spectrim.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+
+
+def checked_settings(cls: type[T], given: Mapping[str, Any]) -> T:
+    """Return `cls(**given)` of a pydantic dataclass. Raises InputError in one line."""
+    try:
+        return cls(**given)
+    except ValidationError as error:
+        raise InputError(explain("options", error, cls)) from error
 
 
 def explain(source: str, error: ValidationError, root: type) -> str:
