@@ -10,8 +10,12 @@ from transformers import PreTrainedModel
 
 from spectrim.allocation import LatencyTable
 from spectrim.data import TokenBlocks
-from spectrim.pipeline.calibrate import calibrate, calibration_blocks
+from spectrim.models.offload import StreamedModel
+from spectrim.models.source import ModelSource, open_source
+from spectrim.pipeline.blockwise import factorize_streamed
+from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, Plan, make_plan
@@ -76,7 +80,8 @@ class _Probing:
         wanted = self.recipe.probe
         if decomposition.units == "own" or not (wanted.per_layer or wanted.joint):
             return decomposition
-        blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
+        given = self.model, self.tokenizer, self.recipe
+        blocks = calibration_blocks(*given, cache=self.context.cache)
         measurements = measured_modules(decomposition, self.recipe.planning)
         tokens = choose_tokens(self.model, self.recipe, blocks.tokens, measurements)
         if wanted.per_layer:  # what it stores is freed before whole plans are measured
@@ -127,17 +132,22 @@ def choose_tokens(
 
 
 def factorize(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelSource,
     tokenizer: Any,
     recipe: Recipe | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """Calibrate, decompose and probe, with the result in the cache as one entry.
+    """Calibrate, decompose and probe, with the result in the cache.
 
-    An interrupted run resumes from its last snapshot.
+    An interrupted run resumes from its last snapshot. The factors of a model that is not whole
+    stay in files of the cache; its curves are not probed.
     """
     recipe = recipe or Recipe()
     context = context or RunContext()
+    source = open_source(model)
+    if isinstance(source, StreamedModel):
+        return factorize_streamed(source, tokenizer, recipe, context)
+    model = source.model
     calibration = calibrate(model, tokenizer, recipe, context)
     key = {
         "calibration": calibration.provenance["key"],
