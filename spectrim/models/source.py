@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from spectrim.models.fingerprint import model_fingerprint
 
 
-@runtime_checkable
 class ModelSource(Protocol):
     """A model in parts, of which one at a time has to be in memory."""
 

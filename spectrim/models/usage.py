@@ -62,16 +62,16 @@ def observe_usage(model: PreTrainedModel | ModelSource) -> Usage:
     weights as it runs.
     """
     source = open_source(model)
-    model = source.model
+    observed: PreTrainedModel = source.model
     if source.whole:
-        share_tied_layers(model)
-    experts = ExpertCalls(model)
-    ids = _readable_ids(model)
-    with evaluation_mode(model), _eager_experts(model):
+        share_tied_layers(observed)
+    experts = ExpertCalls(observed)
+    ids = _readable_ids(observed)
+    with evaluation_mode(observed), _eager_experts(observed):
         with experts.recorded():
-            unusable = unusable_layers(source, lambda: _use(model, ids))
+            unusable = unusable_layers(source, lambda: _use(observed, ids))
         with source.running(lambda: None):
-            check_causal(model, ids)
+            check_causal(observed, ids)
         return Usage(unusable, experts.names_that_split())
 
 

@@ -197,16 +197,16 @@ class _Run:
         self.snapshots.finish()
 
 
-_SUMMARIZED = ("groups", "counts", "tokens", "provenance")
+_SUMMARIZED = ("groups", "counts", "provenance", "tokens")
 
 
 def _read_summary(path: Path) -> Calibration:
     """Return a calibration without its statistics."""
     try:
         values = read_values(path)
-        mappings = [dict(values[name]) for name in ("groups", "counts", "provenance")]
-        mappings[2]["dense"] = dict(mappings[2]["dense"])
-        return Calibration(*mappings[:2], {}, float(values["tokens"]), mappings[2])
+        groups, counts, provenance = (dict(values[name]) for name in _SUMMARIZED[:3])
+        provenance["dense"] = dict(provenance["dense"])
+        return Calibration(groups, counts, {}, float(values["tokens"]), provenance)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path} is not a calibration: {error}") from error
 

@@ -112,20 +112,26 @@ def compress(
     source = open_source(model)
     recipe = prepare_recipe(recipe or Recipe(), options)
     recipe = recipe if source.whole else compatibility.in_parts(recipe)
-    model, streamed = source.model, source if isinstance(source, StreamedModel) else None
-    check_text(recipe, is_bundled(str(getattr(model.config, "_name_or_path", ""))))
-    original = LoadedModel(model, tokenizer, options.dtype or model.dtype, streamed=streamed)
+    original = _original(source, tokenizer, options.dtype)
+    name = getattr(original.model.config, "_name_or_path", "")
+    check_text(recipe, is_bundled(str(name)))
     recipe = original.with_save_dtype(recipe)
     if recipe.pruning is not None:
         return finish(original, prune(original, recipe, context), context)
     if options.plan is not None:  # a plan for another model is refused before the calibration
         prepare(source, recipe, context.cache)
-        check_plan(model, options.plan)
+        check_plan(original.model, options.plan)
     decomposition = factorize(source, tokenizer, recipe, context)
     if recipe.elastic is not None:
         return elastic(original, decomposition, recipe)
     plan = choose_plan(decomposition, recipe, options, context)
     return finish(original, cut(original, decomposition, plan, recipe), context)
+
+
+def _original(source: ModelSource, tokenizer: Any, dtype: torch.dtype | None) -> LoadedModel:
+    streamed = source if isinstance(source, StreamedModel) else None
+    dtype = dtype or source.model.dtype
+    return LoadedModel(source.model, tokenizer, dtype, streamed=streamed)
 
 
 def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:

@@ -147,8 +147,8 @@ def factorize(
     source = open_source(model)
     if isinstance(source, StreamedModel):
         return factorize_streamed(source, tokenizer, recipe, context)
-    model = source.model
-    calibration = calibrate(model, tokenizer, recipe, context)
+    whole: PreTrainedModel = source.model
+    calibration = calibrate(whole, tokenizer, recipe, context)
     key = {
         "calibration": calibration.provenance["key"],
         "path": asdict(recipe.hessian_averaging) if recipe.averages_hessian else None,
@@ -164,8 +164,8 @@ def factorize(
         repeat_warnings(w for w in earlier.provenance.get("warnings", []) if w not in known)
         return price_rounding(calibration, earlier, recipe, context)
     with recorded_warnings() as given:
-        result = decompose(model, calibration, recipe, snapshots, context)
-        result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
+        result = decompose(whole, calibration, recipe, snapshots, context)
+        result = _Probing(whole, tokenizer, recipe, snapshots, context).corrected(result)
     if given:
         earlier_ones = calibration.provenance.get("warnings", [])
         result.provenance["warnings"] = [*earlier_ones, *given]
