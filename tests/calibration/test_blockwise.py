@@ -18,6 +18,7 @@ from spectrim.models.offload import Activations, StreamedModel
 from spectrim.models.targets import find_targets
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import STATISTICS, Calibration
+from tests.calibration.walking import calibrate_blockwise
 from tests.tiny_models import TINY_MODELS, tiny_gemma, tiny_llama, tiny_tokens
 from tests.tolerances import BATCH_SPLIT_RELATIVE
 
@@ -62,13 +63,6 @@ def whole(
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     split_experts(model, fused_expert_names(model))
     return calibrate(model, find_targets(model, include), data, settings)
-
-
-def calibrate_blockwise(*given) -> Calibration:
-    walk = BlockwiseWalk(*given)
-    for _ in walk.steps():
-        pass
-    return walk.result()
 
 
 def assert_close(one: Calibration, other: Calibration, relative: float) -> None:
