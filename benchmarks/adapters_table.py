@@ -33,8 +33,8 @@ from spectrim.adapters.lora import AdapterOptions
 from spectrim.adapters.targets import adapter_targets
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
 from spectrim.models.linear import get_shape
-from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.evaluate import evaluate_task
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, TaskRecipe
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext

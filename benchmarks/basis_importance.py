@@ -20,7 +20,7 @@ from torch import Tensor
 import spectrim
 from spectrim.data import BlockSettings, token_blocks
 from spectrim.data.tasks import TaskRows
-from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.prune_for_task import spectral_copy
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, TaskRecipe
 from spectrim.pipeline.tasks import load_task_rows, sample_rows

@@ -33,14 +33,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.blockwise import BlockwiseWalk, Places
-from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.checkpoint.validation import weight_files
 from spectrim.data import TokenBlocks
 from spectrim.models.offload import Activations, StreamedModel
 from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.streaming import _Run
+from spectrim.planning.lazy_decomposition import LayerFiles
 from spectrim.runtime.memory import peak_bytes, resident_bytes, return_large_blocks, trim_memory
 from spectrim.statistics import STATISTICS, Calibration, save_calibration, stored_calibration
 
@@ -63,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         found: dict[str, dict[str, Any]] = {}
         for arm in given.arms.split(",") * given.repeat:
-            for place in ("activations", "statistics", "factors", "calibrated.json"):
+            for place in ("activations", "statistics", "factors"):
                 _remove(Path(directory) / place)
             row = _in_a_process(arm, directory)
             found[arm] = min(row, found.get(arm, row), key=_both)
@@ -229,18 +228,20 @@ def streamed(given: argparse.Namespace) -> dict[str, Any]:
     if not given.model:
         _model(given).save_pretrained(folder, max_shard_size="40MB")
     trim_memory()
-    files = weight_files(folder)
-    model = StreamedModel(AutoConfig.from_pretrained(folder), files, torch.float32)
+    config = AutoConfig.from_pretrained(folder)
+    model = StreamedModel(config, weight_files(folder), torch.float32)
     targets, blocks = find_targets(model.model), _tokens(given, model.model)
     places = Places(
         Activations(given.directory / "activations", 0), given.directory / "statistics", 1
     )
     meter = Meter()
     walk = BlockwiseWalk(model, targets, blocks, _settings(given), places)
-    run = _Run(OffloadedCheckpoint(model, None, folder, files), Recipe(), walk, given.directory)
-    run._calibrated({})
+    for _ in walk.steps():
+        trim_memory()
+    calibration = walk.result()
     meter.next("calibration")
-    found = run.decomposition({})
+    files = LayerFiles(given.directory / "factors", lambda name: trim_memory())
+    found = decompose(model, calibration, Recipe(), files)
     meter.next("decomposition")
     result = {t.name: _cut(found.factors[t.name].truncated(_rank(t))) for t in targets}
     return meter.finished(given, result)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import spectrim
-from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.prune_for_task import layer_costs, spectral_copy
 from spectrim.pipeline.recipe import (
     CalibrationRecipe,

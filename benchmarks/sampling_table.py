@@ -25,8 +25,8 @@ from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.leverage import leverage_sample
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
 from spectrim.models.targets import Target
-from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
 from spectrim.planning import make_plan
 from spectrim.planning.predicted import predicted_curve

@@ -61,7 +61,8 @@ def _arguments() -> argparse.Namespace:
 
 def _compress(given: argparse.Namespace) -> None:
     import spectrim.cli.compress
-    import spectrim.cli.streaming  # noqa: F401  what the limit is counted beyond
+    import spectrim.pipeline.memory_plan
+    import spectrim.report.write  # noqa: F401  what the limit is counted beyond
     from spectrim.cli import main as command_line
     from spectrim.runtime.memory import peak_bytes, resident_bytes
 

@@ -199,6 +199,21 @@ def compress_offloaded(directory: str, output: str, recipe: Any) -> None:
     )
     save = find("checkpoint.save_sharded:save_streamed", "hub.stream:save_streamed")
     source = open_(directory)
+    try:
+        sizes = find("models.offload:StreamSizes")(4, 4, 0)
+    except LookupError:
+        _stream(source, output, recipe, save)
+        return
+    source.streamed.sizes = sizes
+    with find("runtime.cache:lasting")(None) as cache:
+        given = source.streamed, source.tokenizer, recipe, find(":RunContext")(cache)
+        result = spectrim.compress(*given)
+        options = find("checkpoint:SaveOptions")()
+        save(result.model, result.parts, source.tokenizer, output, options)
+
+
+def _stream(source: Any, output: str, recipe: Any, save: Any) -> None:
+    """Compress an opened checkpoint at a revision where that was a pipeline of its own."""
     run = find("runtime.context:RunContext", "refinement:Progress")()
     sizes = find("pipeline.streaming:StreamSizes")(4, 4, 0)
     recipe = find("pipeline.streaming:for_streaming", "pipeline.streaming:streamable")(recipe)

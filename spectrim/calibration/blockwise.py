@@ -12,11 +12,11 @@ when no statistic needs a gradient.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,16 +33,19 @@ from spectrim.calibration.in_memory import (
     summed_loss,
 )
 from spectrim.data import TokenBlocks
-from spectrim.errors import ModelError
+from spectrim.errors import DamagedFileError, ModelError
 from spectrim.models.block_runner import BlockCall, StreamedBlockRunner, rows_of
 from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.models.offload.activations import Activations
 from spectrim.models.offload.model import StreamedModel
 from spectrim.models.targets import Target
-from spectrim.runtime.files import write_text
+from spectrim.runtime.files import read_values, write_values
+from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import STATISTICS, Calibration, LayerTokens, Parts
 
 INPUT, GRADIENT = "input", "gradient"
+JOURNAL = "done.json"
+"""The snapshot with the number of units that are done."""
 
 
 @dataclass(frozen=True)
@@ -53,37 +56,28 @@ class Places:
         activations: block inputs and gradients.
         statistics: a directory; None keeps the statistics in memory.
         logits_rows: sequences whose logits are in memory at once; None for a whole batch.
+        snapshots: hold how far the walk is; used where all else is in files.
     """
 
     activations: Activations
     statistics: Path | None = None
     logits_rows: int | None = None
+    snapshots: Snapshots = field(default_factory=lambda: Snapshots(None))
 
-
-def calibrate_blockwise(
-    streamed: StreamedModel,
-    targets: Sequence[Target],
-    blocks: TokenBlocks,
-    settings: CalibrationSettings,
-    places: Places,
-) -> Calibration:
-    """Return the sums of `calibrate`, to rounding, with one block in memory at a time.
-
-    Raises ModelError for a model that cannot be streamed, for a target that is not in a block
-    or after them, and for activations or gradients that are not finite.
-    """
-    walk = BlockwiseWalk(streamed, targets, blocks, settings, places)
-    for _ in walk.steps():
-        pass
-    return walk.result()
+    @property
+    def durable(self) -> bool:
+        """Return whether another process could resume from here."""
+        return self.statistics is not None and self.activations.durable
 
 
 @dataclass
 class BlockwiseWalk:
     """The units of work of one blockwise calibration, in order.
 
-    With durable activations and a directory for statistics, an interrupted walk resumes at the
-    unit it was in.
+    Its result is that of `calibrate` on the whole model for equal batches. With durable places,
+    an interrupted walk resumes at the unit it was in. Raises ModelError for a model that cannot
+    be streamed, for a target that is not in a block or after them, and for activations or
+    gradients that are not finite.
     """
 
     streamed: StreamedModel
@@ -296,20 +290,21 @@ class BlockwiseWalk:
         for index in range(len(self.batches)):
             self.places.activations.drop((kind, block, index))
 
-    @property
-    def _journal(self) -> Path | None:
-        if self.places.statistics is None or not self.places.activations.durable:
-            return None
-        return self.places.activations.directory / "done.json"
-
     def _done(self) -> int:
-        if self._journal is None or not self._journal.exists():
+        if not self.places.durable:
             return 0
-        return int(json.loads(self._journal.read_text()))
+        return self.places.snapshots.load(JOURNAL, _read_count) or 0
 
     def _note(self, done: int) -> None:
-        if self._journal is not None:
-            write_text(self._journal, json.dumps(done))
+        if self.places.durable:
+            self.places.snapshots.save(JOURNAL, partial(write_values, values=done))
+
+
+def _read_count(path: Path) -> int:
+    count = read_values(path)
+    if not isinstance(count, int):
+        raise DamagedFileError(f"{path} holds no number of units; delete it and run again")
+    return count
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:

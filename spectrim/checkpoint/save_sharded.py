@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
-from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.empty_layers import install_empty_layers
 from spectrim.checkpoint.load import check_dense, load_tokenizer, resolve
 from spectrim.checkpoint.loading_errors import explain
 from spectrim.checkpoint.save import (
     SaveOptions,
-    attach_config,
     check_extra_name,
     write_files,
 )
@@ -38,17 +34,22 @@ from spectrim.models.offload import StreamedModel
 from spectrim.runtime.files import write_text
 from spectrim.runtime.output_dir import output_directory
 
-PartTensors = Callable[[str], dict[str, Tensor]]
-"""The tensors to store of a part of the model, by their full names."""
 _DOWNLOADED = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py")
+
+
+class PartTensors(Protocol):
+    """Return the tensors to store of a part of `source`, by their full names."""
+
+    @property
+    def source(self) -> StreamedModel: ...
+
+    def __call__(self, name: str) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class OffloadedCheckpoint:
     streamed: StreamedModel
     tokenizer: Any
-    directory: Path
-    files: list[Path]
 
 
 def open_streamed(
@@ -70,59 +71,53 @@ def open_streamed(
         streamed = StreamedModel(config, files, dtype, trust_remote_code)
         if (directory / "generation_config.json").is_file():
             streamed.model.generation_config = GenerationConfig.from_pretrained(directory)
-    return OffloadedCheckpoint(streamed, load_tokenizer(directory, options), directory, files)
+    return OffloadedCheckpoint(streamed, load_tokenizer(directory, options))
 
 
 def save_streamed(
-    opened: OffloadedCheckpoint,
-    part_tensors: PartTensors,
+    model: PreTrainedModel,
+    parts: PartTensors,
+    tokenizer: Any,
     directory: str | Path,
-    config: SpectrimConfig,
     options: SaveOptions,
 ) -> Path:
     """Write the tensors of one part after the other, each as a shard of its own.
 
-    The directory appears whole or not at all.
+    The directory appears whole or not at all. `model` has the structure and the config of what
+    is written.
 
     Raises:
-        CheckpointError: `config` does not describe the model, or the tensors do not fit it.
+        CheckpointError: the tensors do not fit the model.
         InputError: As `save_compressed`.
         ModelError: A tensor is not finite.
     """
     for name in options.extras:
         check_extra_name(name)
-    model = opened.streamed.structure()
-    with torch.device("meta"):
-        install_empty_layers(model, config)
-    if config.untied:
-        model.config.tie_word_embeddings = False
-    attach_config(model, config)
+    config = model.config.quantization_config
     with output_directory(directory, options.overwrite) as partial:
-        written, samples = _write_shards(opened.streamed, part_tensors, partial)
+        written, samples = _write_shards(parts, partial)
         model.config.dtype = next(iter(samples.values())).dtype
-        _check_names(opened.streamed, written, set(model.state_dict()), config.untied)
+        _check_names(parts.source, written, set(model.state_dict()), config.untied)
         model.config.architectures = [type(model).__name__]
         if model.is_remote_code():
             own: Any = model.config
             custom_object_save(model, partial, config=own)
         model.config.save_pretrained(partial)
         if model.can_generate():
-            opened.streamed.model.generation_config.save_pretrained(partial)
+            parts.source.model.generation_config.save_pretrained(partial)
         verify_streamed(partial, model, samples)
-        write_files(opened.tokenizer, partial, options)
+        write_files(tokenizer, partial, options)
     return Path(directory)
 
 
-def _write_shards(
-    streamed: StreamedModel, part_tensors: PartTensors, directory: Path
-) -> tuple[set[str], dict[str, Tensor]]:
+def _write_shards(parts: PartTensors, directory: Path) -> tuple[set[str], dict[str, Tensor]]:
     """Return the names of what was written, and the smallest tensor of each shard."""
-    parts = streamed.parts
+    names = parts.source.parts
     weight_map: dict[str, str] = {}
     samples: dict[str, Tensor] = {}
     size = 0
-    for number, tensors in enumerate(filter(None, map(part_tensors, parts)), 1):
-        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+    for number, tensors in enumerate(filter(None, map(parts, names)), 1):
+        file = f"model-{number:05d}-of-{len(names):05d}.safetensors"
         smallest = _smallest(tensors)
         check_finite_tensors(tensors, overflow_remedy(tensors[smallest].dtype))
         save_file(tensors, directory / file, {"format": "pt"})

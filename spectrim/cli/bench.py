@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,10 @@ from spectrim.errors import InputError
 from spectrim.pipeline.defaults import EVALUATION_TOKENS
 
 if TYPE_CHECKING:
+    from spectrim.data import BlockSettings
     from spectrim.pipeline.benchmark import Bench, BenchRow
+    from spectrim.pipeline.loaded_model import LoadedModel
+    from spectrim.pipeline.recipe import Recipe
 
 _BUDGETS = (0.8, 0.6, 0.4)
 _METHODS = (
@@ -68,50 +72,59 @@ def bench(
     """
     wanted, given = _asked(budgets, latency_budgets, given)
     base = recipe_of(given)
-    specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
 
-    from spectrim.checkpoint.card import shown_name
     from spectrim.cli.ahead import announce_rows
     from spectrim.cli.tracking import context_for, start_tracking
-    from spectrim.data import BlockSettings
     from spectrim.pipeline.benchmark import BenchSettings, bench_steps, named_recipes
-    from spectrim.pipeline.calibration_defaults import default_length
-    from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.loaded_model import load_original
-    from spectrim.runtime import distributed
-    from spectrim.runtime.cache import Cache
 
+    specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
     recipes = named_recipes(specs, base)
+    _check(model, recipes, wanted, trust_remote_code)
+    asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
+    log_metrics = start_tracking(context, track, f"bench {model}", asked)
+    original = load_original(model, trust_remote_code)
+    cache = cache_from(given)
+    settings = BenchSettings(
+        tuple(evals or ["python:held_out"]),
+        _blocks(original, base, tokens),
+        original.dtype,
+        output / "rows",
+        cache,
+        context_for(cache, log_metrics).progress,
+    )
+    rows = [r.with_changes(budget=b) for r in recipes.values() for b in wanted]
+    announce_rows(original, rows, tokens * len(settings.texts), cache)
+    for result in bench_steps(original.model, original.tokenizer, recipes, wanted, settings):
+        _keep(result, output, model, list(recipes))
+    for row in result.rows:
+        log_metrics(_figures(row), None)
+    _show(result, output, model, json)
+
+
+def _check(
+    model: str, recipes: Mapping[str, Recipe], budgets: list[float], trust_remote_code: bool
+) -> None:
+    """Raise InputError for a recipe or budget that the table cannot have."""
+    from spectrim.pipeline.early_checks import check_early
+
     for recipe in recipes.values():
         check_ways(recipe)
         check_text(recipe, model)
         check_early(model, recipe, trust_remote_code)
     for recipe in recipes.values():
-        for budget in wanted:
+        for budget in budgets:
             recipe.with_changes(budget=budget)
-    asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
-    log_metrics = start_tracking(context, track, f"bench {model}", asked)
-    original = load_original(model, trust_remote_code)
-    length = base.calibration.length or default_length(original.model)
-    settings = BenchSettings(
-        texts=tuple(evals or ["python:held_out"]),
-        blocks=BlockSettings(
-            length=length, max_tokens=tokens, keep_tail=True, rows=base.calibration.rows
-        ),
-        dtype=original.dtype,
-        rows=output / "rows",
-        cache=cache_from(given),
-        track=context_for(Cache(None), log_metrics).progress,
-    )
-    rows = [r.with_changes(budget=b) for r in recipes.values() for b in wanted]
-    announce_rows(original, rows, tokens * len(settings.texts), cache_from(given))
-    title = f"{shown_name(model)}: {', '.join(recipes)}"
-    for result in bench_steps(original.model, original.tokenizer, recipes, wanted, settings):
-        distributed.run_on_main(partial(_write, result, output, model, title))
-        _tell(result)
-    for row in result.rows:
-        log_metrics(_figures(row), None)
-    _show(result, output, model, json)
+
+
+def _blocks(original: LoadedModel, base: Recipe, tokens: int) -> BlockSettings:
+    """Return how evaluation texts are cut: as those of the calibration."""
+    from spectrim.data import BlockSettings
+    from spectrim.pipeline.calibration_defaults import default_length
+
+    given = base.calibration
+    length = given.length or default_length(original.model)
+    return BlockSettings(length=length, max_tokens=tokens, keep_tail=True, rows=given.rows)
 
 
 def _asked(
@@ -138,24 +151,28 @@ def _budgets(option: str, text: str | None, single: float | None) -> list[float]
         ) from error
 
 
-def _write(result: Bench, output: Path, model: str, title: str) -> None:
+def _keep(result: Bench, output: Path, model: str, names: list[str]) -> None:
+    """Write the table so far, and tell on standard error how far it is."""
+    from spectrim.runtime import distributed
+
+    distributed.run_on_main(partial(_write, result, output, model, names))
+    place = f"{len(result.rows)} of {result.wanted} rows"
+    console.note(
+        f"{place}: {result.made} made, {len(result.rows) - result.made} found finished"
+    )
+
+
+def _write(result: Bench, output: Path, model: str, names: list[str]) -> None:
     from spectrim.checkpoint.card import shown_name
     from spectrim.report.bench_plot import bench_svg
     from spectrim.report.bench_table import markdown, values
     from spectrim.runtime.files import write_text
 
+    title = f"{shown_name(model)}: {', '.join(names)}"
     write_text(output / "bench.md", markdown(result, title))
     write_text(output / "bench.json", json_text.dumps(values(result, model), indent=1) + "\n")
     write_text(
         output / "bench.svg", bench_svg(result.rows, f"{shown_name(model)}: loss increase")
-    )
-
-
-def _tell(result: Bench) -> None:
-    """Print a line on standard error for the new row, or for the finished ones."""
-    place = f"{len(result.rows)} of {result.wanted} rows"
-    console.note(
-        f"{place}: {result.made} made, {len(result.rows) - result.made} found finished"
     )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from spectrim.cli.options import Json, RemoteCode
 from spectrim.pipeline.defaults import EVALUATION_TOKENS
+
+if TYPE_CHECKING:
+    from spectrim.evaluation import HarnessSettings
+    from spectrim.pipeline.loaded_model import LoadedModel
 
 _IN_OTHER_ROWS = ("disk_bytes", "stored_bytes", "loss_increase", "reference_perplexity")
 """Figures that the table tells in another row."""
@@ -58,42 +63,69 @@ def evaluate(
 ) -> None:
     """Measure perplexity, divergence, task accuracy and size of models."""
     from spectrim.cli import console
-    from spectrim.data.loading import join_specs
-    from spectrim.evaluation import HarnessSettings, evaluate_harness
-    from spectrim.pipeline.evaluate import evaluate as evaluate_text
-    from spectrim.pipeline.evaluate import (
-        evaluate_documents,
-        evaluate_task,
-        evaluation_settings,
-    )
+    from spectrim.evaluation import HarnessSettings
     from spectrim.pipeline.loaded_model import load_model
-    from spectrim.pipeline.recipe import TaskRecipe
-    from spectrim.runtime import distributed
 
-    harness_tasks = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
+    names = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
+    texts = data or ([] if task or names else ["python:held_out"])
     harness = HarnessSettings(task_path, shots, limit)
+    asked = _Asked(texts, task, names, harness, (length, tokens, rows))
     reference = load_model(original, trust_remote_code).model if original else None
     results: dict[str, dict[str, Any]] = {}
     for model_name, size in product(models, budget or (None,)):
         name = model_name if size is None else f"{model_name} at {size:g}"
         loaded = load_model(model_name, trust_remote_code, size)
-        model, tokenizer = loaded.model, loaded.tokenizer
-        settings = evaluation_settings(model, length, tokens, rows)
-        results[name] = _disk_bytes(model_name)
-        if task:
-            results[name] |= evaluate_task(model, tokenizer, TaskRecipe(data=task))
-        if harness_tasks:
-            results[name] |= distributed.run_on_main(
-                partial(evaluate_harness, model, tokenizer, harness_tasks, harness)
-            )
-        if data or not (task or harness_tasks):
-            text = join_specs(data or ["python:held_out"])
-            results[name] |= evaluate_text(model, tokenizer, text, settings, reference)
-            results[name] |= evaluate_documents(model, tokenizer, text, settings)
+        results[name] = _disk_bytes(model_name) | _figures(loaded, reference, asked)
     if json:
         console.as_json(results)
     else:
         console.figures_table(evaluation_rows(results))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to measure.
+
+    Attributes:
+        texts: sources of text.
+        task: examples to answer.
+        harness_tasks: tasks of lm-evaluation-harness.
+        harness: how they are run.
+        blocks: length, tokens and rows of the texts.
+    """
+
+    texts: list[str]
+    task: str | None
+    harness_tasks: list[str]
+    harness: HarnessSettings
+    blocks: tuple[int | None, int, Literal["prefixed", "packed"]]
+
+
+def _figures(loaded: LoadedModel, reference: Any, asked: _Asked) -> dict[str, Any]:
+    from spectrim.data.loading import join_specs
+    from spectrim.evaluation import evaluate_harness
+    from spectrim.pipeline.evaluate import (
+        evaluate,
+        evaluate_documents,
+        evaluate_task,
+        evaluation_settings,
+    )
+    from spectrim.pipeline.recipe import TaskRecipe
+    from spectrim.runtime import distributed
+
+    model, tokenizer = loaded.model, loaded.tokenizer
+    settings = evaluation_settings(model, *asked.blocks)
+    found: dict[str, Any] = {}
+    if asked.task:
+        found |= evaluate_task(model, tokenizer, TaskRecipe(data=asked.task))
+    if asked.harness_tasks:
+        given = model, tokenizer, asked.harness_tasks, asked.harness
+        found |= distributed.run_on_main(partial(evaluate_harness, *given))
+    if asked.texts:
+        text = join_specs(asked.texts)
+        found |= evaluate(model, tokenizer, text, settings, reference)
+        found |= evaluate_documents(model, tokenizer, text, settings)
+    return found
 
 
 def evaluation_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,11 +52,7 @@ def export(
 ) -> None:
     """Export a compressed model or an adapter to run without spectrim, or one elastic size."""
     if gguf:
-        raise InputError(
-            "llama.cpp writes GGUF files, of dense weights that its own quantizers make small: "
-            f"`spectrim export {checkpoint} --dense -o {output}`, then in its clone "
-            f"`python convert_hf_to_gguf.py {output} --outfile {output.name}.gguf`"
-        )
+        raise _about_gguf(checkpoint, output)
     if rank is not None and not lora:
         raise InputError("--rank is that of a LoRA; add --lora")
     wishes = {
@@ -66,43 +63,63 @@ def export(
     }
     chosen = {name: value for name, value in wishes.items() if value is not None}
     _check_choice(dense + self_contained + onnx + lora, list(chosen), self_contained or lora)
+    place = _Place(checkpoint, output, overwrite, trust_remote_code)
     if lora:
-        from spectrim.pipeline.export_lora import export_lora
-
-        made = export_lora(checkpoint, output, rank, overwrite, trust_remote_code)
-        _report_lora(output, made, json)
+        _export_lora(place, rank, json)
         return
+    forms = {"dense": dense, "self_contained": self_contained, "onnx": onnx}
+    form = next((name for name, asked in forms.items() if asked), "size")
+    _export_form(place, form, chosen, json)
 
+
+def _about_gguf(checkpoint: Path, output: Path) -> InputError:
+    return InputError(
+        "llama.cpp writes GGUF files, of dense weights that its own quantizers make small: "
+        f"`spectrim export {checkpoint} --dense -o {output}`, then in its clone "
+        f"`python convert_hf_to_gguf.py {output} --outfile {output.name}.gguf`"
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What is read and written, and how."""
+
+    checkpoint: Path
+    output: Path
+    overwrite: bool
+    trust_remote_code: bool
+
+
+def _export_form(place: _Place, form: str, chosen: dict[str, Any], json: bool) -> None:
     from spectrim import checkpoint as formats
     from spectrim.cli import console
 
-    fraction = _fraction(checkpoint, chosen)
-    if dense:
-        written = formats.export_dense(
-            checkpoint, output, overwrite, trust_remote_code, fraction
-        )
-    elif self_contained:
-        written = formats.export_self_contained(checkpoint, output, overwrite)
-    elif onnx:
-        written = formats.export_onnx(
-            checkpoint, output, overwrite, trust_remote_code, fraction
-        )
+    fraction = _fraction(place.checkpoint, chosen)
+    given, flags = (place.checkpoint, place.output), (place.overwrite, place.trust_remote_code)
+    if form == "dense":
+        written = formats.export_dense(*given, *flags, fraction)
+    elif form == "self_contained":
+        written = formats.export_self_contained(*given, place.overwrite)
+    elif form == "onnx":
+        written = formats.export_onnx(*given, *flags, fraction)
     else:
-        at = {"budget": fraction}
-        written = formats.export_size(checkpoint, output, at, overwrite, trust_remote_code)
+        written = formats.export_size(*given, {"budget": fraction}, *flags)
     if json:
         console.as_json({"saved": str(written)} | ({"budget": fraction} if chosen else {}))
     console.note(f"saved to {written}" + (f", budget {fraction:.4f}" if chosen else ""))
 
 
-def _report_lora(output: Path, made: Any, json: bool) -> None:
+def _export_lora(place: _Place, rank: int | None, json: bool) -> None:
     from spectrim.cli import console
+    from spectrim.pipeline.export_lora import export_lora
 
-    facts = {"saved": str(output), "rank": made.config.r, "error": made.error}
+    flags = (place.overwrite, place.trust_remote_code)
+    made = export_lora(place.checkpoint, place.output, rank, *flags)
+    facts = {"saved": str(place.output), "rank": made.config.r, "error": made.error}
     if json:
         console.as_json(facts)
     cut = f", relative error {made.error:.3g}" if made.error else ", no error"
-    console.note(f"saved to {output}: a LoRA of rank {made.config.r}{cut}")
+    console.note(f"saved to {place.output}: a LoRA of rank {made.config.r}{cut}")
 
 
 def _check_choice(forms: int, wishes: list[str], whole: bool) -> None:

@@ -105,81 +105,66 @@ def _option_type(hint: Any) -> Any:
 
 
 def _recipe_options() -> dict[str, Any]:
-    text, texts = str | None, list[str] | None
     options: dict[str, Any] = {
         "recipe": Annotated[str, typer.Option(help="Preset (`spectrim recipes`) or YAML file.")]
     }
     options |= {name: _field_option(name, _RECIPE) for name in _TOP_FIELDS}
-    options |= {
-        "latency_budget": Annotated[
-            float | None,
-            typer.Option(
-                help="Fraction of the layers' time for one token, measured here, in place of "
-                "--budget.",
-                rich_help_panel=_RECIPE,
-            ),
-        ],
-        "elastic": Annotated[
-            text,
-            typer.Option(
-                metavar="LOW..HIGH",
-                help="One checkpoint of all sizes, like 0.4..0.9, cut when it is loaded.",
-                rich_help_panel=_RECIPE,
-            ),
-        ],
-        "refine": Annotated[
-            texts,
-            typer.Option(
-                help="Refinement to run afterward; repeat for several.",
-                rich_help_panel=_RECIPE,
-            ),
-        ],
-        "quantize": Annotated[
-            text,
-            typer.Option(
-                metavar="|".join(_QUANTIZERS),
-                help="Store factors in fewer bits; the budget then counts bytes.",
-                rich_help_panel=_RECIPE,
-            ),
-        ],
-        "task": Annotated[
-            text,
-            typer.Option(
-                help="Prune for this task: FILE.jsonl, gsm8k:FILE, math:FILE, "
-                "arithmetic:train:2000.",
-                rich_help_panel=_RECIPE,
-            ),
-        ],
-        "probe": Annotated[
-            bool | None,
-            typer.Option(
-                "--probe/--no-probe",
-                help="Correct predicted curves by forward passes.",
-                rich_help_panel=_RECIPE,
-            ),
-        ],
-        "set": Annotated[
-            texts,
-            typer.Option(
-                metavar="FIELD=VALUE",
-                help="Any recipe field (method_options.damping=0.01).",
-                rich_help_panel=_RECIPE,
-            ),
-        ],
-    }
+    options |= {name: _recipe_option(*given) for name, given in _SHORTHANDS.items()}
     options |= {
         name: _field_option(f"calibration.{name}", _CALIBRATION) for name in _CALIBRATION_FIELDS
     }
+    description = _fields(CalibrationRecipe)["data"].description
     options["data"] = Annotated[
-        texts,
-        typer.Option(
-            help=f"{_fields(CalibrationRecipe)['data'].description} Repeat for several.",
-            rich_help_panel=_CALIBRATION,
-        ),
+        list[str] | None,
+        typer.Option(help=f"{description} Repeat for several.", rich_help_panel=_CALIBRATION),
     ]
     return options | {"cache": CacheDirectory, "no_cache": NoCache}
 
 
+def _recipe_option(kind: Any, metavar: str | None, text: str, *names: str) -> Any:
+    option = typer.Option(*names, metavar=metavar, help=text, rich_help_panel=_RECIPE)
+    return Annotated[kind, option]
+
+
+_SHORTHANDS: dict[str, tuple[Any, ...]] = {
+    "latency_budget": (
+        float | None,
+        None,
+        "Fraction of the layers' time for one token, measured here, in place of --budget.",
+    ),
+    "elastic": (
+        str | None,
+        "LOW..HIGH",
+        "One checkpoint of all sizes, like 0.4..0.9, cut when it is loaded.",
+    ),
+    "refine": (
+        list[str] | None,
+        None,
+        "Refinement to run afterward; repeat for several.",
+    ),
+    "quantize": (
+        str | None,
+        "|".join(_QUANTIZERS),
+        "Store factors in fewer bits; the budget then counts bytes.",
+    ),
+    "task": (
+        str | None,
+        None,
+        "Prune for this task: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:2000.",
+    ),
+    "probe": (
+        bool | None,
+        None,
+        "Correct predicted curves by forward passes.",
+        "--probe/--no-probe",
+    ),
+    "set": (
+        list[str] | None,
+        "FIELD=VALUE",
+        "Any recipe field (method_options.damping=0.01).",
+    ),
+}
+"""Type, metavar, help and spelling of options that stand for several fields of a recipe."""
 OPTIONS = _recipe_options()
 """By parameter name, the options that shape a recipe."""
 _DEFAULTS = {"recipe": "default", "no_cache": False}
@@ -331,5 +316,5 @@ def cache_from(given: dict[str, Any]) -> Cache:
     from spectrim.runtime.cache import Cache
 
     if given["no_cache"]:
-        return Cache(None)
-    return Cache(given["cache"]) if given["cache"] else Cache.default()
+        return Cache(None, share=True)
+    return Cache(given["cache"] or Cache.default().root, share=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ from spectrim.cli.options import (
     with_recipe_options,
 )
 from spectrim.errors import InputError
+
+if TYPE_CHECKING:
+    from spectrim.planning import Plan
+    from spectrim.planning.planner import SizeCurve
 
 
 @with_recipe_options
@@ -52,7 +56,6 @@ def plan(
         raise InputError("choose one of --budget and --target-loss")
     recipe = recipe_of(given)
 
-    from spectrim.checkpoint.card import shown_name
     from spectrim.cli import console
     from spectrim.cli.ahead import announce
     from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
@@ -60,11 +63,8 @@ def plan(
     from spectrim.pipeline.latency_table import slow_layers
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.plan import factorize
-    from spectrim.planning import save_plan, size_curve
-    from spectrim.report.curve_plot import curve_svg
-    from spectrim.runtime import distributed
+    from spectrim.planning import size_curve
     from spectrim.runtime.context import RunContext
-    from spectrim.runtime.files import write_text
 
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
@@ -80,11 +80,41 @@ def plan(
     decomposition = factorize(original.model, original.tokenizer, recipe, context)
     points = size_curve(decomposition, recipe.planning)
     chosen = choose_plan(decomposition, recipe, options, context)
-    if check_speed:
-        for text in slow_layers(chosen, recipe, context):
-            console.note(f"warning: {text}")
-    title = f"{shown_name(model)}: {recipe.method}, {recipe.layer}"
+    for text in slow_layers(chosen, recipe, context) if check_speed else ():
+        console.note(f"warning: {text}")
     plot = _place_of_plot(plot, output, model)
+    _write(chosen, output, points, plot, model)
+    if json:
+        console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
+    else:
+        _print(chosen, output, points, plot)
+
+
+def _print(chosen: Plan, output: Path | None, points: SizeCurve, plot: Path | None) -> None:
+    from spectrim.cli import console
+
+    console.curve_table(points)
+    console.plan_table(chosen)
+    if plot:
+        console.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))
+    else:
+        console.note("give -o FILE to keep the plan, --plot FILE to draw the curve")
+
+
+def _write(
+    chosen: Plan,
+    output: Path | None,
+    points: SizeCurve,
+    plot: Path | None,
+    model: str,
+) -> None:
+    from spectrim.checkpoint.card import shown_name
+    from spectrim.planning import save_plan
+    from spectrim.report.curve_plot import curve_svg
+    from spectrim.runtime import distributed
+    from spectrim.runtime.files import write_text
+
+    title = f"{shown_name(model)}: {chosen.method}, {chosen.layer}"
 
     def write() -> None:
         if plot:
@@ -93,15 +123,6 @@ def plan(
             save_plan(chosen, output)
 
     distributed.run_on_main(write)
-    if json:
-        console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
-        return
-    console.curve_table(points)
-    console.plan_table(chosen)
-    if plot:
-        console.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))
-    else:
-        console.note("give -o FILE to keep the plan, --plot FILE to draw the curve")
 
 
 def _place_of_plot(plot: Path | None, output: Path | None, model: str) -> Path | None:

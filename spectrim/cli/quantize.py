@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +21,9 @@ from spectrim.cli.options import (
 )
 from spectrim.errors import InputError
 from spectrim.pipeline.recipe import Recipe, recipe_from
+
+if TYPE_CHECKING:
+    from spectrim.pipeline.loaded_model import LoadedModel
 
 _FOREIGN = ("budget", "layer", "refine", "probe")
 """Recipe options that a correction does not read."""
@@ -69,12 +73,11 @@ def quantize(
     wanted = {"quantizer": quantizer, "rank": rank, "bytes": correction_bytes}
     recipe = _with(recipe_of(given), wanted, options)
 
-    from spectrim.checkpoint import SaveOptions, check_output, save_compressed
+    from spectrim.checkpoint import check_output
     from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.quantize import needs_text, with_correction
     from spectrim.pipeline.quantize import quantize as run
-    from spectrim.report.card import quantization_card
     from spectrim.runtime.context import RunContext
 
     recipe = with_correction(recipe)
@@ -86,17 +89,25 @@ def quantize(
     recipe = original.with_dtype(recipe)
     context = RunContext(cache_from(given), progress.track)
     smaller = run(original.model, original.tokenizer, recipe, context)
-    config: Any = smaller.config.quantization_config
-    extras = {"spectrim_recipe.yaml": recipe.to_yaml()}
+    _save(smaller, original, recipe, output, overwrite)
+    _print(smaller.config.quantization_config, json)
+    console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+
+
+def _save(
+    smaller: Any, original: LoadedModel, recipe: Recipe, output: Path, overwrite: bool
+) -> None:
+    from spectrim.checkpoint import SaveOptions, save_compressed
+    from spectrim.report.card import quantization_card
+
+    config = smaller.config.quantization_config
     saving = SaveOptions(
-        card=lambda: quantization_card(model, config, recipe),
-        extras=extras,
+        card=lambda: quantization_card(original.name, config, recipe),
+        extras={"spectrim_recipe.yaml": recipe.to_yaml()},
         overwrite=overwrite,
-        source=model,
+        source=original.name,
     )
     save_compressed(smaller, original.tokenizer, output, config, saving)
-    _print(config, json)
-    console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
 
 
 def _assigned(text: str) -> tuple[str, Any]:

@@ -18,6 +18,17 @@ LOGITS_ROOM = 2**28
 
 
 @dataclass(frozen=True)
+class BatchOptions:
+    """`batch_size` changes speed and memory, not the result."""
+
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"batch_size is {self.batch_size}, expected at least 1")
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows `start ... start + B - 1` of the blocks; `mask` is None when none is padded."""
 
@@ -75,8 +86,3 @@ def check_readable(model: PreTrainedModel, blocks: TokenBlocks) -> None:
     config = model.config.get_text_config()
     check_vocabulary(blocks, config.vocab_size)
     check_length(model, blocks.ids.shape[1])
-
-
-def check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}, expected at least 1")

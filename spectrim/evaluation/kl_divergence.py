@@ -11,7 +11,6 @@ The increase of the loss on the text's own tokens is measured by the same passes
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
 from spectrim.evaluation._forward import (
     Batch,
-    check_batch_size,
+    BatchOptions,
     check_readable,
     fitting_batches,
     log_probabilities,
@@ -36,22 +35,13 @@ _TOTALS = ("divergence", "agreed", "loss", "reference_loss", "tokens")
 _LARGEST_LOSS = 700.0
 """Nats whose exponential a float holds."""
 COMMAND = "spectrim evaluate OUT --original MODEL --data TEXT"
-
-
-@dataclass(frozen=True)
-class Options:
-    """`batch_size` changes speed and memory, not the result; two models are in memory."""
-
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
+Options = BatchOptions
 
 
 def evaluate(
     model: PreTrainedModel,
     blocks: TokenBlocks,
-    options: Options,
+    options: BatchOptions,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
     """Return the figures, per token of the text.

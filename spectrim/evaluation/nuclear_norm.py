@@ -8,34 +8,23 @@ numbers of Z, while `matrix_entropy` computes eigenvalues; more is richer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
-from spectrim.evaluation._forward import check_batch_size
+from spectrim.evaluation._forward import BatchOptions
 from spectrim.evaluation._hidden import mean_over_rows
 from spectrim.linalg.spectrum import matrix_nuclear_norm
 
 NEEDS_ORIGINAL = False
 COMMAND = "spectrim inspect MODEL OUT --data TEXT"
 REFERENCE = "Li et al., 2024, arXiv:2410.10672"
-
-
-@dataclass(frozen=True)
-class Options:
-    """`batch_size` changes speed and memory, not the result."""
-
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
+Options = BatchOptions
 
 
 def evaluate(
     model: PreTrainedModel,
     blocks: TokenBlocks,
-    options: Options,
+    options: BatchOptions,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
     """Return `matrix_nuclear_norm`.

@@ -8,7 +8,6 @@ The first token of a row is context only. Not the word-level perplexity of other
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -19,7 +18,7 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, NumericalError
 from spectrim.evaluation._forward import (
     Batch,
-    check_batch_size,
+    BatchOptions,
     check_readable,
     fitting_batches,
     log_probabilities,
@@ -30,22 +29,13 @@ from spectrim.runtime import distributed
 
 NEEDS_ORIGINAL = False
 COMMAND = "spectrim evaluate MODEL OUT --data TEXT"
-
-
-@dataclass(frozen=True)
-class Options:
-    """`batch_size` changes speed and memory, not the result."""
-
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
+Options = BatchOptions
 
 
 def evaluate(
     model: PreTrainedModel,
     blocks: TokenBlocks,
-    options: Options,
+    options: BatchOptions,
     reference: PreTrainedModel | None = None,
 ) -> dict[str, float]:
     """Return `perplexity`, `loss` (nats per token) and `predicted_tokens`.
@@ -57,7 +47,7 @@ def evaluate(
 
 
 def per_document(
-    model: PreTrainedModel, blocks: TokenBlocks, options: Options
+    model: PreTrainedModel, blocks: TokenBlocks, options: BatchOptions
 ) -> dict[str, float]:
     """Return `evaluate`'s figures and `median_document_perplexity` of `document_blocks` rows.
 
@@ -78,7 +68,7 @@ def per_document(
 
 
 def row_losses(
-    model: PreTrainedModel, blocks: TokenBlocks, options: Options
+    model: PreTrainedModel, blocks: TokenBlocks, options: BatchOptions
 ) -> tuple[Tensor, Tensor]:
     """Return summed loss (N,) in float64 and predicted tokens (N,) of each row.
 

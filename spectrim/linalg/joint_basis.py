@@ -35,11 +35,6 @@ ROUNDING = 1e-10
 """Relative to a matrix's norm; a smaller residual is rounding and no direction of its own."""
 
 
-def exact_error(matrices: Sequence[Tensor], rank: int) -> float:
-    """Return the error from the singular values of all stacked rows."""
-    return _relative(torch.linalg.svdvals(torch.cat([*matrices]).double()).square(), rank)
-
-
 def weyl_bound(matrices: Sequence[Tensor], rank: int) -> float:
     energies = [torch.linalg.svdvals(matrix.double()).square() for matrix in matrices]
     total = float(torch.stack([energy.sum() for energy in energies]).sum())
@@ -141,11 +136,6 @@ def _widened(basis: Tensor, matrix: Tensor) -> Tensor:
     new = right[values > ROUNDING * matrix.norm()].T
     again = torch.linalg.qr(new - basis @ (basis.T @ new)).Q
     return torch.cat([basis, again], dim=1)
-
-
-def _relative(energies: Tensor, rank: int) -> float:
-    total = float(energies.sum())
-    return (float(energies[rank:].sum()) / total) ** 0.5 if total > 0 else 0.0
 
 
 def _left(captured: float, total: float) -> float:

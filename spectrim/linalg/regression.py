@@ -13,7 +13,6 @@ from torch import Tensor
 
 from spectrim.linalg.metric import CovarianceMetric, Metric
 from spectrim.linalg.psd import check_finite
-from spectrim.linalg.truncated import Factors, weighted_svd
 
 
 def regression(product: Tensor, in_metric: CovarianceMetric) -> Tensor:
@@ -24,15 +23,6 @@ def regression(product: Tensor, in_metric: CovarianceMetric) -> Tensor:
     """
     check_finite(product, "product of targets and inputs")
     return torch.cholesky_solve(product.double().T, in_metric.factor).T
-
-
-def solve_target(product: Tensor, out_metric: Metric, in_metric: CovarianceMetric) -> Factors:
-    """Return factors that map inputs to targets optimally at every rank; `product` is P (out,
-    in).
-
-    Raises NumericalError for a product that is not finite and for singular metrics.
-    """
-    return weighted_svd(regression(product, in_metric), out_metric, in_metric)
 
 
 def weighted_square(matrix: Tensor, out_metric: Metric, in_metric: Metric) -> float:

@@ -28,6 +28,7 @@ from spectrim.models.experts import ExpertCalls
 from spectrim.models.hooks import attach_hooks, evaluation_mode
 from spectrim.models.linear import agree, get_bias, get_weight, is_linear
 from spectrim.models.replace import share_tied_layers
+from spectrim.models.source import ModelSource, open_source
 from spectrim.models.weight_reads import WeightReads, watch_weight_reads
 from spectrim.runtime.files import read_values
 
@@ -54,19 +55,23 @@ class Usage:
     split: list[str] = field(default_factory=list)
 
 
-def observe_usage(model: PreTrainedModel) -> Usage:
+def observe_usage(model: PreTrainedModel | ModelSource) -> Usage:
     """Run the model on a few tokens and return how it uses its layers.
 
     Raises ModelError for a model whose attention is not causal, and for one that rewrites its
     weights as it runs.
     """
-    share_tied_layers(model)
-    experts = ExpertCalls(model)
-    ids = _readable_ids(model)
-    with evaluation_mode(model), _eager_experts(model):
+    source = open_source(model)
+    observed: PreTrainedModel = source.model
+    if source.whole:
+        share_tied_layers(observed)
+    experts = ExpertCalls(observed)
+    ids = _readable_ids(observed)
+    with evaluation_mode(observed), _eager_experts(observed):
         with experts.recorded():
-            unusable = unusable_layers(model, lambda: _use(model, ids))
-        check_causal(model, ids)
+            unusable = unusable_layers(source, lambda: _use(observed, ids))
+        with source.running(lambda: None):
+            check_causal(observed, ids)
         return Usage(unusable, experts.names_that_split())
 
 
@@ -79,21 +84,26 @@ def load_usage(path: Path) -> Usage:
         raise CheckpointError(f"{path} is not what was stored: {error}") from error
 
 
-def unusable_layers(model: nn.Module, run: Callable[[], object]) -> dict[str, str]:
+def unusable_layers(
+    model: nn.Module | ModelSource, run: Callable[[], object]
+) -> dict[str, str]:
     """Return, by layer, why a low-rank layer could not take its place in what `run` does.
 
     Raises ModelError for a model that rewrites its weights as it runs.
     """
-    layers = {name: module for name, module in model.named_modules() if is_linear(module)}
+    source = open_source(model)
+    modules = source.model.named_modules()
+    layers = {name: module for name, module in modules if is_linear(module)}
     unusable: dict[str, str] = {}
     with ExitStack() as stack:
         for name, module in layers.items():
             stack.enter_context(_check_calls(name, module, unusable))
-        reads = stack.enter_context(watch_weight_reads(model, layers))
-        with torch.no_grad():
+        reads = stack.enter_context(watch_weight_reads(source.model, layers))
+        with torch.no_grad(), source.running(reads.settle):
             run()
-    _check_not_rewritten(model, reads, layers)
-    return unusable | dict.fromkeys(reads.replaced(layers), READ)
+        reads.settle()
+    _check_not_rewritten(reads)
+    return unusable | dict.fromkeys(reads.replaced(), READ)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -130,13 +140,12 @@ def _linear(module: nn.Module, x: Tensor) -> Tensor | None:
     return F.linear(x, weight, get_bias(module))
 
 
-def _check_not_rewritten(
-    model: nn.Module, reads: WeightReads, layers: Mapping[str, nn.Module]
-) -> None:
-    if rewritten := reads.rewritten(layers):
+def _check_not_rewritten(reads: WeightReads) -> None:
+    if reads.rewritten:
         raise ModelError(
-            f"{type(model).__name__} rewrites weights as it runs ({listed(rewritten)}), so "
-            "what is in memory is not what its checkpoint holds; it cannot be compressed"
+            f"{type(reads.model).__name__} rewrites weights as it runs "
+            f"({listed(list(reads.rewritten))}), so what is in memory is not what its "
+            "checkpoint holds; it cannot be compressed"
         )
 
 
@@ -164,7 +173,13 @@ def _readable_ids(model: Any) -> Tensor:
     plain = [i for i in range(min(vocabulary, 1024)) if i not in special] or [0]
     length = max(2, min(_TOKENS, context - _NEW_TOKENS))
     ids = [plain[(7 * i + 3) % len(plain)] for i in range(length)]
-    return torch.tensor([ids], device=next(model.parameters()).device)
+    return torch.tensor([ids], device=_device(model))
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Return where the model runs: on the CPU where its parts are read from disk."""
+    device = next(model.parameters()).device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _special_ids(config: Mapping[str, Any]) -> set[int]:
@@ -201,7 +216,7 @@ def _as_in_training(model: nn.Module) -> Iterator[None]:
 
     Modules without children stay in evaluation mode: no normalization counts the tokens.
     """
-    device = next(model.parameters()).device
+    device = _device(model)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluation_mode(model):
         for module in model.modules():

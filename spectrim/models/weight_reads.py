@@ -21,41 +21,49 @@ class WeightReads:
 
     Attributes:
         model: that the layers are in.
+        layers: the watched layers by name.
         called: layers that were called in evaluation mode.
-        read: by layer name, its weight as it was when it or the bias was first read, and how
-            often that had been written to.
+        read: layers whose weight or bias was read.
+        rewritten: layers whose weight was another one later than when it was first read.
     """
 
     model: nn.Module
+    layers: Mapping[str, nn.Module]
     called: set[str] = field(default_factory=set)
-    read: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    read: dict[str, None] = field(default_factory=dict)
+    rewritten: dict[str, None] = field(default_factory=dict)
+    _held: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    _written: set[str] = field(default_factory=set)
     _biases: set[str] = field(default_factory=set)
     _running: set[str] = field(default_factory=set)
 
-    def replaced(self, layers: Mapping[str, nn.Module]) -> list[str]:
+    def replaced(self) -> list[str]:
         """Return the layers that are read in place of being called, or written to."""
-        return [
-            name
-            for name, (_, version) in self.read.items()
-            if name not in self.called
-            or name in self._biases
-            or _weight(layers[name])._version != version
-        ]
+        others = self._biases | self._written
+        return [name for name in self.read if name not in self.called or name in others]
 
-    def rewritten(self, layers: Mapping[str, nn.Module]) -> list[str]:
-        """Return the layers whose weight is another one now than when it was first read."""
-        return [
-            name
-            for name, (before, _) in self.read.items()
-            if not torch.equal(before, _weight(layers[name]))
-        ]
+    def settle(self) -> None:
+        """Compare the weights that were read with what they are now, and let go of them.
+
+        Of a part that was not in memory when it was read, it is only seen that it was written
+        to: that is lost where the part is loaded.
+        """
+        for name, (before, version) in self._held.items():
+            now = before if before.is_meta else _weight(self.layers[name])
+            if now._version != version:
+                self._written.add(name)
+            if now._version != version if now.is_meta else not torch.equal(before, now):
+                self.rewritten[name] = None
+        self._held.clear()
 
     def note(self, name: str, module: nn.Module, attribute: str) -> None:
         if name in self._running:
             return
-        if name not in self.read:
+        self.read[name] = None
+        if name not in self._held:
             weight = _weight(module)
-            self.read[name] = (weight.detach().clone(), weight._version)
+            held = weight if weight.is_meta else weight.detach().clone()
+            self._held[name] = (held, weight._version)
         if attribute == "bias" and module._parameters.get("bias") is not None:
             self._biases.add(name)
 
@@ -83,7 +91,7 @@ def watch_weight_reads(
     Each module is of a subclass of its own class meanwhile, which sees the reads: parameters
     are found by `__getattr__`, so there is nothing to patch for other modules.
     """
-    reads = WeightReads(model)
+    reads = WeightReads(model, modules)
     with ExitStack() as stack:
         for name, module in modules.items():
             stack.enter_context(_watched(name, module, reads))

@@ -26,37 +26,24 @@ from spectrim.calibration.distributed import all_reduce, shard_settings, start_s
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.calibration.leverage import leverage_sample, load_sample, save_sample
 from spectrim.data import (
-    DEFAULT_TEXT,
-    BlockSettings,
     TokenBlocks,
-    check_vocabulary,
-    token_blocks,
 )
 from spectrim.errors import InputError
-from spectrim.models.compressible import check_compressible
-from spectrim.models.context import check_length
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
-from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.targets import Target
-from spectrim.models.usage import load_usage, observe_usage
 from spectrim.pipeline.calibration_defaults import (
-    TASK_ROWS,
-    calibration_length,
     calibration_settings,
-    default_sequences,
     few_tokens_note,
-    vocabulary_size,
 )
 from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.inputs import calibration_blocks, prepare
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.tasks import load_task_rows, task_blocks
 from spectrim.planning import make_plan
 from spectrim.planning.probe import swap_weights
 from spectrim.runtime import distributed
-from spectrim.runtime.cache import Cache, load_if_valid, store
+from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
-from spectrim.runtime.files import write_values
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import (
@@ -71,45 +58,6 @@ from spectrim.statistics import (
 )
 
 INPUTS, GRADIENTS = "calibrating inputs", "calibrating gradients"
-
-
-def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) -> Preparation:
-    """Split fused experts in place, and find the layers to compress. Raises ModelError.
-
-    A run on a few tokens, or the cache, shows how the model uses its layers.
-    """
-    check_compressible(model)
-    path = None
-    if cache is not None and cache.root is not None:
-        entry = cache.path("usage", {"model": model_fingerprint(model)})
-        path = None if entry is None else entry.with_suffix(".json")
-    usage = load_if_valid(path, load_usage)
-    if usage is None:
-        usage = observe_usage(model)
-        values = asdict(usage)
-        store(path, lambda place: write_values(place, values))
-    return prepare_model(model, usage, recipe.include, recipe.exclude)
-
-
-def calibration_blocks(
-    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, factor: int = 1
-) -> TokenBlocks:
-    """Return the recipe's calibration tokens, checked against the model's vocabulary.
-
-    With a task these are rows of it, whose loss counts where the task counts it. factor: times
-    as many sequences as the recipe has.
-    """
-    given = recipe.calibration
-    if recipe.task is not None:
-        rows = load_task_rows(model, tokenizer, recipe.task)
-        return task_blocks(rows, factor * (given.sequences or TASK_ROWS), given.seed)
-    length = given.length or calibration_length(model)
-    check_length(model, length)
-    sequences = factor * (given.sequences or default_sequences(model, length))
-    settings = BlockSettings(sequences, length, given.seed, rows=given.rows)
-    blocks = token_blocks(given.data or DEFAULT_TEXT, tokenizer, settings, given.field)
-    check_vocabulary(blocks, vocabulary_size(model))
-    return blocks
 
 
 def calibrate(
@@ -176,7 +124,7 @@ def _run_for(
     fingerprint: str | None = None,
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
-    blocks = calibration_blocks(model, tokenizer, recipe)
+    blocks = calibration_blocks(model, tokenizer, recipe, cache=context.cache)
     settings = calibration_settings(model, ready.targets, blocks, recipe)
     fingerprint = fingerprint or model_fingerprint(model)
     noted = {"dense": ready.dense, **few_tokens_note(blocks, ready.targets)}
@@ -184,7 +132,7 @@ def _run_for(
     if recipe.calibration.sampling == "random":
         return run
     factor = recipe.calibration.candidates
-    return run.sampled(calibration_blocks(model, tokenizer, recipe, factor))
+    return run.sampled(calibration_blocks(model, tokenizer, recipe, factor, context.cache))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ it. Pairs that are not in the table combine; `check` raises for the first pair t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -157,6 +158,19 @@ def check(recipe: Recipe, *ways: str) -> None:
         why = WHY_NOT.get((one, other)) or WHY_NOT.get((other, one))
         if why is not None:
             raise InputError(f"{one} and {other} cannot be combined: {why}")
+
+
+def in_parts(recipe: Recipe) -> Recipe:
+    """Return the recipe of a run with one part of the model in memory at a time.
+
+    Measured curves and averaged Hessians need the whole model and are left out. Raises
+    InputError for a step that needs it and cannot be left out.
+    """
+    check(recipe, STREAMING)
+    return recipe.with_changes(
+        probe=replace(recipe.probe, per_layer=False, joint=False),
+        hessian_averaging=replace(recipe.hessian_averaging, weight=0.0),
+    )
 
 
 def check_names(recipe: Recipe) -> None:

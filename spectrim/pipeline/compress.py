@@ -3,7 +3,8 @@
     tokens -> statistics -> spectra -> measured curves -> plan -> layers -> refined -> stored
 
 The command line, `bench` and the live page run these functions; each step is public under its
-own name as well.
+own name as well. A model that is larger than memory takes the same trip part by part, without
+the steps that need it whole.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint.load import is_bundled
 from spectrim.errors import InputError, NumericalWarning
+from spectrim.models.offload import StreamedModel
+from spectrim.models.source import ModelSource, open_source
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.early_checks import check_text
 from spectrim.pipeline.elastic import at_largest, hold_sizes, plan_elastic
 from spectrim.pipeline.embedding import compress_embeddings
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize
@@ -29,7 +32,13 @@ from spectrim.pipeline.prune_for_task import prune_for_task
 from spectrim.pipeline.quantize_factors import quantize_factors
 from spectrim.pipeline.recipe import QuantizationRecipe, Recipe
 from spectrim.pipeline.refine import refine
-from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
+from spectrim.pipeline.replace import (
+    CompressedParts,
+    cast_for_saving,
+    check_plan,
+    compressed_structure,
+    replace_layers,
+)
 from spectrim.planning import Decomposition, Plan, follow_plan, make_plan, plan_for_loss
 from spectrim.runtime.context import RunContext
 
@@ -59,6 +68,8 @@ class CompressionResult:
         recipe: what was done, with the budget that the plan keeps.
         decomposition: the source of the factors; None if bases were pruned for a task.
         prune_steps: one JSON object per pruning, a line each; None without pruning.
+        parts: the tensors of a model that was compressed part by part; `model` is then its
+            structure alone.
     """
 
     model: PreTrainedModel
@@ -66,6 +77,7 @@ class CompressionResult:
     recipe: Recipe
     decomposition: Decomposition | None = None
     prune_steps: str | None = None
+    parts: CompressedParts | None = None
 
     def __repr__(self) -> str:
         return f"CompressionResult({type(self.model).__name__}, {self.plan!r})"
@@ -75,7 +87,7 @@ class CompressionResult:
 
 
 def compress(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelSource,
     tokenizer: Any,
     recipe: Recipe | None = None,
     context: RunContext | None = None,
@@ -84,7 +96,8 @@ def compress(
     """Compress `model` by a recipe.
 
     Args:
-        model: in float32; it is not changed, except that fused experts are split.
+        model: in float32; it is not changed, except that fused experts are split. Of one on
+            disk, the factors stay in files of the cache until they are saved.
         tokenizer: of the model, for calibration and refinement text.
         recipe: default `Recipe()`; `load_recipe(NAME)` gives a preset.
         context: cache, progress and metrics.
@@ -96,20 +109,29 @@ def compress(
         NumericalError: a step fails in the given numbers.
     """
     context, options = context or RunContext(), options or CompressOptions()
+    source = open_source(model)
     recipe = prepare_recipe(recipe or Recipe(), options)
-    check_text(recipe, is_bundled(str(getattr(model.config, "_name_or_path", ""))))
-    original = LoadedModel(model, tokenizer, options.dtype or model.dtype)
+    recipe = recipe if source.whole else compatibility.in_parts(recipe)
+    original = _original(source, tokenizer, options.dtype)
+    name = getattr(original.model.config, "_name_or_path", "")
+    check_text(recipe, is_bundled(str(name)))
     recipe = original.with_save_dtype(recipe)
     if recipe.pruning is not None:
         return finish(original, prune(original, recipe, context), context)
     if options.plan is not None:  # a plan for another model is refused before the calibration
-        prepare(model, recipe, context.cache)
-        check_plan(model, options.plan)
-    decomposition = factorize(model, tokenizer, recipe, context)
+        prepare(source, recipe, context.cache)
+        check_plan(original.model, options.plan)
+    decomposition = factorize(source, tokenizer, recipe, context)
     if recipe.elastic is not None:
         return elastic(original, decomposition, recipe)
     plan = choose_plan(decomposition, recipe, options, context)
     return finish(original, cut(original, decomposition, plan, recipe), context)
+
+
+def _original(source: ModelSource, tokenizer: Any, dtype: torch.dtype | None) -> LoadedModel:
+    streamed = source if isinstance(source, StreamedModel) else None
+    dtype = dtype or source.model.dtype
+    return LoadedModel(source.model, tokenizer, dtype, streamed=streamed)
 
 
 def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
@@ -174,8 +196,14 @@ def cut(
     original: LoadedModel, decomposition: Decomposition, plan: Plan, recipe: Recipe
 ) -> CompressionResult:
     """Replace the planned layers by factored ones, not yet refined or stored."""
-    smaller = replace_layers(original.model, decomposition, plan)
-    return CompressionResult(smaller, plan, recipe.at_budget(plan.budget), decomposition)
+    recipe = recipe.at_budget(plan.budget)
+    if original.streamed is None:
+        smaller = replace_layers(original.model, decomposition, plan)
+        return CompressionResult(smaller, plan, recipe, decomposition)
+    structure = compressed_structure(original.streamed, decomposition, plan)
+    dtype = original.dtype_for(recipe)
+    parts = CompressedParts(original.streamed, decomposition, plan, dtype)
+    return CompressionResult(structure, plan, recipe, decomposition, parts=parts)
 
 
 def finish(

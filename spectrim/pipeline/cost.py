@@ -25,8 +25,8 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.linalg.psd import descending_eigh
 from spectrim.models.hooks import evaluation_mode
 from spectrim.models.targets import Target
-from spectrim.pipeline.calibrate import calibration_blocks, prepare
 from spectrim.pipeline.calibration_defaults import calibration_settings
+from spectrim.pipeline.inputs import calibration_blocks, prepare
 from spectrim.pipeline.plan import choose_tokens
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.planning.measured import JOINT_BUDGETS, LAYER_BUDGETS
@@ -35,6 +35,7 @@ from spectrim.planning.probe_tokens import PassCosts, first_tokens
 from spectrim.refinement import REFINEMENTS
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import NO_CACHE
 
 SHORTEST = 32
 """Tokens of the first timed batch; it is doubled until a step takes `LONG_ENOUGH` seconds."""
@@ -163,8 +164,10 @@ class _Work:
     def of(
         cls, model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache | None
     ) -> _Work:
+        cache = cache or NO_CACHE
         targets = prepare(model, recipe, cache).targets
-        return cls(model, targets, calibration_blocks(model, tokenizer, recipe), recipe)
+        blocks = calibration_blocks(model, tokenizer, recipe, cache=cache)
+        return cls(model, targets, blocks, recipe)
 
     def speed(self) -> MachineSpeed:
         return measure_speed(self.model, list(self.targets), self.blocks, self.recipe)

@@ -15,10 +15,11 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import NumericalError, NumericalWarning
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import warn_of_dense
-from spectrim.models.source import ResidentModel
+from spectrim.models.source import ModelSource, open_source
 from spectrim.pipeline.basis_groups import Groups, group_layers
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, make_plan
+from spectrim.planning.lazy_decomposition import LayerFiles
 from spectrim.planning.predicted import NEEDED
 from spectrim.planning.solver import Solver, decompose_problems, entry_names, layer_problems
 from spectrim.runtime import distributed
@@ -37,31 +38,39 @@ ENOUGH = 2
 
 
 def decompose(
-    model: nn.Module,
+    model: nn.Module | ModelSource,
     calibration: Calibration,
     recipe: Recipe | None = None,
-    snapshots: Snapshots | None = None,
+    stored: Snapshots | LayerFiles | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
     """Return factors of every calibrated layer, or group on one basis, with predicted curves.
 
     A layer without gradients (for example an expert that no token reached) gets no factors: it
-    stays dense and outside the budget, with a NumericalWarning that names it. Layers in
-    `snapshots` are not decomposed again. Raises NumericalError for weights or statistics that
-    cannot be factorized.
+    stays dense and outside the budget, with a NumericalWarning that names it. Layers that are
+    `stored` are not decomposed again; factors in `LayerFiles` stay there until they are read.
+    Raises NumericalError for weights or statistics that cannot be factorized.
     """
+    source = open_source(model)
     recipe = recipe or Recipe()
     context = context or RunContext()
-    names = layers_with_signal(calibration)
-    warn_of_few_tokens(model, calibration, names)
-    solver = make_solver(recipe, calibration.states, provenance_of(calibration))
-    groups = group_layers(model, calibration, names, recipe)
+    silent = silent_layers(calibration)
+    names = layers_with_signal(calibration, silent)
+    warn_of_few_tokens(source.model, calibration, names)
+    solver = make_solver(recipe, calibration.states, provenance_of(calibration, silent))
+    groups = group_layers(source.model, calibration, names, recipe)
     trim_memory()  # what the passes of the calibration held
-    own = _shard(model, groups)
-    problems = layer_problems(ResidentModel(model), calibration, own)
+    own = _shard(source.model, groups)
+    if isinstance(stored, LayerFiles):
+        own = [(name,) for name in stored.missing(names)]
+    problems = layer_problems(source, calibration, own)
     with distributed.raise_together():
         shown = context.progress(problems, "decomposing", len(own))
-        result = decompose_problems(shown, solver, snapshots)
+        if isinstance(stored, LayerFiles):
+            for group in shown:
+                stored.save(solver.solve(group))
+            return stored.load(names)
+        result = decompose_problems(shown, solver, stored)
     return _gather(result, groups)
 
 
@@ -81,9 +90,9 @@ def make_solver(
     return Solver(empty, options, None if recipe.sharing.accept == "all" else _price(recipe))
 
 
-def provenance_of(calibration: Calibration) -> dict[str, Any]:
+def provenance_of(calibration: Calibration, silent: Mapping[str, str]) -> dict[str, Any]:
     """Return the provenance of a calibration, with the reasons why layers stay dense."""
-    dense = calibration.provenance.get("dense", {}) | silent_layers(calibration)
+    dense = calibration.provenance.get("dense", {}) | silent
     return {**calibration.provenance, "dense": dense}
 
 
@@ -123,12 +132,14 @@ def _gather(own: Decomposition, groups: Groups) -> Decomposition:
     return whole.select(name for group in groups for name in entry_names(whole, group))
 
 
-def layers_with_signal(calibration: Calibration) -> list[str]:
+def layers_with_signal(
+    calibration: Calibration, silent: Mapping[str, str] | None = None
+) -> list[str]:
     """Return the layers with nonzero statistics; warn of the others.
 
-    Raises NumericalError if there is none.
+    silent: by `silent_layers`. Raises NumericalError if no layer is left.
     """
-    silent = silent_layers(calibration)
+    silent = silent_layers(calibration) if silent is None else silent
     names = [name for name in calibration.groups if name not in silent]
     if not names:
         raise NumericalError(
@@ -159,7 +170,8 @@ def warn_of_few_tokens(model: nn.Module, calibration: Calibration, names: list[s
 
 def silent_layers(calibration: Calibration) -> dict[str, str]:
     """Return by layer the reason why this text gives no statistics of it."""
-    reasons = {name: _silence(calibration, name) for name in calibration.groups}
+    known = calibration.provenance.get("dense", {})
+    reasons = {n: known.get(n) or _silence(calibration, n) for n in calibration.groups}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 

@@ -24,8 +24,8 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.models.embedding import TableLocation, find_table, replace_table
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.targets import find_targets
-from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.calibration_defaults import batch_tokens
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe
 from spectrim.planning.rank_multiples import multiple_for
 from spectrim.runtime.cache import load_if_valid, store

@@ -14,8 +14,8 @@ from spectrim.adapters.train import SpectralOptions, train_spectral
 from spectrim.checkpoint import SpectrimConfig
 from spectrim.data import TokenBlocks
 from spectrim.errors import ModelError
-from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.finetune_settings import QUANTIZED_BASES, FinetuneSettings
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.quantize_factors import quantize_all, update_config_ranks
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, TaskRecipe
 from spectrim.pipeline.refine import record

@@ -9,7 +9,10 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import check_dense, load, stored_dtype
+from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.errors import InputError
+from spectrim.models.offload import StreamedModel
+from spectrim.models.source import ModelSource, ResidentModel
 from spectrim.pipeline.recipe import Recipe
 
 
@@ -22,12 +25,18 @@ class LoadedModel:
         tokenizer: of the model.
         dtype: of its checkpoint; results are saved in it unless the recipe names another.
         name: a directory or hub name, for cards and reports.
+        streamed: where the tensors are read from if `model` is a structure without them.
     """
 
     model: PreTrainedModel
     tokenizer: Any
     dtype: torch.dtype
     name: str = ""
+    streamed: StreamedModel | None = None
+
+    @property
+    def source(self) -> ModelSource:
+        return ResidentModel(self.model) if self.streamed is None else self.streamed
 
     def dtype_for(self, recipe: Recipe) -> torch.dtype:
         """Return the dtype that results of the recipe are saved in."""
@@ -54,7 +63,7 @@ def load_model(
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     model, tokenizer = load(name, budget=budget, **options)
     if tokenizer is None:
-        raise InputError(f"{name} has no tokenizer; put its files beside the model")
+        raise _no_tokenizer(name)
     return LoadedModel(model, tokenizer, stored_dtype(name) or torch.float32, name)
 
 
@@ -62,3 +71,15 @@ def load_original(name: str, trust_remote_code: bool = False) -> LoadedModel:
     """Load a model to compress. Raises ModelError for one that is compressed already."""
     check_dense(name)
     return load_model(name, trust_remote_code)
+
+
+def streamed_original(name: str, opened: OffloadedCheckpoint) -> LoadedModel:
+    """Return a model whose tensors stay in its checkpoint until they are used."""
+    if opened.tokenizer is None:
+        raise _no_tokenizer(name)
+    dtype = stored_dtype(name) or torch.float32
+    return LoadedModel(opened.streamed.model, opened.tokenizer, dtype, name, opened.streamed)
+
+
+def _no_tokenizer(name: str) -> InputError:
+    return InputError(f"{name} has no tokenizer; put its files beside the model")

@@ -21,6 +21,7 @@ from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import InputError
 from spectrim.models.experts import split_expert_names
+from spectrim.models.offload import StreamSizes
 from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.calibration_defaults import (
     MOST_TOKENS_PER_BATCH,
@@ -28,7 +29,6 @@ from spectrim.pipeline.calibration_defaults import (
     default_sequences,
 )
 from spectrim.pipeline.recipe import Recipe
-from spectrim.pipeline.streaming import StreamSizes
 from spectrim.planning.probe_tokens import (
     MOST_JOINT_TOKENS,
     MOST_LAYER_TOKENS,

@@ -10,8 +10,12 @@ from transformers import PreTrainedModel
 
 from spectrim.allocation import LatencyTable
 from spectrim.data import TokenBlocks
-from spectrim.pipeline.calibrate import calibrate, calibration_blocks
+from spectrim.models.offload import StreamedModel
+from spectrim.models.source import ModelSource, open_source
+from spectrim.pipeline.blockwise import factorize_streamed
+from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, Plan, make_plan
@@ -76,7 +80,8 @@ class _Probing:
         wanted = self.recipe.probe
         if decomposition.units == "own" or not (wanted.per_layer or wanted.joint):
             return decomposition
-        blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
+        given = self.model, self.tokenizer, self.recipe
+        blocks = calibration_blocks(*given, cache=self.context.cache)
         measurements = measured_modules(decomposition, self.recipe.planning)
         tokens = choose_tokens(self.model, self.recipe, blocks.tokens, measurements)
         if wanted.per_layer:  # what it stores is freed before whole plans are measured
@@ -127,18 +132,23 @@ def choose_tokens(
 
 
 def factorize(
-    model: PreTrainedModel,
+    model: PreTrainedModel | ModelSource,
     tokenizer: Any,
     recipe: Recipe | None = None,
     context: RunContext | None = None,
 ) -> Decomposition:
-    """Calibrate, decompose and probe, with the result in the cache as one entry.
+    """Calibrate, decompose and probe, with the result in the cache.
 
-    An interrupted run resumes from its last snapshot.
+    An interrupted run resumes from its last snapshot. The factors of a model that is not whole
+    stay in files of the cache; its curves are not probed.
     """
     recipe = recipe or Recipe()
     context = context or RunContext()
-    calibration = calibrate(model, tokenizer, recipe, context)
+    source = open_source(model)
+    if isinstance(source, StreamedModel):
+        return factorize_streamed(source, tokenizer, recipe, context)
+    whole: PreTrainedModel = source.model
+    calibration = calibrate(whole, tokenizer, recipe, context)
     key = {
         "calibration": calibration.provenance["key"],
         "path": asdict(recipe.hessian_averaging) if recipe.averages_hessian else None,
@@ -154,8 +164,8 @@ def factorize(
         repeat_warnings(w for w in earlier.provenance.get("warnings", []) if w not in known)
         return price_rounding(calibration, earlier, recipe, context)
     with recorded_warnings() as given:
-        result = decompose(model, calibration, recipe, snapshots, context)
-        result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
+        result = decompose(whole, calibration, recipe, snapshots, context)
+        result = _Probing(whole, tokenizer, recipe, snapshots, context).corrected(result)
     if given:
         earlier_ones = calibration.provenance.get("warnings", [])
         result.provenance["warnings"] = [*earlier_ones, *given]

@@ -28,8 +28,9 @@ from spectrim.models.linear import get_bias, set_weight
 from spectrim.models.replace import replace_layer
 from spectrim.models.source import ResidentModel
 from spectrim.models.targets import Target
-from spectrim.pipeline.calibrate import calibrate, prepare
+from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.decompose import decompose, make_solver, versions
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import shared_copy, untie_head, without_layers
 from spectrim.pipeline.tasks import load_task_rows, sample_rows

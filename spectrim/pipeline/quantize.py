@@ -24,8 +24,9 @@ from spectrim.models.experts import split_expert_names
 from spectrim.models.replace import replace_layer
 from spectrim.models.source import ResidentModel
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.calibrate import calibrate, prepare
+from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.decompose import layers_with_signal, make_solver, versions
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.planning import Decomposition

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.pipeline.calibrate import calibrate, calibration_blocks
+from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.calibration_defaults import calibration_length
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.pipeline.replace import cast_for_saving
 from spectrim.refinement import REFINEMENTS, Losses, TrainingInputs, required_statistics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -17,15 +18,18 @@ from spectrim.checkpoint import (
     check_weights,
     overflow_remedy,
 )
+from spectrim.checkpoint.empty_layers import install_empty_layers
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import CheckpointError
 from spectrim.layers import LAYERS, FactoredLinear, layer_class
 from spectrim.models.copying import deep_copy
 from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_shape, is_linear
+from spectrim.models.offload import StreamedModel
 from spectrim.models.replace import other_names, replace_layer, share_basis
 from spectrim.pipeline.decompose import versions
 from spectrim.planning import SHARED, Decomposition, Plan
+from spectrim.runtime.memory import trim_memory
 
 M = TypeVar("M", bound=nn.Module)
 P = TypeVar("P", bound=PreTrainedModel)
@@ -64,6 +68,58 @@ def replace_layers(
         config.layers |= dict.fromkeys(other_names(model, name), entry)
     attach_config(result, config)
     return result
+
+
+def compressed_structure(
+    source: StreamedModel, decomposition: Decomposition, plan: Plan
+) -> PreTrainedModel:
+    """Return the structure of what `replace_layers` gives of the whole model, with its config.
+
+    Raises CheckpointError for a plan of another model.
+    """
+    _check_fits(source.model, decomposition, plan)
+    added = added_biases(source.model, decomposition, plan)
+    untied = _ties_planned_head(source.model, plan.ranks)
+    config = config_for(plan, split_expert_names(source.model), untied, added)
+    result = source.structure()
+    with torch.device("meta"):
+        install_empty_layers(result, config)
+    attach_config(result, config)
+    return result
+
+
+@dataclass(frozen=True)
+class CompressedParts:
+    """A callable that returns the tensors of one part of the compressed model, in `dtype`."""
+
+    source: StreamedModel
+    decomposition: Decomposition
+    plan: Plan
+    dtype: torch.dtype
+
+    def __call__(self, name: str) -> dict[str, Tensor]:
+        trim_memory()
+        source, model = self.source, self.source.model
+        with source.resident(name):
+            planned = [layer for layer in self.plan.ranks if source.part_of(layer) == name]
+            replaced = tuple(layer + "." for layer in planned)
+            tensors = {
+                key: self._cast(tensor)
+                for key, tensor in source.state(name).items()
+                if not key.startswith(replaced) and source.tied_to(key) is None
+            }
+            for layer in planned:
+                bias = get_bias(model.get_submodule(layer))
+                made = factored_layer(self.decomposition, self.plan, layer, bias)
+                made.to(dtype=source.dtype).to(dtype=self.dtype)
+                tensors |= {
+                    f"{layer}.{key}": tensor.detach().contiguous()
+                    for key, tensor in made.state_dict().items()
+                }
+        return tensors
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype).contiguous() if tensor.is_floating_point() else tensor
 
 
 def factored_layer(
@@ -175,14 +231,19 @@ def shared_copy(model: M) -> M:
 
 def untie_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
     """Give a tied output embedding that will be compressed its own weight."""
-    head = model.get_output_embeddings()
-    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+    if not _ties_planned_head(model, names):
         return False
-    if all(model.get_submodule(name) is not head for name in names):
-        return False
+    head: Any = model.get_output_embeddings()
     head.weight = nn.Parameter(head.weight.detach().clone())
     model.config.tie_word_embeddings = False
     return True
+
+
+def _ties_planned_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
+    """Return whether the output embedding is tied and among the layers `names`."""
+    head = model.get_output_embeddings()
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    return tied and head is not None and any(model.get_submodule(n) is head for n in names)
 
 
 def cast_for_saving(model: P, dtype: torch.dtype) -> P:

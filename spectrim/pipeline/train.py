@@ -22,7 +22,7 @@ from spectrim.errors import InputError, ModelError
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.hooks import evaluation_mode
 from spectrim.optim import check_trainable
-from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
 from spectrim.pipeline.train_settings import TrainSettings, assigned
 from spectrim.runtime.context import RunContext

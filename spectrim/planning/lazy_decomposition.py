@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor
 from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
 from spectrim.planning.decomposition import Decomposition
-from spectrim.runtime.files import read_header, read_some
+from spectrim.runtime.cache import load_if_valid_locally
+from spectrim.runtime.files import read_header, read_some, read_tensors
 
 _SMALL = ("curve", "spectrum", "signed")
 
@@ -41,6 +42,39 @@ class StoredDecomposition(Decomposition):
 
     def spectrum(self, name: str) -> Tensor:
         return self.spectra[name]
+
+
+@dataclass(frozen=True)
+class LayerFiles:
+    """Decomposed layers in a directory, a file for each.
+
+    saved: called with the name of each layer that has been stored.
+    """
+
+    directory: Path
+    saved: Callable[[str], object] = str
+
+    def path(self, name: str) -> Path:
+        return self.directory / f"{name}.safetensors"
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Return the layers to decompose; damaged files are removed with a warning."""
+        found = []
+        for name in names:
+            if load_if_valid_locally(self.path(name), read_tensors) is None:
+                self.path(name).unlink(missing_ok=True)
+                found.append(name)
+        return found
+
+    def save(self, decomposition: Decomposition) -> None:
+        """Store the decomposition of one layer. Raises InputError if it cannot be written."""
+        [name] = decomposition.shapes
+        save_layer(decomposition, self.path(name))
+        self.saved(name)
+
+    def load(self, names: Sequence[str]) -> StoredDecomposition:
+        """Return the layers. Raises CheckpointError for a damaged file."""
+        return stored_decomposition([self.path(name) for name in names])
 
 
 def save_layer(decomposition: Decomposition, path: Path) -> None:

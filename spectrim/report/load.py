@@ -16,8 +16,8 @@ from spectrim import checkpoint
 from spectrim.errors import InputError, SpectrimError
 from spectrim.layers import CompactLinear
 from spectrim.models.linear import get_shape
-from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.compress import CompressionResult
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.inspect import linear_layers
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe

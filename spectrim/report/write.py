@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spectrim import checkpoint
 from spectrim.checkpoint.card import CARD_FILE
+from spectrim.checkpoint.save_sharded import save_streamed
+from spectrim.evaluation import size
 from spectrim.pipeline.compress import CompressionResult
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.card import card_for
 from spectrim.report.collect import plan_facts
-from spectrim.report.facts import EVENTS_FILE, ReportData
+from spectrim.report.facts import EVENTS_FILE, Part, ReportData
 from spectrim.report.load import compare, facts_of, report_extras
 from spectrim.report.pruning_figure import with_prunings
 from spectrim.runtime import distributed
@@ -38,7 +40,8 @@ def write_result(
 ) -> ReportData:
     """Save the model with its card, recipe and plan, then facts and page; return the facts.
 
-    A report that fails is only a warning: the result is already saved.
+    A report that fails is only a warning: the result is already saved. There is none of a model
+    that was compressed part by part.
 
     Raises:
         InputError: the output cannot be written.
@@ -57,6 +60,11 @@ def write_result(
         source=original.name or None,
         reload=place.reload,
     )
+    if original.streamed is not None and result.parts is not None:
+        save_streamed(result.model, result.parts, original.tokenizer, place.output, options)
+        sizes = [size.disk_bytes(at) for at in (original.streamed.directory, place.output)]
+        facts = plan_facts(original.name, result.plan, result.recipe)
+        return replace(facts, parts=[Part("files", *sizes)])
     config = result.model.config.quantization_config
     checkpoint.save_together(result.model, original.tokenizer, place.output, config, options)
     with checkpoint.warn_of_failure(f"{place.output} is saved, but its report failed"):

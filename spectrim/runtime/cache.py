@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +25,23 @@ Entry = TypeVar("Entry")
 
 
 class Cache:
-    """A directory of entries; with the root `None` nothing is stored."""
+    """A directory of entries; with the root `None` nothing is stored.
 
-    def __init__(self, root: Path | None):
+    share: also hold what steps of one command share, such as the tokens of its text.
+    """
+
+    def __init__(self, root: Path | None, share: bool = False):
         self.root = root
+        self._shared: dict[Hashable, Any] | None = {} if share else None
+
+    def once(self, key: Hashable, make: Callable[[], Entry]) -> Entry:
+        """Return what `make` gives, made once for each key if this cache shares values."""
+        if self._shared is None:
+            return make()
+        if key not in self._shared:
+            self._shared[key] = make()
+        found: Entry = self._shared[key]
+        return found
 
     @classmethod
     def default(cls) -> Cache:
@@ -40,6 +55,16 @@ class Cache:
         return (
             self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.safetensors"
         )
+
+
+@contextmanager
+def lasting(cache: Cache | None) -> Iterator[Cache]:
+    """Yield a cache that stores entries at least until the context ends."""
+    if cache is not None and cache.root is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="spectrim-") as directory:
+        yield Cache(Path(distributed.all_gather(directory)[0]))
 
 
 def load_if_valid(path: Path | None, load: Callable[[Path], Entry]) -> Entry | None:

@@ -44,6 +44,13 @@ class Snapshots:
         self._saved = time.monotonic()
         self._cost = 0.0
 
+    @classmethod
+    def inside(cls, directory: Path | None) -> Snapshots:
+        """Return snapshots in a directory of their own, which are kept."""
+        snapshots = cls(None)
+        snapshots.directory = directory
+        return snapshots
+
     def due(self) -> bool:
         """Return whether the last save is long enough ago, and there is a place to save to."""
         waited = time.monotonic() - self._saved

@@ -10,13 +10,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings, calibrate
-from spectrim.calibration.blockwise import BlockwiseWalk, Places, calibrate_blockwise
+from spectrim.calibration.blockwise import BlockwiseWalk, Places
 from spectrim.data import TokenBlocks
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.models.experts import fused_expert_names, split_experts
 from spectrim.models.offload import Activations, StreamedModel
 from spectrim.models.targets import find_targets
+from spectrim.runtime.snapshots import Snapshots
 from spectrim.statistics import STATISTICS, Calibration
+from tests.calibration.walking import calibrate_blockwise
 from tests.tiny_models import TINY_MODELS, tiny_gemma, tiny_llama, tiny_tokens
 from tests.tolerances import BATCH_SPLIT_RELATIVE
 
@@ -113,7 +115,8 @@ def test_goes_on_at_the_unit_where_it_stopped(saved, tmp_path, units, monkeypatc
     expected = whole(saved["moe"], torch.float64, blocks(padded=True), EVERYTHING)
     stream = streamed(saved["moe"], torch.float64)
     targets = find_targets(stream.model)
-    places = Places(Activations(tmp_path / "a", 0), tmp_path / "s")
+    snapshots = Snapshots(tmp_path / "run")
+    places = Places(Activations(tmp_path / "a", 0), tmp_path / "s", snapshots=snapshots)
     with monkeypatch.context() as patch:
         first = BlockwiseWalk(stream, targets, blocks(padded=True), EVERYTHING, places)
         note = first._note

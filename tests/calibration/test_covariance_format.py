@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spectrim.calibration import CalibrationSettings, MemoryBudget, calibrate
-from spectrim.calibration.blockwise import Places, calibrate_blockwise
+from spectrim.calibration.blockwise import Places
 from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.data import TokenBlocks
 from spectrim.decompositions import DECOMPOSITIONS
@@ -23,6 +23,7 @@ from spectrim.pipeline.plan import decompose
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
 from spectrim.statistics import STATISTICS, Calibration, CovarianceFormat, largest_format
 from spectrim.statistics._covariance import convert_format
+from tests.calibration.walking import calibrate_blockwise
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer, tiny_tokens
 from tests.tolerances import BATCH_SPLIT_RELATIVE, FLOAT64_RELATIVE

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spectrim.calibration import CalibrationSettings, MemoryBudget, calibrate
-from spectrim.calibration.blockwise import Places, calibrate_blockwise
+from spectrim.calibration.blockwise import Places
 from spectrim.calibration.in_memory import calibrate_steps
 from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.data import TokenBlocks
@@ -38,6 +38,7 @@ from spectrim.statistics import (
     load_calibration,
     save_calibration,
 )
+from tests.calibration.walking import calibrate_blockwise
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_llama, tiny_tokenizer, tiny_tokens
 from tests.tolerances import (

@@ -14,7 +14,7 @@ import torch
 from spectrim.checkpoint import check_dense, load, save_compressed, stored_dtype, validation
 from spectrim.errors import InputError, ModelError, SpectrimError
 from spectrim.models.compressible import check_compressible
-from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.recipe import Recipe
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import tiny_llama

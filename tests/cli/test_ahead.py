@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 
 import pytest
 
 from spectrim.cli import ahead, progress
 from spectrim.cli.progress import StageProgress, minutes
+from spectrim.pipeline import inputs
 from tests.cli.conftest import SMALL
 
 
@@ -41,6 +43,24 @@ def test_a_short_run_is_not_announced_and_a_long_one_is_numbered(
     assert "ahead: calibrating 0:0" in told.err
     assert "step 1/2 calibrating: 1 of" in told.err
     assert "step 2/2 decomposing: 1 of" in told.err
+
+
+def test_an_announced_run_reads_text_and_model_once(compress, tmp_path, monkeypatch):
+    calls: Counter[str] = Counter()
+
+    def counted(name):
+        original = getattr(inputs, name)
+
+        def run(*arguments):
+            calls[name] += 1
+            return original(*arguments)
+
+        return run
+
+    for name in ("token_blocks", "observe_usage"):
+        monkeypatch.setattr(inputs, name, counted(name))
+    assert compress("-o", tmp_path / "out", "--no-report", "--no-cache").code == 0
+    assert calls == {"token_blocks": 1, "observe_usage": 1}
 
 
 def test_lines_come_at_intervals_with_the_time_left(capsys, monkeypatch):

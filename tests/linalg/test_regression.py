@@ -8,14 +8,18 @@ from torch import Tensor
 
 from spectrim.errors import NumericalError
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric, Metric
-from spectrim.linalg.regression import regression, solve_target, weighted_square
-from spectrim.linalg.truncated import weighted_svd
+from spectrim.linalg.regression import regression, weighted_square
+from spectrim.linalg.truncated import Factors, weighted_svd
 from tests.layer_problems import random_layer, random_tokens
 from tests.tolerances import FLOAT64_RELATIVE
 
 SHAPES = [(6, 9), (9, 6), (7, 7)]
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 outs = pytest.mark.parametrize("out", ["identity", "covariance"])
+
+
+def solve_target(product: Tensor, out: Metric, inputs: CovarianceMetric) -> Factors:
+    return weighted_svd(regression(product, inputs), out, inputs)
 
 
 class Tokens:

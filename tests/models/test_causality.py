@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, BertConfig
 
 from spectrim.errors import ModelError
 from spectrim.models.causality import check_causal
-from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.recipe import Recipe
 from tests.tiny_models import TINY_MODELS, tiny_tokens
 

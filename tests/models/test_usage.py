@@ -18,7 +18,7 @@ from spectrim.models.usage import (
     observe_usage,
     unusable_layers,
 )
-from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime.cache import Cache

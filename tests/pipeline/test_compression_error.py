@@ -9,9 +9,9 @@ from spectrim.data import BlockSettings, document_blocks, token_blocks
 from spectrim.errors import InputError
 from spectrim.linalg.spd import bures_wasserstein_distance
 from spectrim.linalg.spectrum import tail_energy
-from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.compression_error import compression_errors, own_calibration
 from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.recipe import HessianAveragingRecipe, ProbeRecipe, Recipe
 from spectrim.pipeline.replace import replace_layers
 from spectrim.planning import make_plan

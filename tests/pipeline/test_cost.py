@@ -7,8 +7,8 @@ import json
 import pytest
 
 from spectrim.pipeline import cost
-from spectrim.pipeline.calibrate import calibration_blocks, prepare
 from spectrim.pipeline.cost import MachineSpeed, estimate_stages, measure_speed
+from spectrim.pipeline.inputs import calibration_blocks, prepare
 from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe, RefinementRecipe
 from tests.runs import text_file

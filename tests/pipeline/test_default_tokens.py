@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.calibration_defaults import (
     FEWEST_TOKENS,
     MOST_TOKENS,
@@ -17,6 +16,7 @@ from spectrim.pipeline.calibration_defaults import (
     default_length,
     default_sequences,
 )
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.recipe import CalibrationRecipe, Recipe
 from tests.runs import text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer

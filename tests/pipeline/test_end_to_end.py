@@ -16,8 +16,8 @@ from spectrim.errors import NumericalWarning
 from spectrim.layers import LAYERS, layer_class
 from spectrim.models.linear import set_weight
 from spectrim.models.replace import factored_layers
-from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.evaluate import evaluate
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.replace import replace_layers
 from spectrim.planning import Decomposition, Plan, make_plan

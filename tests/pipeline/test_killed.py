@@ -18,7 +18,9 @@ from spectrim import checkpoint
 from spectrim.calibration import in_memory
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.data.tasks import write_task
+from spectrim.models.offload import StreamSizes
 from spectrim.pipeline.calibrate import calibrate as run_calibrate
+from spectrim.pipeline.compress import CompressOptions, compress
 from spectrim.pipeline.plan import factorize as run_factorize
 from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.presets import PRESETS
@@ -32,12 +34,6 @@ from spectrim.pipeline.recipe import (
 )
 from spectrim.pipeline.refine import refine as run_refine
 from spectrim.pipeline.replace import replace_layers
-from spectrim.pipeline.streaming import (
-    CompressedParts,
-    StreamSizes,
-    decompose_streamed,
-    for_streaming,
-)
 from spectrim.planning import solver
 from spectrim.planning.probe import Probe
 from spectrim.pruning import prune as selection_run
@@ -138,17 +134,17 @@ def save(root: Path) -> Work:
 
 def stream(root: Path) -> Work:
     """Calibrate, decompose, plan and save, in float64."""
-    recipe = for_streaming(recipe_in(root))
+    recipe = recipe_in(root)
     tiny_llama().double().save_pretrained(root / "model")
     tiny_tokenizer().save_pretrained(root / "model")
     opened = open_streamed(root / "model", torch.float64)
+    opened.streamed.sizes = SIZES
 
     def work(place: Path) -> None:
-        with decompose_streamed(opened, recipe, SIZES, progress(place)) as decomposition:
-            plan = run_plan(decomposition, recipe)
-            parts = CompressedParts(opened, decomposition, plan, torch.float64)
-            options = checkpoint.SaveOptions(overwrite=True)
-            save_streamed(opened, parts, place / "out", parts.config(), options)
+        given = opened.streamed, opened.tokenizer, recipe, progress(place)
+        result = compress(*given, CompressOptions(dtype=torch.float64))
+        options = checkpoint.SaveOptions(overwrite=True)
+        save_streamed(result.model, result.parts, opened.tokenizer, place / "out", options)
 
     return work
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -16,19 +16,17 @@ from spectrim import checkpoint
 from spectrim.calibration.blockwise import BlockwiseWalk
 from spectrim.checkpoint.save_sharded import open_streamed, save_streamed
 from spectrim.errors import CheckpointError, InputError, ModelError
-from spectrim.pipeline import memory_plan, streaming
+from spectrim.models.offload import StreamSizes
+from spectrim.pipeline import memory_plan
+from spectrim.pipeline.compatibility import in_parts
+from spectrim.pipeline.compress import CompressOptions, compress
 from spectrim.pipeline.memory_plan import MemoryEstimate, bytes_of, plan_memory
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.plan import plan as run_plan
 from spectrim.pipeline.recipe import EmbeddingRecipe, Recipe, RefinementRecipe, SharingRecipe
-from spectrim.pipeline.replace import replace_layers
-from spectrim.pipeline.streaming import (
-    CompressedParts,
-    StreamSizes,
-    decompose_streamed,
-    for_streaming,
-)
-from spectrim.runtime.cache import Cache
+from spectrim.pipeline.replace import CompressedParts, replace_layers
+from spectrim.planning.lazy_decomposition import LayerFiles
+from spectrim.runtime.cache import Cache, lasting
 from spectrim.runtime.context import RunContext
 from spectrim.statistics._stored import Parts
 from tests.runs import small_recipe, text_file
@@ -53,19 +51,27 @@ def root(tmp_path_factory) -> Path:
 
 def recipe_for(name: str, root: Path) -> Recipe:
     head_too = {"include": (".",), "allocation": "uniform"} if name == "tied" else {}
-    return for_streaming(small_recipe(root / "text.txt", **head_too))
+    return in_parts(small_recipe(root / "text.txt", **head_too))
 
 
-def progress(root: Path | None = None) -> RunContext:
-    return RunContext(Cache(root))
+def opened_at(directory: Path, **options):
+    opened = open_streamed(directory, **options)
+    opened.streamed.sizes = SIZES
+    return opened
 
 
-def streamed(directory: Path, recipe: Recipe, output: Path, dtype=torch.float32) -> Path:
-    opened = open_streamed(directory)
-    with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
-        plan = run_plan(decomposition, recipe)
-        parts = CompressedParts(opened, decomposition, plan, dtype)
-        return save_streamed(opened, parts, output, parts.config(), checkpoint.SaveOptions())
+def streamed(directory: Path, recipe: Recipe, output: Path, dtype=torch.float32, **options):
+    opened = opened_at(directory, **options)
+    with lasting(None) as cache:
+        result = compress(
+            opened.streamed,
+            opened.tokenizer,
+            recipe,
+            RunContext(cache),
+            CompressOptions(dtype=dtype),
+        )
+        save = checkpoint.SaveOptions()
+        return save_streamed(result.model, result.parts, opened.tokenizer, output, save)
 
 
 @torch.no_grad()
@@ -108,39 +114,42 @@ class Killed(Exception):
 def test_decomposing_goes_on_where_it_stopped(root, tmp_path, monkeypatch, after):
     recipe = recipe_for("llama", root)
     made: list[str] = []
-    save = streaming.save_layer
+    save = LayerFiles.save
 
-    def counted(decomposition, path):
+    def counted(files, decomposition):
         if len(made) == after:
             raise Killed
-        made.append(path.stem)
-        save(decomposition, path)
+        made.extend(decomposition.shapes)
+        save(files, decomposition)
 
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "save_layer", counted)
-        with pytest.raises(Killed), _run(root, recipe, tmp_path):
-            pass
+        patch.setattr(LayerFiles, "save", counted)
+        with pytest.raises(Killed):
+            _run(root, recipe, tmp_path)
     first = list(made)
-    monkeypatch.setattr(streaming, "save_layer", lambda d, p: (made.append(p.stem), save(d, p)))
-    with _run(root, recipe, tmp_path) as decomposition:
-        losses = {n: float(c[1]) for n, c in decomposition.curves.items()}
-    assert sorted(made) == sorted(losses), "each layer once"
+    monkeypatch.setattr(LayerFiles, "save", lambda f, d: (made.extend(d.shapes), save(f, d)))
+    found = _losses(_run(root, recipe, tmp_path))
+    assert sorted(made) == sorted(found), "each layer once"
     assert made[: len(first)] == first
-    with _run(root, recipe, tmp_path / "other") as fresh:
-        expected = {n: float(c[1]) for n, c in fresh.curves.items()}
-    assert losses == pytest.approx(expected, rel=LOSS_RELATIVE)
+    expected = _losses(_run(root, recipe, tmp_path / "other"))
+    assert found == pytest.approx(expected, rel=LOSS_RELATIVE)
+
+
+def _losses(decomposition) -> dict[str, float]:
+    return {name: float(curve[1]) for name, curve in decomposition.curves.items()}
 
 
 def _run(root: Path, recipe: Recipe, place: Path):
-    return decompose_streamed(
-        open_streamed(root / "llama"), recipe, SIZES, progress(place / "cache")
+    opened = opened_at(root / "llama")
+    return factorize(
+        opened.streamed, opened.tokenizer, recipe, RunContext(Cache(place / "cache"))
     )
 
 
 def test_statistics_and_activations_do_not_stay(root, tmp_path):
-    with _run(root, recipe_for("llama", root), tmp_path):
-        kept = [path.name for path in (tmp_path / "cache").glob("*/*")]
-    assert sorted(kept) == ["calibrated.json", "factors"]
+    found = _run(root, recipe_for("llama", root), tmp_path)
+    kept = [path.stem for path in (tmp_path / "cache").glob("*/*")]
+    assert sorted(kept) == sorted(["calibration", *found.shapes])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +164,7 @@ def test_statistics_and_activations_do_not_stay(root, tmp_path):
 def test_what_takes_the_whole_model_is_refused(root, changes):
     recipe = small_recipe(root / "text.txt", **changes)
     with pytest.raises(InputError, match=next(iter(changes))):
-        for_streaming(recipe)
+        in_parts(recipe)
 
 
 def test_a_compressed_model_is_refused(root, tmp_path):
@@ -165,20 +174,24 @@ def test_a_compressed_model_is_refused(root, tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(root, tmp_path):
-    opened = open_streamed(root / "llama")
-    recipe = recipe_for("llama", root)
-    with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
-        plan = run_plan(decomposition, recipe)
-        parts = CompressedParts(opened, decomposition, plan, torch.float32)
+    opened = opened_at(root / "llama")
+    context = RunContext(Cache(tmp_path / "cache"))
+    result = compress(opened.streamed, opened.tokenizer, recipe_for("llama", root), context)
 
-        def short(name: str) -> dict[str, Tensor]:
-            return {} if name.endswith("layers.1") else parts(name)
+    class Short(CompressedParts):
+        def __call__(self, name: str) -> dict[str, Tensor]:
+            return {} if name.endswith("layers.1") else super().__call__(name)
 
-        with pytest.raises(CheckpointError, match="missing or foreign"):
-            save_streamed(
-                opened, short, tmp_path / "out", parts.config(), checkpoint.SaveOptions()
-            )
-    assert list(tmp_path.iterdir()) == [] or not (tmp_path / "out").exists()
+    parts = Short(*(getattr(result.parts, field.name) for field in fields(CompressedParts)))
+    with pytest.raises(CheckpointError, match="missing or foreign"):
+        save_streamed(result.model, parts, None, tmp_path / "out", checkpoint.SaveOptions())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_for_the_factors_is_asked_for(root):
+    opened = opened_at(root / "llama")
+    with pytest.raises(InputError, match="needs a cache"):
+        factorize(opened.streamed, opened.tokenizer, recipe_for("llama", root))
 
 
 @pytest.mark.parametrize(
@@ -228,35 +241,31 @@ def test_a_damaged_layer_is_made_again(root, tmp_path, monkeypatch, statistics):
     if statistics == "kept":
         _killed_at_the_last_part(root, recipe, tmp_path, monkeypatch)
     else:
-        with _run(root, recipe, tmp_path):
-            pass
-    [directory] = (tmp_path / "cache").glob("streamed-*")
-    assert (directory / "statistics").exists() == (statistics == "kept")
-    file = next((directory / "factors").glob("*up_proj*"))
+        _run(root, recipe, tmp_path)
+    cache = tmp_path / "cache"
+    assert len(list(cache.glob("factors-*.parts/statistics"))) == (statistics == "kept")
+    file = next(cache.glob("factors-*/*up_proj*"))
     expected = file.read_bytes()
     file.write_bytes(expected[:-1] + bytes([expected[-1] ^ 1]))
-    with (
-        Counted(monkeypatch) as passes,
-        pytest.warns(UserWarning, match="again"),
-        _run(root, recipe, tmp_path),
-    ):
-        assert file.read_bytes() == expected
+    with Counted(monkeypatch) as passes, pytest.warns(UserWarning, match="again"):
+        _run(root, recipe, tmp_path)
+    assert file.read_bytes() == expected
     assert passes.count == (0 if statistics == "kept" else 1)
 
 
 def _killed_at_the_last_part(root, recipe, place, monkeypatch):
-    part = streaming._Run._decompose_part
+    save = LayerFiles.save
 
-    def stopping(run, number, summary):
-        if number == run.walk.count:
+    def stopping(files, decomposition):
+        if "model.layers.1.mlp.down_proj" in decomposition.shapes:
             raise Killed
-        part(run, number, summary)
+        save(files, decomposition)
 
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "drop", lambda self, name: None)
-        patch.setattr(streaming._Run, "_decompose_part", stopping)
-        with pytest.raises(Killed), _run(root, recipe, place):
-            pass
+        patch.setattr(LayerFiles, "save", stopping)
+        with pytest.raises(Killed):
+            _run(root, recipe, place)
 
 
 class Counted:
@@ -291,18 +300,14 @@ def test_a_damaged_activation_starts_the_pass_again(root, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(BlockwiseWalk, "_unit", stopping)
-        with pytest.raises(Killed), _run(root, recipe, tmp_path):
-            pass
+        with pytest.raises(Killed):
+            _run(root, recipe, tmp_path)
     for file in (tmp_path / "cache").glob("*/activations/*.safetensors"):
         data = file.read_bytes()
         file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with (
-        pytest.warns(UserWarning, match="calibrating again"),
-        _run(root, recipe, tmp_path) as d,
-    ):
-        losses = {n: float(c[1]) for n, c in d.curves.items()}
-    with _run(root, recipe, tmp_path / "other") as fresh:
-        assert losses == {n: float(c[1]) for n, c in fresh.curves.items()}
+    with pytest.warns(UserWarning, match="calibrating again"):
+        found = _losses(_run(root, recipe, tmp_path))
+    assert found == _losses(_run(root, recipe, tmp_path / "other"))
 
 
 OWN_CODE = """
@@ -329,14 +334,7 @@ def test_code_of_the_model_travels_with_it(root, tmp_path, monkeypatch):
     config |= {"model_type": "own_of_this_test"}
     config["auto_map"] = {auto: f"modeling_own.{name}" for auto, name in names.items()}
     (source / "config.json").write_text(json.dumps(config))
-    opened = open_streamed(source, trust_remote_code=True)
-    recipe = recipe_for("llama", root)
-    with decompose_streamed(opened, recipe, SIZES, progress()) as decomposition:
-        plan = run_plan(decomposition, recipe)
-        parts = CompressedParts(opened, decomposition, plan, torch.float32)
-        out = save_streamed(
-            opened, parts, tmp_path / "out", parts.config(), checkpoint.SaveOptions()
-        )
+    out = streamed(source, recipe_for("llama", root), tmp_path / "out", trust_remote_code=True)
     assert (out / "modeling_own.py").read_text() == OWN_CODE
     model, _ = checkpoint.load(out, trust_remote_code=True)
     assert type(model).__name__ == "OwnForCausalLM"

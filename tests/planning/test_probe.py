@@ -15,7 +15,7 @@ from spectrim.linalg.truncated import Factors
 from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 from spectrim.models.targets import find_targets
-from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning.probe import Probe, swap_weights
 from tests.tiny_models import TINY_MODELS, tiny_tokens

@@ -16,7 +16,8 @@ from spectrim.decompositions import DECOMPOSITIONS, decompose_layer
 from spectrim.errors import InputError, ModelError, NumericalWarning
 from spectrim.layers import FactoredLinear, layer_class
 from spectrim.linalg.metric import CovarianceMetric, IdentityMetric
-from spectrim.linalg.regression import regression, solve_target, weighted_square
+from spectrim.linalg.regression import regression, weighted_square
+from spectrim.linalg.truncated import weighted_svd
 from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import factored_layers, replace_layer
@@ -60,9 +61,9 @@ def near(first: Tensor, second: Tensor) -> bool:
 def optimal(layer: FactoredLinear, product: Tensor, metric: CovarianceMetric) -> bool:
     """No larger an error than the tail of the target's spectrum; weights may differ where
     singular values are close."""
-    plain = IdentityMetric()
-    tail = solve_target(product, plain, metric).spectrum[layer.rank :].square().sum()
-    away = regression(product, metric) - layer.dense()[0]
+    plain, target = IdentityMetric(), regression(product, metric)
+    tail = weighted_svd(target, plain, metric).spectrum[layer.rank :].square().sum()
+    away = target - layer.dense()[0]
     return weighted_square(away, plain, metric) < float(tail) * (1 + OBJECTIVE_RELATIVE)
 
 

@@ -11,7 +11,7 @@ import pytest
 from spectrim.errors import CheckpointError, InputError
 from spectrim.evaluation import kl_divergence, size
 from spectrim.layers import layer_class
-from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.recipe import SharingRecipe
 from spectrim.planning import size_curve
 from spectrim.report.collect import CURVE_BUDGETS, sample_ranks

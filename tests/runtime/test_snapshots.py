@@ -36,6 +36,14 @@ def test_saved_read_and_removed(tmp_path):
     assert list((tmp_path / "deep").iterdir()) == []
 
 
+def test_snapshots_of_a_directory_are_kept(tmp_path):
+    snapshots = Snapshots.inside(tmp_path / "rows")
+    snapshots.save("a", lambda path: write_text(path, "text"))
+    assert (tmp_path / "rows" / "a").read_text() == "text"
+    assert Snapshots.inside(tmp_path / "rows").load("a", read) == "text"
+    assert Snapshots.inside(None).load("a", read) is None
+
+
 def test_due_after_some_time(tmp_path):
     assert Snapshots(tmp_path / "entry", every=0).due()
     assert not Snapshots(tmp_path / "entry").due()

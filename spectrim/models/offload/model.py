@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,25 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from spectrim.errors import ModelError
 from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.fingerprint import architecture_fingerprint, files_fingerprint
 from spectrim.models.hooks import attach_hooks
 from spectrim.models.offload.tensors import StoredTensors, persistent_tensors, to_meta
 from spectrim.models.targets import decoder_blocks
+
+
+@dataclass(frozen=True)
+class StreamSizes:
+    """What of a calibration is in memory beside a part.
+
+    Attributes:
+        batch_rows: sequences per batch; None for as many as the recipe's tokens hold.
+        logits_rows: sequences whose logits are in memory at once; 0 for those of a batch.
+        activation_bytes: memory for activations between blocks; 0 stores them all in files.
+    """
+
+    batch_rows: int | None = None
+    logits_rows: int = 0
+    activation_bytes: int = 0
 
 
 class StreamedModel:
@@ -24,8 +42,12 @@ class StreamedModel:
 
     Parts that can be `resident` are the decoder blocks, by name, and every module outside of
     them that holds tensors of its own. Buffers that no checkpoint holds (rotary frequencies)
-    are always there. Raises ModelError for a model that names no blocks.
+    are always there. `sizes` limit what a calibration holds beside them. Raises ModelError for
+    a model that names no blocks.
     """
+
+    whole = False
+    sizes = StreamSizes()
 
     def __init__(
         self,
@@ -36,6 +58,7 @@ class StreamedModel:
     ) -> None:
         self._plain = _on_meta(config, dtype, trust_remote_code)
         self._stored = StoredTensors(self._plain, files)
+        self._files = files
         self.dtype = dtype
         self.model = copy.deepcopy(self._plain)
         split_experts(self.model, fused_expert_names(self.model))
@@ -51,6 +74,15 @@ class StreamedModel:
     @property
     def parts(self) -> list[str]:
         return [*self.blocks, *self.outside]
+
+    @property
+    def directory(self) -> Path:
+        """Return where the checkpoint is."""
+        return self._files[0].parent
+
+    @cached_property
+    def fingerprint(self) -> list[str]:
+        return [architecture_fingerprint(self.model), files_fingerprint(self._files)]
 
     @contextmanager
     def resident(self, name: str) -> Iterator[nn.Module]:
@@ -84,12 +116,33 @@ class StreamedModel:
             for name in loaded:
                 self._release(name)
 
+    @contextmanager
+    def running(self, released: Callable[[], object]) -> Iterator[None]:
+        """Let the whole model be called: each block is in memory while it runs."""
+
+        def release(name: str) -> None:
+            released()
+            self._release(name)
+
+        blocks = [(name, self.model.get_submodule(name)) for name in self.blocks]
+        before = [(block, lambda *_, name=name: self.load(name)) for name, block in blocks]
+        after = [(block, lambda *_, name=name: release(name)) for name, block in blocks]
+        with self.outside_when_used():
+            with attach_hooks(before, after, always_call=True):
+                yield
+            released()
+
     def load(self, name: str) -> None:
+        """Read a part's tensors, without asking its modules for what they replace."""
         tensors = self._split(name, self._stored.read(self._names(name), self.dtype))
         module = self.model.get_submodule(name)
-        with torch.no_grad():
-            module.load_state_dict(tensors, strict=False, assign=True)
-        module.requires_grad_(False)
+        for key, tensor in tensors.items():
+            owner_name, _, own_name = key.rpartition(".")
+            owner = module.get_submodule(owner_name)
+            if own_name in owner._buffers:
+                owner._buffers[own_name] = tensor
+            else:
+                owner._parameters[own_name] = nn.Parameter(tensor, requires_grad=False)
 
     def bytes(self, name: str) -> int:
         """Return the bytes of a part in memory."""
@@ -99,12 +152,13 @@ class StreamedModel:
     def total_bytes(self) -> int:
         return self._stored.bytes(self._plain.state_dict())
 
-    def own_state(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of a part alone by their names inside it."""
-        module = self.model.get_submodule(name)
+    def state(self, name: str) -> dict[str, Tensor]:
+        module, prefix = self.model.get_submodule(name), f"{name}." if name else ""
         if name in self.blocks:
-            return dict(module.state_dict())
-        return {key: tensor.detach() for _, key, tensor in _own_tensors(module)}
+            tensors = dict(module.state_dict())
+        else:
+            tensors = {key: tensor.detach() for _, key, tensor in _own_tensors(module)}
+        return {prefix + key: tensor for key, tensor in tensors.items()}
 
     def structure(self) -> PreTrainedModel:
         """Return a copy of the model's structure, experts fused, on the meta device."""

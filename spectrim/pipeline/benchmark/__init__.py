@@ -12,9 +12,7 @@ budget, version. The same call later computes only the missing rows.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +29,14 @@ from spectrim.pipeline.benchmark.profile import StageTimer
 from spectrim.pipeline.benchmark.results import BenchRow, DenseResult, RowStore
 from spectrim.pipeline.benchmark.run import Subject, dense_figures, rows_of
 from spectrim.pipeline.benchmark.spec import named_recipes
-from spectrim.pipeline.calibrate import calibration_blocks, gather, prepare
+from spectrim.pipeline.calibrate import gather
 from spectrim.pipeline.calibration_defaults import vocabulary_size
 from spectrim.pipeline.evaluate import evaluation_settings
+from spectrim.pipeline.inputs import calibration_blocks, prepare
 from spectrim.pipeline.latency_table import timing_spec
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
-from spectrim.runtime import distributed
-from spectrim.runtime.cache import Cache
+from spectrim.runtime.cache import Cache, lasting
 from spectrim.runtime.context import ProgressBar, RunContext, silent
 
 BUDGETS = (0.8, 0.6, 0.4)
@@ -114,7 +112,7 @@ def bench_steps(
         )
     if len(set(budgets)) < len(budgets):
         raise InputError(f"a budget is named twice in {', '.join(map(str, budgets))}")
-    with _lasting(settings.cache) as cache:
+    with lasting(settings.cache) as cache:
         original = LoadedModel(model, tokenizer, settings.dtype or model.dtype)
         texts = _texts(model, tokenizer, settings)
         subject = Subject(original, texts, RunContext(cache, settings.track))
@@ -205,23 +203,15 @@ def _keys(
     keys = {}
     for name, recipes in wanted.items():
         original = subject.original
-        blocks = calibration_blocks(original.model, original.tokenizer, recipes[0])
+        blocks = calibration_blocks(
+            original.model, original.tokenizer, recipes[0], cache=subject.context.cache
+        )
         for recipe in recipes:
             own = {"recipe": recipe.to_dict(), "tokens": blocks.fingerprint}
             if recipe.latency is not None:
                 own["place"] = timing_spec(original.with_dtype(recipe)).key()
             keys[name, recipe.budget] = fixed | own
     return keys
-
-
-@contextmanager
-def _lasting(cache: Cache | None) -> Iterator[Cache]:
-    """Yield a cache that stores entries at least for the time of the run."""
-    if cache is not None and cache.root is not None:
-        yield cache
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        yield Cache(Path(distributed.all_gather(directory)[0]))
 
 
 __all__ = [

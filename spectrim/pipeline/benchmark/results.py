@@ -6,18 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from spectrim.errors import InputError
+from spectrim.errors import DamagedFileError, InputError
 from spectrim.runtime import distributed
-from spectrim.runtime.cache import store
-from spectrim.runtime.files import read_mapping, write_text
+from spectrim.runtime.files import read_values, write_values
+from spectrim.runtime.snapshots import Snapshots
 from spectrim.version import __version__
 
-FORMAT = "spectrim-bench-1"
+FORMAT = "spectrim-bench-2"
 TOLERATED = 1.02
 """By how much a measured time may be above its budget: it is measured again each time."""
 
@@ -75,43 +76,45 @@ class BenchRow:
 
 
 class RowStore:
-    """A directory of finished rows; `None` stores nothing. A damaged file counts as absent."""
+    """A directory of finished rows; `None` stores nothing.
+
+    Only the main process reads and writes it. A damaged row counts as absent, with a warning.
+    """
 
     def __init__(self, root: Path | None):
-        self.root = root
+        self._snapshots = Snapshots.inside(root)
         if root is not None:
             _make(root)
 
     def row(self, key: Mapping[str, Any], name: str) -> BenchRow | None:
-        """Return the row under any name. Only the main process reads the directory."""
-        found = self._load(self._path("row", key), BenchRow)
+        """Return the row under any name."""
+        found = self._load("row", key, BenchRow)
         return None if found is None else replace(found, name=name)
 
     def dense(self, key: Mapping[str, Any]) -> DenseResult | None:
-        return self._load(self._path("dense", key), DenseResult)
+        return self._load("dense", key, DenseResult)
 
     def keep(self, key: Mapping[str, Any], value: BenchRow | DenseResult) -> None:
         """Store a row. Raises InputError if the directory cannot be written to."""
-        path = self._path("row" if isinstance(value, BenchRow) else "dense", key)
-        text = json.dumps(asdict(value), indent=1) + "\n"
-        store(path, lambda place: write_text(place, text))
+        name = _file_name("row" if isinstance(value, BenchRow) else "dense", key)
+        write = partial(write_values, values=asdict(value))
+        distributed.run_on_main(lambda: self._snapshots.save(name, write))
 
-    def _path(self, kind: str, key: Mapping[str, Any]) -> Path | None:
-        if self.root is None:
-            return None
-        text = json.dumps([FORMAT, __version__, key], sort_keys=True)
-        return self.root / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+    def _load(self, kind: str, key: Mapping[str, Any], cls: type) -> Any:
+        name = _file_name(kind, key)
+        return distributed.run_on_main(lambda: self._snapshots.load(name, partial(_read, cls)))
 
-    def _load(self, path: Path | None, kind: type) -> Any:
-        return distributed.run_on_main(lambda: self._read(path, kind))
 
-    def _read(self, path: Path | None, kind: type) -> Any:
-        if path is None or not path.exists():
-            return None
-        try:
-            return TypeAdapter(kind).validate_python(read_mapping(path))
-        except (InputError, ValidationError):
-            return None
+def _file_name(kind: str, key: Mapping[str, Any]) -> str:
+    text = json.dumps([FORMAT, __version__, key], sort_keys=True)
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+
+
+def _read(cls: type, path: Path) -> Any:
+    try:
+        return TypeAdapter(cls).validate_python(read_values(path))
+    except ValidationError as error:
+        raise DamagedFileError(f"{path} is no row of a table; delete it") from error
 
 
 def _make(root: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.models.linear import get_weight
-from spectrim.pipeline.calibrate import calibration_blocks
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.plan import decompose, probe_curves
 from spectrim.planning.probe import Probe
 from tests.pipeline.basis_groups.cases import recipe_for
