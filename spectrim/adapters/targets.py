@@ -25,8 +25,8 @@ def adapter_targets(model: nn.Module) -> list[str]:
 
 def lora_targets(model: nn.Module) -> list[str]:
     """Names for `target_modules` of a PEFT configuration: the linear children of every factored
-    layer, and the layers of the blocks that were left dense, but those that the model reads
-    instead of calling (Mamba's `dt_proj`), where an adapter would do nothing until it is merged.
+    layer, and the layers of the blocks that were left dense. Left out are those that the model
+    reads instead of calling (Mamba's `dt_proj`): an adapter would do nothing until merged.
 
     An adapter on a child leaves its rank as it is when it is merged; PEFT does not take the
     factored layer itself. A basis that several layers share is named once. Raises ModelError

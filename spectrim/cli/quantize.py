@@ -60,7 +60,8 @@ def quantize(
     """Quantize or sparsify every layer, with low-rank corrections of the error."""
     if foreign := [name for name in _FOREIGN if given[name] not in (None, [])]:
         raise InputError(
-            f"--{foreign[0].replace('_', '-')} does not apply to corrections; use --rank or --correction-bytes"
+            f"--{foreign[0].replace('_', '-')} does not apply to corrections; use --rank or "
+            "--correction-bytes"
         )
     if rank is not None and correction_bytes is not None:
         raise InputError("choose one of --rank and --correction-bytes")

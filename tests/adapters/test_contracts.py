@@ -198,7 +198,7 @@ def quantized() -> nn.Module:
 
 @names
 def test_quantized_base_keeps_all_promises(name, tmp_path):
-    """Identity at first, only the adapter moves, reloaded to the bit, merged beside the codes."""
+    """Identity at first, only the adapter moves, equal reload, merged beside the codes."""
     base, options = quantized(), {"decomposition": "svd"} if name == "obd" else {}
     before, held = logits(base), codes(base)
     model = adapted(name, base, **options)
