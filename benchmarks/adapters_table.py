@@ -6,7 +6,8 @@
 
 `text` adapts a dense model to another text; its loss on that and on the old text, which it
 forgets, is on tokens that it has not seen. `task` takes a model that was compressed to
-`--budget` back to its task; accuracy is exact match of greedy answers. The rate is chosen on
+`--budget` back to its task, or a dense one to it (`--budget 1`); accuracy is exact match of
+greedy answers. The rate is chosen on
 other held-out rows than those that are reported, with the first seed; further seeds take that
 rate. Rows are kept in OUT.jsonl, so a stopped run goes on; OUT.md is the table.
 """
@@ -111,7 +112,9 @@ def task_case(given: argparse.Namespace) -> Case:
         task=TaskRecipe(data=given.task),
         refinement=(),
     )
-    result = spectrim.compress(model, tokenizer, recipe, context_of(given))
+    if given.budget < 1:
+        context = RunContext(Cache(given.out.with_suffix(".cache")))
+        model = spectrim.compress(model, tokenizer, recipe, context).model
 
     def read(spec: str) -> TokenBlocks:
         wanted = recipe.with_changes(
@@ -120,11 +123,7 @@ def task_case(given: argparse.Namespace) -> Case:
         return calibration_blocks(model, tokenizer, wanted)
 
     held = _halves(read("arithmetic:test:256"))
-    return Case(result.model, tokenizer, read(given.task), *held, task=given.test)
-
-
-def context_of(given: argparse.Namespace) -> RunContext:
-    return RunContext(Cache(given.out.with_suffix(".cache")))
+    return Case(model, tokenizer, read(given.task), *held, task=given.test)
 
 
 def _halves(blocks: TokenBlocks) -> tuple[TokenBlocks, TokenBlocks]:

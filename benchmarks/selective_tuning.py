@@ -4,8 +4,8 @@
 
 MODEL is cut by `svd/welore/lowrank` to --budget, so that some layers stay dense, and tuned on
 TRAIN by next tokens: everything (`all`), the factored layers (`low_rank`), the others
-(`dense`), or some singular vectors of the factored ones (`sst`); each at three learning rates.
-Prints Markdown with the best.
+(`dense`), or some singular vectors of the factored ones (`sst`); each at the learning rates
+--rates. Prints Markdown with the best, and the memory that a tuning needed beyond the models.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from spectrim.refinement import REFINEMENTS, TrainingInputs
 from spectrim.refinement.welore import chosen
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext
+from spectrim.runtime.memory import peak_bytes, resident_bytes, trim_memory
 from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.losses import next_token_loss, task_rows
 
-RATES = (3e-4, 1e-3, 3e-3)
 ROWS = [("all", "welore", {"part": "all"}), ("low_rank", "welore", {"part": "low_rank"})]
 ROWS += [("dense", "welore", {"part": "dense"}), ("sst", "sst", {"vectors": 8, "interval": 25})]
 
@@ -47,6 +47,13 @@ def trained_parameters(model: nn.Module, name: str, options: dict[str, Any]) -> 
     return small + sum(r + min(r, options["vectors"]) * sides for sides, r in shapes)
 
 
+def reset_peak() -> int:
+    """Begin to measure the peak anew (Linux) and return the bytes that are resident now."""
+    trim_memory()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident_bytes()
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -54,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--eval", required=True)
     parser.add_argument("--budget", type=float, default=0.6)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rates", type=float, nargs="+", default=(3e-4, 1e-3, 3e-3))
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--length", type=int, default=64)
     given = parser.parse_args(arguments)
@@ -82,25 +90,30 @@ def main(arguments: list[str] | None = None) -> None:
 
     print(f"{Path(given.model).name}: {loss(model):.3f}, at {given.budget} {loss(smaller):.3f}")
     print(
-        "| trained | loss (rate) | others | trained parameters | state, bytes | ms per step |"
+        "| trained | loss (rate) | others | trained parameters | state, bytes | ms per step"
+        " | peak, MiB |"
     )
-    print("|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|", flush=True)
     for title, name, options in ROWS:
         module, found = REFINEMENTS.get(name), {}
-        for rate in RATES:
+        peak = 0.0
+        for rate in given.rates:
             tuned = copy.deepcopy(smaller)
             given_options = options | {"learning_rate": rate, "steps": given.steps}
             given_options |= {"batch_size": given.batch_size}
             inputs = TrainingInputs(model, tuned, blocks)
+            before = reset_peak()
             began = time.perf_counter()
             module.refine(inputs, REFINEMENTS.options(name, given_options), context)
-            found[rate] = loss(tuned), 1000 * (time.perf_counter() - began) / given.steps
+            pace = 1000 * (time.perf_counter() - began) / given.steps
+            peak = max(peak, (peak_bytes() - before) / 2**20)
+            found[rate] = loss(tuned), pace
         best = min(found, key=lambda rate: found[rate][0])
         others = ", ".join(f"{v:.3f} ({r:g})" for r, (v, _) in found.items() if r != best)
         count = trained_parameters(smaller, name, options)
         pace = min(seconds for _, seconds in found.values())
         cells = title, f"{found[best][0]:.3f} ({best:g})", others, f"{count:,}"
-        print(f"| {' | '.join(cells)} | {8 * count:,} | {pace:.1f} |", flush=True)
+        print(f"| {' | '.join(cells)} | {8 * count:,} | {pace:.1f} | {peak:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

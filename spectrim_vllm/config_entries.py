@@ -15,7 +15,7 @@ from typing import Any
 from spectrim_vllm.elastic import Stored, chosen_ranks
 
 FORMAT_VERSION = 1
-KINDS = ("lowrank", "pivoted", "shared_basis", "sparse_dictionary")
+KINDS = ("lowrank", "pivoted", "shared_basis", "sparse_dictionary", "sparse_plus_lowrank")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,12 @@ from spectrim_vllm.config_entries import Entry, projections
 from spectrim_vllm.placeholders import add_placeholders, remove_placeholders
 from spectrim_vllm.projection import Projection
 from spectrim_vllm.sharding import joined_rows, local_columns, local_rows, whole_sizes
-from spectrim_vllm.tensor_parallel import LocalFactors, LocalSlice, multiply
+from spectrim_vllm.tensor_parallel import (
+    LocalFactors,
+    LocalSlice,
+    multiply,
+    sparse_product,
+)
 
 _QKV = {"q": 0, "k": 1, "v": 2}
 
@@ -94,20 +99,23 @@ class FactoredLinearMethod(LinearMethodBase):
             second, position = part.second, part.position
             _set(layer, f"second_{index}", _on(second, device, self.dtype))
             layer.register_buffer(f"position_{index}", _on(position, device), persistent=False)
+            _set(layer, f"values_{index}", _on(part.values, device, self.dtype))
+            columns = _on(part.columns, device)
+            layer.register_buffer(f"columns_{index}", columns, persistent=False)
         self._lend_bases(layer.first)
         self._fill_bias(layer.bias, parts)
         self.projections.clear()
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         z = nn.functional.linear(x, layer.first)
-        parts = [
-            multiply(
-                z[..., start:end],
-                getattr(layer, f"second_{index}"),
-                getattr(layer, f"position_{index}"),
+        parts = []
+        for index, (start, end) in enumerate(self.ranges):
+            second, position, values, columns = (
+                getattr(layer, f"{name}_{index}")
+                for name in ("second", "position", "values", "columns")
             )
-            for index, (start, end) in enumerate(self.ranges)
-        ]
+            part = multiply(z[..., start:end], second, position)
+            parts.append(part if values is None else part + sparse_product(x, values, columns))
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return y if bias is None else y + bias
 

@@ -3,6 +3,7 @@
     z = first x,    y = z                      dense
                     y = second z               plain factors
                     y = [z, second z][position]    pivoted
+                    y = second z + S x         plain factors and sparse entries S
 
 `first` (k, in) takes the process's columns of the input, `second` and `position` give its rows
 of the output. A pivoted layer's other rows need every pivot, so `first` holds them all on each
@@ -12,7 +13,7 @@ process of a column-parallel layer, as plain factors hold all of `right`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ class LocalFactors:
     second: Tensor | None = None
     position: Tensor | None = None
     bias: Tensor | None = None
+    values: Tensor | None = None
+    columns: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class LocalSlice:
 
 _WIDE = {"weight", "right.weight", "pivots.weight", "dictionary.weight"}
 _TALL = {"weight", "left.weight", "left.bias"}
+_DENSITY = 0.03
+"""Share of the inputs that every row of S has an entry for."""
 
 
 def multiply(z: Tensor, second: Tensor | None, position: Tensor | None) -> Tensor:
@@ -60,6 +65,12 @@ def multiply(z: Tensor, second: Tensor | None, position: Tensor | None) -> Tenso
     if position is None:
         return other
     return torch.cat([z, other], dim=-1).index_select(-1, position)
+
+
+def sparse_product(x: Tensor, values: Tensor, columns: Tensor) -> Tensor:
+    """Return `S x` of the values (out, s) of S and their columns; S is expanded for it."""
+    empty = values.new_zeros(len(values), x.shape[-1])
+    return nn.functional.linear(x, empty.scatter_add(1, columns.long(), values))
 
 
 def expected_shapes(entry: Entry | None, shape: tuple[int, int]) -> dict[str, tuple[int, ...]]:
@@ -89,6 +100,9 @@ def expected_shapes(entry: Entry | None, shape: tuple[int, int]) -> dict[str, tu
             "mask": (_bytes(out * rank),),
         }
     left = {"left.weight": (out, rank), "left.bias": (out,)}
+    if entry.kind == "sparse_plus_lowrank":
+        places = out, max(1, round(_DENSITY * width))
+        return {"right.weight": (rank, width), **left, "values": places, "columns": places}
     return left if entry.basis else {"right.weight": (rank, width), **left}
 
 
@@ -136,12 +150,27 @@ def _sparse(tensors: Tensors, local: LocalSlice) -> LocalFactors:
     return LocalFactors(dictionary, coefficients[local.rows])
 
 
+def _sparse_plus(tensors: Tensors, local: LocalSlice) -> LocalFactors:
+    """Return plain factors and the entries of S in the columns held here, zeros for others."""
+    columns = tensors["columns"][local.rows].long() - local.columns.start
+    width = local.columns.stop - local.columns.start
+    held = (columns >= 0) & (columns < width)
+    values = tensors["values"][local.rows]
+    plain = _plain(tensors, local)
+    return replace(
+        plain,
+        values=torch.where(held, values, torch.zeros_like(values)),
+        columns=torch.where(held, columns, 0).to(tensors["columns"].dtype),
+    )
+
+
 _BUILDERS: dict[str, Callable[[Tensors, LocalSlice], LocalFactors]] = {
     "dense": _dense,
     "lowrank": _plain,
     "shared_basis": _plain,
     "pivoted": _pivoted,
     "sparse_dictionary": _sparse,
+    "sparse_plus_lowrank": _sparse_plus,
 }
 
 

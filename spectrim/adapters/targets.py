@@ -9,6 +9,7 @@ from spectrim.errors import ModelError
 from spectrim.models.linear import is_linear
 from spectrim.models.replace import compact_layers
 from spectrim.models.targets import find_targets
+from spectrim.models.usage import layers_read
 
 
 def adapter_targets(model: nn.Module) -> list[str]:
@@ -24,7 +25,8 @@ def adapter_targets(model: nn.Module) -> list[str]:
 
 def lora_targets(model: nn.Module) -> list[str]:
     """Names for `target_modules` of a PEFT configuration: the linear children of every factored
-    layer, and the layers of the blocks that were left dense.
+    layer, and the layers of the blocks that were left dense. Left out are those that the model
+    reads instead of calling (Mamba's `dt_proj`): an adapter would do nothing until merged.
 
     An adapter on a child leaves its rank as it is when it is merged; PEFT does not take the
     factored layer itself. A basis that several layers share is named once. Raises ModelError
@@ -37,7 +39,8 @@ def lora_targets(model: nn.Module) -> list[str]:
         if is_linear(child)
     ]
     try:
-        names += [target.name for target in find_targets(model)]
+        read = layers_read(model)
+        names += [t.name for t in find_targets(model) if t.name not in read]
     except ModelError:  # every layer is factored
         if not names:
             raise

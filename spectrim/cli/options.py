@@ -14,6 +14,7 @@ from spectrim.pipeline.budgets import parse_range
 from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, recipe_from
 from spectrim.pipeline.renamed import check_field
+from spectrim.registry import NoOptions
 
 if TYPE_CHECKING:
     from spectrim.runtime.cache import Cache
@@ -142,6 +143,12 @@ _SHORTHANDS: dict[str, tuple[Any, ...]] = {
         None,
         "Refinement to run afterward; repeat for several.",
     ),
+    "optimizer": (
+        str | None,
+        None,
+        "Optimizer of the refinements (`spectrim ls`); each has its own rate.",
+    ),
+    "learning_rate": (float | None, None, "Learning rate of the refinements."),
     "quantize": (
         str | None,
         "|".join(_QUANTIZERS),
@@ -237,6 +244,7 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["calibration"]["data"] = join_specs(given["data"])
     if given["refine"]:
         values["refinement"] = [{"name": name} for name in given["refine"]]
+    _set_training(values["refinement"], given["optimizer"], given["learning_rate"])
     if given["task"] is not None:
         values["task"] = (values["task"] or {}) | {"data": given["task"]}
     if given["latency_budget"] is not None:
@@ -251,6 +259,34 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         _assign(values, assignment)
     _fit_ranks(values)
     return recipe_from(values, "options")
+
+
+def _set_training(
+    refinements: list[dict[str, Any]], optimizer: str | None, rate: float | None
+) -> None:
+    """Set both in the options of the refinements that have them. Raises InputError for none."""
+    for name, value in (("optimizer", optimizer), ("learning_rate", rate)):
+        if value is None:
+            continue
+        from spectrim.refinement import REFINEMENTS
+
+        modules = (REFINEMENTS.get(each["name"]) for each in refinements)
+        chosen = [
+            each
+            for each, module in zip(refinements, modules, strict=True)
+            if name in getattr(module, "Options", NoOptions).__dataclass_fields__
+        ]
+        if not chosen:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise InputError(
+                f"{option}: no refinement of this recipe has one; add --refine "
+                "block_distillation or --refine distillation"
+            )
+        for each in chosen:
+            before = dict(each.get("options", {}))
+            if name == "optimizer" and before.get(name) != value:
+                before.pop("optimizer_options", None)
+            each["options"] = before | {name: value}
 
 
 def check_text(recipe: Recipe, model: str) -> None:

@@ -25,7 +25,7 @@ from spectrim.pipeline.recipe import Recipe, recipe_from
 if TYPE_CHECKING:
     from spectrim.pipeline.loaded_model import LoadedModel
 
-_FOREIGN = ("budget", "layer", "refine", "probe")
+_FOREIGN = ("budget", "layer", "refine", "optimizer", "learning_rate", "probe")
 """Recipe options that a correction does not read."""
 _ROWS = {
     "dense_bytes": "layers, dense, bytes",
@@ -64,7 +64,8 @@ def quantize(
     """Quantize or sparsify every layer, with low-rank corrections of the error."""
     if foreign := [name for name in _FOREIGN if given[name] not in (None, [])]:
         raise InputError(
-            f"--{foreign[0]} does not apply to corrections; use --rank or --correction-bytes"
+            f"--{foreign[0].replace('_', '-')} does not apply to corrections; use --rank or "
+            "--correction-bytes"
         )
     if rank is not None and correction_bytes is not None:
         raise InputError("choose one of --rank and --correction-bytes")

@@ -106,6 +106,21 @@ def unusable_layers(
     return unusable | dict.fromkeys(reads.replaced(), READ)
 
 
+def layers_read(model: nn.Module) -> set[str]:
+    """Return the linear layers whose tensors the model reads itself, in place of calling them.
+
+    Empty for a model that does not run on tokens alone.
+    """
+    layers = {name: module for name, module in model.named_modules() if is_linear(module)}
+    found = WeightReads(model)
+    with suppress(Exception), _quiet(), evaluation_mode(model), torch.no_grad():
+        ids = _readable_ids(model)
+        with watch_weight_reads(model, layers) as reads:
+            model(input_ids=ids, use_cache=False)
+        found = reads
+    return set(found.replaced(layers))
+
+
 def listed(names: Sequence[str]) -> str:
     """Return the first names, and whether there are more."""
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

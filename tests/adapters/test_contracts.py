@@ -14,7 +14,10 @@ from spectrim.adapters import ADAPTERS, config_class, save_lora, to_lora
 from spectrim.adapters._tuner import spectral_layers
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS, CompactLinear
+from spectrim.pipeline.finetune import QUANTIZED_BASES
+from spectrim.pipeline.quantize_factors import quantize_all
 from tests.adapters.building import NAMES, adapted, cases, config, logits, moved, names, trained
+from tests.adapters.test_qlora import codes
 from tests.pipeline.test_finetune import small
 from tests.tiny_models import TINY_MODELS, tiny_tokens
 from tests.tolerances import MERGED_ABSOLUTE, PRODUCT_ABSOLUTE
@@ -165,9 +168,9 @@ def test_half_precision_base(name):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        (name, KINDS[(row + step) % len(KINDS)])
+        (name, kind)
         for row, name in enumerate(NAMES)
-        for step in (0, 1)
+        for kind in sorted({"lowrank", "pivoted", KINDS[row % len(KINDS)]})
     ],
 )
 def test_factored_base_keeps_ranks_and_bytes(name, kind):
@@ -184,6 +187,39 @@ def test_factored_base_keeps_ranks_and_bytes(name, kind):
     assert {n: (t.shape, t.dtype) for n, t in merged.state_dict().items()} == shapes
     found = {n: m.rank for n, m in merged.named_modules() if isinstance(m, CompactLinear)}
     assert found == ranks
+
+
+def quantized() -> nn.Module:
+    """A base whose factors are codes of four bits."""
+    model = small("lowrank")
+    quantize_all(model, QUANTIZED_BASES["nf4"])
+    return model
+
+
+@names
+def test_quantized_base_keeps_all_promises(name, tmp_path):
+    """Identity at first, only the adapter moves, equal reload, merged beside the codes."""
+    base, options = quantized(), {"decomposition": "svd"} if name == "obd" else {}
+    before, held = logits(base), codes(base)
+    model = adapted(name, base, **options)
+    assert torch.equal(logits(model), before)
+    kept = state(model)
+    model(input_ids=tiny_tokens(), labels=tiny_tokens()).loss.backward()
+    torch.optim.SGD(trained(model).values(), lr=1.0).step()
+    after = state(model)
+    moved_keys = {key for key in after if not torch.equal(kept[key], after[key])}
+    assert moved_keys
+    assert all(f"{name}_params" in key for key in moved_keys)
+    expected = logits(moved(model))
+    model.save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(quantized(), tmp_path)
+    assert torch.equal(logits(again), expected)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), before)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(logits(merged), expected, atol=PRODUCT_ABSOLUTE, rtol=0)
+    own = codes(merged)
+    assert all(torch.equal(own[key], value) for key, value in held.items())
 
 
 @names

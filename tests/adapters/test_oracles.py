@@ -180,6 +180,16 @@ def test_salt_is_its_middle_matrix(shape):
     torch.testing.assert_close(weight + relu.update(), found.left @ middle.relu() @ found.right)
 
 
+def test_salt_of_all_values_is_svfit_and_of_none_a_lora():
+    weight, t = matrix((9, 7)), matrix((7,), 3)
+    salt, svfit = Case("salt", weight, share=1.0), Case("svfit", weight)
+    scaled = salt.update(scale=t, shift=torch.zeros_like(t))
+    torch.testing.assert_close(scaled, svfit.update(core=t))
+    plain = Case("salt", torch.arange(9.0, 0, -1).double().diag(), r=3, share=0.0)
+    product = plain.tensors["block_left"] @ plain.tensors["block_right"]
+    torch.testing.assert_close(plain.update(), product)
+
+
 def test_salt_with_relu_has_no_first_gradient_off_the_diagonal():
     made = Case("salt", matrix((9, 9)), r=2, share=0.25, relu=True)
     right = made.parts.trained["block_right"].clone().requires_grad_(True)

@@ -35,3 +35,29 @@ def test_options_that_are_given_before_the_name_stay():
 def test_a_field_that_does_not_exist(wrong):
     with pytest.raises(InputError, match="nope"):
         recipe("default", wrong)
+
+
+def test_an_optimizer_is_that_of_all_refinements_that_have_one():
+    given = dict.fromkeys(OPTIONS) | {"recipe": "best", "optimizer": "muon"}
+    steps = recipe_of(given | {"learning_rate": 0.01}).refinement
+    assert [step.name for step in steps] == ["block_distillation", "distillation"]
+    assert all(step.options["optimizer"] == "muon" for step in steps)
+    assert all(step.options["learning_rate"] == 0.01 for step in steps)
+    assert steps[0].options["out_metric"] == "gradient", "the rest is the recipe's"
+    given |= {"refine": ["finetune", "distillation"]}
+    steps = recipe_of(given).refinement
+    assert [step.options for step in steps] == [{}, {"optimizer": "muon"}]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"optimizer": "muon"}, "no refinement of this recipe has one"),
+        ({"optimizer": "muom", "refine": ["distillation"]}, "did you mean 'muon'"),
+        ({"optimizer": "sven", "refine": ["distillation"]}, "residual of every example"),
+        ({"learning_rate": -1.0, "refine": ["distillation"]}, "have to be positive"),
+    ],
+)
+def test_optimizers_that_cannot_be_used(given, said):
+    with pytest.raises(InputError, match=said):
+        recipe_of(dict.fromkeys(OPTIONS) | {"recipe": "default"} | given)

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from spectrim.errors import InputError, UnknownNameError
-from spectrim.optim import OPTIMIZERS, make_optimizer, split_params
+from spectrim.optim import OPTIMIZERS, make_optimizer, option_names, split_params
 from spectrim.refinement import REFINEMENTS
 from spectrim.runtime import snapshots
 from spectrim.runtime.cache import Cache
@@ -35,6 +35,23 @@ def arguments(tmp_path, **given) -> TrainingArguments:
         disable_tqdm=True,
         **{"save_strategy": "no"} | given,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GENERAL)
+def test_trainer_takes_an_optimizer_by_name(name, tmp_path):
+    """Tables and norms are stepped by AdamW, matrices by the optimizer's own rule."""
+    model, plain = tiny_llama(), tiny_llama()
+    for each, chosen in ((model, name), (plain, "adamw")):
+        options = OPTIONS.get(name) if chosen == name else None
+        optimizer = make_optimizer(chosen, split_params(each, lr_rest=1e-3), 1e-3, options)
+        Trainer(
+            each, arguments(tmp_path), train_dataset=rows(), optimizers=(optimizer, None)
+        ).train()
+    found, wanted = state(model), state(plain)
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+    place = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(found[place], wanted[place]) == (name == "adamw")
 
 
 @pytest.mark.slow
@@ -71,14 +88,25 @@ def test_trainer_resumes_from_its_checkpoint(tmp_path):
 
 
 @refinements
-@pytest.mark.parametrize("name", ["dct_adamw", "muon", "soap"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("dct_adamw", "muon") else pytest.param(name, marks=pytest.mark.slow)
+        for name in GENERAL
+    ],
+)
 def test_refinements_take_an_optimizer(refinement, name):
-    options = {"optimizer": name, "optimizer_options": {"adamw_ratio": 0.5}}
+    chosen = OPTIONS.get(name, {})
+    if "adamw_ratio" in option_names(name):
+        chosen = chosen | {"adamw_ratio": 0.5}
+    options = {"optimizer": name, "optimizer_options": chosen}
+    if name == "auon":
+        options |= {"learning_rate": 0.3}
     given, plain = case("llama"), case("llama")
     for losses in given.refine(refinement, **options, **STAGES[refinement]).values():
         assert sum(losses[-2:]) < sum(losses[:2])
     plain.refine(refinement, **STAGES[refinement])
-    assert not same(state(given.compressed), state(plain.compressed))
+    assert same(state(given.compressed), state(plain.compressed)) == (name == "adamw")
 
 
 @pytest.mark.parametrize("name", ["dct_adamw", "soap"])

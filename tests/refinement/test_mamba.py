@@ -12,9 +12,11 @@ from spectrim.checkpoint import SpectrimConfig, load, save_compressed
 from spectrim.models.targets import find_targets
 from spectrim.refinement import REFINEMENTS, TrainingInputs, required_statistics
 from spectrim.runtime.context import RunContext
+from tests.adapters.building import adapted, logits, moved, trained
 from tests.checkpoint.compressing import replace_by_svd
 from tests.contracts.test_refinements import same, state, statistics, tokens
 from tests.tiny_models import tiny_mamba, tiny_mamba2, tiny_tokenizer, tiny_tokens
+from tests.tolerances import MERGED_ABSOLUTE
 
 MODELS = {"mamba": tiny_mamba, "mamba2": tiny_mamba2}
 OPTIONS = {
@@ -56,3 +58,15 @@ def test_refined_saved_and_loaded(model, name, tmp_path):
     with torch.no_grad():
         ids = tiny_tokens()
         assert torch.equal(loaded(ids).logits, compressed(ids).logits)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", ["pissa", "svfit", "soka"])
+def test_adapters_are_merged_to_what_they_were(model, name):
+    """No adapter is put where the model reads a weight instead of calling its layer."""
+    made = moved(adapted(name, MODELS[model]()))
+    assert not any("dt_proj" in key for key in trained(made))
+    assert any("in_proj" in key for key in trained(made))
+    expected = logits(made)
+    merged = made.merge_and_unload()
+    torch.testing.assert_close(logits(merged), expected, atol=MERGED_ABSOLUTE, rtol=0)

@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from spectrim.checkpoint import SpectrimConfig, save_compressed
+from spectrim.layers.sparse_plus_lowrank import SparsePlusLowRankLinear
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import share_basis
 from spectrim.models.targets import find_targets
@@ -28,8 +29,18 @@ def compress_mixed(model, kinds: Sequence[str], fraction: float = 0.6) -> Spectr
             continue
         rank = max(1, int(min(target.shape) * fraction) - index % 4)
         replace_by_svd(model, target.name, kind, rank)
+        layer = model.get_submodule(target.name)
+        if isinstance(layer, SparsePlusLowRankLinear):
+            _fill(layer, seed=index)
         entries[target.name] = {"kind": kind, "rank": rank}
     return SpectrimConfig(entries, provenance={"recipe": {"method": "svd"}})
+
+
+@torch.no_grad()
+def _fill(layer: SparsePlusLowRankLinear, seed: int) -> None:
+    """Draw the free entries, which are zero in a layer made of factors."""
+    generator = torch.Generator().manual_seed(seed)
+    layer.values.copy_(0.2 * torch.randn(layer.values.shape, generator=generator))
 
 
 def compress_shared(model, suffixes: Sequence[str], rank: int) -> SpectrimConfig:

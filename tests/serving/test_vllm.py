@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from spectrim.adapters import save_lora, to_lora
 from spectrim.checkpoint import SpectrimConfig, load
 from tests.checkpoint.compressing import replace_by_svd
 from tests.serving.compressing import (
@@ -34,7 +35,8 @@ MIXED = ("pivoted", "dense", "lowrank")
 KINDS = {
     "lowrank": ("lowrank",),
     "pivoted": ("pivoted",),
-    "mixed": ("sparse_dictionary", *MIXED, "pivoted"),
+    "sparse": ("sparse_plus_lowrank",),
+    "mixed": ("sparse_dictionary", *MIXED, "sparse_plus_lowrank"),
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -90,6 +92,25 @@ def _others():
     yield "shared", model, compress_shared(model, suffixes, 80)
     model = small_gpt2()
     yield "gpt2", model, compress_mixed(model, ("pivoted", "lowrank", "dense"))
+
+
+def test_plain_loras_of_all_adapters(tmp_path):
+    """Each export beside one base: the tokens are those of the adapter itself."""
+    vllm_python()
+    from tests.adapters.building import NAMES, adapted, moved
+
+    base = small_qwen2()
+    base.save_pretrained(tmp_path / "base")
+    untouched, wanted, places = greedy(base, PROMPTS, COUNT), {}, []
+    for name in NAMES:
+        model = moved(adapted(name, small_qwen2()), 0.03)
+        wanted[name] = greedy(model, PROMPTS, COUNT)
+        places.append(str(save_lora(to_lora(model), tmp_path / name)))
+    engine = ENGINE | {"enable_lora": True, "max_lora_rank": 128, "max_loras": 1}
+    runs = [{"model": str(tmp_path / "base"), "engine": engine, "loras": places}]
+    [found] = served(runs, tmp_path, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    assert dict(zip(NAMES, found, strict=True)) == wanted
+    assert untouched not in wanted.values()
 
 
 def test_a_factored_head_is_refused(tmp_path):

@@ -18,12 +18,19 @@ from spectrim.checkpoint import elastic_entry
 from spectrim.checkpoint.config import FORMAT_VERSION, QUANT_METHOD
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.pivoted import pack_bits
+from spectrim.layers.sparse_plus_lowrank import nonzeros_of
 from spectrim_vllm import config_entries
 from spectrim_vllm.config_entries import Entry, projections, read_entries
 from spectrim_vllm.elastic import Stored
 from spectrim_vllm.projection import Projection
 from spectrim_vllm.sharding import joined_rows, local_columns, local_rows, whole_sizes
-from spectrim_vllm.tensor_parallel import LocalSlice, expected_shapes, multiply, unpack_bits
+from spectrim_vllm.tensor_parallel import (
+    LocalSlice,
+    expected_shapes,
+    multiply,
+    sparse_product,
+    unpack_bits,
+)
 from tests.allocation.test_nested import nested
 from tests.tolerances import ELASTIC_DENSE_ABSOLUTE, FLOAT64_RELATIVE
 
@@ -31,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 OUT, WIDTH, RANK = 24, 16, 6
 NAME = "model.layers.0.self_attn.q_proj"
-KINDS = (None, "lowrank", "pivoted", "sparse_dictionary")
+KINDS = (None, "lowrank", "pivoted", "sparse_dictionary", "sparse_plus_lowrank")
 WAYS = ("whole", "columns", "rows")
 FILES = sorted(Path(spectrim_vllm.__file__).parent.glob("*.py"))
 
@@ -48,7 +55,10 @@ def layer_of(kind: str | None, bias: bool = True) -> nn.Module:
         layer = nn.Linear(WIDTH, OUT, bias=False, dtype=torch.float64)
         layer.weight.data = random(OUT, WIDTH)
         return layer
-    return layer_class(kind).from_factors(random(OUT, RANK), random(RANK, WIDTH), given)
+    layer = layer_class(kind).from_factors(random(OUT, RANK), random(RANK, WIDTH), given)
+    if kind == "sparse_plus_lowrank":
+        layer.values.data = random(*layer.values.shape)
+    return layer
 
 
 def shares(way: str, count: int) -> list[LocalSlice]:
@@ -79,6 +89,8 @@ def output_of(projection: Projection, x: torch.Tensor, has_bias: bool) -> torch.
     piece = projection.local_factors(None, has_bias)
     z = nn.functional.linear(x[..., projection.local.columns], piece.first)
     y = multiply(z, piece.second, piece.position)
+    if piece.values is not None:
+        y = y + sparse_product(x[..., projection.local.columns], piece.values, piece.columns)
     return y if piece.bias is None else y + piece.bias
 
 
@@ -87,7 +99,7 @@ def test_the_processes_together_give_the_layers_output(kind, way, count):
     """Outputs stand side by side where they are cut, and add up where inputs are."""
     layer = layer_of(kind, bias=way != "rows")
     x = torch.randn(5, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    has_bias = kind in ("lowrank", "pivoted") and way != "rows"
+    has_bias = kind in ("lowrank", "pivoted", "sparse_plus_lowrank") and way != "rows"
     parts = [output_of(loaded(layer, kind, share), x, has_bias) for share in shares(way, count)]
     y = torch.stack(parts).sum(0) if way == "rows" else torch.cat(parts, dim=-1)
     wanted = layer(x).detach()
@@ -282,8 +294,10 @@ def test_what_is_written_twice_agrees():
     """The plug-in imports nothing of spectrim, so a few facts stand in both."""
     assert spectrim_vllm.QUANT_METHOD == QUANT_METHOD
     assert config_entries.FORMAT_VERSION == FORMAT_VERSION
-    refused_by_name = {"sparse_plus_lowrank"}
-    assert set(config_entries.KINDS) == set(LAYERS.names()) - refused_by_name
+    assert set(config_entries.KINDS) == set(LAYERS.names())
+    for width in (8, 50, 1000):
+        entry = Entry("sparse_plus_lowrank", 2)
+        assert expected_shapes(entry, (4, width))["values"] == (4, nonzeros_of(width))
     bits = torch.rand(29, generator=torch.Generator().manual_seed(0)) < 0.5
     assert torch.equal(unpack_bits(pack_bits(bits), 29), bits)
 
