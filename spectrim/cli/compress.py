@@ -11,6 +11,7 @@ import typer
 from spectrim.cli.options import (
     DryRun,
     Json,
+    MergeAdapter,
     Model,
     Output,
     Overwrite,
@@ -68,6 +69,7 @@ def compress(
     track: Tracker = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    merge_adapter: MergeAdapter = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -78,10 +80,10 @@ def compress(
         raise InputError("choose one of --budget and --elastic")
     recipe = recipe_of(given)
 
-    from spectrim.checkpoint import check_output
-    from spectrim.cli.ahead import announce
+    from spectrim.checkpoint import check_causal, check_output
+    from spectrim.cli.ahead import announce, base_of, note_kind
     from spectrim.cli.tracking import context_for, final_metrics, start_tracking
-    from spectrim.pipeline.compress import CompressOptions, prepare_recipe
+    from spectrim.pipeline.compress import CompressOptions, check_kind, prepare_recipe
     from spectrim.pipeline.compress import compress as run
     from spectrim.pipeline.early_checks import check_early, check_room
     from spectrim.pipeline.loaded_model import load_original
@@ -93,10 +95,18 @@ def compress(
     recipe = prepare_recipe(recipe, options)
     check_quantization(recipe)
     check_text(recipe, model)
-    check_early(model, recipe, trust_remote_code)
+    if memory is not None and merge_adapter:
+        raise InputError(
+            "--merge-adapter and --memory cannot be combined: an adapter is merged in memory; "
+            "leave out --memory, or merge first with peft"
+        )
+    base = base_of(model, merge_adapter)
+    fields = check_early(base, recipe, trust_remote_code, any_kind=True)
+    if memory is not None:
+        check_causal(base, trust_remote_code=trust_remote_code)
     check_output(output, overwrite)
     if target_loss is None:
-        check_room(model, output, recipe)
+        check_room(base, output, recipe)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     cache = cache_from(given)
     run_context = context_for(cache, log_metrics)
@@ -109,7 +119,9 @@ def compress(
         if (fitted := within_memory(request, recipe, memory, run_context, dry_run)) is None:
             return
         recipe = fitted
-    original = load_original(model, trust_remote_code)
+    original = load_original(model, trust_remote_code, True, merge_adapter)
+    check_kind(original.model, recipe)
+    note_kind(original.model, fields)
     steps = announce(original, recipe, cache, always=dry_run)
     if dry_run:
         return
@@ -147,7 +159,7 @@ def _save(request: Request, original: Any, result: Any) -> None:
         _note_sizes(request, elastic.smallest, elastic.largest)
     if request.page and (request.output / PAGE_FILE).is_file():
         note(f"report in {request.output / PAGE_FILE}")
-    print_answer(request, summary(facts))
+    print_answer(request, summary(facts), "EXAMPLES" if facts.of_kind.labeled else "TEXT")
 
 
 def _note_sizes(request: Request, smallest: float, largest: float) -> None:
@@ -161,12 +173,14 @@ def _note_sizes(request: Request, smallest: float, largest: float) -> None:
     )
 
 
-def print_answer(request: Request, text: str) -> None:
-    """Print what came out, as the last lines of the run, and the command that measures it."""
+def print_answer(request: Request, text: str, data: str = "TEXT") -> None:
+    """Print what came out, as the last lines of the run, and the command that measures it.
+
+    data: what the command is to be given.
+    """
     from spectrim.cli.console import note, result_line
 
     if not request.json:
         result_line(text)
-    note(
-        f"next: spectrim evaluate {request.output} --original {request.model} --data YOUR_TEXT"
-    )
+    models = f"{request.output} --original {request.model}"
+    note(f"next: spectrim evaluate {models} --data YOUR_{data}")

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from spectrim.cli.options import Json, RemoteCode
+from spectrim.cli.options import Json, MergeAdapter, RemoteCode
+from spectrim.errors import InputError
 from spectrim.pipeline.defaults import EVALUATION_TOKENS
 
 _IN_OTHER_ROWS = ("disk_bytes", "stored_bytes", "loss_increase", "reference_perplexity")
@@ -22,7 +23,8 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Evaluation text, repeat for several (default python:held_out without tasks)."
+            help="Evaluation text, or examples with labels of models that need them; repeat "
+            "for several (default python:held_out without tasks)."
         ),
     ] = None,
     task: Annotated[
@@ -53,33 +55,53 @@ def evaluate(
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Examples before each question.")] = None,
     limit: Annotated[int | None, typer.Option(help="Examples per lm-eval task.")] = None,
+    merge_adapter: MergeAdapter = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Measure perplexity, divergence, task accuracy and size of models."""
+    from spectrim.checkpoint import is_adapter, stored_kind
     from spectrim.cli import console
+    from spectrim.cli.ahead import base_of
     from spectrim.data.loading import join_specs
     from spectrim.evaluation import HarnessSettings, evaluate_harness
+    from spectrim.pipeline.early_checks import check_labels
     from spectrim.pipeline.evaluate import evaluate as evaluate_text
     from spectrim.pipeline.evaluate import (
         evaluate_documents,
+        evaluate_examples,
         evaluate_task,
         evaluation_settings,
     )
+    from spectrim.pipeline.labeled import ExampleSettings
     from spectrim.pipeline.loaded_model import load_model
     from spectrim.pipeline.recipe import TaskRecipe
     from spectrim.runtime import distributed
 
     harness_tasks = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
     harness = HarnessSettings(task_path, shots, limit)
-    reference = load_model(original, trust_remote_code).model if original else None
+    text = join_specs(data or ["python:held_out"])
+    adapters = [name for name in models if merge_adapter and is_adapter(name)]
+    bases = {name: base_of(name, name in adapters) for name in models}
+    examples = [name for name in models if stored_kind(bases[name]).labeled]
+    for name in examples:
+        check_text_only(name, {"--task": task, "--lm-eval": lm_eval, "--budget": budget})
+        check_labels(bases[name], text)
+    reference = None
+    if original is not None:
+        merges = merge_adapter and is_adapter(original)
+        reference = load_model(original, trust_remote_code, None, True, merges).model
     results: dict[str, dict[str, Any]] = {}
     for model_name, size in product(models, budget or (None,)):
         name = model_name if size is None else f"{model_name} at {size:g}"
-        loaded = load_model(model_name, trust_remote_code, size)
+        loaded = load_model(model_name, trust_remote_code, size, True, model_name in adapters)
         model, tokenizer = loaded.model, loaded.tokenizer
+        results[name] = {} if model_name in adapters else _disk_bytes(model_name)
+        if model_name in examples:
+            wanted = ExampleSettings(text, length=length, tokens=tokens)
+            results[name] |= evaluate_examples(model, tokenizer, wanted, reference)
+            continue
         settings = evaluation_settings(model, length, tokens, rows)
-        results[name] = _disk_bytes(model_name)
         if task:
             results[name] |= evaluate_task(model, tokenizer, TaskRecipe(data=task))
         if harness_tasks:
@@ -87,13 +109,21 @@ def evaluate(
                 partial(evaluate_harness, model, tokenizer, harness_tasks, harness)
             )
         if data or not (task or harness_tasks):
-            text = join_specs(data or ["python:held_out"])
             results[name] |= evaluate_text(model, tokenizer, text, settings, reference)
             results[name] |= evaluate_documents(model, tokenizer, text, settings)
     if json:
         console.as_json(results)
     else:
         console.figures_table(evaluation_rows(results))
+
+
+def check_text_only(name: str, given: dict[str, Any]) -> None:
+    """Raise InputError for options that a model whose loss needs labels does not take."""
+    if wrong := [option for option, value in given.items() if value]:
+        raise InputError(
+            f"{wrong[0]} is for causal language models; {name} is evaluated on examples with "
+            "labels: give --data"
+        )
 
 
 def evaluation_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -103,7 +133,7 @@ def evaluation_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
     """
     from spectrim.report.formatting import ratio, size
 
-    first = next(iter(results.values())).get("perplexity")
+    first = next(iter(results.values()), {}).get("perplexity")
     shown = {}
     for name, figures in results.items():
         found: dict[str, Any] = {}

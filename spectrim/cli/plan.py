@@ -11,6 +11,7 @@ import typer
 from spectrim.cli.options import (
     DryRun,
     Json,
+    MergeAdapter,
     Model,
     RemoteCode,
     cache_from,
@@ -44,6 +45,7 @@ def plan(
         ),
     ] = True,
     dry_run: DryRun = False,
+    merge_adapter: MergeAdapter = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -54,8 +56,14 @@ def plan(
 
     from spectrim.checkpoint.card import shown_name
     from spectrim.cli import console
-    from spectrim.cli.ahead import announce
-    from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
+    from spectrim.cli.ahead import announce, base_of, note_kind
+    from spectrim.models.kind import kind_of
+    from spectrim.pipeline.compress import (
+        CompressOptions,
+        check_kind,
+        choose_plan,
+        prepare_recipe,
+    )
     from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.latency_table import slow_layers
     from spectrim.pipeline.loaded_model import load_original
@@ -69,8 +77,10 @@ def plan(
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
     check_text(recipe, model)
-    check_early(model, recipe, trust_remote_code)
-    original = load_original(model, trust_remote_code)
+    fields = check_early(base_of(model, merge_adapter), recipe, trust_remote_code, True)
+    original = load_original(model, trust_remote_code, True, merge_adapter)
+    check_kind(original.model, recipe)
+    note_kind(original.model, fields)
     recipe = original.with_save_dtype(recipe)
     cache = cache_from(given)
     steps = announce(original, recipe, cache, always=dry_run)
@@ -78,6 +88,7 @@ def plan(
         return
     context = RunContext(cache, steps)
     decomposition = factorize(original.model, original.tokenizer, recipe, context)
+    units = kind_of(original.model).units
     points = size_curve(decomposition, recipe.planning)
     chosen = choose_plan(decomposition, recipe, options, context)
     if check_speed:
@@ -88,7 +99,7 @@ def plan(
 
     def write() -> None:
         if plot:
-            write_text(plot, curve_svg(points, title, chosen.kept))
+            write_text(plot, curve_svg(points, title, chosen.kept, units))
         if output:
             save_plan(chosen, output)
 
@@ -96,7 +107,7 @@ def plan(
     if json:
         console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
         return
-    console.curve_table(points)
+    console.curve_table(points, units)
     console.plan_table(chosen)
     if plot:
         console.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))

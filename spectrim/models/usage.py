@@ -26,6 +26,7 @@ from spectrim.models.causality import check_causal
 from spectrim.models.context import context_length
 from spectrim.models.experts import ExpertCalls
 from spectrim.models.hooks import attach_hooks, evaluation_mode
+from spectrim.models.kind import CLASSIFIER, IMAGE_TEXT, SEQ2SEQ, kind_of
 from spectrim.models.linear import agree, get_bias, get_weight, is_linear
 from spectrim.models.replace import share_tied_layers
 from spectrim.models.weight_reads import WeightReads, watch_weight_reads
@@ -33,6 +34,7 @@ from spectrim.runtime.files import read_values
 
 READ = "the model reads their tensors itself"
 OTHER_OUTPUT = "their class computes something else than x W^T + b"
+NO_TEXT = "text alone does not reach them"
 OTHER_INPUT = "they are called with something else than one tensor of vectors"
 
 _TOKENS = 32
@@ -57,8 +59,8 @@ class Usage:
 def observe_usage(model: PreTrainedModel) -> Usage:
     """Run the model on a few tokens and return how it uses its layers.
 
-    Raises ModelError for a model whose attention is not causal, and for one that rewrites its
-    weights as it runs.
+    Raises ModelError for a language model whose attention is not causal, and for one that
+    rewrites its weights as it runs.
     """
     share_tied_layers(model)
     experts = ExpertCalls(model)
@@ -66,7 +68,12 @@ def observe_usage(model: PreTrainedModel) -> Usage:
     with evaluation_mode(model), _eager_experts(model):
         with experts.recorded():
             unusable = unusable_layers(model, lambda: _use(model, ids))
-        check_causal(model, ids)
+        if kind_of(model) is IMAGE_TEXT:
+            unusable = (
+                dict.fromkeys(unread_layers(model, _inputs(model, ids)), NO_TEXT) | unusable
+            )
+        if not kind_of(model).labeled:
+            check_causal(model, ids)
         return Usage(unusable, experts.names_that_split())
 
 
@@ -94,6 +101,26 @@ def unusable_layers(model: nn.Module, run: Callable[[], object]) -> dict[str, st
             run()
     _check_not_rewritten(model, reads, layers)
     return unusable | dict.fromkeys(reads.replaced(layers), READ)
+
+
+@torch.no_grad()
+def unread_layers(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
+    """Return the linear layers in the parts of a model, such as a vision tower, that text never
+    runs through: children of the model or of its base model.
+    """
+    base: Any = getattr(model, "base_model", model)
+    parts = {
+        name: module
+        for name, module in model.named_modules()
+        if any(module is child for whole in (model, base) for child in whole.children())
+        and not isinstance(module, nn.ModuleList | nn.ModuleDict)  # never called themselves
+    }
+    run: set[nn.Module] = set()
+    with attach_hooks((module, lambda m, i: run.add(m)) for module in parts.values()):
+        model(**inputs)
+    unread = tuple(f"{name}." for name, module in parts.items() if module not in run)
+    layers = (name for name, module in model.named_modules() if is_linear(module))
+    return [name for name in layers if f"{name}.".startswith(unread)]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -142,9 +169,10 @@ def _check_not_rewritten(
 
 def _use(model: Any, ids: Tensor) -> None:
     """Read the tokens in both modes, and generate after them."""
+    inputs = _inputs(model, ids)
     with suppress(Exception), _quiet(), _as_in_training(model):
-        model(input_ids=ids, use_cache=False)
-    model(input_ids=ids, use_cache=False)
+        model(**inputs)
+    _check_text(model, inputs)
     mask = torch.ones_like(ids)
     with suppress(Exception), _quiet():  # not every model generates
         model.generate(
@@ -154,6 +182,34 @@ def _use(model: Any, ids: Tensor) -> None:
             min_new_tokens=_NEW_TOKENS,
             do_sample=False,
         )
+
+
+def _check_text(model: Any, inputs: Mapping[str, Any]) -> None:
+    """Run a model. Raises ModelError for one of images that text alone does not run."""
+    if kind_of(model) is not IMAGE_TEXT:
+        model(**inputs)
+        return
+    try:
+        model(**inputs)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"{type(model).__name__} does not run on text alone ({type(error).__name__}: "
+            f"{line}); in Python spectrim.compress_any(model, batches, loss) compresses it"
+        ) from error
+
+
+def _inputs(model: Any, ids: Tensor) -> dict[str, Any]:
+    """Return the arguments that the model reads `ids` by, with a target where it takes one."""
+    kind = kind_of(model)
+    if kind is SEQ2SEQ:
+        return {"input_ids": ids, "decoder_input_ids": ids[:, :-1], "use_cache": False}
+    if kind is not CLASSIFIER:
+        return {"input_ids": ids, "use_cache": False}
+    end = model.config.get_text_config().eos_token_id  # some read the text at its end
+    if isinstance(end, int):
+        ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], end)], 1)
+    return {"input_ids": ids}
 
 
 def _readable_ids(model: Any) -> Tensor:

@@ -12,7 +12,7 @@ on the model cut to a given budget and mixes the two.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
-from spectrim.calibration.in_memory import calibrate_steps
+from spectrim.calibration.in_memory import calibrate_steps, per_sequence
 from spectrim.calibration.leverage import leverage_sample, load_sample, save_sample
 from spectrim.data import (
     DEFAULT_TEXT,
@@ -32,10 +32,12 @@ from spectrim.data import (
     check_vocabulary,
     token_blocks,
 )
+from spectrim.data.labeled import LabeledRows
 from spectrim.errors import InputError
-from spectrim.models.compressible import check_compressible
+from spectrim.models.compressible import check_causal_kind, check_compressible
 from spectrim.models.context import check_length
 from spectrim.models.fingerprint import model_fingerprint
+from spectrim.models.kind import kind_of
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.targets import Target
@@ -49,6 +51,7 @@ from spectrim.pipeline.calibration_defaults import (
     vocabulary_size,
 )
 from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.labeled import calibration_examples
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.tasks import load_task_rows, task_blocks
 from spectrim.planning import make_plan
@@ -91,14 +94,24 @@ def prepare(model: PreTrainedModel, recipe: Recipe, cache: Cache | None = None) 
     return prepare_model(model, usage, recipe.include, recipe.exclude)
 
 
+def calibration_rows(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, factor: int = 1
+) -> TokenBlocks | LabeledRows:
+    """Return the recipe's text, or, for a model whose loss needs labels, its examples."""
+    if kind_of(model).labeled:
+        return calibration_examples(model, tokenizer, recipe.calibration)
+    return calibration_blocks(model, tokenizer, recipe, factor)
+
+
 def calibration_blocks(
     model: PreTrainedModel, tokenizer: Any, recipe: Recipe, factor: int = 1
 ) -> TokenBlocks:
     """Return the recipe's calibration tokens, checked against the model's vocabulary.
 
     With a task these are rows of it, whose loss counts where the task counts it. factor: times
-    as many sequences as the recipe has.
+    as many sequences as the recipe has. Raises ModelError for a model whose loss needs labels.
     """
+    check_causal_kind(model)
     given = recipe.calibration
     if recipe.task is not None:
         rows = load_task_rows(model, tokenizer, recipe.task)
@@ -176,7 +189,7 @@ def _run_for(
     fingerprint: str | None = None,
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
-    blocks = calibration_blocks(model, tokenizer, recipe)
+    blocks = calibration_rows(model, tokenizer, recipe)
     settings = calibration_settings(model, ready.targets, blocks, recipe)
     fingerprint = fingerprint or model_fingerprint(model)
     noted = {"dense": ready.dense, **few_tokens_note(blocks, ready.targets)}
@@ -196,7 +209,7 @@ class _Run:
 
     model: PreTrainedModel
     targets: list[Target]
-    blocks: TokenBlocks
+    blocks: TokenBlocks | LabeledRows
     settings: CalibrationSettings
     context: RunContext
     fingerprint: str
@@ -205,7 +218,7 @@ class _Run:
 
     def sampled(self, candidates: TokenBlocks) -> _Run:
         """Return the run on as many candidates as it has sequences, chosen by leverage."""
-        if len(candidates) <= len(self.blocks):
+        if isinstance(self.blocks, LabeledRows) or len(candidates) <= len(self.blocks):
             return self
         key = {
             "model": self.fingerprint,
@@ -236,7 +249,7 @@ class _Run:
         provenance = parts[-1].provenance | {"key": [p.provenance["key"] for p in parts]}
         return replace(parts[0], states=dict(sorted(states.items())), provenance=provenance)
 
-    def _part(self, blocks: TokenBlocks, statistics: list[str]) -> _Run:
+    def _part(self, blocks: TokenBlocks | LabeledRows, statistics: list[str]) -> _Run:
         settings = replace(self.settings, statistics=tuple(statistics))
         return replace(self, blocks=blocks, settings=settings, candidates=None).as_kept()
 
@@ -342,7 +355,7 @@ class _Run:
         with distributed.raise_together():
             result = resume or start_shard(*given)
             steps = calibrate_steps(*given, result)
-            sequences = _per_sequence(steps)
+            sequences = per_sequence(steps)
             for result in self.context.progress(sequences, what, len(self.blocks)):
                 if snapshots.due():
                     snapshots.save(self._sums, partial(save_calibration, result))
@@ -381,13 +394,3 @@ def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> It
         for name, rank in ranks.items():
             stack.enter_context(swap_weights(model.get_submodule(name), factors[name], rank))
         yield
-
-
-def _per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:
-    """Yield the running result once per finished sequence, for a progress bar."""
-    done = 0
-    for result in steps:
-        now = int(result.provenance["sequences_done"])
-        for _ in range(now - done):
-            yield result
-        done = now

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint.load import is_bundled
 from spectrim.errors import InputError, NumericalWarning
+from spectrim.models.kind import kind_of
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import prepare
 from spectrim.pipeline.early_checks import check_text
@@ -31,6 +32,7 @@ from spectrim.pipeline.recipe import QuantizationRecipe, Recipe
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
 from spectrim.planning import Decomposition, Plan, follow_plan, make_plan, plan_for_loss
+from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 
 
@@ -85,7 +87,7 @@ def compress(
 
     Args:
         model: in float32; it is not changed, except that fused experts are split.
-        tokenizer: of the model, for calibration and refinement text.
+        tokenizer: of the model, for calibration and refinement text, or examples with labels.
         recipe: default `Recipe()`; `load_recipe(NAME)` gives a preset.
         context: cache, progress and metrics.
         options: a plan to follow, a target loss, the result's dtype.
@@ -97,6 +99,7 @@ def compress(
     """
     context, options = context or RunContext(), options or CompressOptions()
     recipe = prepare_recipe(recipe or Recipe(), options)
+    check_kind(model, recipe)
     check_text(recipe, is_bundled(str(getattr(model.config, "_name_or_path", ""))))
     original = LoadedModel(model, tokenizer, options.dtype or model.dtype)
     recipe = original.with_save_dtype(recipe)
@@ -127,6 +130,14 @@ def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
         recipe, compatibility.COMPRESS, *(way for way, on in ways.items() if on)
     )
     return recipe
+
+
+def check_kind(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Raise InputError for what a recipe asks of a model that is not causal."""
+    ways = compatibility.ways_of(kind_of(model))
+    if ways and distributed.num_processes() > 1:
+        ways.append(compatibility.PROCESSES)
+    compatibility.check(recipe, *ways)
 
 
 def choose_plan(
