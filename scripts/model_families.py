@@ -32,7 +32,8 @@ Each row is a causal language model of transformers {version}, built from a tiny
 with random weights: compressed (`obd`, 70% of the weights kept), saved, loaded with plain
 `from_pretrained` after `import spectrim`, compared with the model in memory, and generated
 from greedily with and without a cache. `scripts/model_families.py` makes this page, and the
-slow tests hold every row of it.
+slow tests hold every row of it. Encoder-decoders, classifiers, vision-language models and
+adapters have [a page of their own](other_models.md).
 
 **full**: every linear layer of the decoder blocks can be factored. **partly dense**: the
 named layers stay as they were, and a warning says so. **refused**: one line, before the work.

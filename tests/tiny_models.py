@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BartConfig,
+    BertConfig,
+    CLIPVisionConfig,
+    DistilBertConfig,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
+    LlavaConfig,
     Mamba2Config,
     MambaConfig,
     MixtralConfig,
@@ -19,7 +28,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2VLConfig,
     Qwen3MoeConfig,
+    RobertaConfig,
+    T5Config,
 )
 
 VOCABULARY = 128
@@ -45,6 +57,21 @@ _STATE_SPACE = {
     "eos_token_id": 1,
     "pad_token_id": 1,
     "tie_word_embeddings": False,
+}
+
+_ENCODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 2,
+}
+_NAMES = ("bad", "fair", "good")
+_CLASSES = {
+    "id2label": dict(enumerate(_NAMES)),
+    "label2id": {n: i for i, n in enumerate(_NAMES)},
 }
 
 
@@ -133,6 +160,84 @@ def tiny_mamba2(seed: int = 0) -> PreTrainedModel:
     return _build(Mamba2Config(**sizes), seed)
 
 
+def tiny_t5(seed: int = 0) -> PreTrainedModel:
+    """T5: relative positions, gated feed-forward layers, one table for both sides."""
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        d_ff=64,
+        d_kv=8,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=2,
+        eos_token_id=1,
+        decoder_start_token_id=2,
+    )
+    return _build(config, seed, AutoModelForSeq2SeqLM)
+
+
+def tiny_bart(seed: int = 0) -> PreTrainedModel:
+    """BART: learned positions, biases, a shift of the targets that starts with EOS."""
+    config = BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        max_position_embeddings=64,
+        pad_token_id=2,
+        bos_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+    )
+    model = _build(config, seed, AutoModelForSeq2SeqLM)
+    randomize_biases(model, seed)
+    return model
+
+
+def tiny_bert_classifier(seed: int = 0) -> PreTrainedModel:
+    """BERT with three named classes."""
+    return _classifier(BertConfig(**_ENCODER, **_CLASSES), seed)
+
+
+def tiny_roberta_classifier(seed: int = 0) -> PreTrainedModel:
+    """RoBERTa: positions are counted from the padding token's id on."""
+    sizes = _ENCODER | {"max_position_embeddings": 67, "type_vocab_size": 1}
+    return _classifier(RobertaConfig(**sizes, **_CLASSES), seed)
+
+
+def tiny_distilbert_classifier(seed: int = 0) -> PreTrainedModel:
+    """DistilBERT, which names no blocks and takes no token types."""
+    config = DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=32,
+        hidden_dim=64,
+        n_layers=2,
+        n_heads=4,
+        max_position_embeddings=64,
+        pad_token_id=2,
+        **_CLASSES,
+    )
+    return _classifier(config, seed)
+
+
+def tiny_llama_classifier(seed: int = 0, pad: int | None = None) -> PreTrainedModel:
+    """Llama that reads the class at the last token; without a padding token row by row."""
+    config = LlamaConfig(**_SIZES, num_key_value_heads=4, pad_token_id=pad, **_CLASSES)
+    return _classifier(config, seed)
+
+
+def _classifier(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+    model = _build(config, seed, AutoModelForSequenceClassification)
+    randomize_biases(model, seed)
+    return model
+
+
 TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": tiny_llama,
     "gqa": tiny_gqa,
@@ -141,6 +246,72 @@ TINY_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "gpt2": tiny_gpt2,
     "moe": tiny_moe,
     "mixtral": tiny_mixtral,
+}
+
+
+def tiny_llava(seed: int = 0) -> PreTrainedModel:
+    """LLaVA: a vision tower and a projector beside a Llama."""
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 16,
+        "patch_size": 8,
+        "projection_dim": 32,
+    }
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision),
+        text_config=LlamaConfig(**_SIZES, num_key_value_heads=4),
+        image_token_index=VOCABULARY - 1,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )
+    return _build(config, seed, AutoModelForImageTextToText)
+
+
+def tiny_qwen2_vl(seed: int = 0) -> PreTrainedModel:
+    """Qwen2-VL: positions in three parts, and a vision tower of fused projections."""
+    text = _SIZES | {
+        "num_key_value_heads": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [2, 1, 1],
+        },
+    }
+    vision = {
+        "depth": 2,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    places = {"image_token_id": 125, "video_token_id": 126, "vision_start_token_id": 124}
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        vision_end_token_id=123,
+        tie_word_embeddings=False,
+        **places,
+    )
+    return _build(config, seed, AutoModelForImageTextToText)
+
+
+IMAGE_TEXT_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "llava": tiny_llava,
+    "qwen2_vl": tiny_qwen2_vl,
+}
+LABELED_MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "t5": tiny_t5,
+    "bart": tiny_bart,
+    "bert": tiny_bert_classifier,
+    "roberta": tiny_roberta_classifier,
+    "distilbert": tiny_distilbert_classifier,
+    "llama": tiny_llama_classifier,
 }
 
 
@@ -177,10 +348,12 @@ def tiny_tokens(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, len(string.printable) + 3, (rows, length), generator=generator)
 
 
-def _build(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
+def _build(
+    config: PreTrainedConfig, seed: int, loader: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        return loader.from_config(config, dtype=torch.float32).eval()
 
 
 @torch.no_grad()

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spectrim.calibration.any_rows import AnyRows, check_statistics
 from spectrim.calibration.in_memory import accumulator
 from spectrim.errors import InputError, ModelError
-from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.capture import CaptureSpec, capture, group_by_input
 from spectrim.models.hooks import attach_hooks, frozen_eval
 from spectrim.models.prepare import warn_of_dense
 from spectrim.models.targets import Target
@@ -26,32 +26,7 @@ from spectrim.models.usage import unusable_layers
 from spectrim.statistics import STATISTICS, Calibration
 
 Loss = Callable[[nn.Module, Any], Tensor]
-Mask = Callable[[Any], Tensor]
-_BY_SEQUENCE = ("row_fisher", "weight_gradients")
-"""Statistics that need to know which row belongs to which example."""
-
-
-@dataclass(frozen=True)
-class AnyRows(BatchIndex):
-    """Rows of a layer's input; the mask is of those layers that see one row per position."""
-
-    @classmethod
-    def masked(cls, mask: Tensor | None) -> AnyRows:
-        return cls(None if mask is None else mask.bool().flatten(), torch.empty(0))
-
-    def select(self, rows: Tensor | None) -> BatchIndex:
-        if rows is None or self.mask is None:
-            return self
-        return AnyRows(self.mask[rows], self.sequence)
-
-    def real(self, values: Tensor) -> Tensor:
-        flat = values.detach().flatten(0, -2) if values.dim() > 1 else values.detach()[None]
-        fits = self.mask is not None and len(self.mask) == len(flat)
-        return flat[self.mask] if fits else flat
-
-    @property
-    def real_sequence(self) -> Tensor:
-        return self.sequence
+Mask = Callable[[Any], Tensor | Sequence[Tensor]]
 
 
 def calibrate_module(
@@ -64,16 +39,13 @@ def calibrate_module(
 ) -> Calibration:
     """Sum the statistics over all batches; the model is left as it was.
 
-    mask(batch) (B, T), True on real positions. Targets that the model uses in another way than
-    by calling them are left out, with a warning that names them. Raises InputError for no
+    mask(batch) (B, T), True on real positions, or several of them for the sides of a model,
+    which are told by their numbers of positions. Targets that the model uses in another way
+    than by calling them are left out, with a warning that names them. Raises InputError for no
     batches, statistics by sequence, or a loss that is not one number per example; ModelError
     for one that is not finite.
     """
-    if needy := sorted(set(statistics) & set(_BY_SEQUENCE)):
-        raise InputError(
-            f"{', '.join(needy)} is summed by sequence, which only language models have; "
-            "choose another method"
-        )
+    check_statistics(statistics)
     backward = any(STATISTICS.get(name).NEEDS_GRADIENT for name in statistics)
     result: Calibration | None = None
     with ExitStack() as stack:
@@ -83,7 +55,7 @@ def calibrate_module(
                 result = _begin(model, targets, batch, loss, statistics)
                 targets = [target for target in targets if target.name in result.groups]
                 stack.enter_context(_graph_from(model, targets, backward))
-            index = AnyRows.masked(None if mask is None else mask(batch))
+            index = AnyRows.masked(() if mask is None else mask(batch))
             watch = CaptureSpec(index, accumulator(result), backward)
             with (
                 capture(model, targets, watch),

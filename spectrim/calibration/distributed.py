@@ -22,6 +22,7 @@ from torch import nn
 
 from spectrim.calibration.in_memory import (
     CalibrationSettings,
+    Rows,
     begin,
     calibrate,
     frozen_eval_with_graph,
@@ -61,7 +62,7 @@ def calibrate_distributed(
     return all_reduce(part, len(blocks))
 
 
-def shard_settings(blocks: TokenBlocks, settings: CalibrationSettings) -> CalibrationSettings:
+def shard_settings(blocks: Rows, settings: CalibrationSettings) -> CalibrationSettings:
     """Return the settings of one of several processes; in a single process unchanged.
 
     All processes get the same number of batches, or one more.
@@ -71,13 +72,13 @@ def shard_settings(blocks: TokenBlocks, settings: CalibrationSettings) -> Calibr
     rows = rows_per_batch(blocks, settings.tokens_per_batch)
     rounds = -(-len(blocks) // (rows * count))
     rows = -(-len(blocks) // (rounds * count))
-    return replace(settings, tokens_per_batch=rows * blocks.ids.shape[1], every=count)
+    return replace(settings, tokens_per_batch=rows * blocks.length, every=count)
 
 
 def start_shard(
     model: nn.Module,
     targets: Sequence[Target],
-    blocks: TokenBlocks,
+    blocks: Rows,
     settings: CalibrationSettings,
 ) -> Calibration:
     """Run `begin` at this process's first batch."""

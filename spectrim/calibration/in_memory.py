@@ -8,7 +8,7 @@ gradients would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,11 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.calibration.covariance_format import MemoryBudget, Wide, projected_formats
+from spectrim.calibration.labeled import LabeledBatch, labeled_batches, whole_batch
 from spectrim.calibration.loss import IGNORED, summed_cross_entropy
 from spectrim.data import TokenBlocks
+from spectrim.data.labeled import LabeledRows
 from spectrim.errors import InputError, ModelError
 from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
 from spectrim.models.hooks import attach_hooks, frozen_eval
+from spectrim.models.kind import CAUSAL, kind_of
 from spectrim.models.targets import Target
 from spectrim.statistics import (
     STATISTICS,
@@ -124,15 +127,49 @@ class Batch:
     weights: Tensor | None = None
 
     @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+    @property
     def tokens(self) -> float:
         """Return the number of real tokens, by their weights."""
         if self.weights is None:
             return int(self.mask.sum())
         return float(self.mask.sum(1).to(self.weights) @ self.weights)
 
+    @property
+    def index(self) -> BatchIndex:
+        return BatchIndex.of(self.mask, self.first_sequence, self.weights)
 
-def rows_per_batch(blocks: TokenBlocks, tokens_per_batch: int) -> int:
-    return max(1, tokens_per_batch // blocks.ids.shape[1])
+    def forward(self, model: nn.Module) -> Tensor:
+        """Return the logits (B, T, V)."""
+        attention = None if bool(self.mask.all()) else self.mask.long()
+        return model(input_ids=self.ids, attention_mask=attention, use_cache=False).logits
+
+    def finite_sum(self, model: nn.Module) -> Tensor:
+        """Return a number that is finite where the logits of all real tokens are."""
+        return self.forward(model).sum(-1, dtype=torch.float32)[self.mask].sum()
+
+    def summed_loss(self, model: nn.Module, settings: CalibrationSettings) -> Tensor:
+        return summed_loss(self.forward(model), self, settings)
+
+
+Rows = TokenBlocks | LabeledRows
+AnyBatch = Batch | LabeledBatch
+
+
+def rows_per_batch(blocks: Rows, tokens_per_batch: int) -> int:
+    return max(1, tokens_per_batch // blocks.length)
+
+
+def any_batches(
+    rows: Rows, tokens_per_batch: int, start: int, device: torch.device, every: int = 1
+) -> Iterator[AnyBatch]:
+    """Yield batches of text, or of examples with labels, which one process alone reads."""
+    if isinstance(rows, LabeledRows):
+        yield from labeled_batches(rows, tokens_per_batch, start, device)
+    else:
+        yield from batches(rows, tokens_per_batch, start, device, every)
 
 
 def batches(
@@ -160,7 +197,7 @@ def batches(
 def calibrate(
     model: nn.Module,
     targets: Sequence[Target],
-    blocks: TokenBlocks,
+    blocks: Rows,
     settings: CalibrationSettings,
     resume: Calibration | None = None,
 ) -> Calibration:
@@ -176,7 +213,7 @@ def calibrate(
 def calibrate_steps(
     model: nn.Module,
     targets: Sequence[Target],
-    blocks: TokenBlocks,
+    blocks: Rows,
     settings: CalibrationSettings,
     resume: Calibration | None = None,
 ) -> Iterator[Calibration]:
@@ -184,39 +221,53 @@ def calibrate_steps(
     device = next(model.parameters()).device
     result = resume or begin(model, targets, blocks, settings)
     start, size = int(result.provenance.get("sequences_done", 0)), settings.tokens_per_batch
-    step = rows_per_batch(blocks, size) * settings.every
     yield result
     with frozen_eval(model):
-        for batch in batches(blocks, size, start, device, settings.every):
+        for batch in any_batches(blocks, size, start, device, settings.every):
             _run_batch(model, targets, batch, settings, result)
             result.tokens += batch.tokens
-            result.provenance["sequences_done"] = min(batch.first_sequence + step, len(blocks))
+            done = batch.first_sequence + batch.rows * settings.every
+            result.provenance["sequences_done"] = min(done, len(blocks))
             yield result
+
+
+def per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:
+    """Yield the running result once per finished sequence, for a progress bar."""
+    done = 0
+    for result in steps:
+        now = int(result.provenance["sequences_done"])
+        for _ in range(now - done):
+            yield result
+        done = now
 
 
 def begin(
     model: nn.Module,
     targets: Sequence[Target],
-    blocks: TokenBlocks,
+    blocks: Rows,
     settings: CalibrationSettings,
 ) -> Calibration:
     """Return sums over no tokens; one sequence is run to find which layers share an input."""
     device = next(model.parameters()).device
-    probe = blocks.ids[:1, :PROBED].to(device)
 
     @torch.no_grad()
     def run() -> None:
-        model(input_ids=probe, use_cache=False)
+        if isinstance(blocks, LabeledRows):
+            whole_batch(blocks.every(len(blocks)), device).forward(model)  # the first alone
+        else:
+            model(input_ids=blocks.ids[:1, :PROBED].to(device), use_cache=False)
 
     shapes = {target.name: target.shape for target in targets}
     groups = group_by_input(model, targets, run)
     forms = settings.formats(shapes)
     result = Calibration.empty(shapes, groups, settings.statistics, forms)
     result.provenance = provenance_of(blocks, settings)
+    if (kind := kind_of(model)) is not CAUSAL:
+        result.provenance["kind"] = kind.name
     return result
 
 
-def provenance_of(blocks: TokenBlocks, settings: CalibrationSettings) -> dict[str, Any]:
+def provenance_of(blocks: Rows, settings: CalibrationSettings) -> dict[str, Any]:
     """Return the provenance of a calibration that has not begun."""
     return {
         "labels": settings.labels,
@@ -230,20 +281,18 @@ def provenance_of(blocks: TokenBlocks, settings: CalibrationSettings) -> dict[st
 def _run_batch(
     model: nn.Module,
     targets: Sequence[Target],
-    batch: Batch,
+    batch: AnyBatch,
     settings: CalibrationSettings,
     result: Calibration,
 ) -> None:
     first = batch.first_sequence
-    index = BatchIndex.of(batch.mask, first, batch.weights)
     given = settings.backward, settings.gradient_only, settings.originals or {}
-    with capture(model, targets, CaptureSpec(index, accumulator(result), *given)):
+    with capture(model, targets, CaptureSpec(batch.index, accumulator(result), *given)):
         if not settings.backward:
             with torch.no_grad():
-                logits = _forward(model, batch)
-            check_finite(logits.sum(-1, dtype=torch.float32)[batch.mask].sum(), first)
+                check_finite(batch.finite_sum(model), first)
             return
-        loss = summed_loss(_forward(model, batch), batch, settings)
+        loss = batch.summed_loss(model, settings)
         check_finite(loss, first)
         if loss.requires_grad:  # some target was reached
             loss.backward()
@@ -256,12 +305,6 @@ def check_finite(value: Tensor, first_sequence: int) -> None:
             f"the loss is not finite on sequences from {first_sequence} on; "
             "check the weights for NaN and calibrate in float32"
         )
-
-
-def _forward(model: nn.Module, batch: Batch) -> Tensor:
-    attention = None if bool(batch.mask.all()) else batch.mask.long()
-    output = model(input_ids=batch.ids, attention_mask=attention, use_cache=False)
-    return output.logits
 
 
 def accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from spectrim.checkpoint.activation.install import activate, deactivate, is_active
+from spectrim.checkpoint.adapter import adapter_base, is_adapter, load_merged
 from spectrim.checkpoint.card import CardFacts, model_card
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.elastic.entry import elastic_entry, sizes_of
@@ -13,12 +14,14 @@ from spectrim.checkpoint.export.one_size import export_size
 from spectrim.checkpoint.export.onnx import export_onnx
 from spectrim.checkpoint.import_guard import guard_saved_configs
 from spectrim.checkpoint.load import (
+    check_causal,
     check_dense,
     elastic_sizes,
     find_budget,
     load,
     resolve,
     stored_dtype,
+    stored_kind,
 )
 from spectrim.checkpoint.push_card import keep_cards
 from spectrim.checkpoint.save import (
@@ -46,8 +49,10 @@ __all__ = [
     "SpectrimQuantizer",
     "Text",
     "activate",
+    "adapter_base",
     "add_text_file",
     "attach_config",
+    "check_causal",
     "check_dense",
     "check_output",
     "check_weights",
@@ -60,7 +65,9 @@ __all__ = [
     "export_size",
     "find_budget",
     "is_active",
+    "is_adapter",
     "load",
+    "load_merged",
     "model_card",
     "overflow_remedy",
     "register",
@@ -71,6 +78,7 @@ __all__ = [
     "save_together",
     "sizes_of",
     "stored_dtype",
+    "stored_kind",
     "stored_layer",
     "warn_of_failure",
 ]

@@ -16,10 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.load import resolve
 from spectrim.errors import InputError
+from spectrim.models.kind import CAUSAL, ModelKind
 from spectrim.version import install_command
 
 CARD_FILE = "README.md"
-PREDICTED_LOSS = "loss increase, nats per token"
 _HERE = "."
 _WHERE = "where this file is; elsewhere its path, or its name on the Hub"
 _LOAD_LINE = "import spectrim  # lets transformers read this checkpoint"
@@ -40,6 +40,7 @@ class CardFacts:
         ranks: By module name.
         name: What the load line names: a directory or a name on the Hub.
         datasets: Names on the Hub of the calibration's data sets.
+        kind: Of the model, which says what loads it.
     """
 
     base_model: str
@@ -56,12 +57,19 @@ class CardFacts:
     command: str | None = None
     name: str = _HERE
     datasets: Sequence[str] = ()
+    kind: ModelKind = CAUSAL
 
 
 def model_card(facts: CardFacts) -> str:
     """Return Markdown with YAML front matter; figures are shown as they are given."""
     parts = (
-        front_matter(facts.base_model, facts.license, ["spectrim", "low-rank"], facts.datasets),
+        front_matter(
+            facts.base_model,
+            facts.license,
+            ["spectrim", "low-rank"],
+            facts.datasets,
+            facts.kind.tag,
+        ),
         _opening(facts),
         _size(facts),
         _figures(facts),
@@ -72,17 +80,17 @@ def model_card(facts: CardFacts) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def loading(name: str = _HERE) -> str:
+def loading(name: str = _HERE, kind: ModelKind = CAUSAL) -> str:
     """Return the beginning of every card: the lines that load the model."""
     return f"""\
 Load it where spectrim is installed (`{install_command()}`):
 
 ```python
 {_LOAD_LINE}
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {kind.loader}, AutoTokenizer
 
 {_name_line(name)}
-model = AutoModelForCausalLM.from_pretrained(name)
+model = {kind.loader}.from_pretrained(name)
 tokenizer = AutoTokenizer.from_pretrained(name)
 ```
 """
@@ -94,7 +102,9 @@ def card_beside(name: str) -> str | None:
     return text if text is not None and _LOAD_LINE in text else None
 
 
-def made_card(base: str, config: SpectrimConfig, name: str = _HERE) -> str:
+def made_card(
+    base: str, config: SpectrimConfig, name: str = _HERE, kind: ModelKind = CAUSAL
+) -> str:
     """Return a card from what a compressed model knows of itself.
 
     base: where it was loaded from. name: of the directory or Hub repository to be.
@@ -108,12 +118,18 @@ def made_card(base: str, config: SpectrimConfig, name: str = _HERE) -> str:
             layer_kind=plan.get("layer", "unknown"),
             kept=plan.get("kept", math.nan),
             data=str(_source_of(plan)),
-            predicted=[] if loss is None else [(PREDICTED_LOSS, f"{loss:+.4f}")],
+            predicted=[] if loss is None else [(predicted_loss(kind), f"{loss:+.4f}")],
             ranks={n: entry["rank"] for n, entry in config.layers.items() if "rank" in entry},
             license=license_of(base) if base else None,
             name=name,
+            kind=kind,
         )
     )
+
+
+def predicted_loss(kind: ModelKind) -> str:
+    """Return the name of a predicted loss in a table."""
+    return f"loss increase, {kind.units}"
 
 
 def _source_of(plan: Mapping[str, Any]) -> Any:
@@ -147,7 +163,11 @@ def _name_line(name: str) -> str:
 
 
 def front_matter(
-    base_model: str, license: str | None, tags: list[str], datasets: Sequence[str] = ()
+    base_model: str,
+    license: str | None,
+    tags: list[str],
+    datasets: Sequence[str] = (),
+    task: str = CAUSAL.tag,
 ) -> str:
     """Return the YAML block; a directory, which the Hub would refuse, is no `base_model`."""
     data = ModelCardData(
@@ -155,7 +175,7 @@ def front_matter(
         datasets=list(datasets) or None,
         license=license,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=task,
         tags=tags,
     )
     return f"---\n{data.to_yaml()}\n---\n"
@@ -217,7 +237,7 @@ def escape_markdown(text: str) -> str:
 
 def _opening(facts: CardFacts) -> str:
     return f"""\
-{loading(facts.name)}
+{loading(facts.name, facts.kind)}
 # {escape_markdown(shown_name(facts.base_model))}, {_removed(facts)}
 
 The linear layers of {_link(facts.base_model)} are replaced by layers of

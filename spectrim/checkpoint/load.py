@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+import transformers
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -28,13 +24,15 @@ from spectrim.checkpoint.transformers_plugin import register
 from spectrim.checkpoint.validation import (
     CONFIG,
     check_causal_config,
-    check_causal_directory,
     check_config,
+    check_known_config,
+    check_known_directory,
     check_loaded,
     check_weights,
     read_json,
 )
 from spectrim.errors import CheckpointError, InputError, ModelError
+from spectrim.models.kind import CAUSAL, ModelKind
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = ("reference", "arithmetic")
@@ -65,15 +63,15 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
             raise InputError(f"{name} has one size; leave out {', '.join(WISHES)}")
         return load_gguf(Path(source), options)
     if isinstance(source, Path):
-        check_causal_directory(source)
+        kind = check_known_directory(source)
     else:
-        _check_hub(source, options)
+        kind = _check_hub(source, options)
     register()
     if any(options.get(wish) is not None for wish in WISHES):
         wishes = {wish: options[wish] for wish in WISHES if options.get(wish) is not None}
         options[BUDGET] = find_budget(name, wishes, **_hub_options(options))
     options = {key: value for key, value in options.items() if key not in WISHES}
-    model = load_strictly(AutoModelForCausalLM, source, options)
+    model = load_strictly(getattr(transformers, kind.loader), source, options)
     check_weights(model)
     return model, load_tokenizer(source, options)
 
@@ -138,6 +136,19 @@ def find_budget(name: str | Path, wishes: Mapping[str, Any], **options: Any) -> 
     return choose_budget(sizes, wishes, dtype.itemsize, entry["other_weights"])
 
 
+def check_causal(name: str | Path, **options: Any) -> None:
+    """Raise ModelError for a checkpoint of another kind than a causal language model."""
+    if not is_gguf(resolve(name)):
+        check_causal_config(read_config(name, **options), name)
+
+
+def stored_kind(name: str | Path, **options: Any) -> ModelKind:
+    """Return the kind of a checkpoint by its config. Raises ModelError for an unknown one."""
+    if is_gguf(resolve(name)):
+        return CAUSAL
+    return check_known_config(read_config(name, **options), name)
+
+
 def stored_dtype(name: str | Path, **options: Any) -> torch.dtype | None:
     """Return the dtype that the checkpoint's config states, bfloat16 for GGUF, or None."""
     if is_gguf(resolve(name)):
@@ -197,8 +208,8 @@ def load_strictly(
     return model
 
 
-def _check_hub(source: str, options: Mapping[str, Any]) -> None:
-    """Raise ModelError for a model of the Hub that is an adapter or quantized."""
+def _check_hub(source: str, options: Mapping[str, Any]) -> ModelKind:
+    """Return the kind of a model of the Hub; refuse an adapter or a quantized model."""
     known = _hub_options(options)
     with explain(source):
         if find_adapter_config_file(source, **known):
@@ -209,7 +220,7 @@ def _check_hub(source: str, options: Mapping[str, Any]) -> None:
             )
     config = read_config(source, **options)
     check_config(config, source)
-    check_causal_config(config, source)
+    return check_known_config(config, source)
 
 
 def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from transformers.utils import hub
 
 from spectrim.checkpoint.card import card_beside, made_card, with_name
 from spectrim.checkpoint.config import SpectrimConfig
+from spectrim.models.kind import kind_of
 
 _MAKER = "create_and_tag_model_card"
 
@@ -26,7 +27,7 @@ def card_of(model: PreTrainedModel, name: str) -> str:
     source = str(getattr(model.config, "_name_or_path", "") or "")
     if (card := card_beside(source)) is not None:
         return with_name(card, name)
-    return made_card(source, model.config.quantization_config, name)
+    return made_card(source, model.config.quantization_config, name, kind_of(model))
 
 
 def keep_cards() -> None:

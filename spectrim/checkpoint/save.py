@@ -27,6 +27,7 @@ from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import CompactLinear
 from spectrim.models.compressible import check_no_adapters
 from spectrim.models.experts import SplitExperts
+from spectrim.models.kind import kind_of
 from spectrim.models.replace import compact_layers, shared_bases
 from spectrim.runtime.files import is_full_disk, write_text
 from spectrim.runtime.output_dir import MARKER, is_spectrim_output, output_directory
@@ -67,7 +68,7 @@ def save(model: PreTrainedModel, tokenizer: Any, directory: str | Path) -> Path:
     """Write a compressed model that loads with plain `from_pretrained`. Raise InputError."""
     config = model.config.quantization_config
     base = str(getattr(model.config, "_name_or_path", "") or "")
-    options = SaveOptions(card=lambda: made_card(base, config))
+    options = SaveOptions(card=lambda: made_card(base, config, kind=kind_of(model)))
     return save_compressed(model, tokenizer, directory, config, options)
 
 

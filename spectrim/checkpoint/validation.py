@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers.models.auto import modeling_auto
 
 from spectrim.errors import CheckpointError, InputError, ModelError
+from spectrim.models.kind import CAUSAL, ModelKind, class_name, kind_of_config
 from spectrim.version import QUANT_METHOD
 
 CONFIG = "config.json"
@@ -25,12 +27,12 @@ _LARGEST_COUNT = 1000
 """Layers or experts that are built without comparing them with the stored tensors."""
 _SHOWN = 5
 _HEADS_IN_WORDS = {
-    "SequenceClassification": "classification of texts",
     "TokenClassification": "classification of tokens",
     "QuestionAnswering": "spans of answers",
     "MultipleChoice": "multiple choice",
     "ImageClassification": "classification of images",
 }
+_SPEECH = modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
 _HEADS = re.compile(f"For({'|'.join(_HEADS_IN_WORDS)})$")
 
 
@@ -55,6 +57,12 @@ def check_directory(directory: Path) -> None:
     if not files:
         raise CheckpointError(_no_weights(directory))
     check_counts(config, sum(map(_count_tensors, files)), directory)
+
+
+def check_known_directory(directory: Path) -> ModelKind:
+    """Check a directory as `check_directory`; return its model's kind, whose loss is known."""
+    check_directory(directory)
+    return check_known_config(read_json(directory / CONFIG), directory)
 
 
 def check_causal_directory(directory: Path) -> None:
@@ -90,22 +98,46 @@ def check_config(config: Mapping[str, Any], source: Path | str) -> None:
         )
 
 
-def check_causal_config(config: Mapping[str, Any], source: Path | str) -> None:
-    """Raise ModelError for what has no next-token loss: it would be read as something else.
+def check_known_config(config: Mapping[str, Any], source: Path | str) -> ModelKind:
+    """Return the kind of a model; raise ModelError for one whose loss is not known.
 
-    Results of `compress_any` may be of any kind, and are no concern of this.
+    It would be read as something else. Results of `compress_any` may be of any kind, and are
+    no concern of this.
     """
-    named = (config.get("architectures") or [""])[0]
-    kind = named if isinstance(named, str) else ""
-    rest = f"{source} is %s ({kind or config.get('model_type')}), not a causal language model; "
-    any_loss = (
-        "in Python spectrim.compress_any(model, batches, loss) compresses it for a loss of its "
-        "own"
+    name, kind = class_name(config), kind_of_config(config)
+    found = _HEADS.search(name)
+    if kind is not None and not found:
+        return kind
+    what = f"a model for {_HEADS_IN_WORDS[found[1]]}" if found else "an encoder and decoder"
+    if str(config.get("model_type")) in _SPEECH:
+        raise ModelError(speech_line(source, name))
+    raise ModelError(
+        f"{source} is {what} ({name or config.get('model_type')}), not a causal language "
+        "model, one of sources and targets or a classifier of texts; in Python "
+        "spectrim.compress_any(model, batches, loss) compresses it for a loss of its own"
     )
-    if config.get("is_encoder_decoder") is True:
-        raise ModelError(rest % "an encoder and decoder" + any_loss)
-    if found := _HEADS.search(kind):
-        raise ModelError(rest % f"a model for {_HEADS_IN_WORDS[found[1]]}" + any_loss)
+
+
+def check_causal_config(config: Mapping[str, Any], source: Path | str) -> None:
+    """Raise ModelError for what has no next-token loss: it would be read as something else."""
+    kind = check_known_config(config, source)
+    if kind is not CAUSAL:
+        examples = ", with examples with labels as --data" if kind.labeled else ""
+        raise ModelError(
+            f"{source} is a model of another kind ({kind.name}, {class_name(config)}), not a "
+            "causal language model; `spectrim compress`, `plan` and `evaluate` read it"
+            f"{examples}"
+        )
+
+
+def speech_line(source: Path | str, name: str) -> str:
+    """Return how a model of speech is compressed: its inputs come from a processor."""
+    return (
+        f"{source} is a model of speech ({name}), not a causal language model: its rows are "
+        "audio that a processor reads, which is given in Python: spectrim.compress_any(model, "
+        "batches, loss) with batches of input_features and labels, and loss(model, batch) = "
+        "model(**batch).loss.expand(n), n target tokens (docs/other_models.md)"
+    )
 
 
 def check_counts(config: Mapping[str, Any], tensors: int, source: Path | str) -> None:
@@ -209,13 +241,14 @@ def _check_no_adapter(directory: Path) -> None:
     )
     if (directory / CONFIG).is_file():
         raise ModelError(
-            f"{directory} holds a model and a PEFT adapter ({ADAPTER}); merge them with peft "
-            f"({merge}) and give NEW, or remove the adapter's files to use the model alone"
+            f"{directory} holds a model and a PEFT adapter ({ADAPTER}); merge them with "
+            f"--merge-adapter (compress, plan, evaluate) or peft ({merge}), and give NEW, or "
+            "remove the adapter's files to use the model alone"
         )
     base = read_json(directory / ADAPTER).get("base_model_name_or_path")
     raise InputError(
-        f"{directory} is a PEFT adapter of {base}, not a model; merge it with peft ({merge}) "
-        "and give NEW"
+        f"{directory} is a PEFT adapter of {base}, not a model; merge it with --merge-adapter "
+        f"(compress, plan, evaluate), or with peft ({merge}) and give NEW"
     )
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from spectrim.checkpoint import adapter_base
+from spectrim.checkpoint.adapter import BESIDE
 from spectrim.cli.console import note
 from spectrim.cli.progress import StageProgress, minutes
+from spectrim.models.kind import IMAGE_TEXT, kind_of
 from spectrim.pipeline.cost import Stage, estimate_rows, estimate_stages
 from spectrim.pipeline.memory_plan import in_units
 from spectrim.pipeline.peak_memory import peak_in_memory
@@ -17,6 +22,28 @@ from spectrim.runtime.cache import Cache
 
 SHORT = 5.0
 """Seconds below which a run is not announced."""
+
+
+def base_of(model: str, merge_adapter: bool) -> str:
+    """Return the model to look at before it is loaded: of an adapter to merge, its base."""
+    if not merge_adapter:
+        return model
+    base = adapter_base(model)
+    beside = Path(base).name.startswith(BESIDE)
+    note(f"merging the adapter {model} into {'the model beside it' if beside else base}")
+    return base
+
+
+def note_kind(model: PreTrainedModel, fields: Sequence[str]) -> None:
+    """Tell which loss a model is compressed for that is no causal language model."""
+    kind = kind_of(model)
+    if kind.labeled:
+        read = f"; fields {', '.join(fields)}" if fields else ""
+        note(f"{kind.name}: its own loss, {kind.units}, on the examples of --data{read}")
+    elif kind is IMAGE_TEXT:
+        note(
+            f"{kind.name}: its language model is compressed on text alone, the rest stays dense"
+        )
 
 
 def announce(

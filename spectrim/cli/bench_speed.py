@@ -150,6 +150,7 @@ def _loaded(
     from spectrim import checkpoint
     from spectrim.models.replace import factored_layers
 
+    checkpoint.check_causal(name)
     found = checkpoint.load(name, budget=budget, **options)[0].to(place).eval()
     dense = None
     if original is not None:

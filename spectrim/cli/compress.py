@@ -12,6 +12,7 @@ import typer
 from spectrim.cli.options import (
     DryRun,
     Json,
+    MergeAdapter,
     Model,
     Output,
     Overwrite,
@@ -43,6 +44,7 @@ class Request:
     json: bool
     trust_remote_code: bool = False
     memory: int | None = None
+    merge_adapter: bool = False
 
 
 @with_recipe_options
@@ -71,6 +73,7 @@ def compress(
     track: Tracker = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
+    merge_adapter: MergeAdapter = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -78,6 +81,7 @@ def compress(
     _check_one_goal(given, target_loss)
     recipe = recipe_of(given)
 
+    from spectrim.cli.ahead import note_kind
     from spectrim.cli.tracking import context_for, final_metrics, start_tracking
     from spectrim.pipeline.compress import CompressOptions
     from spectrim.pipeline.compress import compress as run
@@ -90,11 +94,12 @@ def compress(
     limit = None if memory is None else bytes_of(memory)
     options = CompressOptions(load_plan(plan) if plan else None, target_loss)
     place = OutputSpec(output, overwrite, report, reload=limit is None)
-    request = Request(model, place, options, json, trust_remote_code, limit)
-    recipe = _checked(request, recipe)
+    request = Request(model, place, options, json, trust_remote_code, limit, merge_adapter)
+    recipe, fields = _checked(request, recipe)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     original, recipe = _open(request, recipe)
     cache = cache_from(given)
+    note_kind(original.model, fields)
     steps = _announced(original, recipe, cache, dry_run)
     if dry_run:
         return
@@ -128,9 +133,13 @@ def check_ways(recipe: Recipe, memory: str | None = None, plan: Path | None = No
     compatibility.check(recipe, *(way for way, asked in ways.items() if asked))
 
 
-def _checked(request: Request, recipe: Recipe) -> Recipe:
-    """Return the recipe as it is run, after all checks that take no long work."""
-    from spectrim.checkpoint import check_output
+def _checked(request: Request, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """Return the recipe as it is run, after all checks that take no long work.
+
+    With it come the fields of the examples of a model whose loss needs labels.
+    """
+    from spectrim.checkpoint import check_causal, check_output
+    from spectrim.cli.ahead import base_of
     from spectrim.pipeline.compress import prepare_recipe
     from spectrim.pipeline.early_checks import check_early, check_room
     from spectrim.pipeline.quantize_factors import check_quantization
@@ -138,11 +147,20 @@ def _checked(request: Request, recipe: Recipe) -> Recipe:
     recipe = prepare_recipe(recipe, request.options)
     check_quantization(recipe)
     check_text(recipe, request.model)
-    check_early(request.model, recipe, request.trust_remote_code)
+    in_parts = request.memory is not None
+    if in_parts and request.merge_adapter:
+        raise InputError(
+            "--merge-adapter and --memory cannot be combined: an adapter is merged in memory; "
+            "leave out --memory, or merge first with peft"
+        )
+    base = base_of(request.model, request.merge_adapter)
+    fields = check_early(base, recipe, request.trust_remote_code, any_kind=True)
+    if in_parts:
+        check_causal(base, trust_remote_code=request.trust_remote_code)
     check_output(request.place.output, request.place.overwrite)
     if request.options.target_loss is None:
-        check_room(request.model, request.place.output, recipe)
-    return recipe
+        check_room(base, request.place.output, recipe)
+    return recipe, fields
 
 
 def _announced(
@@ -160,12 +178,16 @@ def _open(request: Request, recipe: Recipe) -> tuple[LoadedModel, Recipe]:
     """Load the model, or leave it on disk where it does not fit, with the recipe that fits."""
     from spectrim.checkpoint.save_sharded import open_streamed
     from spectrim.cli.console import note
+    from spectrim.pipeline.compress import check_kind
     from spectrim.pipeline.loaded_model import load_original, streamed_original
     from spectrim.pipeline.memory_plan import plan_memory
     from spectrim.runtime.memory import return_large_blocks
 
     if request.memory is None:
-        return load_original(request.model, request.trust_remote_code), recipe
+        ways = request.trust_remote_code, True, request.merge_adapter
+        loaded = load_original(request.model, *ways)
+        check_kind(loaded.model, recipe)
+        return loaded, recipe
     opened = open_streamed(request.model, trust_remote_code=request.trust_remote_code)
     original = streamed_original(request.model, opened)
     return_large_blocks()
@@ -195,7 +217,7 @@ def _save(request: Request, original: LoadedModel, result: CompressionResult) ->
         _note_sizes(request, elastic.smallest, elastic.largest)
     if request.place.page and (output / PAGE_FILE).is_file():
         note(f"report in {output / PAGE_FILE}")
-    _print_answer(request, summary(facts))
+    _print_answer(request, summary(facts), "EXAMPLES" if facts.of_kind.labeled else "TEXT")
 
 
 def _note_peak(request: Request) -> None:
@@ -217,13 +239,14 @@ def _note_sizes(request: Request, smallest: float, largest: float) -> None:
     )
 
 
-def _print_answer(request: Request, text: str) -> None:
-    """Print what came out, as the last lines of the run, and the command that measures it."""
+def _print_answer(request: Request, text: str, data: str = "TEXT") -> None:
+    """Print what came out, as the last lines of the run, and the command that measures it.
+
+    data: what the command is to be given.
+    """
     from spectrim.cli.console import note, result_line
 
     if not request.json:
         result_line(text)
-    note(
-        f"next: spectrim evaluate {request.place.output} --original {request.model} "
-        "--data YOUR_TEXT"
-    )
+    models = f"{request.place.output} --original {request.model}"
+    note(f"next: spectrim evaluate {models} --data YOUR_{data}")

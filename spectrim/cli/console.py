@@ -111,9 +111,9 @@ def plan_table(plan: Plan) -> None:
     )
 
 
-def curve_table(points: Sequence[SizeLossPoint]) -> None:
+def curve_table(points: Sequence[SizeLossPoint], units: str) -> None:
     table(
-        "predicted loss increase, nats per token",
+        f"predicted loss increase, {units}",
         ("budget", "kept", "predicted loss"),
         [(f"{p.budget:.2f}", f"{p.kept:.4f}", f"{p.predicted_loss:.4f}") for p in points],
     )

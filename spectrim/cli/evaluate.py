@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from spectrim.cli.options import Json, RemoteCode
+from spectrim.cli.options import Json, MergeAdapter, RemoteCode
+from spectrim.errors import InputError
 from spectrim.pipeline.defaults import EVALUATION_TOKENS
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Evaluation text, repeat for several (default python:held_out without tasks)."
+            help="Evaluation text, or examples with labels of models that need them; repeat "
+            "for several (default python:held_out without tasks)."
         ),
     ] = None,
     task: Annotated[
@@ -58,24 +60,46 @@ def evaluate(
     ] = None,
     shots: Annotated[int | None, typer.Option(help="Examples before each question.")] = None,
     limit: Annotated[int | None, typer.Option(help="Examples per lm-eval task.")] = None,
+    merge_adapter: MergeAdapter = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Measure perplexity, divergence, task accuracy and size of models."""
+    from spectrim.checkpoint import is_adapter, stored_kind
     from spectrim.cli import console
+    from spectrim.cli.ahead import base_of
+    from spectrim.data.loading import join_specs
     from spectrim.evaluation import HarnessSettings
+    from spectrim.pipeline.early_checks import check_labels
+    from spectrim.pipeline.evaluate import evaluate_examples
+    from spectrim.pipeline.labeled import ExampleSettings
     from spectrim.pipeline.loaded_model import load_model
 
     names = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
     texts = data or ([] if task or names else ["python:held_out"])
     harness = HarnessSettings(task_path, shots, limit)
+    adapters = [name for name in models if merge_adapter and is_adapter(name)]
+    bases = {name: base_of(name, name in adapters) for name in models}
+    examples = [name for name in models if stored_kind(bases[name]).labeled]
+    for name in examples:
+        check_text_only(name, {"--task": task, "--lm-eval": lm_eval, "--budget": budget})
+        check_labels(bases[name], join_specs(texts))
     asked = _Asked(texts, task, names, harness, (length, tokens, rows))
-    reference = load_model(original, trust_remote_code).model if original else None
+    reference = None
+    if original is not None:
+        merges = merge_adapter and is_adapter(original)
+        reference = load_model(original, trust_remote_code, None, True, merges).model
     results: dict[str, dict[str, Any]] = {}
     for model_name, size in product(models, budget or (None,)):
         name = model_name if size is None else f"{model_name} at {size:g}"
-        loaded = load_model(model_name, trust_remote_code, size)
-        results[name] = _disk_bytes(model_name) | _figures(loaded, reference, asked)
+        loaded = load_model(model_name, trust_remote_code, size, True, model_name in adapters)
+        results[name] = {} if model_name in adapters else _disk_bytes(model_name)
+        if model_name in examples:
+            wanted = ExampleSettings(join_specs(texts), length=length, tokens=tokens)
+            given = loaded.model, loaded.tokenizer, wanted, reference
+            results[name] |= evaluate_examples(*given)
+        else:
+            results[name] |= _figures(loaded, reference, asked)
     if json:
         console.as_json(results)
     else:
@@ -128,6 +152,15 @@ def _figures(loaded: LoadedModel, reference: Any, asked: _Asked) -> dict[str, An
     return found
 
 
+def check_text_only(name: str, given: dict[str, Any]) -> None:
+    """Raise InputError for options that a model whose loss needs labels does not take."""
+    if wrong := [option for option, value in given.items() if value]:
+        raise InputError(
+            f"{wrong[0]} is for causal language models; {name} is evaluated on examples with "
+            "labels: give --data"
+        )
+
+
 def evaluation_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the figures to print: perplexity and its ratio first, one size with its unit.
 
@@ -135,7 +168,7 @@ def evaluation_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
     """
     from spectrim.report.formatting import ratio, size
 
-    first = next(iter(results.values())).get("perplexity")
+    first = next(iter(results.values()), {}).get("perplexity")
     shown = {}
     for name, figures in results.items():
         found: dict[str, Any] = {}

@@ -46,6 +46,8 @@ def inspect(
 
     results = {}
     for name in models:
+        if data is not None:
+            checkpoint.check_causal(name)
         model, tokenizer = checkpoint.load(
             name, dtype=torch.float32, trust_remote_code=trust_remote_code
         )

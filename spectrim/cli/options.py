@@ -27,6 +27,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
+MergeAdapter = Annotated[
+    bool,
+    typer.Option("--merge-adapter", help="MODEL is a PEFT adapter: merge it into its base."),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what is ahead, time and memory, and stop.")
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +13,7 @@ import typer
 from spectrim.cli.options import (
     DryRun,
     Json,
+    MergeAdapter,
     Model,
     RemoteCode,
     cache_from,
@@ -22,7 +25,6 @@ from spectrim.errors import InputError
 
 if TYPE_CHECKING:
     from spectrim.planning import Plan
-    from spectrim.planning.planner import SizeCurve
 
 
 @with_recipe_options
@@ -48,6 +50,7 @@ def plan(
         ),
     ] = True,
     dry_run: DryRun = False,
+    merge_adapter: MergeAdapter = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -56,21 +59,31 @@ def plan(
         raise InputError("choose one of --budget and --target-loss")
     recipe = recipe_of(given)
 
+    from spectrim.checkpoint.card import shown_name
     from spectrim.cli import console
-    from spectrim.cli.ahead import announce
-    from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
+    from spectrim.cli.ahead import announce, base_of, note_kind
+    from spectrim.models.kind import kind_of
+    from spectrim.pipeline.compress import (
+        CompressOptions,
+        check_kind,
+        choose_plan,
+        prepare_recipe,
+    )
     from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.latency_table import slow_layers
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.plan import factorize
     from spectrim.planning import size_curve
+    from spectrim.report.curve_plot import curve_svg
     from spectrim.runtime.context import RunContext
 
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
     check_text(recipe, model)
-    check_early(model, recipe, trust_remote_code)
-    original = load_original(model, trust_remote_code)
+    fields = check_early(base_of(model, merge_adapter), recipe, trust_remote_code, True)
+    original = load_original(model, trust_remote_code, True, merge_adapter)
+    check_kind(original.model, recipe)
+    note_kind(original.model, fields)
     recipe = original.with_save_dtype(recipe)
     cache = cache_from(given)
     steps = announce(original, recipe, cache, always=dry_run)
@@ -78,23 +91,25 @@ def plan(
         return
     context = RunContext(cache, steps)
     decomposition = factorize(original.model, original.tokenizer, recipe, context)
+    units = kind_of(original.model).units
     points = size_curve(decomposition, recipe.planning)
     chosen = choose_plan(decomposition, recipe, options, context)
     for text in slow_layers(chosen, recipe, context) if check_speed else ():
         console.note(f"warning: {text}")
     plot = _place_of_plot(plot, output, model)
-    _write(chosen, output, points, plot, model)
+    title = f"{shown_name(model)}: {chosen.method}, {chosen.layer}"
+    _write(chosen, output, plot, partial(curve_svg, points, title, chosen.kept, units))
     if json:
         console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
-    else:
-        _print(chosen, output, points, plot)
+        return
+    console.curve_table(points, units)
+    console.plan_table(chosen)
+    _note_places(output, plot)
 
 
-def _print(chosen: Plan, output: Path | None, points: SizeCurve, plot: Path | None) -> None:
+def _note_places(output: Path | None, plot: Path | None) -> None:
     from spectrim.cli import console
 
-    console.curve_table(points)
-    console.plan_table(chosen)
     if plot:
         console.note(f"curve in {plot}" + (f", plan in {output}" if output else ""))
     else:
@@ -102,23 +117,15 @@ def _print(chosen: Plan, output: Path | None, points: SizeCurve, plot: Path | No
 
 
 def _write(
-    chosen: Plan,
-    output: Path | None,
-    points: SizeCurve,
-    plot: Path | None,
-    model: str,
+    chosen: Plan, output: Path | None, plot: Path | None, draw: Callable[[], str]
 ) -> None:
-    from spectrim.checkpoint.card import shown_name
     from spectrim.planning import save_plan
-    from spectrim.report.curve_plot import curve_svg
     from spectrim.runtime import distributed
     from spectrim.runtime.files import write_text
 
-    title = f"{shown_name(model)}: {chosen.method}, {chosen.layer}"
-
     def write() -> None:
         if plot:
-            write_text(plot, curve_svg(points, title, chosen.kept))
+            write_text(plot, draw())
         if output:
             save_plan(chosen, output)
 

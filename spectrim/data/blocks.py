@@ -96,6 +96,15 @@ class TokenBlocks:
         return len(self.ids)
 
     @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+    @property
+    def fewest_tokens(self) -> int:
+        """Return the tokens that every layer sees."""
+        return self.tokens
+
+    @property
     def tokens(self) -> int:
         return self.ids.numel() if self.mask is None else int(self.mask.sum())
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spectrim.data.conversation import Conversation
 from spectrim.errors import InputError
@@ -22,6 +22,17 @@ _WITH_SHARE = re.compile(r"(.+)@([0-9]*\.?[0-9]+)", re.S)
 
 Document = str | Conversation | None
 """Text, a conversation for the chat template, or None for a record whose field is null."""
+
+
+Record = tuple[str, dict[str, Any]]
+"""Where it stands, and the record."""
+
+
+class Records(NamedTuple):
+    """Whole records of a spec, and the field that it names, None without one."""
+
+    records: Iterable[Record]
+    field: str | None = None
 
 
 class Part(NamedTuple):
@@ -50,6 +61,22 @@ def open_documents(spec: str, field: str | None = None) -> Iterable[Document]:
     """
     parts = [_source(part.spec).documents(part.spec, field) for part in split_spec(spec)]
     return parts[0] if len(parts) == 1 else chain.from_iterable(parts)
+
+
+def open_records(spec: str) -> Records:
+    """Return the records of one spec, with all of their fields.
+
+    A list when in memory, an iterator when they stream. Raises InputError for plain text.
+    """
+    source = _source(spec)
+    if _has_records(source):
+        return Records(*source.open_records(spec))
+    forms = "; ".join(s.FORM for s in map(SOURCES.get, SOURCES.names()) if _has_records(s))
+    raise InputError(f"'{spec}' is text without fields; examples with labels need {forms}")
+
+
+def _has_records(source: ModuleType) -> bool:
+    return hasattr(source, "open_records")
 
 
 def check_places(spec: str) -> None:

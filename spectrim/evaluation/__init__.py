@@ -15,6 +15,7 @@ from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.evaluation._harness import HarnessSettings, evaluate_harness
 from spectrim.evaluation._hidden import hidden_states
+from spectrim.evaluation._labeled import evaluate_labeled
 from spectrim.registry import Registry
 
 EVALUATORS = Registry("evaluator", "spectrim.evaluation")
@@ -55,6 +56,7 @@ __all__ = [
     "EVALUATORS",
     "HarnessSettings",
     "evaluate_harness",
+    "evaluate_labeled",
     "evaluate_model",
     "hidden_states",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import InputError
+from spectrim.layers._lazy_weight import LazyWeight
 from spectrim.linalg.truncated import Factors
 
 
@@ -38,10 +40,10 @@ class CompactLinear(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """Return the weight (out, in), multiplied out on every read.
+        """Return the weight (out, in), multiplied out whenever its values are read.
 
-        It is for models that read a layer's weight besides calling it. Gradients flow; writes
-        to it are lost.
+        It is for models that read a layer's weight besides calling it, if only its dtype.
+        Gradients flow; writes to it are lost.
         """
         stored = list(chain(self.parameters(), self.buffers()))
         if stored[0].is_meta or not self.filled:
@@ -49,7 +51,13 @@ class CompactLinear(nn.Module, ABC):
             empty._is_hf_initialized = True  # type: ignore[attr-defined]
             return empty
         dtype = next((t.dtype for t in stored if t.is_floating_point()), None)
-        unit = torch.eye(self.in_features, dtype=dtype, device=stored[0].device)
+        if dtype is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self._multiplied(stored[0].device, dtype)
+        multiply = partial(self._multiplied, stored[0].device, dtype)
+        return LazyWeight.of((self.out_features, self.in_features), stored[0], dtype, multiply)
+
+    def _multiplied(self, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+        unit = torch.eye(self.in_features, dtype=dtype, device=device)
         return (self.forward(unit) - self.forward(torch.zeros_like(unit[:1]))).T
 
     def validate(self) -> str | None:

@@ -7,6 +7,7 @@ from torch import nn
 from spectrim.errors import ModelError
 from spectrim.layers import CompactLinear
 from spectrim.layers.quantized import CompressedLinear
+from spectrim.models.kind import kind_of
 
 
 def check_no_adapters(model: nn.Module) -> None:
@@ -15,6 +16,16 @@ def check_no_adapters(model: nn.Module) -> None:
         raise ModelError(
             f"{type(model).__name__} has PEFT adapters, which its weights do not hold; "
             "merge them first: model = model.merge_and_unload()"
+        )
+
+
+def check_causal_kind(model: nn.Module) -> None:
+    """Raise ModelError for a model whose loss needs labels, where a text alone is read."""
+    if (kind := kind_of(model)).labeled:
+        raise ModelError(
+            f"{type(model).__name__} is a model of another kind ({kind.name}): this step is "
+            "for causal language models; such models are compressed and evaluated on examples "
+            "with labels by `spectrim compress`, `plan` and `evaluate`"
         )
 
 

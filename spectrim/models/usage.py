@@ -26,6 +26,7 @@ from spectrim.models.causality import check_causal
 from spectrim.models.context import context_length
 from spectrim.models.experts import ExpertCalls
 from spectrim.models.hooks import attach_hooks, evaluation_mode
+from spectrim.models.kind import CLASSIFIER, IMAGE_TEXT, SEQ2SEQ, kind_of
 from spectrim.models.linear import agree, get_bias, get_weight, is_linear
 from spectrim.models.replace import share_tied_layers
 from spectrim.models.source import ModelSource, open_source
@@ -34,6 +35,7 @@ from spectrim.runtime.files import read_values
 
 READ = "the model reads their tensors itself"
 OTHER_OUTPUT = "their class computes something else than x W^T + b"
+NO_TEXT = "text alone does not reach them"
 OTHER_INPUT = "they are called with something else than one tensor of vectors"
 
 _TOKENS = 32
@@ -58,8 +60,8 @@ class Usage:
 def observe_usage(model: PreTrainedModel | ModelSource) -> Usage:
     """Run the model on a few tokens and return how it uses its layers.
 
-    Raises ModelError for a model whose attention is not causal, and for one that rewrites its
-    weights as it runs.
+    Raises ModelError for a language model whose attention is not causal, and for one that
+    rewrites its weights as it runs.
     """
     source = open_source(model)
     observed: PreTrainedModel = source.model
@@ -70,8 +72,13 @@ def observe_usage(model: PreTrainedModel | ModelSource) -> Usage:
     with evaluation_mode(observed), _eager_experts(observed):
         with experts.recorded():
             unusable = unusable_layers(source, lambda: _use(observed, ids))
-        with source.running(lambda: None):
-            check_causal(observed, ids)
+        kind = kind_of(observed)
+        if kind is IMAGE_TEXT and source.whole:
+            unread = unread_layers(observed, _inputs(observed, ids))
+            unusable = dict.fromkeys(unread, NO_TEXT) | unusable
+        if not kind.labeled:
+            with source.running(lambda: None):
+                check_causal(observed, ids)
         return Usage(unusable, experts.names_that_split())
 
 
@@ -112,13 +119,33 @@ def layers_read(model: nn.Module) -> set[str]:
     Empty for a model that does not run on tokens alone.
     """
     layers = {name: module for name, module in model.named_modules() if is_linear(module)}
-    found = WeightReads(model)
     with suppress(Exception), _quiet(), evaluation_mode(model), torch.no_grad():
         ids = _readable_ids(model)
         with watch_weight_reads(model, layers) as reads:
             model(input_ids=ids, use_cache=False)
-        found = reads
-    return set(found.replaced(layers))
+        reads.settle()
+        return set(reads.replaced())
+    return set()
+
+
+@torch.no_grad()
+def unread_layers(model: nn.Module, inputs: Mapping[str, Any]) -> list[str]:
+    """Return the linear layers in the parts of a model, such as a vision tower, that text never
+    runs through: children of the model or of its base model.
+    """
+    base: Any = getattr(model, "base_model", model)
+    parts = {
+        name: module
+        for name, module in model.named_modules()
+        if any(module is child for whole in (model, base) for child in whole.children())
+        and not isinstance(module, nn.ModuleList | nn.ModuleDict)  # never called themselves
+    }
+    run: set[nn.Module] = set()
+    with attach_hooks((module, lambda m, i: run.add(m)) for module in parts.values()):
+        model(**inputs)
+    unread = tuple(f"{name}." for name, module in parts.items() if module not in run)
+    layers = (name for name, module in model.named_modules() if is_linear(module))
+    return [name for name in layers if f"{name}.".startswith(unread)]
 
 
 def listed(names: Sequence[str]) -> str:
@@ -166,9 +193,10 @@ def _check_not_rewritten(reads: WeightReads) -> None:
 
 def _use(model: Any, ids: Tensor) -> None:
     """Read the tokens in both modes, and generate after them."""
+    inputs = _inputs(model, ids)
     with suppress(Exception), _quiet(), _as_in_training(model):
-        model(input_ids=ids, use_cache=False)
-    model(input_ids=ids, use_cache=False)
+        model(**inputs)
+    _check_text(model, inputs)
     mask = torch.ones_like(ids)
     with suppress(Exception), _quiet():  # not every model generates
         model.generate(
@@ -178,6 +206,34 @@ def _use(model: Any, ids: Tensor) -> None:
             min_new_tokens=_NEW_TOKENS,
             do_sample=False,
         )
+
+
+def _check_text(model: Any, inputs: Mapping[str, Any]) -> None:
+    """Run a model. Raises ModelError for one of images that text alone does not run."""
+    if kind_of(model) is not IMAGE_TEXT:
+        model(**inputs)
+        return
+    try:
+        model(**inputs)
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        line = (str(error).splitlines() or [""])[0]
+        raise ModelError(
+            f"{type(model).__name__} does not run on text alone ({type(error).__name__}: "
+            f"{line}); in Python spectrim.compress_any(model, batches, loss) compresses it"
+        ) from error
+
+
+def _inputs(model: Any, ids: Tensor) -> dict[str, Any]:
+    """Return the arguments that the model reads `ids` by, with a target where it takes one."""
+    kind = kind_of(model)
+    if kind is SEQ2SEQ:
+        return {"input_ids": ids, "decoder_input_ids": ids[:, :-1], "use_cache": False}
+    if kind is not CLASSIFIER:
+        return {"input_ids": ids, "use_cache": False}
+    end = model.config.get_text_config().eos_token_id  # some read the text at its end
+    if isinstance(end, int):
+        ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], end)], 1)
+    return {"input_ids": ids}
 
 
 def _readable_ids(model: Any) -> Tensor:

@@ -60,7 +60,8 @@ def compress_any(
         batches: an iterable that can be iterated twice.
         loss: the loss per example.
         recipe: its calibration, Hessian averaging and probing are ignored.
-        mask: mask(batch) is True on real positions (B, T).
+        mask: mask(batch) is True on real positions (B, T); several, of other T each, for a
+            model of two sides.
 
     Raises:
         InputError, ModelError, NumericalError: as the steps do.

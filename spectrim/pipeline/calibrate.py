@@ -12,7 +12,7 @@ on the model cut to a given budget and mixes the two.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -23,11 +23,12 @@ from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
 from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
-from spectrim.calibration.in_memory import calibrate_steps
+from spectrim.calibration.in_memory import calibrate_steps, per_sequence
 from spectrim.calibration.leverage import leverage_sample, load_sample, save_sample
 from spectrim.data import (
     TokenBlocks,
 )
+from spectrim.data.labeled import LabeledRows
 from spectrim.errors import InputError
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.linear import get_weight
@@ -37,7 +38,7 @@ from spectrim.pipeline.calibration_defaults import (
     few_tokens_note,
 )
 from spectrim.pipeline.decompose import decompose
-from spectrim.pipeline.inputs import calibration_blocks, prepare
+from spectrim.pipeline.inputs import calibration_blocks, calibration_rows, prepare
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import make_plan
 from spectrim.planning.probe import swap_weights
@@ -124,7 +125,7 @@ def _run_for(
     fingerprint: str | None = None,
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)
-    blocks = calibration_blocks(model, tokenizer, recipe, cache=context.cache)
+    blocks = calibration_rows(model, tokenizer, recipe, cache=context.cache)
     settings = calibration_settings(model, ready.targets, blocks, recipe)
     fingerprint = fingerprint or model_fingerprint(model)
     noted = {"dense": ready.dense, **few_tokens_note(blocks, ready.targets)}
@@ -144,7 +145,7 @@ class _Run:
 
     model: PreTrainedModel
     targets: list[Target]
-    blocks: TokenBlocks
+    blocks: TokenBlocks | LabeledRows
     settings: CalibrationSettings
     context: RunContext
     fingerprint: str
@@ -153,7 +154,7 @@ class _Run:
 
     def sampled(self, candidates: TokenBlocks) -> _Run:
         """Return the run on as many candidates as it has sequences, chosen by leverage."""
-        if len(candidates) <= len(self.blocks):
+        if isinstance(self.blocks, LabeledRows) or len(candidates) <= len(self.blocks):
             return self
         key = {
             "model": self.fingerprint,
@@ -184,7 +185,7 @@ class _Run:
         provenance = parts[-1].provenance | {"key": [p.provenance["key"] for p in parts]}
         return replace(parts[0], states=dict(sorted(states.items())), provenance=provenance)
 
-    def _part(self, blocks: TokenBlocks, statistics: list[str]) -> _Run:
+    def _part(self, blocks: TokenBlocks | LabeledRows, statistics: list[str]) -> _Run:
         settings = replace(self.settings, statistics=tuple(statistics))
         return replace(self, blocks=blocks, settings=settings, candidates=None).as_kept()
 
@@ -290,7 +291,7 @@ class _Run:
         with distributed.raise_together():
             result = resume or start_shard(*given)
             steps = calibrate_steps(*given, result)
-            sequences = _per_sequence(steps)
+            sequences = per_sequence(steps)
             for result in self.context.progress(sequences, what, len(self.blocks)):
                 if snapshots.due():
                     snapshots.save(self._sums, partial(save_calibration, result))
@@ -329,13 +330,3 @@ def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> It
         for name, rank in ranks.items():
             stack.enter_context(swap_weights(model.get_submodule(name), factors[name], rank))
         yield
-
-
-def _per_sequence(steps: Iterable[Calibration]) -> Iterator[Calibration]:
-    """Yield the running result once per finished sequence, for a progress bar."""
-    done = 0
-    for result in steps:
-        now = int(result.provenance["sequences_done"])
-        for _ in range(now - done):
-            yield result
-        done = now

@@ -8,7 +8,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
-from spectrim.data import TokenBlocks
+from spectrim.calibration.any_rows import check_statistics
+from spectrim.calibration.in_memory import Rows
+from spectrim.data.labeled import LabeledRows
 from spectrim.models.context import context_length
 from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.recipe import Recipe
@@ -71,10 +73,12 @@ def _bytes_per_token(model: PreTrainedModel, targets: Sequence[Target]) -> int:
 
 
 def calibration_settings(
-    model: PreTrainedModel, targets: Sequence[Target], blocks: TokenBlocks, recipe: Recipe
+    model: PreTrainedModel, targets: Sequence[Target], blocks: Rows, recipe: Recipe
 ) -> CalibrationSettings:
     """Return the statistics, labels, batches and forms of the recipe's passes over `blocks`."""
     given = recipe.calibration
+    if isinstance(blocks, LabeledRows):
+        check_statistics(recipe.statistics)
     return CalibrationSettings(
         recipe.statistics,
         given.labels,
@@ -86,12 +90,12 @@ def calibration_settings(
     )
 
 
-def few_tokens_note(blocks: TokenBlocks, targets: Sequence[Target]) -> dict[str, Any]:
+def few_tokens_note(blocks: Rows, targets: Sequence[Target]) -> dict[str, Any]:
     """Return what the provenance notes where covariances are to be shrunk."""
     return {FEW_TOKENS: True} if is_few_tokens(blocks, targets) else {}
 
 
-def is_few_tokens(blocks: TokenBlocks, targets: Sequence[Target]) -> bool:
+def is_few_tokens(blocks: Rows, targets: Sequence[Target]) -> bool:
     """Return whether covariances of these tokens are to be shrunk."""
     widest = max((max(target.shape) for target in targets), default=0)
-    return is_few(blocks.tokens, widest)
+    return is_few(blocks.fewest_tokens, widest)

@@ -16,6 +16,7 @@ from spectrim.decompositions import DECOMPOSITIONS, TABLE_METHODS
 from spectrim.errors import InputError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.quantized import QUANTIZERS
+from spectrim.models.kind import CAUSAL, ModelKind
 from spectrim.pruning.importance import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 
@@ -31,9 +32,12 @@ BENCH = "bench"
 EXPLORE = "explore"
 QUANTIZE = "quantize"
 ANY_MODEL = "compress_any"
+LABELED = "an encoder-decoder or classifier"
+IMAGE_TEXT = "a vision-language model"
 
 PARTS: dict[str, Callable[[Recipe], bool]] = {
     "leverage sampling": lambda r: r.calibration.sampling == "leverage",
+    "task": lambda r: r.task is not None,
     "latency": lambda r: r.latency is not None,
     "pruning": lambda r: r.pruning is not None,
     "correction": lambda r: r.correction is not None,
@@ -52,12 +56,15 @@ CHOICES: dict[str, Callable[[Recipe], bool]] = {
     "a method without metrics": lambda r: not hasattr(DECOMPOSITIONS.get(r.method), "metric"),
     "an allocation of weights": lambda r: r.allocation not in BY_STORAGE,
     "an allocation other than loss_optimal": lambda r: r.allocation != "loss_optimal",
+    "packed rows": lambda r: r.calibration.rows == "packed",
+    "probing through blocks": lambda r: r.probe.through == "block",
     "ranks that int4 cannot read": lambda r: _has_unreadable_ranks(r),
 }
 """Choices that only some parts take, true for a recipe that makes them."""
 _WHOLE = "this step needs the whole model in memory"
 _ONE_PROCESS = "start without torchrun"
 _LANGUAGE = "this step is for language models"
+_CAUSAL = "this step is for causal language models"
 
 WHY_NOT: dict[tuple[str, str], str] = {
     ("latency", "pruning"): "pruning counts weights, not time",
@@ -139,6 +146,33 @@ WHY_NOT: dict[tuple[str, str], str] = {
     ("elastic", EXPLORE): "the page plans every size by itself",
     ("elastic", QUANTIZE): "quantized layers have one size",
     ("elastic", ANY_MODEL): _LANGUAGE,
+    (LABELED, "leverage sampling"): _CAUSAL,
+    (LABELED, "task"): "its examples are what --data names",
+    (LABELED, "pruning"): _CAUSAL,
+    (LABELED, "correction"): _CAUSAL,
+    (LABELED, "sharing"): _CAUSAL,
+    (LABELED, "embeddings"): _CAUSAL,
+    (LABELED, "refinement"): _CAUSAL,
+    (LABELED, "elastic"): _CAUSAL,
+    (LABELED, "packed rows"): "examples are rows of their own",
+    (LABELED, "probing through blocks"): "its blocks are run as a whole",
+    (LABELED, STREAMING): _WHOLE,
+    (LABELED, PROCESSES): _ONE_PROCESS,
+    (LABELED, BENCH): _CAUSAL,
+    (LABELED, EXPLORE): _CAUSAL,
+    (LABELED, QUANTIZE): _CAUSAL,
+    (IMAGE_TEXT, "leverage sampling"): _CAUSAL,
+    (IMAGE_TEXT, "pruning"): _CAUSAL,
+    (IMAGE_TEXT, "correction"): _CAUSAL,
+    (IMAGE_TEXT, "sharing"): _CAUSAL,
+    (IMAGE_TEXT, "embeddings"): _CAUSAL,
+    (IMAGE_TEXT, "refinement"): _CAUSAL,
+    (IMAGE_TEXT, "elastic"): _CAUSAL,
+    (IMAGE_TEXT, "probing through blocks"): "its blocks are run as a whole",
+    (IMAGE_TEXT, STREAMING): _WHOLE,
+    (IMAGE_TEXT, BENCH): _CAUSAL,
+    (IMAGE_TEXT, EXPLORE): _CAUSAL,
+    (IMAGE_TEXT, QUANTIZE): _CAUSAL,
     (STREAMING, PROCESSES): _ONE_PROCESS,
     (FOLLOWED_PLAN, TARGET_LOSS): "the plan already has the ranks",
 }
@@ -171,6 +205,13 @@ def in_parts(recipe: Recipe) -> Recipe:
         probe=replace(recipe.probe, per_layer=False, joint=False),
         hessian_averaging=replace(recipe.hessian_averaging, weight=0.0),
     )
+
+
+def ways_of(kind: ModelKind) -> list[str]:
+    """Return the feature that a model's kind is; none for causal language models."""
+    if kind is CAUSAL:
+        return []
+    return [LABELED if kind.labeled else IMAGE_TEXT]
 
 
 def check_names(recipe: Recipe) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from spectrim.checkpoint.load import is_bundled
 from spectrim.errors import InputError, NumericalWarning
+from spectrim.models.kind import kind_of
 from spectrim.models.offload import StreamedModel
 from spectrim.models.source import ModelSource, open_source
 from spectrim.pipeline import compatibility
@@ -40,6 +41,7 @@ from spectrim.pipeline.replace import (
     replace_layers,
 )
 from spectrim.planning import Decomposition, Plan, follow_plan, make_plan, plan_for_loss
+from spectrim.runtime import distributed
 from spectrim.runtime.context import RunContext
 
 
@@ -98,7 +100,7 @@ def compress(
     Args:
         model: in float32; it is not changed, except that fused experts are split. Of one on
             disk, the factors stay in files of the cache until they are saved.
-        tokenizer: of the model, for calibration and refinement text.
+        tokenizer: of the model, for calibration and refinement text, or examples with labels.
         recipe: default `Recipe()`; `load_recipe(NAME)` gives a preset.
         context: cache, progress and metrics.
         options: a plan to follow, a target loss, the result's dtype.
@@ -113,6 +115,7 @@ def compress(
     recipe = prepare_recipe(recipe or Recipe(), options)
     recipe = recipe if source.whole else compatibility.in_parts(recipe)
     original = _original(source, tokenizer, options.dtype)
+    check_kind(original.model, recipe)
     name = getattr(original.model.config, "_name_or_path", "")
     check_text(recipe, is_bundled(str(name)))
     recipe = original.with_save_dtype(recipe)
@@ -149,6 +152,14 @@ def prepare_recipe(recipe: Recipe, options: CompressOptions) -> Recipe:
         recipe, compatibility.COMPRESS, *(way for way, on in ways.items() if on)
     )
     return recipe
+
+
+def check_kind(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Raise InputError for what a recipe asks of a model that is not causal."""
+    ways = compatibility.ways_of(kind_of(model))
+    if ways and distributed.num_processes() > 1:
+        ways.append(compatibility.PROCESSES)
+    compatibility.check(recipe, *ways)
 
 
 def choose_plan(

@@ -19,14 +19,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.calibration.in_memory import calibrate_steps, rows_per_batch
-from spectrim.data import TokenBlocks
+from spectrim.calibration.in_memory import Rows, any_batches, calibrate_steps, rows_per_batch
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.linalg.psd import descending_eigh
 from spectrim.models.hooks import evaluation_mode
 from spectrim.models.targets import Target
 from spectrim.pipeline.calibration_defaults import calibration_settings
-from spectrim.pipeline.inputs import calibration_blocks, prepare
+from spectrim.pipeline.inputs import calibration_rows, prepare
 from spectrim.pipeline.plan import choose_tokens
 from spectrim.pipeline.recipe import Recipe, RefinementRecipe
 from spectrim.planning.measured import JOINT_BUDGETS, LAYER_BUDGETS
@@ -116,28 +115,29 @@ def estimate_rows(
 
 
 def measure_speed(
-    model: PreTrainedModel, targets: list[Target], blocks: TokenBlocks, recipe: Recipe
+    model: PreTrainedModel, targets: list[Target], blocks: Rows, recipe: Recipe
 ) -> MachineSpeed:
     """Time short batches of the calibration, a forward pass and an eigendecomposition."""
     steps = _timed_steps(model, targets, blocks, recipe)
     batch, token = _line(steps[-2:])
-    ids = first_tokens(blocks, steps[-1][0] if steps else SHORTEST).ids.to(model.device)
+    part: Rows = first_tokens(blocks, steps[-1][0] if steps else SHORTEST)
+    rows = next(iter(any_batches(part, len(part) * part.length, 0, model.device)))
     with evaluation_mode(model), torch.inference_mode():
-        forward = _seconds(lambda: model(input_ids=ids, use_cache=False))
+        forward = _seconds(lambda: rows.forward(model))
     side = min(LARGEST_EIGH, max(min(target.shape) for target in targets))
     matrix = torch.randn(side, side, dtype=torch.float64, device=model.device)
     eigh = _seconds(lambda: descending_eigh(matrix @ matrix.T))
-    return MachineSpeed(batch, token, forward / ids.numel(), eigh / side**3)
+    return MachineSpeed(batch, token, forward / part.tokens, eigh / side**3)
 
 
 def _timed_steps(
-    model: PreTrainedModel, targets: list[Target], blocks: TokenBlocks, recipe: Recipe
+    model: PreTrainedModel, targets: list[Target], blocks: Rows, recipe: Recipe
 ) -> list[tuple[int, float]]:
     """Return tokens and seconds of longer and longer batches; none without statistics."""
     if not _calibrates(recipe):
         return []
     settings = calibration_settings(model, targets, blocks, recipe)
-    longest = min(blocks.ids.shape[1], max(SHORTEST, settings.tokens_per_batch))
+    longest = min(blocks.length, max(SHORTEST, settings.tokens_per_batch))
 
     def step(tokens: int) -> float:
         steps = calibrate_steps(model, targets, first_tokens(blocks, tokens), settings)
@@ -157,7 +157,7 @@ def _timed_steps(
 class _Work:
     model: PreTrainedModel
     targets: Sequence[Target]
-    blocks: TokenBlocks
+    blocks: Rows
     recipe: Recipe
 
     @classmethod
@@ -166,7 +166,7 @@ class _Work:
     ) -> _Work:
         cache = cache or NO_CACHE
         targets = prepare(model, recipe, cache).targets
-        blocks = calibration_blocks(model, tokenizer, recipe, cache=cache)
+        blocks = calibration_rows(model, tokenizer, recipe, cache=cache)
         return cls(model, targets, blocks, recipe)
 
     def speed(self) -> MachineSpeed:
@@ -215,7 +215,7 @@ class _Work:
 
     def _trained(self, step: RefinementRecipe) -> float:
         options = REFINEMENTS.options(step.name, step.options)
-        read = step.tokens or (step.sequences or len(self.blocks)) * self.blocks.ids.shape[1]
+        read = step.tokens or (step.sequences or len(self.blocks)) * self.blocks.length
         tokens = getattr(options, "tokens", None) or read * getattr(options, "epochs", 1)
         return PASSES_PER_TRAINED_TOKEN * tokens
 

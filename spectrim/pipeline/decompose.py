@@ -13,6 +13,7 @@ from torch import nn
 
 from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import NumericalError, NumericalWarning
+from spectrim.models.kind import kind_named
 from spectrim.models.linear import get_weight
 from spectrim.models.prepare import warn_of_dense
 from spectrim.models.source import ModelSource, open_source
@@ -78,12 +79,13 @@ def make_solver(
     recipe: Recipe, statistics: Container[str], provenance: Mapping[str, Any]
 ) -> Solver:
     """Return the solver of the recipe's method, for the available `statistics`."""
+    units = kind_named(provenance).units
     empty = Decomposition(
         recipe.method,
         shapes={},
         factors={},
         curves={},
-        units="nats per token" if all(name in statistics for name in NEEDED) else "own",
+        units=units if all(name in statistics for name in NEEDED) else "own",
         provenance={**provenance, "versions": versions()},
     )
     options = DECOMPOSITIONS.options(recipe.method, recipe.method_options)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+import transformers
+from transformers import AutoConfig
 
-from spectrim.checkpoint import check_dense, resolve, stored_dtype
+from spectrim.checkpoint import check_causal, check_dense, resolve, stored_dtype, stored_kind
 from spectrim.checkpoint.gguf import is_gguf
-from spectrim.checkpoint.load import has_tokenizer
-from spectrim.checkpoint.validation import (
-    check_causal_directory,
-    weight_files,
-)
+from spectrim.checkpoint.load import has_tokenizer, read_config
+from spectrim.checkpoint.validation import check_directory, weight_files
+from spectrim.data.labeled import check_examples
 from spectrim.data.loading import check_places
 from spectrim.errors import InputError
 from spectrim.models.context import check_length
 from spectrim.models.experts import fused_expert_names
 from spectrim.models.targets import find_targets
+from spectrim.pipeline import compatibility
+from spectrim.pipeline.labeled import labels_for
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime.space import check_space
 
@@ -44,8 +46,13 @@ def check_text(recipe: Recipe, bundled: bool) -> None:
         )
 
 
-def check_early(name: str, recipe: Recipe, trust_remote_code: bool = False) -> None:
+def check_early(
+    name: str, recipe: Recipe, trust_remote_code: bool = False, any_kind: bool = False
+) -> tuple[str, ...]:
     """Check all of a run that needs no weights.
+
+    Returns the fields of the examples of a model whose loss needs labels. any_kind: whether
+    other models than causal language models are taken.
 
     Raises:
         InputError: the model or a text is not there, has no tokenizer, or rows are too long.
@@ -53,17 +60,35 @@ def check_early(name: str, recipe: Recipe, trust_remote_code: bool = False) -> N
         CheckpointError: its files are damaged.
     """
     source = resolve(name)
+    fields: tuple[str, ...] = ()
     if is_gguf(source):
-        return
+        return fields
     if isinstance(source, Path):
-        check_causal_directory(source)
+        check_directory(source)
         if not has_tokenizer(source):
             raise InputError(f"{name} has no tokenizer; put its files beside the model")
+    kind = stored_kind(name, trust_remote_code=trust_remote_code)
+    if not any_kind:
+        check_causal(name, trust_remote_code=trust_remote_code)
+    compatibility.check(recipe, *compatibility.ways_of(kind))
     check_dense(name, trust_remote_code=trust_remote_code)
-    if recipe.calibration.data is not None:
+    if kind.labeled and recipe.calibration.data is not None:
+        fields = check_labels(name, recipe.calibration.data, recipe.calibration.field)
+    elif recipe.calibration.data is not None:
         check_places(recipe.calibration.data)
     if recipe.include or recipe.exclude or recipe.calibration.length:
-        _check_structure(source, recipe, trust_remote_code)
+        loader = getattr(transformers, kind.loader)
+        _check_structure(source, recipe, loader, trust_remote_code)
+    return fields
+
+
+def check_labels(name: str, data: str, field: str | None = None) -> tuple[str, ...]:
+    """Return the fields of the examples `data` of a model whose loss needs labels.
+
+    Raises InputError for records that are no examples, or a label that the model has not.
+    """
+    labels = labels_for(stored_kind(name), read_config(name))
+    return check_examples(data, labels, field)
 
 
 def check_room(name: str, output: Path, recipe: Recipe) -> None:
@@ -81,13 +106,15 @@ def check_room(name: str, output: Path, recipe: Recipe) -> None:
     check_space(output, sum(sizes), min(_SHARD, max(sizes, default=0)))
 
 
-def _check_structure(source: Path | str, recipe: Recipe, trust_remote_code: bool) -> None:
+def _check_structure(
+    source: Path | str, recipe: Recipe, loader: Any, trust_remote_code: bool
+) -> None:
     """Look at the model without its weights; the loader says what is wrong with its config."""
     options = {"trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **options)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, **options)
+            model = loader.from_config(config, **options)
     except Exception:
         return
     if recipe.calibration.length:

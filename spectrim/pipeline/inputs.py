@@ -15,8 +15,10 @@ from spectrim.data import (
     check_vocabulary,
     token_blocks,
 )
-from spectrim.models.compressible import check_compressible
+from spectrim.data.labeled import LabeledRows
+from spectrim.models.compressible import check_causal_kind, check_compressible
 from spectrim.models.context import check_length
+from spectrim.models.kind import kind_of
 from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.source import ModelSource, open_source
 from spectrim.models.usage import Usage, load_usage, observe_usage
@@ -26,6 +28,7 @@ from spectrim.pipeline.calibration_defaults import (
     default_sequences,
     vocabulary_size,
 )
+from spectrim.pipeline.labeled import calibration_examples
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.tasks import load_task_rows, task_blocks
 from spectrim.runtime.cache import Cache, load_if_valid, store
@@ -60,6 +63,15 @@ def _usage(source: ModelSource, cache: Cache) -> Usage:
     return usage
 
 
+def calibration_rows(
+    model: PreTrainedModel, tokenizer: Any, recipe: Recipe, cache: Cache = NO_CACHE
+) -> TokenBlocks | LabeledRows:
+    """Return the recipe's text, or, for a model whose loss needs labels, its examples."""
+    if kind_of(model).labeled:
+        return calibration_examples(model, tokenizer, recipe.calibration)
+    return calibration_blocks(model, tokenizer, recipe, cache=cache)
+
+
 def calibration_blocks(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -70,8 +82,9 @@ def calibration_blocks(
     """Return the recipe's calibration tokens, checked against the model's vocabulary.
 
     With a task these are rows of it, whose loss counts where the task counts it. factor: times
-    as many sequences as the recipe has.
+    as many sequences as the recipe has. Raises ModelError for a model whose loss needs labels.
     """
+    check_causal_kind(model)
     text = json.dumps([factor, asdict(recipe.calibration), recipe.task and asdict(recipe.task)])
     key = ("blocks", id(model), id(tokenizer), text)
     return cache.once(key, lambda: _blocks(model, tokenizer, recipe, factor))

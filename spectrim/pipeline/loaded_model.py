@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.checkpoint import check_dense, load, stored_dtype
+from spectrim.checkpoint import (
+    adapter_base,
+    check_causal,
+    check_dense,
+    load,
+    load_merged,
+    stored_dtype,
+)
 from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
 from spectrim.errors import InputError
 from spectrim.models.offload import StreamedModel
@@ -54,23 +61,40 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, trust_remote_code: bool = False, budget: float | None = None
+    name: str,
+    trust_remote_code: bool = False,
+    budget: float | None = None,
+    any_kind: bool = False,
+    merge_adapter: bool = False,
 ) -> LoadedModel:
     """Load a model in float32 with its tokenizer. Raises InputError if one is missing.
 
-    budget: the size of an elastic checkpoint, by default its largest.
+    budget: the size of an elastic checkpoint, by default its largest. any_kind: whether other
+    models than causal language models are taken; else they raise ModelError. merge_adapter:
+    whether `name` is a PEFT adapter, to be merged into its base.
     """
+    base = adapter_base(name) if merge_adapter else name
+    if not any_kind:
+        check_causal(base)
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
-    model, tokenizer = load(name, budget=budget, **options)
+    if merge_adapter:
+        model, tokenizer = load_merged(name, **options)
+    else:
+        model, tokenizer = load(name, budget=budget, **options)
     if tokenizer is None:
         raise _no_tokenizer(name)
-    return LoadedModel(model, tokenizer, stored_dtype(name) or torch.float32, name)
+    return LoadedModel(model, tokenizer, stored_dtype(base) or torch.float32, name)
 
 
-def load_original(name: str, trust_remote_code: bool = False) -> LoadedModel:
+def load_original(
+    name: str,
+    trust_remote_code: bool = False,
+    any_kind: bool = False,
+    merge_adapter: bool = False,
+) -> LoadedModel:
     """Load a model to compress. Raises ModelError for one that is compressed already."""
-    check_dense(name)
-    return load_model(name, trust_remote_code)
+    check_dense(adapter_base(name) if merge_adapter else name)
+    return load_model(name, trust_remote_code, None, any_kind, merge_adapter)
 
 
 def streamed_original(name: str, opened: OffloadedCheckpoint) -> LoadedModel:

@@ -9,13 +9,14 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.allocation import LatencyTable
-from spectrim.data import TokenBlocks
+from spectrim.calibration.in_memory import Rows
+from spectrim.models.kind import CAUSAL, kind_of
 from spectrim.models.offload import StreamedModel
 from spectrim.models.source import ModelSource, open_source
 from spectrim.pipeline.blockwise import factorize_streamed
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.decompose import decompose
-from spectrim.pipeline.inputs import calibration_blocks
+from spectrim.pipeline.inputs import calibration_rows
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, Plan, make_plan
@@ -30,8 +31,9 @@ from spectrim.planning.measured import (
 )
 from spectrim.planning.planner import DEFAULT_BUDGETS, SizeCurve
 from spectrim.planning.planner import size_curve as curve_of
-from spectrim.planning.probe import Probe
+from spectrim.planning.probe import Probe, has_divergence
 from spectrim.planning.probe_tokens import (
+    ENOUGH,
     PassCosts,
     ProbeTokens,
     first_tokens,
@@ -81,18 +83,26 @@ class _Probing:
         if decomposition.units == "own" or not (wanted.per_layer or wanted.joint):
             return decomposition
         given = self.model, self.tokenizer, self.recipe
-        blocks = calibration_blocks(*given, cache=self.context.cache)
+        blocks = calibration_rows(*given, cache=self.context.cache)
+        if not has_divergence(blocks):
+            return decomposition
         measurements = measured_modules(decomposition, self.recipe.planning)
         tokens = choose_tokens(self.model, self.recipe, blocks.tokens, measurements)
-        if wanted.per_layer:  # what it stores is freed before whole plans are measured
+        if wanted.per_layer and self._is_enough(tokens):
+            # what it stores is freed before whole plans are measured
             decomposition = self._layer_by_layer(decomposition, blocks, tokens)
         if wanted.joint:
             probe = self._probe(Probe, blocks, tokens.joint, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
         return decomposition
 
+    def _is_enough(self, tokens: ProbeTokens) -> bool:
+        """Return whether layers are measured: of other kinds only on the whole model."""
+        given = self.recipe.probe.tokens is not None
+        return kind_of(self.model) is CAUSAL or given or tokens.layers >= ENOUGH
+
     def _layer_by_layer(
-        self, decomposition: Decomposition, blocks: TokenBlocks, tokens: ProbeTokens
+        self, decomposition: Decomposition, blocks: Rows, tokens: ProbeTokens
     ) -> Decomposition:
         kind = Probe if tokens.through == "model" else BlockProbe
         probe = self._probe(kind, blocks, tokens.layers, "per_layer")
@@ -103,9 +113,10 @@ class _Probing:
         return probe_layers(decomposition, probe, self.recipe.planning, track, budgets)
 
     def _probe(
-        self, kind: type[Probe | BlockProbe], blocks: TokenBlocks, tokens: int, stage: str
+        self, kind: type[Probe | BlockProbe], blocks: Rows, tokens: int, stage: str
     ) -> ResumableProbe:
-        probe = kind(self.model, first_tokens(blocks, tokens), tokens)
+        given: Any = first_tokens(blocks, tokens)
+        probe = kind(self.model, given, tokens)
         return ResumableProbe(probe, self.snapshots, stage)
 
 
@@ -120,12 +131,13 @@ def choose_tokens(
     measurements: number of ranks by the modules that are cut together.
     """
     wanted = recipe.probe
+    whole = wanted.tokens or kind_of(model) is not CAUSAL
     tokens = ProbeTokens.within(
         2 * wanted.cost_fraction * calibrated,
         PassCosts.of(model),
         measurements if wanted.per_layer else {},
         len(JOINT_BUDGETS) if wanted.joint else 0,
-        "model" if wanted.tokens and wanted.through == "auto" else wanted.through,
+        "model" if whole and wanted.through == "auto" else wanted.through,
     ).at_most(held_probabilities(model))
     layers, joint = wanted.tokens or tokens.layers, wanted.joint_tokens or tokens.joint
     return replace(tokens, layers=layers, joint=joint)

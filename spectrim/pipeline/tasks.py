@@ -19,6 +19,7 @@ from spectrim.data.tasks import (
     task_rows,
 )
 from spectrim.errors import InputError
+from spectrim.models.compressible import check_causal_kind
 from spectrim.models.context import context_length
 from spectrim.pipeline.recipe import TaskRecipe
 
@@ -43,6 +44,7 @@ def encode_examples(
     model: PreTrainedModel, tokenizer: Any, recipe: TaskRecipe, examples: list[TaskExample]
 ) -> TaskRows:
     """Return rows of tokens of the given examples."""
+    check_causal_kind(model)
     context = context_length(model)
     length = recipe.length or min(context or LONGEST_ROW, LONGEST_ROW)
     if context and length > context:

@@ -9,14 +9,17 @@ one are not run again: their outputs are stored (tokens x width each).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from spectrim.calibration.in_memory import Rows
+from spectrim.calibration.labeled import labeled_batches
 from spectrim.data import TokenBlocks
+from spectrim.data.labeled import LabeledRows
 from spectrim.linalg.truncated import Factors
 from spectrim.models.hooks import attach_hooks, override_forward
 from spectrim.models.linear import get_bias, get_weight, set_weight
@@ -31,21 +34,20 @@ class DivergenceProbe(Protocol):
 class Probe:
     """`divergence(factors, {layer name: rank})` on the first `tokens` tokens of `blocks`.
 
-    Memory: tokens x vocabulary x 4 bytes for the original's probabilities.
+    Of examples with labels on all of them: per target token, or per example of a classifier.
+    Memory: predictions x vocabulary x 4 bytes for the original's probabilities.
     """
 
-    def __init__(self, model: nn.Module, blocks: TokenBlocks, tokens: int):
-        rows = max(1, tokens // blocks.ids.shape[1])
+    def __init__(self, model: nn.Module, blocks: Rows, tokens: int):
         device = next(model.parameters()).device
         self.model = model
-        self.ids = blocks.ids[:rows].to(device)
-        self.mask = None if blocks.mask is None else blocks.mask[:rows].to(device)
-        self.counted = counted_positions(blocks, rows).to(device)
+        self._predict, self.ids, self.counted = _predictions(blocks, tokens, device)
         self.blocks = decoder_blocks(model)
         self.outputs: dict[str, Any] = {}
         self._replayable: dict[int, bool] = {0: True}
         with self._recorded():
             logits = self._logits()
+        self.blocks = [(name, block) for name, block in self.blocks if name in self.outputs]
         self.probabilities = logits.softmax(-1)
         self.negative_entropy = torch.linalg.vecdot(self.probabilities, logits.log_softmax(-1))
 
@@ -92,9 +94,7 @@ class Probe:
 
     @torch.inference_mode()
     def _logits(self) -> Tensor:
-        attention = None if self.mask is None else self.mask.long()
-        output = self.model(input_ids=self.ids, attention_mask=attention, use_cache=False)
-        return at_least_float32(output.logits[:, :-1])
+        return at_least_float32(self._predict(self.model))
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
@@ -103,6 +103,35 @@ class Probe:
 
         with attach_hooks(after=[(block, keep(name)) for name, block in self.blocks]):
             yield
+
+
+def has_divergence(blocks: Rows) -> bool:
+    """Return whether models predict probabilities, and not scores."""
+    return isinstance(blocks, TokenBlocks) or not blocks.labels.is_floating_point()
+
+
+def _predictions(
+    blocks: Rows, tokens: int, device: torch.device
+) -> tuple[Callable[[nn.Module], Tensor], Tensor, Tensor]:
+    """Return what gives the logits of all predictions, the inputs' ids, and which count."""
+    if isinstance(blocks, LabeledRows):
+        size = len(blocks) * blocks.length
+        batches = list(labeled_batches(blocks, size, 0, device))  # several if no row is padded
+        counted = torch.cat([batch.counted for batch in batches])
+        return (
+            lambda model: torch.cat([batch.forward(model) for batch in batches]),
+            blocks.inputs["input_ids"],
+            counted,
+        )
+    rows = max(1, tokens // blocks.ids.shape[1])
+    ids = blocks.ids[:rows].to(device)
+    attention = None if blocks.mask is None else blocks.mask[:rows].long().to(device)
+
+    def predict(model: nn.Module) -> Tensor:
+        output = model(input_ids=ids, attention_mask=attention, use_cache=False)
+        return output.logits[:, :-1]
+
+    return predict, ids, counted_positions(blocks, rows).to(device)
 
 
 def counted_positions(blocks: TokenBlocks, rows: int) -> Tensor:

@@ -21,7 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spectrim.data import TokenBlocks
+from spectrim.calibration.in_memory import Rows
+from spectrim.data.labeled import LabeledRows
 from spectrim.models.targets import decoder_blocks, find_targets
 
 Through = Literal["model", "block"]
@@ -138,8 +139,13 @@ def most_probabilities(model_bytes: int, vocabulary: int) -> int:
     return max(2, max(model_bytes // 2, SMALLEST_ROOM) // (4 * max(1, vocabulary)))
 
 
-def first_tokens(blocks: TokenBlocks, tokens: int) -> TokenBlocks:
-    """Return as many rows, evenly cut, as hold about `tokens` tokens, at least one of two."""
+def first_tokens(blocks: Rows, tokens: int) -> Rows:
+    """Return as many rows, evenly cut, as hold about `tokens` tokens, at least one of two.
+
+    Examples with labels are not cut.
+    """
+    if isinstance(blocks, LabeledRows):
+        return blocks.first_tokens(tokens)
     count, length = blocks.ids.shape
     rows = min(count, max(1, -(-tokens // length)))
     width = max(2, min(length, tokens // rows))

@@ -10,16 +10,17 @@ from typing import Any
 from spectrim.checkpoint import CardFacts, SpectrimConfig, model_card, resolve
 from spectrim.checkpoint.card import (
     CARD_FILE,
-    PREDICTED_LOSS,
     escape_markdown,
     front_matter,
     license_of,
     loading,
+    predicted_loss,
     shown_name,
 )
 from spectrim.data import DEFAULT_TEXT
 from spectrim.data.loading import split_spec
 from spectrim.data.sources import hub
+from spectrim.models.kind import ModelKind, kind_named
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Plan
 from spectrim.report.facts import ReportData
@@ -39,6 +40,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe, facts: ReportData | None = N
     """
     refined = [f"refined by {step.name}" for step in recipe.refinement]
     steps = [plan.method, f"{plan.allocation} ranks", *_tables(recipe), *refined]
+    kind = kind_named(plan.provenance)
     card = model_card(
         CardFacts(
             base_model=base,
@@ -46,24 +48,25 @@ def card_for(base: str, plan: Plan, recipe: Recipe, facts: ReportData | None = N
             layer_kind=plan.layer,
             kept=plan.kept,
             data=_data(recipe, plan.provenance),
-            predicted=_predicted(plan, bool(refined)),
+            predicted=_predicted(plan, bool(refined), kind),
             ranks=plan.ranks,
             license=license_of(base),
             datasets=_datasets(recipe),
+            kind=kind,
             **(_measured(facts) if facts else {}),
         )
     )
     return card + _sizes(recipe)
 
 
-def _predicted(plan: Plan, refined: bool) -> list[tuple[str, str]]:
+def _predicted(plan: Plan, refined: bool, kind: ModelKind) -> list[tuple[str, str]]:
     if (loss := plan.predicted_loss) is None:
         return []
     when = " before refinement" if refined else ""
-    return [
-        (f"perplexity, ratio to the base model{when}", ratio(loss)),
-        (f"{PREDICTED_LOSS}{when}", f"{loss:+.4f}"),
-    ]
+    rows = [(f"{predicted_loss(kind)}{when}", f"{loss:+.4f}")]
+    if not kind.of_tokens:
+        return rows
+    return [(f"perplexity, ratio to the base model{when}", ratio(loss)), *rows]
 
 
 def _measured(facts: ReportData) -> dict[str, Any]:
@@ -75,11 +78,20 @@ def _measured(facts: ReportData) -> dict[str, Any]:
         before, times = facts.original_perplexity, math.exp(min(facts.loss_increase, 20.0))
         after = f"{before * times:.4g} ({ratio(facts.loss_increase)})"
         rows.append(("perplexity", f"{before:.4g}", after))
+    elif facts.loss_increase is not None and (loss := facts.original_loss) is not None:
+        what = f"loss, {facts.of_kind.units}"
+        rows.append((what, f"{loss:.4f}", f"{loss + facts.loss_increase:.4f}"))
+    if facts.accuracy is not None:
+        first, second = facts.accuracy
+        rows.append(
+            (f"accuracy of the {facts.of_kind.predicts}", f"{first:.1%}", f"{second:.1%}")
+        )
     if facts.result is not None:
-        what = "KL divergence from the base model, nats per token"
+        what = f"KL divergence from the base model, {facts.of_kind.units}"
         rows.append((what, "0", f"{facts.result:.4f}"))
     if facts.agreement is not None:
-        rows.append(("same next token as the base model", "100%", f"{facts.agreement:.1%}"))
+        what = f"same {facts.of_kind.predicts} as the base model"
+        rows.append((what, "100%", f"{facts.agreement:.1%}"))
     return found | {"figures": rows, "measured_on": facts.result_from if rows else ""}
 
 

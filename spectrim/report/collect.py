@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from spectrim.allocation import Storage
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
+from spectrim.models.kind import kind_named
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import SHARED, Decomposition, LayerPlan, Plan, make_plan, size_curve
@@ -49,6 +50,8 @@ def plan_facts(model: str, plan: Plan, recipe: Recipe) -> ReportData:
         refined=[step.name for step in recipe.refinement],
         recipe=recipe.to_yaml(),
         data=data,
+        kind=kind_named(plan.provenance).name,
+        units=kind_named(plan.provenance).units,
         versions=plan.provenance.get("versions", {}),
     )
 

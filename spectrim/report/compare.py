@@ -7,6 +7,7 @@ from a fixed seed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.data import TokenBlocks
+from spectrim.data.labeled import LabeledRows
 from spectrim.data.tasks import TaskExample
 from spectrim.data.tokenizing import first_tokens
-from spectrim.evaluation import kl_divergence
+from spectrim.evaluation import evaluate_labeled, kl_divergence
 from spectrim.evaluation.tasks.generation import Group, greedy_answers
 from spectrim.models.hooks import inference
 from spectrim.pipeline.compression_error import CompressionErrors
@@ -45,6 +47,26 @@ def with_divergence(
         agreement=figures["top1_agreement"],
         loss_increase=figures["loss_increase"],
         original_perplexity=figures["reference_perplexity"],
+    )
+
+
+def with_labeled_divergence(
+    facts: ReportData, original: PreTrainedModel, smaller: PreTrainedModel, rows: LabeledRows
+) -> ReportData:
+    """Add loss, accuracy and divergence of both models on examples of all lengths."""
+    part = rows.first_tokens(DIVERGENCE_TOKENS)
+    figures = evaluate_labeled(smaller, part, original)
+    right = "token_accuracy" if part.has_targets else "accuracy"
+    loss, before = figures["reference_loss"], figures.get(f"reference_{right}")
+    return replace(
+        facts,
+        result=figures.get("kl_divergence"),
+        result_from=f"{len(part):,} examples of {rows.source}",
+        agreement=figures.get("top1_agreement"),
+        loss_increase=figures["loss_increase"],
+        original_perplexity=math.exp(min(loss, 700.0)) if part.has_targets else None,
+        original_loss=loss,
+        accuracy=None if before is None else (before, figures[right]),
     )
 
 

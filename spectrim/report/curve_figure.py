@@ -32,7 +32,7 @@ def curve_figure(facts: ReportData) -> Markup:
     name = "predicted loss increase at every size, with what was measured"
     return element(
         "svg",
-        *loss_grid(axes, "loss increase, nats per token"),
+        *loss_grid(axes, f"loss increase, {facts.of_kind.units}"),
         *(part for kept in kept_ticks(axes) for part in _tick(axes, facts, kept)),
         polyline([(axes.x(p.kept), axes.y(p.loss)) for p in drawn], "curve"),
         *_probes(axes, facts.probes),

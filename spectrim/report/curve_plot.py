@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
 
+from spectrim.models.kind import CAUSAL
 from spectrim.planning import SizeLossPoint
 
 WIDTH, HEIGHT = 640, 400
@@ -28,7 +29,12 @@ class _Axes:
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def curve_svg(points: Sequence[SizeLossPoint], title: str, chosen: float | None = None) -> str:
+def curve_svg(
+    points: Sequence[SizeLossPoint],
+    title: str,
+    chosen: float | None = None,
+    units: str = CAUSAL.units,
+) -> str:
     """Return the SVG text; `chosen` is the kept fraction of a plan to mark."""
     shown = [point for point in points if point.predicted_loss > 0]
     axes = _axes([point.predicted_loss for point in shown])
@@ -43,7 +49,7 @@ def curve_svg(points: Sequence[SizeLossPoint], title: str, chosen: float | None 
         f'font-family="sans-serif" font-size="12" role="img" aria-label="{escape(title)}">'
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
         f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>'
-        f"{_grid(axes)}{_mark(axes, chosen)}"
+        f"{_grid(axes, units)}{_mark(axes, chosen)}"
         f'<polyline points="{line}" fill="none" stroke="#1f6feb" stroke-width="2"/>{dots}'
         "</svg>\n"
     )
@@ -56,7 +62,7 @@ def _axes(losses: Sequence[float]) -> _Axes:
     return _Axes(max(low, high - 6), max(high, low + 1))
 
 
-def _grid(axes: _Axes) -> str:
+def _grid(axes: _Axes, units: str) -> str:
     parts = []
     for tenth in range(0, 11, 2):
         x = axes.x(tenth / 10)
@@ -74,7 +80,7 @@ def _grid(axes: _Axes) -> str:
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
         "kept fraction of the layers' weights</text>"
         f'<text transform="translate(18 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
-        'text-anchor="middle">predicted loss increase, nats per token</text>'
+        f'text-anchor="middle">predicted loss increase, {units}</text>'
     )
     return "".join(parts)
 

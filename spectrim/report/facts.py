@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
 from spectrim.errors import CheckpointError
+from spectrim.models.kind import CAUSAL, ModelKind, kind_named
 from spectrim.runtime.files import read_mapping
 
 FACTS_FILE = "spectrim_report.json"
@@ -89,7 +90,9 @@ class ReportData:
         probes: measured plans.
         result: KL divergence from the original, measured on the saved model; None before.
         loss_increase: of the same tokens, measured, nats per token.
-        original_perplexity: on the same tokens.
+        original_perplexity: on the same tokens; for a loss per example its original_loss.
+        accuracy: of both models on labels, the original first.
+        kind: of the model, which says what a loss is per.
         ratios: of compression errors on a text, the largest first; score: of all layers.
         prunings: the task's loss before and after each pruning of a model pruned for a task.
         itemsize: bytes per stored weight.
@@ -122,7 +125,14 @@ class ReportData:
     recipe: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    original_loss: float | None = None
+    accuracy: tuple[float, float] | None = None
+    kind: str = CAUSAL.name
     format: Literal["spectrim-report-1"] = "spectrim-report-1"
+
+    @property
+    def of_kind(self) -> ModelKind:
+        return kind_named({"kind": self.kind})
 
     @property
     def dense_weights(self) -> int:

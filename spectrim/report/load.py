@@ -13,16 +13,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim import checkpoint
+from spectrim.data.labeled import LabeledRows
 from spectrim.errors import InputError, SpectrimError
 from spectrim.layers import CompactLinear
 from spectrim.models.linear import get_shape
 from spectrim.pipeline.compress import CompressionResult
-from spectrim.pipeline.inputs import calibration_blocks
+from spectrim.pipeline.inputs import calibration_rows
 from spectrim.pipeline.inspect import linear_layers
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.recipe import Recipe
 from spectrim.report.collect import parts_of, plan_facts, with_bytes, with_curves
-from spectrim.report.compare import with_divergence, with_texts
+from spectrim.report.compare import with_divergence, with_labeled_divergence, with_texts
 from spectrim.report.facts import (
     EVENTS_FILE,
     FACTS_FILE,
@@ -49,11 +50,15 @@ def compare(
 ) -> ReportData:
     """Add the comparison of both models on calibration tokens and on a few prompts.
 
+    Models whose loss needs labels are compared on their examples.
+
     If a model cannot be run so, a warning states the reason and the comparison is omitted.
     """
     model, tokenizer = original.model, original.tokenizer
     try:
-        tokens = calibration_blocks(model, tokenizer, recipe)
+        tokens = calibration_rows(model, tokenizer, recipe)
+        if isinstance(tokens, LabeledRows):
+            return with_labeled_divergence(facts, model, smaller, tokens)
         facts = with_divergence(facts, model, smaller, tokens)
         return with_texts(facts, model, smaller, tokenizer)
     except (SpectrimError, RuntimeError, ValueError, TypeError) as error:

@@ -73,17 +73,19 @@ def headline(facts: ReportData) -> list[tuple[str, str, str]]:
         )
     if facts.predicted_loss is not None:
         when = " before refinement" if facts.refined else ""
-        found.append((f"predicted loss increase{when}", *_priced(facts.predicted_loss)))
+        found.append((f"predicted loss increase{when}", *_priced(facts, facts.predicted_loss)))
     if facts.result is not None:
-        found.append(("KL divergence, measured", *_priced(facts.result)))
+        found.append(("KL divergence, measured", *_priced(facts, facts.result)))
     if facts.loss_increase is not None and facts.original_perplexity is not None:
         found.append(_perplexity(facts.original_perplexity, facts.loss_increase))
+    if facts.accuracy is not None:
+        before, after = map(formatting.percent, facts.accuracy)
+        found.append((f"accuracy of the {facts.of_kind.predicts}", after, f"from {before}"))
     if facts.score is not None:
         found.append(("compression error", f"\u00d7 {facts.score:.2f}", "of its calibration's"))
     if facts.agreement is not None:
-        found.append(
-            ("same next token", formatting.percent(facts.agreement), "as the original")
-        )
+        same = f"same {facts.of_kind.predicts}"
+        found.append((same, formatting.percent(facts.agreement), "as the original"))
     return found
 
 
@@ -99,10 +101,12 @@ def _of_budget(facts: ReportData) -> str:
     return f"{dense} of {len(facts.layers)} layers left dense"
 
 
-def _priced(nats: float) -> tuple[str, str]:
+def _priced(facts: ReportData, nats: float) -> tuple[str, str]:
+    if not facts.of_kind.of_tokens:
+        return f"+{formatting.loss(nats)}", facts.of_kind.units
     ratio = math.exp(min(nats, 20.0))
     shown = f"{ratio:.3f}" if ratio < 1.1 else f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
-    return f"+{formatting.loss(nats)}", f"nats per token, perplexity \u00d7 {shown}"
+    return f"+{formatting.loss(nats)}", f"{facts.of_kind.units}, perplexity \u00d7 {shown}"
 
 
 def _forked(text: Continuation) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spectrim.models.kind import CLASSIFIER
 from spectrim.report.facts import ReportData
 from spectrim.report.formatting import ratio, signed_loss, size
 
@@ -13,11 +14,14 @@ def summary(facts: ReportData) -> str:
     divergence 0.0481; same next token 89.6%`
     """
     dense, stored = (sum(getattr(p, name) for p in facts.parts) for name in ("dense", "stored"))
-    parts = [size_change(dense, stored), _perplexity(facts)]
+    parts = [size_change(dense, stored), _loss(facts)]
+    if facts.accuracy is not None and facts.of_kind is CLASSIFIER:
+        before, after = facts.accuracy
+        parts.append(f"accuracy {before:.1%} -> {after:.1%}")
     if facts.result is not None:
         parts.append(f"KL divergence {facts.result:.4f}")
     if facts.agreement is not None:
-        parts.append(f"same next token {facts.agreement:.1%}")
+        parts.append(f"same {facts.of_kind.predicts} {facts.agreement:.1%}")
     return "; ".join(filter(None, parts))
 
 
@@ -30,7 +34,8 @@ def outcome(facts: ReportData) -> dict[str, float | None]:
         "predicted_loss": facts.predicted_loss,
         "measured_loss_increase": facts.loss_increase,
         "measured_divergence": facts.result,
-        "same_next_token": facts.agreement,
+        "same_next_token": facts.agreement if facts.of_kind.of_tokens else None,
+        **({} if facts.accuracy is None else {"accuracy": facts.accuracy[1]}),
     }
 
 
@@ -39,6 +44,18 @@ def size_change(before: float, after: float) -> str:
     if not before:
         return ""
     return f"{size(before)} -> {size(after)} ({after / before - 1:+.0%})"
+
+
+def _loss(facts: ReportData) -> str:
+    """Return the change of the perplexity, or of a loss per example."""
+    if facts.of_kind.of_tokens:
+        return _perplexity(facts)
+    words = []
+    if facts.loss_increase is not None:
+        words.append(f"{signed_loss(facts.loss_increase)} measured")
+    if facts.predicted_loss is not None:
+        words.append(f"{signed_loss(facts.predicted_loss)} predicted")
+    return f"loss per {facts.of_kind.unit} {', '.join(words)}" if words else ""
 
 
 def _perplexity(facts: ReportData) -> str:

@@ -10,11 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from spectrim.checkpoint import check_dense, load, save_compressed, stored_dtype, validation
+from spectrim.checkpoint import (
+    check_causal,
+    check_dense,
+    load,
+    save_compressed,
+    stored_dtype,
+    stored_kind,
+    validation,
+)
 from spectrim.errors import InputError, ModelError, SpectrimError
 from spectrim.models.compressible import check_compressible
 from spectrim.pipeline.inputs import prepare
+from spectrim.pipeline.loaded_model import load_model
 from spectrim.pipeline.recipe import Recipe
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import tiny_llama
@@ -126,8 +136,7 @@ def test_memory_errors_are_not_about_the_checkpoint(dense, monkeypatch):
     def full(*arguments, **options):
         raise MemoryError
 
-    module = sys.modules[load.__module__]
-    monkeypatch.setattr(module.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(MemoryError):
         load(dense)
 
@@ -140,6 +149,7 @@ def test_an_adapter_alone_and_beside_a_model(dense, tmp_path):
     line = refusal(dense)
     assert "PEFT adapter of someone/base" in line
     assert "merge_and_unload" in line
+    assert "--merge-adapter" in line
 
 
 def test_an_adapter_on_the_hub(monkeypatch):
@@ -184,10 +194,13 @@ def test_adapters_in_memory_are_refused():
 
 
 OTHER_KINDS = {
-    "T5ForConditionalGeneration": {"is_encoder_decoder": True, "model_type": "t5"},
+    "T5EncoderModel": {"is_encoder_decoder": True, "model_type": "t5"},
     "WhisperForConditionalGeneration": {"is_encoder_decoder": True, "model_type": "whisper"},
-    "LlamaForSequenceClassification": {},
     "BertForTokenClassification": {"model_type": "bert"},
+}
+LABELED_KINDS = {
+    "T5ForConditionalGeneration": {"is_encoder_decoder": True, "model_type": "t5"},
+    "LlamaForSequenceClassification": {},
 }
 
 
@@ -201,8 +214,21 @@ def test_other_kinds_of_models_are_named_with_the_way(dense, kind):
     assert "spectrim.compress_any(model, batches, loss)" in line
 
 
-def test_models_of_images_and_text(dense):
-    edit(dense, model_type="llava", architectures=["LlavaForConditionalGeneration"])
+@pytest.mark.parametrize("kind", LABELED_KINDS)
+def test_models_with_labels_are_named_where_text_is_read(dense, kind):
+    edit(dense, architectures=[kind], **LABELED_KINDS[kind])
+    with pytest.raises(ModelError) as raised:
+        check_causal(dense)
+    assert kind in str(raised.value)
+    assert "not a causal language model" in str(raised.value)
+    assert "examples with labels as --data" in str(raised.value)
+    assert stored_kind(dense).labeled
+    with pytest.raises(ModelError, match="not a causal language model"):
+        load_model(str(dense))
+
+
+def test_models_of_images_alone(dense):
+    edit(dense, model_type="clip", architectures=["CLIPModel"])
     line = refusal(dense)
     assert "save the language model alone" in line
     assert "compress_any" in line

@@ -13,15 +13,18 @@ from spectrim.pipeline.recipe import (
     ElasticRecipe,
     EmbeddingRecipe,
     LatencyRecipe,
+    ProbeRecipe,
     QuantizationRecipe,
     Recipe,
     RefinementRecipe,
     SharingRecipe,
+    TaskRecipe,
 )
 from spectrim.pruning.options import PruningOptions
 
 ASKS = {
     "leverage sampling": {"calibration": CalibrationRecipe(sampling="leverage")},
+    "task": {"task": TaskRecipe("examples.jsonl")},
     "latency": {"latency": LatencyRecipe()},
     "pruning": {"pruning": PruningOptions()},
     "correction": {"correction": CorrectionRecipe()},
@@ -37,6 +40,8 @@ ASKS = {
     "a method without metrics": {"method": "afm"},
     "an allocation of weights": {"allocation": "d_rank"},
     "an allocation other than loss_optimal": {"allocation": "d_rank"},
+    "packed rows": {"calibration": CalibrationRecipe(rows="packed")},
+    "probing through blocks": {"probe": ProbeRecipe(through="block")},
     "ranks that int4 cannot read": {"quantization": QuantizationRecipe(4), "rank_multiple": 5},
 }
 """Changes of the default recipe by the feature that they ask for."""

@@ -19,7 +19,7 @@ from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.config_entries import COMPENSATED, fill_table
 from spectrim.checkpoint.export.self_contained import MODULE, remote_code
 from spectrim.checkpoint.import_guard import GUARD, SELF_CONTAINED
-from spectrim.checkpoint.load import load, resolve
+from spectrim.checkpoint.load import check_causal, load, resolve
 from spectrim.checkpoint.save import warn_of_failure
 from spectrim.checkpoint.validation import check_directory, read_json
 from spectrim.errors import CheckpointError, InputError, ModelError
@@ -73,6 +73,7 @@ def export_self_contained(
             a layer kind needs more than torch and transformers.
     """
     source = resolve(checkpoint)
+    check_causal(checkpoint)
     if not isinstance(source, Path):
         raise InputError(f"there is no directory {source}; a model of the Hub is copied first")
     check_directory(source)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectrim.checkpoint.load import load
+from spectrim.checkpoint.load import check_causal, load
 from spectrim.errors import InputError, ModelError
 from spectrim.runtime.files import write_text
 from spectrim.runtime.output_dir import MARKER, output_directory
@@ -54,6 +54,7 @@ def export_onnx(
         ModelError: The model cannot be written as a graph.
     """
     _check_packages()
+    check_causal(checkpoint)
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     model, tokenizer = load(checkpoint, budget=budget, **options)
     program = _Logits(model).eval()

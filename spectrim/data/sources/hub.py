@@ -46,6 +46,12 @@ def documents(spec: str, field: str | None) -> Iterator[Document]:
     return without_empty(document_of(row, name, where) for where, row in records(wanted))
 
 
+def open_records(spec: str) -> tuple[Iterator[tuple[str, dict[str, Any]]], str | None]:
+    """Return where it stands and the row, streamed, and the spec's field."""
+    wanted = parse(spec)
+    return records(wanted), wanted.field
+
+
 def records(wanted: HubSpec) -> Iterator[tuple[str, dict[str, Any]]]:
     """Return where it stands and the row, streamed; errors as for `documents`."""
     label = "/".join(filter(None, (wanted.name, wanted.config)))

@@ -44,6 +44,12 @@ def documents(spec: str, field: str | None) -> list[Document]:
     return list(without_empty(document_of(r, wanted, where) for where, r in records(path)))
 
 
+def open_records(spec: str) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
+    """Return where it stands and the object, for every one, and the spec's field."""
+    path, named = path_and_field(spec, SUFFIXES) or (spec, None)
+    return list(records(path)), named
+
+
 def records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield where it stands and the object, for every one. Raises InputError."""
     with open_text(path) as lines:

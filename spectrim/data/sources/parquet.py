@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 from spectrim.data.sources._records import (
     Document,
     document_of,
@@ -39,7 +44,27 @@ def documents(spec: str, field: str | None) -> list[Document]:
     return list(without_empty(document_of({name: row}, name, where) for row, where in pairs))
 
 
+def open_records(spec: str) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:
+    """Return where it stands and the row, for every one, and the spec's field."""
+    path, named = path_and_field(spec, SUFFIXES) or (spec, None)
+    with _opened(path) as (parquet, file):
+        rows = parquet.read_table(file).to_pylist()
+    return [(f"'{path}' row {number}", row) for number, row in enumerate(rows, start=1)], named
+
+
 def _column(path: str, field: str | None) -> tuple[str, list[object]]:
+    with _opened(path) as (parquet, file):
+        names = parquet.read_schema(file).names
+        name = field or field_among(names)
+        if name not in names:
+            known = ", ".join(sorted(names)) or "none"
+            raise InputError(f"'{path}' has no column '{name}'; its columns: {known}")
+        return name, parquet.read_table(file, columns=[name]).column(name).to_pylist()
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[Any, Path]]:
+    """Yield pyarrow's reader and the file; what it raises is one line."""
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -49,11 +74,6 @@ def _column(path: str, field: str | None) -> tuple[str, list[object]]:
         ) from error
     file = existing_file(path)
     try:
-        names = parquet.read_schema(file).names
-        name = field or field_among(names)
-        if name not in names:
-            known = ", ".join(sorted(names)) or "none"
-            raise InputError(f"'{path}' has no column '{name}'; its columns: {known}")
-        return name, parquet.read_table(file, columns=[name]).column(name).to_pylist()
+        yield parquet, file
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"'{path}' cannot be read as Parquet: {error}") from error
