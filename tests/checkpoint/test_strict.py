@@ -17,6 +17,7 @@ from spectrim.checkpoint import SaveOptions, load, save_compressed
 from spectrim.checkpoint.import_guard import GUARD
 from spectrim.checkpoint.load import BUNDLED
 from spectrim.errors import CheckpointError, InputError, ModelError
+from spectrim.models.kind import CAUSAL
 from tests.checkpoint.compressing import compress
 from tests.tiny_models import tiny_gqa, tiny_llama
 
@@ -155,8 +156,8 @@ def test_the_hub_out_of_reach(monkeypatch):
         raise OSError("We couldn't connect to the Hub.\nMore lines.")
 
     module = sys.modules[load.__module__]
-    monkeypatch.setattr(module, "_check_hub", lambda *given: None)  # which asks the Hub first
-    monkeypatch.setattr(module.AutoModelForCausalLM, "from_pretrained", no_network)
+    monkeypatch.setattr(module, "_check_hub", lambda *given: CAUSAL)  # which asks the Hub first
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", no_network)
     with pytest.raises(InputError, match="someone/something") as caught:
         load("someone/something")
     assert "\n" not in str(caught.value)

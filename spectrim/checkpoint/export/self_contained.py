@@ -27,6 +27,7 @@ _SOURCES = (
     "spectrim.models.linear",
     "spectrim.models.experts",
     "spectrim.layers._embedding",
+    "spectrim.layers._lazy_weight",
     "spectrim.layers._base",
     "spectrim.layers.pivoted",
     "spectrim.layers.shared_basis",
