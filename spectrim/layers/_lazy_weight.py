@@ -45,7 +45,7 @@ class LazyWeight(Tensor):
         return func(*tree_map(_filled, args), **tree_map(_filled, kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         return func(*tree_map(_filled, args), **tree_map(_filled, kwargs or {}))
