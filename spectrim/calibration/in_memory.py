@@ -8,7 +8,7 @@ gradients would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,7 +20,13 @@ from spectrim.calibration.covariance_format import MemoryBudget, Wide, projected
 from spectrim.calibration.loss import IGNORED, summed_cross_entropy
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError, ModelError
-from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.capture import (
+    BatchIndex,
+    CaptureSpec,
+    Consumer,
+    capture,
+    group_by_input,
+)
 from spectrim.models.hooks import attach_hooks, frozen_eval
 from spectrim.models.targets import Target
 from spectrim.statistics import (
@@ -188,7 +194,7 @@ def calibrate_steps(
     yield result
     with frozen_eval(model):
         for batch in batches(blocks, size, start, device, settings.every):
-            _run_batch(model, targets, batch, settings, result)
+            run_batch(model, targets, batch, settings, accumulator(result))
             result.tokens += batch.tokens
             result.provenance["sequences_done"] = min(batch.first_sequence + step, len(blocks))
             yield result
@@ -227,17 +233,18 @@ def provenance_of(blocks: TokenBlocks, settings: CalibrationSettings) -> dict[st
     }
 
 
-def _run_batch(
+def run_batch(
     model: nn.Module,
     targets: Sequence[Target],
     batch: Batch,
     settings: CalibrationSettings,
-    result: Calibration,
+    sink: Consumer,
 ) -> None:
+    """Run one forward pass, and one backward if a statistic needs it, of a frozen model."""
     first = batch.first_sequence
     index = BatchIndex.of(batch.mask, first, batch.weights)
     given = settings.backward, settings.gradient_only, settings.originals or {}
-    with capture(model, targets, CaptureSpec(index, accumulator(result), *given)):
+    with capture(model, targets, CaptureSpec(index, sink, *given)):
         if not settings.backward:
             with torch.no_grad():
                 logits = _forward(model, batch)
@@ -264,7 +271,7 @@ def _forward(model: nn.Module, batch: Batch) -> Tensor:
     return output.logits
 
 
-def accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None]:
+def accumulator(result: Calibration) -> Consumer:
     def sink(layer: str, tokens: LayerTokens, with_gradient: bool) -> None:
         if not with_gradient:
             result.counts[layer] += tokens.count

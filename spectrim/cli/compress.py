@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from spectrim.cli.options import (
     DryRun,
+    Fsdp,
     Json,
     Model,
     Output,
@@ -65,6 +66,7 @@ def compress(
             help="Memory limit, like 6GiB; larger models are streamed from disk.",
         ),
     ] = None,
+    fsdp: Fsdp = False,
     track: Tracker = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -88,7 +90,7 @@ def compress(
     from spectrim.pipeline.quantize_factors import check_quantization
     from spectrim.planning import load_plan
 
-    check_ways(recipe, memory, plan)
+    check_ways(recipe, memory, plan, fsdp)
     options = CompressOptions(load_plan(plan) if plan else None, target_loss)
     recipe = prepare_recipe(recipe, options)
     check_quantization(recipe)
@@ -109,26 +111,34 @@ def compress(
         if (fitted := within_memory(request, recipe, memory, run_context, dry_run)) is None:
             return
         recipe = fitted
-    original = load_original(model, trust_remote_code)
+    original = load_original(model, trust_remote_code, mapped=fsdp)
     steps = announce(original, recipe, cache, always=dry_run)
     if dry_run:
         return
-    run_context = context_for(cache, log_metrics, steps)
+    run_context = replace(context_for(cache, log_metrics, steps), fsdp=fsdp)
     options = CompressOptions(options.plan, target_loss, original.dtype)
     result = run(original.model, original.tokenizer, recipe, run_context, options)
     _save(request, original, result)
     log_metrics(final_metrics(result.plan, output), None)
 
 
-def check_ways(recipe: Recipe, memory: str | None = None, plan: Path | None = None) -> None:
+def check_ways(
+    recipe: Recipe,
+    memory: str | None = None,
+    plan: Path | None = None,
+    fsdp: bool = False,
+) -> None:
     """Raise InputError for a recipe that cannot be run as asked for."""
     from spectrim.pipeline import compatibility
     from spectrim.runtime import distributed
 
+    several = distributed.num_processes() > 1
     ways = {
+        compatibility.FSDP: fsdp,
         compatibility.STREAMING: memory is not None,
         compatibility.FOLLOWED_PLAN: plan is not None,
-        compatibility.PROCESSES: distributed.num_processes() > 1,
+        compatibility.PROCESSES: several,
+        compatibility.ONE_PROCESS: not several,
     }
     compatibility.check(recipe, *(way for way, asked in ways.items() if asked))
 

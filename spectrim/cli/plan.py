@@ -10,6 +10,7 @@ import typer
 
 from spectrim.cli.options import (
     DryRun,
+    Fsdp,
     Json,
     Model,
     RemoteCode,
@@ -43,6 +44,7 @@ def plan(
             help="Time the planned layers here; warn of those slower than dense.",
         ),
     ] = True,
+    fsdp: Fsdp = False,
     dry_run: DryRun = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
@@ -55,6 +57,7 @@ def plan(
     from spectrim.checkpoint.card import shown_name
     from spectrim.cli import console
     from spectrim.cli.ahead import announce
+    from spectrim.cli.compress import check_ways
     from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
     from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.latency_table import slow_layers
@@ -68,15 +71,17 @@ def plan(
 
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
+    if fsdp:
+        check_ways(recipe, fsdp=True)
     check_text(recipe, model)
     check_early(model, recipe, trust_remote_code)
-    original = load_original(model, trust_remote_code)
+    original = load_original(model, trust_remote_code, mapped=fsdp)
     recipe = original.with_save_dtype(recipe)
     cache = cache_from(given)
     steps = announce(original, recipe, cache, always=dry_run)
     if dry_run:
         return
-    context = RunContext(cache, steps)
+    context = RunContext(cache, steps, fsdp=fsdp)
     decomposition = factorize(original.model, original.tokenizer, recipe, context)
     points = size_curve(decomposition, recipe.planning)
     chosen = choose_plan(decomposition, recipe, options, context)

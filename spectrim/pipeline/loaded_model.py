@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint import check_dense, load, stored_dtype
+from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.errors import InputError
+from spectrim.models.offload.mapped import map_weights
 from spectrim.pipeline.recipe import Recipe
 
 
@@ -53,12 +55,25 @@ def load_model(
     """
     options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
     model, tokenizer = load(name, budget=budget, **options)
+    return _loaded(name, model, tokenizer)
+
+
+def load_original(
+    name: str, trust_remote_code: bool = False, mapped: bool = False
+) -> LoadedModel:
+    """Load a model to compress. Raises ModelError for one that is compressed already.
+
+    mapped: its weights are pages of a file, which the processes of a machine share; a model
+    that names no blocks, or is in a GGUF file, cannot be mapped.
+    """
+    check_dense(name)
+    if not mapped:
+        return load_model(name, trust_remote_code)
+    opened = open_streamed(name, trust_remote_code=trust_remote_code)
+    return _loaded(name, map_weights(opened.streamed), opened.tokenizer)
+
+
+def _loaded(name: str, model: PreTrainedModel, tokenizer: Any) -> LoadedModel:
     if tokenizer is None:
         raise InputError(f"{name} has no tokenizer; put its files beside the model")
     return LoadedModel(model, tokenizer, stored_dtype(name) or torch.float32, name)
-
-
-def load_original(name: str, trust_remote_code: bool = False) -> LoadedModel:
-    """Load a model to compress. Raises ModelError for one that is compressed already."""
-    check_dense(name)
-    return load_model(name, trust_remote_code)

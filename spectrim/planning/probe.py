@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,33 +22,54 @@ from spectrim.linalg.truncated import Factors
 from spectrim.models.hooks import attach_hooks, override_forward
 from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.targets import decoder_blocks
+from spectrim.planning.probe_tokens import vocabulary_size
 from spectrim.statistics import at_least_float32
+
+
+LOGITS_AT_ONCE = 64 * 2**20
+"""Bytes of the logits that are computed and compared at once."""
+TOKENS_AT_ONCE = 128
 
 
 class DivergenceProbe(Protocol):
     def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float: ...
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Some sequences with every block's output, and what the original predicts.
+
+    Attributes:
+        counted: (B, T - 1) marks the predictions that are measured.
+        probabilities: (B, T - 1, V).
+        negative_entropy: (B, T - 1), sum_v p log p.
+    """
+
+    ids: Tensor
+    mask: Tensor | None
+    counted: Tensor
+    outputs: dict[str, Any]
+    probabilities: Tensor
+    negative_entropy: Tensor
+
+
 class Probe:
     """`divergence(factors, {layer name: rank})` on the first `tokens` tokens of `blocks`.
 
-    Memory: tokens x vocabulary x 4 bytes for the original's probabilities.
+    Memory: tokens x vocabulary x 4 bytes for the original's probabilities, and a few times
+    `LOGITS_AT_ONCE`.
     """
 
     def __init__(self, model: nn.Module, blocks: TokenBlocks, tokens: int):
         rows = max(1, tokens // blocks.ids.shape[1])
-        device = next(model.parameters()).device
         self.model = model
-        self.ids = blocks.ids[:rows].to(device)
-        self.mask = None if blocks.mask is None else blocks.mask[:rows].to(device)
-        self.counted = counted_positions(blocks, rows).to(device)
+        self.ids = blocks.ids[:rows]
         self.blocks = decoder_blocks(model)
-        self.outputs: dict[str, Any] = {}
+        self._device = next(model.parameters()).device
         self._replayable: dict[int, bool] = {0: True}
-        with self._recorded():
-            logits = self._logits()
-        self.probabilities = logits.softmax(-1)
-        self.negative_entropy = torch.linalg.vecdot(self.probabilities, logits.log_softmax(-1))
+        at_once = LOGITS_AT_ONCE // (4 * self.ids.shape[1] * vocabulary_size(model))
+        parts = torch.arange(len(self.ids)).split(max(1, at_once))
+        self._parts = [self._record(blocks, part) for part in parts]
 
     @torch.inference_mode()
     def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
@@ -57,17 +79,22 @@ class Probe:
             for name, rank in ranks.items():
                 module = self.model.get_submodule(name)
                 stack.enter_context(swap_weights(module, factors[name], rank))
-            stack.enter_context(self._replayed(first))
-            changed = self._logits()
-        cross = changed.logsumexp(-1) - torch.linalg.vecdot(self.probabilities, changed)
-        per_token = (self.negative_entropy + cross)[self.counted]
-        return float(per_token.double().mean())
+            summed = sum(self._divergence(rows, first) for rows in self._parts)
+        return summed / sum(int(rows.counted.sum()) for rows in self._parts)
+
+    def _divergence(self, rows: _Rows, first: int) -> float:
+        """Return the sum over counted tokens, of a model that is changed now."""
+        with self._replayed(rows, first):
+            changed = self._logits(rows.ids, rows.mask)
+        cross = changed.logsumexp(-1) - torch.linalg.vecdot(rows.probabilities, changed)
+        per_token = (rows.negative_entropy + cross)[rows.counted]
+        return float(per_token.double().sum())
 
     @contextmanager
-    def _replayed(self, count: int) -> Iterator[None]:
+    def _replayed(self, rows: _Rows, count: int) -> Iterator[None]:
         """Replace the first `count` blocks by their stored outputs for the original."""
         blocks = self.blocks[:count]
-        with replay((block, self.outputs[name]) for name, block in blocks):
+        with replay((block, rows.outputs[name]) for name, block in blocks):
             yield
 
     def _is_replayable(self, count: int) -> bool:
@@ -76,9 +103,12 @@ class Probe:
         Shared keys and values passed beside it, for example, would be missing.
         """
         if count not in self._replayable:
+            rows = self._parts[0]
             try:
-                with self._replayed(count):
-                    same = torch.equal(self._logits().softmax(-1), self.probabilities)
+                with self._replayed(rows, count):
+                    logits = self._logits(rows.ids, rows.mask)
+                to_probabilities_(logits)
+                same = torch.equal(logits, rows.probabilities)
             except (KeyError, IndexError, TypeError, AttributeError, RuntimeError):
                 same = False
             self._replayable[count] = same
@@ -91,18 +121,35 @@ class Probe:
         return 0
 
     @torch.inference_mode()
-    def _logits(self) -> Tensor:
-        attention = None if self.mask is None else self.mask.long()
-        output = self.model(input_ids=self.ids, attention_mask=attention, use_cache=False)
+    def _logits(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        attention = None if mask is None else mask.long()
+        output = self.model(input_ids=ids, attention_mask=attention, use_cache=False)
         return at_least_float32(output.logits[:, :-1])
 
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        def keep(name: str) -> Any:
-            return lambda module, inputs, output: self.outputs.__setitem__(name, output)
+    @torch.inference_mode()
+    def _record(self, blocks: TokenBlocks, part: Tensor) -> _Rows:
+        outputs: dict[str, Any] = {}
 
+        def keep(name: str) -> Any:
+            return lambda module, inputs, output: outputs.__setitem__(name, output)
+
+        ids = blocks.ids[part].to(self._device)
+        mask = None if blocks.mask is None else blocks.mask[part].to(self._device)
+        counted = counted_positions(blocks, int(part[-1]) + 1)[part].to(self._device)
         with attach_hooks(after=[(block, keep(name)) for name, block in self.blocks]):
-            yield
+            logits = self._logits(ids, mask)
+        return _Rows(ids, mask, counted, outputs, logits, to_probabilities_(logits))
+
+
+def to_probabilities_(logits: Tensor) -> Tensor:
+    """Turn logits (B, T, V) into probabilities in place; return sum_v p log p, (B, T)."""
+    entropies = []
+    for row in logits:
+        for some in row.split(TOKENS_AT_ONCE):
+            probabilities = some.softmax(-1)
+            entropies.append(torch.linalg.vecdot(probabilities, some.log_softmax(-1)))
+            some.copy_(probabilities)
+    return torch.cat(entropies).view(logits.shape[:-1])
 
 
 def counted_positions(blocks: TokenBlocks, rows: int) -> Tensor:
