@@ -38,6 +38,7 @@ from spectrim.planning.probe_tokens import PassCosts, ProbeTokens
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext
 from spectrim.runtime.memory import resident_bytes
+from spectrim.statistics import is_few
 
 PASSES, PATH, SOLVING, PROBING = (
     "calibrating",
@@ -152,10 +153,17 @@ def _stages(meter: StageMeter) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of the stages for a shape and a number of calibration tokens."""
+    """Operations of the stages for a shape and a number of calibration tokens.
+
+    With too few of these, covariances of wide sides are summed in full.
+    """
 
     shape: Shape
     tokens: int
+
+    @property
+    def full(self) -> bool:
+        return is_few(self.tokens, self.shape.inner)
 
     def of(self, stage: str) -> float:
         return {
@@ -172,18 +180,22 @@ class Work:
     @property
     def passes(self) -> float:
         """Forward, backward to the inputs, and one symmetric product per covariance."""
-        squares = sum(n**2 for n, _ in self.shape.inputs + self.shape.gradients)
+        pairs = self.shape.inputs + self.shape.gradients
+        squares = sum((max(n, wide) if self.full else n) ** 2 for n, wide in pairs)
         return self.tokens * (4 * self._weights + self.shape.blocks * squares)
 
     @property
     def _through(self) -> float:
         """Products with the weights that a cut model does not hold, of wide layers."""
-        return 2 * self.shape.blocks * 3 * self.shape.width * self.shape.inner
+        wide = 0 if self.full else 3 * self.shape.width * self.shape.inner
+        return 2 * self.shape.blocks * wide
 
     @property
     def solved(self) -> float:
         """All layers once."""
-        return self.shape.blocks * sum(solving(self.shape, e) for e in self.shape.layers)
+        return self.shape.blocks * sum(
+            solving(self.shape, layer, self.full) for layer in self.shape.layers
+        )
 
     @property
     def _probed(self) -> float:

@@ -102,7 +102,9 @@ def _print(
     )
     for (name, done, ahead, dtype), taken in zip(steps, seconds, strict=True):
         rate, limit = done / taken, _product_rate(dtype, width)
-        cells = f"{taken:.2f} | {rate / 1e12:.3f} | {rate / limit:.2f} | {ahead / rate / 3600:.3f}"
+        cells = (
+            f"{taken:.2f} | {rate / 1e12:.3f} | {rate / limit:.2f} | {ahead / rate / 3600:.3f}"
+        )
         print(f"| {name} | {cells} |")
     peak = torch.cuda.max_memory_allocated() / GIB if given.device == "cuda" else 0.0
     what = f"{part.blocks} of {whole.blocks} blocks of {whole.name}, {tokens:,} tokens"

@@ -189,6 +189,9 @@ def run_idle_passes(
 
 
 def is_sharded(model: nn.Module) -> bool:
+    """Return whether the processes hold shares of the model's weights."""
+    if distributed.num_processes() == 1:
+        return False
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

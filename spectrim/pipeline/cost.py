@@ -1,8 +1,9 @@
 """What a compression will take on this machine, from a few seconds of its own steps.
 
     calibrating        batches (a + b T)                      T tokens per batch
+    along the path     share x (1 + p) of that                p products with wide weights
     decomposing        sum over layers  E (d / e)^3           d the layer's smaller side
-    measuring curves   f (tokens x passes), as ProbeTokens counts passes
+    measuring curves   f (tokens x passes + products of factors), as ProbeTokens counts passes
     refinements        f x 4 x tokens
 
 a, b from the steps of two short batches, f from a forward pass over the longer one, and E from
@@ -24,7 +25,7 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.evaluation.speed.timing import time_once
 from spectrim.linalg.psd import descending_eigh
 from spectrim.models.hooks import evaluation_mode
-from spectrim.models.targets import Target
+from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.calibrate import calibration_blocks, prepare
 from spectrim.pipeline.calibration_defaults import calibration_settings
 from spectrim.pipeline.plan import choose_tokens
@@ -44,6 +45,8 @@ REPEATS, SHORT = 3, 1.0
 LARGEST_EIGH = 384
 EIGHS_PER_LAYER = 1.5
 """Measured on layers of 192 to 1,536 channels: products are cheap beside the decompositions."""
+RANK_SHARE = 0.6
+"""Of a layer's smaller side: the rank that it is measured at, about."""
 _ONCE = ("calibrating", "calibrating along the path", "decomposing", "measuring curves")
 """Stages whose results are used for several budgets."""
 PASSES_PER_TRAINED_TOKEN = 4.0
@@ -182,7 +185,7 @@ class _Work:
         found = [Stage("calibrating", pass_seconds), Stage("decomposing", solved)]
         averaging = self.recipe.hessian_averaging
         if self.recipe.averages_hessian:
-            again = averaging.data_fraction * pass_seconds
+            again = averaging.data_fraction * (1 + self._products()) * pass_seconds
             found[1] = replace(found[1], seconds=2 * solved)
             found.insert(1, Stage("calibrating along the path", again))
         if not _calibrates(self.recipe):
@@ -214,8 +217,31 @@ class _Work:
         }
         tokens = choose_tokens(self.model, self.recipe, self.blocks.tokens, measurements)
         each = PassCosts.of(self.model).passes(measurements, tokens.through)
-        layers = tokens.layers * each if wanted.per_layer else 0.0
-        return layers + (1 + len(JOINT_BUDGETS)) * tokens.joint * wanted.joint
+        ranks = len(LAYER_BUDGETS) if tokens.through == "model" else 1
+        layers = tokens.layers * each + ranks * self._weights_of_factors()
+        plans = len(JOINT_BUDGETS)
+        joint = (1 + plans) * tokens.joint + plans * self._weights_of_factors()
+        return layers * wanted.per_layer + joint * wanted.joint
+
+    def _weights_of_factors(self) -> float:
+        """Return the passes of a token that the products of all layers' factors cost."""
+        products = sum(RANK_SHARE * min(t.shape) * t.weights for t in self.targets)
+        return products / self._all_weights()
+
+    def _products(self) -> float:
+        """Return what products with the weights that a cut model does not hold add to a pass.
+
+        A pass is four operations for each weight, a product with a wide layer's weight two.
+        """
+        settings = calibration_settings(self.model, self.targets, self.blocks, self.recipe)
+        formats = settings.formats({target.name: target.shape for target in self.targets})
+        weights = {target.name: target.weights for target in self.targets}
+        return sum(2 * weights[layer] for _, layer in formats) / (4 * self._all_weights())
+
+    def _all_weights(self) -> float:
+        """Return the weights that a token of a pass is multiplied with."""
+        inside = sum(PassCosts.of(self.model).blocks.values())
+        return sum(target.weights for target in find_targets(self.model)) / (inside or 1.0)
 
     def _trained(self, step: RefinementRecipe) -> float:
         options = REFINEMENTS.options(step.name, step.options)

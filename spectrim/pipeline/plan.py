@@ -37,6 +37,7 @@ from spectrim.planning.quantization_error import with_rounding
 from spectrim.planning.snapshots import ResumableProbe
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
+from spectrim.runtime.memory import trim_memory
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import Calibration
@@ -81,6 +82,7 @@ class _Probing:
         tokens = choose_tokens(self.model, self.recipe, blocks.tokens, measurements)
         if wanted.per_layer:  # what it stores is freed before whole plans are measured
             decomposition = self._layer_by_layer(decomposition, blocks, tokens)
+            trim_memory()
         if wanted.joint:
             probe = self._probe(Probe, blocks, tokens.joint, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
@@ -155,6 +157,9 @@ def factorize(
         return price_rounding(calibration, earlier, recipe, context)
     with recorded_warnings() as given:
         result = decompose(model, calibration, recipe, snapshots, context)
+        if recipe.quantization is None:  # nothing reads the sums again
+            calibration = replace(calibration, states={})
+        trim_memory()
         result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
     if given:
         earlier_ones = calibration.provenance.get("warnings", [])

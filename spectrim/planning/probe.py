@@ -25,7 +25,6 @@ from spectrim.models.targets import decoder_blocks
 from spectrim.planning.probe_tokens import vocabulary_size
 from spectrim.statistics import at_least_float32
 
-
 LOGITS_AT_ONCE = 64 * 2**20
 """Bytes of the logits that are computed and compared at once."""
 TOKENS_AT_ONCE = 128
@@ -141,6 +140,7 @@ class Probe:
         return _Rows(ids, mask, counted, outputs, logits, to_probabilities_(logits))
 
 
+@torch.inference_mode()
 def to_probabilities_(logits: Tensor) -> Tensor:
     """Turn logits (B, T, V) into probabilities in place; return sum_v p log p, (B, T)."""
     entropies = []
