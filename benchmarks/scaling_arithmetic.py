@@ -114,7 +114,7 @@ def _operations(shape: Shape, tokens: int) -> tuple[float, float, float]:
     passes = 6 * tokens * shape.blocks * shape.block + 4 * tokens * head
     squares = sum(n**2 for n, _ in shape.inputs + shape.gradients)
     sums = tokens * shape.blocks * squares
-    solving = shape.blocks * sum(_solving(shape, layer) for layer in shape.layers)
+    solving = shape.blocks * sum(solving(shape, layer) for layer in shape.layers)
     return passes, sums, solving
 
 
@@ -136,12 +136,12 @@ def _hours(shape: Shape, tokens: int, rates: tuple[float, float]) -> str:
     return f"| {shape.name} | " + " | ".join(f"{hours:,.2f}" for hours in figures) + " |"
 
 
-def _solving(shape: Shape, layer: tuple[int, int]) -> float:
+def solving(shape: Shape, layer: tuple[int, int], full: bool = False) -> float:
     """Cholesky factor and whitening, Gram matrix and eigenvectors of the smaller side, both
     factors, and the price of the cuts. The Gram matrix is W C W^T, and W W^T alone of a layer
     whose wider side was summed through W."""
     large, small = max(layer), min(layer)
-    through = large == shape.inner
+    through = large == shape.inner and not full
     whitening = small**3 / 3 + 2 * small**3
     gram = small**2 * large + (0 if through else 2 * small * large**2)
     factors = 2 * small**3 + 2 * small**2 * large

@@ -13,23 +13,27 @@ each other, so one that has no batch left keeps the others company.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from spectrim.calibration.in_memory import (
     CalibrationSettings,
     Rows,
+    any_batches,
     begin,
     calibrate,
-    frozen_eval_with_graph,
     rows_per_batch,
+    run_batch,
 )
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
+from spectrim.models.copying import deep_copy
+from spectrim.models.hooks import frozen_eval
+from spectrim.models.linear import as_stored
 from spectrim.models.targets import Target
 from spectrim.models.targets import decoder_blocks as decoder_blocks
 from spectrim.runtime import distributed
@@ -52,13 +56,11 @@ def calibrate_distributed(
     if not dist.is_initialized():
         raise InputError("no process group; start with torchrun and init_process_group")
     own = shard_settings(blocks, settings)
-    in_shards = _in_shards(model)
-    with nullcontext() if in_shards else distributed.raise_together():
+    with raise_unless_sharded(model):
         part = start_shard(model, targets, blocks, own)
-        missing = _rounds(blocks, own) - _passes(part, blocks, own)
+        missing = missing_passes(model, blocks, own, part)
         part = calibrate(model, targets, blocks, own, resume=part)
-        if in_shards:
-            _run_idle_passes(model, blocks, own, missing)
+    run_idle_passes(model, targets, blocks, own, missing)
     return all_reduce(part, len(blocks))
 
 
@@ -115,7 +117,7 @@ def shard_model(model: nn.Module) -> nn.Module:
 
     if not dist.is_initialized():
         raise InputError("no process group; start with torchrun and init_process_group")
-    mesh = dist.init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+    mesh = dist.init_device_mesh(_device(model), (dist.get_world_size(),))
     model.requires_grad_(False)  # so that no gradient of a weight is ever formed or scattered
     for _, block in decoder_blocks(model):
         fully_shard(block, mesh=mesh)
@@ -123,33 +125,88 @@ def shard_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def _in_shards(model: nn.Module) -> bool:
+def sharded_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` for `shard_model`, whose own tensors stay where they are.
+
+    Raises InputError where there is no process group.
+    """
+    memo: dict[int, object] = {
+        id(parameter): nn.Parameter(parameter.detach(), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    memo |= {id(buffer): buffer.detach().clone() for buffer in model.buffers()}
+    return shard_model(deep_copy(model, memo))
+
+
+@torch.no_grad()
+def set_sharded_layer(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    """Give a linear layer of a sharded model another weight (out, in) and bias (out,).
+
+    Every process writes its own share; nothing is exchanged.
+    """
+    _write_shard(module.weight, as_stored(module, weight))
+    if bias is None:
+        return
+    if module.bias is None:
+        module.bias = nn.Parameter(bias.to(_device(module)), requires_grad=False)
+    else:
+        _write_shard(module.bias, bias)
+
+
+def raise_unless_sharded(model: nn.Module) -> AbstractContextManager[None]:
+    """Enter `raise_together` around passes; those of a sharded model exchange weights, so that
+    an error is raised in one process alone, which has to end."""
+    return nullcontext() if is_sharded(model) else distributed.raise_together()
+
+
+def missing_passes(
+    model: nn.Module, blocks: Rows, settings: CalibrationSettings, part: Calibration
+) -> int:
+    """Return how many passes fewer than another process this one has ahead; 0 unless sharded.
+
+    All processes of a sharded model have to ask before their passes.
+    """
+    if not is_sharded(model):
+        return 0
+    left = len(blocks) - int(part.provenance["sequences_done"])
+    step = rows_per_batch(blocks, settings.tokens_per_batch) * settings.every
+    passes = max(0, -(-left // step))
+    return max(distributed.all_gather(passes)) - passes
+
+
+def run_idle_passes(
+    model: nn.Module,
+    targets: Sequence[Target],
+    blocks: Rows,
+    settings: CalibrationSettings,
+    passes: int,
+) -> None:
+    """Run passes that contribute nothing, while other processes have batches left."""
+    device = next(model.parameters()).device
+    batch = next(iter(any_batches(blocks, blocks.length, 0, device)))
+    with frozen_eval(model):
+        for _ in range(passes):
+            run_batch(model, targets, batch, settings, lambda *_: None)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether the processes hold shares of the model's weights."""
+    if distributed.num_processes() == 1:
+        return False
     from torch.distributed.tensor import DTensor
 
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def _rounds(blocks: TokenBlocks, settings: CalibrationSettings) -> int:
-    step = rows_per_batch(blocks, settings.tokens_per_batch) * settings.every
-    return -(-len(blocks) // step)
+def _write_shard(parameter: object, values: Tensor) -> None:
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(parameter, DTensor)
+    values = values.to(parameter.device, parameter.dtype)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    own = distribute_tensor(values, mesh, placements, src_data_rank=None)
+    parameter.to_local().copy_(own.to_local())
 
 
-def _passes(part: Calibration, blocks: TokenBlocks, settings: CalibrationSettings) -> int:
-    left = len(blocks) - int(part.provenance["sequences_done"])
-    step = rows_per_batch(blocks, settings.tokens_per_batch) * settings.every
-    return max(0, -(-left // step))
-
-
-def _run_idle_passes(
-    model: nn.Module, blocks: TokenBlocks, settings: CalibrationSettings, passes: int
-) -> None:
-    """Run passes that contribute nothing, while other processes have batches left."""
-    ids = blocks.ids[:1].to(next(model.parameters()).device)
-    for _ in range(passes):
-        with (
-            frozen_eval_with_graph(model, settings.backward),
-            torch.set_grad_enabled(settings.backward),
-        ):
-            logits = model(input_ids=ids, use_cache=False).logits
-            if settings.backward:
-                logits.sum().backward()
+def _device(model: nn.Module) -> str:
+    return next(model.parameters()).device.type

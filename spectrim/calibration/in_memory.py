@@ -8,7 +8,7 @@ gradients would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,7 +22,13 @@ from spectrim.calibration.loss import IGNORED, summed_cross_entropy
 from spectrim.data import TokenBlocks
 from spectrim.data.labeled import LabeledRows
 from spectrim.errors import InputError, ModelError
-from spectrim.models.capture import BatchIndex, CaptureSpec, capture, group_by_input
+from spectrim.models.capture import (
+    BatchIndex,
+    CaptureSpec,
+    Consumer,
+    capture,
+    group_by_input,
+)
 from spectrim.models.hooks import attach_hooks, frozen_eval
 from spectrim.models.kind import CAUSAL, kind_of
 from spectrim.models.targets import Target
@@ -224,7 +230,7 @@ def calibrate_steps(
     yield result
     with frozen_eval(model):
         for batch in any_batches(blocks, size, start, device, settings.every):
-            _run_batch(model, targets, batch, settings, result)
+            run_batch(model, targets, batch, settings, accumulator(result))
             result.tokens += batch.tokens
             done = batch.first_sequence + batch.rows * settings.every
             result.provenance["sequences_done"] = min(done, len(blocks))
@@ -278,16 +284,17 @@ def provenance_of(blocks: Rows, settings: CalibrationSettings) -> dict[str, Any]
     }
 
 
-def _run_batch(
+def run_batch(
     model: nn.Module,
     targets: Sequence[Target],
     batch: AnyBatch,
     settings: CalibrationSettings,
-    result: Calibration,
+    sink: Consumer,
 ) -> None:
+    """Run one forward pass, and one backward if a statistic needs it, of a frozen model."""
     first = batch.first_sequence
     given = settings.backward, settings.gradient_only, settings.originals or {}
-    with capture(model, targets, CaptureSpec(batch.index, accumulator(result), *given)):
+    with capture(model, targets, CaptureSpec(batch.index, sink, *given)):
         if not settings.backward:
             with torch.no_grad():
                 check_finite(batch.finite_sum(model), first)
@@ -307,7 +314,7 @@ def check_finite(value: Tensor, first_sequence: int) -> None:
         )
 
 
-def accumulator(result: Calibration) -> Callable[[str, LayerTokens, bool], None]:
+def accumulator(result: Calibration) -> Consumer:
     def sink(layer: str, tokens: LayerTokens, with_gradient: bool) -> None:
         if not with_gradient:
             result.counts[layer] += tokens.count

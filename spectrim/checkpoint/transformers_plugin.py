@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
@@ -35,7 +36,8 @@ class SpectrimQuantizer(HfQuantizer):
         return without_guard(config)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        install_empty_layers(model, self.quantization_config)
+        with no_init_weights():  # what is read from the files is not drawn first
+            install_empty_layers(model, self.quantization_config)
         tie_as_named(model)
         add_placeholders(model)
         return model

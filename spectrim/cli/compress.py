@@ -11,6 +11,7 @@ import typer
 
 from spectrim.cli.options import (
     DryRun,
+    Fsdp,
     Json,
     MergeAdapter,
     Model,
@@ -45,6 +46,7 @@ class Request:
     trust_remote_code: bool = False
     memory: int | None = None
     merge_adapter: bool = False
+    fsdp: bool = False
 
 
 @with_recipe_options
@@ -70,6 +72,7 @@ def compress(
             help="Memory limit, like 6GiB; larger models are streamed from disk.",
         ),
     ] = None,
+    fsdp: Fsdp = False,
     track: Tracker = None,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
@@ -90,11 +93,12 @@ def compress(
     from spectrim.report.write import OutputSpec
     from spectrim.runtime.cache import lasting
 
-    check_ways(recipe, memory, plan)
+    check_ways(recipe, memory, plan, fsdp)
     limit = None if memory is None else bytes_of(memory)
     options = CompressOptions(load_plan(plan) if plan else None, target_loss)
     place = OutputSpec(output, overwrite, report, reload=limit is None)
-    request = Request(model, place, options, json, trust_remote_code, limit, merge_adapter)
+    ways = json, trust_remote_code, limit, merge_adapter, fsdp
+    request = Request(model, place, options, *ways)
     recipe, fields = _checked(request, recipe)
     log_metrics = start_tracking(context, track, f"compress {model}", recipe.to_dict())
     original, recipe = _open(request, recipe)
@@ -106,7 +110,7 @@ def compress(
     with ExitStack() as stack:
         if original.streamed is not None:
             cache = stack.enter_context(lasting(cache))
-        run_context = context_for(cache, log_metrics, steps)
+        run_context = replace(context_for(cache, log_metrics, steps), fsdp=fsdp)
         options = replace(options, dtype=original.dtype)
         result = run(original.source, original.tokenizer, recipe, run_context, options)
         _save(request, original, result)
@@ -120,15 +124,23 @@ def _check_one_goal(given: dict[str, Any], target_loss: float | None) -> None:
             raise InputError(f"choose one of --budget and {option}")
 
 
-def check_ways(recipe: Recipe, memory: str | None = None, plan: Path | None = None) -> None:
+def check_ways(
+    recipe: Recipe,
+    memory: str | None = None,
+    plan: Path | None = None,
+    fsdp: bool = False,
+) -> None:
     """Raise InputError for a recipe that cannot be run as asked for."""
     from spectrim.pipeline import compatibility
     from spectrim.runtime import distributed
 
+    several = distributed.num_processes() > 1
     ways = {
+        compatibility.FSDP: fsdp,
         compatibility.STREAMING: memory is not None,
         compatibility.FOLLOWED_PLAN: plan is not None,
-        compatibility.PROCESSES: distributed.num_processes() > 1,
+        compatibility.PROCESSES: several,
+        compatibility.ONE_PROCESS: not several,
     }
     compatibility.check(recipe, *(way for way, asked in ways.items() if asked))
 
@@ -184,7 +196,7 @@ def _open(request: Request, recipe: Recipe) -> tuple[LoadedModel, Recipe]:
     from spectrim.runtime.memory import return_large_blocks
 
     if request.memory is None:
-        ways = request.trust_remote_code, True, request.merge_adapter
+        ways = request.trust_remote_code, True, request.merge_adapter, request.fsdp
         loaded = load_original(request.model, *ways)
         check_kind(loaded.model, recipe)
         return loaded, recipe

@@ -34,6 +34,12 @@ MergeAdapter = Annotated[
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what is ahead, time and memory, and stop.")
 ]
+Fsdp = Annotated[
+    bool,
+    typer.Option(
+        "--fsdp", help="Under torchrun: calibrate with weights sharded over the processes."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Tracker = Annotated[
     str | None,

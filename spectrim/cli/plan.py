@@ -12,6 +12,7 @@ import typer
 
 from spectrim.cli.options import (
     DryRun,
+    Fsdp,
     Json,
     MergeAdapter,
     Model,
@@ -49,6 +50,7 @@ def plan(
             help="Time the planned layers here; warn of those slower than dense.",
         ),
     ] = True,
+    fsdp: Fsdp = False,
     dry_run: DryRun = False,
     merge_adapter: MergeAdapter = False,
     trust_remote_code: RemoteCode = False,
@@ -62,6 +64,7 @@ def plan(
     from spectrim.checkpoint.card import shown_name
     from spectrim.cli import console
     from spectrim.cli.ahead import announce, base_of, note_kind
+    from spectrim.cli.compress import check_ways
     from spectrim.models.kind import kind_of
     from spectrim.pipeline.compress import (
         CompressOptions,
@@ -79,9 +82,11 @@ def plan(
 
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
+    if fsdp:
+        check_ways(recipe, fsdp=True)
     check_text(recipe, model)
     fields = check_early(base_of(model, merge_adapter), recipe, trust_remote_code, True)
-    original = load_original(model, trust_remote_code, True, merge_adapter)
+    original = load_original(model, trust_remote_code, True, merge_adapter, fsdp)
     check_kind(original.model, recipe)
     note_kind(original.model, fields)
     recipe = original.with_save_dtype(recipe)
@@ -89,7 +94,7 @@ def plan(
     steps = announce(original, recipe, cache, always=dry_run)
     if dry_run:
         return
-    context = RunContext(cache, steps)
+    context = RunContext(cache, steps, fsdp=fsdp)
     decomposition = factorize(original.model, original.tokenizer, recipe, context)
     units = kind_of(original.model).units
     points = size_curve(decomposition, recipe.planning)

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from spectrim.errors import ModelError
 from spectrim.inference import pivoted_gather
-from spectrim.inference.column_major import put_in_best_order, store_by_rows
+from spectrim.inference.column_major import (
+    put_dense_in_best_order,
+    put_in_best_order,
+    store_by_rows,
+    store_dense_by_rows,
+)
 from spectrim.inference.decode_kernel import FewTokens
 from spectrim.inference.grouped_projection import PackedFirst, Reader, packable
 from spectrim.inference.kernels.factor_spec import is_readable
@@ -69,8 +74,9 @@ def fuse(
     """Rewire the factored layers of `model` in place for inference; `unfuse` undoes it.
 
     The first factors of layers that read the same tensor become one product, pivoted layers
-    write their outputs once, and a CPU reads short rows by columns. `generate`,
-    `save_pretrained` and `state_dict` work as before; training falls back to the plain layers.
+    write their outputs once, and a CPU reads short rows by columns, those of dense layers too.
+    `generate`, `save_pretrained` and `state_dict` work as before; training falls back to the
+    plain layers.
 
     Args:
         model: a compressed model.
@@ -95,6 +101,7 @@ def fuse(
         try:
             tiling = Tiling(fewest=1, kernels=kernels) if tiles else None
             _rewire(layers, groups, kernels, tiling)
+            put_dense_in_best_order(model)
             if tiling is not None:
                 tiling.hook(model)
                 _check(model, _tensor(run()), before)
@@ -115,6 +122,7 @@ def unfuse(model: nn.Module) -> None:
             packs[id(layer.execution.reader.packed)] = layer.execution.reader.packed
         layer.execution = None
         store_by_rows(layer)
+    store_dense_by_rows(model)
     for packed in packs.values():
         packed.unpack()
 

@@ -20,6 +20,11 @@ def get_weight(module: nn.Module) -> Tensor:
     """Return the stored weight as a view of shape (out, in)."""
     weight = module.weight
     assert isinstance(weight, Tensor)
+    return as_stored(module, weight)
+
+
+def as_stored(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return a weight (out, in) in the order in which the module stores its own."""
     return weight.T if isinstance(module, Conv1D) else weight
 
 

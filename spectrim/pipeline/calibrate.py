@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,14 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
-from spectrim.calibration.distributed import all_reduce, shard_settings, start_shard
+from spectrim.calibration.distributed import (
+    all_reduce,
+    missing_passes,
+    raise_unless_sharded,
+    run_idle_passes,
+    shard_settings,
+    start_shard,
+)
 from spectrim.calibration.in_memory import calibrate_steps, per_sequence
 from spectrim.calibration.leverage import leverage_sample, load_sample, save_sample
 from spectrim.data import (
@@ -39,9 +46,9 @@ from spectrim.pipeline.calibration_defaults import (
 )
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.inputs import calibration_blocks, calibration_rows, prepare
+from spectrim.pipeline.passes import cut_model, model_for_passes
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import make_plan
-from spectrim.planning.probe import swap_weights
 from spectrim.runtime import distributed
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
@@ -205,19 +212,20 @@ class _Run:
         self,
         what: str,
         key: dict[str, Any],
-        changed: Callable[[], AbstractContextManager[None]] = nullcontext,
+        changed: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> Calibration:
         """Return each statistic from the cache, and the missing ones from one pass.
 
-        The cache stores them one by one; the model is `changed` during the pass.
+        The cache stores them one by one; the pass is over the `changed` model, if given.
         """
         found = {name: self._kept(key, name) for name in self.settings.statistics}
         parts = [part for part in found.values() if part is not None]
         repeat_warnings(text for part in parts for text in part.provenance.get("warnings", []))
         missing = tuple(name for name, part in found.items() if part is None)
         if missing:
-            with changed():
-                parts.append(self._once(what, key, missing))
+            ready = changed or partial(model_for_passes, self.model, self.context.fsdp)
+            with ready() as model:
+                parts.append(replace(self, model=model)._once(what, key, missing))
         result = concat(parts)
         result.provenance |= {"key": key, **self.noted}
         self._snapshots(key).finish()
@@ -288,13 +296,15 @@ class _Run:
         """
         settings = shard_settings(self.blocks, self.settings)
         given = self.model, self.targets, self.blocks, settings
-        with distributed.raise_together():
+        with raise_unless_sharded(self.model):
             result = resume or start_shard(*given)
+            missing = missing_passes(self.model, self.blocks, settings, result)
             steps = calibrate_steps(*given, result)
             sequences = per_sequence(steps)
             for result in self.context.progress(sequences, what, len(self.blocks)):
                 if snapshots.due():
                     snapshots.save(self._sums, partial(save_calibration, result))
+        run_idle_passes(*given, missing)
         return all_reduce(result, len(self.blocks))
 
 
@@ -318,15 +328,11 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
 
 
 @contextmanager
-def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> Iterator[None]:
-    """Cut the model to the budget that the Hessian is averaged at, within the block."""
-    model = run.model
-    decomposition = decompose(model, first, recipe, layers, run.context)
+def _cut(run: _Run, first: Calibration, recipe: Recipe, layers: Snapshots) -> Iterator[Any]:
+    """Yield the model cut to the budget that the Hessian is averaged at."""
+    decomposition = decompose(run.model, first, recipe, layers, run.context)
     plan = make_plan(
         decomposition, recipe.planning.for_probing(recipe.hessian_averaging.at_budget)
     )
-    with ExitStack() as stack:
-        factors, ranks = decomposition.expand_groups(plan.ranks)
-        for name, rank in ranks.items():
-            stack.enter_context(swap_weights(model.get_submodule(name), factors[name], rank))
-        yield
+    with cut_model(run.model, decomposition, plan, run.context.fsdp) as model:
+        yield model

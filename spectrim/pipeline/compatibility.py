@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 STREAMING = "--memory"
 PROCESSES = "several processes"
+ONE_PROCESS = "one process"
+FSDP = "--fsdp"
 TARGET_LOSS = "--target-loss"
 FOLLOWED_PLAN = "--plan"
 COMPRESS = "compress"
@@ -173,6 +175,10 @@ WHY_NOT: dict[tuple[str, str], str] = {
     (IMAGE_TEXT, BENCH): _CAUSAL,
     (IMAGE_TEXT, EXPLORE): _CAUSAL,
     (IMAGE_TEXT, QUANTIZE): _CAUSAL,
+    (FSDP, STREAMING): "one shares weights among processes, the other reads them block by "
+    "block; give one of the two",
+    (FSDP, ONE_PROCESS): "weights are shared among the processes that torchrun starts: "
+    "`torchrun --nproc-per-node 2 -m spectrim ...`",
     (STREAMING, PROCESSES): _ONE_PROCESS,
     (FOLLOWED_PLAN, TARGET_LOSS): "the plan already has the ranks",
 }

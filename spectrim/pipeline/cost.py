@@ -1,8 +1,9 @@
 """What a compression will take on this machine, from a few seconds of its own steps.
 
     calibrating        batches (a + b T)                      T tokens per batch
+    along the path     share x (1 + p) of that                p products with wide weights
     decomposing        sum over layers  E (d / e)^3           d the layer's smaller side
-    measuring curves   f (tokens x passes), as ProbeTokens counts passes
+    measuring curves   f (tokens x passes + products of factors), as ProbeTokens counts passes
     refinements        f x 4 x tokens
 
 a, b from the steps of two short batches, f from a forward pass over the longer one, and E from
@@ -11,7 +12,6 @@ an eigendecomposition of size e, all timed here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,11 +19,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from spectrim.calibration.in_memory import Rows, any_batches, calibrate_steps, rows_per_batch
+from spectrim.calibration.in_memory import (
+    Rows,
+    any_batches,
+    begin,
+    calibrate,
+    rows_per_batch,
+)
 from spectrim.decompositions import DECOMPOSITIONS
+from spectrim.evaluation.speed.timing import time_once
 from spectrim.linalg.psd import descending_eigh
 from spectrim.models.hooks import evaluation_mode
-from spectrim.models.targets import Target
+from spectrim.models.targets import Target, find_targets
 from spectrim.pipeline.calibration_defaults import calibration_settings
 from spectrim.pipeline.inputs import calibration_rows, prepare
 from spectrim.pipeline.plan import choose_tokens
@@ -39,9 +46,13 @@ from spectrim.runtime.context import NO_CACHE
 SHORTEST = 32
 """Tokens of the first timed batch; it is doubled until a step takes `LONG_ENOUGH` seconds."""
 LONG_ENOUGH = 3.0
+REPEATS, SHORT = 3, 1.0
+"""Runs that are timed, while they take less than `SHORT` seconds in all."""
 LARGEST_EIGH = 384
 EIGHS_PER_LAYER = 1.5
 """Measured on layers of 192 to 1,536 channels: products are cheap beside the decompositions."""
+RANK_SHARE = 0.6
+"""Of a layer's smaller side: the rank that it is measured at, about."""
 _ONCE = ("calibrating", "calibrating along the path", "decomposing", "measuring curves")
 """Stages whose results are used for several budgets."""
 PASSES_PER_TRAINED_TOKEN = 4.0
@@ -123,10 +134,10 @@ def measure_speed(
     part: Rows = first_tokens(blocks, steps[-1][0] if steps else SHORTEST)
     rows = next(iter(any_batches(part, len(part) * part.length, 0, model.device)))
     with evaluation_mode(model), torch.inference_mode():
-        forward = _seconds(lambda: rows.forward(model))
+        forward = _seconds(lambda: rows.forward(model), model.device)
     side = min(LARGEST_EIGH, max(min(target.shape) for target in targets))
     matrix = torch.randn(side, side, dtype=torch.float64, device=model.device)
-    eigh = _seconds(lambda: descending_eigh(matrix @ matrix.T))
+    eigh = _seconds(lambda: descending_eigh(matrix @ matrix.T), model.device)
     return MachineSpeed(batch, token, forward / part.tokens, eigh / side**3)
 
 
@@ -140,9 +151,14 @@ def _timed_steps(
     longest = min(blocks.length, max(SHORTEST, settings.tokens_per_batch))
 
     def step(tokens: int) -> float:
-        steps = calibrate_steps(model, targets, first_tokens(blocks, tokens), settings)
-        next(steps)
-        return _seconds(lambda: next(steps))
+        first = first_tokens(blocks, tokens)
+        sums = begin(model, targets, first, settings)
+
+        def run() -> None:
+            sums.provenance["sequences_done"] = 0
+            calibrate(model, targets, first, settings, sums)
+
+        return _seconds(run, model.device)
 
     count = min(SHORTEST, longest)
     step(count)  # what is loaded and chosen on first use
@@ -178,7 +194,7 @@ class _Work:
         found = [Stage("calibrating", pass_seconds), Stage("decomposing", solved)]
         averaging = self.recipe.hessian_averaging
         if self.recipe.averages_hessian:
-            again = averaging.data_fraction * pass_seconds
+            again = averaging.data_fraction * (1 + self._products()) * pass_seconds
             found[1] = replace(found[1], seconds=2 * solved)
             found.insert(1, Stage("calibrating along the path", again))
         if not _calibrates(self.recipe):
@@ -210,8 +226,31 @@ class _Work:
         }
         tokens = choose_tokens(self.model, self.recipe, self.blocks.tokens, measurements)
         each = PassCosts.of(self.model).passes(measurements, tokens.through)
-        layers = tokens.layers * each if wanted.per_layer else 0.0
-        return layers + (1 + len(JOINT_BUDGETS)) * tokens.joint * wanted.joint
+        ranks = len(LAYER_BUDGETS) if tokens.through == "model" else 1
+        layers = tokens.layers * each + ranks * self._weights_of_factors()
+        plans = len(JOINT_BUDGETS)
+        joint = (1 + plans) * tokens.joint + plans * self._weights_of_factors()
+        return layers * wanted.per_layer + joint * wanted.joint
+
+    def _weights_of_factors(self) -> float:
+        """Return the passes of a token that the products of all layers' factors cost."""
+        products = sum(RANK_SHARE * min(t.shape) * t.weights for t in self.targets)
+        return products / self._all_weights()
+
+    def _products(self) -> float:
+        """Return what products with the weights that a cut model does not hold add to a pass.
+
+        A pass is four operations for each weight, a product with a wide layer's weight two.
+        """
+        settings = calibration_settings(self.model, self.targets, self.blocks, self.recipe)
+        formats = settings.formats({target.name: target.shape for target in self.targets})
+        weights = {target.name: target.weights for target in self.targets}
+        return sum(2 * weights[layer] for _, layer in formats) / (4 * self._all_weights())
+
+    def _all_weights(self) -> float:
+        """Return the weights that a token of a pass is multiplied with."""
+        inside = sum(PassCosts.of(self.model).blocks.values())
+        return sum(target.weights for target in find_targets(self.model)) / (inside or 1.0)
 
     def _trained(self, step: RefinementRecipe) -> float:
         options = REFINEMENTS.options(step.name, step.options)
@@ -236,9 +275,9 @@ def _line(steps: Sequence[tuple[int, float]]) -> tuple[float, float]:
     return max(0.0, seconds - token * count), min(token, seconds / count)
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
+def _seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """Return the least seconds of a few runs: other programs make some of them slower."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < REPEATS and sum(seconds) < SHORT):
+        seconds.append(time_once(run, device))
+    return min(seconds)

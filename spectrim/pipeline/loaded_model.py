@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from spectrim.checkpoint import (
     load_merged,
     stored_dtype,
 )
-from spectrim.checkpoint.save_sharded import OffloadedCheckpoint
+from spectrim.checkpoint.save_sharded import OffloadedCheckpoint, open_streamed
 from spectrim.errors import InputError
 from spectrim.models.offload import StreamedModel
+from spectrim.models.offload.mapped import map_weights
 from spectrim.models.source import ModelSource, ResidentModel
 from spectrim.pipeline.recipe import Recipe
 
@@ -91,10 +92,19 @@ def load_original(
     trust_remote_code: bool = False,
     any_kind: bool = False,
     merge_adapter: bool = False,
+    mapped: bool = False,
 ) -> LoadedModel:
-    """Load a model to compress. Raises ModelError for one that is compressed already."""
+    """Load a model to compress. Raises ModelError for one that is compressed already.
+
+    mapped: its weights are pages of a file, which the processes of a machine share; a model
+    that names no blocks, or is in a GGUF file, cannot be mapped.
+    """
     check_dense(adapter_base(name) if merge_adapter else name)
-    return load_model(name, trust_remote_code, None, any_kind, merge_adapter)
+    if not mapped or merge_adapter:
+        return load_model(name, trust_remote_code, None, any_kind, merge_adapter)
+    opened = open_streamed(name, trust_remote_code=trust_remote_code)
+    original = streamed_original(name, opened)
+    return replace(original, model=map_weights(opened.streamed), streamed=None)
 
 
 def streamed_original(name: str, opened: OffloadedCheckpoint) -> LoadedModel:

@@ -43,6 +43,7 @@ from spectrim.planning.quantization_error import with_rounding
 from spectrim.planning.snapshots import ResumableProbe
 from spectrim.runtime.cache import load_if_valid, store
 from spectrim.runtime.context import RunContext
+from spectrim.runtime.memory import trim_memory
 from spectrim.runtime.snapshots import Snapshots
 from spectrim.runtime.warning_log import recorded_warnings, repeat_warnings
 from spectrim.statistics import Calibration
@@ -91,6 +92,7 @@ class _Probing:
         if wanted.per_layer and self._is_enough(tokens):
             # what it stores is freed before whole plans are measured
             decomposition = self._layer_by_layer(decomposition, blocks, tokens)
+            trim_memory()
         if wanted.joint:
             probe = self._probe(Probe, blocks, tokens.joint, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
@@ -177,6 +179,9 @@ def factorize(
         return price_rounding(calibration, earlier, recipe, context)
     with recorded_warnings() as given:
         result = decompose(whole, calibration, recipe, snapshots, context)
+        if recipe.quantization is None:  # nothing reads the sums again
+            calibration = replace(calibration, states={})
+        trim_memory()
         result = _Probing(whole, tokenizer, recipe, snapshots, context).corrected(result)
     if given:
         earlier_ones = calibration.provenance.get("warnings", [])

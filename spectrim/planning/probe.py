@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,32 +26,62 @@ from spectrim.linalg.truncated import Factors
 from spectrim.models.hooks import attach_hooks, override_forward
 from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.targets import decoder_blocks
+from spectrim.planning.probe_tokens import vocabulary_size
 from spectrim.statistics import at_least_float32
+
+LOGITS_AT_ONCE = 64 * 2**20
+"""Bytes of the logits that are computed and compared at once."""
+TOKENS_AT_ONCE = 128
 
 
 class DivergenceProbe(Protocol):
     def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float: ...
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """Some rows, as a call that returns their logits.
+
+    Attributes:
+        predict: returns (B, T - 1, V) of text, (B, T, V) of targets, (B, C) of classes.
+        counted: marks the predictions that are measured, of the logits' shape without the last.
+    """
+
+    predict: Callable[[nn.Module], Tensor]
+    counted: Tensor
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows with every block's output, and what the original predicts.
+
+    Attributes:
+        probabilities: of the logits' shape.
+        negative_entropy: sum_v p log p, of the shape of `inputs.counted`.
+    """
+
+    inputs: _Inputs
+    outputs: dict[str, Any]
+    probabilities: Tensor
+    negative_entropy: Tensor
+
+
 class Probe:
     """`divergence(factors, {layer name: rank})` on the first `tokens` tokens of `blocks`.
 
     Of examples with labels on all of them: per target token, or per example of a classifier.
-    Memory: predictions x vocabulary x 4 bytes for the original's probabilities.
+    Memory: predictions x vocabulary x 4 bytes for the original's probabilities, and a few
+    times `LOGITS_AT_ONCE`.
     """
 
     def __init__(self, model: nn.Module, blocks: Rows, tokens: int):
-        device = next(model.parameters()).device
         self.model = model
-        self._predict, self.ids, self.counted = _predictions(blocks, tokens, device)
+        self.ids = _ids(blocks, tokens)
         self.blocks = decoder_blocks(model)
-        self.outputs: dict[str, Any] = {}
         self._replayable: dict[int, bool] = {0: True}
-        with self._recorded():
-            logits = self._logits()
-        self.blocks = [(name, block) for name, block in self.blocks if name in self.outputs]
-        self.probabilities = logits.softmax(-1)
-        self.negative_entropy = torch.linalg.vecdot(self.probabilities, logits.log_softmax(-1))
+        self._parts = [self._record(inputs) for inputs in _inputs(model, blocks, tokens)]
+        run = self._parts[0].outputs
+        self.blocks = [(name, block) for name, block in self.blocks if name in run]
 
     @torch.inference_mode()
     def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
@@ -59,17 +91,22 @@ class Probe:
             for name, rank in ranks.items():
                 module = self.model.get_submodule(name)
                 stack.enter_context(swap_weights(module, factors[name], rank))
-            stack.enter_context(self._replayed(first))
-            changed = self._logits()
-        cross = changed.logsumexp(-1) - torch.linalg.vecdot(self.probabilities, changed)
-        per_token = (self.negative_entropy + cross)[self.counted]
-        return float(per_token.double().mean())
+            summed = sum(self._divergence(rows, first) for rows in self._parts)
+        return summed / sum(int(rows.inputs.counted.sum()) for rows in self._parts)
+
+    def _divergence(self, rows: _Rows, first: int) -> float:
+        """Return the sum over counted predictions, of a model that is changed now."""
+        with self._replayed(rows, first):
+            changed = self._logits(rows.inputs)
+        cross = changed.logsumexp(-1) - torch.linalg.vecdot(rows.probabilities, changed)
+        per_token = (rows.negative_entropy + cross)[rows.inputs.counted]
+        return float(per_token.double().sum())
 
     @contextmanager
-    def _replayed(self, count: int) -> Iterator[None]:
+    def _replayed(self, rows: _Rows, count: int) -> Iterator[None]:
         """Replace the first `count` blocks by their stored outputs for the original."""
         blocks = self.blocks[:count]
-        with replay((block, self.outputs[name]) for name, block in blocks):
+        with replay((block, rows.outputs[name]) for name, block in blocks):
             yield
 
     def _is_replayable(self, count: int) -> bool:
@@ -78,9 +115,12 @@ class Probe:
         Shared keys and values passed beside it, for example, would be missing.
         """
         if count not in self._replayable:
+            rows = self._parts[0]
             try:
-                with self._replayed(count):
-                    same = torch.equal(self._logits().softmax(-1), self.probabilities)
+                with self._replayed(rows, count):
+                    logits = self._logits(rows.inputs)
+                to_probabilities_(logits)
+                same = torch.equal(logits, rows.probabilities)
             except (KeyError, IndexError, TypeError, AttributeError, RuntimeError):
                 same = False
             self._replayable[count] = same
@@ -93,16 +133,31 @@ class Probe:
         return 0
 
     @torch.inference_mode()
-    def _logits(self) -> Tensor:
-        return at_least_float32(self._predict(self.model))
+    def _logits(self, inputs: _Inputs) -> Tensor:
+        return at_least_float32(inputs.predict(self.model))
 
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
+    @torch.inference_mode()
+    def _record(self, inputs: _Inputs) -> _Rows:
+        outputs: dict[str, Any] = {}
+
         def keep(name: str) -> Any:
-            return lambda module, inputs, output: self.outputs.__setitem__(name, output)
+            return lambda module, inputs, output: outputs.__setitem__(name, output)
 
         with attach_hooks(after=[(block, keep(name)) for name, block in self.blocks]):
-            yield
+            logits = self._logits(inputs)
+        return _Rows(inputs, outputs, logits, to_probabilities_(logits))
+
+
+@torch.inference_mode()
+def to_probabilities_(logits: Tensor) -> Tensor:
+    """Turn logits (..., V) into probabilities in place; return sum_v p log p, (...)."""
+    entropies = []
+    for row in logits if logits.dim() > 2 else logits[None]:
+        for some in row.split(TOKENS_AT_ONCE):
+            probabilities = some.softmax(-1)
+            entropies.append(torch.linalg.vecdot(probabilities, some.log_softmax(-1)))
+            some.copy_(probabilities)
+    return torch.cat(entropies).view(logits.shape[:-1])
 
 
 def has_divergence(blocks: Rows) -> bool:
@@ -110,28 +165,31 @@ def has_divergence(blocks: Rows) -> bool:
     return isinstance(blocks, TokenBlocks) or not blocks.labels.is_floating_point()
 
 
-def _predictions(
-    blocks: Rows, tokens: int, device: torch.device
-) -> tuple[Callable[[nn.Module], Tensor], Tensor, Tensor]:
-    """Return what gives the logits of all predictions, the inputs' ids, and which count."""
+def _inputs(model: nn.Module, blocks: Rows, tokens: int) -> Iterator[_Inputs]:
+    """Yield the rows to measure on, as many at once as their logits allow."""
+    device = next(model.parameters()).device
     if isinstance(blocks, LabeledRows):
-        size = len(blocks) * blocks.length
-        batches = list(labeled_batches(blocks, size, 0, device))  # several if no row is padded
-        counted = torch.cat([batch.counted for batch in batches])
-        return (
-            lambda model: torch.cat([batch.forward(model) for batch in batches]),
-            blocks.inputs["input_ids"],
-            counted,
-        )
-    rows = max(1, tokens // blocks.ids.shape[1])
-    ids = blocks.ids[:rows].to(device)
-    attention = None if blocks.mask is None else blocks.mask[:rows].long().to(device)
+        for batch in labeled_batches(blocks, len(blocks) * blocks.length, 0, device):
+            yield _Inputs(batch.forward, batch.counted)
+        return
+    ids = _ids(blocks, tokens)
+    at_once = LOGITS_AT_ONCE // (4 * ids.shape[1] * vocabulary_size(model))
+    counted = counted_positions(blocks, len(ids))
+    for part in torch.arange(len(ids)).split(max(1, at_once)):
+        mask = None if blocks.mask is None else blocks.mask[part].long().to(device)
+        predict = partial(_next_tokens, ids[part].to(device), mask)
+        yield _Inputs(predict, counted[part].to(device))
 
-    def predict(model: nn.Module) -> Tensor:
-        output = model(input_ids=ids, attention_mask=attention, use_cache=False)
-        return output.logits[:, :-1]
 
-    return predict, ids, counted_positions(blocks, rows).to(device)
+def _ids(blocks: Rows, tokens: int) -> Tensor:
+    """Return the ids of all rows with labels, or of the first rows of a text."""
+    if isinstance(blocks, LabeledRows):
+        return blocks.inputs["input_ids"]
+    return blocks.ids[: max(1, tokens // blocks.ids.shape[1])]
+
+
+def _next_tokens(ids: Tensor, mask: Tensor | None, model: nn.Module) -> Tensor:
+    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
 
 
 def counted_positions(blocks: TokenBlocks, rows: int) -> Tensor:

@@ -131,7 +131,7 @@ class ProbeTokens:
 def held_probabilities(model: nn.Module) -> int:
     """Return the tokens whose probabilities take at most half of the model's own bytes."""
     own = sum(p.numel() * p.element_size() for p in model.parameters())
-    return most_probabilities(own, _vocabulary(model))
+    return most_probabilities(own, vocabulary_size(model))
 
 
 def most_probabilities(model_bytes: int, vocabulary: int) -> int:
@@ -163,7 +163,8 @@ def _head_weights(model: nn.Module) -> int:
     return 0 if weight is None else weight.numel()
 
 
-def _vocabulary(model: nn.Module) -> int:
+def vocabulary_size(model: nn.Module) -> int:
+    """Return the rows of the output embedding, 1 for a model that names none."""
     weight = _head(model)
     return 1 if weight is None else weight.shape[0]
 

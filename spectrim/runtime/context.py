@@ -32,8 +32,10 @@ class RunContext:
         cache: stores finished results and snapshots of unfinished ones.
         progress: shows a progress bar for each stage.
         log_metrics: receives the metrics of training steps and of the whole run.
+        fsdp: of several processes each keeps its share of the weights while calibrating.
     """
 
     cache: Cache = NO_CACHE
     progress: ProgressBar = silent
     log_metrics: MetricLogger = null_logger
+    fsdp: bool = False

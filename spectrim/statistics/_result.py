@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,28 @@ from spectrim.statistics._registry import STATISTICS
 
 State = dict[str, Tensor]
 """The sums of one statistic for one layer, by name."""
+
+
+@dataclass(frozen=True)
+class MixedStates(Mapping[str, State]):
+    """`a S + b S'` of the states S and S' of one statistic, computed at each access."""
+
+    first: Mapping[str, State]
+    second: Mapping[str, State]
+    shares: tuple[float, float]
+
+    def __getitem__(self, key: str) -> State:
+        one, other = self.shares
+        second = self.second[key]
+        return {
+            name: one * value + other * second[name] for name, value in self.first[key].items()
+        }
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.first)
+
+    def __len__(self) -> int:
+        return len(self.first)
 
 
 @dataclass(repr=False)
@@ -93,18 +115,15 @@ class Calibration:
                     self.states[statistic][key][entry] += tensor
 
     def interpolate(self, other: Calibration, weight: float) -> Calibration:
-        """Return `(1 - weight) * self + weight * other` per token, with counts of `self`."""
-        states = {
-            statistic: {
-                key: {
-                    entry: (1 - weight) * tensor
-                    + weight * self.tokens / other.tokens * other.states[statistic][key][entry]
-                    for entry, tensor in state.items()
-                }
-                for key, state in by_layer.items()
-            }
-            for statistic, by_layer in self.states.items()
-        }
+        """Return `(1 - weight) * self + weight * other` per token, with counts of `self`.
+
+        States that are read on access are mixed on access.
+        """
+        shares = 1 - weight, weight * self.tokens / other.tokens
+        states: dict[str, Any] = {}
+        for statistic, by_layer in self.states.items():
+            mixed = MixedStates(by_layer, other.states[statistic], shares)
+            states[statistic] = dict(mixed) if isinstance(by_layer, dict) else mixed
         return Calibration(
             self.groups, dict(self.counts), states, self.tokens, dict(self.provenance)
         )

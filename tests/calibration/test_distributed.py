@@ -82,6 +82,20 @@ def test_a_model_in_shards(tmp_path, name):
         assert_close(found, expected, BATCH_SPLIT_RELATIVE)
 
 
+@needs_fork
+def test_a_model_in_shards_whose_first_block_has_no_targets(tmp_path):
+    """The process without a batch exchanges the same weights as the others."""
+    model = built("llama")
+    targets = find_targets(model, include=("layers.1.mlp",))
+    expected = calibrate(model, targets, blocks(), DATA)
+
+    def work():
+        return calibrate_distributed(shard_model(model), targets, blocks(), DATA)
+
+    for found in in_processes(tmp_path / "two", work):
+        assert_close(found, expected, BATCH_SPLIT_RELATIVE)
+
+
 def test_without_a_group():
     model = built("llama")
     with pytest.raises(InputError, match="torchrun"):

@@ -13,7 +13,13 @@ from spectrim.errors import CheckpointError, InputError, ModelError, SpectrimErr
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.models.targets import find_targets
 from spectrim.runtime.files import write_tensors
-from spectrim.statistics import STATISTICS, Calibration, load_calibration, save_calibration
+from spectrim.statistics import (
+    STATISTICS,
+    Calibration,
+    load_calibration,
+    open_calibration,
+    save_calibration,
+)
 from tests.tiny_models import tiny_llama, tiny_qwen2_bias, tiny_tokens
 from tests.tolerances import SAMPLED_FISHER_RELATIVE
 
@@ -166,3 +172,17 @@ def test_sampled_labels_give_the_exact_fisher_of_the_output_layer():
 def exact_fisher(model, ids: Tensor) -> Tensor:
     p = model(ids).logits[:, :-1].flatten(0, 1).double().softmax(-1)
     return torch.diag(p.sum(0)) - p.T @ p
+
+
+def test_stored_calibrations_are_mixed_on_access(calibration, model, tmp_path):
+    other = TokenBlocks(tiny_tokens(3, 12, seed=1), None, "def", "test", 3, {"length": 12})
+    second = calibrate(model, find_targets(model), other, SETTINGS)
+    paths = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    for part, path in zip((calibration, second), paths, strict=True):
+        save_calibration(part, path)
+    stored = [open_calibration(path) for path in paths]
+    mixed = stored[0].interpolate(stored[1], 0.25)
+    assert_identical(mixed, calibration.interpolate(second, 0.25))
+    paths[1].unlink()  # nothing of it was in memory
+    with pytest.raises(SpectrimError):
+        next(iter(mixed.states["input_covariance"].values()))

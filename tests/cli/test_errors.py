@@ -69,6 +69,11 @@ BAD_OPTIONS = {
     "method option": (["--set", "method_options.dumping=1"], "dumping"),
     "field of a text file": (["--field", "text"], "has no field 'text'"),
     "target loss": (["--target-loss", "0"], "target loss 0.0 must be above 0"),
+    "shards of one process": (["--fsdp"], "--fsdp and one process cannot be combined: "),
+    "shards and parts": (
+        ["--fsdp", "--memory", "6GiB"],
+        "--fsdp and --memory cannot be combined: one shares weights",
+    ),
     "missing plan": (["--plan", "none.yaml"], "no plan file none.yaml"),
     "unknown option": (["--colour", "red"], "No such option: --colour"),
 }

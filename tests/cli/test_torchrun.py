@@ -66,6 +66,20 @@ def test_compress_by_two(shelf, compress, tmp_path):
     assert len(files) == 2
 
 
+def test_compress_in_shards(shelf, compress, tmp_path):
+    one = json.loads(compress("-o", tmp_path / "one", "--no-cache", "--json").out)["plan"]
+    given = (*options(shelf, tmp_path / "two"), "--no-cache", "--json", "--fsdp")
+    done = torchrun("-m", "spectrim", *given)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)["plan"]
+    assert two["layers"].keys() == one["layers"].keys()
+    assert two["kept"] == pytest.approx(one["kept"], abs=1e-2)
+    assert two["predicted_loss"] == pytest.approx(
+        one["predicted_loss"], rel=DIVERGENCE_RELATIVE, abs=DIVERGENCE_ABSOLUTE
+    )
+    assert len(list((tmp_path / "two").glob("*.safetensors"))) == 2
+
+
 def test_an_error_in_one_process_ends_all(shelf, tmp_path):
     script = tmp_path / "fails_in_one.py"
     script.write_text(FAILS_IN_ONE)

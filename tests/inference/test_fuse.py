@@ -64,6 +64,18 @@ def test_outputs_stay_and_come_back(name, kind):
     assert set(fused.layers) == {n for n, _ in factored_layers(model)}
 
 
+def test_the_output_embedding_lies_by_columns_with_the_table_that_is_tied_to_it():
+    model = factored(TINY_MODELS["tied"]())
+    before, head = logits(model), model.lm_head.weight
+    fuse(model)
+    assert head.stride() == (1, head.shape[0])
+    assert model.lm_head.weight is head
+    assert model.get_input_embeddings().weight is head
+    torch.testing.assert_close(logits(model), before, rtol=0, atol=PRODUCT_ABSOLUTE)
+    unfuse(model)
+    assert head.is_contiguous()
+
+
 def test_layers_of_one_input_are_found_without_their_names(rows_worth_turning):
     groups = fuse(factored(tiny_gqa())).groups
     if rows_worth_turning:
@@ -220,7 +232,7 @@ def test_a_dense_model_has_nothing_to_fuse():
 
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 def test_kernels_for_few_tokens_give_the_same(kind):
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="kernels need `pip install triton`")
     model = factored(tiny_gqa(), kind)
     few = tiny_tokens(1, 3)
     expected = logits(model, few)

@@ -38,12 +38,18 @@ def test_a_small_budget_adds_a_pass_along_the_path(recipe, monkeypatch):
     once = stages(recipe, speed, monkeypatch)
     twice = stages(recipe.with_changes(budget=0.5), speed, monkeypatch)
     assert list(twice)[:3] == ["calibrating", "calibrating along the path", "decomposing"]
-    assert twice["calibrating along the path"] == 0.25 * once["calibrating"]
+    wide, other, head = 3 * 32 * 64, 4 * 32 * 32, 128 * 32
+    products = 2 * 2 * wide / (4 * (2 * (wide + other) + head))
+    expected = 0.25 * (1 + products) * once["calibrating"]
+    assert twice["calibrating along the path"] == pytest.approx(expected)
     assert twice["decomposing"] == 2 * once["decomposing"]
 
 
 def test_measuring_stays_within_its_share_of_the_passes(recipe, monkeypatch):
+    with_products = stages(recipe, MachineSpeed(0.0, 2.0, 1.0, 0.0), monkeypatch)
+    monkeypatch.setattr(cost, "RANK_SHARE", 0.0)
     found = stages(recipe, MachineSpeed(0.0, 2.0, 1.0, 0.0), monkeypatch)
+    assert with_products["measuring curves"] > found["measuring curves"]
     assert 0 < found["measuring curves"] <= 0.5 * found["calibrating"]
     fast = load_recipe("fast").with_changes(calibration=recipe.calibration)
     assert "measuring curves" not in stages(fast, MachineSpeed(0, 1, 1, 0), monkeypatch)

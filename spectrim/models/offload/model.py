@@ -66,8 +66,8 @@ class StreamedModel:
         self.blocks = [name for name, _ in decoder_blocks(self.model)]
         if not self.blocks:
             raise ModelError(
-                f"{type(self.model).__name__} names no blocks, so it cannot be streamed; "
-                "compress it with the whole model in memory"
+                f"{type(self.model).__name__} names no blocks, so it is not streamed or "
+                "sharded; compress it with the whole model in memory"
             )
         self.outside = [name for name, _ in self._outside()]
 
