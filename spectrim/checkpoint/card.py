@@ -40,6 +40,7 @@ class CardFacts:
         ranks: By module name.
         name: What the load line names: a directory or a name on the Hub.
         datasets: Names on the Hub of the calibration's data sets.
+        removed_experts: Numbers of the experts that left, by module name.
     """
 
     base_model: str
@@ -56,6 +57,7 @@ class CardFacts:
     command: str | None = None
     name: str = _HERE
     datasets: Sequence[str] = ()
+    removed_experts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def model_card(facts: CardFacts) -> str:
@@ -67,6 +69,7 @@ def model_card(facts: CardFacts) -> str:
         _figures(facts),
         _predicted(facts),
         _ranks(facts),
+        _experts(facts),
         _provenance(facts),
     )
     return "\n".join(part for part in parts if part)
@@ -112,6 +115,7 @@ def made_card(base: str, config: SpectrimConfig, name: str = _HERE) -> str:
             ranks={n: entry["rank"] for n, entry in config.layers.items() if "rank" in entry},
             license=license_of(base) if base else None,
             name=name,
+            removed_experts={n: e["removed"] for n, e in config.removed_experts.items()},
         )
     )
 
@@ -277,6 +281,18 @@ def _ranks(facts: CardFacts) -> str:
         rows.append(f"| `{last}` | {len(ranks)} | {low} | {middle} | {high} |")
     head = "| layer | how many | min | median | max |\n|---|---|---|---|---|"
     return "\n".join(["## Ranks", "", head, *rows, ""])
+
+
+def _experts(facts: CardFacts) -> str:
+    """Return the experts that the routers no longer choose, by block."""
+    if not facts.removed_experts:
+        return ""
+    rows = [
+        f"| `{name}` | {', '.join(map(str, removed))} |"
+        for name, removed in facts.removed_experts.items()
+    ]
+    head = "| experts of | removed |\n|---|---|"
+    return "\n".join(["## Experts", "", head, *rows, ""])
 
 
 def _provenance(facts: CardFacts) -> str:

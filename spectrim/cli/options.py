@@ -127,6 +127,14 @@ def _recipe_options() -> dict[str, Any]:
                 rich_help_panel=_RECIPE,
             ),
         ],
+        "experts": Annotated[
+            text,
+            typer.Option(
+                metavar="ORDER",
+                help="Remove whole experts too: predicted_loss, reap (`spectrim ls`).",
+                rich_help_panel=_RECIPE,
+            ),
+        ],
         "refine": Annotated[
             texts,
             typer.Option(
@@ -258,6 +266,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["latency"] = (values["latency"] or {}) | {"budget": given["latency_budget"]}
     if given["elastic"] is not None:
         values["elastic"] = parse_range(given["elastic"])
+    if given["experts"] is not None:
+        values["experts"] = _experts(values["experts"] or {}, given["experts"])
     if given["probe"] is not None:
         values["probe"] |= {"per_layer": given["probe"], "joint": given["probe"]}
     if given["quantize"] is not None:
@@ -281,6 +291,12 @@ def check_text(recipe: Recipe, model: str) -> None:
 def _sets_options(assignment: str) -> bool:
     """Return whether an assignment sets options; names go first, since they clear options."""
     return "options" in assignment.partition("=")[0]
+
+
+def _experts(values: dict[str, Any], order: str) -> dict[str, Any]:
+    """Return an `experts` field with another order, whose options are its own."""
+    own = {} if order == values.get("order") else {"order_options": {}}
+    return values | {"order": order} | own
 
 
 def _bits(name: str) -> dict[str, Any]:

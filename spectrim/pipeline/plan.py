@@ -12,6 +12,7 @@ from spectrim.allocation import LatencyTable
 from spectrim.data import TokenBlocks
 from spectrim.pipeline.calibrate import calibrate, calibration_blocks
 from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.experts import check_experts, price_experts
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition, Plan, make_plan
@@ -21,6 +22,7 @@ from spectrim.planning.measured import (
     LAYER_BUDGETS,
     block_budgets,
     measured_modules,
+    probe_experts,
     probe_jointly,
     probe_layers,
 )
@@ -81,6 +83,8 @@ class _Probing:
         tokens = choose_tokens(self.model, self.recipe, blocks.tokens, measurements)
         if wanted.per_layer:  # what it stores is freed before whole plans are measured
             decomposition = self._layer_by_layer(decomposition, blocks, tokens)
+        if decomposition.experts:
+            decomposition = self._experts(decomposition, blocks, tokens)
         if wanted.joint:
             probe = self._probe(Probe, blocks, tokens.joint, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
@@ -96,6 +100,15 @@ class _Probing:
         averages = self.recipe.averages_hessian
         budgets = LAYER_BUDGETS if kind is Probe else block_budgets(averages)
         return probe_layers(decomposition, probe, self.recipe.planning, track, budgets)
+
+    def _experts(
+        self, decomposition: Decomposition, blocks: TokenBlocks, tokens: ProbeTokens
+    ) -> Decomposition:
+        most = max(tokens.joint, tokens.layers)
+        probe = self._probe(Probe, blocks, most, "experts")
+        show = self.context.progress
+        track = lambda names: show(names, "measuring experts", len(names))  # noqa: E731
+        return probe_experts(decomposition, probe, track)
 
     def _probe(
         self, kind: type[Probe | BlockProbe], blocks: TokenBlocks, tokens: int, stage: str
@@ -138,6 +151,8 @@ def factorize(
     """
     recipe = recipe or Recipe()
     context = context or RunContext()
+    if recipe.experts is not None:
+        check_experts(model, tokenizer, recipe, context)
     calibration = calibrate(model, tokenizer, recipe, context)
     key = {
         "calibration": calibration.provenance["key"],
@@ -145,6 +160,7 @@ def factorize(
         "method": [recipe.method, recipe.method_options],
         "measure": asdict(recipe.probe),
         **recipe.sharing_key,
+        **({} if recipe.experts is None else {"experts": asdict(recipe.experts)}),
     }
     path = context.cache.path("decomposition", key)
     snapshots = Snapshots(path)
@@ -155,6 +171,7 @@ def factorize(
         return price_rounding(calibration, earlier, recipe, context)
     with recorded_warnings() as given:
         result = decompose(model, calibration, recipe, snapshots, context)
+        result = price_experts(model, tokenizer, result, recipe, context)
         result = _Probing(model, tokenizer, recipe, snapshots, context).corrected(result)
     if given:
         earlier_ones = calibration.provenance.get("warnings", [])

@@ -1,6 +1,7 @@
 from spectrim.planning.decomposition import Decomposition as Decomposition
 from spectrim.planning.decomposition import JointCorrection as JointCorrection
 from spectrim.planning.plan import SHARED as SHARED
+from spectrim.planning.plan import ExpertPlan as ExpertPlan
 from spectrim.planning.plan import LayerPlan as LayerPlan
 from spectrim.planning.plan import Plan as Plan
 from spectrim.planning.plan import load_plan as load_plan

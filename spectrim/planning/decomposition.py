@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
+from spectrim.planning.experts import ExpertCurve
 from spectrim.runtime.files import read_tensors, write_tensors
 
 _BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups")
@@ -53,6 +54,7 @@ class Decomposition:
             per token; empty without the statistic `mean_gradient`.
         groups: by the name of a group of layers on one basis, its module names and the rows
             that each has of the group's `left`, in order.
+        experts: what removing experts would cost, by the name of the experts' module.
         rounding: rounding[name][r] is the loss that quantizing rank r adds, at 0 the dense
             layer; computed for one recipe (`rounded_for`), not saved.
     """
@@ -66,6 +68,7 @@ class Decomposition:
     provenance: dict[str, Any] = field(default_factory=dict)
     first_order_effects: dict[str, Tensor] = field(default_factory=dict)
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    experts: dict[str, ExpertCurve] = field(default_factory=dict)
     rounding: dict[str, Tensor] = field(default_factory=dict)
     rounded_for: str = ""
 
@@ -117,6 +120,7 @@ class Decomposition:
             "correction": self.correction.pairs,
             "provenance": self.provenance,
             "groups": self.groups,
+            "experts": {name: asdict(curve) for name, curve in self.experts.items()},
         }
         write_tensors(path, self.tensors(), metadata)
 
@@ -173,6 +177,10 @@ class Decomposition:
             pairs = tuple((a, b) for a, b in metadata["correction"])
             empty = cls(metadata["method"], {}, {}, {}, metadata["units"])
             empty.correction, empty.provenance = JointCorrection(pairs), metadata["provenance"]
+            empty.experts = {
+                name: ExpertCurve(c["router"], c["count"], tuple(c["order"]), tuple(c["losses"]))
+                for name, c in metadata.get("experts", {}).items()
+            }
             groups = _checked_groups(metadata.get("groups", {}), shapes)
             return empty.from_tensors(shapes, tensors, groups)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

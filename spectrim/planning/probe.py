@@ -9,7 +9,7 @@ one are not run again: their outputs are stored (tokens x width each).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
+from spectrim.models.expert_removal import ExpertRemoval, without_experts
 from spectrim.models.hooks import attach_hooks, override_forward
 from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.targets import decoder_blocks
@@ -25,11 +26,16 @@ from spectrim.statistics import at_least_float32
 
 
 class DivergenceProbe(Protocol):
-    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float: ...
+    def divergence(
+        self,
+        factors: Mapping[str, Factors],
+        ranks: Mapping[str, int],
+        removed: Sequence[ExpertRemoval] = (),
+    ) -> float: ...
 
 
 class Probe:
-    """`divergence(factors, {layer name: rank})` on the first `tokens` tokens of `blocks`.
+    """`divergence(factors, {layer name: rank}, removed experts)` on the first `tokens` tokens of `blocks`.
 
     Memory: tokens x vocabulary x 4 bytes for the original's probabilities.
     """
@@ -50,13 +56,19 @@ class Probe:
         self.negative_entropy = torch.linalg.vecdot(self.probabilities, logits.log_softmax(-1))
 
     @torch.inference_mode()
-    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
-        first = self._first_changed(ranks)
+    def divergence(
+        self,
+        factors: Mapping[str, Factors],
+        ranks: Mapping[str, int],
+        removed: Sequence[ExpertRemoval] = (),
+    ) -> float:
+        first = self._first_changed([*ranks, *(removal.experts for removal in removed)])
         first = first if self._is_replayable(first) else 0
         with ExitStack() as stack:
             for name, rank in ranks.items():
                 module = self.model.get_submodule(name)
                 stack.enter_context(swap_weights(module, factors[name], rank))
+            stack.enter_context(without_experts(self.model, removed))
             stack.enter_context(self._replayed(first))
             changed = self._logits()
         cross = changed.logsumexp(-1) - torch.linalg.vecdot(self.probabilities, changed)

@@ -50,6 +50,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe, facts: ReportData | None = N
             ranks=plan.ranks,
             license=license_of(base),
             datasets=_datasets(recipe),
+            removed_experts={name: block.removed for name, block in plan.experts.items()},
             **(_measured(facts) if facts else {}),
         )
     )
