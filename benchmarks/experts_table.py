@@ -1,7 +1,8 @@
 """Ranks, removed experts and both under one budget of the experts' weights.
 
     python benchmarks/tiny_mixtures.py TOKENIZER --data TRAIN -o DIR
-    python benchmarks/experts_table.py DIR/mixtral DIR/qwen DIR/deepseek --data TRAIN --eval TEXT
+    python benchmarks/experts_table.py DIR/mixtral DIR/qwen DIR/deepseek \
+        --data TRAIN --eval TEXT
 
 Rows: `ranks` cut ranks alone; `REAP` removes the experts of its order, equally many from each
 block; `removal` those of least predicted loss, from any block; `both` ranks and experts. Only

@@ -51,4 +51,6 @@ def routings_of(model: nn.Module) -> dict[str, Routing]:
 def tokens_of(model: nn.Module, ids: Tensor) -> dict[str, RoutedTokens]:
     """The tokens of all blocks for rows `ids`."""
     settings = CalibrationSettings((), tokens_per_batch=24)
-    return routed_tokens(model, routings_of(model), TokenBlocks(ids), settings)
+    blocks = TokenBlocks(ids, None, fingerprint="", source="tests", documents=1)
+    with torch.enable_grad():
+        return routed_tokens(model, routings_of(model), blocks, settings)

@@ -77,7 +77,7 @@ class RoutedTokens:
         return 0.5 * float(self.change(removed).double().square().sum()) / self.tokens
 
     def prices(self, order: Sequence[int]) -> list[float]:
-        """Return the price of removing the first 0, 1, ... experts of `order`, never falling."""
+        """Return the prices without the first 0, 1, ... experts of `order`, never falling."""
         found = [0.0]
         for count in range(1, len(order) + 1):
             found.append(max(found[-1], self.price(order[:count])))

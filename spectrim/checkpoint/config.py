@@ -64,6 +64,8 @@ class SpectrimConfig(QuantizationConfigMixin):
         _check_layers(self.layers)
         _check_split_experts(self.split_experts)
         check_removed(self.removed_experts, self.split_experts)
+        for entry in self.removed_experts.values():
+            _check_name(entry["router"])
         _check_embeddings(self.embeddings)
         check_inner(self.inner)
         _check_json(self)

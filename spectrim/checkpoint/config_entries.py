@@ -128,8 +128,8 @@ def check_removed(entries: object, split: object) -> None:
         whole = isinstance(removed, list) and all(type(e) is int and e >= 0 for e in removed)
         if not isinstance(router, str) or not whole or not removed:
             raise CheckpointError(
-                f"removed experts of {name}: router {router!r:.80} and {removed!r:.80}, expected "
-                "a module's name and numbers of experts"
+                f"removed experts of {name}: router {router!r:.80} and {removed!r:.80}, "
+                "expected a module's name and numbers of experts"
             )
         if len(set(removed)) != len(removed):
             raise CheckpointError(f"removed experts of {name}: one is named twice")

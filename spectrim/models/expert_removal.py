@@ -126,7 +126,7 @@ def _smaller(model: nn.Module, removal: ExpertRemoval) -> dict[str, nn.Module]:
     if not isinstance(experts, SplitExperts):
         raise ModelError(f"{removal.experts} is a {type(experts).__name__}, expected experts")
     places = [i for i, e in enumerate(experts.kept) if e not in removal.removed]
-    if not places or len(places) + len(set(removal.removed)) != len(experts.kept):
+    if not places or len(places) + len(removal.removed) != len(experts.kept):
         raise ModelError(
             f"{removal.experts} has the experts {experts.kept}; expected some of them, not "
             f"{removal.removed}"

@@ -153,7 +153,7 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
     removed = {name: block.removed for name, block in plan.experts.items()}
     if gone := [n for n in plan.modules if not is_left(n, removed)]:
         raise CheckpointError(
-            f"the plan has the layer '{gone[0]}' of an expert that it removes; delete one of them"
+            f"the plan has the layer '{gone[0]}' of an expert that it removes; delete one"
         )
 
 
@@ -163,7 +163,8 @@ def _check_block(modules: dict[str, nn.Module], name: str, block: ExpertPlan) ->
         raise _foreign(name)
     if experts.kept != tuple(range(block.count)):
         raise CheckpointError(
-            f"'{name}' has {block.count} experts in the plan and {len(experts.kept)} in the model"
+            f"'{name}' has {block.count} experts in the plan and {len(experts.kept)} in the "
+            "model"
         )
 
 

@@ -178,7 +178,9 @@ class Decomposition:
             empty = cls(metadata["method"], {}, {}, {}, metadata["units"])
             empty.correction, empty.provenance = JointCorrection(pairs), metadata["provenance"]
             empty.experts = {
-                name: ExpertCurve(c["router"], c["count"], tuple(c["order"]), tuple(c["losses"]))
+                name: ExpertCurve(
+                    c["router"], c["count"], tuple(c["order"]), tuple(c["losses"])
+                )
                 for name, c in metadata.get("experts", {}).items()
             }
             groups = _checked_groups(metadata.get("groups", {}), shapes)

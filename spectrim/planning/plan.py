@@ -83,7 +83,9 @@ class ExpertPlan:
 
     def __post_init__(self) -> None:
         if len(set(self.removed)) != len(self.removed) or len(self.removed) >= self.count:
-            raise ValueError(f"removed {self.removed} must be some of {self.count} experts, once")
+            raise ValueError(
+                f"removed {self.removed} must be some of {self.count} experts, once"
+            )
         if self.removed and max(self.removed) >= self.count:
             raise ValueError(f"expert {max(self.removed)} is not one of {self.count} experts")
 

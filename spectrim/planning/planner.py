@@ -117,7 +117,9 @@ def _plan_with_experts(
         plan,
         budget=settings.budget,
         kept=plan.kept * share,
-        predicted_loss=_total(decomposition, plan.layers, blocks) if _priced(settings) else None,
+        predicted_loss=_total(decomposition, plan.layers, blocks)
+        if _priced(settings)
+        else None,
         experts=blocks,
     )
 

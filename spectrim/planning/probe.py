@@ -35,7 +35,7 @@ class DivergenceProbe(Protocol):
 
 
 class Probe:
-    """`divergence(factors, {layer name: rank}, removed experts)` on the first `tokens` tokens of `blocks`.
+    """`divergence(factors, {layer name: rank}, removed)` on `tokens` tokens of `blocks`.
 
     Memory: tokens x vocabulary x 4 bytes for the original's probabilities.
     """

@@ -19,7 +19,7 @@ from spectrim.models.expert_removal import (
 from spectrim.models.experts import RemovedExpert
 from tests.routed_models import ROUTED, family, routings_of, split_model
 from tests.tiny_models import tiny_mixtral, tiny_moe, tiny_tokens
-from tests.tolerances import FLOAT64_RELATIVE
+from tests.tolerances import FLOAT32_RELATIVE
 
 NAME = "model.layers.1.mlp.experts"
 
@@ -76,7 +76,7 @@ def test_removal_is_a_logit_of_minus_infinity(build, removed):
     remove_experts(model, [ExpertRemoval(NAME, routing.router, removed)])
     expected = reference(ids).logits
     error = (model(ids).logits - expected).norm()
-    assert float(error) <= FLOAT64_RELATIVE * float(expected.norm())
+    assert float(error) <= FLOAT32_RELATIVE * float(expected.norm())
 
 
 @torch.no_grad()
@@ -97,9 +97,16 @@ def test_the_others_keep_their_names_and_tensors():
 def test_a_removal_for_a_while_leaves_nothing_behind():
     model, ids = split_model(tiny_mixtral), tiny_tokens(2, 16)
     router, before = routings_of(model)[NAME].router, model(ids).logits
-    with pytest.raises(KeyError), without_experts(model, [ExpertRemoval(NAME, router, (2,))]):
-        assert not torch.equal(model(ids).logits, before)
-        raise KeyError
+    removals, seen = [ExpertRemoval(NAME, router, (2,))], []
+
+    def fail() -> None:
+        with without_experts(model, removals):
+            seen.append(model(ids).logits)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not torch.equal(seen[0], before)
     assert torch.equal(model(ids).logits, before)
     assert model.get_submodule(NAME).removed == []
 

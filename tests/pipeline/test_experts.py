@@ -87,7 +87,6 @@ def test_a_second_round_trip_and_a_copy_with_its_own_code(mixed, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-@torch.no_grad()
 def test_equal_numbers_export_to_the_original_architecture(text, name, tmp_path):
     result = compressed(name, text, experts=ALONE, budget=0.8, include=("experts",))
     assert not result.plan.ranks
@@ -98,14 +97,16 @@ def test_equal_numbers_export_to_the_original_architecture(text, name, tmp_path)
     assert "quantization_config" not in dense.config.to_dict()
     assert not any(isinstance(module, SplitExperts) for module in dense.modules())
     ids = tiny_tokens(2, 20)
-    difference = (dense(ids).logits - result.model(ids).logits).abs().max()
+    with torch.no_grad():
+        difference = (dense(ids).logits - result.model(ids).logits).abs().max()
     assert float(difference) <= DENSE_EXPORT_ABSOLUTE
 
 
 @pytest.mark.slow
 def test_unequal_numbers_have_no_place_in_the_original_config(text, tmp_path):
-    result = compressed("mixtral", text, experts=replace(ALONE, uniform=False), budget=0.87)
-    assert [len(block.removed) for block in result.plan.experts.values()] in ([1], [1, 2], [2, 1])
+    alone = replace(ALONE, uniform=False)
+    result = compressed("mixtral", text, experts=alone, budget=0.88, include=("experts",))
+    assert [len(block.removed) for block in result.plan.experts.values()] == [1]
     spectrim.save(result.model, tiny_tokenizer(), tmp_path / "out")
     with pytest.raises(ModelError, match="one number for all"):
         export_dense(tmp_path / "out", tmp_path / "dense")
@@ -171,7 +172,10 @@ def test_experts_outside_the_targets_stay(text):
 
 @pytest.mark.parametrize(
     "change",
-    [{"experts": {"order": "nothing"}}, {"experts": {"order": "reap", "order_options": {"a": 1}}}],
+    [
+        {"experts": {"order": "nothing"}},
+        {"experts": {"order": "reap", "order_options": {"a": 1}}},
+    ],
     ids=["name", "option"],
 )
 def test_unknown_orders_and_options_are_refused(change):

@@ -149,7 +149,9 @@ def test_plans_and_decompositions_are_read_as_they_were_written(tmp_path):
     assert Decomposition.load(tmp_path / "held.safetensors").experts == held.experts
 
 
-@pytest.mark.parametrize("settings", [ExpertSettings(True, False), ExpertSettings(False, False)])
+@pytest.mark.parametrize(
+    "settings", [ExpertSettings(True, False), ExpertSettings(False, False)]
+)
 def test_a_budget_that_experts_alone_do_not_reach_is_refused(settings):
     given = replace(SETTINGS, experts=settings, budget=0.27)
     with pytest.raises(InputError, match="below what removing experts can reach"):

@@ -149,8 +149,8 @@ def _count_experts(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     before, left = {len(m.down) for m in experts}, {len(m.kept) for m in experts}
     if len(before) > 1 or len(left) > 1:
         raise ModelError(
-            f"blocks have {min(left)} to {max(left)} experts, and the original architecture has "
-            "one number for all; remove them with experts.uniform=true, or export it "
+            f"blocks have {min(left)} to {max(left)} experts, and the original architecture "
+            "has one number for all; remove them with experts.uniform=true, or export it "
             "--self-contained"
         )
     fields = [
