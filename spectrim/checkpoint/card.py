@@ -133,9 +133,11 @@ def dense_card(compressed: str) -> str:
     text = card_beside(compressed) or f"{loading()}\n# {shown_name(compressed)}\n"
     head, _, rest = text.partition(f"{_LOAD_LINE}\n")
     start = head[: head.rindex("Load it where")]
+    smaller = "but by the experts that left, " if "\n## Experts\n" in rest else ""
     title = (
         "The factors of a compressed model, multiplied back into dense weights: nothing is "
-        "smaller than in\nthe original, and transformers alone loads it.\n\n```python\n"
+        f"smaller than in\nthe original, {smaller}and transformers alone loads it."
+        "\n\n```python\n"
     )
     body = re.sub(r"## Size\n.*?(?=## )", "", rest, flags=re.S)
     return (start + title + body).replace("- low-rank\n", "")

@@ -143,7 +143,6 @@ WHY_NOT: dict[tuple[str, str], str] = {
     ("experts", "latency"): "the time of experts is not measured",
     ("experts", "pruning"): "pruning chooses singular values alone",
     ("experts", "correction"): "corrections are added to every layer",
-    ("experts", "sharing"): "a basis would outlive the experts that share it",
     ("experts", "elastic"): "a size that is cut when it is loaded has all experts",
     ("experts", STREAMING): _WHOLE,
     ("experts", PROCESSES): _ONE_PROCESS,

@@ -26,7 +26,7 @@ from spectrim.models.experts import SplitExperts, split_expert_names
 from spectrim.models.linear import get_bias, get_shape, is_linear
 from spectrim.models.replace import other_names, replace_layer, share_basis
 from spectrim.pipeline.decompose import versions
-from spectrim.planning import SHARED, Decomposition, ExpertPlan, Plan
+from spectrim.planning import SHARED, Decomposition, ExpertPlan, Plan, drop_experts
 from spectrim.planning.experts import is_left
 
 M = TypeVar("M", bound=nn.Module)
@@ -46,6 +46,7 @@ def replace_layers(
     dtype: of the whole result; None keeps the model's. Raises CheckpointError if plan,
     decomposition and model do not belong together.
     """
+    decomposition = drop_experts(decomposition, plan)
     _check_fits(model, decomposition, plan)
     result: Any = shared_copy(model)
     untied = isinstance(result, PreTrainedModel) and untie_head(result, _entries(plan))

@@ -7,6 +7,7 @@ from spectrim.planning.plan import Plan as Plan
 from spectrim.planning.plan import load_plan as load_plan
 from spectrim.planning.plan import save_plan as save_plan
 from spectrim.planning.planner import SizeLossPoint as SizeLossPoint
+from spectrim.planning.planner import drop_experts as drop_experts
 from spectrim.planning.planner import follow_plan as follow_plan
 from spectrim.planning.planner import make_plan as make_plan
 from spectrim.planning.planner import plan_for_loss as plan_for_loss

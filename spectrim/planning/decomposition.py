@@ -15,7 +15,7 @@ from spectrim.linalg.truncated import Factors
 from spectrim.planning.experts import ExpertCurve
 from spectrim.runtime.files import read_tensors, write_tensors
 
-_BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups")
+_BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups", "shares")
 """Fields of a decomposition that have an entry for each layer or group, or for some."""
 
 
@@ -54,6 +54,7 @@ class Decomposition:
             per token; empty without the statistic `mean_gradient`.
         groups: by the name of a group of layers on one basis, its module names and the rows
             that each has of the group's `left`, in order.
+        shares: the part of a group's curve that each member has, (members, k + 1).
         experts: what removing experts would cost, by the name of the experts' module.
         rounding: rounding[name][r] is the loss that quantizing rank r adds, at 0 the dense
             layer; computed for one recipe (`rounded_for`), not saved.
@@ -68,6 +69,7 @@ class Decomposition:
     provenance: dict[str, Any] = field(default_factory=dict)
     first_order_effects: dict[str, Tensor] = field(default_factory=dict)
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    shares: dict[str, Tensor] = field(default_factory=dict)
     experts: dict[str, ExpertCurve] = field(default_factory=dict)
     rounding: dict[str, Tensor] = field(default_factory=dict)
     rounded_for: str = ""
@@ -130,6 +132,7 @@ class Decomposition:
         tensors |= {
             f"{name}|signed": effects for name, effects in self.first_order_effects.items()
         }
+        tensors |= {f"{name}|shares": shares for name, shares in self.shares.items()}
         for name, factors in self.factors.items():
             tensors[f"{name}|left"] = factors.left
             tensors[f"{name}|right"] = factors.right
@@ -159,8 +162,10 @@ class Decomposition:
         }
         curves = {name: tensors[f"{name}|curve"] for name in shapes}
         signed = {n: tensors[f"{n}|signed"] for n in shapes if f"{n}|signed" in tensors}
+        shares = {n: tensors[f"{n}|shares"] for n in shapes if f"{n}|shares" in tensors}
         return replace(
             self,
+            shares=shares,
             shapes=shapes,
             factors=factors,
             curves=curves,

@@ -22,7 +22,7 @@ from spectrim.errors import InputError
 from spectrim.models.expert_removal import ExpertRemoval
 from spectrim.planning.decomposition import Decomposition, JointCorrection
 from spectrim.planning.experts import ExpertCurve
-from spectrim.planning.planner import make_plan
+from spectrim.planning.planner import drop_experts, make_plan
 from spectrim.planning.probe import DivergenceProbe
 from spectrim.planning.settings import PlanningSettings
 from spectrim.runtime import distributed
@@ -99,7 +99,7 @@ def probe_jointly(
         summed = sum(part.predicted_loss for part in parts)
         if summed <= 0 or not (plan.ranks or plan.experts):
             return None
-        factors, ranks = decomposition.expand_groups(plan.ranks)
+        factors, ranks = drop_experts(decomposition, plan).expand_groups(plan.ranks)
         measured = probe.divergence(factors, ranks, plan.removals)
         return summed, max(measured, _FLOOR)
 

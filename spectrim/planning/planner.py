@@ -10,13 +10,14 @@ from typing import Any
 from spectrim.allocation import AllocationRequest, LatencyTable, LayerCurve
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
+from spectrim.planning.choose_experts import choose_experts
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.display import html_table, ratio_of
-from spectrim.planning.experts import choose_experts, is_left
 from spectrim.planning.layer_bytes import rounded_for, storage_of
 from spectrim.planning.plan import SHARED, ExpertPlan, LayerPlan, Plan
 from spectrim.planning.rank_multiples import multiple_for
 from spectrim.planning.ranks import choose_ranks
+from spectrim.planning.remaining import without_experts
 from spectrim.planning.settings import ExpertSettings, PlanningSettings
 
 DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
@@ -101,8 +102,10 @@ def _plan_with_experts(
 ) -> Plan:
     """Return a plan that removes experts, and spends what is left of the budget on the rest."""
     request = request_for(decomposition, settings)
-    removed = choose_experts(decomposition.experts, request, experts)
-    left = decomposition.select(n for n in decomposition.shapes if is_left(n, removed))
+    removed = choose_experts(
+        decomposition, request, experts, lambda left: curves_of(left, settings)
+    )
+    left = without_experts(decomposition, removed)
     share = left.weights / decomposition.weights
     inside = settings.for_layers().at_budget(min(1.0, settings.budget / share))
     if experts.cut_ranks:
@@ -126,11 +129,9 @@ def _plan_with_experts(
 
 def _block_plan(name: str, decomposition: Decomposition, removed: Sequence[int]) -> ExpertPlan:
     curve = decomposition.experts[name]
-    gone = decomposition.select(
-        n for n in decomposition.shapes if not is_left(n, {name: removed})
-    )
-    loss = curve.loss_without(removed) or 0.0
-    return ExpertPlan(curve.router, curve.count, tuple(removed), loss, gone.weights)
+    left = without_experts(decomposition, {name: removed})
+    loss, weights = curve.loss_without(removed) or 0.0, decomposition.weights - left.weights
+    return ExpertPlan(curve.router, curve.count, tuple(removed), loss, weights)
 
 
 def request_for(decomposition: Decomposition, settings: PlanningSettings) -> AllocationRequest:
@@ -181,7 +182,8 @@ def follow_plan(plan: Plan, decomposition: Decomposition, settings: PlanningSett
     Its budget becomes the kept fraction if that is not what the plan stated. Layers that the
     decomposition does not have keep their figures; replacing them fails.
     """
-    curves = {curve.name: curve for curve in curves_of(decomposition, settings)}
+    left = drop_experts(decomposition, plan)
+    curves = {curve.name: curve for curve in curves_of(left, settings)}
     curves = {
         name: curves[name]
         for name, layer in plan.layers.items()
@@ -211,6 +213,14 @@ def follow_plan(plan: Plan, decomposition: Decomposition, settings: PlanningSett
         layers=layers,
         experts=experts,
     )
+
+
+def drop_experts(decomposition: Decomposition, plan: Plan) -> Decomposition:
+    """Return what is left of a decomposition without the experts that `plan` removes."""
+    if not plan.experts:
+        return decomposition
+    removed = {name: block.removed for name, block in plan.experts.items()}
+    return without_experts(decomposition, removed)
 
 
 def _priced_again(name: str, block: ExpertPlan, decomposition: Decomposition) -> ExpertPlan:

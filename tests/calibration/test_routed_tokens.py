@@ -10,9 +10,10 @@ from spectrim.models.expert_removal import ExpertRemoval, without_experts
 from spectrim.models.hooks import attach_hooks
 from tests.routed_models import ROUTED, split_model, tokens_of
 from tests.tiny_models import tiny_moe, tiny_tokens
-from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE
+from tests.tolerances import FLOAT32_RELATIVE, FLOAT64_RELATIVE, SLOPE_RELATIVE
 
-STEP = 1e-5
+STEP = 1e-2
+"""Of a change: norms and routers round to float32, which a smaller step would show."""
 
 
 def summed_loss(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -32,7 +33,7 @@ def output_of(model: nn.Module, name: str, ids: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def test_the_effect_is_the_derivative_toward_the_smaller_block(kind):
     model, ids = split_model(ROUTED[kind]), tiny_tokens(3, 16)
-    name, tokens = next(iter(tokens_of(model, ids).items()))
+    name, tokens = list(tokens_of(model, ids).items())[-1]
     removed = (0, 2)
     before = output_of(model, name, ids)
     with without_experts(model, [ExpertRemoval(name, tokens.routing.router, removed)]):
@@ -43,7 +44,7 @@ def test_the_effect_is_the_derivative_toward_the_smaller_block(kind):
         with attach_hooks(after=moved):
             losses.append(float(summed_loss(model, ids)))
     slope = (losses[0] - losses[1]) / (2 * STEP)
-    assert float(tokens.change(removed).sum()) == pytest.approx(slope, rel=1e-4)
+    assert float(tokens.change(removed).sum()) == pytest.approx(slope, rel=SLOPE_RELATIVE)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.compress import CompressionResult, compress
 from spectrim.pipeline.experts import check_experts
 from spectrim.pipeline.inspect import removed_experts
+from spectrim.pipeline.recipe import SharingRecipe
 from spectrim.pipeline.replace import replace_layers
 from spectrim.planning.probe import Probe
 from spectrim.report.card import card_for
@@ -67,6 +68,19 @@ def test_a_checkpoint_without_experts_loads_bit_by_bit(mixed, name, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert all(f"| `{block}` |" in card for block in result.plan.experts)
     assert removed_experts(again).keys() == result.plan.experts.keys()
+
+
+@pytest.mark.slow
+def test_experts_bases_and_ranks_in_one_plan(text, tmp_path):
+    sharing = SharingRecipe("affinity", (r"experts\.up",), max_error=10.0, accept="all")
+    result = compressed("mixtral", text, sharing=sharing, budget=0.35, layer="lowrank")
+    groups = [layer for layer in result.plan.layers.values() if layer.members]
+    assert result.plan.experts
+    assert groups
+    spectrim.save(result.model, tiny_tokenizer(), tmp_path / "out")
+    again, _ = load(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.equal(again(tiny_tokens()).logits, result.model(tiny_tokens()).logits)
 
 
 @pytest.mark.slow

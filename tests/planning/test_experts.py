@@ -22,6 +22,7 @@ from spectrim.planning import (
 )
 from spectrim.planning.experts import ExpertCurve, expert_of, is_left
 from spectrim.planning.planner import request_for
+from spectrim.planning.remaining import without_experts
 from spectrim.planning.settings import ExpertSettings, PlanningSettings
 from tests.tolerances import FLOAT64_RELATIVE
 
@@ -56,6 +57,31 @@ def decomposition(seed: int) -> Decomposition:
     return Decomposition("obd", shapes, factors, curves, experts=experts)
 
 
+def grouped(held: Decomposition, experts: tuple[int, ...]) -> Decomposition:
+    """The up layers of some experts of the first block on one basis."""
+    names = [f"{block(0)}.up.{expert}" for expert in experts]
+    name = "+".join(names)
+    alone = held.select(n for n in held.shapes if n not in names)
+    curves = torch.stack([held.curves[n] for n in names])
+    alone.update(
+        replace(
+            held.select(()),
+            shapes={name: (WIDTH * len(names), WIDTH)},
+            factors={
+                name: Factors(
+                    torch.eye(WIDTH).repeat(len(names), 1).double(),
+                    torch.eye(WIDTH).double(),
+                    held.factors[names[0]].spectrum,
+                )
+            },
+            curves={name: curves.sum(0)},
+            groups={name: dict.fromkeys(names, WIDTH)},
+            shares={name: (curves / curves.sum(0)).nan_to_num(1 / len(names))},
+        )
+    )
+    return alone
+
+
 def best_loss(held: Decomposition, budget: float, counts) -> float | None:
     """The least loss with so many experts gone, by the knapsack over the rest."""
     request = request_for(held, SETTINGS.at_budget(budget))
@@ -63,7 +89,8 @@ def best_loss(held: Decomposition, budget: float, counts) -> float | None:
         name: curve.order[:count]
         for (name, curve), count in zip(held.experts.items(), counts, strict=True)
     }
-    choices = [request.choices(c) for c in request.curves if is_left(c.name, removed)]
+    left = request_for(without_experts(held, removed), SETTINGS.at_budget(1.0))
+    choices = [request.choices(curve) for curve in left.curves]
     groups = [KnapsackGroup(c.costs, c.losses) for c in choices]
     if sum(int(g.costs[0]) for g in groups) > request.weights:
         return None
@@ -83,6 +110,35 @@ def test_the_plan_is_about_the_best_of_all_combinations(seed, budget):
     assert plan.kept <= budget + 1e-9
     assert plan.predicted_loss <= GAP * best
     assert plan.predicted_loss >= (1 - FLOAT64_RELATIVE) * best
+
+
+@pytest.mark.parametrize("members", [(0, 1), (0, 1, 2, 3)])
+@pytest.mark.parametrize("budget", [0.6, 0.35])
+def test_groups_on_one_basis_join_in(members, budget):
+    held = grouped(decomposition(1), members)
+    plan = make_plan(held, SETTINGS.at_budget(budget))
+    losses = [best_loss(held, budget, counts) for counts in product(range(EXPERTS), repeat=2)]
+    best = min(loss for loss in losses if loss is not None)
+    assert plan.experts
+    assert plan.kept <= budget + 1e-9
+    assert (1 - FLOAT64_RELATIVE) * best <= plan.predicted_loss <= GAP * best
+    removed = {name: each.removed for name, each in plan.experts.items()}
+    assert all(is_left(module, removed) for module in plan.modules)
+
+
+def test_a_group_keeps_basis_and_part_of_its_curve_for_the_members_that_are_left():
+    alone = decomposition(0)
+    held = grouped(alone, (0, 1, 2))
+    left = without_experts(held, {block(0): (1,)})
+    names = [f"{block(0)}.up.{expert}" for expert in (0, 2)]
+    group = "+".join(names)
+    assert left.groups == {group: dict.fromkeys(names, WIDTH)}
+    expected = alone.curves[names[0]] + alone.curves[names[1]]
+    assert torch.allclose(left.curves[group], expected)
+    single = without_experts(held, {block(0): (0, 1)})
+    assert not single.groups
+    assert torch.allclose(single.curves[names[1]], alone.curves[names[1]])
+    assert set(single.shapes) == {n for n in alone.shapes if is_left(n, {block(0): (0, 1)})}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -156,7 +156,7 @@ def _count_experts(model: PreTrainedModel, config: PreTrainedConfig) -> None:
     fields = [
         name
         for name, value in vars(config).items()
-        if value in before and "expert" in name and not name.endswith("per_tok")
+        if type(value) is int and value in before and _counts_routed(name)
     ]
     for name in fields:
         setattr(config, name, left.copy().pop())
@@ -165,6 +165,10 @@ def _count_experts(model: PreTrainedModel, config: PreTrainedConfig) -> None:
             f"no field of {type(config).__name__} is the number of experts ({before.pop()}); "
             "export it --self-contained instead"
         )
+
+
+def _counts_routed(name: str) -> bool:
+    return "expert" in name and "shared" not in name and not name.endswith("per_tok")
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
