@@ -295,7 +295,7 @@ def _sets_options(assignment: str) -> bool:
 
 def _experts(values: dict[str, Any], order: str) -> dict[str, Any]:
     """Return an `experts` field with another order, whose options are its own."""
-    own = {} if order == values.get("order") else {"order_options": {}}
+    own: dict[str, Any] = {} if order == values.get("order") else {"order_options": {}}
     return values | {"order": order} | own
 
 

@@ -108,6 +108,7 @@ def cut_router(router: nn.Module, count: int, kept: Sequence[int]) -> nn.Module:
     memo: dict[int, Any] = {id(tensor): tensor for tensor in _held_tensors(router)}
     smaller, cut = copy.deepcopy(router, memo), False
     for module in smaller.modules():
+        held: Any
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is not None and tensor.dim() and len(tensor) == count:

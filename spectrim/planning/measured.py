@@ -95,8 +95,7 @@ def probe_jointly(
             plan = make_plan(decomposition, settings.for_probing(budget))
         except InputError:  # experts alone do not get there
             return None
-        parts = [*plan.layers.values(), *plan.experts.values()]
-        summed = sum(part.predicted_loss for part in parts)
+        summed = plan.summed_loss
         if summed <= 0 or not (plan.ranks or plan.experts):
             return None
         factors, ranks = drop_experts(decomposition, plan).expand_groups(plan.ranks)

@@ -129,6 +129,12 @@ class Plan:
         return values
 
     @property
+    def summed_loss(self) -> float:
+        """Return the predicted losses of layers and experts, before interactions."""
+        layers = sum(layer.predicted_loss for layer in self.layers.values())
+        return layers + sum(block.predicted_loss for block in self.experts.values())
+
+    @property
     def removals(self) -> list[ExpertRemoval]:
         """Return the experts to remove from the model."""
         return [ExpertRemoval(n, e.router, e.removed) for n, e in self.experts.items()]

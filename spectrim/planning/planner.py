@@ -247,8 +247,9 @@ def _total(
 ) -> float | None:
     if decomposition.units == "own":
         return None
-    parts = [*layers.values(), *experts.values()]
-    return decomposition.correction(sum(part.predicted_loss for part in parts))
+    summed = sum(layer.predicted_loss for layer in layers.values())
+    summed += sum(block.predicted_loss for block in experts.values())
+    return decomposition.correction(summed)
 
 
 def size_curve(

@@ -96,8 +96,7 @@ def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
             plan = make_plan(decomposition, recipe.planning.for_probing(budget))
         except InputError:
             continue
-        parts = [*plan.layers.values(), *plan.experts.values()]
-        loss = measured.get(sum(part.predicted_loss for part in parts))
+        loss = measured.get(plan.summed_loss)
         if loss is not None:
             spent = sum(
                 _stored(layer, SHARED if layer.members else recipe.layer)
