@@ -26,10 +26,10 @@ from scaling_arithmetic import SHAPES, Shape, solving
 from stage_meter import StageMeter
 from transformers import LlamaForCausalLM
 
-from spectrim.pipeline.calibrate import calibration_blocks
 from spectrim.pipeline.calibration_defaults import FEWEST_TOKENS, MOST_TOKENS, TOKENS_PER_WIDTH
 from spectrim.pipeline.compress import compress
 from spectrim.pipeline.cost import estimate_stages
+from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.loaded_model import load_model
 from spectrim.pipeline.peak_memory import peak_in_memory
 from spectrim.pipeline.recipe import Recipe

@@ -138,3 +138,6 @@ RECOVERY_RELATIVE = 1e-3
 """A planted matrix from l1 subgradient steps whose length has decayed to 1e-6 of the first."""
 MERGED_ABSOLUTE = 2e-5
 """Logits of size one: W x + B (A x) against (W + B A) x, all in float32."""
+
+SLOPE_RELATIVE = 1e-3
+"""A derivative by central differences of a loss whose norms and routers round to float32."""

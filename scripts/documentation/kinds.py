@@ -80,6 +80,11 @@ KINDS = {
         "--set pruning.importance_options.{option}={value}",
         True,
     ),
+    "experts": Kind(
+        "Orders of experts",
+        "spectrim compress MODEL -o OUT --data TEXT --experts {name}",
+        "--set experts.order_options.{option}={value}",
+    ),
     "tasks": Kind(
         "Task formats",
         "spectrim compress MODEL -o OUT --recipe task --task TASK",

@@ -41,6 +41,7 @@ class CardFacts:
         name: What the load line names: a directory or a name on the Hub.
         datasets: Names on the Hub of the calibration's data sets.
         kind: Of the model, which says what loads it.
+        removed_experts: Numbers of the experts that left, by module name.
     """
 
     base_model: str
@@ -58,6 +59,7 @@ class CardFacts:
     name: str = _HERE
     datasets: Sequence[str] = ()
     kind: ModelKind = CAUSAL
+    removed_experts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def model_card(facts: CardFacts) -> str:
@@ -75,6 +77,7 @@ def model_card(facts: CardFacts) -> str:
         _figures(facts),
         _predicted(facts),
         _ranks(facts),
+        _experts(facts),
         _provenance(facts),
     )
     return "\n".join(part for part in parts if part)
@@ -123,6 +126,7 @@ def made_card(
             license=license_of(base) if base else None,
             name=name,
             kind=kind,
+            removed_experts={n: e["removed"] for n, e in config.removed_experts.items()},
         )
     )
 
@@ -145,9 +149,11 @@ def dense_card(compressed: str) -> str:
     text = card_beside(compressed) or f"{loading()}\n# {shown_name(compressed)}\n"
     head, _, rest = text.partition(f"{_LOAD_LINE}\n")
     start = head[: head.rindex("Load it where")]
+    smaller = "but by the experts that left, " if "\n## Experts\n" in rest else ""
     title = (
         "The factors of a compressed model, multiplied back into dense weights: nothing is "
-        "smaller than in\nthe original, and transformers alone loads it.\n\n```python\n"
+        f"smaller than in\nthe original, {smaller}and transformers alone loads it."
+        "\n\n```python\n"
     )
     body = re.sub(r"## Size\n.*?(?=## )", "", rest, flags=re.S)
     return (start + title + body).replace("- low-rank\n", "")
@@ -297,6 +303,18 @@ def _ranks(facts: CardFacts) -> str:
         rows.append(f"| `{last}` | {len(ranks)} | {low} | {middle} | {high} |")
     head = "| layer | how many | min | median | max |\n|---|---|---|---|---|"
     return "\n".join(["## Ranks", "", head, *rows, ""])
+
+
+def _experts(facts: CardFacts) -> str:
+    """Return the experts that the routers no longer choose, by block."""
+    if not facts.removed_experts:
+        return ""
+    rows = [
+        f"| `{name}` | {', '.join(map(str, removed))} |"
+        for name, removed in facts.removed_experts.items()
+    ]
+    head = "| experts of | removed |\n|---|---|"
+    return "\n".join(["## Experts", "", head, *rows, ""])
 
 
 def _provenance(facts: CardFacts) -> str:

@@ -12,7 +12,12 @@ from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from spectrim.checkpoint.config_entries import COMPENSATED, check_compensated, check_inner
+from spectrim.checkpoint.config_entries import (
+    COMPENSATED,
+    check_compensated,
+    check_inner,
+    check_removed,
+)
 from spectrim.errors import CheckpointError, UnknownNameError
 from spectrim.layers import layer_class
 from spectrim.version import QUANT_METHOD
@@ -33,7 +38,8 @@ class SpectrimConfig(QuantizationConfigMixin):
     embedding; `embeddings` is None or `{"name", "rank", "mean", "head"}` of a factored table,
     `head` the output embedding that shares its factors, or None; `provenance` is free JSON;
     `inner` is None or what the factors are quantized by (`checkpoint.config_entries`);
-    `elastic` is None or the sizes that are cut on loading (`checkpoint.elastic.entry`).
+    `elastic` is None or the sizes that are cut on loading (`checkpoint.elastic.entry`);
+    `removed_experts` maps a name of split experts to `{"router": str, "removed": [int, ...]}`.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class SpectrimConfig(QuantizationConfigMixin):
         self.inner = more.pop("inner", None)
         self.embeddings = more.pop("embeddings", None)
         self.elastic = more.pop("elastic", None)
+        self.removed_experts = more.pop("removed_experts", None) or {}
         self.layers = {} if layers is None else layers
         self.split_experts = [] if split_experts is None else split_experts
         self.untied = untied
@@ -56,15 +63,19 @@ class SpectrimConfig(QuantizationConfigMixin):
         _check_header(self, more)
         _check_layers(self.layers)
         _check_split_experts(self.split_experts)
+        check_removed(self.removed_experts, self.split_experts)
+        for entry in self.removed_experts.values():
+            _check_name(entry["router"])
         _check_embeddings(self.embeddings)
         check_inner(self.inner)
         _check_json(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields; `elastic`, which earlier versions do not know, only if used."""
+        """Return the fields; those that earlier versions do not know only if used."""
         values: dict[str, Any] = super().to_dict()
-        if values["elastic"] is None:
-            del values["elastic"]
+        for name in ("elastic", "removed_experts"):
+            if not values[name]:
+                del values[name]
         return values
 
 

@@ -13,6 +13,10 @@ A factored embedding table, the field `embeddings`; `head` is the tied output em
 
     {"name": "model.embed_tokens", "rank": 32, "mean": true, "head": "lm_head"}
 
+Removed experts, the field `removed_experts`, by the name of the experts' module:
+
+    {"router": "model.layers.0.mlp.gate", "removed": [1, 5]}
+
 `base` is the name of a quantizer and `options` are its own.
 """
 
@@ -107,6 +111,28 @@ def check_inner(inner: object) -> None:
         quantizer_class(inner["base"]).parsed(inner["options"])
     except SpectrimError as error:
         raise CheckpointError(f"'inner': {error}") from None
+
+
+def check_removed(entries: object, split: object) -> None:
+    """Raise CheckpointError unless `entries` has the fields above, for modules of `split`."""
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"'removed_experts' is {entries!r:.80}, expected a mapping")
+    for name, entry in entries.items():
+        if not isinstance(split, list) or name not in split:
+            raise CheckpointError(f"'removed_experts' names {name!r:.80}, no split experts")
+        if not isinstance(entry, dict) or set(entry) != {"router", "removed"}:
+            raise CheckpointError(
+                f"removed experts of {name}: expected {{router, removed}}, got {entry!r:.80}"
+            )
+        router, removed = entry["router"], entry["removed"]
+        whole = isinstance(removed, list) and all(type(e) is int and e >= 0 for e in removed)
+        if not isinstance(router, str) or not whole or not removed:
+            raise CheckpointError(
+                f"removed experts of {name}: router {router!r:.80} and {removed!r:.80}, "
+                "expected a module's name and numbers of experts"
+            )
+        if len(set(removed)) != len(removed):
+            raise CheckpointError(f"removed experts of {name}: one is named twice")
 
 
 def install_empty_children(model: nn.Module, inner: dict[str, Any] | None) -> None:

@@ -16,6 +16,7 @@ from spectrim.checkpoint.config_entries import (
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.layers import layer_class
 from spectrim.layers.shared_basis import SharedBasisLinear
+from spectrim.models.expert_removal import ExpertRemoval, remove_experts
 from spectrim.models.experts import split_experts
 from spectrim.models.linear import get_bias, get_shape, is_linear
 
@@ -34,11 +35,27 @@ def install_empty_layers(model: nn.Module, config: SpectrimConfig) -> None:
     except ModelError as error:
         raise CheckpointError(f"the config does not fit the model: {error}") from error
     _swap_layers(model, config)
+    _remove_experts(model, config)
     install_empty_children(model, config.inner)
     if (entry := config.embeddings) is not None:
         names = [name for name in (entry["name"], entry["head"]) if name is not None]
         inside = {full: local for local, full in names_inside(model, names).items()}
         install_empty_table(model, entry, inside)
+
+
+def _remove_experts(model: nn.Module, config: SpectrimConfig) -> None:
+    entries = config.removed_experts
+    names = [*entries, *(entry["router"] for entry in entries.values())]
+    inside = {full: local for local, full in names_inside(model, names).items()}
+    for name, entry in entries.items():
+        if name not in inside or entry["router"] not in inside:
+            continue  # a bare model without these experts
+        local, router = inside[name], inside[entry["router"]]
+        module_at(model, router)
+        try:
+            remove_experts(model, [ExpertRemoval(local, router, tuple(entry["removed"]))])
+        except ModelError as error:
+            raise CheckpointError(f"the config does not fit the model: {error}") from error
 
 
 def _swap_layers(model: nn.Module, config: SpectrimConfig) -> None:

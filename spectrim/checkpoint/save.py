@@ -209,12 +209,20 @@ def _check_describes(model: PreTrainedModel, config: SpectrimConfig) -> None:
     check_table(model, config.embeddings)
     if getattr(model.config, "tie_word_embeddings", False) and not config.untied:
         _check_tied(model)
-    split = {name for name, module in model.named_modules() if isinstance(module, SplitExperts)}
+    experts = {n: m for n, m in model.named_modules() if isinstance(m, SplitExperts)}
+    split = set(experts)
     if split != set(config.split_experts):
         raise CheckpointError(
             f"the config names {len(config.split_experts)} modules of split experts, "
             f"the model has {len(split)}: {sorted(split ^ set(config.split_experts))[:3]}"
         )
+    for name, module in experts.items():
+        entry = config.removed_experts.get(name, {"removed": ()})
+        if set(module.removed) != set(entry["removed"]):
+            raise CheckpointError(
+                f"the config and the model differ in removed experts: {name} misses "
+                f"{module.removed} in the model and {entry['removed']} in the config"
+            )
 
 
 def _check_bases(model: PreTrainedModel, config: SpectrimConfig) -> None:

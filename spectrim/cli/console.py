@@ -109,6 +109,18 @@ def plan_table(plan: Plan) -> None:
             )
         ],
     )
+    experts_table({n: (block.count, block.removed) for n, block in plan.experts.items()})
+
+
+def experts_table(blocks: Mapping[str, tuple[int, Sequence[int]]]) -> None:
+    """Print the experts that left, from (experts before, those removed) by block."""
+    if not blocks:
+        return
+    rows = [
+        (name, f"{count - len(removed)} of {count}", " ".join(map(str, removed)))
+        for name, (count, removed) in blocks.items()
+    ]
+    table("experts", ("block", "left", "removed"), rows)
 
 
 def curve_table(points: Sequence[SizeLossPoint], units: str) -> None:

@@ -42,7 +42,12 @@ def inspect(
     from spectrim import checkpoint
     from spectrim.data import BlockSettings, check_vocabulary, token_blocks
     from spectrim.pipeline.calibration_defaults import default_length, vocabulary_size
-    from spectrim.pipeline.inspect import inspect_layers, representation, timings
+    from spectrim.pipeline.inspect import (
+        inspect_layers,
+        removed_experts,
+        representation,
+        timings,
+    )
 
     results = {}
     for name in models:
@@ -52,6 +57,7 @@ def inspect(
             name, dtype=torch.float32, trust_remote_code=trust_remote_code
         )
         found: dict[str, Any] = {"layers": inspect_layers(model, progress.track)}
+        found |= {"experts": removed_experts(model)}
         if data is not None:
             if tokenizer is None:
                 raise InputError(f"{name} has no tokenizer; put its files beside the model")
@@ -85,6 +91,8 @@ def _plain(found: dict[str, Any]) -> dict[str, Any]:
     more = {"hidden_states": found["hidden_states"], "times": times} if times else {}
     if (errors := found.get("errors")) is not None:
         more["errors"] = plain(errors)
+    if experts := found.get("experts"):
+        more["removed_experts"] = {name: removed for name, (_, removed) in experts.items()}
     return {"layers": layers, **more}
 
 
@@ -93,6 +101,7 @@ def _print(name: str, found: dict[str, Any]) -> None:
     names = console.short_names([layer.name for layer in layers])
     rows = [_row(short, layer) for short, layer in zip(names, layers, strict=True)]
     console.table(_TITLE.format(name), _COLUMNS, rows)
+    console.experts_table(found.get("experts", {}))
     if times := found.get("times"):
         _print_times(name, times)
     if (errors := found.get("errors")) is not None:

@@ -148,6 +148,11 @@ _SHORTHANDS: dict[str, tuple[Any, ...]] = {
         "LOW..HIGH",
         "One checkpoint of all sizes, like 0.4..0.9, cut when it is loaded.",
     ),
+    "experts": (
+        str | None,
+        "ORDER",
+        "Remove whole experts too: predicted_loss, reap (`spectrim ls`).",
+    ),
     "refine": (
         list[str] | None,
         None,
@@ -261,6 +266,8 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["latency"] = (values["latency"] or {}) | {"budget": given["latency_budget"]}
     if given["elastic"] is not None:
         values["elastic"] = parse_range(given["elastic"])
+    if given["experts"] is not None:
+        values["experts"] = _experts(values["experts"] or {}, given["experts"])
     if given["probe"] is not None:
         values["probe"] |= {"per_layer": given["probe"], "joint": given["probe"]}
     if given["quantize"] is not None:
@@ -312,6 +319,12 @@ def check_text(recipe: Recipe, model: str) -> None:
 def _sets_options(assignment: str) -> bool:
     """Return whether an assignment sets options; names go first, since they clear options."""
     return "options" in assignment.partition("=")[0]
+
+
+def _experts(values: dict[str, Any], order: str) -> dict[str, Any]:
+    """Return an `experts` field with another order, whose options are its own."""
+    own: dict[str, Any] = {} if order == values.get("order") else {"order_options": {}}
+    return values | {"order": order} | own
 
 
 def _bits(name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,11 +69,19 @@ def split(fused: nn.Module, name: str = "") -> SplitExperts:
     return kind(fused)
 
 
+class RemovedExpert(nn.Module):
+    """The place of an expert that was removed; the others keep their numbers in names."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        raise RuntimeError("a removed expert was called")
+
+
 class SplitExperts(nn.Module):
     """`sum_e weight_e * down_e(gate(up_e(x)))` over the experts chosen for each token.
 
-    Children: `up.{e}` (H -> 2I, or I when ungated) and `down.{e}` (I -> H). `routes` is filled
-    with the rows of the tokens of each child that is run, where a mapping is given for it.
+    Children: `up.{e}` (H -> 2I, or I when ungated) and `down.{e}` (I -> H). `kept` are the
+    numbers of the experts that are there; routers count only these. `routes` is filled with
+    the rows of the tokens of each child that is run, where a mapping is given for it.
     """
 
     routes: dict[nn.Module, Tensor] | None = None
@@ -85,6 +93,7 @@ class SplitExperts(nn.Module):
         count = len(_parameter(fused, "down_proj"))  # experts beyond it have no weights
         self.up = _linears(fused, up_name, count)
         self.down = _linears(fused, "down_proj", count)
+        self.kept = tuple(range(count))
         is_gated = get_shape(self.up[0])[0] == 2 * get_shape(self.down[0])[1]
         self.has_gate = bool(getattr(fused, "has_gate", is_gated))
         self.activation = _without_parameters(fused)
@@ -95,23 +104,43 @@ class SplitExperts(nn.Module):
     ) -> Tensor:
         """hidden_states (tokens, H), top_k_index and top_k_weights (tokens, k)."""
         result = torch.zeros_like(hidden_states)
-        for expert in range(len(self.down)):
-            tokens, choice = torch.where(top_k_index == expert)
+        for position, expert in enumerate(self.kept):
+            tokens, choice = torch.where(top_k_index == position)
             if tokens.numel() == 0:
                 continue
             output = self._expert(expert, hidden_states[tokens], tokens)
             output = output * top_k_weights[tokens, choice, None]
             result = result.index_add(0, tokens, output.to(result.dtype))
         if isinstance(getattr(self.activation, "identity_expert", None), nn.Identity):
-            passed = (top_k_weights * (top_k_index >= len(self.down))).sum(-1, keepdim=True)
+            passed = (top_k_weights * (top_k_index >= len(self.kept))).sum(-1, keepdim=True)
             result = result + (hidden_states * passed).to(result.dtype)
         return result
 
+    @property
+    def removed(self) -> list[int]:
+        """Return the numbers of the experts that are not there."""
+        return [e for e, down in enumerate(self.down) if isinstance(down, RemovedExpert)]
+
+    def output(self, expert: int, hidden_states: Tensor) -> Tensor:
+        """Return what one expert makes of hidden_states (n, H), with weight one, (n, H)."""
+        return self.down[expert](self._gate(self.up[expert](hidden_states)))
+
+    def without(self, removed: Collection[int]) -> SplitExperts:
+        """Return the same experts, some of them removed; layers are shared with this module."""
+        smaller = copy.copy(self)
+        smaller._modules = dict(self._modules)
+        for name in ("up", "down"):
+            layers = enumerate(self._modules[name].children())  # type: ignore[union-attr]
+            smaller._modules[name] = nn.ModuleList(
+                RemovedExpert() if expert in removed else layer for expert, layer in layers
+            )
+        smaller.kept = tuple(expert for expert in self.kept if expert not in removed)
+        return smaller
+
     def _expert(self, expert: int, hidden_states: Tensor, tokens: Tensor) -> Tensor:
-        up, down = self.up[expert], self.down[expert]
         if self.routes is not None:
-            self.routes |= {up: tokens, down: tokens}
-        return down(self._gate(up(hidden_states)))
+            self.routes |= {self.up[expert]: tokens, self.down[expert]: tokens}
+        return self.output(expert, hidden_states)
 
     def _gate(self, up: Tensor) -> Tensor:
         activation: Any = self.activation

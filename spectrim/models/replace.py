@@ -22,7 +22,7 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     layer.train(old.training)
     for new in layer.parameters():
         new.requires_grad_(parameter.requires_grad)
-    for number, (parent, own_name) in enumerate(_places(model, old)):
+    for number, (parent, own_name) in enumerate(places_of(model, old)):
         parent._modules[own_name] = layer if number == 0 else _twin(layer)
 
 
@@ -38,7 +38,7 @@ def share_tied_layers(model: nn.Module) -> None:
             parameters = (module._parameters["weight"], module._parameters.get("bias"))
             owner = first.setdefault((*map(id, parameters),), module)
             if owner is not module and type(owner) is type(module):
-                for parent, own_name in _places(model, module):
+                for parent, own_name in places_of(model, module):
                     parent._modules[own_name] = owner
 
 
@@ -49,7 +49,7 @@ def other_names(model: nn.Module, name: str) -> list[str]:
     return [other for other, each in every if each is module and other != name]
 
 
-def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+def places_of(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
     """Return every parent of `module`, with its name there."""
     return [
         (parent, name)

@@ -1,4 +1,4 @@
-"""Budgets of a recipe other than one fraction of the weights: of time, and a range of sizes."""
+"""Parts of a recipe that change what a budget is spent on: time, many sizes, whole experts."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ class ElasticRecipe:
                 f"the smallest size ({self.smallest:g}) must be below the largest "
                 f"({self.largest:g})"
             )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ExpertRecipe:
+    """Whole experts are removed under the same budget as ranks.
+
+    uniform: the same number from every block; by default as the order's source does.
+    """
+
+    order: str = Field(default="predicted_loss", description="Which go first; `spectrim ls`.")
+    order_options: dict[str, Any] = Field(default_factory=dict)
+    uniform: bool | None = None
+    cut_ranks: bool = Field(
+        default=True, description="Layers that are left lose ranks too; false: stay dense."
+    )
+    tokens: int | None = Field(default=None, ge=2, description="To price experts on.")
 
 
 def parse_range(text: str) -> dict[str, Any]:

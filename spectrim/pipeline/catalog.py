@@ -16,6 +16,7 @@ from spectrim.layers.quantized import QUANTIZERS
 from spectrim.nn import NN
 from spectrim.optim import OPTIMIZERS
 from spectrim.pruning import IMPORTANCE
+from spectrim.pruning.experts import EXPERT_ORDERS
 from spectrim.refinement import REFINEMENTS
 from spectrim.registry import Registry
 from spectrim.statistics import STATISTICS
@@ -32,6 +33,7 @@ REGISTRIES: dict[str, Registry] = {
     "optimizers": OPTIMIZERS,
     "adapters": ADAPTERS,
     "importance": IMPORTANCE,
+    "experts": EXPERT_ORDERS,
     "tasks": FORMATS,
     "sources": SOURCES,
     "statistics": STATISTICS,

@@ -17,6 +17,7 @@ from spectrim.errors import InputError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.quantized import QUANTIZERS
 from spectrim.models.kind import CAUSAL, ModelKind
+from spectrim.pruning.experts import EXPERT_ORDERS
 from spectrim.pruning.importance import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
 
@@ -48,6 +49,7 @@ PARTS: dict[str, Callable[[Recipe], bool]] = {
     "embeddings": lambda r: r.embeddings is not None,
     "refinement": lambda r: bool(r.refinement),
     "elastic": lambda r: r.elastic is not None,
+    "experts": lambda r: r.experts is not None,
 }
 """Parts of a recipe that may be left out."""
 CHOICES: dict[str, Callable[[Recipe], bool]] = {
@@ -179,6 +181,17 @@ WHY_NOT: dict[tuple[str, str], str] = {
     "block; give one of the two",
     (FSDP, ONE_PROCESS): "weights are shared among the processes that torchrun starts: "
     "`torchrun --nproc-per-node 2 -m spectrim ...`",
+    ("experts", "latency"): "the time of experts is not measured",
+    ("experts", "pruning"): "pruning chooses singular values alone",
+    ("experts", "correction"): "corrections are added to every layer",
+    ("experts", "elastic"): "a size that is cut when it is loaded has all experts",
+    ("experts", STREAMING): _WHOLE,
+    ("experts", PROCESSES): _ONE_PROCESS,
+    ("experts", EXPLORE): "the page plans ranks alone; use `spectrim plan`",
+    ("experts", QUANTIZE): "run it by `spectrim compress`",
+    ("experts", ANY_MODEL): _LANGUAGE,
+    (LABELED, "experts"): _CAUSAL,
+    (IMAGE_TEXT, "experts"): _CAUSAL,
     (STREAMING, PROCESSES): _ONE_PROCESS,
     (FOLLOWED_PLAN, TARGET_LOSS): "the plan already has the ranks",
 }
@@ -229,6 +242,8 @@ def check_names(recipe: Recipe) -> None:
         QUANTIZERS.options(correction.quantizer, correction.quantizer_options)
     if (quantization := recipe.quantization) is not None:
         QUANTIZERS.options(quantization.backend, quantization.options)
+    if (experts := recipe.experts) is not None:
+        EXPERT_ORDERS.options(experts.order, experts.order_options)
     if (embeddings := recipe.embeddings) is not None:
         TABLE_METHODS.options(embeddings.method, embeddings.options)
     if (pruning := recipe.pruning) is not None:

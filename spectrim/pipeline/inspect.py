@@ -16,7 +16,7 @@ from spectrim.errors import ModelError
 from spectrim.evaluation import evaluate_model, hidden_states
 from spectrim.layers import CompactLinear, layer_class
 from spectrim.linalg import spectrum as spectra
-from spectrim.models.experts import fused_expert_names, split_experts
+from spectrim.models.experts import SplitExperts, fused_expert_names, split_experts
 from spectrim.models.linear import get_weight, is_linear
 from spectrim.models.replace import compact_layers
 from spectrim.models.targets import decoder_blocks as decoder_blocks
@@ -67,6 +67,15 @@ def inspect_layers(model: PreTrainedModel, track: ProgressBar = silent) -> list[
     if not layers:
         raise ModelError(f"{type(model).__name__} has no linear layer in a decoder block")
     return [_layer(*layer) for layer in track(layers, "inspecting", len(layers))]
+
+
+def removed_experts(model: nn.Module) -> dict[str, tuple[int, list[int]]]:
+    """Return (experts before, numbers of those removed) by module that misses some."""
+    return {
+        name: (len(module.down), module.removed)
+        for name, module in model.named_modules()
+        if isinstance(module, SplitExperts) and module.removed
+    }
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

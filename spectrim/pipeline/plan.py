@@ -16,6 +16,7 @@ from spectrim.models.source import ModelSource, open_source
 from spectrim.pipeline.blockwise import factorize_streamed
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.decompose import decompose
+from spectrim.pipeline.experts import check_experts, price_experts
 from spectrim.pipeline.inputs import calibration_rows
 from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.recipe import Recipe
@@ -26,6 +27,7 @@ from spectrim.planning.measured import (
     LAYER_BUDGETS,
     block_budgets,
     measured_modules,
+    probe_experts,
     probe_jointly,
     probe_layers,
 )
@@ -93,6 +95,8 @@ class _Probing:
             # what it stores is freed before whole plans are measured
             decomposition = self._layer_by_layer(decomposition, blocks, tokens)
             trim_memory()
+        if decomposition.experts:
+            decomposition = self._experts(decomposition, blocks, tokens)
         if wanted.joint:
             probe = self._probe(Probe, blocks, tokens.joint, "joint")
             decomposition = probe_jointly(decomposition, probe, self.recipe.planning)
@@ -113,6 +117,15 @@ class _Probing:
         averages = self.recipe.averages_hessian
         budgets = LAYER_BUDGETS if kind is Probe else block_budgets(averages)
         return probe_layers(decomposition, probe, self.recipe.planning, track, budgets)
+
+    def _experts(
+        self, decomposition: Decomposition, blocks: Rows, tokens: ProbeTokens
+    ) -> Decomposition:
+        most = max(tokens.joint, tokens.layers)
+        probe = self._probe(Probe, blocks, most, "experts")
+        show = self.context.progress
+        track = lambda names: show(names, "measuring experts", len(names))  # noqa: E731
+        return probe_experts(decomposition, probe, track)
 
     def _probe(
         self, kind: type[Probe | BlockProbe], blocks: Rows, tokens: int, stage: str
@@ -162,6 +175,8 @@ def factorize(
     if isinstance(source, StreamedModel):
         return factorize_streamed(source, tokenizer, recipe, context)
     whole: PreTrainedModel = source.model
+    if recipe.experts is not None:
+        check_experts(whole, tokenizer, recipe, context)
     calibration = calibrate(whole, tokenizer, recipe, context)
     key = {
         "calibration": calibration.provenance["key"],
@@ -169,6 +184,7 @@ def factorize(
         "method": [recipe.method, recipe.method_options],
         "measure": asdict(recipe.probe),
         **recipe.sharing_key,
+        **({} if recipe.experts is None else {"experts": asdict(recipe.experts)}),
     }
     path = context.cache.path("decomposition", key)
     snapshots = Snapshots(path)
@@ -179,6 +195,7 @@ def factorize(
         return price_rounding(calibration, earlier, recipe, context)
     with recorded_warnings() as given:
         result = decompose(whole, calibration, recipe, snapshots, context)
+        result = price_experts(whole, tokenizer, result, recipe, context)
         if recipe.quantization is None:  # nothing reads the sums again
             calibration = replace(calibration, states={})
         trim_memory()

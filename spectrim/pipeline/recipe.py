@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from spectrim.errors import InputError
-from spectrim.pipeline.budgets import ElasticRecipe, LatencyRecipe
+from spectrim.pipeline.budgets import ElasticRecipe, ExpertRecipe, LatencyRecipe
 from spectrim.pipeline.field_errors import explain
 from spectrim.pipeline.renamed import check_fields
-from spectrim.planning.settings import FactorQuantizer, PlanningSettings
+from spectrim.planning.settings import ExpertSettings, FactorQuantizer, PlanningSettings
 from spectrim.pruning.options import PruningOptions
 
 if TYPE_CHECKING:
@@ -254,6 +254,7 @@ class Recipe:
     quantization: QuantizationRecipe | None = None
     latency: LatencyRecipe | None = None
     elastic: ElasticRecipe | None = None
+    experts: ExpertRecipe | None = None
     refinement: tuple[RefinementRecipe, ...] = Field(
         default=(), description="Refinements to run after replacing layers, in order."
     )
@@ -283,7 +284,20 @@ class Recipe:
             self.rank_multiple,
             quantizer,
             None if self.latency is None else self.latency.budget,
+            self.expert_settings,
         )
+
+    @property
+    def expert_settings(self) -> ExpertSettings | None:
+        """Return how experts are removed, None where they all stay."""
+        if (experts := self.experts) is None:
+            return None
+        from spectrim.pruning.experts import EXPERT_ORDERS
+
+        uniform = experts.uniform
+        if uniform is None:
+            uniform = EXPERT_ORDERS.get(experts.order).UNIFORM
+        return ExpertSettings(uniform, experts.cut_ranks)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -354,6 +368,7 @@ __all__ = [
     "CorrectionRecipe",
     "ElasticRecipe",
     "EmbeddingRecipe",
+    "ExpertRecipe",
     "HessianAveragingRecipe",
     "LatencyRecipe",
     "ProbeRecipe",

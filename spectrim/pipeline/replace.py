@@ -23,12 +23,14 @@ from spectrim.decompositions import DECOMPOSITIONS
 from spectrim.errors import CheckpointError
 from spectrim.layers import LAYERS, FactoredLinear, layer_class
 from spectrim.models.copying import deep_copy
-from spectrim.models.experts import split_expert_names
+from spectrim.models.expert_removal import remove_experts
+from spectrim.models.experts import SplitExperts, split_expert_names
 from spectrim.models.linear import get_bias, get_shape, is_linear
 from spectrim.models.offload import StreamedModel
 from spectrim.models.replace import other_names, replace_layer, share_basis
 from spectrim.pipeline.decompose import versions
-from spectrim.planning import SHARED, Decomposition, Plan
+from spectrim.planning import SHARED, Decomposition, ExpertPlan, Plan, drop_experts
+from spectrim.planning.experts import is_left
 from spectrim.runtime.memory import trim_memory
 
 M = TypeVar("M", bound=nn.Module)
@@ -48,6 +50,7 @@ def replace_layers(
     dtype: of the whole result; None keeps the model's. Raises CheckpointError if plan,
     decomposition and model do not belong together.
     """
+    decomposition = drop_experts(decomposition, plan)
     _check_fits(model, decomposition, plan)
     result: Any = shared_copy(model)
     untied = isinstance(result, PreTrainedModel) and untie_head(result, _entries(plan))
@@ -57,6 +60,7 @@ def replace_layers(
             continue
         bias = get_bias(result.get_submodule(name))
         replace_layer(result, name, factored_layer(decomposition, plan, name, bias))
+    remove_experts(result, plan.removals)
     if not isinstance(result, PreTrainedModel):
         return result if dtype is None else result.to(dtype)
     if dtype is not None:
@@ -155,6 +159,10 @@ def config_for(
         split_experts=split_experts,
         untied=untied,
         provenance=provenance_of(plan),
+        removed_experts={
+            name: {"router": block.router, "removed": list(block.removed)}
+            for name, block in plan.experts.items()
+        },
     )
 
 
@@ -197,6 +205,24 @@ def check_plan(model: nn.Module, plan: Plan) -> None:
                     f"'{module}' has shape {(rows, layer.shape[1])} in the plan and "
                     f"{get_shape(modules[module])} in the model"
                 )
+    for name, block in plan.experts.items():
+        _check_block(modules, name, block)
+    removed = {name: block.removed for name, block in plan.experts.items()}
+    if gone := [n for n in plan.modules if not is_left(n, removed)]:
+        raise CheckpointError(
+            f"the plan has the layer '{gone[0]}' of an expert that it removes; delete one"
+        )
+
+
+def _check_block(modules: dict[str, nn.Module], name: str, block: ExpertPlan) -> None:
+    experts = modules.get(name)
+    if not isinstance(experts, SplitExperts) or block.router not in modules:
+        raise _foreign(name)
+    if experts.kept != tuple(range(block.count)):
+        raise CheckpointError(
+            f"'{name}' has {block.count} experts in the plan and {len(experts.kept)} in the "
+            "model"
+        )
 
 
 def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> None:
@@ -211,7 +237,7 @@ def _check_fits(model: nn.Module, decomposition: Decomposition, plan: Plan) -> N
                 f"the plan's members of '{name}' differ from the decomposition's in names or "
                 "order; make the plan from the same decomposition with `spectrim plan`"
             )
-    if not plan.ranks:
+    if not plan.ranks and not plan.experts:
         warnings.warn("the plan leaves every layer dense; no weight is removed", stacklevel=3)
 
 

@@ -1,11 +1,13 @@
 from spectrim.planning.decomposition import Decomposition as Decomposition
 from spectrim.planning.decomposition import JointCorrection as JointCorrection
 from spectrim.planning.plan import SHARED as SHARED
+from spectrim.planning.plan import ExpertPlan as ExpertPlan
 from spectrim.planning.plan import LayerPlan as LayerPlan
 from spectrim.planning.plan import Plan as Plan
 from spectrim.planning.plan import load_plan as load_plan
 from spectrim.planning.plan import save_plan as save_plan
 from spectrim.planning.planner import SizeLossPoint as SizeLossPoint
+from spectrim.planning.planner import drop_experts as drop_experts
 from spectrim.planning.planner import follow_plan as follow_plan
 from spectrim.planning.planner import make_plan as make_plan
 from spectrim.planning.planner import plan_for_loss as plan_for_loss

@@ -13,7 +13,7 @@ depth.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from spectrim.calibration.in_memory import frozen_eval_with_graph
 from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
+from spectrim.models.expert_removal import ExpertRemoval, without_experts
 from spectrim.models.hooks import attach_hooks
 from spectrim.models.targets import decoder_blocks
 from spectrim.planning.probe import Probe, counted_positions, replay, swap_weights
@@ -53,7 +54,7 @@ class _Rows:
 
 
 class BlockProbe:
-    """`divergence(factors, {layer name: rank})` to second order after the layer's block.
+    """`divergence(factors, {layer name: rank}, removed)` to second order after their block.
 
     Layers of several blocks are followed from the first of these blocks to the last; a layer
     outside all blocks is measured by a `Probe`. Memory: 2 x tokens x width numbers for each
@@ -86,11 +87,17 @@ class BlockProbe:
         self._tokens = max(1, int(counted.sum()))
 
     @torch.inference_mode()
-    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
-        numbers = [self._block_of(layer) for layer in ranks]
+    def divergence(
+        self,
+        factors: Mapping[str, Factors],
+        ranks: Mapping[str, int],
+        removed: Sequence[ExpertRemoval] = (),
+    ) -> float:
+        names = [*ranks, *(removal.experts for removal in removed)]
+        numbers = [self._block_of(layer) for layer in names]
         inside = [number for number in numbers if number is not None]
         if len(inside) < len(numbers):
-            return self._whole.divergence(factors, ranks)
+            return self._whole.divergence(factors, ranks, removed)
         if not inside:
             return 0.0
         first, last = min(inside), max(inside)
@@ -99,6 +106,7 @@ class BlockProbe:
             for name, rank in ranks.items():
                 module = self.model.get_submodule(name)
                 stack.enter_context(swap_weights(module, factors[name], rank))
+            stack.enter_context(without_experts(self.model, removed))
             summed = sum(self._squares(rows, start, last) for rows in self._rows)
         return 0.5 * summed / self._tokens
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
+from spectrim.planning.experts import ExpertCurve
 from spectrim.runtime.files import read_tensors, write_tensors
 
-_BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups")
+_BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups", "shares")
 """Fields of a decomposition that have an entry for each layer or group, or for some."""
 
 
@@ -53,6 +54,8 @@ class Decomposition:
             per token; empty without the statistic `mean_gradient`.
         groups: by the name of a group of layers on one basis, its module names and the rows
             that each has of the group's `left`, in order.
+        shares: the part of a group's curve that each member has, (members, k + 1).
+        experts: what removing experts would cost, by the name of the experts' module.
         rounding: rounding[name][r] is the loss that quantizing rank r adds, at 0 the dense
             layer; computed for one recipe (`rounded_for`), not saved.
     """
@@ -66,6 +69,8 @@ class Decomposition:
     provenance: dict[str, Any] = field(default_factory=dict)
     first_order_effects: dict[str, Tensor] = field(default_factory=dict)
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    shares: dict[str, Tensor] = field(default_factory=dict)
+    experts: dict[str, ExpertCurve] = field(default_factory=dict)
     rounding: dict[str, Tensor] = field(default_factory=dict)
     rounded_for: str = ""
 
@@ -117,6 +122,7 @@ class Decomposition:
             "correction": self.correction.pairs,
             "provenance": self.provenance,
             "groups": self.groups,
+            "experts": {name: asdict(curve) for name, curve in self.experts.items()},
         }
         write_tensors(path, self.tensors(), metadata)
 
@@ -126,6 +132,7 @@ class Decomposition:
         tensors |= {
             f"{name}|signed": effects for name, effects in self.first_order_effects.items()
         }
+        tensors |= {f"{name}|shares": shares for name, shares in self.shares.items()}
         for name, factors in self.factors.items():
             tensors[f"{name}|left"] = factors.left
             tensors[f"{name}|right"] = factors.right
@@ -155,8 +162,10 @@ class Decomposition:
         }
         curves = {name: tensors[f"{name}|curve"] for name in shapes}
         signed = {n: tensors[f"{n}|signed"] for n in shapes if f"{n}|signed" in tensors}
+        shares = {n: tensors[f"{n}|shares"] for n in shapes if f"{n}|shares" in tensors}
         return replace(
             self,
+            shares=shares,
             shapes=shapes,
             factors=factors,
             curves=curves,
@@ -173,6 +182,12 @@ class Decomposition:
             pairs = tuple((a, b) for a, b in metadata["correction"])
             empty = cls(metadata["method"], {}, {}, {}, metadata["units"])
             empty.correction, empty.provenance = JointCorrection(pairs), metadata["provenance"]
+            empty.experts = {
+                name: ExpertCurve(
+                    c["router"], c["count"], tuple(c["order"]), tuple(c["losses"])
+                )
+                for name, c in metadata.get("experts", {}).items()
+            }
             groups = _checked_groups(metadata.get("groups", {}), shapes)
             return empty.from_tensors(shapes, tensors, groups)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

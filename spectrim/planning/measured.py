@@ -18,14 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectrim.errors import InputError
+from spectrim.models.expert_removal import ExpertRemoval
 from spectrim.planning.decomposition import Decomposition, JointCorrection
-from spectrim.planning.planner import make_plan
+from spectrim.planning.experts import ExpertCurve
+from spectrim.planning.planner import drop_experts, make_plan
 from spectrim.planning.probe import DivergenceProbe
 from spectrim.planning.settings import PlanningSettings
 from spectrim.runtime import distributed
 
 LAYER_BUDGETS = (0.75, 0.35)
 JOINT_BUDGETS = (0.95, 0.8, 0.6, 0.35)
+EXPERT_PARTS = (1 / 3, 2 / 3)
 DENSE_STAND_IN = 0.85
 """Fraction of full rank at which a layer is measured that a plan leaves dense."""
 _NONE = 1e-30
@@ -61,17 +65,41 @@ def probe_layers(
     return replace(decomposition, curves=curves)
 
 
+def probe_experts(
+    decomposition: Decomposition, probe: DivergenceProbe, track: ProgressBar = iter
+) -> Decomposition:
+    """Return the decomposition with each block's curve of removed experts rescaled by two
+    measurements: a third of those that can go, and two thirds.
+    """
+
+    def measure(name: str) -> ExpertCurve:
+        curve = decomposition.experts[name]
+        most, measured = len(curve.order), {}
+        for count in sorted({max(1, round(part * most)) for part in EXPERT_PARTS}):
+            removal = ExpertRemoval(name, curve.router, curve.order[:count])
+            measured[most - count] = probe.divergence({}, {}, [removal])
+        left = rescale(torch.tensor(curve.losses[::-1], dtype=torch.float64), measured)
+        return replace(curve, losses=tuple(left.flip(0).tolist()))
+
+    experts = distributed.map_items(measure, decomposition.experts, track)
+    return replace(decomposition, experts=experts)
+
+
 def probe_jointly(
     decomposition: Decomposition, probe: DivergenceProbe, settings: PlanningSettings
 ) -> Decomposition:
     """Return the decomposition with the map from summed to joint divergence."""
 
     def measure(budget: float) -> tuple[float, float] | None:
-        plan = make_plan(decomposition, settings.for_probing(budget))
-        summed = sum(layer.predicted_loss for layer in plan.layers.values())
-        if summed <= 0 or not plan.ranks:
+        try:
+            plan = make_plan(decomposition, settings.for_probing(budget))
+        except InputError:  # experts alone do not get there
             return None
-        measured = probe.divergence(*decomposition.expand_groups(plan.ranks))
+        summed = plan.summed_loss
+        if summed <= 0 or not (plan.ranks or plan.experts):
+            return None
+        factors, ranks = drop_experts(decomposition, plan).expand_groups(plan.ranks)
+        measured = probe.divergence(factors, ranks, plan.removals)
         return summed, max(measured, _FLOOR)
 
     found = distributed.map_items(measure, JOINT_BUDGETS).values()
@@ -115,7 +143,7 @@ def probe_ranks(
     budgets: Sequence[float] = LAYER_BUDGETS,
 ) -> dict[str, list[int]]:
     """Return the ranks at which each layer or group is measured, ascending."""
-    plans = [make_plan(decomposition, settings.for_probing(b)) for b in budgets]
+    plans = [make_plan(decomposition, settings.for_layers().for_probing(b)) for b in budgets]
     ranks: dict[str, list[int]] = {}
     for name, factors in decomposition.factors.items():
         stand_in = max(1, int(DENSE_STAND_IN * factors.max_rank))
@@ -124,9 +152,9 @@ def probe_ranks(
 
 
 def _ascending(pairs: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
-    """Return the pairs sorted by sum, with measured values non-decreasing."""
+    """Return the pairs sorted by sum, each sum once, with measured values non-decreasing."""
     result: list[tuple[float, float]] = []
-    for summed, measured in sorted(pairs):
+    for summed, measured in sorted(dict(pairs).items()):
         floor = result[-1][1] if result else 0.0
         result.append((summed, max(measured, floor)))
     return tuple(result)

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 from pydantic.dataclasses import dataclass
 
 from spectrim.errors import InputError
+from spectrim.models.expert_removal import ExpertRemoval
 from spectrim.planning.display import html_table, plan_line
 from spectrim.runtime.files import is_file, read_mapping, write_text
 
@@ -63,6 +64,32 @@ class LayerPlan:
         return sum(self.members.values())
 
 
+@dataclass(frozen=True, config=_STRICT)
+class ExpertPlan:
+    """The experts that are removed from one block, whose layers the plan does not have.
+
+    Attributes:
+        router: name of the module that chooses among the experts.
+        count: experts before.
+        predicted_loss: of removing these experts alone, nats per token.
+        weights: of the removed experts' layers, dense.
+    """
+
+    router: str
+    count: Annotated[_Whole, Field(ge=2)]
+    removed: tuple[Annotated[_Whole, Field(ge=0)], ...]
+    predicted_loss: _Number = 0.0
+    weights: Annotated[_Whole, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        if len(set(self.removed)) != len(self.removed) or len(self.removed) >= self.count:
+            raise ValueError(
+                f"removed {self.removed} must be some of {self.count} experts, once"
+            )
+        if self.removed and max(self.removed) >= self.count:
+            raise ValueError(f"expert {max(self.removed)} is not one of {self.count} experts")
+
+
 @dataclass(frozen=True, config=_STRICT, repr=False)
 class Plan:
     """The ranks of all layers.
@@ -71,6 +98,7 @@ class Plan:
         kept: fraction of the layers' weights that the plan stores.
         predicted_loss: of the whole model, nats per token, corrected for interactions of
             layers; None if the statistics for it are missing or the layer kind is lossy.
+        experts: experts that are removed, by the name of the experts' module.
     """
 
     method: str
@@ -82,6 +110,7 @@ class Plan:
     layers: dict[str, LayerPlan]
     provenance: dict[str, Any] = Field(default_factory=dict)
     layer_options: dict[str, Any] = Field(default_factory=dict)
+    experts: dict[str, ExpertPlan] = Field(default_factory=dict)
     format: Literal["spectrim-plan-1"] = "spectrim-plan-1"
 
     def __post_init__(self) -> None:
@@ -95,7 +124,20 @@ class Plan:
         for layer in values["layers"].values():
             if not layer["members"]:
                 del layer["members"]
+        if not self.experts:
+            del values["experts"]
         return values
+
+    @property
+    def summed_loss(self) -> float:
+        """Return the predicted losses of layers and experts, before interactions."""
+        layers = sum(layer.predicted_loss for layer in self.layers.values())
+        return layers + sum(block.predicted_loss for block in self.experts.values())
+
+    @property
+    def removals(self) -> list[ExpertRemoval]:
+        """Return the experts to remove from the model."""
+        return [ExpertRemoval(n, e.router, e.removed) for n, e in self.experts.items()]
 
     @property
     def modules(self) -> list[str]:
@@ -113,7 +155,9 @@ class Plan:
     def _line(self) -> str:
         factored = sum(len(self.members(name)) for name in self.ranks)
         loss = self.predicted_loss
-        return plan_line(self.method, self.kept, loss, factored, len(self.modules))
+        removed = sum(len(block.removed) for block in self.experts.values())
+        line = plan_line(self.method, self.kept, loss, factored, len(self.modules))
+        return line + (f", {removed} experts removed" if removed else "")
 
     def __repr__(self) -> str:
         return f"Plan({self._line})"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from spectrim.allocation import AllocationRequest, LatencyTable, LayerCurve
 from spectrim.errors import InputError
 from spectrim.layers import layer_class
+from spectrim.planning.choose_experts import choose_experts
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.display import html_table, ratio_of
 from spectrim.planning.layer_bytes import rounded_for, storage_of
-from spectrim.planning.plan import SHARED, LayerPlan, Plan
+from spectrim.planning.plan import SHARED, ExpertPlan, LayerPlan, Plan
 from spectrim.planning.rank_multiples import multiple_for
 from spectrim.planning.ranks import choose_ranks
-from spectrim.planning.settings import PlanningSettings
+from spectrim.planning.remaining import without_experts
+from spectrim.planning.settings import ExpertSettings, PlanningSettings
 
 DEFAULT_BUDGETS = tuple(round(0.2 + 0.05 * i, 2) for i in range(17))
 _BISECTIONS = 20
@@ -87,9 +90,48 @@ def make_plan(
     times: measured times, for a budget of time. Raises InputError for a budget that no ranks
     meet.
     """
+    if settings.experts is not None and decomposition.experts:
+        return _plan_with_experts(decomposition, settings, settings.experts)
     request = request_for(decomposition, settings)
     ranks, facts = choose_ranks(request, settings, times)
     return plan_at(decomposition, settings, request, ranks, facts)
+
+
+def _plan_with_experts(
+    decomposition: Decomposition, settings: PlanningSettings, experts: ExpertSettings
+) -> Plan:
+    """Return a plan that removes experts, and spends what is left of the budget on the rest."""
+    request = request_for(decomposition, settings)
+    removed = choose_experts(
+        decomposition, request, experts, lambda left: curves_of(left, settings)
+    )
+    left = without_experts(decomposition, removed)
+    share = left.weights / decomposition.weights
+    inside = settings.for_layers().at_budget(min(1.0, settings.budget / share))
+    if experts.cut_ranks:
+        plan = make_plan(left, inside)
+    else:
+        dense = dict.fromkeys(left.shapes)
+        plan = plan_at(left, inside, request_for(left, inside), dense, {})
+    blocks = {
+        name: _block_plan(name, decomposition, sorted(gone)) for name, gone in removed.items()
+    }
+    return replace(
+        plan,
+        budget=settings.budget,
+        kept=plan.kept * share,
+        predicted_loss=_total(decomposition, plan.layers, blocks)
+        if _priced(settings)
+        else None,
+        experts=blocks,
+    )
+
+
+def _block_plan(name: str, decomposition: Decomposition, removed: Sequence[int]) -> ExpertPlan:
+    curve = decomposition.experts[name]
+    left = without_experts(decomposition, {name: removed})
+    loss, weights = curve.loss_without(removed) or 0.0, decomposition.weights - left.weights
+    return ExpertPlan(curve.router, curve.count, tuple(removed), loss, weights)
 
 
 def request_for(decomposition: Decomposition, settings: PlanningSettings) -> AllocationRequest:
@@ -140,7 +182,8 @@ def follow_plan(plan: Plan, decomposition: Decomposition, settings: PlanningSett
     Its budget becomes the kept fraction if that is not what the plan stated. Layers that the
     decomposition does not have keep their figures; replacing them fails.
     """
-    curves = {curve.name: curve for curve in curves_of(decomposition, settings)}
+    left = drop_experts(decomposition, plan)
+    curves = {curve.name: curve for curve in curves_of(left, settings)}
     curves = {
         name: curves[name]
         for name, layer in plan.layers.items()
@@ -157,16 +200,35 @@ def follow_plan(plan: Plan, decomposition: Decomposition, settings: PlanningSett
         else layer
         for name, layer in plan.layers.items()
     }
+    experts = {n: _priced_again(n, block, decomposition) for n, block in plan.experts.items()}
+    gone = sum(block.weights for block in experts.values())
     spent = sum(request.cost(curves[name], layers[name].rank) for name in curves)
-    kept = spent / request.dense_cost
+    kept = spent / (request.dense_cost + gone)
     edited = abs(kept - plan.kept) > _SAME_KEPT
     return replace(
         plan,
         kept=kept,
         budget=min(kept, 1.0) if edited else plan.budget,
-        predicted_loss=_total(decomposition, layers) if _priced(settings) else None,
+        predicted_loss=_total(decomposition, layers, experts) if _priced(settings) else None,
         layers=layers,
+        experts=experts,
     )
+
+
+def drop_experts(decomposition: Decomposition, plan: Plan) -> Decomposition:
+    """Return what is left of a decomposition without the experts that `plan` removes."""
+    if not plan.experts:
+        return decomposition
+    removed = {name: block.removed for name, block in plan.experts.items()}
+    return without_experts(decomposition, removed)
+
+
+def _priced_again(name: str, block: ExpertPlan, decomposition: Decomposition) -> ExpertPlan:
+    """Return a block with the figures of its removed experts, where their order has them."""
+    curve = decomposition.experts.get(name)
+    if curve is None or curve.loss_without(block.removed) is None:
+        return block
+    return _block_plan(name, decomposition, block.removed)
 
 
 def _loss_at(curve: LayerCurve, rank: int | None) -> float:
@@ -178,10 +240,16 @@ def _priced(settings: PlanningSettings) -> bool:
     return layer_class(settings.layer).LOSSLESS
 
 
-def _total(decomposition: Decomposition, layers: dict[str, LayerPlan]) -> float | None:
+def _total(
+    decomposition: Decomposition,
+    layers: Mapping[str, LayerPlan],
+    experts: Mapping[str, ExpertPlan] = MappingProxyType({}),
+) -> float | None:
     if decomposition.units == "own":
         return None
-    return decomposition.correction(sum(layer.predicted_loss for layer in layers.values()))
+    summed = sum(layer.predicted_loss for layer in layers.values())
+    summed += sum(block.predicted_loss for block in experts.values())
+    return decomposition.correction(summed)
 
 
 def size_curve(

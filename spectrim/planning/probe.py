@@ -9,7 +9,7 @@ one are not run again: their outputs are stored (tokens x width each).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from spectrim.calibration.labeled import labeled_batches
 from spectrim.data import TokenBlocks
 from spectrim.data.labeled import LabeledRows
 from spectrim.linalg.truncated import Factors
+from spectrim.models.expert_removal import ExpertRemoval, without_experts
 from spectrim.models.hooks import attach_hooks, override_forward
 from spectrim.models.linear import get_bias, get_weight, set_weight
 from spectrim.models.targets import decoder_blocks
@@ -35,7 +36,12 @@ TOKENS_AT_ONCE = 128
 
 
 class DivergenceProbe(Protocol):
-    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float: ...
+    def divergence(
+        self,
+        factors: Mapping[str, Factors],
+        ranks: Mapping[str, int],
+        removed: Sequence[ExpertRemoval] = (),
+    ) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ class _Rows:
 
 
 class Probe:
-    """`divergence(factors, {layer name: rank})` on the first `tokens` tokens of `blocks`.
+    """`divergence(factors, {layer name: rank}, removed)` on `tokens` tokens of `blocks`.
 
     Of examples with labels on all of them: per target token, or per example of a classifier.
     Memory: predictions x vocabulary x 4 bytes for the original's probabilities, and a few
@@ -84,13 +90,19 @@ class Probe:
         self.blocks = [(name, block) for name, block in self.blocks if name in run]
 
     @torch.inference_mode()
-    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
-        first = self._first_changed(ranks)
+    def divergence(
+        self,
+        factors: Mapping[str, Factors],
+        ranks: Mapping[str, int],
+        removed: Sequence[ExpertRemoval] = (),
+    ) -> float:
+        first = self._first_changed([*ranks, *(removal.experts for removal in removed)])
         first = first if self._is_replayable(first) else 0
         with ExitStack() as stack:
             for name, rank in ranks.items():
                 module = self.model.get_submodule(name)
                 stack.enter_context(swap_weights(module, factors[name], rank))
+            stack.enter_context(without_experts(self.model, removed))
             summed = sum(self._divergence(rows, first) for rows in self._parts)
         return summed / sum(int(rows.inputs.counted.sum()) for rows in self._parts)
 

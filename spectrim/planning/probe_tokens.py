@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from spectrim.calibration.in_memory import Rows
+from spectrim.data import TokenBlocks
 from spectrim.data.labeled import LabeledRows
 from spectrim.models.targets import decoder_blocks, find_targets
 
@@ -139,6 +140,10 @@ def most_probabilities(model_bytes: int, vocabulary: int) -> int:
     return max(2, max(model_bytes // 2, SMALLEST_ROOM) // (4 * max(1, vocabulary)))
 
 
+@overload
+def first_tokens(blocks: TokenBlocks, tokens: int) -> TokenBlocks: ...
+@overload
+def first_tokens(blocks: Rows, tokens: int) -> Rows: ...
 def first_tokens(blocks: Rows, tokens: int) -> Rows:
     """Return as many rows, evenly cut, as hold about `tokens` tokens, at least one of two.
 

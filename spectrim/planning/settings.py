@@ -23,6 +23,19 @@ class FactorQuantizer:
 
 
 @dataclass(frozen=True)
+class ExpertSettings:
+    """How whole experts are removed under the same budget.
+
+    Attributes:
+        uniform: the same number from every block.
+        cut_ranks: whether layers that are left lose ranks too; without, all stay dense.
+    """
+
+    uniform: bool = False
+    cut_ranks: bool = True
+
+
+@dataclass(frozen=True)
 class PlanningSettings:
     """How ranks are chosen and what they cost.
 
@@ -33,6 +46,7 @@ class PlanningSettings:
         rank_multiple: ranks are multiples of it; "auto" depends on the device.
         quantizer: None stores factors in full precision.
         latency_budget: fraction of the dense layers' time, in place of `budget`.
+        experts: None removes no experts.
     """
 
     budget: float = 0.8
@@ -43,6 +57,7 @@ class PlanningSettings:
     rank_multiple: int | Literal["auto"] = 1
     quantizer: FactorQuantizer | None = None
     latency_budget: float | None = None
+    experts: ExpertSettings | None = None
 
     def at_budget(self, budget: float) -> PlanningSettings:
         """Return the settings with another budget of weights or bytes, and none of time."""
@@ -51,6 +66,11 @@ class PlanningSettings:
     def for_probing(self, budget: float) -> PlanningSettings:
         """Return settings for plans to measure: loss-optimal plain factors at `budget`.
 
-        They depend on nothing else, so the measurements serve every recipe.
+        They depend on nothing else but whether experts go, so the measurements serve every
+        recipe.
         """
-        return PlanningSettings(budget=budget, layer="lowrank")
+        return PlanningSettings(budget=budget, layer="lowrank", experts=self.experts)
+
+    def for_layers(self) -> PlanningSettings:
+        """Return the settings for a plan that removes no experts."""
+        return replace(self, experts=None)

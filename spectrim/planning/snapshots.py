@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from spectrim.errors import CheckpointError
 from spectrim.linalg.truncated import Factors
+from spectrim.models.expert_removal import ExpertRemoval
 from spectrim.planning.block_probe import BlockProbe
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.probe import Probe
@@ -60,13 +62,19 @@ class ResumableProbe:
         self._file = f"{stage}.json"
         self._figures = snapshots.load(self._file, _read_figures) or {}
 
-    def divergence(self, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> float:
+    def divergence(
+        self,
+        factors: Mapping[str, Factors],
+        ranks: Mapping[str, int],
+        removed: Sequence[ExpertRemoval] = (),
+    ) -> float:
         """Return the probe's divergence, from a snapshot where it holds it."""
         kind = type(self.probe).__name__
-        text = json.dumps([kind, list(self.probe.ids.shape), dict(ranks)], sort_keys=True)
+        change = [dict(ranks), *map(asdict, removed)]
+        text = json.dumps([kind, list(self.probe.ids.shape), *change], sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:20]
         if name not in self._figures:
-            self._figures[name] = self.probe.divergence(factors, ranks)
+            self._figures[name] = self.probe.divergence(factors, ranks, removed)
             if self._snapshots.due():
                 self._snapshots.save(self._file, self._write)
         return self._figures[name]

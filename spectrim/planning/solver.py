@@ -80,7 +80,11 @@ class Solver:
             curves = [predicted_curve(factors, None)]
         curve, effects = torch.stack(curves).sum(0), _effects(parts, problems)
         entry = self._entry("+".join(members), factors, curve, effects)
-        return replace(entry, groups=dict.fromkeys(entry.shapes, members))
+        groups = dict.fromkeys(entry.shapes, members)
+        if len(curves) < len(members):
+            return replace(entry, groups=groups)
+        shares = (torch.stack(curves) / curve).nan_to_num(1 / len(curves))
+        return replace(entry, groups=groups, shares=dict.fromkeys(entry.shapes, shares))
 
     def _entry(
         self, name: str, factors: Factors, curve: Tensor, effects: Tensor | None

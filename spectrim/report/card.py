@@ -53,6 +53,7 @@ def card_for(base: str, plan: Plan, recipe: Recipe, facts: ReportData | None = N
             license=license_of(base),
             datasets=_datasets(recipe),
             kind=kind,
+            removed_experts={name: block.removed for name, block in plan.experts.items()},
             **(_measured(facts) if facts else {}),
         )
     )

@@ -48,6 +48,8 @@ def plan_facts(model: str, plan: Plan, recipe: Recipe) -> ReportData:
         plan.predicted_loss,
         layers,
         refined=[step.name for step in recipe.refinement],
+        experts={name: list(block.removed) for name, block in plan.experts.items()},
+        removed_weights=sum(block.weights for block in plan.experts.values()),
         recipe=recipe.to_yaml(),
         data=data,
         kind=kind_named(plan.provenance).name,
@@ -97,7 +99,7 @@ def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
             plan = make_plan(decomposition, recipe.planning.for_probing(budget))
         except InputError:
             continue
-        loss = measured.get(sum(layer.predicted_loss for layer in plan.layers.values()))
+        loss = measured.get(plan.summed_loss)
         if loss is not None:
             spent = sum(
                 _stored(layer, SHARED if layer.members else recipe.layer)

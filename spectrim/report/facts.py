@@ -96,6 +96,7 @@ class ReportData:
         ratios: of compression errors on a text, the largest first; score: of all layers.
         prunings: the task's loss before and after each pruning of a model pruned for a task.
         itemsize: bytes per stored weight.
+        experts: removed ones by block, whose `removed_weights` are in no layer.
     """
 
     model: str
@@ -122,6 +123,8 @@ class ReportData:
     parts: list[Part] = field(default_factory=list)
     texts: list[Continuation] = field(default_factory=list)
     refined: list[str] = field(default_factory=list)
+    experts: dict[str, list[int]] = field(default_factory=dict)
+    removed_weights: int = 0
     recipe: str = ""
     data: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -136,7 +139,8 @@ class ReportData:
 
     @property
     def dense_weights(self) -> int:
-        return sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+        here = sum(layer.shape[0] * layer.shape[1] for layer in self.layers)
+        return here + self.removed_weights
 
     @property
     def other_bytes(self) -> float:

@@ -71,6 +71,9 @@ def headline(facts: ReportData) -> list[tuple[str, str, str]]:
                 f"{formatting.percent(stored / dense)} of {formatting.size(dense)}",
             )
         )
+    if facts.experts:
+        removed = sum(map(len, facts.experts.values()))
+        found.append(("experts removed", str(removed), f"from {len(facts.experts)} blocks"))
     if facts.predicted_loss is not None:
         when = " before refinement" if facts.refined else ""
         found.append((f"predicted loss increase{when}", *_priced(facts, facts.predicted_loss)))

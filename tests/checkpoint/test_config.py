@@ -15,6 +15,7 @@ from tests.tiny_models import tiny_llama, tiny_moe
 
 Q = "model.layers.0.self_attn.q_proj"
 ENTRY = {"kind": "lowrank", "rank": 2}
+REMOVED = {"router": "b", "removed": [0]}
 
 BAD_CONFIGS = {
     "newer": {"version": 2},
@@ -44,6 +45,25 @@ BAD_CONFIGS = {
     "experts text": {"split_experts": "model"},
     "experts twice": {"split_experts": ["a", "a"]},
     "experts name": {"split_experts": ["../a"]},
+    "removed list": {"removed_experts": [1]},
+    "removed elsewhere": {"removed_experts": {"a": REMOVED}},
+    "removed short": {"split_experts": ["a"], "removed_experts": {"a": {"router": "b"}}},
+    "removed none": {
+        "split_experts": ["a"],
+        "removed_experts": {"a": REMOVED | {"removed": []}},
+    },
+    "removed twice": {
+        "split_experts": ["a"],
+        "removed_experts": {"a": REMOVED | {"removed": [1, 1]}},
+    },
+    "removed bool": {
+        "split_experts": ["a"],
+        "removed_experts": {"a": REMOVED | {"removed": [True]}},
+    },
+    "removed router": {
+        "split_experts": ["a"],
+        "removed_experts": {"a": REMOVED | {"router": ""}},
+    },
     "untied text": {"untied": "yes"},
     "provenance list": {"provenance": [1]},
     "provenance nan": {"provenance": {"x": float("nan")}},
@@ -90,6 +110,37 @@ def test_a_crafted_config_is_refused_by_from_pretrained(tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"router": "model.layers.0.mlp.gone", "removed": [1]},
+        {"router": "model.layers.0.input_layernorm", "removed": [1]},
+        {"router": "model.layers.0.mlp.gate", "removed": [4]},
+        {"router": "model.layers.0.mlp.gate", "removed": [0, 1, 2, 3]},
+    ],
+    ids=["no module", "no router", "no expert", "all experts"],
+)
+def test_removed_experts_that_do_not_fit_are_refused(entry):
+    name = "model.layers.0.mlp.experts"
+    config = SpectrimConfig({}, [name], removed_experts={name: entry})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_moe().config)
+    with pytest.raises(CheckpointError):
+        install_empty_layers(model, config)
+
+
+def test_experts_are_removed_without_memory():
+    name, router = "model.layers.0.mlp.experts", "model.layers.0.mlp.gate"
+    entry = {"router": router, "removed": [2, 0]}
+    config = SpectrimConfig({}, [name], removed_experts={name: entry})
+    assert SpectrimConfig.from_dict(config.to_dict()).removed_experts == {name: entry}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(tiny_moe().config)
+    install_empty_layers(model, config)
+    assert model.get_submodule(name).removed == [0, 2]
+    assert model.get_submodule(router).weight.shape[0] == 2
+
+
 def test_experts_are_split_without_memory():
     config = SpectrimConfig({}, ["model.layers.0.mlp.experts"])
     with torch.device("meta"):
@@ -115,7 +166,16 @@ NAMES = st.sampled_from([Q, "lm_head", "model", "model.norm", "", ".", "a..b"]) 
 ENTRIES = st.fixed_dictionaries(
     {"kind": st.sampled_from(["lowrank", "pivoted"]) | JSON, "rank": st.integers(-2, 60) | JSON}
 )
-FIELDS = ["layers", "split_experts", "untied", "provenance", "inner", "version", "other"]
+FIELDS = [
+    "layers",
+    "split_experts",
+    "removed_experts",
+    "untied",
+    "provenance",
+    "inner",
+    "version",
+    "other",
+]
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,7 +1,7 @@
 """Checkpoints that load where spectrim is not: dense, or with their own code.
 
-A dense export multiplies the factors back: nothing smaller, the same outputs, and every
-tool that reads the original architecture reads it.
+A dense export multiplies the factors back: nothing smaller but by removed experts, the same
+outputs, and every tool that reads the original architecture reads it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from spectrim.checkpoint.card import CARD_FILE, dense_card
 from spectrim.checkpoint.config import SpectrimConfig
@@ -129,6 +129,7 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     config = type(model.config).from_dict(
         {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     )
+    _count_experts(model, config)
     if any(isinstance(module, FactoredHead) for module in model.modules()):
         config.tie_word_embeddings = True
     with torch.device("meta"):
@@ -136,6 +137,39 @@ def _skeleton(model: PreTrainedModel) -> PreTrainedModel:
     if model.can_generate():
         plain.generation_config = model.generation_config
     return plain
+
+
+def _count_experts(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Write the number of experts that are left into `config`, which has one for all blocks.
+
+    Raises ModelError where blocks have different numbers, or no field holds the number.
+    """
+    experts = [module for module in model.modules() if isinstance(module, SplitExperts)]
+    if not any(module.removed for module in experts):
+        return
+    before, left = {len(m.down) for m in experts}, {len(m.kept) for m in experts}
+    if len(before) > 1 or len(left) > 1:
+        raise ModelError(
+            f"blocks have {min(left)} to {max(left)} experts, and the original architecture "
+            "has one number for all; remove them with experts.uniform=true, or export it "
+            "--self-contained"
+        )
+    fields = [
+        name
+        for name, value in vars(config).items()
+        if type(value) is int and value in before and _counts_routed(name)
+    ]
+    for name in fields:
+        setattr(config, name, left.copy().pop())
+    if not fields:
+        raise ModelError(
+            f"no field of {type(config).__name__} is the number of experts ({before.pop()}); "
+            "export it --self-contained instead"
+        )
+
+
+def _counts_routed(name: str) -> bool:
+    return "expert" in name and "shared" not in name and not name.endswith("per_tok")
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
@@ -163,7 +197,7 @@ def _fuse_experts(fused: nn.Module, split: SplitExperts) -> None:
     transposed = bool(getattr(fused, "is_transposed", False))
     for name, parameter in list(fused._parameters.items()):
         linears = split.down if name.startswith("down_proj") else split.up
-        tensors = [_dense_of(linear) for linear in linears]
+        tensors = [_dense_of(linears[expert]) for expert in split.kept]
         if name.endswith("_bias"):
             stacked = torch.stack([_present(bias) for _, bias in tensors])
         else:

@@ -26,6 +26,8 @@ _SOURCES = (
     "spectrim.version",
     "spectrim.models.linear",
     "spectrim.models.experts",
+    "spectrim.models.replace",
+    "spectrim.models.expert_removal",
     "spectrim.layers._embedding",
     "spectrim.layers._lazy_weight",
     "spectrim.layers._base",
