@@ -37,6 +37,8 @@ from spectrim.models.expert_removal import Routing, cut_router
 from spectrim.models.hooks import attach_hooks
 
 MOST_TOKENS = 16_384
+ROUNDING = 1e-10
+"""Nats per token; below it is the rounding of weights that are normalized again."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class RoutedTokens:
 
     def price(self, removed: Sequence[int]) -> float:
         """Return the predicted loss of removing experts, nats per token of the text."""
-        return 0.5 * float(self.change(removed).double().square().sum()) / self.tokens
+        price = 0.5 * float(self.change(removed).double().square().sum()) / self.tokens
+        return price if price > ROUNDING else 0.0
 
     def prices(self, order: Sequence[int]) -> list[float]:
         """Return the prices without the first 0, 1, ... experts of `order`, never falling."""
