@@ -31,7 +31,9 @@ class CalibrationRecipe:
         default=None,
         description="Text, .jsonl, .parquet, directory, hf:NAME:SPLIT, python; PATH@SHARE.",
     )
-    field: str | None = Field(default=None, description="Field that holds the text.")
+    field: str | None = Field(
+        default=None, description="Field of the text; of examples with labels TEXT,LABEL."
+    )
     sequences: int | None = Field(
         default=None,
         ge=1,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spectrim.calibration import CalibrationSettings
+from spectrim.calibration.any_loss import calibrate_module
 from spectrim.calibration.in_memory import calibrate
 from spectrim.calibration.labeled import labeled_batches, whole_batch
 from spectrim.errors import InputError
@@ -79,6 +80,28 @@ def test_layers_of_both_sides_count_their_own_tokens(tmp_path):
     assert found.counts["model.decoder.layers.0.encoder_attn.k_proj"] == read
     assert found.counts["model.decoder.layers.0.encoder_attn.q_proj"] == written
     assert found.counts["model.decoder.layers.1.fc2"] == written
+
+
+def test_any_loss_with_a_mask_for_each_side_sums_the_same(tmp_path):
+    model = LABELED_MODELS["bart"]()
+    data = examples_file(tmp_path / "rows.jsonl", "bart", 10)
+    rows = labeled_rows(model, tiny_tokenizer(), ExampleSettings(str(data)))
+    batches = list(labeled_batches(rows, 128, 0, torch.device("cpu")))
+
+    def loss(model, batch):
+        return batch.run(model).loss.expand(batch.tokens)
+
+    def masks(batch):
+        return [batch.inputs["attention_mask"], batch.counted]
+
+    targets = find_targets(model)
+    found = calibrate_module(model, targets, batches, loss, NAMES, masks)
+    expected = sums(model, rows, 128)
+    assert found.tokens == expected.tokens
+    assert found.counts == expected.counts
+    for name in ("model.encoder.layers.0.fc1", "model.decoder.layers.1.encoder_attn.v_proj"):
+        one, other = (c.layer(name)["gradient_covariance"] for c in (found, expected))
+        assert (one - other).abs().max() <= BATCH_SPLIT_RELATIVE * other.abs().max()
 
 
 def test_a_classifiers_config_stays_as_it_was(case):

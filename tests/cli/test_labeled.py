@@ -7,13 +7,19 @@ import re
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 from tests.labeled_examples import examples_file
 from tests.tiny_models import (
     tiny_bart,
     tiny_bert_classifier,
     tiny_llama,
+    tiny_llava,
     tiny_t5,
     tiny_tokenizer,
 )
@@ -146,6 +152,49 @@ def test_what_is_of_causal_models_is_refused_in_one_line(cli, rack):
     assert "--task is for causal language models" in line
     line = cli("evaluate", rack / "t5").failed_with_one_line()
     assert "text without fields" in line
+
+
+def test_scores_are_regressed(cli, rack, tmp_path):
+    """A model with one output has no probabilities: no divergence, and no measured curves."""
+    config = tiny_bert_classifier().config.to_dict() | {"id2label": {0: "LABEL_0"}}
+    config["label2id"] = {"LABEL_0": 0}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(BertConfig.from_dict(config))
+    model.save_pretrained(rack / "scores")
+    tiny_tokenizer().save_pretrained(rack / "scores")
+    rows = (json.loads(line) for line in (rack / "bert.jsonl").read_text().splitlines())
+    scored = [{"text": row["text"], "label": len(row["text"]) / 9} for row in rows]
+    (tmp_path / "scores.jsonl").write_text("\n".join(map(json.dumps, scored)))
+    data = ("--data", "scores.jsonl")
+    done = cli("compress", rack / "scores", "-o", "out", "--budget", 0.6, *data, *SMALL)
+    assert done.code == 0, done.err
+    answer = done.out.splitlines()[-1]
+    assert "loss per example" in answer
+    assert "KL" not in answer
+    shown = cli("evaluate", "out", "--original", rack / "scores", *data, "--json")
+    figures = json.loads(shown.out)["out"]
+    assert figures["examples"] == len(scored)
+    assert "loss_increase" in figures
+    assert "accuracy" not in figures
+
+
+def test_a_vision_language_model_is_compressed_on_text(cli, rack, shelf, tmp_path):
+    tiny_llava().save_pretrained(rack / "llava")
+    tiny_tokenizer().save_pretrained(rack / "llava")
+    text = ("--data", shelf / "text.txt", "--length", 24)
+    size = ("--sequences", 8, "--budget", 0.6)
+    done = cli("compress", rack / "llava", "-o", "out", *text, *size)
+    assert done.code == 0, done.err
+    assert "its language model is compressed on text alone" in done.err
+    assert "text alone does not reach them" in done.err
+    assert "perplexity x" in done.out.splitlines()[-1]
+    shown = cli("evaluate", rack / "llava", "out", *text, "--tokens", 200)
+    assert shown.code == 0, shown.err
+    line = cli("compress", rack / "llava", "-o", "no", "--refine", "finetune", *text)
+    assert "a vision-language model cannot" in line.failed_with_one_line()
+    line = cli("quantize", rack / "llava", "-o", "no", *text).failed_with_one_line()
+    assert "not a causal language model" in line
 
 
 @pytest.fixture(scope="module")
