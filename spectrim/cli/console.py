@@ -93,7 +93,8 @@ def as_json(values: Any) -> None:
 
 
 def plan_table(plan: Plan) -> None:
-    loss = "-" if plan.predicted_loss is None else f"{plan.predicted_loss:.4f}"
+    from spectrim.report.formatting import percent
+
     table(
         "plan",
         ("method", "allocation", "layer", "kept", "removed", "dense layers", "predicted loss"),
@@ -102,21 +103,38 @@ def plan_table(plan: Plan) -> None:
                 plan.method,
                 plan.allocation,
                 plan.layer,
-                f"{plan.kept:.4f}",
-                f"{1 - plan.kept:.4f}",
+                percent(plan.kept),
+                percent(1 - plan.kept),
                 f"{len(plan.layers) - len(plan.ranks)} of {len(plan.layers)}",
-                loss,
+                "-" if plan.predicted_loss is None else _priced(plan.predicted_loss),
             )
         ],
     )
 
 
 def curve_table(points: Sequence[SizeLossPoint]) -> None:
+    from spectrim.report.formatting import percent, ratio
+
     table(
-        "predicted loss increase, nats per token",
-        ("budget", "kept", "predicted loss"),
-        [(f"{p.budget:.2f}", f"{p.kept:.4f}", f"{p.predicted_loss:.4f}") for p in points],
+        "predicted loss increase, nats per token, and ratio of perplexities",
+        ("--budget", "removed", "perplexity", "loss"),
+        [
+            (
+                f"{p.budget:.2f}",
+                percent(1 - p.kept),
+                ratio(p.predicted_loss),
+                f"+{p.predicted_loss:.4f}",
+            )
+            for p in points
+        ],
     )
+
+
+def _priced(nats: float) -> str:
+    """Return the ratio of perplexities, then the loss increase."""
+    from spectrim.report.formatting import ratio
+
+    return f"{ratio(nats)}, +{nats:.4f}"
 
 
 def figures_table(by_model: Mapping[str, Mapping[str, float | str]]) -> None:

@@ -79,7 +79,7 @@ class _Probing:
         blocks = calibration_blocks(self.model, self.tokenizer, self.recipe)
         measurements = measured_modules(decomposition, self.recipe.planning)
         tokens = choose_tokens(self.model, self.recipe, blocks.tokens, measurements)
-        if wanted.per_layer:  # what it stores is freed before whole plans are measured
+        if wanted.per_layer:  # what it stores is freed before full-model plans are measured
             decomposition = self._layer_by_layer(decomposition, blocks, tokens)
         if wanted.joint:
             probe = self._probe(Probe, blocks, tokens.joint, "joint")
