@@ -1,4 +1,4 @@
-"""Formulas: from the plain text of docstrings to LaTeX, from LaTeX to MathML when pages are built."""
+"""Formulas: from docstrings to LaTeX, and from LaTeX to MathML when pages are built."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ GREEK = {name: f"\\{name}" for name in _GREEK.split()} | {
 FUNCTIONS = ("min", "max", "log", "exp", "det", "cos", "sin", "cosh", "sinh", "sum", "int")
 SYMBOLS = {
     "||": r"\Vert ", "~=": r"\approx ", "<=": r"\le ", ">=": r"\ge ", "<-": r"\leftarrow ",
-    "!=": r"\ne ", "->": r"\to ", "=>": r"\Rightarrow ", "<": r"\lt ", ">": r"\gt ", "*": r"\ast ",
-    "~": r"\sim ", " . ": r"\cdot ", "{": r"\lbrace ", "}": r"\rbrace ", "...": r"\ldots ", "%": r"\%",
+    "!=": r"\ne ", "->": r"\to ", "=>": r"\Rightarrow ", "<": r"\lt ", ">": r"\gt ",
+    "*": r"\ast ", "~": r"\sim ", " . ": r"\cdot ", "{": r"\lbrace ", "}": r"\rbrace ",
+    "...": r"\ldots ", "%": r"\%",
 }  # fmt: skip
 _NO_WORD = "|".join((*GREEK, *FUNCTIONS[:-2], "sqrt"))
 _WORD = rf"(?:(?!(?:{_NO_WORD})\b)[a-z]{{2,}}|sum(?= (?:of|over)\b)|a(?= [a-z]{{4}}))"
@@ -46,16 +47,17 @@ _SHORT_WORDS = ("in", "up", "or")
 
 
 def is_formula(code: str) -> bool:
-    """Tell a formula in backticks from a name: it has an operator, or is a product of symbols."""
+    """Tell a formula in backticks from a name: it has an operator, or multiplies symbols."""
     factors = code.split()
     product = len(factors) > 1 and all(_FACTOR.fullmatch(each) for each in factors)
     return product or bool(_OPERATOR.search(code))
 
 
 def latex(text: str, inside_script: bool = False) -> str:
-    """Return a formula of a docstring in LaTeX: `||L_out^T W||_F`, `sum_{i>r} s_i^2`, `C_x (x) C_g`.
+    """Return a formula of a docstring in LaTeX, like `sum_{i>r} s_i^2` or `C_x (x) C_g`.
 
-    Words stay words; two spaces or more are a gap."""
+    Words stay words; two spaces or more are a gap.
+    """
     return _Formula(text, inside_script).latex()
 
 
@@ -115,7 +117,8 @@ class _Formula:
         rest = self.text[self.place :]
         if token == "sqrt":
             return rf"\sqrt{{{latex(self._bracketed().strip())}}}"
-        if token == "E" and _EXPECTATION.match(rest) and not self.text[: self.place - 1].endswith("|"):
+        in_norm = self.text[: self.place - 1].endswith("|")
+        if token == "E" and _EXPECTATION.match(rest) and not in_norm:
             return r"\mathbb{E}"
         if token in FUNCTIONS:
             return f"\\{token} "
@@ -133,9 +136,9 @@ class _Formula:
     def _bracketed(self) -> str:
         """Read to the bracket that closes the one here, or one name after a space."""
         start = self.place
-        if self.text[start] == " ":
-            self.place += len(re.match(r" \w+", self.text[start:]).group())  # type: ignore[union-attr]
-            return self.text[start : self.place]
+        if name := re.match(r" \w+", self.text[start:]):
+            self.place += name.end()
+            return name.group()
         depth = 0
         while depth or self.place == start:
             depth += {"(": 1, "{": 1, ")": -1, "}": -1}.get(self.text[self.place], 0)
@@ -187,7 +190,7 @@ def _mathml(match: re.Match[str]) -> str:
 
 
 def displayed(lines: list[str]) -> Iterator[str]:
-    """Each line of an indented block as an equation of its own; what hangs in by more is a gap."""
+    """Each line of an indented block as an equation; what hangs in by more is a gap."""
     margin = min(len(line) - len(line.lstrip()) for line in lines)
     for line in lines:
         gap = r"\qquad " if line[margin] == " " else ""

@@ -225,7 +225,7 @@ def _with_options(
     defaults: dict[str, Any],
     read: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Callable[..., None]:
-    """Return the command with more options, which it receives, `read`, as the dict `gathered`."""
+    """Return the command with more options, which it receives `read` as the dict `gathered`."""
     own = inspect.signature(command)
     hints = inspect.get_annotations(command, eval_str=True)
     keyword = inspect.Parameter.KEYWORD_ONLY

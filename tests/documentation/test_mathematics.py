@@ -32,7 +32,7 @@ EXAMPLES = {
     "MNN = sum of the D largest": r"\text{MNN} = \text{sum of the}\ D\ \text{largest}",
     "f_l(x_l + e)": "f_{l}(x_{l} + e)",
 }
-NAMES = ("svd_llm", "method_options.damping=0.01", "spectrim ls", "left", "<|endoftext|>", "norm=1")
+NAMES = ("svd_llm", "method_options.damping=0.01", "spectrim ls", "<|endoftext|>", "norm=1")
 
 
 def formulas() -> dict[str, str]:
@@ -68,30 +68,45 @@ def test_names_and_commands_are_no_formulas(name):
     assert not is_formula(name)
 
 
+_NAMES = (
+    "alpha beta gamma delta theta mu nu xi pi rho sigma tau phi eta zeta Gamma Theta Sigma Phi"
+).split()
+
+_SIGNS = (
+    r"\^-?T\b|\{-T\}",
+    r" \(x\)(?= |\))",
+    r"_hat(?![a-z])",
+    r"(?<![A-Za-z])(?:sqrt|sum)(?![A-Za-z])",
+    r" in (?=\w+\})",  # a set
+    r"(?<=[a-z]{3} )x(?= [a-z]{4})",  # a product
+)
+
+
 def letters(text: str) -> str:
     return "".join(re.findall(r"[^\W_]", unicodedata.normalize("NFKC", text)))
 
 
 def said(text: str) -> str:
-    """Letters and digits of a formula as they are to be seen: Greek as signs; transposition,
-    products, accents, roots and sums are signs that are no letters."""
+    """Return letters and digits of a formula to be seen, without what becomes a sign:
+    transposition, products, accents, roots and sums."""
     from mathematics import GREEK
 
-    text = re.sub(r"\^-?T\b|\{-T\}| \(x\)(?= |\))|_hat\b|\b(?:sqrt|sum)\b", " ", text)
-    text = re.sub(r"(?<=[a-z]{3} )x(?= [a-z]{4})", " ", text)
+    for sign in _SIGNS:
+        text = re.sub(sign, " ", text)
     names = "|".join(GREEK)
     return letters(
         re.sub(rf"(?<![A-Za-z])(d?)({names})(?![A-Za-z])", lambda m: m[1] + SIGNS[m[2]], text)
     )
 
 
-SIGNS = dict(
-    zip(
-        "alpha beta gamma delta theta mu nu xi pi rho sigma tau phi eta zeta".split(),
-        "αβγδθμνξπρστϕηζ",
-        strict=True,
+SIGNS = {
+    name: unicodedata.lookup(f"GREEK {case} LETTER {word}")
+    for name, word, case in (
+        *((n, n.upper(), "SMALL" if n.islower() else "CAPITAL") for n in _NAMES),
+        ("eps", "EPSILON", "SMALL"),
+        ("lam", "LAMDA", "SMALL"),
     )
-) | {"Gamma": "Γ", "Theta": "Θ", "Sigma": "Σ", "Phi": "Φ", "eps": "ε", "lam": "λ"}
+}
 
 
 def test_all_formulas_are_typeset_and_lose_nothing():
