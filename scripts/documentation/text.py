@@ -52,9 +52,13 @@ def _with_formulas(text: str) -> str:
 def _formula_or_text(part: str) -> str:
     if not part.startswith("`"):
         pieces = _SYMBOLS.split(part)
-        return "".join(f"${latex(p)}$" if n % 2 else _escaped(p) for n, p in enumerate(pieces))
+        return "".join(_inline(p) if n % 2 else _escaped(p) for n, p in enumerate(pieces))
     code = " ".join(part.strip("`").split())
-    return f"${latex(code)}$" if is_formula(code) else part
+    return _inline(code) if is_formula(code) else part
+
+
+def _inline(formula: str) -> str:
+    return f"${latex(formula).strip()}$"
 
 
 def _escaped(text: str) -> str:
