@@ -3,7 +3,7 @@
     python benchmarks/estimators_table.py              # about three minutes on one core
     python benchmarks/estimators_table.py altmin subgm # some rows
 
-One row a method: data, measure, its figure, the baseline's, and a verdict by a rule:
+One row a method: data, metric, its result, the baseline's, and a verdict by a rule:
 `reproduced` if it is ahead by the stated margin, `level` within it, `not at this scale` if it
 is behind. Markdown on standard output.
 """
@@ -372,7 +372,7 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
 def main(names: list[str]) -> list[Row]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # networks that stop before they converge
-    print("| method | data | measure | own | baseline | its figure | verdict |")
+    print("| method | data | metric | own | baseline | its result | verdict |")
     print("|---|---|---|---|---|---|---|")
     rows = []
     for name in names or ROWS:

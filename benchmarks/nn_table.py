@@ -413,7 +413,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(EXPERIMENTS), help="names, with commas")
     warnings.filterwarnings("ignore", category=UserWarning)
-    print("| method, figure | data | own | baseline | |\n|---|---|---:|---:|---|")
+    print("| method, metric | data | own | baseline | |\n|---|---|---:|---:|---|")
     for name in parser.parse_args(arguments).only.split(","):
         rows, seeds = EXPERIMENTS[name]
         for row in rows(seeds):

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import method_pages
 import reference_pages
 from kinds import KINDS, entries
+from mathematics import with_mathml
 from text import ROOT
 
 from spectrim.pipeline.presets import PRESETS
@@ -69,3 +70,8 @@ def _inside_docs(source: str) -> str:
     for name, page in ELSEWHERE.items():
         text = text.replace(f"]({name}", f"]({page}")
     return re.sub(r"\]\(docs/", "](", text)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Typeset the formulas, so that a page needs neither a script nor another host for them."""
+    return with_mathml(html)

@@ -36,7 +36,7 @@ KINDS = {
         True,
     ),
     "layers": Kind(
-        "Layer kinds",
+        "Layer types",
         "spectrim compress MODEL -o OUT --data TEXT --layer {name}",
         "--set layer_options.{option}={value}",
         True,

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 from kinds import KINDS, Entry, entries
-from text import ROOT, fields, options_text, place, prose, sources
+from text import ROOT, fields, options_text, place, prose_of_method, sources
 
 from spectrim.pipeline.presets import PRESETS, SUMMARIES
 from spectrim.registry import NoOptions
@@ -41,13 +41,13 @@ def _index() -> str:
 
 
 def _first_sentence(entry: Entry) -> str:
-    return prose(entry.registry.summary(entry.name))
+    return prose_of_method(entry.registry.summary(entry.name))
 
 
 def _page(entry: Entry) -> str:
     about = KINDS[entry.kind]
     parts = [f"# `{entry.name}`", f"*{about.title}*, `{place(entry.module)}`"]
-    parts.append(prose(entry.module.__doc__))
+    parts.append(prose_of_method(entry.module.__doc__))
     if reference := getattr(entry.module, "REFERENCE", ""):
         parts.append(f"**Source:** {sources(reference)}")
     parts += [*_needs(entry), *_options(entry), *_command(entry), *_used(entry)]

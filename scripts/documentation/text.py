@@ -9,25 +9,61 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mathematics import displayed, is_formula, latex
 from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).parents[2]
 _ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
 _CONSTRAINED = re.compile(r"Annotated\[(.+), Field\((.*)\)\]")
 _CODE = re.compile(r"(`[^`]*`)")
+_BLOCK = re.compile(r"(?m)((?:^    .*\n?)+)")
+_SYMBOL = r"[A-Za-z](?:_(?:in|out|hat|[a-z]{1,2})(?![a-zA-Z_])(?:\^T)?|\^[T23])"
+_SYMBOLS = re.compile(
+    r"((?<![\w.)])O\((?:[^()`]|\([^()`]*\))+\)"  # a cost
+    rf"|(?:^|(?<=[a-z]{{2}}[ \n])|(?<=[.;:,][ \n])|(?<= \()){_SYMBOL}(?:(?: =)? {_SYMBOL})*"
+    r"(?=[.;:,)](?:\s|$)|\s(?!sum|sqrt)[a-z]{2}))",
+    re.M,
+)
 
 
 def prose(docstring: str | None) -> str:
-    """A docstring as Markdown: equations are its indented blocks, so only what Markdown would
-    take for emphasis or HTML is escaped."""
+    """A docstring as Markdown: its indented blocks stay code, so only what Markdown would take
+    for emphasis or HTML is escaped."""
     lines = inspect.cleandoc(docstring or "").splitlines()
     text = "\n".join(line if line.startswith("    ") else _escaped(line) for line in lines)
     return re.sub(r"(?m)^(\S.*)\n(    )", r"\1\n\n\2", text)
 
 
-def _escaped(line: str) -> str:
+def prose_of_method(docstring: str | None) -> str:
+    """A docstring of a module in a registry as Markdown: its indented blocks are equations, and
+    what stands in backticks may be a formula."""
+    made = []
+    for part in _BLOCK.split(inspect.cleandoc(docstring or "")):
+        lines = part.strip("\n").splitlines()
+        blocks = displayed(lines) if part.startswith("    ") else [_with_formulas(part.strip())]
+        made += [block for block in blocks if block]
+    return "\n\n".join(made)
+
+
+def _with_formulas(text: str) -> str:
+    return "".join(_formula_or_text(part) for part in _CODE.split(text))
+
+
+def _formula_or_text(part: str) -> str:
+    if not part.startswith("`"):
+        pieces = _SYMBOLS.split(part)
+        return "".join(_inline(p) if n % 2 else _escaped(p) for n, p in enumerate(pieces))
+    code = " ".join(part.strip("`").split())
+    return _inline(code) if is_formula(code) else part
+
+
+def _inline(formula: str) -> str:
+    return f"${latex(formula).strip()}$"
+
+
+def _escaped(text: str) -> str:
     """Outside of code; a bullet keeps its star."""
-    parts = _CODE.split(line)
+    parts = _CODE.split(text)
     return "".join(
         part if part.startswith("`") else re.sub(r"(?<=\S)([*<])|([*<])(?=\S)", _slash, part)
         for part in parts

@@ -1,4 +1,4 @@
-"""PiSSA: `W' = W + (L + dL)(R + dR) - L R`, L = U_r sqrt(S_r), R = sqrt(S_r) V_r^T.
+"""PiSSA: `W' = W + (L + dL)(R + dR) - L R`, `L = U_r sqrt(S_r)`, `R = sqrt(S_r) V_r^T`.
 
 The r principal terms of the weight train as one LoRA pair from where they are. The start is
 that of PEFT's `init_lora_weights="pissa"` with `lora_alpha = r`, and so is every step; but the

@@ -1,6 +1,6 @@
 """SALT: `W' = U (Sigma + diag(a s + b, 0) + diag(0, X Y)) V^T`: scales, shifts, a LoRA.
 
-The k largest singular values are scaled and shifted, s_i -> (1 + a_i) s_i + b_i; the block of
+The k largest singular values are scaled and shifted, `s_i -> (1 + a_i) s_i + b_i`; the block of
 all others gets X Y of rank r, X (p - k, r), Y (r, p - k), so that minor directions mix. The
 result is a plain LoRA of rank k + r with no error. With `relu` the middle matrix passes an
 element-wise ReLU, as in the authors' code: entries off the diagonal then have no gradient at

@@ -1,7 +1,7 @@
 """SVFit: `W' = W + U_r diag(s * t) V_r^T`, only the r numbers t train.
 
 Each t_i scales one term of the weight, relative to its singular value, so that one learning
-rate fits all layers; t = 0 is the base and t_i = -1 removes the term. With another `core`,
+rate fits all layers; t = 0 is the base and `t_i = -1` removes the term. With another `core`,
 SVFT,
 
     W' = W + U_r sqrt(S_r) M sqrt(S_r) V_r^T,   M sparse or full,

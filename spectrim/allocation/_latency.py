@@ -22,9 +22,9 @@ NANOSECONDS = 1e9
 BY_TIME = ("loss_optimal",)
 """Allocators that know a choice by what it costs and loses alone."""
 TIMED = ("lowrank", "pivoted")
-"""Layer kinds whose time depends on the rank alone."""
+"""Layer types whose time depends on the rank alone."""
 TIMED_ONLY = (
-    "a budget of time knows layers of kind lowrank and pivoted, none that share a basis"
+    "a budget of time knows layers of type lowrank and pivoted, none that share a basis"
 )
 """What is said where another one is to be timed."""
 Key = tuple[tuple[int, int], str]
@@ -47,7 +47,7 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Times by weight shape (out, in) and layer kind, for `tokens` tokens at once."""
+    """Times by weight shape (out, in) and layer type, for `tokens` tokens at once."""
 
     times: Mapping[Key, LayerTimes]
     tokens: int

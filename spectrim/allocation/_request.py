@@ -25,7 +25,7 @@ class LayerCurve:
     """The predicted loss increase loss[r] at rank r = 0 .. k, and the k values of a spectrum.
 
     first_order_effects: of dropping each component (k,), None if not gathered.
-    layer: the layer kind that stores it, None for the request's. dense_loss: its loss when left
+    layer: the layer type that stores it, None for the request's. dense_loss: its loss when left
     dense, zero unless it is rounded.
     """
 

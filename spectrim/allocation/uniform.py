@@ -2,7 +2,7 @@
 
     r_l = max { r : cost_l(r) <= budget dense_l },   cost_l(r) = r (out + in) for plain factors
 
-Costs are those of the layer kind, in stored weights, or in bytes where factors are quantized.
+Costs are those of the layer type, in stored weights, or in bytes where factors are quantized.
 If even the smallest rank of some layer exceeds the fraction (rank multiples), all others get
 a smaller one, found by bisection, so that the sum stays within the budget.
 """

@@ -28,7 +28,7 @@ MODULE_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 
 class SpectrimConfig(QuantizationConfigMixin):
-    """Layer kinds and ranks by module name, and where they came from.
+    """Layer types and ranks by module name, and where they came from.
 
     `layers` maps a module name to `{"kind": str, "rank": int}`, and where it uses the basis of
     another shared_basis layer `"basis"`, that layer's name, and `"bias": true` where the dense

@@ -93,7 +93,8 @@ def as_json(values: Any) -> None:
 
 
 def plan_table(plan: Plan) -> None:
-    loss = "-" if plan.predicted_loss is None else f"{plan.predicted_loss:.4f}"
+    from spectrim.report.formatting import percent
+
     table(
         "plan",
         ("method", "allocation", "layer", "kept", "removed", "dense layers", "predicted loss"),
@@ -102,10 +103,10 @@ def plan_table(plan: Plan) -> None:
                 plan.method,
                 plan.allocation,
                 plan.layer,
-                f"{plan.kept:.4f}",
-                f"{1 - plan.kept:.4f}",
+                percent(plan.kept),
+                percent(1 - plan.kept),
                 f"{len(plan.layers) - len(plan.ranks)} of {len(plan.layers)}",
-                loss,
+                "-" if plan.predicted_loss is None else _priced(plan.predicted_loss),
             )
         ],
     )
@@ -124,11 +125,28 @@ def experts_table(blocks: Mapping[str, tuple[int, Sequence[int]]]) -> None:
 
 
 def curve_table(points: Sequence[SizeLossPoint], units: str) -> None:
-    table(
-        f"predicted loss increase, {units}",
-        ("budget", "kept", "predicted loss"),
-        [(f"{p.budget:.2f}", f"{p.kept:.4f}", f"{p.predicted_loss:.4f}") for p in points],
-    )
+    """Print size and predicted loss; of language models with the ratio of perplexities."""
+    from spectrim.report.formatting import percent, ratio
+
+    title, heads = f"predicted loss increase, {units}", ("--budget", "removed", "loss")
+    rows = [
+        (f"{p.budget:.2f}", percent(1 - p.kept), f"+{p.predicted_loss:.4f}") for p in points
+    ]
+    if units.endswith("token"):
+        title += ", and ratio of perplexities"
+        heads = *heads[:2], "perplexity", heads[2]
+        rows = [
+            (*row[:2], ratio(p.predicted_loss), row[2])
+            for row, p in zip(rows, points, strict=True)
+        ]
+    table(title, heads, rows)
+
+
+def _priced(nats: float) -> str:
+    """Return the ratio of perplexities, then the loss increase."""
+    from spectrim.report.formatting import ratio
+
+    return f"{ratio(nats)}, +{nats:.4f}"
 
 
 def figures_table(by_model: Mapping[str, Mapping[str, float | str]]) -> None:

@@ -138,6 +138,7 @@ def _recipe_option(kind: Any, metavar: str | None, text: str, *names: str) -> An
 
 
 _SHORTHANDS: dict[str, tuple[Any, ...]] = {
+    "ratio": (float | None, None, "Fraction that is removed: 0.2 is --budget 0.8."),
     "latency_budget": (
         float | None,
         None,
@@ -194,7 +195,21 @@ _DEFAULTS = {"recipe": "default", "no_cache": False}
 
 def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add `OPTIONS` to a command, which receives them as one dict `given`."""
-    return _with_options(command, "given", OPTIONS, _DEFAULTS)
+    return _with_options(command, "given", OPTIONS, _DEFAULTS, _with_budget)
+
+
+def _with_budget(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the budget that `--ratio` leaves. Raises InputError."""
+    others = {name: value for name, value in given.items() if name != "ratio"}
+    if (ratio := given["ratio"]) is None:
+        return others
+    if given["budget"] is not None:
+        raise InputError("choose one of --budget and --ratio")
+    if not 0 <= ratio < 1:
+        raise InputError(
+            f"--ratio {ratio:g}: expected the fraction that is removed, at least 0 and below 1"
+        )
+    return others | {"budget": round(1 - ratio, 12)}
 
 
 def with_settings(cls: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -210,8 +225,9 @@ def _with_options(
     gathered: str,
     options: dict[str, Any],
     defaults: dict[str, Any],
+    read: Callable[[dict[str, Any]], dict[str, Any]] = dict,
 ) -> Callable[..., None]:
-    """Return the command with more options, which it receives as one dict `gathered`."""
+    """Return the command with more options, which it receives `read` as the dict `gathered`."""
     own = inspect.signature(command)
     hints = inspect.get_annotations(command, eval_str=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -227,7 +243,7 @@ def _with_options(
 
     def wrapped(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in options}
-        command(**arguments, **{gathered: given})
+        command(**arguments, **{gathered: read(given)})
 
     signature = own.replace(parameters=parameters, return_annotation=None)
     for name, value in {

@@ -147,7 +147,7 @@ def _print(config: Any, json: bool) -> None:
     paths = (
         f" + corrections by {facts['method']}, {facts['allocation']}" if facts["method"] else ""
     )
-    console.table(f"{facts['base']}{paths}", ("figure", "value"), rows)
+    console.table(f"{facts['base']}{paths}", ("metric", "value"), rows)
 
 
 def _figure(value: float) -> str:

@@ -1,4 +1,4 @@
-"""`--track NAME`: log the figures of a command to trackio, wandb or mlflow."""
+"""`--track NAME`: log the metrics of a command to trackio, wandb or mlflow."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 """AFM, LoRD's solver: keep the top principal directions of the output; the bias takes the mean.
 
-Cov(y) = U diag(l) U^T,   W_hat = U_r U_r^T W,   b_hat = b + (I - U_r U_r^T)(E[y] - b)
+    Cov(y) = U diag(l) U^T,   W_hat = U_r U_r^T W,   b_hat = b + (I - U_r U_r^T)(E[y] - b)
 
-The outputs of an embedding table are its rows: min sum_v p_v ||e_v - e_hat_v||^2 about their
-mean sum_v p_v e_v, p_v the frequency of token v. A table that is the output embedding too has
-two uses, weighed by what each loses of its own energy, with `output` as the second's weight:
+The outputs of an embedding table are its rows: `min sum_v p_v ||e_v - e_hat_v||^2` about
+their mean `sum_v p_v e_v`, p_v the frequency of token v. A table that is the output embedding
+too has two uses, weighed by what each loses of its own energy, with `output` as the second's
+weight:
 
     sum_v p_v ||d_v||^2 / A  +  output * sum_v q_v d_v^T C_h d_v / B,     d_v = e_v - e_hat_v
 
-A and B are the same sums for E_hat = the mean alone. `output` 0 is the paper's metric for tied
+A and B are the same sums for `E_hat` = the mean alone. `output` 0 is the paper's metric for tied
 tables as well.
 """
 

@@ -1,6 +1,6 @@
 """FWSVD: `min ||diag(sqrt(F)) (W - W_hat)||_F` with F the row sums of the diagonal Fisher.
 
-F_i = E[ sum_j (dL/dW_ij)^2 ], (out,): the cost of an error in row i. One number per row keeps
+`F_i = E[ sum_j (dL/dW_ij)^2 ]`, (out,): the cost of an error in row i. One number per row keeps
 the weighted problem an SVD. Needs a backward pass and, for each layer, the gradient of its
 weight once per sequence.
 """

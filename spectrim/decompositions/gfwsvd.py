@@ -1,6 +1,9 @@
 """GFWSVD: bidirectional whitening by the best Kronecker fit of the Fisher of batch gradients.
 
-I_F ~= A (x) B,   min ||L_B^T (W - W_hat) L_A||_F
+    I_F ~= A (x) B,   min ||L_B^T (W - W_hat) L_A||_F,   A = L_A L_A^T,   B = L_B L_B^T
+
+The Fisher is that of the weight's gradients, each summed over a bucket of sequences; the best
+A (in, in) and B (out, out) are the first singular pair of its rearrangement.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Plain truncated SVD: `min ||W - W_hat||_F`.
 
-W = U diag(s) V^T, (out, in); left = U_r sqrt(S_r) (out, r), right = sqrt(S_r) V_r^T (r, in), up
-to how the scale is shared. Needs no data: all directions of input and output have equal weight.
+`W = U diag(s) V^T`, (out, in); `left = U_r sqrt(S_r)` (out, r), `right = sqrt(S_r) V_r^T`
+(r, in), up to how the scale is shared. Needs no data: all directions of input and output have
+equal weight.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Dual randomized smoothing: `argmax_c P(f_l(x_l + e) = c) + P(f_r(x_r + e) = c)`, certified.
 
-Features fall into two halves, each with a classifier of its own, e ~ N(0, sigma^2 I). With
+Features fall into two halves, each with a classifier of its own, `e ~ N(0, sigma^2 I)`. With
 lower bounds p_l, p_r of the top class, each of which may fail with half of alpha, no
 perturbation shorter than
 

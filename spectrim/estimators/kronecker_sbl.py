@@ -7,7 +7,7 @@
 which never raises the cost; "svd" takes the best rank-one tensor of lam, mode by mode, is
 approximate, needs fewer rounds, and is the more accurate as published. The posterior
 comes from the eigenvectors of each `diag(sqrt g_i) A_i^T A_i diag(sqrt g_i)`, so it costs
-O(sum N_i^3 + prod N_i sum N_i) instead of O(m^2 N). One factor is classical SBL. For a weight
+`O(sum N_i^3 + prod N_i sum N_i)` instead of O(m^2 N). One factor is classical SBL. For a weight
 matrix of a large layer N = out * in is too much: this is for small blocks.
 """
 

@@ -40,7 +40,7 @@ def evaluate_model(
     for name, options in prepared.items():
         found = EVALUATORS.get(name).evaluate(model, blocks, options, reference=reference)
         if taken := figures.keys() & found.keys():
-            raise InputError(f"evaluator '{name}' repeats the figures {sorted(taken)}")
+            raise InputError(f"evaluator '{name}' repeats the metrics {sorted(taken)}")
         figures |= found
     return figures
 

@@ -1,4 +1,4 @@
-"""Layer kinds: what a factored linear layer stores and how it multiplies. One file each."""
+"""Layer types: what a factored linear layer stores and how it multiplies. One file each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LAYERS = Registry("layer", "spectrim.layers")
 
 
 def layer_class(name: str) -> type[FactoredLinear]:
-    """Return the `FactoredLinear` subclass of a layer kind. Raises UnknownNameError."""
+    """Return the `FactoredLinear` subclass of a layer type. Raises UnknownNameError."""
     return LAYERS.get(name).LAYER
 
 

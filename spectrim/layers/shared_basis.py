@@ -1,6 +1,6 @@
 """Basis Sharing: `y_k = left_k(right(x_k))`, one right factor for several layers.
 
-r (in + sum_k out_k) weights in place of r sum_k (in + out_k).
+`r (in + sum_k out_k)` weights in place of `r sum_k (in + out_k)`.
 
 `right` is an `nn.Linear` (in -> r) of the first layer of a group, its owner; each layer has its
 own `left` (r -> out_k) with its bias. The others reach `right` through the owner, so that a

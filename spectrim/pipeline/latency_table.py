@@ -40,7 +40,7 @@ def latency_table(
     recipe: Recipe,
     context: RunContext | None = None,
 ) -> LatencyTable:
-    """Return the times of all shapes, dense and as the recipe's layer kind.
+    """Return the times of all shapes, dense and as the recipe's layer type.
 
     They are for the recipe's tokens (one by default). Raises InputError for a kind that cannot
     be timed.

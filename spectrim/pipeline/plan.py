@@ -92,7 +92,7 @@ class _Probing:
         measurements = measured_modules(decomposition, self.recipe.planning)
         tokens = choose_tokens(self.model, self.recipe, blocks.tokens, measurements)
         if wanted.per_layer and self._is_enough(tokens):
-            # what it stores is freed before whole plans are measured
+            # what it stores is freed before full-model plans are measured
             decomposition = self._layer_by_layer(decomposition, blocks, tokens)
             trim_memory()
         if decomposition.experts:

@@ -5,7 +5,7 @@ Per layer, at the ranks it would get in two plans of different size:
     curve(r) <- curve(r) * f(curve(r)),   f = measured / predicted at the two ranks,
                                           interpolated in log curve, constant outside
 
-and for whole plans, a map from the sum over layers to the divergence of all layers
+and for full-model plans, a map from the sum over layers to the divergence of all layers
 together (`JointCorrection`). Divergence is KL to the original on calibration tokens.
 """
 

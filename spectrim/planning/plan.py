@@ -28,7 +28,7 @@ def _refuse_bool(value: object) -> object:
 _Whole = Annotated[int, BeforeValidator(_refuse_bool)]
 _Number = Annotated[float, BeforeValidator(_refuse_bool)]
 SHARED = "shared_basis"
-"""The layer kind of the members of a group, whatever the plan's kind for single layers."""
+"""The layer type of the members of a group, whatever the plan's kind for single layers."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -97,7 +97,7 @@ class Plan:
     Attributes:
         kept: fraction of the layers' weights that the plan stores.
         predicted_loss: of the whole model, nats per token, corrected for interactions of
-            layers; None if the statistics for it are missing or the layer kind is lossy.
+            layers; None if the statistics for it are missing or the layer type is lossy.
         experts: experts that are removed, by the name of the experts' module.
     """
 

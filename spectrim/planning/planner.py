@@ -236,7 +236,7 @@ def _loss_at(curve: LayerCurve, rank: int | None) -> float:
 
 
 def _priced(settings: PlanningSettings) -> bool:
-    """Return whether the curves, which are those of cut factors, hold for the layer kind."""
+    """Return whether the curves, which are those of cut factors, hold for the layer type."""
     return layer_class(settings.layer).LOSSLESS
 
 
@@ -282,8 +282,8 @@ def plan_for_loss(
         raise InputError("a target loss needs curves in nats: calibrate with gradients")
     if not _priced(settings):
         raise InputError(
-            f"layers of kind '{settings.layer}' have no predicted loss for a target; "
-            "set a budget, or choose another kind"
+            f"layers of type '{settings.layer}' have no predicted loss for a target; "
+            "set a budget, or choose another type"
         )
     low, high = 0.0, 1.0
     best = make_plan(decomposition, settings.at_budget(1.0))

@@ -7,7 +7,7 @@ token. Calibrating N tokens takes 2 N passes (forward and backward), and measuri
     model       T + sum over measurements of T (rest)          from the layer's block on
     block       2 T + sum over layers of T (one block)         forward, backward, own block
 
-The budget share * 2 N is split between whole plans and layers, and T follows. Layers are run
+The budget share * 2 N is split between full-model plans and layers, and T follows. Layers are run
 through the rest of the model if that leaves them `ENOUGH` tokens, else through their own
 block (`BlockProbe`), which takes the same number of passes at any depth.
 """
@@ -87,7 +87,7 @@ class PassCosts:
 
 @dataclass(frozen=True)
 class ProbeTokens:
-    """Tokens for each layer, how they are run, and tokens for whole plans."""
+    """Tokens for each layer, how they are run, and tokens for full-model plans."""
 
     layers: int
     through: Through
@@ -102,7 +102,7 @@ class ProbeTokens:
         plans: int,
         through: Through | Literal["auto"] = "auto",
     ) -> ProbeTokens:
-        """Split a budget between layers and whole plans.
+        """Split a budget between layers and full-model plans.
 
         Args:
             budget: passes of one token in total.

@@ -91,7 +91,7 @@ def with_curves(facts: ReportData, decomposition: Decomposition, recipe: Recipe)
 
 
 def _probes(decomposition: Decomposition, recipe: Recipe) -> list[Point]:
-    """Return the plans measured as a whole, at their size in the recipe's layer kind."""
+    """Return the plans measured as a whole, at their size in the recipe's layer type."""
     measured = dict(decomposition.correction.pairs)
     found = []
     for budget in JOINT_BUDGETS if measured else ():

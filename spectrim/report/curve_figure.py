@@ -63,7 +63,7 @@ def _probes(axes: Axes, probes: Sequence[Point]) -> list[Markup]:
     return [
         element(
             "circle",
-            element("title", f"a whole plan, measured: +{formatting.loss(p.loss)}"),
+            element("title", f"a full-model plan, measured: +{formatting.loss(p.loss)}"),
             cx=axes.x(p.kept),
             cy=axes.y(p.loss),
             r=4,

@@ -1,4 +1,4 @@
-"""Gradient covariance C_g = E[g g^T] at the layer's output, uncentered, per token.
+"""Gradient covariance `C_g = E[g g^T]` at the layer's output, uncentered, per token.
 
 g is the gradient of the *summed* token loss. With labels from the data this is the
 empirical Fisher's factor, with labels sampled from the model the true Fisher's.

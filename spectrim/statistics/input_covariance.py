@@ -1,4 +1,4 @@
-"""Input covariance C_x = E[x x^T], uncentered, per token.
+"""Input covariance `C_x = E[x x^T]`, uncentered, per token.
 
 (in, in) in float64, `in^2` numbers for each different input tensor: layers that read the same
 one (q, k and v; gate and up) share it. No backward pass.

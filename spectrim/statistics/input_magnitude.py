@@ -1,4 +1,4 @@
-"""Mean absolute input E|x_i| per channel (ASVD's activation scale).
+"""Mean absolute input `E|x_i|` per channel (ASVD's activation scale).
 
 (in,) for each different input tensor, in float64. No backward pass.
 """

@@ -1,4 +1,4 @@
-"""Mean input E[x] per channel, which a bias can absorb of a low-rank error.
+"""Mean input `E[x]` per channel, which a bias can absorb of a low-rank error.
 
 (in,) for each different input tensor, in float64. No backward pass.
 """

@@ -1,4 +1,4 @@
-"""Gradient of the loss for the weight itself: G = E[g x^T], (out, in).
+"""Gradient of the loss for the weight itself: `G = E[g x^T]`, (out, in).
 
 Its inner product with a change D of the weight, `<G, D>`, is the change of the loss to first
 order. Near a minimum it is small, but not zero on a finite text.

@@ -1,4 +1,4 @@
-"""Mean E[y] and centered covariance Cov(y) = E[y y^T] - E[y] E[y]^T of a layer's output.
+"""Mean `E[y]` and centered covariance `Cov(y) = E[y y^T] - E[y] E[y]^T` of a layer's output.
 
 (out,) and (out, out) per layer, in float64; y includes the layer's bias. No backward pass.
 """

@@ -1,6 +1,6 @@
-"""Row sums of the diagonal empirical Fisher: F_i = E_sequences[ sum_j (dL/dW_ij)^2 ].
+"""Row sums of the diagonal empirical Fisher: `F_i = E_sequences[ sum_j (dL/dW_ij)^2 ]`.
 
-A sequence's weight gradient is G = sum_t g_t x_t^T. Its squared row norms follow from the
+A sequence's weight gradient is `G = sum_t g_t x_t^T`. Its squared row norms follow from the
 Gram matrices of the tokens, `||G_i||^2 = g_i^T (X X^T) g_i`, but forming G costs the same
 and is simpler.
 """

@@ -345,7 +345,7 @@ class TestHub:
         pytest.importorskip("datasets")
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        with pytest.raises(InputError, match="cannot read split 'train' of the data set 'a/b'"):
+        with pytest.raises(InputError, match="cannot read split 'train' of the dataset 'a/b'"):
             load_documents("hf:a/b:train")
 
     def test_without_datasets(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_a_page_has_equation_source_options_command_and_results():
 
     page = method_pages.pages()["methods/methods/obd.md"]
     for part in (
-        "||L_out^T (W - W_hat) L_in||_F",
+        r"\min  \Vert L_{\text{out}}^{\top} (W - \hat{W}) L_{\text{in}}\Vert _{F}$",
         "[arXiv:2604.00821](https://arxiv.org/abs/2604.00821)",
         "[`gradient_covariance`](../../methods/statistics/gradient_covariance.md)",
         "`damping: float (ge=0, allow_inf_nan=False) = 0.001`",

@@ -46,9 +46,22 @@ def test_the_navigation_has_five_groups(site):
     assert titles == ["Start", "Guides", "Methods", "Reference", "Background", ""]
 
 
-def test_equations_are_code(site):
-    page = (site / "methods" / "allocations" / "loss_optimal.html").read_text()
-    assert re.search(r"<code>\s*min sum_l loss_l\(r_l\)", page)
+def test_equations_are_mathematics(site):
+    page = (site / "methods" / "allocations" / "loss_optimal.html").read_text(encoding="utf-8")
+    equation = re.search(r'<math [^>]*display="block">(.*?)</math>', page, re.S)[1]
+    assert "&#x02211;" in equation  # the sum
+    assert "subject" in re.sub(r"<[^>]+>", "", equation)
+    for made in site.rglob("*.html"):
+        assert "arithmatex" not in made.read_text(encoding="utf-8"), made
+
+
+def test_the_search_works_from_files(site):
+    """Its index is a script, and its worker a frame, as files may not be fetched."""
+    index = (site / "search" / "search_index.js").read_text(encoding="utf-8")
+    assert index.startswith("var __index = ")
+    assert '"location":"methods/methods/obd.html"' in index
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert '<script src="assets/iframe-worker.js">' in page
 
 
 def test_nothing_is_loaded_from_elsewhere(site):

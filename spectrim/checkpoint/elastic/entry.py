@@ -20,7 +20,7 @@ from spectrim.allocation import DENSE, NestedLayer, NestedSizes
 from spectrim.errors import CheckpointError
 
 KINDS = ("lowrank", "pivoted")
-"""Layer kinds that are made of any factors of their rank."""
+"""Layer types that are made of any factors of their rank."""
 _FIELDS = {
     "kind",
     "smallest",

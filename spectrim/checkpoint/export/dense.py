@@ -70,7 +70,7 @@ def export_self_contained(
     Raises:
         CheckpointError: `checkpoint` is not compressed by spectrim.
         InputError: The directory cannot be written, the model comes with code of its own, or
-            a layer kind needs more than torch and transformers.
+            a layer type needs more than torch and transformers.
     """
     source = resolve(checkpoint)
     check_causal(checkpoint)

@@ -74,7 +74,7 @@ def remote_code(kinds: Iterable[str], compressors: Iterable[str] = ()) -> str:
         clashes |= _collect(module, imports, definitions)
     chosen = _reachable(imports | definitions)
     if twice := clashes & chosen:
-        raise InputError(f"two files of the layer kinds {kinds} define {sorted(twice)}; rename")
+        raise InputError(f"two files of the layer types {kinds} define {sorted(twice)}; rename")
     lines = sorted({imports[name] for name in imports if name in chosen})
     body = [definitions[name] for name in definitions if name in chosen]
     head = f'"""{remote_model.__doc__}"""\n\nfrom __future__ import annotations\n\n'
@@ -171,8 +171,8 @@ def _check_complete(code: str, kinds: list[str]) -> None:
     known = {symbol.get_name() for symbol in bound} | set(dir(builtins))
     if missing := _globals(root) - known:
         raise InputError(
-            f"layers of kind {', '.join(kinds)} cannot be exported with their own code: "
-            f"{sorted(missing)} is defined in neither torch, transformers nor the kind's file; "
+            f"layers of type {', '.join(kinds)} cannot be exported with their own code: "
+            f"{sorted(missing)} is defined in neither torch, transformers nor the type's file; "
             "use the dense export"
         )
 

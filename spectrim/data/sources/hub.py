@@ -26,7 +26,7 @@ def matches(spec: str) -> bool:
 
 
 def parse(spec: str) -> HubSpec:
-    """Parse `hf:OWNER/NAME/CONFIG:SPLIT:FIELD`; two names are an owner and a data set."""
+    """Parse `hf:OWNER/NAME/CONFIG:SPLIT:FIELD`; two names are an owner and a dataset."""
     parsed = _SHAPE.fullmatch(spec)
     if parsed is None:
         raise InputError(
@@ -39,7 +39,7 @@ def parse(spec: str) -> HubSpec:
 def documents(spec: str, field: str | None) -> Iterator[Document]:
     """Return non-empty documents, downloaded as they are asked for.
 
-    Raises InputError when `datasets` is missing, or the data set cannot be reached or read.
+    Raises InputError when `datasets` is missing, or the dataset cannot be reached or read.
     """
     wanted = parse(spec)
     name = field or wanted.field
@@ -59,7 +59,7 @@ def records(wanted: HubSpec) -> Iterator[tuple[str, dict[str, Any]]]:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"the data set '{label}' needs the package datasets: pip install 'spectrim[data]'"
+            f"the dataset '{label}' needs the package datasets: pip install 'spectrim[data]'"
         ) from error
     return _rows(datasets, wanted, label)
 
@@ -75,7 +75,7 @@ def _rows(
             yield f"'{label}' row {number}", row
     except Exception as error:  # network, hub and reader each raise kinds of their own
         raise InputError(
-            f"cannot read split '{wanted.split}' of the data set '{label}' "
+            f"cannot read split '{wanted.split}' of the dataset '{label}' "
             f"({type(error).__name__}: {error}); check its name, configuration and split and "
             "the network, or give a local .txt, .jsonl or .parquet file"
         ) from error

@@ -55,7 +55,7 @@ class TimingSpec:
 def layer_times(shape: tuple[int, int], kind: str, place: TimingSpec) -> LayerTimes:
     """Measure weight shape (out, in).
 
-    Raises InputError for a layer kind whose time depends on more than its rank.
+    Raises InputError for a layer type whose time depends on more than its rank.
     """
     ranks = _ranks(shape, kind)
     copies = min(MOST_COPIES, 1 + BYTES // (shape[0] * shape[1] * place.dtype.itemsize))

@@ -53,7 +53,7 @@ def time_plan(
 ) -> PlannedTime:
     """Plan `model` by time, at the losses of plain SVD, and time the result.
 
-    Raises InputError for a budget that no ranks meet, and a layer kind that cannot be timed.
+    Raises InputError for a budget that no ranks meet, and a layer type that cannot be timed.
     """
     targets, parameter = find_targets(model), next(model.parameters())
     place = TimingSpec(parameter.device, parameter.dtype, tokens)

@@ -79,7 +79,7 @@ def factorize_randomly(
 ) -> PreTrainedModel:
     """Replace the model's layers in place by random ones that keep `keep` of the weights.
 
-    Raises InputError for a layer kind whose time depends on more than its rank.
+    Raises InputError for a layer type whose time depends on more than its rank.
     """
     split_experts(model, fused_expert_names(model))
     targets = find_targets(model)
@@ -126,7 +126,7 @@ def random_layer(
 ) -> FactoredLinear:
     """Return a layer of weight shape (out, in), with evenly spaced pivots.
 
-    The gather is then as slow as for any pivots. Raises InputError for a layer kind whose time
+    The gather is then as slow as for any pivots. Raises InputError for a layer type whose time
     depends on more than its rank.
     """
     if not is_timed(kind):

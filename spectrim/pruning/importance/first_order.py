@@ -1,6 +1,6 @@
-"""I = -c g: the gradient alone.
+"""`I = -c g`: the gradient alone.
 
-c_i the coordinate of basis i (1 at the start), g_i = dL/dc_i: the change of the task's loss,
+c_i the coordinate of basis i (1 at the start), `g_i = dL/dc_i`: the change of the task's loss,
 to first order, when the basis goes. One gradient pass. Near a minimum slopes are small and say
 little of a removal, which is a large step: `kronecker` and `fisher` add the curvature from the
 same pass.

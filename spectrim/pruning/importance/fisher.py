@@ -1,4 +1,4 @@
-"""I = -c g + 1/2 c^2 E[(a d)^2]: gradient and each token's own curvature, one gradient pass.
+"""`I = -c g + 1/2 c^2 E[(a d)^2]`: gradient and each token's own curvature, one gradient pass.
 
 With a temperature the curvature comes from labels that the model draws itself (see
 `spectrim.pruning.sampled_labels`), by one more forward and gradient pass for each of `draws`:

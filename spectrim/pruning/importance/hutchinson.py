@@ -1,15 +1,15 @@
-"""I = -g + 1/2 h in relative coordinates, h by K Rademacher probes: BSI as published.
+"""`I = -g + 1/2 h` in relative coordinates, h by K Rademacher probes: BSI as published.
 
     h ~= 1/K sum_k z_k * (g(eps z_k) - g(-eps z_k)) / (2 eps),   g(theta) = dL/dtheta,
     c = c0 (1 + theta)
 
 z_k is drawn over all bases of all layers at once; both members of a pair see the same rows. The
-variance of h_i is 1/K sum_{j != i} H_ij^2, the bias O(eps^2). With `control` = kronecker the
+variance of h_i is `1/K sum_{j != i} H_ij^2`, the bias O(eps^2). With `control` = kronecker the
 probes only estimate what the Kronecker curvature B of each layer leaves,
 
     h ~= beta diag(B) + 1/K sum_k z_k * (H z_k - beta B z_k),   B = (R^T C_x R) * (L^T C_g L),
 
-beta in [0, 1] by least squares for each layer: the variance is then that of H - beta B.
+beta in [0, 1] by least squares for each layer: the variance is then that of `H - beta B`.
 """
 
 from __future__ import annotations

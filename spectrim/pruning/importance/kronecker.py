@@ -1,4 +1,4 @@
-"""I = -c g + 1/2 c^2 (l^T C_g l)(r^T C_x r): OBD's curvature, one gradient pass.
+"""`I = -c g + 1/2 c^2 (l^T C_g l)(r^T C_x r)`: OBD's curvature, one gradient pass.
 
 With a temperature the curvature comes from labels that the model draws itself (see
 `spectrim.pruning.sampled_labels`), by one more forward and gradient pass for each of `draws`:

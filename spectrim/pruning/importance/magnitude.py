@@ -1,4 +1,4 @@
-"""The singular value |c_i| s_i itself, no loss: Basel's score.
+"""The singular value `|c_i| s_i` itself, no loss: Basel's score.
 
 s_i is the singular value of the layer's weight that basis i has, so the order is that of what
 the weight loses, not of what the task does. No pass over the data; made for `rule: mass`.

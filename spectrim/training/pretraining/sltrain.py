@@ -1,6 +1,6 @@
 """`W = left right + S`: plain factors and a fixed random 3% of free entries.
 
-The layer kind is `sparse_plus_lowrank`. `right` begins as a linear layer does, `left` at zero,
+The layer type is `sparse_plus_lowrank`. `right` begins as a linear layer does, `left` at zero,
 the free entries uniform in +-1 / sqrt(in), so that the start has full rank. The source's factor
 alpha / r before `left right` is not stored: with Adam it would only scale the steps of `left`.
 """
