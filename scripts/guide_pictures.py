@@ -56,7 +56,7 @@ class Table:
 def table(page: str, *columns: str, number: int = 0) -> Table:
     """Return a table of a page of docs/ that has these columns, the first unless told."""
     blocks = re.findall(r"(?m)(?:^\|.*\n)+", (DOCS / page).read_text(encoding="utf-8"))
-    found = [_parsed(block) for block in blocks]
+    found = [_parsed(block) for block in blocks if block.count("\n") > 1]
     return [each for each in found if set(columns) <= set(each.head)][number]
 
 

@@ -128,17 +128,17 @@ def curve_table(points: Sequence[SizeLossPoint], units: str) -> None:
     """Print size and predicted loss; of language models with the ratio of perplexities."""
     from spectrim.report.formatting import percent, ratio
 
-    title, heads = f"predicted loss increase, {units}", ("--budget", "removed", "loss")
+    has_perplexity = units.endswith("token")
+    title = f"predicted loss increase, {units}"
+    heads = ["--budget", "removed", "loss"]
     rows = [
-        (f"{p.budget:.2f}", percent(1 - p.kept), f"+{p.predicted_loss:.4f}") for p in points
+        [f"{p.budget:.2f}", percent(1 - p.kept), f"+{p.predicted_loss:.4f}"] for p in points
     ]
-    if units.endswith("token"):
+    if has_perplexity:
         title += ", and ratio of perplexities"
-        heads = *heads[:2], "perplexity", heads[2]
-        rows = [
-            (*row[:2], ratio(p.predicted_loss), row[2])
-            for row, p in zip(rows, points, strict=True)
-        ]
+        heads.insert(2, "perplexity")
+        for row, point in zip(rows, points, strict=True):
+            row.insert(2, ratio(point.predicted_loss))
     table(title, heads, rows)
 
 

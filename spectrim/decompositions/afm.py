@@ -9,8 +9,8 @@ weight:
 
     sum_v p_v ||d_v||^2 / A  +  output * sum_v q_v d_v^T C_h d_v / B,     d_v = e_v - e_hat_v
 
-A and B are the same sums for `E_hat` = the mean alone. `output` 0 is the paper's metric for tied
-tables as well.
+A and B are the same sums for `E_hat` = the mean alone. `output` 0 is the paper's metric for
+tied tables as well.
 """
 
 from __future__ import annotations

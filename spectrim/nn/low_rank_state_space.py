@@ -1,7 +1,7 @@
 """Low-rank state space: `h_t = U (V^T h_{t-1}) + B x_t`, `y_t = C h_t + D x_t`, U, V (N, r).
 
-The state map `A = U V^T` of a dense recurrence at rank r: 2 N r numbers and products per step in
-place of N^2; r = N is the dense one. With four scans (rows and columns, both ways) it reads
+The state map `A = U V^T` of a dense recurrence at rank r: 2 N r numbers and products per step
+in place of N^2; r = N is the dense one. With four scans (rows and columns, both ways) it reads
 images (B, H, W, d), as SS2D does, with one scan sequences (B, L, d). `truncated(r)` cuts a
 trained module to a student, whose losses against its teacher `structure_losses` gives:
 

@@ -3,8 +3,8 @@
     m <- beta m + (1 - beta) g,    G = (1 - beta) g + beta m
 
 One buffer per parameter and no matrix product. The brake R is bounded by
-`1 + sinh^2(gamma / sqrt(m n)) <= R^2 <= 1 + sinh^2(gamma) / (m n)`: for gamma = 1.5 and a matrix
-of 64 x 64 or more, R is 1 to within 0.06%. As published the method is therefore SGD with
+`1 + sinh^2(gamma / sqrt(m n)) <= R^2 <= 1 + sinh^2(gamma) / (m n)`: for gamma = 1.5 and a
+matrix of 64 x 64 or more, R is 1 to within 0.06%. As published the method is therefore SGD with
 momentum, its rate in units of the gradient, which does not carry over between models.
 `brake="unit_rms"` applies the same statistic to entries of unit mean square, where it acts.
 """

@@ -21,7 +21,7 @@ _BY_LAYER = ("shapes", "factors", "curves", "first_order_effects", "groups", "sh
 
 @dataclass(frozen=True)
 class JointCorrection:
-    """A map from summed to measured loss of full-model plans, ascending (summed, measured) pairs.
+    """A map from summed to measured loss of full-model plans, by (summed, measured) pairs.
 
     Layers are priced one at a time; together they cost more (or, far out, less). Between
     the pairs the ratio is interpolated in log-log; below them, and above a single pair, it

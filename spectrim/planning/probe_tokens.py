@@ -7,8 +7,8 @@ token. Calibrating N tokens takes 2 N passes (forward and backward), and measuri
     model       T + sum over measurements of T (rest)          from the layer's block on
     block       2 T + sum over layers of T (one block)         forward, backward, own block
 
-The budget share * 2 N is split between full-model plans and layers, and T follows. Layers are run
-through the rest of the model if that leaves them `ENOUGH` tokens, else through their own
+The budget share * 2 N is split between full-model plans and layers, and T follows. Layers are
+run through the rest of the model if that leaves them `ENOUGH` tokens, else through their own
 block (`BlockProbe`), which takes the same number of passes at any depth.
 """
 

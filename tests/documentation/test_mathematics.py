@@ -133,7 +133,8 @@ def test_all_formulas_are_typeset_and_lose_nothing():
     from mathematics import GREEK, latex
 
     assert set(SIGNS) == set(GREEK)
-    assert len(found := formulas()) > 150
+    found = formulas()
+    assert len(found) > 150
     for where, text in found.items():
         shown = read(convert(latex(text)))
         assert "\\" not in shown, where

@@ -1,7 +1,7 @@
 """2:4 sparsity by output change: keep the two largest `|w_ij| sqrt(E[x_j^2])` of every four.
 
-`E[x_j^2]` is the diagonal of the input covariance; the product is the root mean square change of
-output i when w_ij alone is dropped. Groups of four are neighbors in a row, stored as by
+`E[x_j^2]` is the diagonal of the input covariance; the product is the root mean square change
+of output i when w_ij alone is dropped. Groups of four are neighbors in a row, stored as by
 `sparse_2_4`: half the values and two bits for the place of each.
 """
 

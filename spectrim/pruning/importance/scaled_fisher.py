@@ -3,15 +3,14 @@
     a_l = tr(D H_l D) / tr(D F_l D),    D = diag(f^(-1/3)),    l a layer
     tr(D H_l D) = E[(D z)_l . (H D z)_l],    z of signs, drawn for every row anew
 
-`f_i = E[(a d)^2]` is the closed form of `fisher`, from the gradient's own pass. Squared gradients
-tell well which bases of a layer matter and badly how much: of a model that is sure of the task,
-or that was trained on other labels, the Hessian is many times what they say, by a factor of the
-layer. That factor is one number, and a few rows tell it: each row is its own probe along all
-layers, so m rows average m probes at the price of 2 m rows of gradients. D gives all bases a
-say; with equal steps the largest alone would have it. A factor with its variance s^2 over the
-rows is drawn to the mean of all layers by `s^2 / (s^2 + t^2)`, t^2 the variance between layers
-(DerSimonian and Laird, 1986).
-"""
+`f_i = E[(a d)^2]` is the closed form of `fisher`, from the gradient's own pass. Squared
+gradients tell well which bases of a layer matter and badly how much: of a model that is sure
+of the task, or that was trained on other labels, the Hessian is many times what they say, by a
+factor of the layer. That factor is one number, and a few rows tell it: each row is its own
+probe along all layers, so m rows average m probes at the price of 2 m rows of gradients. D
+gives all bases a say; with equal steps the largest alone would have it. A factor with its
+variance s^2 over the rows is drawn to the mean of all layers by `s^2 / (s^2 + t^2)`, t^2 the
+variance between layers (DerSimonian and Laird, 1986). """
 
 from __future__ import annotations
 
