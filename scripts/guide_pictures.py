@@ -375,6 +375,24 @@ FLOWS = {
             ("effective rank, tails", "hidden states", "errors and drift"),
         ),
     ),
+    "experts": (
+        "Whole experts under the budget of ranks",
+        (
+            ("one pass: tokens\nby expert",),
+            ("price of removing\neach, in nats", "curves of ranks"),
+            ("one plan",),
+            ("fewer experts,\nrouter cut", "factors of those\nthat stay"),
+        ),
+    ),
+    "other_models": (
+        "Other losses, the same trip",
+        (
+            ("source, target", "text, label", "text"),
+            ("T5, BART", "classifier", "vision-language\nmodel"),
+            ("spectrim compress",),
+            ("from_pretrained of\ntheir own classes",),
+        ),
+    ),
     "serving": (
         "From a compressed checkpoint to a server",
         (

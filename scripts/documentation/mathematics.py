@@ -44,10 +44,16 @@ _EXPECTATION = re.compile(r"(?:_\w+|_\{[^}]*\})? ?[\[|]")
 _OPERATOR = re.compile(r"\^|\|\||E\[| (?:[=+/-]|<-|<=|~=|->|\(x\)|~) |\bsum\b")
 _FACTOR = re.compile(rf"(?:[A-Za-z]|{'|'.join(GREEK)})(?:_\w+)?'?")
 _SHORT_WORDS = ("in", "up", "or")
+_VARIABLE = re.compile(r"(?<![A-Za-z])[a-z]{3,}_[a-z]{3,}(?![a-z])")
 
 
 def is_formula(code: str) -> bool:
-    """Tell a formula in backticks from a name: it has an operator, or multiplies symbols."""
+    """Tell a formula in backticks from a name: it has an operator, or multiplies symbols.
+
+    What names a variable of the code, as in `lora_alpha = r`, is code.
+    """
+    if _VARIABLE.search(code):
+        return False
     factors = code.split()
     product = len(factors) > 1 and all(_FACTOR.fullmatch(each) for each in factors)
     return product or bool(_OPERATOR.search(code))

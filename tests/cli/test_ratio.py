@@ -15,7 +15,7 @@ def test_a_ratio_is_what_a_budget_leaves():
     assert "ratio" not in given
     assert recipe_of(given).budget == 0.8
     assert recipe_of(_with_budget(NOTHING | {"budget": 0.7})).budget == 0.7
-    assert recipe_of(_with_budget(NOTHING)) == recipe_of(_with_budget(NOTHING | {"ratio": 0.4}))
+    assert recipe_of(_with_budget(NOTHING)) == recipe_of(_with_budget(NOTHING | {"ratio": 0.2}))
 
 
 @pytest.mark.parametrize("ratio", [1.0, -0.1, float("nan")])

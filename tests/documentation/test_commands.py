@@ -13,7 +13,7 @@ from tests.documentation.parsing import all_options, found, names_of, parse, wor
 pytestmark = pytest.mark.slow
 
 LINES = [c for page in WRITTEN for c in commands(page.name, page.read_text(encoding="utf-8"))]
-FOREIGN = {"--tensor-parallel-size", "--load-format"}
+FOREIGN = {"--tensor-parallel-size", "--load-format", "--max-lora-rank"}
 """Options of other programs that the pages name."""
 
 
