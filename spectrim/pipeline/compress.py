@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from spectrim.checkpoint.load import is_bundled
 from spectrim.errors import InputError, NumericalWarning
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.calibrate import prepare
+from spectrim.pipeline.calibrate import calibrate, prepare
 from spectrim.pipeline.early_checks import check_text
 from spectrim.pipeline.elastic import at_largest, hold_sizes, plan_elastic
 from spectrim.pipeline.embedding import compress_embeddings
@@ -26,7 +26,7 @@ from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.prune_for_task import prune_for_task
-from spectrim.pipeline.quantize_factors import quantize_factors
+from spectrim.pipeline.quantize_factors import needs_calibration, quantize_factors
 from spectrim.pipeline.recipe import QuantizationRecipe, Recipe
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import cast_for_saving, check_plan, replace_layers
@@ -182,7 +182,8 @@ def finish(
     original: LoadedModel, result: CompressionResult, context: RunContext
 ) -> CompressionResult:
     """Factor tables, refine, and store in the recipe's dtype and bits."""
-    return store(original, refined(original, with_tables(original, result, context), context))
+    result = refined(original, with_tables(original, result, context), context)
+    return store(original, result, context)
 
 
 def with_tables(
@@ -205,10 +206,14 @@ def refined(
     return replace(result, model=smaller)
 
 
-def store(original: LoadedModel, result: CompressionResult) -> CompressionResult:
+def store(
+    original: LoadedModel, result: CompressionResult, context: RunContext | None = None
+) -> CompressionResult:
     """Cast to the dtype to be saved and quantize the factors if the recipe quantizes."""
-    smaller = cast_for_saving(result.model, original.dtype_for(result.recipe))
-    smaller = quantize_factors(smaller, result.plan, result.recipe)
+    smaller, calibration = cast_for_saving(result.model, original.dtype_for(result.recipe)), None
+    if needs_calibration(result.recipe):
+        calibration = calibrate(original.model, original.tokenizer, result.recipe, context)
+    smaller = quantize_factors(smaller, result.plan, result.recipe, calibration)
     return replace(result, model=smaller)
 
 
