@@ -54,7 +54,7 @@ GRIDS = [
 ALONE = ("rtn", "gptq", "low rank, int4", "gptq + corrections")
 BY_LAYER: dict[str, Callable[[mixed.Options], bool]] = {
     "bits by layer": lambda o: bool(o.bits) and not o.rank_share and not o.density,
-    "+ low rank": lambda o: bool(o.bits) and not o.density or (not o.bits and not o.density),
+    "+ low rank": lambda o: (bool(o.bits) and not o.density) or (not o.bits and not o.density),
     "+ entries": lambda o: bool(o.bits) and not o.rank_share,
     "all three": lambda o: True,
 }
@@ -75,7 +75,7 @@ class Mixtures(Table):
         self.problems = {problem.name: problem for (problem,) in problems}
         self.weights = sum(math.prod(shape) for shape in self.shapes)
         self.solvers = {n: solver_of(p, "mixed") for n, p in self.problems.items()}
-        self.one_grid: dict[str, tuple[float, str]] = {}
+        self.one_grid: dict[str, dict[str, CompressedLinear]] = {}
 
     def bytes_at(self, bits: float) -> int:
         return int(bits * self.weights / 8)
@@ -123,27 +123,33 @@ class Mixtures(Table):
         return self._cell(bases)
 
     def one_grid_for_all(self, bits: float, quantizer: str) -> str:
-        """The best of the grids that fit, by predicted loss; of equal bits the most bytes."""
+        """Of the largest grids that fit, one of each scheme, that of less predicted loss."""
         cost = quantizer_class(quantizer).cost
-        fitting: dict[int, dict[str, Any]] = {}
+        fitting: dict[str, tuple[int, dict[str, Any]]] = {}
         for grid in GRIDS:
             options = QUANTIZERS.options(quantizer, grid)
             total = sum(cost(shape, options, DTYPE.itemsize) for shape in self.shapes)
-            if total <= self.bytes_at(bits):
-                fitting[total] = grid
+            largest = fitting.get(grid["scheme"], (0, {}))[0]
+            if largest < total <= self.bytes_at(bits):
+                fitting[grid["scheme"]] = total, grid
         if not fitting:
             raise InputError("no grid fits")
-        return self._one_grid(quantizer, fitting[max(fitting)])
+        tried = [self._one_grid(quantizer, grid) for _, grid in fitting.values()]
+        return self._cell(min(tried, key=self._total))
 
-    def _one_grid(self, quantizer: str, grid: dict[str, Any]) -> str:
+    def _one_grid(self, quantizer: str, grid: dict[str, Any]) -> dict[str, CompressedLinear]:
         key = f"{quantizer} {grid}"
         if key not in self.one_grid:
             options = QUANTIZERS.options(quantizer, grid)
             compress = QUANTIZERS.get(quantizer).compress
-            bases = {name: compress(p, options) for name, p in self.problems.items()}
-            self.one_grid[key] = self._cell(bases), str(grid)
-        print(f"  {key}", file=sys.stderr, flush=True)
-        return self.one_grid[key][0]
+            self.one_grid[key] = {n: compress(p, options) for n, p in self.problems.items()}
+            print(
+                f"  {key}: {self._total(self.one_grid[key]):.3f}", file=sys.stderr, flush=True
+            )
+        return self.one_grid[key]
+
+    def _total(self, bases: dict[str, CompressedLinear]) -> float:
+        return sum(self._predicted(name, layer) for name, layer in bases.items())
 
     def corrected(self, bits: float) -> str:
         """The most bits that leave room, in groups of 128, with corrections in bfloat16."""
@@ -164,8 +170,7 @@ class Mixtures(Table):
     def _cell(self, bases: dict[str, CompressedLinear]) -> str:
         residual = Residual(bases, None)
         model = add_corrections(self.model, residual, dict.fromkeys(bases, 0), self.recipe)
-        predicted = sum(self._predicted(name, layer) for name, layer in bases.items())
-        return self._shown(self._loss(model) - self.loss, predicted)
+        return self._shown(self._loss(model) - self.loss, self._total(bases))
 
     @staticmethod
     def _shown(increase: float, predicted: float) -> str:

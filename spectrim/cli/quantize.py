@@ -49,7 +49,9 @@ def quantize(
     ] = None,
     budget_bits: Annotated[
         float | None,
-        typer.Option(help="Bits per weight of all that layers hold; each layer's share by loss."),
+        typer.Option(
+            help="Bits per weight of all that layers hold; each layer's share by loss."
+        ),
     ] = None,
     quantizer_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other quantizer option.")
@@ -152,7 +154,9 @@ def _with(recipe: Recipe, wanted: dict[str, Any], options: dict[str, Any]) -> Re
         chosen = {"quantizer": "mixed"} | chosen | {"bytes": None}
     chosen |= {name: value for name, value in wanted.items() if value is not None}
     several = {name: value for name, value in options.items() if isinstance(value, list)}
-    stated = {n: value for n, value in options.items() if value is not None and n not in several}
+    stated = {
+        n: value for n, value in options.items() if value is not None and n not in several
+    }
     for field, given in (("quantizer_options", stated), ("choices", several)):
         others = {n: v for n, v in chosen.get(field, {}).items() if options.get(n) is None}
         chosen[field] = others | given

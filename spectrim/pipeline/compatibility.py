@@ -53,8 +53,9 @@ CHOICES: dict[str, Callable[[Recipe], bool]] = {
     "an allocation of weights": lambda r: r.allocation not in BY_STORAGE,
     "an allocation other than loss_optimal": lambda r: r.allocation != "loss_optimal",
     "ranks that int4 cannot read": lambda r: _has_unreadable_ranks(r),
-    "factors quantized by statistics": lambda r: r.quantization is not None
-    and bool(QUANTIZERS.get(r.quantization.backend).REQUIRES),
+    "factors quantized by statistics": lambda r: (
+        r.quantization is not None and bool(QUANTIZERS.get(r.quantization.backend).REQUIRES)
+    ),
 }
 """Choices that only some parts take, true for a recipe that makes them."""
 _WHOLE = "this step needs the whole model in memory"

@@ -210,7 +210,10 @@ def store(
     original: LoadedModel, result: CompressionResult, context: RunContext | None = None
 ) -> CompressionResult:
     """Cast to the dtype to be saved and quantize the factors if the recipe quantizes."""
-    smaller, calibration = cast_for_saving(result.model, original.dtype_for(result.recipe)), None
+    smaller, calibration = (
+        cast_for_saving(result.model, original.dtype_for(result.recipe)),
+        None,
+    )
     if needs_calibration(result.recipe):
         calibration = calibrate(original.model, original.tokenizer, result.recipe, context)
     smaller = quantize_factors(smaller, result.plan, result.recipe, calibration)

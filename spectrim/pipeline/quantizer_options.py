@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectrim.errors import InputError
 from spectrim.layers.quantized import QUANTIZERS, CompressedLinear
+from spectrim.models.linear import get_weight
 from spectrim.models.source import ResidentModel
 from spectrim.planning.quantizer_choices import PricedOptions, choose_options, price_options
 from spectrim.planning.solver import layer_problems
@@ -77,7 +78,7 @@ def options_by_layer(
         options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
         return dict.fromkeys(names, options)
     priced = priced_options(model, calibration, names, given, context, itemsize)
-    weights = sum(model.get_submodule(name).weight.numel() for name in names)
+    weights = sum(get_weight(model.get_submodule(name)).numel() for name in names)
     chosen = choose_options(priced, int(given.bits_per_weight * weights / BITS))
     return {name: final_options(choice, given) for name, choice in chosen.items()}
 
@@ -123,5 +124,5 @@ def shares(bases: Mapping[str, CompressedLinear]) -> list[str]:
     """
     stated = [base.stated for base in bases.values()]
     fields = [f for f in stated[0] if len({str(each[f]) for each in stated}) > 1]
-    counts = Counter(", ".join(f"{f} {each[f]:g}" for f in fields) for each in stated)
+    counts = Counter(", ".join(f"{f} {each[f]}" for f in fields) for each in stated)
     return [f"{count} layers: {text}" for text, count in counts.most_common() if text]

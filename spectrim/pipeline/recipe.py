@@ -148,8 +148,8 @@ class CorrectionRecipe:
     """A quantizer for every layer, and low-rank corrections of its error.
 
     With an allocation other than uniform, all corrections together take what `rank` would. A
-    budget of bits replaces both: each layer then has those of the `choices` of options that lower
-    the loss most per byte, and no correction besides what the quantizer itself stores.
+    budget of bits replaces both: each layer then has those of the `choices` of options that
+    lower the loss most per byte, and no correction besides what the quantizer itself stores.
     """
 
     quantizer: str = Field(default="rtn", description="See `spectrim ls`.")

@@ -80,7 +80,9 @@ def round_factors(
     seen = {"input_covariance": inputs, "gradient_covariance": left.T @ outputs @ left}
     rounded = {first: round_matrix(f"{name}.{first}", near, seen, quantizer)}
     if not len(rows):
-        return rounded | {second: round_matrix(f"{name}.{second}", far, {}, ("rtn", quantizer[1]))}
+        return rounded | {
+            second: round_matrix(f"{name}.{second}", far, {}, ("rtn", quantizer[1]))
+        }
     right = rounded[first].dense()[0]
     gram = add_damping(right @ inputs @ right.T, SINGULAR)
     if isinstance(layer, LowRankLinear):

@@ -82,6 +82,7 @@ def test_error_feedback_loses_less_and_is_stored_as_rtn(quantize, tmp_path, rank
     assert any(not kept["gptq"][n].equal(kept["rtn"][n]) for n in codes)
 
 
+@pytest.mark.slow
 def test_bits_by_layer_under_a_budget(quantize, cli, shelf, tmp_path):
     options = ("--bits", "2..4", "--budget-bits", 3.7, "--quantizer-option", "rounds=0")
     done = quantize("-o", "out", *options, "--quantizer-option", "density=[0.0]", "--json")

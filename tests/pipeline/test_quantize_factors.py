@@ -19,8 +19,8 @@ from spectrim.checkpoint import (
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.evaluation.size import tensor_bytes
 from spectrim.pipeline.calibrate import calibrate
-from spectrim.pipeline.finetune import FinetuneSettings, finetune
 from spectrim.pipeline.compress import compress
+from spectrim.pipeline.finetune import FinetuneSettings, finetune
 from spectrim.pipeline.plan import factorize, plan
 from spectrim.pipeline.quantize_factors import needs_calibration, quantize_factors
 from spectrim.pipeline.recipe import QuantizationRecipe, SharingRecipe
@@ -144,6 +144,7 @@ def test_eight_bits_lose_little_four_lose_more(text):
     assert 0 < losses[0] < 0.02 < losses[1] < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pivoted layers lose most")
 @pytest.mark.parametrize("layer", ["lowrank", "pivoted"])
 def test_the_whole_trip_rounds_in_the_metric_of_the_loss(layer, text):
@@ -159,7 +160,11 @@ def test_the_whole_trip_rounds_in_the_metric_of_the_loss(layer, text):
 def test_statistics_that_are_missing(text):
     recipe = recipe_for(text, QuantizationRecipe(4, "gptq", 8), layer="lowrank")
     with pytest.raises(InputError, match="needs calibration"):
-        quantize_factors(TINY_MODELS["llama"](), Plan("svd", "uniform", "lowrank", 0.5, 0.5, None, {}), recipe)
+        quantize_factors(
+            TINY_MODELS["llama"](),
+            Plan("svd", "uniform", "lowrank", 0.5, 0.5, None, {}),
+            recipe,
+        )
     with pytest.raises(InputError, match="cannot be combined"):
         recipe.with_changes(sharing=SharingRecipe("same_input"))
 

@@ -45,7 +45,9 @@ def held(path, model) -> float:
     ("quantizer", "choices"),
     [("rtn", {"bits": (2, 3, 4)}), ("gptq", {"bits": (2, 4), "group": (32,)}), ("mixed", SOME)],
 )
-def test_the_budget_is_kept_and_the_file_loads(quantizer, choices, architecture, text, tmp_path):
+def test_the_budget_is_kept_and_the_file_loads(
+    quantizer, choices, architecture, text, tmp_path
+):
     budget = 4.2
     smaller = quantize(
         architecture(), tiny_tokenizer(), recipe_for(text, quantizer, budget, choices)
@@ -122,5 +124,6 @@ def test_recipes_that_cannot_be(fields, what):
 
 def test_every_value_of_a_choice_is_checked():
     choices = {"bits": (2, 11)}
+    given = CorrectionRecipe("rtn", choices=choices, bits_per_weight=3)
     with pytest.raises(InputError, match="11"):
-        small_recipe("text", correction=CorrectionRecipe("rtn", choices=choices, bits_per_weight=3))
+        small_recipe("text", correction=given)

@@ -45,7 +45,7 @@ def test_the_best_plan_of_all(budget):
 
 
 def test_a_budget_below_the_cheapest():
-    with pytest.raises(InputError, match="420 bytes at the cheapest"):
+    with pytest.raises(InputError, match="take 420 at the cheapest"):
         choose_options(priced(), 419)
 
 

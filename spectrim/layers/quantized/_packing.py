@@ -38,7 +38,9 @@ def _shifts(like: Tensor, step: int, count: int) -> Tensor:
     return step * torch.arange(count, device=like.device)
 
 
-def centered_matrix(codes: Tensor, scales: Tensor, columns: int, grid: tuple[int, int]) -> Tensor:
+def centered_matrix(
+    codes: Tensor, scales: Tensor, columns: int, grid: tuple[int, int]
+) -> Tensor:
     """Return `s (q - (2^b - 1) / 2)` (rows, columns) of packed codes and scales, in float32.
 
     Args:

@@ -63,7 +63,10 @@ def compress(problem: QuantizationProblem, options: Options) -> RtnLinear:
     outputs = dense(problem, "gradient_covariance") if options.two_sided else None
     inputs = dense(problem, "input_covariance")
     rounded = round_matrix(weight, inputs, outputs, options, problem.name)
-    grid, stored = (rounded.scales, rounded.zeros), replace(rounded.options, group=options.group)
+    grid, stored = (
+        (rounded.scales, rounded.zeros),
+        replace(rounded.options, group=options.group),
+    )
     return RtnLinear.from_codes(rounded.codes, grid, problem.bias, stored)
 
 

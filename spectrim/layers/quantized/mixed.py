@@ -216,13 +216,13 @@ def compress(problem: QuantizationProblem, options: Options) -> MixedLinear:
     """Share a weight out among the parts.
 
     Raises NumericalError if it or a covariance is not finite, a covariance is zero, or a value
-    exceeds the range of float16; InputError for a covariance that was summed through the weight.
+    exceeds the range of float16; InputError for a covariance summed through the weight.
     """
     return solver(problem)(options)
 
 
 def _packed_entries(entries: Tensor, count: int) -> dict[str, Tensor]:
-    """Return `values`, `columns` and `counts` of S (out, in), which may hold zeros among them."""
+    """Return `values`, `columns` and `counts` of S (out, in); some values may be zero."""
     flat = entries.flatten().abs().topk(count).indices.sort().values
     rows, columns = flat // entries.shape[1], flat % entries.shape[1]
     kind = _places((entries.shape[0], entries.shape[1]))

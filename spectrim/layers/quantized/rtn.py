@@ -5,8 +5,8 @@
     centered     s = max|w| / (2^b - 1) * 2,   z = (2^b - 1) / 2
 
 Codes are packed without gaps (3-bit codes cross byte borders), scales are float16, zero
-points take b bits where they differ by group. The centered grid has no zero and as many points
-on either side, which at two and three bits is worth more. The codes are rounded against the stored scale. A reference without
+points take b bits where they differ by group. The centered grid has no zero, and as many
+points on either side. The codes are rounded against the stored scale. A reference without
 calibration: the matrix is computed for every product.
 """
 
@@ -183,7 +183,9 @@ def search_grid(grouped: Tensor, importance: Tensor, options: Options) -> tuple[
     shares = torch.tensor(SHARES, device=grouped.device).view(-1, *[1] * grouped.dim())
     scales, zeros = make_grid(shares * grouped, options)
     steps, origins = scales.float()[..., None], zeros[..., None]
-    error = (grouped - steps * (codes_of(grouped / steps, origins, options) - origins)).square_()
+    error = (
+        grouped - steps * (codes_of(grouped / steps, origins, options) - origins)
+    ).square_()
     best = (error * importance).sum(-1).argmin(0, keepdim=True)
     return scales.gather(0, best)[0], zeros.gather(0, best)[0]
 

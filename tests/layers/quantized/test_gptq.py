@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spectrim.errors import InputError, NumericalError
 from spectrim.layers.quantized import QUANTIZERS, CompressedLinear
-from spectrim.layers.quantized.rtn import Options as RtnOptions
 from spectrim.layers.quantized.rtn import SHARES, make_grid, search_grid
+from spectrim.layers.quantized.rtn import Options as RtnOptions
 from spectrim.statistics import LayerProblem
 from tests.layer_problems import LAYER, random_layer, random_tokens, statistics_of
 from tests.tolerances import FLOAT64_RELATIVE
