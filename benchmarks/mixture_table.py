@@ -168,8 +168,12 @@ class Mixtures(Table):
         return self._shown(self._loss(model) - self.loss, figures["predicted_loss"])
 
     def _cell(self, bases: dict[str, CompressedLinear]) -> str:
+        is_mixed = any(isinstance(layer, mixed.MixedLinear) for layer in bases.values())
+        recipe = self.recipe.with_changes(
+            correction=CorrectionRecipe("mixed" if is_mixed else "rtn", rank=0)
+        )
         residual = Residual(bases, None)
-        model = add_corrections(self.model, residual, dict.fromkeys(bases, 0), self.recipe)
+        model = add_corrections(self.model, residual, dict.fromkeys(bases, 0), recipe)
         return self._shown(self._loss(model) - self.loss, self._total(bases))
 
     @staticmethod

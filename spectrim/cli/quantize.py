@@ -80,8 +80,12 @@ def quantize(
         )
     options = {"bits": _values(bits, "--bits"), "group": _values(group_size, "--group-size")}
     options |= dict(map(_assigned, quantizer_option or []))
-    wanted = {"quantizer": quantizer, "rank": rank, "bytes": correction_bytes}
-    wanted["bits_per_weight"] = budget_bits
+    wanted = {
+        "quantizer": quantizer,
+        "rank": rank,
+        "bytes": correction_bytes,
+        "bits_per_weight": budget_bits,
+    }
     recipe = _with(recipe_of(given), wanted, options)
 
     from spectrim.checkpoint import SaveOptions, check_output, save_compressed

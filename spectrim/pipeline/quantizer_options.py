@@ -33,7 +33,8 @@ def option_sets(given: CorrectionRecipe) -> list[dict[str, Any]]:
     all combinations of the values of other fields. Raises InputError for a value that the
     quantizer does not offer, and for a single set.
     """
-    offered = getattr(QUANTIZERS.get(given.quantizer), "CHOICES", ({},))
+    module = QUANTIZERS.get(given.quantizer)
+    offered: Sequence[dict[str, Any]] = getattr(module, "CHOICES", ({},))
     wanted = {name: (value,) for name, value in given.quantizer_options.items()}
     wanted |= {name: tuple(values) for name, values in given.choices.items()}
     for name in set(wanted) & set(offered[0]):
