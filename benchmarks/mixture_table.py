@@ -51,6 +51,9 @@ GRIDS = [
     for group in (32, 64, 128)
     for scheme in ("asymmetric", "centered")
 ]
+MORE_RANKS = [{"bits": 0, "rank_share": share} for share in (0.625, 0.75)]
+"""For low rank alone at budgets where layers would otherwise not choose it."""
+OFFERED = {mixed.Options(**each, **mixed.DRAFT) for each in mixed.CHOICES}
 ALONE = ("rtn", "gptq", "low rank, int4", "gptq + corrections")
 BY_LAYER: dict[str, Callable[[mixed.Options], bool]] = {
     "bits by layer": lambda o: bool(o.bits) and not o.rank_share and not o.density,
@@ -85,10 +88,13 @@ class Mixtures(Table):
         """The choices of every layer; a file of `--prices` serves the next run."""
         path = self.given.prices
         found = torch.load(path, weights_only=False) if path and path.exists() else {}
-        choices = [mixed.Options(**each, **mixed.DRAFT) for each in mixed.CHOICES]
+        choices = [*OFFERED, *(mixed.Options(**each, **mixed.DRAFT) for each in MORE_RANKS)]
         for name, problem in self.problems.items():
-            if name not in found:
-                found[name] = self._priced(name, problem, choices)
+            known = found.get(name, [])
+            missing = set(choices) - {choice.options for choice in known}
+            if missing:
+                more = self._priced(name, problem, sorted(missing, key=str))
+                found[name] = sorted([*known, *more], key=lambda choice: choice.bytes)
                 if path:
                     torch.save(found, path)
                 print(f"priced {name}", file=sys.stderr, flush=True)
@@ -121,6 +127,9 @@ class Mixtures(Table):
         for line in shares(bases):
             print(f"  {bits}: {line}", file=sys.stderr, flush=True)
         return self._cell(bases)
+
+    def offered(self, bits: float, takes: Callable[[mixed.Options], bool]) -> str:
+        return self.mixture(bits, lambda options: options in OFFERED and takes(options))
 
     def one_grid_for_all(self, bits: float, quantizer: str) -> str:
         """Of the largest grids that fit, one of each scheme, that of less predicted loss."""
@@ -186,7 +195,7 @@ class Mixtures(Table):
             "gptq": lambda: self.one_grid_for_all(bits, "gptq"),
             LOW_RANK: lambda: self.mixture(bits, lambda o: not o.bits and not o.density),
             "gptq + corrections": lambda: self.corrected(bits),
-            **{n: lambda t=takes: self.mixture(bits, t) for n, takes in BY_LAYER.items()},
+            **{n: lambda t=takes: self.offered(bits, t) for n, takes in BY_LAYER.items()},
         }
         return [self._tried(ways[name]) for name in self.given.columns or ways]
 
