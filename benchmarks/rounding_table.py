@@ -5,8 +5,9 @@
 One row per bytes and way of storing: 4, 3 and 2 bits in groups of 32 and 128, and, in the
 bytes of 4 and 3 bits, one bit less with low-rank corrections that fill them up. One column per
 quantizer, on grids that reach each group's largest weight: `rtn`, `gptq` one-sided (the rows
-independent) and `gptq` two-sided. Prints Markdown with the share of bfloat16 and the increase of the held-out loss in nats per token, predicted
-by the quadratic model and measured in float32.
+independent) and `gptq` two-sided. Prints Markdown with the share of bfloat16 and the increase
+of the held-out loss in nats per token, predicted by the quadratic model and measured in
+float32.
 """
 
 from __future__ import annotations

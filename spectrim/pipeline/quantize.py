@@ -26,7 +26,7 @@ from spectrim.models.source import ResidentModel
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibrate, prepare
 from spectrim.pipeline.decompose import layers_with_signal, make_solver, versions
-from spectrim.pipeline.quantizer_options import bits_held, options_by_layer, shares
+from spectrim.pipeline.quantizer_options import bits_held, check_bits, options_by_layer, shares
 from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.planning import Decomposition
@@ -96,7 +96,9 @@ def compute_residual(
     context = context or RunContext()
     given = _given(recipe)
     dtype, calibration = dtype_of(model, recipe), None
-    names = [target.name for target in prepare(model, recipe, context.cache).targets]
+    targets = prepare(model, recipe, context.cache).targets
+    names = [target.name for target in targets]
+    check_bits([target.shape for target in targets], given, dtype.itemsize)
     if needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)

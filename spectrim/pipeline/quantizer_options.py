@@ -9,10 +9,15 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from spectrim.errors import InputError
-from spectrim.layers.quantized import QUANTIZERS, CompressedLinear
-from spectrim.models.linear import get_weight
+from spectrim.layers.quantized import QUANTIZERS, CompressedLinear, quantizer_class
+from spectrim.models.linear import get_shape
 from spectrim.models.source import ResidentModel
-from spectrim.planning.quantizer_choices import PricedOptions, choose_options, price_options
+from spectrim.planning.quantizer_choices import (
+    PricedOptions,
+    check_budget,
+    choose_options,
+    price_options,
+)
 from spectrim.planning.solver import layer_problems
 from spectrim.statistics import Calibration
 
@@ -62,6 +67,22 @@ def check_choices(given: CorrectionRecipe) -> None:
         QUANTIZERS.options(given.quantizer, each)
 
 
+def check_bits(
+    shapes: Sequence[tuple[int, int]], given: CorrectionRecipe, itemsize: int
+) -> None:
+    """Raise InputError, before the work, for a budget that no choice of options meets."""
+    if given.bits_per_weight is None:
+        return
+    cost = quantizer_class(given.quantizer).cost
+    choices = [QUANTIZERS.options(given.quantizer, each) for each in option_sets(given)]
+    least = sum(min(cost(shape, each, itemsize) for each in choices) for shape in shapes)
+    check_budget(least, _budget(shapes, given.bits_per_weight))
+
+
+def _budget(shapes: Sequence[tuple[int, int]], bits: float) -> int:
+    return int(bits * sum(rows * columns for rows, columns in shapes) / BITS)
+
+
 def options_by_layer(
     model: PreTrainedModel,
     calibration: Calibration | None,
@@ -79,8 +100,8 @@ def options_by_layer(
         options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
         return dict.fromkeys(names, options)
     priced = priced_options(model, calibration, names, given, context, itemsize)
-    weights = sum(get_weight(model.get_submodule(name)).numel() for name in names)
-    chosen = choose_options(priced, int(given.bits_per_weight * weights / BITS))
+    shapes = [get_shape(model.get_submodule(name)) for name in names]
+    chosen = choose_options(priced, _budget(shapes, given.bits_per_weight))
     return {name: final_options(choice, given) for name, choice in chosen.items()}
 
 

@@ -66,15 +66,19 @@ def choose_options(
 
     Raises InputError if the cheapest choices take more.
     """
-    least = sum(choices[0].bytes for choices in priced.values())
+    check_budget(sum(choices[0].bytes for choices in priced.values()), budget)
+    groups = [_group(choices) for choices in priced.values()]
+    picked = solve_knapsack(groups, budget)
+    return {n: choices[i] for (n, choices), i in zip(priced.items(), picked, strict=True)}
+
+
+def check_budget(least: int, budget: int) -> None:
+    """Raise InputError if the `least` bytes that layers can take exceed the budget."""
     if least > budget:
         raise InputError(
             f"the budget is {budget:,} bytes, the layers take {least:,} at the cheapest of the "
             "choices; raise --budget-bits, or allow fewer --bits"
         )
-    groups = [_group(choices) for choices in priced.values()]
-    picked = solve_knapsack(groups, budget)
-    return {n: choices[i] for (n, choices), i in zip(priced.items(), picked, strict=True)}
 
 
 def _group(choices: Sequence[PricedOptions]) -> KnapsackGroup:
