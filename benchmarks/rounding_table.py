@@ -4,9 +4,10 @@
 
 One row per bytes and way of storing: 4, 3 and 2 bits in groups of 32 and 128, and, in the
 bytes of 4 and 3 bits, one bit less with low-rank corrections that fill them up. One column per
-quantizer: `rtn`, `gptq` one-sided (the rows independent) and `gptq` two-sided. Prints Markdown
-with the share of bfloat16 and the increase of the held-out loss in nats per token, predicted
-by the quadratic model and measured in float32.
+quantizer, on grids that reach each group's largest weight: `rtn`, `gptq` one-sided (the rows
+independent) and `gptq` two-sided. Prints Markdown with the share of bfloat16 and the increase
+of the held-out loss in nats per token, predicted by the quadratic model and measured in
+float32.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from spectrim.runtime.context import RunContext
 DTYPE = torch.bfloat16
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn": ("rtn", {}),
-    "gptq, one-sided": ("gptq", {"two_sided": False}),
-    "gptq, two-sided": ("gptq", {"two_sided": True}),
+    "gptq, one-sided": ("gptq", {"two_sided": False, "grid": "range"}),
+    "gptq, two-sided": ("gptq", {"two_sided": True, "grid": "range"}),
 }
 
 

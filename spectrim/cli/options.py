@@ -63,6 +63,7 @@ _CALIBRATION = "Calibration"
 _QUANTIZERS: dict[str, dict[str, Any]] = {
     "int8": {"bits": 8},
     "int4": {"bits": 4},
+    "int4-gptq": {"bits": 4, "backend": "gptq"},
     "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
 }
 _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "include", "exclude")

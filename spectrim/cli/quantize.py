@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _FOREIGN = ("budget", "layer", "refine", "optimizer", "learning_rate", "probe")
 """Recipe options that a correction does not read."""
 _ROWS = {
+    "bits_per_weight": "quantized, bits per weight",
     "dense_bytes": "layers, dense, bytes",
     "base_bytes": "quantized, bytes",
     "path_bytes": "corrections, bytes",
@@ -44,9 +45,17 @@ def quantize(
     quantizer: Annotated[
         str | None, typer.Option(help="Quantizer; see `spectrim ls` (default rtn).")
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="Bits per weight.")] = None,
+    bits: Annotated[
+        str | None, typer.Option(help="Bits per weight; 2..4 or 2,3,4: chosen by layer.")
+    ] = None,
     group_size: Annotated[
-        int | None, typer.Option(help="Weights per quantization group.")
+        str | None, typer.Option(help="Weights per quantization group, or several.")
+    ] = None,
+    budget_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Bits per weight of all that layers hold; each layer's share by loss."
+        ),
     ] = None,
     quantizer_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other quantizer option.")
@@ -69,9 +78,19 @@ def quantize(
         )
     if rank is not None and correction_bytes is not None:
         raise InputError("choose one of --rank and --correction-bytes")
-    options = {"bits": bits, "group": group_size}
+    if budget_bits is not None and (rank or correction_bytes):
+        raise InputError(
+            "--budget-bits is for all that layers hold; for low rank within it choose "
+            "--quantizer mixed instead of --rank or --correction-bytes"
+        )
+    options = {"bits": _values(bits, "--bits"), "group": _values(group_size, "--group-size")}
     options |= dict(map(_assigned, quantizer_option or []))
-    wanted = {"quantizer": quantizer, "rank": rank, "bytes": correction_bytes}
+    wanted = {
+        "quantizer": quantizer,
+        "rank": rank,
+        "bytes": correction_bytes,
+        "bits_per_weight": budget_bits,
+    }
     recipe = _with(recipe_of(given), wanted, options)
 
     from spectrim.checkpoint import check_output
@@ -111,6 +130,22 @@ def _save(
     save_compressed(smaller, original.tokenizer, output, config, saving)
 
 
+def _values(text: str | None, option: str) -> int | list[int] | None:
+    """Return the number, or the numbers of a range `2..4` or a list `2,3,4`."""
+    if text is None:
+        return None
+    try:
+        if ".." in text:
+            first, last = map(int, text.split(".."))
+            return list(range(first, last + 1))
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{option} {text}: expected a number, a range such as 2..4, or a list such as 2,3,4"
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 def _assigned(text: str) -> tuple[str, Any]:
     import yaml
 
@@ -128,12 +163,19 @@ def _with(recipe: Recipe, wanted: dict[str, Any], options: dict[str, Any]) -> Re
     values = recipe.to_dict()
     chosen = values["correction"] or {}
     if wanted["quantizer"] not in (None, chosen.get("quantizer")):
-        chosen["quantizer_options"] = {}
+        chosen |= {"quantizer_options": {}, "choices": {}}
     if wanted["rank"] is not None:
         chosen["bytes"] = None
+    if wanted["bits_per_weight"] is not None:
+        chosen = {"quantizer": "mixed"} | chosen | {"bytes": None}
     chosen |= {name: value for name, value in wanted.items() if value is not None}
-    stated = {name: value for name, value in options.items() if value is not None}
-    chosen["quantizer_options"] = chosen.get("quantizer_options", {}) | stated
+    several = {name: value for name, value in options.items() if isinstance(value, list)}
+    stated = {
+        n: value for n, value in options.items() if value is not None and n not in several
+    }
+    for field, given in (("quantizer_options", stated), ("choices", several)):
+        others = {n: v for n, v in chosen.get(field, {}).items() if options.get(n) is None}
+        chosen[field] = others | given
     return recipe_from(values | {"correction": chosen}, "options")
 
 
@@ -141,12 +183,14 @@ def _print(config: Any, json: bool) -> None:
     facts = config.provenance["compensation"]
     if json:
         ranks = {name: entry["rank"] for name, entry in config.layers.items()}
-        console.as_json(facts | {"ranks": ranks})
+        options = {name: entry["options"] for name, entry in config.layers.items()}
+        console.as_json(facts | {"ranks": ranks, "options": options})
         return
     rows = [(what, _figure(facts[key])) for key, what in _ROWS.items() if key in facts]
     paths = (
         f" + corrections by {facts['method']}, {facts['allocation']}" if facts["method"] else ""
     )
+    rows += [("chosen", line) for line in facts.get("chosen", ())]
     console.table(f"{facts['base']}{paths}", ("metric", "value"), rows)
 
 

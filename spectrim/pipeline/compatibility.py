@@ -17,6 +17,7 @@ from spectrim.errors import InputError
 from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.quantized import QUANTIZERS
 from spectrim.models.kind import CAUSAL, ModelKind
+from spectrim.pipeline.quantizer_options import check_choices
 from spectrim.pruning.experts import EXPERT_ORDERS
 from spectrim.pruning.importance import IMPORTANCE
 from spectrim.refinement import REFINEMENTS
@@ -63,6 +64,9 @@ CHOICES: dict[str, Callable[[Recipe], bool]] = {
     "packed rows": lambda r: r.calibration.rows == "packed",
     "probing through blocks": lambda r: r.probe.through == "block",
     "ranks that int4 cannot read": lambda r: _has_unreadable_ranks(r),
+    "factors quantized by statistics": lambda r: (
+        r.quantization is not None and bool(QUANTIZERS.get(r.quantization.backend).REQUIRES)
+    ),
 }
 """Choices that only some parts take, true for a recipe that makes them."""
 _WHOLE = "this step needs the whole model in memory"
@@ -114,6 +118,11 @@ WHY_NOT: dict[tuple[str, str], str] = {
     ("quantization", QUANTIZE): "this command quantizes dense layers; use `spectrim compress`",
     ("quantization", STREAMING): _WHOLE,
     ("quantization", ANY_MODEL): _LANGUAGE,
+    ("factors quantized by statistics", "sharing"): "factors are rounded layer by layer; set "
+    "quantization.backend=rtn",
+    ("factors quantized by statistics", "a lossy layer type"): "only plain and pivoted factors "
+    "have a metric to round in; choose pivoted or lowrank",
+    ("factors quantized by statistics", PROCESSES): _ONE_PROCESS,
     ("sharing", "a method without metrics"): "layers share a basis by a pair of metrics; "
     "choose a method such as obd or svd_llm",
     ("sharing", STREAMING): _WHOLE,
@@ -240,6 +249,8 @@ def check_names(recipe: Recipe) -> None:
     LAYERS.options(recipe.layer, recipe.layer_options)
     if (correction := recipe.correction) is not None:
         QUANTIZERS.options(correction.quantizer, correction.quantizer_options)
+        if correction.bits_per_weight is not None:
+            check_choices(correction)
     if (quantization := recipe.quantization) is not None:
         QUANTIZERS.options(quantization.backend, quantization.options)
     if (experts := recipe.experts) is not None:

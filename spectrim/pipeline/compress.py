@@ -22,6 +22,7 @@ from spectrim.models.kind import kind_of
 from spectrim.models.offload import StreamedModel
 from spectrim.models.source import ModelSource, open_source
 from spectrim.pipeline import compatibility
+from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.early_checks import check_text
 from spectrim.pipeline.elastic import at_largest, hold_sizes, plan_elastic
 from spectrim.pipeline.embedding import compress_embeddings
@@ -30,7 +31,7 @@ from spectrim.pipeline.latency_table import latency_table
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.pipeline.plan import factorize
 from spectrim.pipeline.prune_for_task import prune_for_task
-from spectrim.pipeline.quantize_factors import quantize_factors
+from spectrim.pipeline.quantize_factors import needs_calibration, quantize_factors
 from spectrim.pipeline.recipe import QuantizationRecipe, Recipe
 from spectrim.pipeline.refine import refine
 from spectrim.pipeline.replace import (
@@ -221,7 +222,8 @@ def finish(
     original: LoadedModel, result: CompressionResult, context: RunContext
 ) -> CompressionResult:
     """Factor tables, refine, and store in the recipe's dtype and bits."""
-    return store(original, refined(original, with_tables(original, result, context), context))
+    result = refined(original, with_tables(original, result, context), context)
+    return store(original, result, context)
 
 
 def with_tables(
@@ -244,10 +246,15 @@ def refined(
     return replace(result, model=smaller)
 
 
-def store(original: LoadedModel, result: CompressionResult) -> CompressionResult:
+def store(
+    original: LoadedModel, result: CompressionResult, context: RunContext | None = None
+) -> CompressionResult:
     """Cast to the dtype to be saved and quantize the factors if the recipe quantizes."""
-    smaller = cast_for_saving(result.model, original.dtype_for(result.recipe))
-    smaller = quantize_factors(smaller, result.plan, result.recipe)
+    recipe, calibration = result.recipe, None
+    smaller = cast_for_saving(result.model, original.dtype_for(recipe))
+    if needs_calibration(recipe):
+        calibration = calibrate(original.model, original.tokenizer, recipe, context)
+    smaller = quantize_factors(smaller, result.plan, recipe, calibration)
     return replace(result, model=smaller)
 
 

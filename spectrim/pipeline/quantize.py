@@ -27,6 +27,7 @@ from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.decompose import layers_with_signal, make_solver, versions
 from spectrim.pipeline.inputs import prepare
+from spectrim.pipeline.quantizer_options import bits_held, check_bits, options_by_layer, shares
 from spectrim.pipeline.recipe import CorrectionRecipe, Recipe
 from spectrim.pipeline.replace import cast_for_saving, shared_copy, untie_head
 from spectrim.planning import Decomposition
@@ -95,20 +96,22 @@ def compute_residual(
     """
     context = context or RunContext()
     given = _given(recipe)
-    options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
-    calibration = None
-    names = [target.name for target in prepare(model, recipe, context.cache).targets]
+    dtype, calibration = dtype_of(model, recipe), None
+    targets = prepare(model, recipe, context.cache).targets
+    names = [target.name for target in targets]
+    check_bits([target.shape for target in targets], given, dtype.itemsize)
     if needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)
+    options = options_by_layer(model, calibration, names, given, context, dtype.itemsize)
     compress = QUANTIZERS.get(given.quantizer).compress
     bases: dict[str, CompressedLinear] = {}
 
     def residuals() -> Iterator[Problems]:
         groups = [(name,) for name in names]
         for (problem,) in layer_problems(ResidentModel(model), calibration, groups):
-            stored = replace(problem, weight=problem.weight.to(dtype_of(model, recipe)))
-            base = bases[problem.name] = compress(stored, options)
+            stored = replace(problem, weight=problem.weight.to(dtype))
+            base = bases[problem.name] = compress(stored, options[problem.name])
             weight = problem.weight.double() - base.dense()[0]
             yield (replace(problem, weight=weight, bias=None),)
 
@@ -124,9 +127,9 @@ def choose_correction_ranks(
     residual: Residual, recipe: Recipe, itemsize: int
 ) -> dict[str, int]:
     """Return the rank of each layer's correction, for numbers of `itemsize` bytes."""
-    if residual.decomposition is None:
-        return dict.fromkeys(residual.bases, 0)
     given = _given(recipe)
+    if residual.decomposition is None or given.bits_per_weight is not None:
+        return dict.fromkeys(residual.bases, 0)
     budget = uniform_cost(residual.shapes, given.rank)
     if given.bytes is not None:
         budget = given.bytes // itemsize
@@ -161,6 +164,7 @@ def correction_figures(
     """Return the bytes of the layers without biases, and predicted losses in nats per token."""
     shapes = residual.shapes
     figures: dict[str, Any] = {
+        "bits_per_weight": bits_held(residual.bases, itemsize),
         "dense_bytes": itemsize * sum(out * inner for out, inner in shapes.values()),
         "base_bytes": sum(
             type(base).cost(shapes[name], base.options, itemsize)
@@ -181,6 +185,8 @@ def _given(recipe: Recipe) -> CorrectionRecipe:
 
 
 def needs_text(given: CorrectionRecipe) -> bool:
+    if given.bits_per_weight is not None:
+        return True
     has_path = given.rank > 0 if given.bytes is None else given.bytes > 0
     return has_path or bool(QUANTIZERS.get(given.quantizer).REQUIRES)
 
@@ -199,12 +205,14 @@ def _provenance(
     found = residual.decomposition
     calibration = {} if found is None else {"calibration": found.provenance}
     given = _given(recipe)
+    chosen = {"chosen": shares(residual.bases)} if given.bits_per_weight is not None else {}
     return {
         "compensation": {
             "base": given.quantizer,
-            "method": None if found is None else recipe.method,
-            "allocation": None if found is None else recipe.allocation,
+            "method": None if found is None or chosen else recipe.method,
+            "allocation": None if found is None or chosen else recipe.allocation,
             **correction_figures(residual, ranks, itemsize),
+            **chosen,
         },
         **calibration,
         "versions": versions(),

@@ -1,6 +1,6 @@
 """Quantize the factors of a compressed model, and its layers left dense.
 
-    Q(left) Q(right) x,   Q by a compressor that needs no calibration (torchao, rtn)
+    Q(left) Q(right) x,   Q by torchao or rtn, or in the metric of the loss by gptq
 
 The ranks were chosen for the bytes of Q (`planning.layer_bytes`), and with the loss that its
 rounding adds (`planning.quantization_error`).
@@ -24,19 +24,23 @@ from spectrim.models.replace import factored_layers, replace_layer
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.recipe import QuantizationRecipe, Recipe
 from spectrim.planning import Plan
-from spectrim.statistics import LayerProblem
+from spectrim.planning.factor_rounding import round_factors
+from spectrim.statistics import Calibration, LayerProblem, LayerStatistics
 
 
-def quantize_factors(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreTrainedModel:
+def quantize_factors(
+    model: PreTrainedModel, plan: Plan, recipe: Recipe, calibration: Calibration | None = None
+) -> PreTrainedModel:
     """Quantize the planned layers of `model` in place; it is compressed, in its final dtype.
 
     A recipe without quantization changes nothing. Raises InputError if the compressor is
-    missing or needs text, ModelError for shapes that it does not support.
+    missing, or needs a calibration that is not given, ModelError for shapes that it does not
+    support.
     """
     given = recipe.quantization
     if given is None:
         return model
-    if QUANTIZERS.get(given.backend).REQUIRES:
+    if needs_calibration(recipe) and calibration is None:
         raise InputError(f"'{given.backend}' needs calibration; quantize by torchao or rtn")
     if given.bits == 4 and any(isinstance(f, PivotedLinear) for _, f in factored_layers(model)):
         warnings.warn(
@@ -45,7 +49,13 @@ def quantize_factors(model: PreTrainedModel, plan: Plan, recipe: Recipe) -> PreT
             NumericalWarning,
             stacklevel=2,
         )
-    return _quantize(model, _dense(plan), given)
+    return _quantize(model, _dense(plan), given, calibration)
+
+
+def needs_calibration(recipe: Recipe) -> bool:
+    """Return whether factors are quantized in the metric of the loss."""
+    given = recipe.quantization
+    return given is not None and bool(QUANTIZERS.get(given.backend).REQUIRES)
 
 
 def quantize_all(model: PreTrainedModel, given: QuantizationRecipe) -> PreTrainedModel:
@@ -73,15 +83,20 @@ def update_config_ranks(model: PreTrainedModel) -> None:
 
 
 def _quantize(
-    model: PreTrainedModel, dense: list[str], given: QuantizationRecipe
+    model: PreTrainedModel,
+    dense: list[str],
+    given: QuantizationRecipe,
+    calibration: Calibration | None = None,
 ) -> PreTrainedModel:
+    quantizer = given.backend, QUANTIZERS.options(given.backend, given.options)
     for name, layer in factored_layers(model):
-        for own, child in list(layer.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(layer, own, _compressed(f"{name}.{own}", child, given))
+        statistics = None if calibration is None else calibration.layer(name)
+        for own, child in round_factors(name, layer, statistics, quantizer).items():
+            setattr(layer, own, child.train(layer.training))
     config: SpectrimConfig = model.config.quantization_config
     for name in dense:
-        base = _compressed(name, model.get_submodule(name), given)
+        statistics = None if calibration is None else calibration.layer(name)
+        base = _compressed(name, model.get_submodule(name), given, statistics)
         layer_ = CompensatedLinear(base, None, None)
         replace_layer(model, name, layer_)
         config.layers[name] = compensated_entry(given.backend, layer_)
@@ -93,7 +108,7 @@ def _quantize(
 
 def check_quantization(recipe: Recipe) -> None:
     """Raise InputError, before the work, if the recipe's compressor cannot be used here."""
-    if recipe.quantization is not None:
+    if recipe.quantization is not None and not needs_calibration(recipe):
         side = recipe.quantization.group_size
         _compressed("a layer", nn.Linear(side, side, bias=False), recipe.quantization)
 
@@ -108,8 +123,13 @@ def _dense(plan: Plan) -> list[str]:
     ]
 
 
-def _compressed(name: str, layer: nn.Module, given: QuantizationRecipe) -> CompressedLinear:
-    problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), None)
+def _compressed(
+    name: str,
+    layer: nn.Module,
+    given: QuantizationRecipe,
+    statistics: LayerStatistics | None = None,
+) -> CompressedLinear:
+    problem = LayerProblem(name, get_weight(layer).detach(), get_bias(layer), statistics)
     options: Any = QUANTIZERS.options(given.backend, given.options)
     made = QUANTIZERS.get(given.backend).compress(problem, options)
     return made.train(layer.training)

@@ -149,13 +149,28 @@ class SharingRecipe:
 class CorrectionRecipe:
     """A quantizer for every layer, and low-rank corrections of its error.
 
-    With an allocation other than uniform, all corrections together take what `rank` would.
+    With an allocation other than uniform, all corrections together take what `rank` would. A
+    budget of bits replaces both: each layer then has those of the `choices` of options that
+    lower the loss most per byte, and no correction besides what the quantizer itself stores.
     """
 
     quantizer: str = Field(default="rtn", description="See `spectrim ls`.")
     quantizer_options: Options = Field(default_factory=dict)
     rank: int = Field(default=16, ge=0, description="Rank of each correction.")
     bytes: int | None = Field(default=None, ge=0, description="Bytes of all corrections.")
+    choices: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict,
+        description="Values of quantizer options among which each layer chooses.",
+    )
+    bits_per_weight: float | None = Field(
+        default=None, gt=0, description="Budget for all that layers hold, in bits per weight."
+    )
+
+    def __post_init__(self) -> None:
+        if self.choices and self.bits_per_weight is None:
+            raise ValueError("choices need a budget, bits_per_weight (--budget-bits)")
+        if self.bits_per_weight is not None and self.bytes is not None:
+            raise ValueError("give bits_per_weight or bytes, not both")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -163,7 +178,7 @@ class QuantizationRecipe:
     """Factors and dense layers in fewer bits; a budget then counts bytes in `save_dtype`."""
 
     bits: Literal[8, 4] = 8
-    backend: str = Field(default="torchao", description="torchao; rtn takes any rank.")
+    backend: str = Field(default="torchao", description="torchao; rtn and gptq take any rank.")
     group_size: int = Field(
         default=32, description="Weights per scale; torchao uses a whole row at 8 bits."
     )

@@ -22,6 +22,7 @@ from spectrim.layers import LAYERS, layer_class
 from spectrim.layers.quantized import QUANTIZERS
 from spectrim.linalg.truncated import Factors
 from spectrim.planning import SHARED, Decomposition
+from spectrim.planning.factor_rounding import round_factors
 from spectrim.planning.layer_bytes import rounded_for
 from spectrim.planning.rank_multiples import multiple_for
 from spectrim.planning.settings import FactorQuantizer, PlanningSettings
@@ -84,25 +85,46 @@ def _loss(
 ) -> float | None:
     """Return the loss at `rank`, 0 for the dense layer; None for unsupported shapes."""
     try:
-        error = _error(factors, rank, kind, settings)
+        error = _error(factors, statistics, rank, kind, settings)
     except ModelError:
         return None
     outputs, inputs = statistics["gradient_covariance"], statistics["input_covariance"]
     return float(0.5 * statistics.share * ((outputs @ error) * (error @ inputs)).sum())
 
 
-def _error(factors: Factors, rank: int, kind: str, settings: PlanningSettings) -> Tensor:
+def _error(
+    factors: Factors,
+    statistics: LayerStatistics,
+    rank: int,
+    kind: str,
+    settings: PlanningSettings,
+) -> Tensor:
     """Return Q(W_r) - W_r (out, in), float64."""
-    rounded = _rounder(settings)
+    rounded = _rounder(settings, statistics)
     if rank == 0:
         weight = _stored(factors.left @ factors.right, settings)
         return rounded(weight) - weight
     layer = _layer(factors, rank, kind, settings)
+    if QUANTIZERS.get(_quantizer(settings).name).REQUIRES:
+        return _error_in_metric(layer, statistics, settings)
     for child in _children(layer):
         child.weight.data = _stored(child.weight.detach(), settings)
     before = layer.dense()[0]
     for child in _children(layer):
         child.weight.data = rounded(child.weight.detach())
+    return layer.dense()[0] - before
+
+
+def _error_in_metric(
+    layer: Any, statistics: LayerStatistics, settings: PlanningSettings
+) -> Tensor:
+    """Return the error of a quantizer that reads the statistics of both sides."""
+    layer = layer.to(getattr(torch, _quantizer(settings).dtype))
+    before = layer.dense()[0]
+    rounded = round_factors("a layer", layer, statistics, _named(settings))
+    layer = layer.double()
+    for name, child in rounded.items():
+        layer.get_submodule(name).weight.data = child.dense()[0]
     return layer.dense()[0] - before
 
 
@@ -128,13 +150,17 @@ def _quantizer(settings: PlanningSettings) -> FactorQuantizer:
     return settings.quantizer
 
 
-def _rounder(settings: PlanningSettings) -> Rounded:
+def _named(settings: PlanningSettings) -> tuple[str, Any]:
     quantizer = _quantizer(settings)
-    options = QUANTIZERS.options(quantizer.name, dict(quantizer.options))
-    dtype = getattr(torch, quantizer.dtype)
+    return quantizer.name, QUANTIZERS.options(quantizer.name, dict(quantizer.options))
+
+
+def _rounder(settings: PlanningSettings, statistics: LayerStatistics) -> Rounded:
+    name, options = _named(settings)
+    dtype = getattr(torch, _quantizer(settings).dtype)
 
     def rounded(weight: Tensor) -> Tensor:
-        problem = LayerProblem("a layer", weight.to(dtype), None, None)
-        return QUANTIZERS.get(quantizer.name).compress(problem, options).dense()[0]
+        problem = LayerProblem("a layer", weight.to(dtype), None, statistics)
+        return QUANTIZERS.get(name).compress(problem, options).dense()[0]
 
     return rounded

@@ -109,8 +109,13 @@ def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
     options = ", ".join(f"{k} {v}" for k, v in entry["options"].items() if v != "")
     lines = [front_matter(base, license_of(base), ["spectrim"]), loading()]
     lines += [f"# {escape_markdown(shown_name(base))}, compressed by {facts['base']}", ""]
-    stored = f"`{facts['base']}`" + (f" ({options})" if options else "")
+    chosen = facts.get("chosen", [])
+    stored = f"`{facts['base']}`" + (f" ({options})" if options and not chosen else "")
     lines += [f"{len(config.layers)} linear layers are stored by {stored}."]
+    if chosen:
+        held = f"{facts['bits_per_weight']:.3g} bits per weight"
+        lines += [f"Their options were chosen by predicted loss, {held} in all:", ""]
+        lines += [f"- {escape_markdown(line)}" for line in chosen] + [""]
     if facts["path_bytes"]:
         lines += ["Low-rank corrections recover part of the error: method"]
         source = escape_markdown(_data(recipe, config.provenance))

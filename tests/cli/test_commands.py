@@ -418,7 +418,10 @@ def test_quantized_factors_in_one_checkpoint(cli, compress, tmp_path):
     assert f"ranks fall below budget {kept:.2f}" in idle.err
     assert not load_plan(tmp_path / "idle" / "spectrim_plan.yaml").ranks
     wrong = compress("-o", "other", "--quantize", "int7")
-    assert "expected int8, int4, nf4 (did you mean 'int8'?)" in wrong.failed_with_one_line()
+    assert (
+        "expected int8, int4, int4-gptq, nf4 (did you mean 'int8'?)"
+        in wrong.failed_with_one_line()
+    )
 
 
 def test_a_compressor_that_is_missing_is_told_before_the_work(compress, monkeypatch):

@@ -82,6 +82,28 @@ def test_error_feedback_loses_less_and_is_stored_as_rtn(quantize, tmp_path, rank
     assert any(not kept["gptq"][n].equal(kept["rtn"][n]) for n in codes)
 
 
+@pytest.mark.slow
+def test_bits_by_layer_under_a_budget(quantize, cli, shelf, tmp_path):
+    options = ("--bits", "2..4", "--budget-bits", 3.7, "--quantizer-option", "rounds=0")
+    done = quantize("-o", "out", *options, "--quantizer-option", "density=[0.0]", "--json")
+    assert done.code == 0, done.err
+    printed = json.loads(done.out)
+    config = load(tmp_path / "out")[0].config.quantization_config
+    entries = {name: entry["options"] for name, entry in config.layers.items()}
+    assert printed["options"] == entries
+    assert printed["base"] == "mixed"
+    assert printed["bits_per_weight"] <= 3.7
+    assert {each["bits"] for each in entries.values()} <= {2, 3, 4}
+    assert {each["density"] for each in entries.values()} == {0.0}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "chosen by predicted loss" in card
+    again = cli("quantize", shelf / "model", "-o", "b", "--recipe", "out/spectrim_recipe.yaml")
+    assert again.code == 0, again.err
+    assert "bits per weight" in again.out
+    tensors = [(tmp_path / n / "model.safetensors").read_bytes() for n in ("out", "b")]
+    assert tensors[0] == tensors[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -92,6 +114,11 @@ def test_error_feedback_loses_less_and_is_stored_as_rtn(quantize, tmp_path, rank
         (("--budget", 0.5), "--budget"),
         (("--method", "afm"), "a method without metrics cannot be combined"),
         (("--quantizer-option", "scheme"), "name=value"),
+        (("--bits", "2..x"), "a range such as"),
+        (("--bits", "2..4"), "--budget-bits"),
+        (("--bits", "2,7", "--budget-bits", 3), "not 7"),
+        (("--budget-bits", 3, "--rank", 2), "--quantizer mixed"),
+        (("--quantizer", "gptq", "--bits", "2..4", "--budget-bits", 1), "at the cheapest"),
         (("--quantizer", "sparse_2_4", "--bits", 4), "no option"),
     ],
     ids=str,

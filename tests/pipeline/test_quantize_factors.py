@@ -18,11 +18,14 @@ from spectrim.checkpoint import (
 )
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.evaluation.size import tensor_bytes
+from spectrim.pipeline.calibrate import calibrate
+from spectrim.pipeline.compress import compress
 from spectrim.pipeline.finetune import FinetuneSettings, finetune
 from spectrim.pipeline.plan import factorize, plan
-from spectrim.pipeline.quantize_factors import quantize_factors
+from spectrim.pipeline.quantize_factors import needs_calibration, quantize_factors
 from spectrim.pipeline.recipe import QuantizationRecipe, SharingRecipe
 from spectrim.pipeline.replace import cast_for_saving, replace_layers
+from spectrim.planning import Plan
 from tests.checkpoint.test_fresh_process import WITHOUT_SPECTRIM, run
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import TINY_MODELS, tiny_tokenizer, tiny_tokens
@@ -35,6 +38,7 @@ CASES = [
     pytest.param(QuantizationRecipe(8), 2, marks=needs_torchao, id="torchao8"),
     pytest.param(QuantizationRecipe(8, "rtn"), 2, id="rtn8"),
     pytest.param(QuantizationRecipe(4, "rtn", 8), 2, id="rtn4"),
+    pytest.param(QuantizationRecipe(4, "gptq", 8), 2, id="gptq4"),
 ]
 
 
@@ -55,7 +59,8 @@ def made(model, recipe):
     chosen = plan(decomposition, recipe)
     dtype = getattr(torch, recipe.save_dtype)
     smaller = cast_for_saving(replace_layers(model, decomposition, chosen), dtype)
-    return chosen, quantize_factors(smaller, chosen, recipe)
+    known = calibrate(model, tokenizer, recipe) if needs_calibration(recipe) else None
+    return chosen, quantize_factors(smaller, chosen, recipe, known)
 
 
 @torch.no_grad()
@@ -137,6 +142,31 @@ def test_eight_bits_lose_little_four_lose_more(text):
             )
         losses.append(float((logits(smaller) - exact).norm() / exact.norm()))
     assert 0 < losses[0] < 0.02 < losses[1] < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:pivoted layers lose most")
+@pytest.mark.parametrize("layer", ["lowrank", "pivoted"])
+def test_the_whole_trip_rounds_in_the_metric_of_the_loss(layer, text):
+    predicted = {}
+    for backend in ("rtn", "gptq"):
+        recipe = recipe_for(text, QuantizationRecipe(4, backend, 8), budget=0.1, layer=layer)
+        result = compress(TINY_MODELS["llama"](), tiny_tokenizer(), recipe)
+        predicted[backend] = result.plan.predicted_loss
+        assert result.model.config.quantization_config.inner["base"] == backend
+    assert predicted["gptq"] < predicted["rtn"]
+
+
+def test_statistics_that_are_missing(text):
+    recipe = recipe_for(text, QuantizationRecipe(4, "gptq", 8), layer="lowrank")
+    with pytest.raises(InputError, match="needs calibration"):
+        quantize_factors(
+            TINY_MODELS["llama"](),
+            Plan("svd", "uniform", "lowrank", 0.5, 0.5, None, {}),
+            recipe,
+        )
+    with pytest.raises(InputError, match="cannot be combined"):
+        recipe.with_changes(sharing=SharingRecipe("same_input"))
 
 
 def test_what_is_quantized_can_be_multiplied_back(text, tmp_path):

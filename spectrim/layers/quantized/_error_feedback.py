@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectrim.layers.quantized.rtn import Options, make_grid, top_code
+from spectrim.layers.quantized.rtn import Options, codes_of, make_grid, search_grid
 from spectrim.linalg.psd import cholesky
 
 _TILE = 64
@@ -25,26 +25,44 @@ _TILE = 64
 
 @dataclass(frozen=True)
 class Rounded:
-    """Codes (rows, columns), scales and zero points (rows, groups), filled in place."""
+    """Codes (rows, columns), scales and zero points (rows, groups), filled in place.
+
+    importance (groups, group): what a squared error costs, by column; None fits every grid to
+    the range of its group.
+    """
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor
     options: Options
+    importance: Tensor | None = None
 
     @classmethod
-    def empty(cls, weight: Tensor, options: Options) -> Rounded:
+    def empty(
+        cls, weight: Tensor, options: Options, importance: Tensor | None = None
+    ) -> Rounded:
         groups = (weight.shape[0], weight.shape[1] // options.group)
         scales = weight.new_empty(groups, dtype=torch.float16)
         zeros = weight.new_empty(groups, dtype=torch.float32)
-        return cls(torch.empty_like(weight, dtype=torch.uint8), scales, zeros, options)
+        codes = torch.empty_like(weight, dtype=torch.uint8)
+        return cls(codes, scales, zeros, options, importance)
+
+    def matrix(self) -> Tensor:
+        """Return the rounded values (rows, columns), float64."""
+        size, columns = self.options.group, self.codes.shape[1]
+        scales, zeros = (
+            by_group.double().repeat_interleave(size, 1)[:, :columns]
+            for by_group in (self.scales, self.zeros)
+        )
+        return scales * (self.codes.double() - zeros)
 
     def part(self, rows: slice, columns: slice) -> Rounded:
         """Return a view of a tile of whole groups."""
         size = self.options.group
         groups = slice(columns.start // size, columns.stop // size)
         grid = self.scales[rows, groups], self.zeros[rows, groups]
-        return Rounded(self.codes[rows, columns], *grid, self.options)
+        importance = None if self.importance is None else self.importance[groups]
+        return Rounded(self.codes[rows, columns], *grid, self.options, importance)
 
     def begin_groups(self, weight: Tensor, rows: Tensor, columns: Tensor) -> None:
         """Fit the grids of the groups whose first column is among the entries."""
@@ -52,13 +70,18 @@ class Rounded:
         if bool(first.any()):
             at = rows[first], columns[first] // self.options.group
             values = weight.unflatten(1, (-1, self.options.group))[at].float()
-            self.scales[at], self.zeros[at] = make_grid(values, self.options)
+            self.scales[at], self.zeros[at] = self._grid(values, at[1])
+
+    def _grid(self, values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        if self.importance is None:
+            return make_grid(values, self.options)
+        return search_grid(values, self.importance[groups].float(), self.options)
 
     def round(self, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Store the codes of some entries and return their rounded values."""
         groups = columns // self.options.group
         scales, zeros = self.scales[rows, groups].to(values.dtype), self.zeros[rows, groups]
-        codes = ((values / scales).round() + zeros).clamp(0, top_code(self.options))
+        codes = codes_of(values / scales, zeros, self.options)
         self.codes[rows, columns] = codes.to(torch.uint8)
         return scales * (codes - zeros)
 
@@ -74,14 +97,20 @@ def inverse_factor(covariance: Tensor, damping: float, name: str) -> Tensor:
 
 
 def round_with_feedback(
-    weight: Tensor, columns: Tensor, rows: Tensor | None, options: Options
+    weight: Tensor,
+    columns: Tensor,
+    rows: Tensor | None,
+    options: Options,
+    importance: Tensor | None = None,
 ) -> Rounded:
     """Round weight (out, in), in a multiple of the group, by the upper factors U and V.
 
-    A group's grid is fitted to its entries when its first one is rounded.
+    A group's grid is fitted to its entries when its first one is rounded: to their range or,
+    by the importance of each column (in,), for the least weighted squared error.
     """
     left = weight.double()
-    rounded = Rounded.empty(left, options)
+    weights = None if importance is None else importance.unflatten(0, (-1, options.group))
+    rounded = Rounded.empty(left, options, weights)
     height = len(left) if rows is None else _TILE
     for top in range(0, len(left), height):
         strip = slice(top, min(top + height, len(left)))

@@ -36,3 +36,18 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
 
 def _shifts(like: Tensor, step: int, count: int) -> Tensor:
     return step * torch.arange(count, device=like.device)
+
+
+def centered_matrix(
+    codes: Tensor, scales: Tensor, columns: int, grid: tuple[int, int]
+) -> Tensor:
+    """Return `s (q - (2^b - 1) / 2)` (rows, columns) of packed codes and scales, in float32.
+
+    Args:
+        scales: (rows, groups), float16 as int16.
+        grid: bits and columns per scale.
+    """
+    bits, group = grid
+    steps = unpack_codes(codes, bits, len(scales) * columns).view(len(scales), columns)
+    spread = scales.view(torch.float16).float().repeat_interleave(group, 1)[:, :columns]
+    return spread * (steps - (2**bits - 1) / 2)

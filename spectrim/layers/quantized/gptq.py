@@ -12,7 +12,7 @@ is stored and loaded as by `rtn`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 REQUIRES = ("input_covariance", "gradient_covariance")
 REFERENCE = "Frantar et al., 2022, arXiv:2210.17323"
+CHOICES = rtn.CHOICES
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Options(rtn.Options):
     """Options of rtn, and of the feedback.
 
     damping: of both covariances, relative to their mean diagonal. two_sided: feedback across
-    rows as well. act_order: channels of large diagonal first, whole groups at a time.
+    rows as well. act_order: channels of large diagonal first, whole groups at a time. grid:
+    of the group's range, or the shrunk range of least weighted error.
     """
 
     damping: Annotated[float, Field(ge=0, le=1)] = 1e-2
     two_sided: bool = True
     act_order: bool = True
+    grid: Literal["range", "error"] = "error"
 
 
 def compress(problem: QuantizationProblem, options: Options) -> RtnLinear:
@@ -57,33 +60,54 @@ def compress(problem: QuantizationProblem, options: Options) -> RtnLinear:
     """
     weight = problem.weight.detach().float()
     check_finite(weight, f"the weight of {problem.name}")
+    outputs = dense(problem, "gradient_covariance") if options.two_sided else None
+    inputs = dense(problem, "input_covariance")
+    rounded = round_matrix(weight, inputs, outputs, options, problem.name)
+    grid, stored = (
+        (rounded.scales, rounded.zeros),
+        replace(rounded.options, group=options.group),
+    )
+    return RtnLinear.from_codes(rounded.codes, grid, problem.bias, stored)
+
+
+def round_matrix(
+    weight: Tensor, inputs: Tensor, outputs: Tensor | None, options: Options, name: str
+) -> Rounded:
+    """Return weight (out, in) rounded in the metric of its covariances (in, in), (out, out).
+
+    Without `outputs` the rows are independent. Raises NumericalError for a covariance that
+    has no factor, and for scales beyond float16.
+    """
     grid = rtn.Options(options.bits, min(options.group, weight.shape[1]), options.scheme)
-    inputs = _dense(problem, "input_covariance")
     padded, inputs = _whole_groups(weight, inputs, grid.group)
     columns = _column_order(inputs.diagonal(), grid.group, options)
-    upper = _factor(inputs, columns, options, f"input covariance of {problem.name}")
-    rows, outer = _rows(problem, options)
-    rounded = round_with_feedback(padded[rows][:, columns], upper, outer, grid)
-    check_finite(rounded.scales, f"float16 scales of {problem.name}")
-    ordered = _restored(rounded, rows, columns)
-    codes, stored = ordered.codes[:, : weight.shape[1]], replace(grid, group=options.group)
-    return RtnLinear.from_codes(codes, (ordered.scales, ordered.zeros), problem.bias, stored)
+    upper = _factor(inputs, columns, options, f"input covariance of {name}")
+    rows, outer = _rows(weight, outputs, options, name)
+    ordered = padded[rows][:, columns]
+    importance = upper.diagonal().pow(-2) * (columns < weight.shape[1])
+    searched = importance if options.grid == "error" else None
+    rounded = round_with_feedback(ordered, upper, outer, grid, searched)
+    check_finite(rounded.scales, f"float16 scales of {name}")
+    result = _restored(rounded, rows, columns)
+    return replace(result, codes=result.codes[:, : weight.shape[1]])
 
 
-def _rows(problem: QuantizationProblem, options: Options) -> tuple[Tensor, Tensor | None]:
+def _rows(
+    weight: Tensor, outputs: Tensor | None, options: Options, name: str
+) -> tuple[Tensor, Tensor | None]:
     """Return the order of the rows and the factor of C_g in it, if errors move across rows."""
-    if not options.two_sided:
-        return torch.arange(len(problem.weight), device=problem.weight.device), None
-    outputs = _dense(problem, "gradient_covariance")
+    if outputs is None:
+        return torch.arange(len(weight), device=weight.device), None
     rows = _column_order(outputs.diagonal(), 1, options)
-    return rows, _factor(outputs, rows, options, f"gradient covariance of {problem.name}")
+    return rows, _factor(outputs, rows, options, f"gradient covariance of {name}")
 
 
-def _dense(problem: QuantizationProblem, statistic: str) -> Tensor:
+def dense(problem: QuantizationProblem, statistic: str) -> Tensor:
+    """Return a covariance (n, n). Raises NumericalError if it is zero or not finite."""
     covariance = problem.statistic(statistic)
-    dense = covariance.dense() if isinstance(covariance, Covariance) else covariance
-    check_covariance(dense, f"{statistic.replace('_', ' ')} of {problem.name}")
-    return dense
+    whole = covariance.dense() if isinstance(covariance, Covariance) else covariance
+    check_covariance(whole, f"{statistic.replace('_', ' ')} of {problem.name}")
+    return whole
 
 
 def _whole_groups(weight: Tensor, inputs: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -2,9 +2,11 @@
 
     symmetric    s = max|w| / (2^b - 1) * 2,   z = 2^(b-1)
     asymmetric   s = (max(w, 0) - min(w, 0)) / (2^b - 1),   z = round(-min(w, 0) / s)
+    centered     s = max|w| / (2^b - 1) * 2,   z = (2^b - 1) / 2
 
 Codes are packed without gaps (3-bit codes cross byte borders), scales are float16, zero
-points take b bits. The codes are rounded against the stored scale. A reference without
+points take b bits where they differ by group. The centered grid has no zero, and as many
+points on either side. The codes are rounded against the stored scale. A reference without
 calibration: the matrix is computed for every product.
 """
 
@@ -26,9 +28,13 @@ if TYPE_CHECKING:
 
 REQUIRES: tuple[str, ...] = ()
 REFERENCE = "the common baseline; groups as in Frantar et al., 2022, arXiv:2210.17323"
-SCHEMES = ("symmetric", "asymmetric")
+SCHEMES = ("symmetric", "asymmetric", "centered")
 _SMALLEST_SCALE = 2.0**-24
 """The smallest positive float16."""
+SHARES = tuple(1 - 0.05 * step for step in range(13))
+"""Of a group's range, that a search tries."""
+CHOICES = tuple({"bits": b, "group": g} for b in (2, 3, 4, 5, 6, 8) for g in (32, 128))
+"""What each layer chooses among under a budget."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Options:
 
     bits: int = 4
     group: int = 32
-    scheme: Literal["symmetric", "asymmetric"] = "asymmetric"
+    scheme: Literal["symmetric", "asymmetric", "centered"] = "asymmetric"
 
     def __post_init__(self) -> None:
         if self.bits not in range(2, 9):
@@ -107,8 +113,8 @@ class RtnLinear(CompressedLinear):
         return "scales hold values that are NaN or infinite"
 
     def _zeros(self, scales: Tensor) -> Tensor:
-        if self.options.scheme == "symmetric":
-            return torch.full_like(scales, 2 ** (self.options.bits - 1))
+        if self.options.scheme != "asymmetric":
+            return torch.full_like(scales, fixed_zero(self.options))
         zeros = unpack_codes(self.zeros, self.options.bits, scales.numel())
         return zeros.view_as(scales).to(scales.dtype)
 
@@ -127,8 +133,8 @@ def compress(problem: QuantizationProblem, options: Options) -> RtnLinear:
     grouped = _grouped(weight, options.group)
     scales, zeros = make_grid(grouped, options)
     check_finite(scales, f"float16 scales of {problem.name}")
-    codes = (grouped / scales.float()[..., None]).round() + zeros[..., None]
-    flat = codes.clamp(0, top_code(options)).flatten(1)[:, : weight.shape[1]]
+    codes = codes_of(grouped / scales.float()[..., None], zeros[..., None], options)
+    flat = codes.flatten(1)[:, : weight.shape[1]]
     return RtnLinear.from_codes(flat, (scales, zeros), problem.bias, options)
 
 
@@ -147,15 +153,41 @@ def top_code(options: Options) -> int:
     return 2**options.bits - 1
 
 
+def fixed_zero(options: Options) -> float:
+    """Return the zero point of a grid that stores none."""
+    return 2 ** (options.bits - 1) if options.scheme == "symmetric" else top_code(options) / 2
+
+
+def codes_of(steps: Tensor, zeros: Tensor, options: Options) -> Tensor:
+    """Return the codes, as floats, nearest to values that are given in steps of the grid."""
+    half = zeros % 1
+    return ((steps + half).round() + (zeros - half)).clamp(0, top_code(options))
+
+
 def make_grid(grouped: Tensor, options: Options) -> tuple[Tensor, Tensor]:
     """Return float16 scales and zero points (...) for float32 groups (..., group)."""
     top = top_code(options)
-    if options.scheme == "symmetric":
+    if options.scheme != "asymmetric":
         scales = _stored(grouped.abs().amax(-1) * 2 / top)
-        return scales, torch.full_like(scales, 2 ** (options.bits - 1), dtype=torch.float32)
+        return scales, torch.full_like(scales, fixed_zero(options), dtype=torch.float32)
     low, high = grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
     scales = _stored((high - low) / top)
     return scales, (-low / scales.float()).round().clamp(0, top)
+
+
+def search_grid(grouped: Tensor, importance: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Return the grid of least `sum_j importance_j (w_j - q_j)^2`, of shrunk ranges.
+
+    importance (..., group); the ranges are those of `make_grid`, times 1 down to .4.
+    """
+    shares = torch.tensor(SHARES, device=grouped.device).view(-1, *[1] * grouped.dim())
+    scales, zeros = make_grid(shares * grouped, options)
+    steps, origins = scales.float()[..., None], zeros[..., None]
+    error = (
+        grouped - steps * (codes_of(grouped / steps, origins, options) - origins)
+    ).square_()
+    best = (error * importance).sum(-1).argmin(0, keepdim=True)
+    return scales.gather(0, best)[0], zeros.gather(0, best)[0]
 
 
 def _stored(scales: Tensor) -> Tensor:

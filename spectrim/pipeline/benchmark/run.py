@@ -137,7 +137,7 @@ def _row(
         if recipe.refinement:
             with clock("refine"):
                 result = refined(original, result, subject.context)
-        result = store(original, result)
+        result = store(original, result, subject.context)
         sizes, file_bytes = distributed.run_on_main(partial(_saved_sizes, result.model))
         with clock("evaluate"):
             figures = _evaluated(subject, _to_evaluate(result))

@@ -10,7 +10,7 @@ factor of the layer. That factor is one number, and a few rows tell it: each row
 probe along all layers, so m rows average m probes at the price of 2 m rows of gradients. D
 gives all bases a say; with equal steps the largest alone would have it. A factor with its
 variance s^2 over the rows is drawn to the mean of all layers by `s^2 / (s^2 + t^2)`, t^2 the
-variance between layers (DerSimonian and Laird, 1986). """
+variance between layers (DerSimonian and Laird, 1986)."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from spectrim.errors import InputError, NumericalError
 from spectrim.layers.quantized import QUANTIZERS, CompressedLinear
+from spectrim.layers.quantized.rtn import SHARES, make_grid, search_grid
 from spectrim.layers.quantized.rtn import Options as RtnOptions
-from spectrim.layers.quantized.rtn import make_grid
 from spectrim.statistics import LayerProblem
 from tests.layer_problems import LAYER, random_layer, random_tokens, statistics_of
 from tests.tolerances import FLOAT64_RELATIVE
@@ -98,7 +98,8 @@ def test_against_a_linear_system_for_every_entry(group, tile, scheme, two_sided,
     monkeypatch.setattr(FEEDBACK, tile)
     given = random_problem((7, 12))
     options = {"bits": 3, "group": group, "scheme": scheme}
-    layer = quantized("gptq", given, **options, two_sided=two_sided, act_order=False)
+    plain = {"two_sided": two_sided, "act_order": False, "grid": "range"}
+    layer = quantized("gptq", given, **options, **plain)
     expected = twin(given, RtnOptions(**options), tile, two_sided)
     difference = (layer.dense()[0] - expected).norm()
     assert float(difference) <= FLOAT64_RELATIVE * float(expected.norm())
@@ -115,12 +116,38 @@ def test_loses_less_than_rounding_to_nearest(bits, seed):
     assert both < one < nearest
 
 
+@pytest.mark.parametrize("scheme", ["symmetric", "asymmetric", "centered"])
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_searched_grid_loses_less(bits, scheme):
+    given = random_problem((48, 72))
+    options = {"bits": bits, "group": 24, "scheme": scheme}
+    shrunk = loss(given, quantized("gptq", given, **options))
+    assert shrunk < loss(given, quantized("gptq", given, **options, grid="range"))
+
+
+def test_a_search_is_over_ranges_of_the_group():
+    generator = torch.Generator().manual_seed(0)
+    values, importance = (torch.rand(5, 16, generator=generator) for _ in range(2))
+    values -= 0.4
+    options = RtnOptions(bits=2)
+    found = search_grid(values, importance, options)
+    for row, weights, scale, zero in zip(values, importance, *found, strict=True):
+        errors = []
+        for share in SHARES:
+            step, origin = (t.float() for t in make_grid(share * row, options))
+            codes = ((row / step).round() + origin).clamp(0, 3)
+            errors.append(float((weights * (row - step * (codes - origin)) ** 2).sum()))
+        step, origin = make_grid(SHARES[errors.index(min(errors))] * row, options)
+        assert (scale, zero) == (step, origin)
+
+
 @SIDES
 @pytest.mark.parametrize("act_order", [False, True])
 def test_identity_covariances_give_rtn(two_sided, act_order):
     given = identity_problem((20, 50))
     options = {"bits": 3, "group": 16}
-    layer = quantized("gptq", given, **options, two_sided=two_sided, act_order=act_order)
+    chosen = {"two_sided": two_sided, "act_order": act_order, "grid": "range"}
+    layer = quantized("gptq", given, **options, **chosen)
     assert torch.equal(layer.dense()[0], quantized("rtn", given, **options).dense()[0])
 
 

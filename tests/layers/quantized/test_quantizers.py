@@ -19,7 +19,13 @@ CASES = [
     ("rtn", {"bits": 3, "scheme": "symmetric"}),
     ("rtn", {"bits": 8, "group": 40}),
     ("rtn", {"bits": 2, "group": 5}),
+    ("rtn", {"bits": 2, "scheme": "centered"}),
     ("gptq", {"bits": 3, "group": 20}),
+    ("gptq", {"bits": 2, "scheme": "centered", "group": 48}),
+    ("mixed", {"bits": 3}),
+    ("mixed", {"bits": 2, "rank_share": 0.1, "density": 0.02, "group": 20}),
+    ("mixed", {"bits": 0, "rank_share": 0.25, "factor_bits": 8}),
+    ("mixed", {"bits": 0, "rank_share": 0.2, "density": 0.05, "factor_bits": 3}),
     ("gptq", {"bits": 2, "two_sided": False, "act_order": False}),
     ("sparse_2_4", {}),
     ("wanda_2_4", {}),
@@ -158,6 +164,14 @@ def test_groups_of_zeros_stay_zero():
         assert not layer.dense()[0][:, :32].any()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_centered_grid_has_as_many_points_on_either_side(bits):
+    layer = compressed("rtn", {"bits": bits, "scheme": "centered", "group": 8}, problem())
+    steps = layer.dense()[0].unflatten(1, (-1, 8)) / layer.scales.view(torch.float16)[..., None]
+    points = torch.arange(2**bits) - (2**bits - 1) / 2
+    assert torch.equal(steps.round(decimals=6).unique(), points.double())
+
+
 def test_two_of_four_stay_as_they_are():
     given = problem()
     weight = compressed("sparse_2_4", {}, given).dense()[0]
@@ -210,6 +224,8 @@ def test_torchao_that_is_missing():
     [
         ("rtn", {"bits": 9}),
         ("rtn", {"group": 0}),
+        ("mixed", {"bits": 0}),
+        ("mixed", {"density": 1.0}),
         ("rtn", {"scheme": "other"}),
         ("torchao", {"bits": 3}),
         ("torchao", {"group": 7}),
