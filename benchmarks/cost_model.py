@@ -3,12 +3,13 @@
     python benchmarks/cost_model.py measure MODEL|WIDTHxBLOCKS --data TEXT -o DIR
     python benchmarks/cost_model.py table DIR [--cores 32 --tflops 67 67]
 
-`measure` runs `compress` with the default recipe at keep .6 (so with statistics averaged along
-the path and measured curves) on one thread, and writes the processor seconds and peak memory of
-every stage beside what `--dry-run` says. WIDTHxBLOCKS is a Llama with random weights. `table`
-prints predicted against measured, the rate of every stage as a share of what a large matrix
-product reaches in the same process, and from the shares of the widest model, hours for Llama
-shapes with the tokens that the default takes. Hours are for what was not run: arithmetic.
+`measure` runs `compress` with the default recipe at keep .6 (with statistics averaged along the
+path; --budget .8 is without) and measured curves on one thread, and writes the processor
+seconds and peak memory of every stage beside what `--dry-run` says. WIDTHxBLOCKS is a Llama
+with random weights. `table` prints predicted against measured, the rate of every stage as a
+share of what a large matrix product reaches in the same process, and from the shares of the
+widest model that ran a stage, hours for Llama shapes with the tokens that the default takes.
+Hours are for what was not run: arithmetic.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from transformers import LlamaForCausalLM
 
 from spectrim.pipeline.calibration_defaults import FEWEST_TOKENS, MOST_TOKENS, TOKENS_PER_WIDTH
 from spectrim.pipeline.compress import compress
-from spectrim.pipeline.cost import estimate_stages
+from spectrim.pipeline.cost import RANK_SHARE, estimate_stages
 from spectrim.pipeline.inputs import calibration_blocks
 from spectrim.pipeline.loaded_model import load_model
 from spectrim.pipeline.peak_memory import peak_in_memory
@@ -47,7 +48,6 @@ PASSES, PATH, SOLVING, PROBING = (
     "measuring curves",
 )
 STAGES = (PASSES, PATH, SOLVING, PROBING)
-BUDGET = 0.6
 PATH_SHARE = 0.25
 EFFICIENCY = 0.75
 """Assumed of many cores, and of eight GPUs, against one."""
@@ -67,9 +67,7 @@ def main() -> None:
     rows.sort(key=lambda row: (row["shape"]["width"], row["shape"]["blocks"]))
     _print_predictions(rows)
     _print_rates(rows)
-    widest = rows[-1]
-    shares = {stage: _rate(widest, stage) / _limit(widest, stage) for stage in STAGES}
-    _print_hours(shares, given, widest)
+    _print_hours({stage: _widest_share(rows, stage) for stage in STAGES}, given, rows[-1])
 
 
 def _measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def _measure(given: argparse.Namespace) -> dict[str, Any]:
         for field in ("sequences", "length")
         if getattr(given, field) is not None
     }
-    recipe = Recipe(budget=BUDGET).with_changes(calibration=calibration)
+    recipe = Recipe(budget=given.budget).with_changes(calibration=calibration)
     limits = _product_rate(torch.float32), _product_rate(torch.float64)
     predicted = {s.name: s.seconds for s in estimate_stages(model, tokenizer, recipe)}
     before, bound = resident_bytes(), peak_in_memory(model, recipe)
@@ -211,16 +209,31 @@ class Work:
         tokens = ProbeTokens.within(self.tokens, costs, layers, len(JOINT_BUDGETS))
         tokens = tokens.at_most(held)
         passes = costs.passes(layers, tokens.through)
-        return tokens.layers * passes + (1 + len(JOINT_BUDGETS)) * tokens.joint
+        products = len(JOINT_BUDGETS) + (len(LAYER_BUDGETS) if tokens.through == "model" else 1)
+        whole_plans = (1 + len(JOINT_BUDGETS)) * tokens.joint
+        return tokens.layers * passes + whole_plans + products * self._factors
+
+    @property
+    def _factors(self) -> float:
+        """Passes of one token that the products of all layers' factors cost."""
+        sizes = [RANK_SHARE * min(layer) * layer[0] * layer[1] for layer in self.shape.layers]
+        return self.shape.blocks * sum(sizes) / self._weights
 
 
 def _rate(row: dict[str, Any], stage: str) -> float:
-    work = Work(Shape(**row["shape"]), row["tokens"])
-    return work.of(stage) / row["measured"][stage]
+    work = Work(Shape(**row["shape"]), row["tokens"]).of(stage)
+    if stage == SOLVING and not row["measured"][PATH]:
+        work /= 2  # decomposed once
+    return work / row["measured"][stage]
 
 
-def _limit(row: dict[str, Any], stage: str) -> float:
-    return row["limits"][stage == SOLVING]
+def _share(row: dict[str, Any], stage: str) -> float:
+    return _rate(row, stage) / row["limits"][stage == SOLVING]
+
+
+def _widest_share(rows: list[dict[str, Any]], stage: str) -> float:
+    """Return the share of the widest model that ran the stage."""
+    return next(_share(row, stage) for row in reversed(rows) if row["measured"][stage])
 
 
 def _print_predictions(rows: list[dict[str, Any]]) -> None:
@@ -229,7 +242,7 @@ def _print_predictions(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         both = [(row["predicted"].get(s, 0.0), row["measured"][s]) for s in STAGES]
         both.append((sum(p for p, _ in both), sum(m for _, m in both)))
-        cells = [f"{p:.1f} / {m:.1f} s ({p / max(m, 1e-9):.2f})" for p, m in both]
+        cells = [f"{p:.1f} / {m:.1f} s ({p / m:.2f})" if m else "" for p, m in both]
         peak = max(row["peak_mib"].values())
         cells.append(f"{row['bound_mib']:,.0f} / {peak:,.0f} MiB")
         print(f"| {row['name']} | {row['tokens']:,} | " + " | ".join(cells) + " |")
@@ -241,7 +254,8 @@ def _print_rates(rows: list[dict[str, Any]]) -> None:
     print("|---|---|" + "---|" * (len(STAGES) + 2))
     for row in rows:
         cells = [
-            f"{_rate(row, s) / 1e9:.1f} ({_rate(row, s) / _limit(row, s):.2f})" for s in STAGES
+            f"{_rate(row, s) / 1e9:.1f} ({_share(row, s):.2f})" if row["measured"][s] else ""
+            for s in STAGES
         ]
         limits = " / ".join(f"{limit / 1e9:.0f}" for limit in row["limits"])
         sizes = [f"{row[f'{part}_mib']:,.0f} MiB" for part in ("weights", "factors")]
@@ -263,7 +277,7 @@ def _print_hours(shares: dict[str, float], given: argparse.Namespace, row: Any) 
         work, memory = Work(shape, tokens), _bytes(shape) / GIB
         for machine, limits in machines.items():
             hours = [work.of(s) / (shares[s] * limits[s == SOLVING]) / 3600 for s in STAGES]
-            cells = " | ".join(f"{value:,.2f} h" for value in [*hours, sum(hours)])
+            cells = " | ".join(f"{value:,.3g} h" for value in [*hours, sum(hours)])
             print(f"| {shape.name} | {tokens:,} | {machine} | {cells} | {memory:,.0f} GiB |")
 
 
@@ -285,6 +299,7 @@ def _arguments() -> argparse.Namespace:
     measure = actions.add_parser("measure")
     measure.add_argument("model")
     measure.add_argument("--data", type=Path, required=True)
+    measure.add_argument("--budget", type=float, default=0.6)
     measure.add_argument("--sequences", type=int)
     measure.add_argument("--length", type=int)
     measure.add_argument("-o", "--output", type=Path, required=True)

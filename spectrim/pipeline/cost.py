@@ -2,12 +2,13 @@
 
     calibrating        batches (a + b T)                      T tokens per batch
     along the path     share x (1 + p) of that                p products with wide weights
-    decomposing        sum over layers  E (d / e)^3           d the layer's smaller side
-    measuring curves   f (tokens x passes + products of factors), as ProbeTokens counts passes
+    decomposing        sum over layers  E (d / e)^3 + l       d the layer's smaller side
+    measuring curves   f (tokens x passes + products of factors) + c calls
     refinements        f x 4 x tokens
 
-a, b from the steps of two short batches, f from a forward pass over the longer one, and E from
-an eigendecomposition of size e, all timed here.
+a, b from the steps of two short batches, f from a forward pass over the longer one, c from one
+of a token, and E from an eigendecomposition of size e, all timed here. `ProbeTokens` counts
+passes.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ REPEATS, SHORT = 3, 1.0
 LARGEST_EIGH = 384
 EIGHS_PER_LAYER = 1.5
 """Measured on layers of 192 to 1,536 channels: products are cheap beside the decompositions."""
+LAYER_SECONDS = 2.5e-3
+"""Of a layer's decomposition, whatever its size."""
+CALLS_OF_A_BLOCK = 3.5
+"""Measured: calls of a pass through one block, in blocks of a whole pass; what the model does
+before its blocks and between stored ones is done each time."""
 RANK_SHARE = 0.6
 """Of a layer's smaller side: the rank that it is measured at, about."""
 _ONCE = ("calibrating", "calibrating along the path", "decomposing", "measuring curves")
@@ -76,12 +82,14 @@ class MachineSpeed:
         token: of a token in it.
         forward: of a token in a forward pass.
         eigh: of an eigendecomposition in float64, by the cube of its size.
+        call: of a forward pass, whatever its tokens.
     """
 
     batch: float
     token: float
     forward: float
     eigh: float
+    call: float = 0.0
 
 
 def estimate_stages(
@@ -135,10 +143,12 @@ def measure_speed(
     rows = next(iter(any_batches(part, len(part) * part.length, 0, model.device)))
     with evaluation_mode(model), torch.inference_mode():
         forward = _seconds(lambda: rows.forward(model), model.device)
+        shortest = next(iter(any_batches(first_tokens(part, 1), 1, 0, model.device)))
+        call = _seconds(lambda: shortest.forward(model), model.device)
     side = min(LARGEST_EIGH, max(min(target.shape) for target in targets))
     matrix = torch.randn(side, side, dtype=torch.float64, device=model.device)
     eigh = _seconds(lambda: descending_eigh(matrix @ matrix.T), model.device)
-    return MachineSpeed(batch, token, forward / part.tokens, eigh / side**3)
+    return MachineSpeed(batch, token, forward / part.tokens, eigh / side**3, call)
 
 
 def _timed_steps(
@@ -199,8 +209,9 @@ class _Work:
             found.insert(1, Stage("calibrating along the path", again))
         if not _calibrates(self.recipe):
             del found[0]
-        if passes := self._probe_passes():
-            found.append(Stage("measuring curves", passes * speed.forward))
+        if self._probes():
+            seconds = self._probe_passes() * speed.forward + self._probe_calls() * speed.call
+            found.append(Stage("measuring curves", seconds))
         for step in self.recipe.refinement:
             found.append(Stage(step.name, self._trained(step) * speed.forward))
         return found
@@ -213,17 +224,32 @@ class _Work:
 
     def _decompositions(self, speed: MachineSpeed) -> float:
         cubes = sum(min(target.shape) ** 3 for target in self.targets)
-        return EIGHS_PER_LAYER * speed.eigh * cubes
+        overhead = LAYER_SECONDS * len(self.targets) if speed.eigh else 0.0
+        return EIGHS_PER_LAYER * speed.eigh * cubes + overhead
+
+    def _probes(self) -> bool:
+        wanted = self.recipe.probe
+        measured = self.recipe.pruning is None and set(NEEDED) <= set(self.recipe.statistics)
+        return measured and (wanted.per_layer or wanted.joint)
+
+    def _measurements(self) -> dict[tuple[str, ...], int]:
+        return {(target.name,): len(LAYER_BUDGETS) for target in self.targets}
+
+    def _probe_calls(self) -> float:
+        """Return forward passes by number: those through blocks are made for each row."""
+        costs, measurements = PassCosts.of(self.model), self._measurements()
+        tokens = choose_tokens(self.model, self.recipe, self.blocks.tokens, measurements)
+        calls = costs.passes(measurements, tokens.through)
+        if tokens.through == "block":
+            rows = min(len(self.blocks), -(-tokens.layers // self.blocks.ids.shape[1]))
+            share = CALLS_OF_A_BLOCK / max(1, len(costs.blocks))
+            calls = rows * (2 + share * len(self.targets))
+        wanted = self.recipe.probe
+        return calls * wanted.per_layer + (1 + len(JOINT_BUDGETS)) * wanted.joint
 
     def _probe_passes(self) -> float:
         """Return forward passes of one token, as many as `ProbeTokens` allows."""
-        wanted = self.recipe.probe
-        measured = self.recipe.pruning is None and set(NEEDED) <= set(self.recipe.statistics)
-        if not measured or not (wanted.per_layer or wanted.joint):
-            return 0.0
-        measurements: dict[tuple[str, ...], int] = {
-            (target.name,): len(LAYER_BUDGETS) for target in self.targets
-        }
+        wanted, measurements = self.recipe.probe, self._measurements()
         tokens = choose_tokens(self.model, self.recipe, self.blocks.tokens, measurements)
         each = PassCosts.of(self.model).passes(measurements, tokens.through)
         ranks = len(LAYER_BUDGETS) if tokens.through == "model" else 1
