@@ -216,18 +216,26 @@ def _agreement(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def clustering() -> Iterator[Row]:
+    """Mean accuracy on three draws of 1000 digits."""
     data, target = digits()
-    data, target = data[:1000], target[:1000]
-    theirs = _agreement(KMeans(10, n_init=10, random_state=0).fit_predict(data), target)
+    draws = [np.random.default_rng(seed).permutation(len(data))[:1000] for seed in range(3)]
     models = {
+        "k-means": KMeans(10, n_init=10, random_state=0),
         "self_expressive_clustering": SelfExpressiveClustering(10, dim=12, random_state=0),
         "self_expressive_clustering, encoder": SelfExpressiveClustering(
             10, dim=12, layers=(32,), random_state=0
         ),
+        "self_expressive_clustering, encoder and last stage": SelfExpressiveClustering(
+            10, dim=12, layers=(32,), structure=0.1, random_state=0
+        ),
         "mcr2_clustering": ManifoldClustering(10, random_state=0),
     }
-    for name, model in models.items():
-        own = _agreement(model.fit_predict(data), target)
+    means = {
+        name: float(np.mean([_agreement(m.fit_predict(data[d]), target[d]) for d in draws]))
+        for name, m in models.items()
+    }
+    theirs = means.pop("k-means")
+    for name, own in means.items():
         yield Row(name, "1000 digits", "accuracy", own, "k-means", theirs, 0.02)
 
 

@@ -134,6 +134,9 @@ RIEMANN_RELATIVE = 1e-6
 SAMPLE_MEAN_RELATIVE = 0.03
 """The mean of 400 samples whose own standard deviation is a tenth to a fifth of it."""
 
+RIDGE_RELATIVE = 1e-4
+"""Curved means of covariances, of a ridge of 1e-6 and an iteration that ends at 1e-4."""
+
 RECOVERY_RELATIVE = 1e-3
 """A planted matrix from l1 subgradient steps whose length has decayed to 1e-6 of the first."""
 MERGED_ABSOLUTE = 2e-5

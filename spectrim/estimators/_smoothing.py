@@ -72,6 +72,11 @@ class RandomizedSmoothing(ClassifierMixin, BaseEstimator):
         check_classification_targets(labels)
         if self.sigma <= 0:
             raise InputError(f"sigma {self.sigma}; expected a positive number")
+        if not 0 < self.alpha < 1 or min(self.n0, self.n, self.copies) < 1:
+            raise InputError(
+                f"alpha {self.alpha}, n0 {self.n0}, n {self.n}, copies {self.copies}; expected "
+                "alpha between 0 and 1 and all others from 1"
+            )
         self.classes_, index = np.unique(labels, return_inverse=True)
         base = LogisticRegression(max_iter=1000) if self.estimator is None else self.estimator
         random = check_random_state(self.random_state)

@@ -3,7 +3,7 @@
 Rows are samples with NaN where nothing was observed. `fit` alternates ridge problems of rows
 and columns (`spectrim.linalg.completion`) and keeps R (d, k); `transform` solves for the factor
 of each row from what was observed of it and fills in the rest. Observed entries stay as they
-are. A row or column without any entry is refused: nothing determines it.
+are. A row or column without any entry is refused: nothing determines it. O(observed k) a round.
 """
 
 from __future__ import annotations

@@ -40,7 +40,12 @@ BATCH = 128
 
 
 def fccov(features: Tensor, distances: Tensor) -> Tensor:
-    """Return M (r, r) of features (n, r) and distances of their responses (n, n)."""
+    """Return M (r, r) of features (n, r) and distances of their responses (n, n).
+
+    Raises InputError for distances of another number of rows.
+    """
+    if distances.shape != (len(features), len(features)):
+        raise InputError(f"distances {tuple(distances.shape)} for {len(features)} rows")
     centered = features - features.mean(0)
     result = features.new_zeros(features.shape[1], features.shape[1])
     for part in distances.split(CHUNK):
@@ -91,6 +96,8 @@ class FrechetSDR(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         rows, responses = read_pairs(self, X, y, multi_output=True, ensure_min_samples=2)
         if self.estimator not in ("linear", "mlp"):
             raise InputError(f"estimator {self.estimator!r}; expected 'linear' or 'mlp'")
+        if self.n_components < 1:
+            raise InputError(f"n_components {self.n_components}; expected at least 1")
         responses = responses.reshape(len(rows), -1)
         distances = to_tensor(
             responses

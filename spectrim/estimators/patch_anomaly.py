@@ -4,7 +4,9 @@ A frozen vision backbone of transformers gives patch features, the mean over som
 layers without class and register tokens; the principal subspace of those of a few normal images
 and of their rotations is the whole model. A map of residuals is resized to the image and
 blurred, and an image scores the mean of its highest 1% of pixels. Any backbone that returns
-`hidden_states` of tokens (n, l, d) or of maps (n, d, h, w) does.
+`hidden_states` of tokens (n, l, d) or of maps (n, d, h, w) does. A fit of N patches costs one
+pass of the backbone an image and rotation and O(N d^2 + d^3); a score a pass and O(d k) a
+patch.
 """
 
 from __future__ import annotations
@@ -58,7 +60,15 @@ class PatchAnomalyDetector(BaseEstimator):
         self.batch_size = batch_size
 
     def fit(self, X: Any, y: Any = None) -> PatchAnomalyDetector:
-        """Fit normal images (n, channels, height, width), normalized for the backbone."""
+        """Fit normal images (n, channels, height, width), normalized for the backbone.
+
+        Raises InputError for other shapes, no rotation, or layers that the backbone lacks.
+        """
+        if self.rotations < 1 or not self.layers:
+            raise InputError(
+                f"rotations {self.rotations}, layers {tuple(self.layers)}; expected at least "
+                "1, and at least one hidden state"
+            )
         self.model_ = _load(self.backbone).eval()
         detector = SubspaceDetector(self.n_components)
         for angle in torch.arange(self.rotations) * (2 * torch.pi / self.rotations):
@@ -86,6 +96,11 @@ class PatchAnomalyDetector(BaseEstimator):
         states = self.model_(images.to(place), **options).hidden_states
         patch = getattr(self.model_.config, "patch_size", 1)
         side = patch if isinstance(patch, int) else patch[0]
+        if any(not -len(states) <= layer < len(states) for layer in self.layers):
+            raise InputError(
+                f"layers {tuple(self.layers)} of {len(states)} hidden states; expected "
+                f"{-len(states)} to {len(states) - 1}"
+            )
         chosen = [_as_grid(states[layer], images.shape[2:], side) for layer in self.layers]
         return torch.stack(chosen).mean(0).float().cpu()
 

@@ -30,6 +30,7 @@ from spectrim.estimators._sklearn import (
     read_rows,
     to_tensor,
 )
+from spectrim.linalg.psd import check_finite
 from spectrim.linalg.spectrum import effective_rank
 
 REFERENCE = "The Malignant Tail, 2026, arXiv:2603.02293"
@@ -113,10 +114,17 @@ def truncate_head(head: nn.Linear, features: Tensor, rank: int) -> nn.Linear:
     """Return a head of rank `rank` that reads the leading directions of features (n, D) alone.
 
     The bias takes over what the mean had in the cut directions, so that the logits of the mean
-    stay. Raises InputError for an impossible rank.
+    stay. Raises InputError for an impossible rank or features of another width, and
+    NumericalError for features that are not finite.
     """
     if not 1 <= rank <= head.in_features:
         raise InputError(f"rank {rank} of {head.in_features} features; expected 1 to that many")
+    if features.dim() != 2 or features.shape[1] != head.in_features:
+        raise InputError(
+            f"features {tuple(features.shape)}; expected (n, {head.in_features}), the inputs "
+            "of the head"
+        )
+    check_finite(features, "features")
     rows, weight = features.double(), head.weight.double()
     mean = rows.mean(0)
     right = torch.linalg.svd(rows - mean, full_matrices=False)[2][:rank]

@@ -67,10 +67,13 @@ class SubspaceDetector(
     def fit(self, X: Any, y: Any = None) -> SubspaceDetector:
         """Fit the subspace and the limit to normal rows (n, d)."""
         rows = read_rows(self, X, ensure_min_samples=2)
+        share = self.contamination
+        if share != "auto" and (isinstance(share, str) or not 0 < share <= 0.5):
+            raise InputError(f"contamination {share!r}; expected 'auto' or a share up to 0.5")
         self.n_samples_seen_ = 0
         self._add(rows)
-        if self.contamination != "auto":
-            self.offset_ = float(np.quantile(self._score(rows), float(self.contamination)))
+        if share != "auto":
+            self.offset_ = float(np.quantile(self._score(rows), float(share)))
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> SubspaceDetector:

@@ -79,6 +79,11 @@ class SupervisedDictionary(TransformerMixin, ClassifierMixin, BaseEstimator):
         check_classification_targets(labels)
         if self.variant not in ("filter", "feature"):
             raise InputError(f"variant {self.variant!r}; expected 'filter' or 'feature'")
+        if self.n_components < 1 or min(self.tradeoff, self.ridge) < 0:
+            raise InputError(
+                f"n_components {self.n_components}, tradeoff {self.tradeoff}, ridge "
+                f"{self.ridge}; expected at least 1, 0 and 0"
+            )
         self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError("a classifier needs two classes; y has one class")
@@ -132,8 +137,12 @@ def _with_ones(covariates: Any, count: int) -> Tensor:
     ones = torch.ones(count, 1, dtype=torch.float64)
     if covariates is None:
         return ones
-    given = to_tensor(np.asarray(covariates, dtype=np.float64).reshape(count, -1))
-    return torch.cat([ones, given], dim=1)
+    given = np.asarray(covariates, dtype=np.float64)
+    if not len(given) == count or not np.isfinite(given).all():
+        raise InputError(
+            f"covariates {given.shape} of {count} rows; expected finite numbers (n, c) or (n,)"
+        )
+    return torch.cat([ones, to_tensor(given.reshape(count, -1))], dim=1)
 
 
 ESTIMATOR = SupervisedDictionary

@@ -10,7 +10,9 @@ B and M are stored as factors, `B = F F^T`: they are semi-definite under any opt
 on F is, to first order, Riemannian SGD of this geometry. The output is `(I + L) B (I + L)`,
 2 L the tangent in B's frame, so it is semi-definite, and singular only where I + L is.
 The released code takes the variance of the uncentered batch about I; here the batch is centered
-first. Everything is computed in float64. Cost: about six `eigh` per matrix, O(n^3).
+first. It starts its SPD parameters at I + 1e-7 diag(1, ..., n), since the gradients of its
+eigenvectors are undefined at I; here B and M start at I, where gradients are exact. Everything
+is computed in float64. Cost: about six `eigh` per matrix, O(n^3).
 
 The published gains over other normalizations have not been found at small scale: see the page
 `nn.md` before choosing it. Source: Wang et al., 2025, arXiv:2504.00660 (GBWBN).

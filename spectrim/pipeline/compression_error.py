@@ -26,7 +26,6 @@ from spectrim.calibration.in_memory import Batch, batches
 from spectrim.data import TokenBlocks
 from spectrim.errors import InputError
 from spectrim.linalg.ranking import rank_correlation
-from spectrim.linalg.spd import bures_wasserstein_distance
 from spectrim.models.capture import BatchIndex, CaptureSpec, capture
 from spectrim.models.hooks import inference
 from spectrim.models.linear import get_bias, get_weight
@@ -35,7 +34,12 @@ from spectrim.models.targets import Target
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime.context import ProgressBar, RunContext, silent
-from spectrim.statistics import Calibration, LayerTokens, at_least_float32
+from spectrim.statistics import (
+    Calibration,
+    LayerTokens,
+    at_least_float32,
+    relative_distance,
+)
 
 TOKENS_PER_BATCH = 1024
 _SMALLEST = 1e-300
@@ -183,8 +187,7 @@ class _Layer:
     def summary(self, tokens: int) -> LayerError:
         drift = 0.0
         if self.count:
-            distance = bures_wasserstein_distance(self.inputs, self.covariance / self.count)
-            drift = float(distance) / max(float(self.inputs.trace()), _SMALLEST) ** 0.5
+            drift = relative_distance(self.inputs, self.covariance / self.count)
         found = 0.5 * self.total / max(tokens, 1)
         return LayerError(self.name, 0.5 * self.share * self.mean, found, drift)
 

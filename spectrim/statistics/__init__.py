@@ -24,6 +24,12 @@ from __future__ import annotations
 
 from spectrim.statistics._covariance import FULL, CovarianceFormat, Kind, largest_format
 from spectrim.statistics._io import load_calibration, save_calibration
+from spectrim.statistics._means import (
+    Mean,
+    covariance_drift,
+    merge_calibrations,
+    relative_distance,
+)
 from spectrim.statistics._parts import concat, select
 from spectrim.statistics._problem import LayerProblem
 from spectrim.statistics._registry import STATISTICS
@@ -49,6 +55,7 @@ __all__ = [
     "LayerProblem",
     "LayerStatistics",
     "LayerTokens",
+    "Mean",
     "Parts",
     "PooledStatistics",
     "State",
@@ -57,10 +64,13 @@ __all__ = [
     "TableSums",
     "at_least_float32",
     "concat",
+    "covariance_drift",
     "is_few",
     "largest_format",
     "load_calibration",
+    "merge_calibrations",
     "open_calibration",
+    "relative_distance",
     "save_calibration",
     "select",
     "shrink",

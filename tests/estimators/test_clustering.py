@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,13 @@ from sklearn.cluster import KMeans
 
 from spectrim.errors import InputError
 from spectrim.estimators import ManifoldClustering, SelfExpressiveClustering
-from spectrim.estimators.self_expressive_clustering import self_expression
+from spectrim.estimators._structured_norm import (
+    express_error,
+    penalized_expression,
+    structured_norm,
+    structured_step,
+)
+from spectrim.estimators.self_expressive_clustering import express_gram, self_expression
 from tests.estimators.data import agreement, subspaces
 from tests.tolerances import FLOAT64_RELATIVE, ROUNDING_ABSOLUTE
 
@@ -32,7 +40,7 @@ def test_self_expression_is_a_ridge_regression_of_each_row_on_the_others():
 
 def test_independent_subspaces_do_not_express_each_other():
     rows, truth = subspaces(4, 3, 20, 25)
-    model = SelfExpressiveClustering(4, regularization=1e-8, random_state=0).fit(rows)
+    model = SelfExpressiveClustering(4, regularization=1e-10, random_state=0).fit(rows)
     across = model.affinity_matrix_[truth[:, None] != truth]
     assert across.max() < 1e-5 * model.affinity_matrix_.max()
     assert agreement(model.labels_, truth) == 1
@@ -60,7 +68,72 @@ def test_an_encoder_keeps_what_the_closed_form_has():
     assert agreement(model.labels_, truth) == 1
 
 
+def labeled_gram(count: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of two subspaces that meet, and labels of which one in five is wrong."""
+    rows, truth = subspaces(2, 3, 5, count // 2)
+    labels = torch.from_numpy(truth)
+    labels[::5] = 1 - labels[::5]
+    return torch.from_numpy(rows @ rows.T), labels
+
+
+def test_the_structured_norm_is_the_trace_over_the_laplacian():
+    gram, labels = labeled_gram()
+    coefficients = express_gram(gram, 0.5)
+    size = (coefficients.abs() + coefficients.abs().T).sqrt()
+    laplacian = torch.diag(size.sum(1)) - size
+    one_hot = torch.eye(2, dtype=torch.float64)[labels]
+    expected = torch.trace(one_hot.T @ laplacian @ one_hot)
+    torch.testing.assert_close(
+        structured_norm(coefficients, labels), expected, rtol=FLOAT64_RELATIVE, atol=0
+    )
+    assert structured_norm(coefficients, torch.zeros(20)) == 0
+
+
+def test_equal_penalties_are_the_closed_form():
+    gram, _ = labeled_gram()
+    torch.testing.assert_close(
+        penalized_expression(gram, torch.full_like(gram, 0.5)),
+        express_gram(gram, 0.5),
+        rtol=FLOAT64_RELATIVE,
+        atol=ROUNDING_ABSOLUTE,
+    )
+
+
+def test_the_objective_falls_and_so_does_what_joins_different_labels():
+    gram, labels = labeled_gram()
+    apart = labels[:, None] != labels
+    coefficients, values = express_gram(gram, 0.5), []
+    before = coefficients.abs()[apart].sum() / coefficients.abs().sum()
+    for _ in range(8):
+        value = express_error(gram, coefficients, 0.5)
+        values.append(float(value + 0.3 * structured_norm(coefficients, labels)))
+        coefficients = structured_step(gram, coefficients, labels, 0.5, 0.3)
+        assert not coefficients.diagonal().any()
+    assert all(b <= a * (1 + 1e-6) for a, b in pairwise(values))
+    assert values[-1] < 0.95 * values[0]
+    assert coefficients.abs()[apart].sum() / coefficients.abs().sum() < 0.5 * before
+
+
+@pytest.mark.parametrize("layers", [(), (8,)])
+def test_the_last_stage_takes_clusters_apart(layers):
+    rows, truth = subspaces(3, 3, 7, 20)
+    options = {"layers": layers, "epochs": 20, "random_state": 0}
+    plain = SelfExpressiveClustering(3, **options).fit(rows)
+    model = SelfExpressiveClustering(3, structure=0.3, **options).fit(rows)
+
+    def leak(found: SelfExpressiveClustering) -> float:
+        across = found.labels_[:, None] != found.labels_
+        return float(found.affinity_matrix_[across].sum() / found.affinity_matrix_.sum())
+
+    assert leak(model) < 0.7 * leak(plain)
+    assert agreement(model.labels_, truth) >= agreement(plain.labels_, truth)
+    assert len(model.history_) > 1
+    assert model.history_[-1] <= model.history_[0]
+
+
 def test_refusals():
+    with pytest.raises(InputError, match="one of at least 0"):
+        SelfExpressiveClustering(structure=-1).fit(np.eye(9))
     with pytest.raises(InputError, match="expected a positive number"):
         SelfExpressiveClustering(regularization=0).fit(np.eye(9))
     with pytest.raises(InputError, match="10 clusters of 9 rows"):

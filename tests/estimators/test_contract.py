@@ -26,7 +26,7 @@ OTHERS = [
     SubspaceDetector(1, distance="cosine"),
     SupervisedDictionary(variant="feature", max_iter=50),
     FrechetSDR(estimator="mlp", epochs=2),
-    SelfExpressiveClustering(layers=(2,), epochs=2),
+    SelfExpressiveClustering(layers=(2,), epochs=2, structure=0.1),
     RandomizedSmoothing(n=50, n0=20, copies=2),
 ]
 
@@ -52,6 +52,23 @@ def test_entries_state_equation_and_source(name):
     assert "arXiv:" in module.REFERENCE
     assert len(module.__doc__.split()) > 40
     assert module.ESTIMATOR.__module__ == module.__name__
+
+
+def test_everything_imports_and_fits_without_transformers():
+    code = """
+import sys
+sys.modules["transformers"] = None
+import numpy as np
+from spectrim.estimators import ESTIMATORS, SubspaceDetector
+from spectrim.nn import NN
+from spectrim.optim import OPTIMIZERS
+found = [registry.get(name) for registry in (ESTIMATORS, NN) for name in registry.names()]
+assert len(found) > 15
+assert OPTIMIZERS.get("riemannian_sgd").OPTIMIZER
+rows = np.random.default_rng(0).normal(size=(20, 4))
+assert SubspaceDetector(2).fit(rows).predict(rows).shape == (20,)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_room_needs_neither_transformers_nor_scikit_learn_to_be_listed():

@@ -19,6 +19,7 @@ from spectrim.estimators import (
     dual_radius,
 )
 from spectrim.estimators._confidence import clopper_pearson_lower
+from tests.tolerances import FLOAT64_RELATIVE
 
 
 def test_the_radius_is_the_shortest_perturbation_that_changes_the_vote():
@@ -74,6 +75,16 @@ def test_linear_classifiers_are_never_certified_beyond_their_boundary(kind):
     assert model.certified_radius(new).tolist() == radius.tolist()
 
 
+@pytest.mark.parametrize(("kind", "halves"), [(RandomizedSmoothing, 1), (DualSmoothing, 2)])
+def test_each_bound_may_fail_with_its_share_of_alpha(kind, halves):
+    """Where every draw agrees, the bound of a part is (alpha / parts)^(1 / n)."""
+    rows = np.r_[np.full((20, 2), -100.0), np.full((20, 2), 100.0)]
+    model = kind(sigma=0.5, n=300, alpha=0.01, random_state=0).fit(rows, np.repeat([0, 1], 20))
+    bound = norm.ppf((0.01 / halves) ** (1 / 300))
+    certain = 0.5 * bound * halves**0.5
+    np.testing.assert_allclose(model.certified_radius(rows), certain, rtol=FLOAT64_RELATIVE)
+
+
 def test_chance_abstains():
     rows = np.random.default_rng(0).normal(size=(300, 4))
     model = DualSmoothing(sigma=5.0, n=200, random_state=0).fit(rows, np.arange(300) % 2)
@@ -91,3 +102,5 @@ def test_halves_are_those_of_the_board():
         DualSmoothing(split=np.ones(6, dtype=bool)).fit(rows, labels)
     with pytest.raises(InputError, match="expected a positive number"):
         DualSmoothing(sigma=0).fit(rows, labels)
+    with pytest.raises(InputError, match="expected alpha between 0 and 1"):
+        DualSmoothing(alpha=2).fit(rows, labels)

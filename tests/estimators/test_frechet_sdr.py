@@ -91,3 +91,7 @@ def test_distances_may_be_given():
     np.testing.assert_allclose(given.components_, FrechetSDR().fit(rows, points).components_)
     with pytest.raises(InputError, match=r"distances \(60, 2\) for 60 rows"):
         FrechetSDR(metric="precomputed").fit(rows, points)
+    with pytest.raises(InputError, match=r"distances \(60, 60\) for 30 rows"):
+        fccov(torch.ones(30, 2), torch.from_numpy(far))
+    with pytest.raises(InputError, match="n_components 0; expected at least 1"):
+        FrechetSDR(0).fit(rows, points)

@@ -75,6 +75,22 @@ def test_alternation_lowers_the_cost_and_beats_the_svd_at_it():
 
 
 @pytest.mark.parametrize("update", ["am", "svd"])
+def test_one_factor_is_classical_sparse_bayesian_learning(update):
+    design, y, noise = normal(15, 8), normal(15, seed=1), 0.3
+    options = SparseOptions(noise, update, rounds=7, tolerance=0.0)
+    found = solve_kronecker_sbl([design], y, options)
+    gamma = torch.ones(8, dtype=torch.float64)
+    for step in range(7):
+        phi = noise * torch.eye(15).double() + (design * gamma) @ design.T
+        gain = (design * gamma).T @ torch.linalg.inv(phi)
+        mean = gain @ y
+        if step < 6:
+            gamma = mean.square() + gamma - (gain * (design * gamma).T).sum(1)
+    assert_close(found.mean, mean)
+    assert_close(found.gammas[0] * (gamma > 0), found.gammas[0])
+
+
+@pytest.mark.parametrize("update", ["am", "svd"])
 def test_the_support_is_found(update):
     factors, x, y = planted(9, 1e-3)
     found = solve_kronecker_sbl(factors, y, SparseOptions(1e-6, update))

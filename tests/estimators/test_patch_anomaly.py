@@ -73,3 +73,7 @@ def test_backbones_are_loaded_by_name_and_images_are_checked(tmp_path):
     assert detector.score_samples(normal_images(2, 1)).shape == (2,)
     with pytest.raises(InputError, match=r"images \(3, 32, 32\); expected"):
         detector.fit(normal_images(1, 0)[0])
+    with pytest.raises(InputError, match="of 4 hidden states; expected -4 to 3"):
+        PatchAnomalyDetector(str(tmp_path), layers=(-18,)).fit(normal_images(1, 0))
+    with pytest.raises(InputError, match="expected at least 1, and"):
+        PatchAnomalyDetector(str(tmp_path), rotations=0).fit(normal_images(1, 0))

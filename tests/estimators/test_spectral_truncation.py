@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("sklearn")
 
-from spectrim.errors import InputError
+from spectrim.errors import InputError, NumericalError
 from spectrim.estimators import SpectralProbe, truncate_head
 from tests.tolerances import FLOAT32_RELATIVE
 
@@ -43,6 +43,10 @@ def test_features_of_low_rank_lose_nothing():
     torch.testing.assert_close(cut(low), head()(low), rtol=1e-4, atol=1e-4)
     with pytest.raises(InputError, match="expected 1 to that many"):
         truncate_head(head(), low, 13)
+    with pytest.raises(InputError, match=r"expected \(n, 12\), the inputs of the head"):
+        truncate_head(head(), low[:, :5], 3)
+    with pytest.raises(NumericalError, match="features"):
+        truncate_head(head(), low * float("nan"), 3)
 
 
 def noisy_classes(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

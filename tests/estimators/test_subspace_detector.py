@@ -81,5 +81,7 @@ def test_it_beats_the_distance_to_the_mean_on_digits():
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="expected one of residual"):
         SubspaceDetector(distance="l1").fit(rows())
+    with pytest.raises(InputError, match="expected 'auto' or a share"):
+        SubspaceDetector(contamination=2.0).fit(rows())
     with pytest.raises(InputError, match="expected a whole number from 1 to 8"):
         SubspaceDetector(9).fit(rows())

@@ -76,6 +76,10 @@ def test_it_finds_weak_directions_that_tell_the_classes_apart():
     assert error < 0.6
 
 
-def test_an_unknown_variant_is_refused():
+def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="expected 'filter' or 'feature'"):
         SupervisedDictionary(variant="both").fit(np.eye(4), [0, 1, 0, 1])
+    with pytest.raises(InputError, match=r"covariates \(3, 1\) of 4 rows"):
+        SupervisedDictionary().fit(np.eye(4), [0, 1, 0, 1], covariates=np.ones((3, 1)))
+    with pytest.raises(InputError, match="expected at least 1, 0 and 0"):
+        SupervisedDictionary(0).fit(np.eye(4), [0, 1, 0, 1])

@@ -35,6 +35,14 @@ def test_descent_improves_the_condition():
     assert end.condition < 0.8 * start.condition
 
 
+def test_the_eigenvalues_are_those_of_the_matrix_as_eps_vanishes():
+    matrix = torch.diag(-torch.arange(1.0, 6.0)).double() + torch.ones(5, 5).double().tril(-1)
+    values = perturb_then_diagonalize(matrix, 1e-10, steps=0).eigenvalues
+    expected = -torch.arange(5.0, 0.0, -1.0).double()
+    found = values.real.sort().values
+    torch.testing.assert_close(found, expected, rtol=FLOAT64_RELATIVE, atol=0)
+
+
 def test_eigenvalues_come_in_conjugate_pairs():
     values = perturb_then_diagonalize(jordan(), 0.1, steps=5).eigenvalues
     distances = (values[:, None] - values.conj()).abs().amin(1)

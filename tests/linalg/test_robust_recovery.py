@@ -69,6 +69,15 @@ def test_the_result_follows_the_scale_of_the_measurements():
     torch.testing.assert_close(scaled, 64 * once, rtol=1e-6, atol=1e-9)
 
 
+def test_it_is_symmetric_in_the_sign_and_deterministic():
+    operator = Entries.all_of((30, 20))
+    _, y = planted(0.1, operator)
+    few = SubgradientOptions(steps=50)
+    once, again, minus = (robust_recover(operator, c * y, 4, few).matrix for c in (1, 1, -1))
+    assert torch.equal(once, again)
+    torch.testing.assert_close(minus, -once, rtol=1e-6, atol=1e-9)
+
+
 def test_an_impossible_rank_is_refused():
     with pytest.raises(InputError, match="expected 1 to 12"):
         robust_recover(RankOne(normal(9, SIZE)), torch.ones(9), 13)

@@ -121,6 +121,16 @@ def test_equal_isotropic_matrices_have_finite_gradients():
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
+def test_it_starts_at_the_identity_and_trains_from_there():
+    layer, x = GBWBatchNorm(4, power=0.5).double(), matrices()
+    for factor in (layer.weight_factor, layer.metric_factor):
+        assert torch.equal(factor, torch.eye(4, dtype=torch.float64))
+    (layer(x) * matrices(12, 4).roll(1, 0)).sum().backward()
+    for factor in (layer.weight_factor, layer.metric_factor):
+        assert torch.isfinite(factor.grad).all()
+        assert factor.grad.abs().max() > 1e-3
+
+
 def test_outputs_stay_definite_where_a_step_is_large():
     """`(I + L) B (I + L)` cannot leave the cone, where Exp_B would be outside its domain."""
     layer = GBWBatchNorm(4).double()
