@@ -84,15 +84,17 @@ def plan(
         console.note(f"warning: {text}")
     plot = _place_of_plot(plot, output, model)
     _write(chosen, output, points, plot, model)
-    if json:
-        console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
-    else:
-        _print(chosen, output, points, plot)
+    _print(chosen, output, points, plot, json)
 
 
-def _print(chosen: Plan, output: Path | None, points: SizeCurve, plot: Path | None) -> None:
+def _print(
+    chosen: Plan, output: Path | None, points: SizeCurve, plot: Path | None, json: bool
+) -> None:
     from spectrim.cli import console
 
+    if json:
+        console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
+        return
     console.curve_table(points)
     console.plan_table(chosen)
     if plot:

@@ -23,8 +23,8 @@ from spectrim.models.targets import find_targets
 from spectrim.runtime.files import write_tensors
 from spectrim.statistics import STATISTICS, Calibration
 from spectrim.statistics.weight_gradients import BUCKETS
-from tests.calibration.walking import calibrate_blockwise
 from tests.calibration.test_blockwise import assert_close, streamed
+from tests.calibration.walking import calibrate_blockwise
 from tests.tiny_models import tiny_llama, tiny_moe, tiny_tokens
 from tests.tolerances import BATCH_SPLIT_RELATIVE, FLOAT64_RELATIVE, SAMPLE_MEAN_RELATIVE
 
