@@ -13,6 +13,7 @@ from spectrim.cli.options import (
     Json,
     Model,
     RemoteCode,
+    TargetLoss,
     cache_from,
     check_text,
     recipe_of,
@@ -32,10 +33,7 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Plan file (.yaml or .json).")
     ] = None,
-    target_loss: Annotated[
-        float | None,
-        typer.Option(help="Smallest model within this predicted loss, nats per token."),
-    ] = None,
+    target_loss: TargetLoss = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="SVG file of the curve (default beside the plan of -o)."),
