@@ -78,8 +78,7 @@ def bench(
     from spectrim.pipeline.benchmark import BenchSettings, bench_steps, named_recipes
     from spectrim.pipeline.loaded_model import load_original
 
-    specs = [spec for text in methods for spec in text.split(",") if spec.strip()]
-    recipes = named_recipes(specs, base)
+    recipes = named_recipes(_split(methods), base)
     _check(model, recipes, wanted, trust_remote_code)
     asked = {name: recipe.to_dict() for name, recipe in recipes.items()}
     log_metrics = start_tracking(context, track, f"bench {model}", asked)
@@ -100,6 +99,10 @@ def bench(
     for row in result.rows:
         log_metrics(_figures(row), None)
     _show(result, output, model, json)
+
+
+def _split(texts: list[str]) -> list[str]:
+    return [part for text in texts for part in text.split(",") if part.strip()]
 
 
 def _check(

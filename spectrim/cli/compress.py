@@ -18,6 +18,7 @@ from spectrim.cli.options import (
     Output,
     Overwrite,
     RemoteCode,
+    TargetLoss,
     Tracker,
     cache_from,
     check_text,
@@ -58,10 +59,7 @@ def compress(
     plan: Annotated[
         Path | None, typer.Option(help="Use the ranks of a plan file (`spectrim plan -o`).")
     ] = None,
-    target_loss: Annotated[
-        float | None,
-        typer.Option(help="Smallest model within this predicted loss, nats per token."),
-    ] = None,
+    target_loss: TargetLoss = None,
     report: Annotated[
         bool, typer.Option("--report/--no-report", help="Write an HTML page.")
     ] = True,

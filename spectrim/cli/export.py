@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spectrim.cli.options import Json, Output, Overwrite, RemoteCode, Size
+from spectrim.cli.options import Json, Output, Overwrite, RemoteCode, Size, TargetLoss
 from spectrim.errors import InputError
 
 
@@ -35,10 +35,7 @@ def export(
         typer.Option(help="Rank of the LoRA (default: as large as no error needs)."),
     ] = None,
     budget: Size = None,
-    target_loss: Annotated[
-        float | None,
-        typer.Option(help="Smallest size within this predicted loss, nats per token."),
-    ] = None,
+    target_loss: TargetLoss = None,
     size: Annotated[
         str | None, typer.Option(help="Largest size within these bytes, like 300MiB.")
     ] = None,

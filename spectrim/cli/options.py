@@ -56,6 +56,10 @@ Size = Annotated[
 CacheDirectory = Annotated[
     Path | None, typer.Option("--cache", help="Directory of statistics and snapshots.")
 ]
+TargetLoss = Annotated[
+    float | None,
+    typer.Option(help="Smallest model within this predicted loss, nats per token."),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no statistics or snapshots.")]
 
 _RECIPE = "Recipe (overrides the preset or file)"

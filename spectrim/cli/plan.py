@@ -17,6 +17,7 @@ from spectrim.cli.options import (
     MergeAdapter,
     Model,
     RemoteCode,
+    TargetLoss,
     cache_from,
     check_text,
     recipe_of,
@@ -35,10 +36,7 @@ def plan(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Plan file (.yaml or .json).")
     ] = None,
-    target_loss: Annotated[
-        float | None,
-        typer.Option(help="Smallest model within this predicted loss, nats per token."),
-    ] = None,
+    target_loss: TargetLoss = None,
     plot: Annotated[
         Path | None,
         typer.Option(help="SVG file of the curve (default beside the plan of -o)."),

@@ -2,10 +2,10 @@
 
     shards -> statistics, a file per block -> factors, a file per layer
 
-ENTRY/LAYER.safetensors     factors, which are read on access
-ENTRY/calibration.json      what the calibration found, without its statistics
-ENTRY.parts/                statistics, which are deleted as soon as their block is decomposed,
-                            activations between blocks, and how far the calibration is
+streamed-HASH/factors/LAYER.safetensors   factors, which are read on access
+streamed-HASH/calibration.json            what was calibrated, without the statistics
+calibration-HASH.parts/                   how far it is; activations; statistics, which are
+                                          deleted as soon as their block is decomposed
 
 An interrupted run resumes from the files.
 """
@@ -54,10 +54,15 @@ def factorize_streamed(
     directory, and what `factorize` raises.
     """
     recipe = compatibility.in_parts(recipe)
+    if context.cache.root is None:
+        raise InputError(
+            "the factors of a model that is read in parts stay in files: give a cache with a "
+            "directory, RunContext(Cache(DIRECTORY))"
+        )
     run = _run_for(source, tokenizer, recipe, context)
     with _alone(run.directory.with_suffix(".lock")):
         calibration = run.calibration()
-        files = LayerFiles(run.directory, partial(run.drop_used, calibration))
+        files = LayerFiles(run.factors, partial(run.drop_used, calibration))
         result = decompose(source, calibration, recipe, files, context)
         run.snapshots.finish()
     return result
@@ -83,10 +88,10 @@ def _run_for(
         "method": [recipe.method, recipe.method_options],
         "rows": rows,
     }
-    entry = context.cache.path("factors", key)
-    if entry is None:
-        raise InputError("a model that is read in parts needs a cache for its factors")
-    walk = BlockwiseWalk(source, ready.targets, blocks, settings, _places(source, entry))
+    entry, snapshots = (context.cache.path(kind, key) for kind in ("streamed", "calibration"))
+    assert entry is not None
+    places = _places(source, Snapshots(snapshots))
+    walk = BlockwiseWalk(source, ready.targets, blocks, settings, places)
     noted = {"dense": ready.dense, "key": key, **few_tokens_note(blocks, ready.targets)}
     return _Run(walk, entry.with_suffix(""), noted, context)
 
@@ -105,11 +110,11 @@ def _check_used_once(source: StreamedModel, ready: Preparation) -> None:
             )
 
 
-def _places(source: StreamedModel, entry: Path) -> Places:
-    snapshots, sizes = Snapshots(entry), source.sizes
-    assert snapshots.directory is not None
-    activations = Activations(snapshots.directory / "activations", sizes.activation_bytes)
-    return Places(activations, snapshots.directory / "statistics", sizes.logits_rows, snapshots)
+def _places(source: StreamedModel, snapshots: Snapshots) -> Places:
+    sizes, place = source.sizes, snapshots.directory
+    assert place is not None
+    activations = Activations(place / "activations", sizes.activation_bytes)
+    return Places(activations, place / "statistics", sizes.logits_rows, snapshots)
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,10 @@ class _Run:
     directory: Path
     noted: dict[str, Any]
     context: RunContext
+
+    @property
+    def factors(self) -> Path:
+        return self.directory / "factors"
 
     @property
     def snapshots(self) -> Snapshots:
@@ -163,7 +172,7 @@ class _Run:
 
         Damaged files count as missing, with a warning.
         """
-        files = LayerFiles(self.directory)
+        files = LayerFiles(self.factors)
         for number in range(self.walk.count + 1):
             if files.missing([path.stem for path in self._files_of(number, summary)]):
                 parts = [self.walk.parts.path(name) for name in self.walk.part_names(number)]
@@ -182,7 +191,7 @@ class _Run:
 
     def _files_of(self, number: int, calibration: Calibration) -> list[Path]:
         """Return the files of the layers to decompose in a block, or outside of them."""
-        files, dense = LayerFiles(self.directory), calibration.provenance["dense"]
+        files, dense = LayerFiles(self.factors), calibration.provenance["dense"]
         names = [name for name, block in self._block_of.items() if block == number]
         return [files.path(name) for name in names if name not in dense]
 

@@ -263,7 +263,12 @@ class MemoryEstimate:
         hidden = rows * self.length * self._width * _FLOAT * 4
         ends = outside + row + hidden + self._outside_statistics()
         blocks = [self._block(name, rows) for name in self._blocks]
-        return self.base + max(ends, self._allocating(), *blocks)
+        return self.base + max(ends, self._allocating(), self._observing(), *blocks)
+
+    def _observing(self) -> int:
+        """Count the run on a few tokens: all that is outside the blocks, and one of them."""
+        outside = sum(map(self.source.bytes, self.source.outside))
+        return outside + max(map(self._loaded, self._blocks))
 
     def _allocating(self) -> int:
         """Count the choices of an exact allocation: for each layer and step of the budget."""

@@ -14,12 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from spectrim.allocation import LayerTimes
 from spectrim.calibration import in_memory
 from spectrim.calibration.blockwise import BlockwiseWalk
 from spectrim.checkpoint.save_sharded import open_streamed
 from spectrim.data import BlockSettings
 from spectrim.data.tasks import write_task
+from spectrim.evaluation.speed.layer_times import TimingSpec
 from spectrim.models.offload import StreamSizes
+from spectrim.pipeline import latency_table
 from spectrim.pipeline.benchmark import BenchSettings, bench
 from spectrim.pipeline.compress import compress
 from spectrim.pipeline.plan import factorize
@@ -141,9 +144,13 @@ FINISHED: dict[str, tuple[Callable[[Path], Work], str]] = {
         ),
         "refine*",
     ),
+    "sequential refinement": (
+        lambda root: whole(root, refinement=(RefinementRecipe("svd_llm_update"),)),
+        "refine*",
+    ),
     "pruning": (selection, "selection-*"),
-    "factors in files": (streamed, "factors-*/model*"),
-    "summary of a streamed calibration": (streamed, "factors-*/calibration.json"),
+    "factors in files": (streamed, "streamed-*/factors/*"),
+    "summary of a streamed calibration": (streamed, "streamed-*/*.json"),
     "row": (rows, "row-*"),
     "dense row": (rows, "dense-*"),
 }
@@ -189,10 +196,16 @@ def stopped(patch: pytest.MonkeyPatch, owner: Any, name: str, after: int) -> Ite
             yield
 
 
+AVERAGED = {"hessian_averaging": HessianAveragingRecipe(data_fraction=0.5)}
 MEASURED = {"probe": ProbeRecipe(tokens=24, joint_tokens=24)}
 UNFINISHED: dict[str, tuple[Callable[[Path], Work], tuple[Any, str, int], str]] = {
     "sums": (whole, (in_memory, "_run_batch", 2), "*.parts/sums*"),
     "layers": (whole, (solver, "decompose_layer", 3), "decomposition-*.parts/0*"),
+    "layers along the path": (
+        lambda root: whole(root, **AVERAGED),
+        (solver, "decompose_layer", 3),
+        "path-*.parts/0*",
+    ),
     "figures": (
         lambda root: whole(root, **MEASURED),
         (probe.Probe, "divergence", 2),
@@ -206,7 +219,7 @@ UNFINISHED: dict[str, tuple[Callable[[Path], Work], tuple[Any, str, int], str]] 
         "*.parts/state",
     ),
     "pruning state": (selection, (prune._Run, "_prune", 1), "*.parts/state"),
-    "journal": (streamed, (BlockwiseWalk, "_unit", 2), "factors-*.parts/done.json"),
+    "journal": (streamed, (BlockwiseWalk, "_unit", 2), "*.parts/done.json"),
     "activations": (streamed, (BlockwiseWalk, "_unit", 2), "*.parts/activations/*-00002-*"),
     "statistics of a block": (streamed, (LayerFiles, "save", 0), "*.parts/statistics/*"),
 }
@@ -245,6 +258,18 @@ def test_statistics_that_are_damaged_while_they_are_used_are_one_line(tmp_path, 
             work(tmp_path / "kept")
     with pytest.warns(UserWarning, match="again"):
         _same(work(tmp_path / "kept"), expected)
+
+
+def test_times_of_layers_are_measured_again(tmp_path, monkeypatch):
+    measured = LayerTimes(2e-6, (1, 4), (1e-6, 3e-6))
+    monkeypatch.setattr(latency_table, "layer_times", lambda *given: measured)
+    given = [(8, 8)], "lowrank", TimingSpec(torch.device("cpu"), torch.float32, 1)
+    context, source = RunContext(Cache(tmp_path)), random.Random(0)
+    expected = latency_table.time_shapes(*given, context)
+    [file] = tmp_path.glob("times-*")
+    flip_bit(file, source)
+    with pytest.warns(UserWarning, match="making the times again"):
+        assert latency_table.time_shapes(*given, context) == expected
 
 
 def _undisturbed(work: Work, place: Path) -> Result:

@@ -197,15 +197,7 @@ class StreamedModel:
 
     def _release(self, name: str) -> None:
         module = self.model.get_submodule(name)
-        if name in self.blocks:
-            to_meta(module)
-            return
-        for owner, key, tensor in list(_own_tensors(module)):
-            empty = torch.empty_like(tensor, device="meta")
-            if key in owner._buffers:
-                owner._buffers[key] = empty
-            else:
-                owner._parameters[key] = nn.Parameter(empty, requires_grad=False)
+        to_meta(persistent_tensors(module) if name in self.blocks else _own_tensors(module))
 
     def _outside(self) -> Iterator[tuple[str, nn.Module]]:
         inside = tuple(name + "." for name in self.blocks)

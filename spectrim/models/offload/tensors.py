@@ -133,9 +133,9 @@ def persistent_tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tens
                 yield owner, name, buffer
 
 
-def to_meta(module: nn.Module) -> None:
-    """Let go of all tensors that a checkpoint holds."""
-    for owner, name, tensor in list(persistent_tensors(module)):
+def to_meta(tensors: Iterable[tuple[nn.Module, str, Tensor]]) -> None:
+    """Let go of tensors by owner and local name; their modules are left on the meta device."""
+    for owner, name, tensor in list(tensors):
         empty = torch.empty_like(tensor, device="meta")
         if name in owner._buffers:
             owner._buffers[name] = empty
