@@ -241,7 +241,7 @@ class _Work:
         tokens = choose_tokens(self.model, self.recipe, self.blocks.tokens, measurements)
         calls = costs.passes(measurements, tokens.through)
         if tokens.through == "block":
-            rows = min(len(self.blocks), -(-tokens.layers // self.blocks.ids.shape[1]))
+            rows = min(len(self.blocks), -(-tokens.layers // self.blocks.length))
             share = CALLS_OF_A_BLOCK / max(1, len(costs.blocks))
             calls = rows * (2 + share * len(self.targets))
         wanted = self.recipe.probe
