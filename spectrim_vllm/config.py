@@ -20,7 +20,7 @@ from spectrim_vllm.linear import FactoredLinearMethod
 
 
 class SpectrimConfig(QuantizationConfig):
-    """What a checkpoint's config states, in the names of vLLM's model.
+    """Return a checkpoint's config in the names of vLLM's model.
 
     Attributes:
         entries: Factored layers by name.

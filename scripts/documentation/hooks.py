@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: pages that are made, not written."""
+"""Hooks of mkdocs that generate pages while it builds the site."""
 
 from __future__ import annotations
 

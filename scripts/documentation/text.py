@@ -89,7 +89,7 @@ def own_docstring(thing: Any) -> str:
 
 
 def options_text(options: type) -> str:
-    """What the dataclass and those it extends say of their fields."""
+    """Return the field descriptions of a dataclass and of those it extends."""
     classes = [c for c in options.__mro__ if dataclasses.is_dataclass(c)]
     return "\n\n".join(prose(own_docstring(c)) for c in classes if own_docstring(c))
 

@@ -1,4 +1,4 @@
-"""What stands beside a quantized weight, `y = Q(W) x + b + up(down(x))`, and how it changes."""
+"""A correction beside a quantized weight, `y = Q(W) x + b + up(down(x))`, and its updates."""
 
 from __future__ import annotations
 

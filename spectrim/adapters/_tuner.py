@@ -43,7 +43,7 @@ class MethodKey(str):
 
 @dataclass
 class SpectralConfig(PeftConfig):
-    """What all spectral adapters are configured by; the options of a method come after it.
+    """Configuration of all spectral adapters; the options of a method follow it.
 
     Attributes:
         target_modules: names or a pattern as in PEFT; None: every linear layer of the blocks,

@@ -26,7 +26,7 @@ TIMED = ("lowrank", "pivoted")
 TIMED_ONLY = (
     "a budget of time knows layers of type lowrank and pivoted, none that share a basis"
 )
-"""What is said where another one is to be timed."""
+"""The message where another layer is to be timed."""
 Key = tuple[tuple[int, int], str]
 
 

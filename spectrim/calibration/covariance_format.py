@@ -23,7 +23,7 @@ from spectrim.statistics import FULL, STATISTICS, CovarianceFormat, Kind, larges
 
 Shapes = Mapping[str, tuple[int, int]]
 Wide = Literal["full", "projected"]
-"""How the covariance of a layer's wider side is kept."""
+"""Formats of the covariance of a layer's wider side."""
 _STEPS = 60
 """Halvings of the interval that the limit is in."""
 

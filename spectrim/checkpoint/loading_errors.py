@@ -11,7 +11,7 @@ import torch
 from spectrim.errors import CheckpointError, InputError, ModelError, SpectrimError
 
 _UNFIT = (KeyError, AttributeError, TypeError, IndexError, ArithmeticError, AssertionError)
-"""What libraries raise without a sentence, for values that they do not expect."""
+"""Exceptions that libraries raise without a message, for values that they do not expect."""
 _LONGEST = 300
 
 

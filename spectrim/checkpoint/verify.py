@@ -38,7 +38,7 @@ _DIFFERENCES = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_DIFFERENCE = 2e-2
 
 _ROUNDED_AGAIN = 5
-"""How much more the logits may differ where a layer is pivoted and rounded on loading."""
+"""Additional tolerance of the logits where a layer is pivoted and rounded on loading."""
 
 
 def verify_saved(directory: Path, model: PreTrainedModel, reload: bool = True) -> None:

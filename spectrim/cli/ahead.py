@@ -1,4 +1,4 @@
-"""What is ahead of a command, before its first long step; `--dry-run` stops there."""
+"""Print time, memory and disk of a command before its first long step; `--dry-run` stops there."""
 
 from __future__ import annotations
 

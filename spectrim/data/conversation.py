@@ -8,7 +8,7 @@ from typing import Any
 from spectrim.errors import InputError
 
 FIELDS = ("messages", "conversations")
-"""Where records keep a conversation, unless another field is named."""
+"""Fields of a record that may hold a conversation, unless another is named."""
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 

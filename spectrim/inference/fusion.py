@@ -32,7 +32,7 @@ from spectrim.models.replace import factored_layers
 from spectrim.models.targets import Target
 
 RELATIVE = {torch.float64: 1e-9, torch.float32: 1e-3}
-"""How far outputs may move: another order of the sums, carried through all blocks."""
+"""Tolerance of the outputs: another order of the sums, carried through all blocks."""
 _HALF = 0.1
 
 

@@ -1,4 +1,4 @@
-"""How much each row matters to `||A x||_p`: leverage scores, Lewis weights, and sampling.
+"""Sensitivity of `||A x||_p` to each row: leverage scores, Lewis weights, and sampling.
 
     leverage      l_i = a_i^T (A^T A)^+ a_i = max_x (a_i^T x)^2 / ||A x||^2,   sum = rank
     block score   tr((C + ridge)^-1 C_s),   C = sum_s C_s,                     sum = rank

@@ -31,7 +31,7 @@ WHOLE = (
     "calibrate with calibration.wide_covariances=full in the recipe, or with "
     'CalibrationSettings(wide="full")'
 )
-"""What to do where a covariance was summed only through a weight."""
+"""Advice where a covariance was summed only through a weight."""
 
 
 class Metric(ABC):

@@ -1,4 +1,4 @@
-"""Which parameters of a model are matrices, and which AdamW steps."""
+"""Split a model's parameters into matrices and the rest, which AdamW steps."""
 
 from __future__ import annotations
 

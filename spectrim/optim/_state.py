@@ -1,4 +1,4 @@
-"""What an optimizer holds in memory, and how its state keeps its own number formats."""
+"""Count the bytes of an optimizer's state, and keep the number formats of the state when it is loaded."""
 
 from __future__ import annotations
 

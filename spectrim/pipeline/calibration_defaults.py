@@ -1,4 +1,4 @@
-"""How much text a calibration reads, how much at once, and in which form it is summed."""
+"""Default tokens, batch and covariance format of a calibration."""
 
 from __future__ import annotations
 

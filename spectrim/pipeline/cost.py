@@ -1,4 +1,4 @@
-"""What a compression will take on this machine, from a few seconds of its own steps.
+"""Estimate the time of a compression on this machine from a few seconds of its own steps.
 
     calibrating        batches (a + b T)                      T tokens per batch
     along the path     share x (1 + p) of that                p products with wide weights

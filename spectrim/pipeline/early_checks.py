@@ -1,4 +1,4 @@
-"""What the command line, config.json and the tokenizer's files say before weights are read."""
+"""Check the command line, config.json and the tokenizer's files before weights are read."""
 
 from __future__ import annotations
 

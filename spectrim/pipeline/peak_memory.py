@@ -14,7 +14,7 @@ from spectrim.runtime.memory import resident_bytes
 
 
 class LoadedParts:
-    """What `MemoryEstimate` reads of a model that is in memory."""
+    """Sizes of a model in memory that `MemoryEstimate` reads."""
 
     def __init__(self, model: PreTrainedModel):
         self.model: Any = model

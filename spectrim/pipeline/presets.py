@@ -197,7 +197,7 @@ _ALL = _OWN | _PAPERS
 PAPERS = tuple(_PAPERS)
 """Names of the presets that reproduce a paper."""
 SUMMARIES = {name: summary for name, (summary, _) in _ALL.items()}
-"""What each preset does, in one sentence."""
+"""One sentence about each preset."""
 
 
 class _Presets(Mapping[str, Recipe]):

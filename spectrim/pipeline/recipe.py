@@ -25,7 +25,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True, config=_STRICT)
 class CalibrationRecipe:
-    """Which tokens the statistics come from, and how the statistics are stored."""
+    """Tokens of the statistics, and the storage of the statistics."""
 
     data: str | None = Field(
         default=None,
@@ -122,7 +122,7 @@ class HessianAveragingRecipe:
 
 @dataclass(frozen=True, config=_STRICT)
 class SharingRecipe:
-    """Which layers of equal input width share one basis (`shared_basis` layers).
+    """Rule for layers of equal input width to share one basis (`shared_basis` layers).
 
     rule: "adjacent" groups `group_size` neighboring blocks' layers of one name; "same_input"
     layers that read the same tensor; "clustered" layers of one name, at most `group_size`,

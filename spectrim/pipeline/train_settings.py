@@ -13,7 +13,7 @@ from spectrim.errors import InputError
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TrainSettings:
-    """How a model is trained from scratch: text, method, optimizer, steps and rates."""
+    """Training from scratch: text, method, optimizer, steps and rates."""
 
     data: str | None = Field(
         default=None, description="Text: FILE.txt, .jsonl, .parquet, hf:NAME:SPLIT, python."

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class FactorQuantizer:
-    """How factors are stored in fewer bits.
+    """Storage of factors in fewer bits.
 
     Attributes:
         name: a quantizer of `spectrim ls`.
@@ -37,7 +37,7 @@ class ExpertSettings:
 
 @dataclass(frozen=True)
 class PlanningSettings:
-    """How ranks are chosen and what they cost.
+    """Choice and cost of ranks.
 
     Attributes:
         budget: fraction of the weights (of the bytes with a quantizer) to keep.

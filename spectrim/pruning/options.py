@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 GradientTerm = Literal["signed", "absolute", "none"]
-"""How the first-order part of a score counts in the order of removal: as it is, by its size,
+"""The first-order part of a score in the order of removal: as it is, by its size,
 or not at all."""
 Rule = Literal["global", "energy"]
 Trainable = Literal["singular_values", "factors"]

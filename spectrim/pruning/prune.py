@@ -31,7 +31,7 @@ from spectrim.training.loop import Moments, Stage, Trainer, train
 from spectrim.training.schedule import Schedule
 
 _BY_BASIS = {"coordinates": 0, "left": 1, "right": 0}
-"""Which dimension of a parameter counts the bases."""
+"""The dimension of a parameter that counts the bases."""
 
 
 @dataclass(frozen=True)

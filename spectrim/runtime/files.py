@@ -35,7 +35,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 LARGEST_TEXT = 64 * 2**20
 """Bytes; a plan of a thousand layers has a hundred thousand."""
 _BAD_TEXT = (yaml.YAMLError, ValueError, KeyError, IndexError, AttributeError, TypeError)
-"""What PyYAML raises for broken scalars and tags, besides its own errors."""
+"""Exceptions of PyYAML for broken scalars and tags, besides its own."""
 
 
 def read_mapping(path: Path) -> Any:

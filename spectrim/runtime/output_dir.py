@@ -35,7 +35,7 @@ from spectrim.version import QUANT_METHOD
 
 _LONGEST_NAME = 255
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.ENOSYS)
-"""What file systems answer that know no fsync of directories, or no permissions."""
+"""Error numbers of file systems without fsync of directories or without permissions."""
 _SHOWN = 3
 
 
@@ -84,7 +84,7 @@ def is_spectrim_output(directory: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a directory goes, and whether it is filled in place instead of renamed."""
+    """The place of a directory to be written, renamed into it or filled in place."""
 
     target: Path
     in_place: bool

@@ -1,4 +1,4 @@
-"""Whether a place has room for what will be written there."""
+"""Check that a place has room for the files that will be written there."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from spectrim.linalg.covariance import (
 from spectrim.statistics._tokens import at_least_float32, sum_of_outer_products
 
 Kind = Literal["full", "block_diagonal", "low_rank", "projected"]
-"""How a covariance is kept: whole, as blocks on the diagonal, as low rank plus diagonal, or as
+"""Forms of a covariance: whole, as blocks on the diagonal, as low rank plus diagonal, or as
 what a decomposition of the layer's weight sees of it."""
 _NUMBER = 8
 """Bytes."""

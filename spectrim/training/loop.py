@@ -124,7 +124,7 @@ class Trainer:
 
     @property
     def resumes(self) -> bool:
-        """Whether the optimizer's state is tensors, which a snapshot can hold."""
+        """True if the optimizer's state is tensors, which a snapshot can hold."""
         states = self.optimizer.state.values()
         return all(isinstance(value, Tensor) for state in states for value in state.values())
 

@@ -17,7 +17,7 @@ from spectrim.errors import InputError
 
 DEFAULT_FIELD = "text"
 COMPRESSED = ("", ".gz", ".zst")
-"""What may stand after the suffix of a file of text or of JSON."""
+"""Suffixes of compression that may follow that of a text or JSON file."""
 Document = str | Conversation | None
 
 

@@ -9,7 +9,7 @@ from spectrim.inference.kernels.dispatch import interprets
 from spectrim.inference.kernels.factor_spec import Second
 
 SMALLEST_TILE = 16
-"""What a tensor core multiplies at least."""
+"""The smallest tile of a tensor core."""
 
 
 @triton.jit

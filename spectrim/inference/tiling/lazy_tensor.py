@@ -18,7 +18,7 @@ _ABOUT = {
                  "is_meta", "layout", "is_sparse", "is_quantized", "is_nested")
 } | {Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.is_complex,
      Tensor.is_inference, Tensor.__len__}  # fmt: skip
-"""What needs no numbers."""
+"""Operations that need no numbers."""
 
 
 class LazyTensor(Tensor):

@@ -9,7 +9,7 @@ from torch import Tensor
 from spectrim.runtime.files import read_tensors, write_tensors
 
 Key = tuple[str, int, int]
-"""What it is ("input" or "gradient"), of which block, of which batch."""
+"""Kind ("input" or "gradient"), block and batch."""
 
 
 class Activations:

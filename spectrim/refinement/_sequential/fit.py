@@ -43,7 +43,7 @@ class Problem:
 
 
 TargetMix = Callable[[Problem], float]
-"""How much of the target is the original inputs' output, layer by layer."""
+"""Share of the original inputs' output in the target, layer by layer."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every way of training from scratch is given, and what they share."""
+"""Inputs and shared steps of all ways to train from scratch."""
 
 from __future__ import annotations
 
