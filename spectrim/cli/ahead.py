@@ -1,4 +1,4 @@
-"""Print time, memory and disk of a command before its first long step; `--dry-run` stops there."""
+"""Print time and memory of a command before its first long step; `--dry-run` stops there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count the bytes of an optimizer's state, and keep the number formats of the state when it is loaded."""
+"""Count the bytes of an optimizer's state, and keep its number formats when it is loaded."""
 
 from __future__ import annotations
 
