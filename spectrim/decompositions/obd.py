@@ -3,12 +3,12 @@
     C_g = E[g g^T] = L_out L_out^T (out, out),   C_x = E[x x^T] = L_in L_in^T (in, in)
     left = L_out^{-T} U_r,   right = U_r^T M,   M = L_out^T W,   U the eigenvectors of M C_x M^T
 
-The Hessian of the loss in W is approximated by C_x (x) C_g (K-FAC), so half the weighted
+The Hessian of the loss in W is approximated by `C_x (x) C_g` (K-FAC), so half the weighted
 error is the predicted loss increase per token: half the sum of the squared singular values of
 `L_out^T W L_in` that are cut. Both covariances are damped; no inverse of C_x is formed.
 A layer whose gradients are all zero has no such metric and stays dense.
 
-The inputs of an embedding table are one-hot, C_x = diag(p); if the table is the output
+The inputs of an embedding table are one-hot, `C_x = diag(p)`; if the table is the output
 embedding too, the quadratic loss of the logits is added, also in nats.
 """
 
