@@ -328,7 +328,7 @@ class Batches:
 
     def __init__(self, monkeypatch, stop_at: int | None):
         self.count = 0
-        original = in_memory._run_batch
+        original = in_memory.run_batch
 
         def run(*arguments):
             self.count += 1
@@ -336,7 +336,7 @@ class Batches:
                 raise KeyboardInterrupt
             original(*arguments)
 
-        monkeypatch.setattr(in_memory, "_run_batch", run)
+        monkeypatch.setattr(in_memory, "run_batch", run)
         monkeypatch.setattr("spectrim.cli.ahead.estimate_stages", lambda *given: [])
 
 

@@ -63,13 +63,13 @@ def settings(tmp_path, text) -> BenchSettings:
 def batches(monkeypatch) -> list[int]:
     """One entry for every batch of a calibration; a pass over eight sequences has two."""
     seen: list[int] = []
-    original = in_memory._run_batch
+    original = in_memory.run_batch
 
     def run(*arguments):
         seen.append(arguments[2].first_sequence)
         original(*arguments)
 
-    monkeypatch.setattr(in_memory, "_run_batch", run)
+    monkeypatch.setattr(in_memory, "run_batch", run)
     return seen
 
 

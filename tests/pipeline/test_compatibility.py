@@ -44,6 +44,7 @@ ASKS = {
     "an allocation other than loss_optimal": {"allocation": "d_rank"},
     "packed rows": {"calibration": CalibrationRecipe(rows="packed")},
     "probing through blocks": {"probe": ProbeRecipe(through="block")},
+    "factors quantized by statistics": {"quantization": QuantizationRecipe(4, backend="gptq")},
     "ranks that int4 cannot read": {"quantization": QuantizationRecipe(4), "rank_multiple": 5},
 }
 """Changes of the default recipe by the feature that they ask for."""

@@ -199,7 +199,7 @@ def stopped(patch: pytest.MonkeyPatch, owner: Any, name: str, after: int) -> Ite
 AVERAGED = {"hessian_averaging": HessianAveragingRecipe(data_fraction=0.5)}
 MEASURED = {"probe": ProbeRecipe(tokens=24, joint_tokens=24)}
 UNFINISHED: dict[str, tuple[Callable[[Path], Work], tuple[Any, str, int], str]] = {
-    "sums": (whole, (in_memory, "_run_batch", 2), "*.parts/sums*"),
+    "sums": (whole, (in_memory, "run_batch", 2), "*.parts/sums*"),
     "layers": (whole, (solver, "decompose_layer", 3), "decomposition-*.parts/0*"),
     "layers along the path": (
         lambda root: whole(root, **AVERAGED),

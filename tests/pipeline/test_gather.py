@@ -43,13 +43,13 @@ class Passes:
 
     def __init__(self, monkeypatch):
         self.count = 0
-        original = in_memory._run_batch
+        original = in_memory.run_batch
 
         def run(*arguments):
             self.count += 1
             original(*arguments)
 
-        monkeypatch.setattr(in_memory, "_run_batch", run)
+        monkeypatch.setattr(in_memory, "run_batch", run)
 
 
 def same(one: Calibration, two: Calibration) -> bool:

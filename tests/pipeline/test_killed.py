@@ -154,7 +154,7 @@ def begun(root: Path, place: Path) -> None:
     calibrate(root, **SHORT)(place)
 
 
-BATCH, LAYER = (in_memory, "_run_batch"), (solver, "decompose_layer")
+BATCH, LAYER = (in_memory, "run_batch"), (solver, "decompose_layer")
 CURVE, STEP = (Probe, "divergence"), (loop.Trainer, "step")
 PRUNE = (selection_run._Run, "_prune")
 NO_PATH = {"hessian_averaging": HessianAveragingRecipe(weight=0)}
