@@ -106,7 +106,7 @@ def plan_table(plan: Plan) -> None:
                 percent(plan.kept),
                 percent(1 - plan.kept),
                 f"{len(plan.layers) - len(plan.ranks)} of {len(plan.layers)}",
-                "-" if plan.predicted_loss is None else _priced(plan.predicted_loss),
+                "-" if plan.predicted_loss is None else f"{plan.predicted_loss:+.4f}",
             )
         ],
     )
@@ -140,13 +140,6 @@ def curve_table(points: Sequence[SizeLossPoint], units: str) -> None:
         for row, point in zip(rows, points, strict=True):
             row.insert(2, ratio(point.predicted_loss))
     table(title, heads, rows)
-
-
-def _priced(nats: float) -> str:
-    """Return the ratio of perplexities, then the loss increase."""
-    from spectrim.report.formatting import ratio
-
-    return f"{ratio(nats)}, +{nats:.4f}"
 
 
 def figures_table(by_model: Mapping[str, Mapping[str, float | str]]) -> None:
