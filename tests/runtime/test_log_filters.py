@@ -50,6 +50,6 @@ def test_an_import_says_nothing():
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )
     assert (done.stdout, done.stderr) == ("", "")
