@@ -30,6 +30,7 @@ from spectrim.linalg.spd import (
 from spectrim.statistics._result import Calibration, State
 
 Mean = Literal["arithmetic", "bures_wasserstein", "log_euclidean"]
+"""The mean that `merge_calibrations` takes of covariances."""
 CurvedMean = Callable[[Tensor, Tensor], Tensor]
 """Of covariances (b, n, n) with weights (b,) whose sum is 1."""
 COVARIANCES = ("input_covariance", "gradient_covariance")

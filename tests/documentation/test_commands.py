@@ -44,7 +44,7 @@ def test_commands_parse(command: Command):
 
 @pytest.mark.parametrize("page", WRITTEN, ids=lambda p: p.name)
 def test_options_in_the_text_exist(page):
-    scripts = "".join(f.read_text(encoding="utf-8") for f in ROOT.glob("benchmarks/*.py"))
+    scripts = "".join(f.read_text(encoding="utf-8") for f in ROOT.glob("[bs]*/*.py"))
     benchmarks = set(re.findall(r'"(--[\w-]+)"', scripts))
     known = all_options() | benchmarks | FOREIGN
     assert options(page.read_text(encoding="utf-8")) - known == set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from spectrim.planning import LayerPlan, Plan
 from spectrim.report import bench_table
 from spectrim.report.bench_plot import bench_svg, lines_of
 from spectrim.runtime.cache import Cache
+from spectrim.runtime.files import read_values
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_qwen2_bias, tiny_tokenizer
 
@@ -90,7 +90,7 @@ def test_rows_are_those_of_one_machine(recipes, settings, monkeypatch):
     given = {"svd": recipes["svd"]}
     first = made(given, settings, BUDGETS[:1])
     [file] = settings.rows.glob("row-*")
-    assert json.loads(file.read_text())["time"] == first.rows[0].time
+    assert read_values(file)["time"] == first.rows[0].time
     assert made(given, settings, BUDGETS[:1]).made == 0
     here = latency_table.timing_spec(given["svd"])
     elsewhere = type(here)(here.device, torch.float64, here.tokens)
