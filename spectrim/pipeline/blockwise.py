@@ -31,7 +31,7 @@ from spectrim.models.prepare import Preparation
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibration_defaults import calibration_settings, few_tokens_note
 from spectrim.pipeline.decompose import decompose, provenance_of, silent_layers
-from spectrim.pipeline.inputs import calibration_blocks, prepare
+from spectrim.pipeline.inputs import calibration_blocks, calibration_key, prepare
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition
 from spectrim.planning.lazy_decomposition import LayerFiles
@@ -78,16 +78,8 @@ def _run_for(
     length = blocks.ids.shape[1]
     rows = source.sizes.batch_rows or rows_per_batch(blocks, settings.tokens_per_batch)
     settings = replace(settings, tokens_per_batch=rows * length)
-    key = {
-        "model": source.fingerprint,
-        "data": blocks.fingerprint,
-        "statistics": list(settings.statistics),
-        "labels": settings.label_key,
-        **settings.format_key,
-        "layers": [target.name for target in ready.targets],
-        "method": [recipe.method, recipe.method_options],
-        "rows": rows,
-    }
+    key = calibration_key(source.fingerprint, blocks, settings, ready.targets)
+    key |= {"method": [recipe.method, recipe.method_options], "rows": rows}
     entry, snapshots = (context.cache.path(kind, key) for kind in ("streamed", "calibration"))
     assert entry is not None
     places = _places(source, Snapshots(snapshots))

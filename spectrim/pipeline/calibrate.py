@@ -45,7 +45,12 @@ from spectrim.pipeline.calibration_defaults import (
     few_tokens_note,
 )
 from spectrim.pipeline.decompose import decompose
-from spectrim.pipeline.inputs import calibration_blocks, calibration_rows, prepare
+from spectrim.pipeline.inputs import (
+    calibration_blocks,
+    calibration_key,
+    calibration_rows,
+    prepare,
+)
 from spectrim.pipeline.passes import cut_model, model_for_passes
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import make_plan
@@ -269,14 +274,7 @@ class _Run:
         return self.context.cache.path("calibration", key | {"statistics": list(statistics)})
 
     def key(self) -> dict[str, Any]:
-        return {
-            "model": self.fingerprint,
-            "data": self.blocks.fingerprint,
-            "statistics": list(self.settings.statistics),
-            "labels": self.settings.label_key,
-            **self.settings.format_key,
-            "layers": [target.name for target in self.targets],
-        }
+        return calibration_key(self.fingerprint, self.blocks, self.settings, self.targets)
 
     def _resumed(self, snapshots: Snapshots, missing: tuple[str, ...]) -> Calibration | None:
         """Return stored sums of all missing statistics, in every process or in none."""

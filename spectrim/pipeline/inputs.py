@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from spectrim.calibration import CalibrationSettings
 from spectrim.data import (
     DEFAULT_TEXT,
     BlockSettings,
@@ -21,6 +23,7 @@ from spectrim.models.context import check_length
 from spectrim.models.kind import kind_of
 from spectrim.models.prepare import Preparation, prepare_model
 from spectrim.models.source import ModelSource, open_source
+from spectrim.models.targets import Target
 from spectrim.models.usage import Usage, load_usage, observe_usage
 from spectrim.pipeline.calibration_defaults import (
     TASK_ROWS,
@@ -61,6 +64,23 @@ def _usage(source: ModelSource, cache: Cache) -> Usage:
         values = asdict(usage)
         store(path, lambda place: write_values(place, values))
     return usage
+
+
+def calibration_key(
+    fingerprint: Any,
+    blocks: TokenBlocks | LabeledRows,
+    settings: CalibrationSettings,
+    targets: Iterable[Target],
+) -> dict[str, Any]:
+    """Return what the statistics of a pass depend on, as JSON values for the cache."""
+    return {
+        "model": fingerprint,
+        "data": blocks.fingerprint,
+        "statistics": list(settings.statistics),
+        "labels": settings.label_key,
+        **settings.format_key,
+        "layers": [target.name for target in targets],
+    }
 
 
 def calibration_rows(

@@ -160,7 +160,7 @@ def _count_experts(model: PreTrainedModel, config: PreTrainedConfig) -> None:
         if type(value) is int and value in before and _counts_routed(name)
     ]
     for name in fields:
-        setattr(config, name, left.copy().pop())
+        setattr(config, name, min(left))
     if not fields:
         raise ModelError(
             f"no field of {type(config).__name__} is the number of experts ({before.pop()}); "
