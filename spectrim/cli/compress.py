@@ -35,6 +35,17 @@ if TYPE_CHECKING:
     from spectrim.report.write import OutputSpec
     from spectrim.runtime.cache import Cache
 
+PlanFile = Annotated[
+    Path | None, typer.Option(help="Use the ranks of a plan file (`spectrim plan -o`).")
+]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write an HTML page.")]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Memory limit, like 6GiB; larger models are streamed from disk."
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -56,20 +67,10 @@ def compress(
     model: Model,
     output: Output,
     given: dict[str, Any],
-    plan: Annotated[
-        Path | None, typer.Option(help="Use the ranks of a plan file (`spectrim plan -o`).")
-    ] = None,
+    plan: PlanFile = None,
     target_loss: TargetLoss = None,
-    report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write an HTML page.")
-    ] = True,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Memory limit, like 6GiB; larger models are streamed from disk.",
-        ),
-    ] = None,
+    report: Report = True,
+    memory: MemoryLimit = None,
     fsdp: Fsdp = False,
     track: Tracker = None,
     dry_run: DryRun = False,

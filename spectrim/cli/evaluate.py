@@ -23,87 +23,99 @@ _IN_OTHER_ROWS = ("disk_bytes", "stored_bytes", "loss_increase", "reference_perp
 """Figures that the table tells in another row."""
 
 
+Models = Annotated[list[str], typer.Argument(help="Dense or compressed models.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Evaluation text, or examples with labels of models that need them; repeat "
+        "for several (default python:held_out without tasks)."
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(help="Examples to answer: FILE.jsonl, gsm8k:FILE, arithmetic:test:500."),
+]
+Sizes = Annotated[
+    list[float] | None, typer.Option(help="Sizes of elastic checkpoints, repeat for several.")
+]
+Original = Annotated[str | None, typer.Option(help="Model to measure the KL divergence from.")]
+Tokens = Annotated[int, typer.Option(help="Tokens of the text to use.")]
+Length = Annotated[int | None, typer.Option(help="Tokens per chunk.")]
+Rows = Annotated[
+    Literal["prefixed", "packed"],
+    typer.Option(
+        help="Rows that begin as the tokenizer begins a text, or anywhere, as in papers."
+    ),
+]
+HarnessTasks = Annotated[
+    str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.")
+]
+TaskPath = Annotated[
+    Path | None, typer.Option(help="Directory of your own lm-eval task files (YAML).")
+]
+Shots = Annotated[int | None, typer.Option(help="Examples before each question.")]
+Limit = Annotated[int | None, typer.Option(help="Examples per lm-eval task.")]
+
+
 def evaluate(
-    models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Evaluation text, or examples with labels of models that need them; repeat "
-            "for several (default python:held_out without tasks)."
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="Examples to answer: FILE.jsonl, gsm8k:FILE, arithmetic:test:500."),
-    ] = None,
-    budget: Annotated[
-        list[float] | None,
-        typer.Option(help="Sizes of elastic checkpoints, repeat for several."),
-    ] = None,
-    original: Annotated[
-        str | None, typer.Option(help="Model to measure the KL divergence from.")
-    ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = EVALUATION_TOKENS,
-    length: Annotated[int | None, typer.Option(help="Tokens per chunk.")] = None,
-    rows: Annotated[
-        Literal["prefixed", "packed"],
-        typer.Option(
-            help="Rows that begin as the tokenizer begins a text, or anywhere, as in papers."
-        ),
-    ] = "prefixed",
-    lm_eval: Annotated[
-        str | None,
-        typer.Option(help="Tasks of lm-evaluation-harness, separated by commas."),
-    ] = None,
-    task_path: Annotated[
-        Path | None, typer.Option(help="Directory of your own lm-eval task files (YAML).")
-    ] = None,
-    shots: Annotated[int | None, typer.Option(help="Examples before each question.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Examples per lm-eval task.")] = None,
+    models: Models,
+    data: Data = None,
+    task: Task = None,
+    budget: Sizes = None,
+    original: Original = None,
+    tokens: Tokens = EVALUATION_TOKENS,
+    length: Length = None,
+    rows: Rows = "prefixed",
+    lm_eval: HarnessTasks = None,
+    task_path: TaskPath = None,
+    shots: Shots = None,
+    limit: Limit = None,
     merge_adapter: MergeAdapter = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Measure perplexity, divergence, task accuracy and size of models."""
-    from spectrim.checkpoint import is_adapter, stored_kind
     from spectrim.cli import console
-    from spectrim.cli.ahead import base_of
-    from spectrim.data.loading import join_specs
     from spectrim.evaluation import HarnessSettings
-    from spectrim.pipeline.early_checks import check_labels
-    from spectrim.pipeline.evaluate import evaluate_examples
-    from spectrim.pipeline.labeled import ExampleSettings
-    from spectrim.pipeline.loaded_model import load_model
 
     names = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
     texts = data or ([] if task or names else ["python:held_out"])
     harness = HarnessSettings(task_path, shots, limit)
-    adapters = [name for name in models if merge_adapter and is_adapter(name)]
-    bases = {name: base_of(name, name in adapters) for name in models}
-    examples = [name for name in models if stored_kind(bases[name]).labeled]
-    for name in examples:
-        check_text_only(name, {"--task": task, "--lm-eval": lm_eval, "--budget": budget})
-        check_labels(bases[name], join_specs(texts))
     asked = _Asked(texts, task, names, harness, (length, tokens, rows))
-    reference = None
-    if original is not None:
-        merges = merge_adapter and is_adapter(original)
-        reference = load_model(original, trust_remote_code, None, True, merges).model
+    opening = _Opening(merge_adapter, trust_remote_code)
+    text_only = {"--task": task, "--lm-eval": lm_eval, "--budget": budget}
+    examples = _need_labels(models, asked, opening, text_only)
+    reference = None if original is None else opening.load(original).model
     results: dict[str, dict[str, Any]] = {}
-    for model_name, size in product(models, budget or (None,)):
-        name = model_name if size is None else f"{model_name} at {size:g}"
-        loaded = load_model(model_name, trust_remote_code, size, True, model_name in adapters)
-        results[name] = {} if model_name in adapters else _disk_bytes(model_name)
-        if model_name in examples:
-            wanted = ExampleSettings(join_specs(texts), length=length, tokens=tokens)
-            given = loaded.model, loaded.tokenizer, wanted, reference
-            results[name] |= evaluate_examples(*given)
-        else:
-            results[name] |= _figures(loaded, reference, asked)
+    for model, size in product(models, budget or (None,)):
+        name = model if size is None else f"{model} at {size:g}"
+        loaded = opening.load(model, size)
+        measure = _figures_of_examples if model in examples else _figures
+        results[name] = {} if opening.merges(model) else _disk_bytes(model)
+        results[name] |= measure(loaded, reference, asked)
     if json:
         console.as_json(results)
     else:
         console.figures_table(evaluation_rows(results))
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """How models are opened: adapters merged or not, with code of their own or without."""
+
+    merge_adapter: bool
+    trust_remote_code: bool
+
+    def merges(self, name: str) -> bool:
+        from spectrim.checkpoint import is_adapter
+
+        return self.merge_adapter and is_adapter(name)
+
+    def load(self, name: str, size: float | None = None) -> LoadedModel:
+        """Load a model of any kind; size: of an elastic checkpoint."""
+        from spectrim.pipeline.loaded_model import load_model
+
+        return load_model(name, self.trust_remote_code, size, True, self.merges(name))
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,36 @@ class _Asked:
     harness_tasks: list[str]
     harness: HarnessSettings
     blocks: tuple[int | None, int, Literal["prefixed", "packed"]]
+
+
+def _need_labels(
+    models: list[str], asked: _Asked, opening: _Opening, text_only: dict[str, Any]
+) -> list[str]:
+    """Return the models that are evaluated on examples. Raises InputError if they cannot be.
+
+    text_only: the options, by name, that such models do not take.
+    """
+    from spectrim.checkpoint import stored_kind
+    from spectrim.cli.ahead import base_of
+    from spectrim.data.loading import join_specs
+    from spectrim.pipeline.early_checks import check_labels
+
+    bases = {name: base_of(name, opening.merges(name)) for name in models}
+    examples = [name for name in models if stored_kind(bases[name]).labeled]
+    for name in examples:
+        check_text_only(name, text_only)
+        check_labels(bases[name], join_specs(asked.texts))
+    return examples
+
+
+def _figures_of_examples(loaded: LoadedModel, reference: Any, asked: _Asked) -> dict[str, Any]:
+    from spectrim.data.loading import join_specs
+    from spectrim.pipeline.evaluate import evaluate_examples
+    from spectrim.pipeline.labeled import ExampleSettings
+
+    length, tokens, _ = asked.blocks
+    wanted = ExampleSettings(join_specs(asked.texts), length=length, tokens=tokens)
+    return evaluate_examples(loaded.model, loaded.tokenizer, wanted, reference)
 
 
 def _figures(loaded: LoadedModel, reference: Any, asked: _Asked) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,28 +27,43 @@ from spectrim.cli.options import (
 from spectrim.errors import InputError
 
 if TYPE_CHECKING:
-    from spectrim.planning import Plan
+    from spectrim.pipeline.loaded_model import LoadedModel
+    from spectrim.pipeline.recipe import Recipe
+    from spectrim.planning import Plan, SizeLossPoint
+
+
+PlanOutput = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Plan file (.yaml or .json).")
+]
+Plot = Annotated[
+    Path | None, typer.Option(help="SVG file of the curve (default beside the plan of -o).")
+]
+CheckSpeed = Annotated[
+    bool,
+    typer.Option(
+        "--check-speed/--no-check-speed",
+        help="Time the planned layers here; warn of those slower than dense.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the plan and the curve go: files, where they are named, and text or JSON."""
+
+    output: Path | None
+    plot: Path | None
+    json: bool
 
 
 @with_recipe_options
 def plan(
     model: Model,
     given: dict[str, Any],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Plan file (.yaml or .json).")
-    ] = None,
+    output: PlanOutput = None,
     target_loss: TargetLoss = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="SVG file of the curve (default beside the plan of -o)."),
-    ] = None,
-    check_speed: Annotated[
-        bool,
-        typer.Option(
-            "--check-speed/--no-check-speed",
-            help="Time the planned layers here; warn of those slower than dense.",
-        ),
-    ] = True,
+    plot: Plot = None,
+    check_speed: CheckSpeed = True,
     fsdp: Fsdp = False,
     dry_run: DryRun = False,
     merge_adapter: MergeAdapter = False,
@@ -59,34 +75,17 @@ def plan(
         raise InputError("choose one of --budget and --target-loss")
     recipe = recipe_of(given)
 
-    from spectrim.checkpoint.card import shown_name
     from spectrim.cli import console
-    from spectrim.cli.ahead import announce, base_of, note_kind
-    from spectrim.cli.compress import check_ways
-    from spectrim.models.kind import kind_of
-    from spectrim.pipeline.compress import (
-        CompressOptions,
-        check_kind,
-        choose_plan,
-        prepare_recipe,
-    )
-    from spectrim.pipeline.early_checks import check_early
+    from spectrim.cli.ahead import announce
+    from spectrim.pipeline.compress import CompressOptions, choose_plan, prepare_recipe
     from spectrim.pipeline.latency_table import slow_layers
-    from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.plan import factorize
     from spectrim.planning import size_curve
-    from spectrim.report.curve_plot import curve_svg
     from spectrim.runtime.context import RunContext
 
     options = CompressOptions(target_loss=target_loss)
     recipe = prepare_recipe(recipe, options)
-    if fsdp:
-        check_ways(recipe, fsdp=True)
-    check_text(recipe, model)
-    fields = check_early(base_of(model, merge_adapter), recipe, trust_remote_code, True)
-    original = load_original(model, trust_remote_code, True, merge_adapter, fsdp)
-    check_kind(original.model, recipe)
-    note_kind(original.model, fields)
+    original = _open(model, recipe, fsdp, (merge_adapter, trust_remote_code))
     recipe = original.with_save_dtype(recipe)
     cache = cache_from(given)
     steps = announce(original, recipe, cache, always=dry_run)
@@ -94,20 +93,55 @@ def plan(
         return
     context = RunContext(cache, steps, fsdp=fsdp)
     decomposition = factorize(original.model, original.tokenizer, recipe, context)
-    units = kind_of(original.model).units
-    points = size_curve(decomposition, recipe.planning)
     chosen = choose_plan(decomposition, recipe, options, context)
     for text in slow_layers(chosen, recipe, context) if check_speed else ():
         console.note(f"warning: {text}")
-    plot = _place_of_plot(plot, output, model)
-    title = f"{shown_name(model)}: {chosen.method}, {chosen.layer}"
-    _write(chosen, output, plot, partial(curve_svg, points, title, chosen.kept, units))
-    if json:
+    points = size_curve(decomposition, recipe.planning)
+    _show(original, chosen, points, _Places(output, plot, json))
+
+
+def _open(model: str, recipe: Recipe, fsdp: bool, ways: tuple[bool, bool]) -> LoadedModel:
+    """Load the model after all checks that need no weights.
+
+    ways: whether an adapter is merged, and whether code of the model is run.
+    """
+    from spectrim.cli.ahead import base_of, note_kind
+    from spectrim.cli.compress import check_ways
+    from spectrim.pipeline.compress import check_kind
+    from spectrim.pipeline.early_checks import check_early
+    from spectrim.pipeline.loaded_model import load_original
+
+    merge_adapter, trust_remote_code = ways
+    if fsdp:
+        check_ways(recipe, fsdp=True)
+    check_text(recipe, model)
+    fields = check_early(base_of(model, merge_adapter), recipe, trust_remote_code, True)
+    original = load_original(model, trust_remote_code, True, merge_adapter, fsdp)
+    check_kind(original.model, recipe)
+    note_kind(original.model, fields)
+    return original
+
+
+def _show(
+    original: LoadedModel, chosen: Plan, points: Sequence[SizeLossPoint], places: _Places
+) -> None:
+    """Write the plan and the curve, and print both."""
+    from spectrim.checkpoint.card import shown_name
+    from spectrim.cli import console
+    from spectrim.models.kind import kind_of
+    from spectrim.report.curve_plot import curve_svg
+
+    units = kind_of(original.model).units
+    plot = _place_of_plot(places.plot, places.output, original.name)
+    title = f"{shown_name(original.name)}: {chosen.method}, {chosen.layer}"
+    draw = partial(curve_svg, points, title, chosen.kept, units)
+    _write(chosen, places.output, plot, draw)
+    if places.json:
         console.as_json({"curve": [vars(p) for p in points], "plan": chosen.to_dict()})
         return
     console.curve_table(points, units)
     console.plan_table(chosen)
-    _note_places(output, plot)
+    _note_places(places.output, plot)
 
 
 def _note_places(output: Path | None, plot: Path | None) -> None:

@@ -37,60 +37,56 @@ _ROWS = {
 }
 
 
+Quantizer = Annotated[
+    str | None, typer.Option(help="Quantizer; see `spectrim ls` (default rtn).")
+]
+Bits = Annotated[
+    str | None, typer.Option(help="Bits per weight; 2..4 or 2,3,4: chosen by layer.")
+]
+GroupSize = Annotated[
+    str | None, typer.Option(help="Weights per quantization group, or several.")
+]
+BudgetBits = Annotated[
+    float | None,
+    typer.Option(help="Bits per weight of all that layers hold; each layer's share by loss."),
+]
+QuantizerOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other quantizer option.")
+]
+Rank = Annotated[
+    int | None, typer.Option(help="Rank of each correction (average, by loss); 0: none.")
+]
+CorrectionBytes = Annotated[
+    int | None, typer.Option(help="Bytes of all corrections, in place of --rank.")
+]
+
+
 @with_recipe_options
 def quantize(
     model: Model,
     output: Output,
     given: dict[str, Any],
-    quantizer: Annotated[
-        str | None, typer.Option(help="Quantizer; see `spectrim ls` (default rtn).")
-    ] = None,
-    bits: Annotated[
-        str | None, typer.Option(help="Bits per weight; 2..4 or 2,3,4: chosen by layer.")
-    ] = None,
-    group_size: Annotated[
-        str | None, typer.Option(help="Weights per quantization group, or several.")
-    ] = None,
-    budget_bits: Annotated[
-        float | None,
-        typer.Option(
-            help="Bits per weight of all that layers hold; each layer's share by loss."
-        ),
-    ] = None,
-    quantizer_option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other quantizer option.")
-    ] = None,
-    rank: Annotated[
-        int | None, typer.Option(help="Rank of each correction (average, by loss); 0: none.")
-    ] = None,
-    correction_bytes: Annotated[
-        int | None, typer.Option(help="Bytes of all corrections, in place of --rank.")
-    ] = None,
+    quantizer: Quantizer = None,
+    bits: Bits = None,
+    group_size: GroupSize = None,
+    budget_bits: BudgetBits = None,
+    quantizer_option: QuantizerOption = None,
+    rank: Rank = None,
+    correction_bytes: CorrectionBytes = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Quantize or sparsify every layer, with low-rank corrections of the error."""
-    if foreign := [name for name in _FOREIGN if given[name] not in (None, [])]:
-        raise InputError(
-            f"--{foreign[0].replace('_', '-')} does not apply to corrections; use --rank or "
-            "--correction-bytes"
-        )
-    if rank is not None and correction_bytes is not None:
-        raise InputError("choose one of --rank and --correction-bytes")
-    if budget_bits is not None and (rank or correction_bytes):
-        raise InputError(
-            "--budget-bits is for all that layers hold; for low rank within it choose "
-            "--quantizer mixed instead of --rank or --correction-bytes"
-        )
-    options = {"bits": _values(bits, "--bits"), "group": _values(group_size, "--group-size")}
-    options |= dict(map(_assigned, quantizer_option or []))
     wanted = {
         "quantizer": quantizer,
         "rank": rank,
         "bytes": correction_bytes,
         "bits_per_weight": budget_bits,
     }
+    _check_choices(given, wanted)
+    options = {"bits": _values(bits, "--bits"), "group": _values(group_size, "--group-size")}
+    options |= dict(map(_assigned, quantizer_option or []))
     recipe = _with(recipe_of(given), wanted, options)
 
     from spectrim.checkpoint import check_output
@@ -112,6 +108,22 @@ def quantize(
     _save(smaller, original, recipe, output, overwrite)
     _print(smaller.config.quantization_config, json)
     console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+
+
+def _check_choices(given: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise InputError for options that do not apply, or that exclude one another."""
+    if foreign := [name for name in _FOREIGN if given[name] not in (None, [])]:
+        raise InputError(
+            f"--{foreign[0].replace('_', '-')} does not apply to corrections; use --rank or "
+            "--correction-bytes"
+        )
+    if wanted["rank"] is not None and wanted["bytes"] is not None:
+        raise InputError("choose one of --rank and --correction-bytes")
+    if wanted["bits_per_weight"] is not None and (wanted["rank"] or wanted["bytes"]):
+        raise InputError(
+            "--budget-bits is for all that layers hold; for low rank within it choose "
+            "--quantizer mixed instead of --rank or --correction-bytes"
+        )
 
 
 def _save(

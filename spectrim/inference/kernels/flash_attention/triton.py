@@ -33,6 +33,27 @@ def _turned(first, second, cosines, sines, tokens, count, lanes, HALF: tl.conste
 
 
 @triton.jit
+def _rows(start, lanes, width, out, HALF: tl.constexpr):
+    """Return the rows of a head's halves; what is beyond its width is row `out`, of none."""
+    first = tl.where(lanes < HALF, start + lanes, out)
+    second = tl.where(lanes < width - HALF, start + HALF + lanes, out)
+    return first, second
+
+
+@triton.jit
+def _visible(tokens, places, at, mask, queries, keys, CAUSAL: tl.constexpr,
+             MASKED: tl.constexpr):  # fmt: skip
+    """Return which keys each query attends to; mask (keys,) is a pointer."""
+    seen = (at < keys)[None, :] & (tokens < queries)[:, None]
+    if CAUSAL:
+        seen = seen & (at[None, :] <= places[:, None])
+    if MASKED:
+        real = tl.load(mask + at, mask=at < keys, other=0)
+        seen = seen & (real != 0)[None, :]
+    return seen
+
+
+@triton.jit
 def _kernel(zq, zk, zv, aq, ak, av, pq, pk, pv, bq, bk, bv, cosines, sines, mask, y, queries,
             keys, heads, shared, width, rq, rk, rv, turn_stride, scale,
             HALF: tl.constexpr, LANES: tl.constexpr, TQ: tl.constexpr, TK: tl.constexpr,
@@ -43,11 +64,8 @@ def _kernel(zq, zk, zv, aq, ak, av, pq, pk, pv, bq, bk, bv, cosines, sines, mask
     tokens = tl.program_id(0) * TQ + tl.arange(0, TQ)
     lanes = tl.arange(0, LANES)
     out, kv_out = heads * width, heads // shared * width
-    rows1 = tl.where(lanes < HALF, head * width + lanes, out)
-    rows2 = tl.where(lanes < width - HALF, head * width + HALF + lanes, out)
-    start = head // shared * width
-    kv1 = tl.where(lanes < HALF, start + lanes, kv_out)
-    kv2 = tl.where(lanes < width - HALF, start + HALF + lanes, kv_out)
+    rows1, rows2 = _rows(head * width, lanes, width, out, HALF)
+    kv1, kv2 = _rows(head // shared * width, lanes, width, kv_out, HALF)
     zq += batch * queries * rq
     zk += batch * keys * rk
     zv += batch * keys * rv
@@ -74,12 +92,8 @@ def _kernel(zq, zk, zv, aq, ak, av, pq, pk, pv, bq, bk, bv, cosines, sines, mask
             k1, k2 = _turned(k1, k2, cosines, sines, at, keys, lanes, HALF)
         k1, k2 = k1.to(ak.dtype.element_ty), k2.to(ak.dtype.element_ty)
         scores = product(q1, tl.trans(k1), WIDE) + product(q2, tl.trans(k2), WIDE)
-        seen = (at < keys)[None, :] & (tokens < queries)[:, None]
-        if CAUSAL:
-            seen = seen & (at[None, :] <= places[:, None])
-        if MASKED:
-            real = tl.load(mask + batch * keys + at, mask=at < keys, other=0)
-            seen = seen & (real != 0)[None, :]
+        here = mask + batch * keys
+        seen = _visible(tokens, places, at, here, queries, keys, CAUSAL, MASKED)
         scores = tl.where(seen, scores * scale, NOTHING)
         higher = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.where(seen, tl.exp(scores - higher[:, None]), 0.0)
