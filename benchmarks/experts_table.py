@@ -1,6 +1,6 @@
 """Ranks, removed experts and both under one budget of the experts' weights.
 
-    python benchmarks/tiny_mixtures.py TOKENIZER --data TRAIN -o DIR
+    python scripts/train_tiny_mixtures.py TOKENIZER --data TRAIN -o DIR
     python benchmarks/experts_table.py DIR/mixtral DIR/qwen DIR/deepseek \
         --data TRAIN --eval TEXT
 

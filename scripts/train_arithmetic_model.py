@@ -11,16 +11,16 @@ trained before and adds the last phase, with smoothed labels, alone.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
-from training_loop import Job, train
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from training_loop import Job, small_llama, train
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from spectrim.data.tasks import TaskRows, task_rows
 from spectrim.data.tasks.word_problems import SPLITS, word_problems
@@ -63,23 +63,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(vocabulary: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    return LlamaForCausalLM(config)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    sizes = {"intermediate_size": 384, "max_position_embeddings": CONTEXT, "pad_token_id": 2}
+    return small_llama(vocabulary, 128, **heads, **sizes)
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def pool(index: int, tokenizer: PreTrainedTokenizerFast) -> tuple[TaskRows, torch.Tensor]:
     """Fresh problems, and their order by length."""
     rows = task_rows(word_problems("train", BATCH * BATCHES_IN_POOL, seed=index + 1), tokenizer)
@@ -154,7 +143,7 @@ def trained(
         return f"validation problems solved {accuracy(model, tokenizer, 'validation', 200):.3f}"
 
     job = Job(end, loss, rate, check, first=0 if start is None else steps)
-    return model, train(model, job, state_file, dynamic=False)
+    return model, train(model, job, state_file, partial(torch.compile, dynamic=False))
 
 
 def seconds_before(start: Path | None) -> int:

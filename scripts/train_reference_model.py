@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
-from training_loop import Job, train
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from training_loop import Job, small_llama, train
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from spectrim.data import python_sources
 
@@ -56,19 +56,9 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model() -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    sizes = {"intermediate_size": 512, "max_position_embeddings": CONTEXT}
+    return small_llama(VOCABULARY, 192, **heads, **sizes)
 
 
 def token_stream(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from spectrim.errors import InputError
 from spectrim.pipeline.budgets import ElasticRecipe, ExpertRecipe, LatencyRecipe
 from spectrim.pipeline.field_errors import explain
-from spectrim.pipeline.renamed import check_fields
+from spectrim.pipeline.renamed import FORMAT, current_fields
 from spectrim.planning.settings import ExpertSettings, FactorQuantizer, PlanningSettings
 from spectrim.pruning.options import PruningOptions
 
@@ -366,16 +366,16 @@ class Recipe:
         return TypeAdapter(Recipe).dump_python(self, mode="json")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return yaml.safe_dump({"format": FORMAT} | self.to_dict(), sort_keys=False)
 
 
 def recipe_from(values: Any, source: str) -> Recipe:
     """Return a recipe from plain values. Raises InputError that names each wrong field."""
     if not isinstance(values, dict):
         raise InputError(f"{source} must hold a mapping of recipe fields")
-    check_fields(values, source)
+    fields = current_fields(values, source)
     try:
-        return TypeAdapter(Recipe).validate_python(values)
+        return TypeAdapter(Recipe).validate_python(fields)
     except ValidationError as error:
         raise InputError(explain(source, error, Recipe)) from error
 

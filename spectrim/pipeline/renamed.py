@@ -1,4 +1,4 @@
-"""Earlier names of recipe fields and command-line options, with their replacements.
+"""Format of recipes, and earlier names of their fields and of command-line options.
 
 Nothing is read under an old name: each ends in one error line that states the new one.
 """
@@ -11,6 +11,8 @@ from typing import Any
 
 from spectrim.errors import InputError
 
+FORMAT = 2
+"""Of recipe files, which state it; files of format 1, with the names below, did not."""
 FIELDS = {
     "path": "hessian_averaging",
     "hessian_averaging.budget": "at_budget",
@@ -103,12 +105,23 @@ def check_field(path: str, source: str) -> None:
         raise InputError(f"{source}: '{path}' is now named '{'.'.join(new)}'")
 
 
-def check_fields(values: dict[Any, Any], source: str) -> None:
-    """Raise InputError for the first old name or value in a recipe."""
-    for path, value in _leaves(values):
+def current_fields(values: dict[Any, Any], source: str) -> dict[Any, Any]:
+    """Return the fields of a recipe without its format.
+
+    Raises InputError for the first old name or value, and for the format of a later version.
+    """
+    stated = values.get("format", FORMAT)
+    if not isinstance(stated, int) or isinstance(stated, bool) or not 1 <= stated <= FORMAT:
+        raise InputError(
+            f"{source}: format {stated!r} is none that this spectrim reads (1 to {FORMAT}); "
+            "upgrade spectrim for a later one"
+        )
+    fields = {name: value for name, value in values.items() if name != "format"}
+    for path, value in _leaves(fields):
         check_field(path, source)
         if isinstance(value, str) and (new := VALUES.get((path, value))):
             raise InputError(f"{source}: {path} '{value}' is now named '{new}'")
+    return fields
 
 
 def _leaves(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from spectrim.errors import InputError
 from spectrim.pipeline.recipe import Recipe, recipe_from
-from spectrim.pipeline.renamed import FIELDS, VALUES, WORDS, check_field, renamed_option
+from spectrim.pipeline.renamed import FIELDS, FORMAT, VALUES, WORDS, check_field, renamed_option
 from spectrim.pruning import PruningOptions
 
 
@@ -40,6 +41,19 @@ def test_parents_and_field_are_renamed_at_once():
 def test_what_is_written_now_is_read():
     recipe = Recipe(pruning=PruningOptions(), budget=0.3)
     assert recipe_from(recipe.to_dict(), "new.yaml") == recipe
+    written = yaml.safe_load(recipe.to_yaml())
+    assert written["format"] == FORMAT
+    assert recipe_from(written, "new.yaml") == recipe
+
+
+def test_a_recipe_of_the_first_format_needs_no_word():
+    assert recipe_from({"format": 1, "budget": 0.3}, "old.yaml") == Recipe(budget=0.3)
+
+
+@pytest.mark.parametrize("stated", [FORMAT + 1, 0, "2", True, None])
+def test_other_formats_are_refused(stated):
+    with pytest.raises(InputError, match=rf"x\.yaml: format {stated!r} is none that"):
+        recipe_from({"format": stated, "budget": 0.3}, "x.yaml")
 
 
 def test_words_of_the_command_line():

@@ -1,6 +1,6 @@
 """Train tiny mixtures of experts of three kinds on a text, so that their experts differ.
 
-    python benchmarks/tiny_mixtures.py TOKENIZER --data TRAIN -o DIR [--kinds mixtral,qwen,...]
+    python scripts/train_tiny_mixtures.py TOKENIZER --data TRAIN -o DIR [--kinds qwen,...]
 
 Mixtral (renormalized softmax), Qwen2-MoE (softmax as it is, a shared expert) and DeepSeek-V3
 (sigmoid scores, a shared expert, a first dense block): 4 blocks of 10 experts, 2 of them for a
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from training_loop import BETAS, WEIGHT_DECAY, Job, train
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -82,46 +82,46 @@ def trained(kind: str, tokenizer: Any, data: str, steps: int) -> PreTrainedModel
     """Return a model of `kind` after `steps` steps on rows drawn from the text."""
     torch.manual_seed(0)
     config = config_of(kind, len(tokenizer))
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     rows = token_blocks(data, tokenizer, BlockSettings(ROWS * steps, LENGTH, seed=0)).ids
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, (0.9, 0.95), weight_decay=0.1)
-    began = time.time()
-    for step, ids in enumerate(_batches(rows, steps)):
-        for group in optimizer.param_groups:
-            warm, done = min(1.0, (step + 1) / 50), step / steps
-            group["lr"] = 3e-3 * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
-        loss = _step(model, ids, kind)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 100 == 0 or step == steps - 1:
-            print(f"{kind} {step} {loss:.3f} ({time.time() - began:.0f} s)", flush=True)
-    return model.eval()
+    batches = _batches(rows)
+    loss = _balanced_loss if kind == "deepseek" else _loss
+
+    def rate(step: int) -> float:
+        warm, done = min(1.0, (step + 1) / 50), step / steps
+        return 3e-3 * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def optimizer(model: nn.Module) -> torch.optim.AdamW:
+        return torch.optim.AdamW(model.parameters(), 3e-3, BETAS, weight_decay=WEIGHT_DECAY)
+
+    job = Job(steps, lambda model, step: loss(model, next(batches)), rate, optimizer=optimizer)
+    train(model, job, None, compiler=lambda model: model)
+    return model
 
 
-def _batches(rows: Tensor, steps: int) -> Iterator[Tensor]:
+def _batches(rows: Tensor) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
+    while True:
         yield rows[torch.randint(len(rows), (ROWS,), generator=generator)]
 
 
-def _step(model: Any, ids: Tensor, kind: str) -> float:
-    """Accumulate the gradients of one batch; return its loss."""
-    if kind != "deepseek":
-        output = model(input_ids=ids, labels=ids, output_router_logits=True, use_cache=False)
-        output.loss.backward()
-        return float(output.loss.detach())
+def _loss(model: Any, ids: Tensor) -> Tensor:
+    output = model(input_ids=ids, labels=ids, output_router_logits=True, use_cache=False)
+    return output.loss
+
+
+def _balanced_loss(model: Any, ids: Tensor) -> Tensor:
+    """The loss of one batch, after which the routers' biases follow their loads."""
     loads: list[tuple[Any, Tensor]] = []
     routers = [m for m in model.modules() if hasattr(m, "e_score_correction_bias")]
     hooks = [r.register_forward_hook(lambda m, i, o: loads.append((m, o[2]))) for r in routers]
     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-    loss.backward()
     for hook in hooks:
         hook.remove()
     for router, chosen in loads:
         count = torch.bincount(chosen.flatten(), minlength=EXPERTS).float()
         router.e_score_correction_bias += 1e-3 * torch.sign(count.mean() - count)
-    return float(loss.detach())
+    return loss
 
 
 def main() -> None:
