@@ -100,9 +100,13 @@ class FactoredLinear(CompactLinear):
         return self.finish(self.first(x))
 
     @classmethod
-    @abstractmethod
     def cost(cls, out_features: int, in_features: int, rank: int) -> int:
-        """Return the stored weights at `rank`, without the bias and a bit per output."""
+        """Return the stored weights at `rank`, without the bias and a bit per output.
+
+        By default those of `matrices`; out_features is summed over layers that share a basis.
+        """
+        shapes = cls.matrices(out_features, in_features, rank)
+        return sum(rows * columns for rows, columns in shapes)
 
     @classmethod
     def matrices(

@@ -20,10 +20,6 @@ class LowRankLinear(FactoredLinear):
         self.left = left
 
     @classmethod
-    def cost(cls, out_features: int, in_features: int, rank: int) -> int:
-        return rank * (out_features + in_features)
-
-    @classmethod
     def matrices(
         cls, out_features: int, in_features: int, rank: int
     ) -> tuple[tuple[int, int], ...]:

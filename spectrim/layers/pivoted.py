@@ -32,10 +32,6 @@ class PivotedLinear(FactoredLinear):
         self._position: Tensor | None = None
 
     @classmethod
-    def cost(cls, out_features: int, in_features: int, rank: int) -> int:
-        return rank * (out_features + in_features - rank)
-
-    @classmethod
     def matrices(
         cls, out_features: int, in_features: int, rank: int
     ) -> tuple[tuple[int, int], ...]:

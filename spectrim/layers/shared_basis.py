@@ -46,11 +46,6 @@ class SharedBasisLinear(FactoredLinear):
         return self._owner[0] if self._owner else self
 
     @classmethod
-    def cost(cls, out_features: int, in_features: int, rank: int) -> int:
-        """Return the stored weights at `rank`; out_features is summed over the group."""
-        return rank * (out_features + in_features)
-
-    @classmethod
     def matrices(
         cls, out_features: int, in_features: int, rank: int
     ) -> tuple[tuple[int, int], ...]:

@@ -14,7 +14,6 @@ depth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 from spectrim.calibration.in_memory import frozen_eval_with_graph
 from spectrim.data import TokenBlocks
 from spectrim.linalg.truncated import Factors
-from spectrim.models.expert_removal import ExpertRemoval, without_experts
+from spectrim.models.expert_removal import ExpertRemoval
 from spectrim.models.hooks import attach_hooks
 from spectrim.models.targets import decoder_blocks
-from spectrim.planning.probe import Probe, counted_positions, replay, swap_weights
+from spectrim.planning.probe import Probe, changed, counted_positions, replay
 from spectrim.statistics import at_least_float32
 
 OUTSIDE_TOKENS = 512
@@ -102,11 +101,7 @@ class BlockProbe:
             return 0.0
         first, last = min(inside), max(inside)
         start = first if self._is_replayable(first) else 0  # asked of the unchanged model
-        with ExitStack() as stack:
-            for name, rank in ranks.items():
-                module = self.model.get_submodule(name)
-                stack.enter_context(swap_weights(module, factors[name], rank))
-            stack.enter_context(without_experts(self.model, removed))
+        with changed(self.model, factors, ranks, removed):
             summed = sum(self._squares(rows, start, last) for rows in self._rows)
         return 0.5 * summed / self._tokens
 

@@ -98,11 +98,7 @@ class Probe:
     ) -> float:
         first = self._first_changed([*ranks, *(removal.experts for removal in removed)])
         first = first if self._is_replayable(first) else 0
-        with ExitStack() as stack:
-            for name, rank in ranks.items():
-                module = self.model.get_submodule(name)
-                stack.enter_context(swap_weights(module, factors[name], rank))
-            stack.enter_context(without_experts(self.model, removed))
+        with changed(self.model, factors, ranks, removed):
             summed = sum(self._divergence(rows, first) for rows in self._parts)
         return summed / sum(int(rows.inputs.counted.sum()) for rows in self._parts)
 
@@ -219,6 +215,21 @@ def replay(outputs: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
     with ExitStack() as stack:
         for module, output in outputs:
             stack.enter_context(override_forward(module, lambda *_, o=output, **__: o))
+        yield
+
+
+@contextmanager
+def changed(
+    model: nn.Module,
+    factors: Mapping[str, Factors],
+    ranks: Mapping[str, int],
+    removed: Sequence[ExpertRemoval],
+) -> Iterator[None]:
+    """Cut the layers of `ranks` and remove experts, until the context is left."""
+    with ExitStack() as stack:
+        for name, rank in ranks.items():
+            stack.enter_context(swap_weights(model.get_submodule(name), factors[name], rank))
+        stack.enter_context(without_experts(model, removed))
         yield
 
 

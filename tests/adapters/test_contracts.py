@@ -50,6 +50,7 @@ def test_module_declares_itself(name):
         made(no_such_option=1)
 
 
+@pytest.mark.few(8)
 @cases
 def test_first_step_is_the_base(name, options):
     """To the bit: the update is a product with a zero, and W is not touched."""
@@ -59,6 +60,7 @@ def test_first_step_is_the_base(name, options):
         assert torch.equal(logits(adapted(name, base, **options)), before)
 
 
+@pytest.mark.few(5)
 @cases
 def test_merged_is_unmerged_and_plain_lora(name, options, tmp_path):
     """One trained state in four forms: adapter, merged, taken apart again, stock LoRA."""
@@ -104,6 +106,7 @@ def test_only_declared_numbers_move(name, options):
     assert changed <= declared
 
 
+@pytest.mark.few(6)
 @cases
 def test_reload_is_equal_to_the_bit(name, options, tmp_path):
     model = moved(adapted(name, **options))
@@ -165,6 +168,7 @@ def test_half_precision_base(name):
     assert logits(model.merge_and_unload()).isfinite().all()
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
@@ -196,6 +200,7 @@ def quantized() -> nn.Module:
     return model
 
 
+@pytest.mark.few(2)
 @names
 def test_quantized_base_keeps_all_promises(name, tmp_path):
     """Identity at first, only the adapter moves, equal reload, merged beside the codes."""

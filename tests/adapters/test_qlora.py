@@ -49,6 +49,7 @@ def logits(model):
     return model(tiny_tokens()).logits.float()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("base", QUANTIZED_BASES)
 @pytest.mark.parametrize(("model", "kind"), [("llama", "lowrank"), ("moe", "pivoted")])
 def test_adapters_learn_and_are_loaded(model, kind, base, text, tmp_path):
@@ -70,6 +71,7 @@ def test_adapters_learn_and_are_loaded(model, kind, base, text, tmp_path):
     assert (logits(dense) - logits(tuned)).abs().max() <= 10 * DENSE_EXPORT_ABSOLUTE
 
 
+@pytest.mark.slow
 def test_what_is_trained_later_goes_on_with_the_same_base(text, tmp_path):
     tuned = finetune(small("lowrank"), tiny_tokenizer(), settings(text))
     before, held = codes(tuned), logits(tuned)
@@ -101,6 +103,7 @@ def test_layers_left_dense_get_a_path(text, tmp_path):
     assert torch.equal(logits(saved(tuned, tmp_path / "out")), logits(tuned))
 
 
+@pytest.mark.slow
 def test_one_file_of_code_loads_it(text, tmp_path):
     tuned = finetune(small("lowrank"), tiny_tokenizer(), settings(text, steps=2))
     saved(tuned, tmp_path / "out")

@@ -81,6 +81,7 @@ def assert_close(one: Calibration, other: Calibration, relative: float) -> None:
                 assert error <= allowed, (statistic, key, entry, error, allowed)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", MODELS)
 def test_all_statistics_are_those_of_the_whole_model(saved, tmp_path, name, dtype):
@@ -109,6 +110,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("units", range(1, 6))
 def test_goes_on_at_the_unit_where_it_stopped(saved, tmp_path, units, monkeypatch):
     """Stopped within each unit, after what it did to the disk, and run again."""

@@ -131,6 +131,7 @@ def test_the_largest_form_is_within_its_limit(kind, width):
     assert sum(CovarianceFormat("block_diagonal", 5).sizes(width)) == width
 
 
+@pytest.mark.few(6)
 @kinds
 @pytest.mark.parametrize("method", DECOMPOSITIONS.names())
 def test_every_method_works_from_them(kind, method, tmp_path):

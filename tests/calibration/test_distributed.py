@@ -35,6 +35,7 @@ def built(name: str):
     return model
 
 
+@pytest.mark.few(1)
 @needs_fork
 @pytest.mark.parametrize("settings", [DATA, SAMPLED], ids=["data", "sampled"])
 @pytest.mark.parametrize("name", ["llama", "moe"])
@@ -64,6 +65,7 @@ def test_only_the_order_of_additions_differs(tmp_path):
         assert_close(found, expected, PROCESSES_RELATIVE)
 
 
+@pytest.mark.few(1)
 @needs_fork
 @pytest.mark.parametrize("name", ["llama", "moe"])
 def test_a_model_in_shards(tmp_path, name):

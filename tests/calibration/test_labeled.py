@@ -31,6 +31,7 @@ def sums(model, rows, tokens, **settings):
     return calibrate(model, find_targets(model), rows, given)
 
 
+@pytest.mark.few(2)
 def test_batches_with_padding_sum_what_single_rows_sum(case):
     model, rows = case
     alone, together = sums(model, rows, 1), sums(model, rows, 4096)
@@ -111,6 +112,7 @@ def test_a_classifiers_config_stays_as_it_was(case):
     assert model.config.to_dict() == before
 
 
+@pytest.mark.few(2)
 def test_drawn_labels_depend_on_the_seed_and_not_on_batches(case):
     model, rows = case
     first, again, other = (

@@ -174,6 +174,7 @@ def test_where_a_layer_holds_another_weight_the_original_is_asked_about():
     assert close(found.layer(DOWN)["input_covariance"].product, expected, FLOAT64_RELATIVE)
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("method", ["obd", "svd_llm", "svd", "asvd", "fwsvd", "gfwsvd"])
 @models
 def test_decompositions_are_those_of_full_covariances(name, method, tmp_path):

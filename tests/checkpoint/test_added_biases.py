@@ -33,6 +33,7 @@ def test_added_biases_round_trip(kind, text, tmp_path):
         export_dense(directory, tmp_path / "dense")
 
 
+@pytest.mark.slow
 def test_they_load_without_spectrim(text, tmp_path):
     recipe = small_recipe(text, method="afm", layer="lowrank")
     smaller = compress(tiny_llama(), tiny_tokenizer(), recipe).model

@@ -60,6 +60,7 @@ def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["pivoted", "lowrank"])
 @pytest.mark.parametrize("name", MODELS)
 def test_each_size_is_the_model_compressed_to_that_plan(elastic, name, kind):
@@ -195,6 +196,7 @@ def test_what_lies_behind_the_size_is_not_looked_at(elastic, tmp_path):
         spectrim.load(copied, budget=0.9)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["pivoted", "lowrank"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "moe"])
 def test_resizing_is_loading_at_another_size(elastic, name, kind):

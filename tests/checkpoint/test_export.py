@@ -18,6 +18,7 @@ from tests.tolerances import DENSE_EXPORT_ABSOLUTE
 CASES = [(name, kind) for name in TINY_MODELS for kind in KINDS]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_dense_export_is_the_original_architecture(saved, case, tmp_path):
     out = export_dense(saved[case].directory, tmp_path / "dense")

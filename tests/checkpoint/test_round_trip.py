@@ -34,6 +34,7 @@ from tests.tiny_models import (
 CASES = [(name, kind) for name in TINY_MODELS for kind in KINDS]
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_loads_exactly_and_saves_again(saved, case, tmp_path):
     model, tokenizer = load(saved[case].directory)
@@ -53,6 +54,7 @@ def _config(directory) -> dict:
     return model.config.quantization_config.to_dict()
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_loaded_model_is_an_ordinary_one(saved, case):
     model, _ = load(saved[case].directory)
@@ -81,6 +83,7 @@ def test_the_bare_base_model_reads_it(saved, name):
         assert torch.equal(bare(tiny_tokens()).last_hidden_state, expected)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_bfloat16_and_shards(kind, tmp_path):
     tiny_gqa().save_pretrained(tmp_path / "base")

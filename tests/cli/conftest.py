@@ -13,6 +13,8 @@ from spectrim.cli import main
 from tests.runs import text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
+NEW_TOKENS = 4
+"""Of the texts on a page, which are half of the time of a tiny run otherwise."""
 SMALL = ("--sequences", "8", "--length", "24", "--set", "calibration.tokens_per_batch=96")
 """Options of a run that takes a fraction of a second."""
 
@@ -51,6 +53,7 @@ def cli(shelf, tmp_path, monkeypatch, capfd) -> Cli:
     """`cli("plan", directory, ...)` in an empty working directory."""
     monkeypatch.setenv("SPECTRIM_CACHE", str(shelf / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("spectrim.report.compare.NEW_TOKENS", NEW_TOKENS)
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Outcome:

@@ -41,6 +41,7 @@ def test_table_figures_and_plot(bench, tmp_path):
     assert not any(row["exceeds_budget"] or row["error"] for row in found["rows"])
 
 
+@pytest.mark.slow
 def test_again_and_with_more(bench, monkeypatch):
     first = bench("--methods", TWO, "--budgets", ".7", "-o", "out", "--json")
     assert first.code == 0, first.err
@@ -53,6 +54,7 @@ def test_again_and_with_more(bench, monkeypatch):
     assert json.loads(more.out)["rows_made"] == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_table_goes_on(bench, tmp_path, monkeypatch):
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
@@ -113,6 +115,7 @@ def test_an_output_that_is_a_file(bench, tmp_path, monkeypatch):
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_budgets_of_time(bench, tmp_path):
     """What the tiny layers take is all calls, so any of their times is met by dense ones."""
     asked = ("--methods", "svd/uniform/lowrank,obd", "--latency-budgets", "1", "-o", "out")

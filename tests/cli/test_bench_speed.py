@@ -18,6 +18,7 @@ def shape(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_a_compressed_model_beside_its_original(cli, compress, shelf, tmp_path):
     assert compress("-o", tmp_path / "small", "--budget", "0.6").code == 0
     done = cli(

@@ -108,6 +108,7 @@ def test_outputs_beside_the_weights(compress, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["pivoted", "lowrank"])
 def test_the_stored_recipe_gives_the_same_result_again(cli, compress, shelf, tmp_path, kind):
     first = compress(
@@ -152,6 +153,7 @@ def test_the_recipe_of_a_target_loss_gives_the_same_result_again(
 PLAIN = [n for n, r in PRESETS.items() if r.pruning is None and r.correction is None]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("preset", PLAIN)
 def test_presets(compress, tmp_path, preset):
     """With less training than the preset asks for."""
@@ -300,6 +302,7 @@ def test_help_names_every_command(cli):
         assert cli(command, "--help").code == 0
 
 
+@pytest.mark.slow
 def test_quantized_factors_in_one_checkpoint(cli, compress, tmp_path):
     chosen = ("--quantize", "int8", "--set", "quantization.backend=rtn", "--budget", 0.25)
     done = compress("-o", "out", *chosen)

@@ -20,6 +20,7 @@ def ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_interrupted(shelf, tmp_path, number):
     command = (sys.executable, "-m", "spectrim", "explore", shelf / "model")

@@ -19,6 +19,7 @@ def smaller(compress, tmp_path):
     return tmp_path / "smaller"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_tuned_checkpoint(cli, shelf, smaller, tmp_path, lora):
     if lora and find_spec("peft") is None:
@@ -50,6 +51,7 @@ def test_a_dense_model_is_refused(cli, shelf):
     assert "not compressed" in cli(*asked).failed_with_one_line()
 
 
+@pytest.mark.few(1)
 @pytest.mark.skipif(find_spec("peft") is None, reason="PEFT is not installed (spectrim[peft])")
 @pytest.mark.parametrize("base", ["model", "smaller"])
 def test_a_spectral_adapter_and_its_lora(cli, shelf, smaller, tmp_path, base):

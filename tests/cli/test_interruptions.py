@@ -72,6 +72,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["calibration", "decomposition"])
 def test_a_damaged_entry_of_the_cache_is_made_again(compress, tmp_path, kind):
     assert compress(*ONE_PASS).code == 0
@@ -85,6 +86,7 @@ def test_a_damaged_entry_of_the_cache_is_made_again(compress, tmp_path, kind):
     assert (third.code, "again" in third.err) == (0, False)
 
 
+@pytest.mark.slow
 def test_a_foreign_entry_of_the_cache_is_made_again(compress, tmp_path):
     assert compress(*ONE_PASS).code == 0
     for path in (tmp_path / "kept").iterdir():

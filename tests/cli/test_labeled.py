@@ -39,6 +39,7 @@ def rack(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_a_seq2seq_model_is_compressed_and_evaluated(cli, rack, tmp_path):
     data = ("--data", rack / "t5.jsonl")
     done = cli("compress", rack / "t5", "-o", "out", "--budget", 0.6, *data, *SMALL)
@@ -179,6 +180,7 @@ def test_scores_are_regressed(cli, rack, tmp_path):
     assert "accuracy" not in figures
 
 
+@pytest.mark.slow
 def test_a_vision_language_model_is_compressed_on_text(cli, rack, shelf, tmp_path):
     tiny_llava().save_pretrained(rack / "llava")
     tiny_tokenizer().save_pretrained(rack / "llava")
@@ -211,6 +213,7 @@ def adapter(rack, shelf):
     return rack / "adapter"
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_where_that_is_asked_for(cli, shelf, adapter, tmp_path):
     data = ("--data", shelf / "text.txt", "--sequences", 8, "--length", 24)
     line = cli("compress", adapter, "-o", "out", *data).failed_with_one_line()

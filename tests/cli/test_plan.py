@@ -33,6 +33,7 @@ def test_plan_as_json_is_one_document(plan):
     assert values["plan"]["kept"] <= 0.6
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_an_edited_plan_is_followed(plan, compress, tmp_path, suffix):
     file = tmp_path / f"plan.{suffix}"

@@ -62,6 +62,7 @@ def test_the_table_and_a_stored_recipe(quantize, cli, shelf, tmp_path):
     assert tensors[0] == tensors[1]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_error_feedback_loses_less_and_is_stored_as_rtn(quantize, tmp_path, rank):
     losses = {}

@@ -92,6 +92,7 @@ def test_refined_models_say_that_predictions_are_older(compress, tmp_path):
     assert "before refinement" in (tmp_path / "out" / PAGE_FILE).read_text()
 
 
+@pytest.mark.slow
 def test_quantized_factors_are_counted_in_bytes(compress, tmp_path):
     pytest.importorskip("torchao", reason="needs torchao")
     options = ("--budget", "0.2", "--quantize", "int8", "--rank-multiple", "4")

@@ -27,6 +27,7 @@ def task(tmp_path_factory) -> Path:
 FIELDS = ("--set", "task.prompt_field=question", "--set", "task.answer_field=reply")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("preset", ["task", "bsi", "basel"])
 def test_a_model_for_one_task(cli, shelf, task, tmp_path, preset):
     probes = ("--set", "pruning.importance_options={probes: 1}")

@@ -66,6 +66,7 @@ def test_checkpoint_gives_the_same_logits(name):
     assert torch.equal(logits(load(directory)[0]), logits(model))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoint_is_saved_again(name, tmp_path):
     model, _ = load(V1 / "checkpoints" / name)

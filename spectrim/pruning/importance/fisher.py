@@ -7,23 +7,11 @@ for models that are sure of the task's answers.
 
 from __future__ import annotations
 
+from functools import partial
 from operator import attrgetter
 
-from torch import nn
-
 from spectrim.pruning.importance._closed_form import ClosedFormOptions, closed_form
-from spectrim.pruning.importance._importance import Importance
-from spectrim.pruning.objective import Objective
-from spectrim.pruning.spectral import SpectralLinear
 
 REFERENCE = "the diagonal of the empirical Fisher, in BSI, arXiv:2605.01627"
 Options = ClosedFormOptions
-
-
-def estimate(
-    model: nn.Module,
-    layers: dict[str, SpectralLinear],
-    objective: Objective,
-    options: ClosedFormOptions,
-) -> Importance:
-    return closed_form(model, layers, objective, options, attrgetter("fisher"))
+estimate = partial(closed_form, curvature=attrgetter("fisher"))
