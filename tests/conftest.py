@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from itertools import groupby
@@ -29,3 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         kept = random.Random(name).sample(range(len(cases)), min(marker.args[0], len(cases)))
         for number in set(range(len(cases))).difference(kept):
             cases[number].add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is loaded by now out of the collections of garbage to come."""
+    gc.collect()
+    gc.freeze()

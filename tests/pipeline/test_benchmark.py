@@ -117,6 +117,7 @@ def test_rows_of_one_budget_have_equal_bytes_at_most(recipes, settings):
             assert row.file_bytes == pytest.approx(others + row.layer_bytes, rel=0.1)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["llama", "qwen2_bias", "moe"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fitted_model_is_the_largest_that_fits(text, tmp_path, name, dtype):
@@ -151,6 +152,7 @@ def test_biases_are_allowed_for(text):
     assert allowed.kept(allowed.bytes) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_finished_rows_are_not_made_again(recipes, settings, batches, monkeypatch):
     first = made(recipes, settings, (0.7,))
     batches.clear()
@@ -165,6 +167,7 @@ def test_finished_rows_are_not_made_again(recipes, settings, batches, monkeypatc
     assert all("decompose" not in row.seconds for row in more.rows if row.budget == 0.5)
 
 
+@pytest.mark.slow
 def test_a_method_more_gathers_only_what_it_needs_more(recipes, settings, batches):
     made({"svd": recipes["svd"]}, settings)
     batches.clear()
@@ -173,6 +176,7 @@ def test_a_method_more_gathers_only_what_it_needs_more(recipes, settings, batche
     assert found.made == 4
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("other", ["model", "text", "tokens", "recipe", "dtype"])
 def test_rows_of_something_else_are_made(recipes, settings, tmp_path, other):
     given = {"svd": recipes["svd"]}
@@ -191,6 +195,7 @@ def test_rows_of_something_else_are_made(recipes, settings, tmp_path, other):
     assert made(given, BenchSettings(**changed), (0.7,), model).made == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_table_keeps_its_rows(recipes, settings, monkeypatch):
     steps = bench_steps(tiny_llama(), tiny_tokenizer(), recipes, BUDGETS, settings)
     assert next(steps).rows == ()
@@ -206,6 +211,7 @@ def _interrupted(*arguments: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_damaged_row_is_made_again(recipes, settings):
     made({"svd": recipes["svd"]}, settings)
     for path in settings.rows.glob("row-*"):

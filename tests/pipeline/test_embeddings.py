@@ -73,6 +73,7 @@ def tensors_in(directory) -> dict[str, torch.Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_plain_from_pretrained_gives_the_same_model(saved, case, tmp_path):
     directory, smaller = saved[case]
@@ -173,6 +174,7 @@ def test_the_original_is_not_touched(text, name):
     assert (head.weight is table.weight) == tied
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("refinement", ["distillation", "block_distillation"])
 @pytest.mark.parametrize("name", NAMES)
 def test_refinements_work_around_it(text, name, refinement):

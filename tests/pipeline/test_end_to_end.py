@@ -137,6 +137,7 @@ def test_every_expert_is_compressed(done, model):
     assert entry["split_experts"] == [f"model.layers.{block}.mlp.experts" for block in range(2)]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["tied", "gpt2"])
 def test_a_tied_head_that_is_asked_for_gets_its_own_weight(tmp_path, name, kind):

@@ -40,6 +40,7 @@ def same(one: Decomposition, two: Decomposition) -> bool:
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["llama", "moe"])
 def test_two_runs_are_the_same(text, name):
     one = made(text, model=TINY_MODELS[name]())
@@ -81,6 +82,7 @@ def test_only_what_changed_is_made_again(text, tmp_path):
         assert 0 < forwards.count < 8
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -98,6 +100,7 @@ def test_what_matters_is_in_the_key(text, tmp_path, changes):
     assert same(made(text, cache, **changes), made(text, **changes))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("other", ["model", "text", "labels"])
 def test_other_models_texts_and_labels_are_kept_apart(text, tmp_path, other):
     cache = Cache(tmp_path / "kept")

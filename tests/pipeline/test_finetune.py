@@ -163,6 +163,7 @@ def test_finetuning_lowers_the_loss_at_the_same_ranks(lora, text):
     assert entry["losses"][next(iter(entry["losses"]))][1] < losses[0]
 
 
+@pytest.mark.slow
 @needs_peft
 def test_an_interrupted_run_ends_where_it_would_have(text, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)

@@ -63,6 +63,7 @@ def same(one: Calibration, two: Calibration) -> bool:
     )
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("methods", [THROUGH, WHOLE])
 @pytest.mark.parametrize("name", ["llama", "moe"])
 def test_one_pass_equals_passes_of_their_own_to_the_last_bit(

@@ -28,6 +28,7 @@ def model(request):
     return IMAGE_TEXT_MODELS[request.param]()
 
 
+@pytest.mark.few(1)
 def test_the_language_model_is_compressed_saved_and_loaded(model, tmp_path):
     assert kind_of(model) is IMAGE_TEXT
     recipe = small_recipe(text_file(tmp_path / "text.txt"), budget=0.6)

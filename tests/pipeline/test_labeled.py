@@ -49,6 +49,7 @@ def logits(model, rows):
     return torch.cat([batch.forward(model) for batch in batches])
 
 
+@pytest.mark.few(2)
 def test_compressed_saved_and_loaded(name, tmp_path):
     model, data = LABELED_MODELS[name](), examples_file(tmp_path / "rows.jsonl", name)
     result = spectrim.compress(model, tiny_tokenizer(), labeled_recipe(data))
@@ -71,6 +72,7 @@ def test_compressed_saved_and_loaded(name, tmp_path):
         assert torch.equal(*made)
 
 
+@pytest.mark.slow
 def test_the_cache_and_a_plan_give_the_same(tmp_path):
     model, data = LABELED_MODELS["t5"](), examples_file(tmp_path / "rows.jsonl", "t5")
     context, recipe = RunContext(Cache(tmp_path / "cache")), labeled_recipe(data)

@@ -56,6 +56,7 @@ def task(tmp_path_factory) -> TaskRecipe:
     return TaskRecipe(data=str(path))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("preset", SPECIAL)
 @pytest.mark.parametrize("model_name", ["llama", "gqa", "gpt2", "moe", "tied", "qwen2_bias"])
 def test_every_recipe_on_every_kind_of_model(task, preset, model_name, tmp_path):
@@ -95,6 +96,7 @@ def test_the_merged_model_computes_what_the_tuned_one_did(task, tmp_path):
     assert ours < evaluate_task(bare.model, tokenizer, recipe.task)["task_loss"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_continues(task, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()

@@ -38,6 +38,7 @@ def recipe_for(text, base="rtn", **compensation) -> Recipe:
     return small_recipe(text, rank_multiple=1, correction=given)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", list(TINY_MODELS))
 def test_every_architecture_round_trips(name, text, tmp_path):
     model = TINY_MODELS[name]()
@@ -52,6 +53,7 @@ def test_every_architecture_round_trips(name, text, tmp_path):
         assert layer.rank == config.layers[layer_name]["rank"]
 
 
+@pytest.mark.slow
 def test_new_processes_with_and_without_spectrim(text, tmp_path):
     smaller = quantize(tiny_llama(), tiny_tokenizer(), recipe_for(text))
     save(smaller, None, tmp_path / "a", smaller.config.quantization_config)

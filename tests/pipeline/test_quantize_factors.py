@@ -38,7 +38,7 @@ CASES = [
     pytest.param(QuantizationRecipe(8), 2, marks=needs_torchao, id="torchao8"),
     pytest.param(QuantizationRecipe(8, "rtn"), 2, id="rtn8"),
     pytest.param(QuantizationRecipe(4, "rtn", 8), 2, id="rtn4"),
-    pytest.param(QuantizationRecipe(4, "gptq", 8), 2, id="gptq4"),
+    pytest.param(QuantizationRecipe(4, "gptq", 8), 2, marks=pytest.mark.slow, id="gptq4"),
 ]
 
 
@@ -68,6 +68,7 @@ def logits(model):
     return model(tiny_tokens()).logits.float()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "moe"])
 @pytest.mark.parametrize(("given", "multiple"), CASES)
 def test_a_checkpoint_gives_the_same_outputs(architecture, given, multiple, text, tmp_path):
@@ -80,6 +81,7 @@ def test_a_checkpoint_gives_the_same_outputs(architecture, given, multiple, text
     assert torch.equal(logits(load(tmp_path / "twice", dtype=torch.float32)[0]), expected)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layer", ["lowrank", "pivoted"])
 @pytest.mark.parametrize(("given", "multiple"), CASES)
@@ -107,6 +109,7 @@ def test_the_bytes_are_those_of_the_budget(given, multiple, layer, dtype, text, 
     assert len(chosen.ranks) > 0 or given.bits == 4
 
 
+@pytest.mark.slow
 @needs_torchao
 def test_four_bits_of_torchao_at_widths_its_kernel_reads(tmp_path):
     model, tokenizer = load("reference", dtype=torch.float32)
