@@ -172,6 +172,7 @@ def test_statistics_that_are_missing(text):
         recipe.with_changes(sharing=SharingRecipe("same_input"))
 
 
+@pytest.mark.slow
 def test_what_is_quantized_can_be_multiplied_back(text, tmp_path):
     recipe = recipe_for(text, QuantizationRecipe(8, "rtn"))
     _, smaller = made(TINY_MODELS["gqa"](), recipe)

@@ -40,6 +40,7 @@ def held(path, model) -> float:
     return 8 * sum(size for n, size in sizes.items() if n.startswith(names)) / weights
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("architecture", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize(
     ("quantizer", "choices"),
@@ -64,6 +65,7 @@ def test_the_budget_is_kept_and_the_file_loads(
     assert (logits(dense) - logits(smaller)).abs().max() <= DENSE_EXPORT_ABSOLUTE
 
 
+@pytest.mark.slow
 def test_more_bits_and_more_choices_lose_less(text):
     def predicted(bits, choices):
         recipe = recipe_for(text, "mixed", bits, choices, rounds=0)

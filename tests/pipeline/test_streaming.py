@@ -79,6 +79,7 @@ def logits(model) -> Tensor:
     return model(tiny_tokens()).logits
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CASES)
 def test_streamed_checkpoint_is_that_of_the_whole_model(root, tmp_path, name):
     recipe = recipe_for(name, root)
@@ -110,6 +111,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("after", [1, 9])
 def test_decomposing_goes_on_where_it_stopped(root, tmp_path, monkeypatch, after):
     recipe = recipe_for("llama", root)
@@ -234,6 +236,7 @@ def test_more_memory_is_larger_batches(root):
     assert rows == sorted(rows)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("statistics", ["kept", "gone"])
 def test_a_damaged_layer_is_made_again(root, tmp_path, monkeypatch, statistics):
     """With its statistics where a run was stopped, else from a new pass over the text."""

@@ -47,6 +47,7 @@ def settings(shelf, method: str = "full", **given) -> TrainSettings:
     return TrainSettings(**(text | size | rate | options | given))
 
 
+@pytest.mark.few(2)
 @methods
 def test_it_learns_and_is_what_is_saved(method, shelf, tmp_path):
     result = train(shelf / "model", settings(shelf, method))
