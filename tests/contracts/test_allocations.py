@@ -110,6 +110,7 @@ def test_plans_fit(allocation, kind, multiple, budget):
     check_plan(request, allocate(allocation, request))
 
 
+@pytest.mark.few(15)
 @allocations
 @kinds
 @given(st.integers(0, 10_000), st.floats(0.02, 1.0), st.sampled_from((1, 2, 3)))

@@ -166,6 +166,7 @@ def test_bfloat16_error_is_near_the_dense_layers(kind, shape, record_property):
     assert error(output) <= BFLOAT16_LAYER_FACTOR * error(dense)
 
 
+@pytest.mark.few(2)
 @kinds
 @biases
 def test_compiles(kind, with_bias):

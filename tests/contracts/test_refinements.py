@@ -129,6 +129,7 @@ def test_module_declares_itself(name):
         REFINEMENTS.options(name, wrong)
 
 
+@pytest.mark.few(20)
 @models
 def test_loss_falls(name, kind, model):
     stages = case(model, kind).refine(name)
@@ -138,6 +139,7 @@ def test_loss_falls(name, kind, model):
         assert sum(losses[-quarter:]) < sum(losses[:quarter])
 
 
+@pytest.mark.few(10)
 @models
 def test_original_flags_and_modes_stay(name, kind, model):
     given = case(model, kind)
@@ -162,6 +164,7 @@ def test_original_flags_and_modes_stay(name, kind, model):
     assert refined.get_input_embeddings().weight is given.original.get_input_embeddings().weight
 
 
+@pytest.mark.few(8)
 @models
 def test_saved_is_what_was_refined(name, kind, model, tmp_path):
     given = case(model, kind)
