@@ -27,36 +27,22 @@ from spectrim.training.inputs import Losses, TrainingInputs
 from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
 from spectrim.training.run import TrainingRun
-from spectrim.training.schedule import Schedule
+from spectrim.training.schedule import EpochOptions
 
 
 @dataclass(frozen=True)
-class AdapterOptions:
+class AdapterOptions(EpochOptions):
     """rank of the adapters, at most that of a factor; alpha None: twice the rank; the rest as
     in the refinement `finetune`."""
 
+    learning_rate: float = 2e-3
     rank: int = 8
     alpha: int | None = None
-    epochs: int = 3
-    steps: int | None = None
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    warmup_ratio: float = 0.03
-    max_grad_norm: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (self.rank, self.epochs, self.steps or 1, self.batch_size)
-        if min(counts) < 1 or self.learning_rate <= 0:
-            raise InputError(
-                "rank, epochs, steps, sequences per step and learning rate have to be "
-                f"positive, got {self.rank}, {self.epochs}, {self.steps}, "
-                f"{self.batch_size} and {self.learning_rate}"
-            )
-
-    def schedule(self, sequences: int) -> Schedule:
-        rows = min(self.batch_size, sequences)
-        return Schedule.of(self, self.steps or self.epochs * (sequences // rows), rows)
+        super().__post_init__()
+        if self.rank < 1:
+            raise InputError(f"the rank of an adapter has to be positive, got {self.rank}")
 
 
 def train_adapters(

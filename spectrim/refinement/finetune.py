@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from spectrim.errors import InputError
 from spectrim.runtime.context import RunContext
 from spectrim.training.balanced_factors import balanced_parameters
 from spectrim.training.forward import Precision
@@ -22,41 +21,19 @@ from spectrim.training.inputs import Losses, TrainingInputs
 from spectrim.training.loop import Stage
 from spectrim.training.losses import next_token_loss, task_rows
 from spectrim.training.run import TrainingRun
-from spectrim.training.schedule import Schedule
+from spectrim.training.schedule import EpochOptions
 
 REFERENCE = "the fine-tuning of Basel, arXiv:2405.15877; of AA-SVD's third level"
 QUICK = {"steps": 16, "batch_size": 4}
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(EpochOptions):
     """steps of `batch_size` rows each; None: `epochs` over the rows. `warmup_ratio` is a share
     of the steps; gradients are clipped to the norm `max_grad_norm`; precision is that of the
     matrix products ("float32" or "bfloat16")."""
 
-    epochs: int = 3
-    steps: int | None = None
-    batch_size: int = 32
-    learning_rate: float = 5e-4
-    warmup_ratio: float = 0.03
-    max_grad_norm: float = 1.0
-    seed: int = 0
     precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        steps = 1 if self.steps is None else self.steps
-        counts = (self.epochs, steps, self.batch_size)
-        if min(counts) < 1 or self.learning_rate <= 0:
-            raise InputError(
-                "epochs, steps, batch_size and learning_rate have to be positive, got "
-                f"{self.epochs}, {self.steps}, {self.batch_size} and "
-                f"{self.learning_rate}"
-            )
-
-    def schedule(self, sequences: int) -> Schedule:
-        rows = min(self.batch_size, sequences)
-        steps = self.steps or self.epochs * (sequences // rows)
-        return Schedule.of(self, steps, rows)
 
 
 def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Losses:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from spectrim.errors import InputError
+
 
 class TrainingOptions(Protocol):
     """The options that all training has in common."""
@@ -56,3 +58,29 @@ class Schedule:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(available, generator=generator)
         return order[number * rows : (number + 1) * rows]
+
+
+@dataclass(frozen=True)
+class EpochOptions:
+    """`steps` of `batch_size` rows each; None: `epochs` over the rows. `warmup_ratio` is a
+    share of the steps; gradients are clipped to the norm `max_grad_norm`."""
+
+    epochs: int = 3
+    steps: int | None = None
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    warmup_ratio: float = 0.03
+    max_grad_norm: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        steps = 1 if self.steps is None else self.steps
+        if min(self.epochs, steps, self.batch_size) < 1 or self.learning_rate <= 0:
+            raise InputError(
+                "epochs, steps, batch_size and learning_rate have to be positive, got "
+                f"{self.epochs}, {self.steps}, {self.batch_size} and {self.learning_rate}"
+            )
+
+    def schedule(self, sequences: int) -> Schedule:
+        rows = min(self.batch_size, sequences)
+        return Schedule.of(self, self.steps or self.epochs * (sequences // rows), rows)

@@ -189,6 +189,7 @@ class Stop:
             yield item
 
 
+@pytest.mark.few(4)
 @pairs("steps", (1, 5, 11))
 def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
@@ -206,6 +207,7 @@ def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread, mo
     assert not list((tmp_path / "stopped").glob("*.parts"))
 
 
+@pytest.mark.few(3)
 @refinements
 def test_a_finished_run_is_not_run_again(name, tmp_path):
     first, second = case("llama"), case("llama")
@@ -214,6 +216,7 @@ def test_a_finished_run_is_not_run_again(name, tmp_path):
     assert same(state(first.compressed), state(second.compressed))
 
 
+@pytest.mark.few(3)
 @refinements
 def test_a_damaged_state_is_made_again(name, tmp_path):
     first, second = case("llama"), case("llama")
@@ -225,6 +228,7 @@ def test_a_damaged_state_is_made_again(name, tmp_path):
     assert same(state(first.compressed), state(second.compressed))
 
 
+@pytest.mark.few(3)
 @refinements
 def test_other_options_are_another_run(name, tmp_path):
     first, second = case("llama"), case("llama")
@@ -251,6 +255,7 @@ def test_half_precision_is_refused(name):
         given.refine(name)
 
 
+@pytest.mark.few(3)
 @refinements
 def test_padding_does_not_matter(name):
     """Whatever the padded positions hold, the result is the same."""
@@ -264,6 +269,7 @@ def test_padding_does_not_matter(name):
     assert same(*results)
 
 
+@pytest.mark.few(4)
 @refinements
 def test_bfloat16_products(name):
     stages = case("llama").refine(name, precision="bfloat16")

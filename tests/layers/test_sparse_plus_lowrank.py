@@ -107,6 +107,7 @@ def test_columns_of_wide_layers_take_more_bits():
     assert SparsePlusLowRankLinear.cost(2, 40_000, 1) == 40_002 + 3 * free
 
 
+@pytest.mark.slow
 def test_fusing_leaves_it_as_it_is():
     from spectrim.layers.lowrank import LowRankLinear
     from tests.checkpoint.compressing import replace_by_svd
