@@ -36,3 +36,7 @@ def pytest_collection_finish() -> None:
     """Leave all that is loaded by now out of the collections of garbage to come."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import spectrim
@@ -43,9 +44,14 @@ def _package(path: Path) -> str:
     return ".".join(path.relative_to(ROOT.parent).parent.parts)
 
 
+@cache
+def _nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def _imports(path: Path) -> Iterator[tuple[int, str]]:
     """Line and dotted name of everything that a file imports from the package."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path):
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}:{node.lineno} is a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -99,7 +105,7 @@ def test_every_room_has_a_level():
 
 
 def _lengths_of_functions(path: Path) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             where = f"{path.relative_to(REPOSITORY)}:{node.lineno} {node.name}"
             yield where, (node.end_lineno or 0) - node.lineno + 1

@@ -23,6 +23,7 @@ def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "OVERLAP", 120)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_pieces_are_the_tokens_of_the_whole(name: str) -> None:
     @settings(deadline=None)

@@ -259,6 +259,7 @@ class TestSpecsOfSeveralTexts:
 
 
 class TestPython:
+    @pytest.mark.slow
     def test_splits_are_disjoint_and_the_plain_name_is_train(self) -> None:
         files = [set(python_sources.source_files(split)) for split in python_sources.SPLITS]
         assert not files[0] & files[1]

@@ -78,6 +78,7 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_big(blocks: TokenB
     assert figures["perplexity"] == pytest.approx(VOCABULARY, rel=FLOAT32_RELATIVE)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(1, 12), st.integers(2, 20))
 def test_batch_size_changes_nothing(batch_size: int, length: int) -> None:
@@ -147,6 +148,7 @@ def test_one_row_at_a_time_is_upcast(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shapes == [(9, VOCABULARY)] * len(blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "tokens", "predicted", "published"),
     [("packed", 20_000, 19_921, 4.0014), ("prefixed", 20_174, 20_000, 4.7338)],

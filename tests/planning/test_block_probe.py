@@ -81,6 +81,7 @@ def run(model: nn.Module, ids: Tensor, mask: Tensor | None, number: int):
     return logits, seen[0]
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_it_is_the_second_order_loss_of_whole_models(name, padded):
@@ -93,6 +94,7 @@ def test_it_is_the_second_order_loss_of_whole_models(name, padded):
         assert found == pytest.approx(expected, rel=LOSS_RELATIVE), layer
 
 
+@pytest.mark.few(3)
 def test_small_cuts_cost_what_the_whole_model_says():
     """Averaged over many drawn labels, where nothing is left but the second order."""
     model, rows = prepared("llama").double(), token_rows(False)

@@ -170,6 +170,7 @@ def test_kronecker_curvature_is_that_of_the_covariances():
     torch.testing.assert_close(found, expected.detach(), rtol=FLOAT64_RELATIVE, atol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", ["none", "kronecker"])
 def test_hutchinson_approaches_the_exact_diagonal_with_the_stated_error(control):
     model, layers = spectral_llama()
@@ -186,6 +187,7 @@ def test_hutchinson_approaches_the_exact_diagonal_with_the_stated_error(control)
     assert (away < 4).double().mean() > 0.97
 
 
+@pytest.mark.slow
 def test_variance_of_a_probe_is_the_off_diagonal_energy():
     """Var(z_i (H z)_i) = sum_{j != i} H_ij^2 for one Rademacher probe."""
     model, layers = spectral_llama()

@@ -22,6 +22,7 @@ def model(tmp_path_factory):
     return random_model(str(place), torch.float32, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_predicted_and_measured_time_of_a_plan_agree(model):
     found = time_plan(model, 0.8)
     assert found.predicted <= 0.8 + 1e-3
