@@ -156,6 +156,7 @@ def energy_rank(rows: np.ndarray) -> int:
     return int((np.cumsum(energy) < 0.95 * energy.sum()).sum()) + 1
 
 
+@pytest.mark.slow
 def test_manifolds_are_clustered_and_made_linear():
     rows, truth = sheets(60)
     model = ManifoldClustering(3, n_components=12, warmup=60, epochs=60, random_state=0)

@@ -31,6 +31,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.few(300)
 @parametrize_with_checks(
     [
         *(
@@ -54,6 +55,7 @@ def test_entries_state_equation_and_source(name):
     assert module.ESTIMATOR.__module__ == module.__name__
 
 
+@pytest.mark.slow
 def test_everything_imports_and_fits_without_transformers():
     code = """
 import sys
@@ -71,6 +73,7 @@ assert SubspaceDetector(2).fit(rows).predict(rows).shape == (20,)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_room_needs_neither_transformers_nor_scikit_learn_to_be_listed():
     code = """
 import sys

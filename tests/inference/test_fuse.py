@@ -52,6 +52,7 @@ def logits(model, tokens=None):
         return model(tiny_tokens(4, 12) if tokens is None else tokens).logits
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TINY_MODELS)
 def test_outputs_stay_and_come_back(name, kind):
@@ -195,6 +196,7 @@ def test_one_layer_called_again_does_not_use_the_old_product():
         assert torch.allclose(module.one(x), 2 * first)
 
 
+@pytest.mark.few(1)
 def test_it_compiles_as_one_graph():
     model = factored(tiny_llama(), "pivoted")
     fuse(model)
@@ -205,6 +207,7 @@ def test_it_compiles_as_one_graph():
         assert (model.lm_head(hidden) - expected).abs().max() <= PRODUCT_ABSOLUTE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "tiles"), [("lowrank", False), ("pivoted", True)])
 def test_a_decoding_step_is_one_graph_for_every_token(kind, tiles):
     """Behind a static cache, as `generate` compiles it and as a CUDA graph is captured."""
@@ -230,6 +233,7 @@ def test_a_dense_model_has_nothing_to_fuse():
         fuse(tiny_llama())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 def test_kernels_for_few_tokens_give_the_same(kind):
     pytest.importorskip("triton", reason="kernels need `pip install triton`")

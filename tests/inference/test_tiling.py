@@ -71,6 +71,7 @@ class Sizes(TorchDispatchMode):
         return result
 
 
+@pytest.mark.few(10)
 @pytest.mark.parametrize("kind", [*KINDS, "sparse_dictionary"])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_stay_and_come_back(name, kind):
@@ -240,6 +241,7 @@ def test_queries_are_turned_some_at_a_time(monkeypatch):
     assert few < 0.9 * peak_bytes(run, device, parts).transient
 
 
+@pytest.mark.slow
 def test_a_compiled_model_goes_the_usual_way(monkeypatch):
     model = factored(tiny_gqa())
     expected = outputs(model)

@@ -52,6 +52,7 @@ def check(model, expected_calls, calls, **options):
     assert calls == expected_calls
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 def test_an_encoder(kind, calls):
     check(factored(tiny_bert(), kind), {"flash_attention": 2, "flash_ffn": 2}, calls)
@@ -64,6 +65,7 @@ def test_an_encoder_with_padding(calls):
     check(model, {"flash_attention": 2, "flash_ffn": 2}, calls, attention_mask=mask)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 def test_a_decoder_with_grouped_heads_and_rotary_positions(kind, calls):
     model = factored(tiny_gqa(), kind)
