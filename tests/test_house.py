@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,10 @@ CODE = [
 ]
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 """Lines."""
+BRITISH = re.compile(
+    r"(?i)behaviour|catalogue|centre|colour|labell|licence|neighbour|"
+    r"(?:factor|general|initial|normal|optim|organ|quant|regular|serial|special)is(?:e|ing|ation)"
+)
 
 
 def _room(path: Path) -> str:
@@ -102,6 +107,21 @@ def test_no_room_imports_another_packages_private_names():
 
 def test_every_room_has_a_level():
     assert {_room(path) for path in FILES} - FACE <= set(LEVEL_OF)
+
+
+def _defined(path: Path) -> Iterator[str]:
+    for node in _nodes(path):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+
+
+def test_identifiers_are_spelled_as_in_torch():
+    assert BRITISH.search("quantise")
+    assert [(path, n) for path in FILES for n in _defined(path) if BRITISH.search(n)] == []
 
 
 def _lengths_of_functions(path: Path) -> Iterator[tuple[str, int]]:

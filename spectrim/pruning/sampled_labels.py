@@ -34,16 +34,16 @@ POWERS: dict[Use, int] = {"squares": 1, "hessian": 2}
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledBatch(TaskBatch):
+class LabeledBatch(TaskBatch):
     """labels, weights (n,): the drawn tokens at the scored positions, row by row, and
     sqrt(p / q) of each."""
 
     labels: Tensor
     weights: Tensor
 
-    def to(self, device: torch.device | str) -> LabelledBatch:
+    def to(self, device: torch.device | str) -> LabeledBatch:
         plain = TaskBatch.to(self, device)
-        return LabelledBatch(
+        return LabeledBatch(
             plain.ids, plain.mask, plain.scored, self.labels.to(device), self.weights.to(device)
         )
 
@@ -56,7 +56,7 @@ class SoftObjective(Objective):
 
     def batches(self) -> Iterator[TaskBatch]:
         for batch, drawn in zip(super().batches(), self.drawn, strict=True):
-            yield LabelledBatch(batch.ids, batch.mask, batch.scored, *drawn)
+            yield LabeledBatch(batch.ids, batch.mask, batch.scored, *drawn)
 
 
 def sample_labels(
@@ -69,7 +69,7 @@ def sample_labels(
     drawn = tuple(_drawn(model, batch, temperature, generator) for batch in objective.batches())
 
     def loss(given: nn.Module, batch: TaskBatch) -> tuple[Tensor, int]:
-        assert isinstance(batch, LabelledBatch)
+        assert isinstance(batch, LabeledBatch)
         logits, _ = scored_logits(given, batch)
         batch = batch.to(logits.device)
         losses = cross_entropy(logits / temperature, batch.labels, reduction="none")
