@@ -10,6 +10,7 @@ from math import ceil, floor, log10
 from spectrim.pipeline.benchmark import BenchRow
 from spectrim.report import formatting
 from spectrim.report.formatting import UNITS
+from spectrim.report.svg import Axes, Box, document, grid
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 36, 40, 50
@@ -45,21 +46,16 @@ def _bytes_up_to(most: float) -> _Size:
 
 
 @dataclass(frozen=True)
-class _Axes:
-    """Sizes between round ticks on x, loss on a logarithmic y from 10^low to 10^high."""
+class _Axes(Axes):
+    """Sizes between round ticks on x."""
 
     ticks: Sequence[float]
-    low: int
-    high: int
     size: _Size
 
-    def x(self, size: float) -> float:
-        share = (size - self.ticks[0]) / (self.ticks[-1] - self.ticks[0])
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
-
-    def y(self, loss: float) -> float:
-        share = (log10(max(loss, 10.0**self.low)) - self.low) / (self.high - self.low)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+    @classmethod
+    def of(cls, ticks: Sequence[float], low: int, high: int, size: _Size) -> _Axes:
+        box = Box(float(LEFT), float(TOP), float(WIDTH - RIGHT), float(HEIGHT - BOTTOM))
+        return cls(box, ticks[0], ticks[-1], low, high, ticks, size)
 
 
 def round_ticks(least: float, most: float) -> list[float]:
@@ -80,14 +76,10 @@ def bench_svg(rows: Sequence[BenchRow], title: str) -> str:
     drawn = "".join(
         _line(axes, name, points, number) for number, (name, points) in enumerate(lines.items())
     )
-    height = HEIGHT + LEGEND_LINE * len(lines)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'font-family="sans-serif" font-size="12" role="img" aria-label="{escape(title)}">'
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>'
-        f'<text x="{LEFT}" y="24" font-size="15">{escape(title)}</text>'
-        f"{_grid(axes)}{_mark(axes, original)}{drawn}</svg>\n"
-    )
+    ticks = {tick: f"{tick / axes.size.unit:.6g}" for tick in axes.ticks}
+    scales = grid(axes, ticks, (axes.size.name, "loss increase, nats per token"))
+    size = WIDTH, HEIGHT + LEGEND_LINE * len(lines)
+    return document(title, size, f"{scales}{_mark(axes, original)}{drawn}")
 
 
 def lines_of(rows: Sequence[BenchRow]) -> dict[str, list[Point]]:
@@ -113,11 +105,11 @@ def _axes(points: Sequence[Point], original: float | None, timed: bool) -> _Axes
     sizes = [size for size, _ in points] + ([] if original is None else [original])
     counted = _TIME if timed else _bytes_up_to(max(sizes, default=1.0))
     if not points:
-        return _Axes([0.0, counted.unit], -3, 1, counted)
+        return _Axes.of([0.0, counted.unit], -3, 1, counted)
     losses = [max(loss, _LEAST) for _, loss in points]
     low, high = floor(log10(min(losses))), ceil(log10(max(losses)))
     ticks = round_ticks(min(sizes) / counted.unit, max(sizes) / counted.unit)
-    return _Axes([tick * counted.unit for tick in ticks], low, max(high, low + 1), counted)
+    return _Axes.of([tick * counted.unit for tick in ticks], low, max(high, low + 1), counted)
 
 
 def _mark(axes: _Axes, original: float | None) -> str:
@@ -149,27 +141,3 @@ def _line(axes: _Axes, name: str, points: Sequence[Point], number: int) -> str:
         f'<line x1="{LEFT}" y1="{y - 4}" x2="{LEFT + 30}" y2="{y - 4}" {stroke}/>'
         f'<text x="{LEFT + 38}" y="{y}">{escape(name)}</text>'
     )
-
-
-def _grid(axes: _Axes) -> str:
-    parts = []
-    for size in axes.ticks:
-        x = axes.x(size)
-        parts.append(
-            f'<line x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{HEIGHT - BOTTOM}" stroke="#ddd"/>'
-            f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">'
-            f"{size / axes.size.unit:.6g}</text>"
-        )
-    for power in range(axes.low, axes.high + 1):
-        y = axes.y(10.0**power)
-        parts.append(
-            f'<line x1="{LEFT}" y1="{y:.1f}" x2="{WIDTH - RIGHT}" y2="{y:.1f}" stroke="#ddd"/>'
-            f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>'
-        )
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 18}" text-anchor="middle">'
-        f"{axes.size.name}</text>"
-        f'<text transform="translate(18 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
-        'text-anchor="middle">loss increase, nats per token</text>'
-    )
-    return "".join(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
 
@@ -85,3 +85,38 @@ def decades(values: Sequence[float], most: int = _MOST_DECADES) -> tuple[int, in
         return -3, 1
     low, high = floor(log10(min(positive))), ceil(log10(max(positive)))
     return max(low, high - most), max(high, low + 1)
+
+
+def grid(axes: Axes, ticks: Mapping[float, str], titles: tuple[str, str]) -> Markup:
+    """Return lines and labels of a figure that stands alone, without a style sheet.
+
+    ticks: labels of x by their place; titles: of x and of y.
+    """
+    box, parts = axes.box, []
+    for place, label in ticks.items():
+        x = axes.x(place)
+        parts.append(_rule(x, box.top, x, box.bottom))
+        parts.append(text(x, box.bottom + 17, label, anchor="middle"))
+    for power in range(axes.low, axes.high + 1):
+        y = axes.y(10.0**power)
+        parts.append(_rule(box.left, y, box.right, y))
+        parts.append(text(box.left - 8, y + 4, f"{10.0**power:g}", anchor="end"))
+    parts.append(text((box.left + box.right) / 2, box.bottom + 34, titles[0], anchor="middle"))
+    turned = f"translate(18 {(box.top + box.bottom) / 2}) rotate(-90)"
+    parts.append(element("text", titles[1], transform=turned, text_anchor="middle"))
+    return Markup("").join(parts)
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, stroke="#ddd")
+
+
+def document(title: str, size: tuple[float, float], inside: str) -> str:
+    """Return a whole file of `size` (width, height); `inside` is SVG already."""
+    width, height = size
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="12" role="img" aria-label="{escape(title)}">'
+        f'<rect width="{width}" height="{height}" fill="white"/>'
+        f'<text x="70" y="24" font-size="15">{escape(title)}</text>{inside}</svg>\n'
+    )

@@ -87,6 +87,7 @@ def test_merged_is_unmerged_and_plain_lora(name, options, tmp_path):
         torch.testing.assert_close(logits(plain), expected, atol=MERGED_ABSOLUTE, rtol=0)
 
 
+@pytest.mark.few(9)
 @cases
 def test_only_declared_numbers_move(name, options):
     model = adapted(name, **options)
@@ -129,6 +130,7 @@ def test_reload_without_memory_for_zeros_and_to_train_on(name, tmp_path):
     assert trained(lean).keys() == trained(model).keys()
 
 
+@pytest.mark.few(3)
 @names
 def test_stored_directions_need_no_decomposition(name, tmp_path, monkeypatch):
     model = moved(adapted(name, store_directions=True))
@@ -139,6 +141,7 @@ def test_stored_directions_need_no_decomposition(name, tmp_path, monkeypatch):
     assert torch.equal(logits(again), logits(model))
 
 
+@pytest.mark.few(3)
 @names
 def test_two_adapters_on_one_base(name):
     model = moved(adapted(name))
@@ -154,6 +157,7 @@ def test_two_adapters_on_one_base(name):
     assert torch.equal(logits(model), first)
 
 
+@pytest.mark.few(3)
 @names
 def test_half_precision_base(name):
     """The adapter is in float32 beside it, and the first step is the base to the bit."""
@@ -243,6 +247,7 @@ def test_rank_deficient_and_zero_weights(name):
     assert all(p.grad.isfinite().all() for p in trained(model).values())
 
 
+@pytest.mark.few(3)
 @names
 def test_truncated_export_states_its_error(name, tmp_path):
     model = moved(adapted(name))

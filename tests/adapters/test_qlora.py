@@ -89,6 +89,7 @@ def test_what_is_trained_later_goes_on_with_the_same_base(text, tmp_path):
         finetune(again, tiny_tokenizer(), settings(text, None, lora=None))
 
 
+@pytest.mark.slow
 def test_layers_left_dense_get_a_path(text, tmp_path):
     made = small("lowrank")
     name, entry = next(iter(made.config.quantization_config.layers.items()))

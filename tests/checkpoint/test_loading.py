@@ -227,6 +227,7 @@ def test_models_with_labels_are_named_where_text_is_read(dense, kind):
         load_model(str(dense))
 
 
+@pytest.mark.slow
 def test_models_of_images_alone(dense):
     edit(dense, model_type="clip", architectures=["CLIPModel"])
     line = refusal(dense)

@@ -96,6 +96,7 @@ def test_bfloat16_and_shards(kind, tmp_path):
     assert torch.equal(logits(again), logits(model))
 
 
+@pytest.mark.slow
 def test_a_model_whose_base_came_from_disk(tmp_path):
     """`from_pretrained` remembers the names of the original checkpoint; we do not use them."""
     tiny_mixtral().save_pretrained(tmp_path / "base")
@@ -140,6 +141,7 @@ def test_factors_that_are_not_quantized_as_the_config_says(tmp_path):
         save_compressed(model, None, tmp_path / "a", config)
 
 
+@pytest.mark.slow
 def test_trainer_accepts_a_loaded_model(saved, tmp_path):
     model, _ = load(saved["llama", "lowrank"].directory)
     tokens = tiny_tokens(4, 8)

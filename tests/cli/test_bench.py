@@ -77,6 +77,7 @@ def test_an_interrupted_table_goes_on(bench, tmp_path, monkeypatch):
     assert "unfinished" not in (tmp_path / "out" / "bench.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_row_that_cannot_be_made_is_a_warning(bench):
     done = bench("--methods", "svd/uniform", "--budgets", ".7,.001", "-o", "out")
     assert done.code == 0

@@ -61,6 +61,7 @@ def test_a_wrong_option_is_one_line(cli, shape, arguments, message):
     assert message in cli("bench-speed", *given).failed_with_one_line()
 
 
+@pytest.mark.slow
 def test_a_budget_of_time_is_planned_and_followed(cli, shelf, plan, compress, tmp_path):
     given = ("--layer", "lowrank", "--rank-multiple", "auto", "--cache", tmp_path / "times")
     monkey = ("--latency-budget", "1.0")

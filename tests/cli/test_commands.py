@@ -133,6 +133,7 @@ def test_the_stored_recipe_gives_the_same_result_again(cli, compress, shelf, tmp
         assert (tmp_path / "second" / name).read_text() == first_text
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_target_loss_gives_the_same_result_again(
     cli, compress, shelf, tmp_path
 ):
@@ -153,7 +154,7 @@ def test_the_recipe_of_a_target_loss_gives_the_same_result_again(
 PLAIN = [n for n, r in PRESETS.items() if r.pruning is None and r.correction is None]
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("preset", PLAIN)
 def test_presets(compress, tmp_path, preset):
     """With less training than the preset asks for."""

@@ -78,6 +78,7 @@ def test_a_spectral_adapter_and_its_lora(cli, shelf, smaller, tmp_path, base):
     assert json.loads(short.out)["error"] > 0
 
 
+@pytest.mark.slow
 def test_an_export_without_an_adapter_says_so(cli, smaller):
     asked = ("export", smaller, "-o", "plain")
     assert "no adapter" in cli(*asked, "--lora").failed_with_one_line()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import json
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def test_a_bad_text(cli, shelf):
     assert "nowhere.txt" in message
 
 
+@pytest.mark.slow
 def test_compression_errors_of_a_text(compress, cli, shelf):
     compress("-o", "out", "--budget", "0.5", "--no-report", "--no-probe")
     data = ("--data", shelf / "text.txt", "--tokens", "400")

@@ -56,6 +56,7 @@ def same_files(one: Path, two: Path) -> bool:
     return all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
 
 
+@pytest.mark.slow
 def test_a_damaged_partial_result_is_started_again(compress, tmp_path, monkeypatch):
     monkeypatch.setattr("spectrim.runtime.snapshots.SECONDS_BETWEEN_SAVES", 0)
     with monkeypatch.context() as patch:

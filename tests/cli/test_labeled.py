@@ -90,6 +90,7 @@ def test_a_classifier_is_compressed_and_evaluated(cli, rack, tmp_path):
     assert "accuracy" in shown.out
 
 
+@pytest.mark.slow
 def test_plans_and_dry_runs(cli, rack, tmp_path):
     data = ("--data", rack / "bart.jsonl", *SMALL)
     done = cli("plan", rack / "bart", "-o", "plan.yaml", "--budget", 0.7, *data)

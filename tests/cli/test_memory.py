@@ -59,6 +59,7 @@ def test_a_model_that_fits_is_compressed_as_without_a_limit(compress):
     assert len(list(Path("out").glob("*.safetensors"))) == 1
 
 
+@pytest.mark.slow
 def test_its_text_is_read_once_for_another_budget(compress, too_large, tmp_path):
     cached = [*OPTIONS[:-1], "--cache", tmp_path / "kept"]
     assert compress(*cached).code == 0

@@ -18,6 +18,7 @@ def test_presets_are_listed(cli):
     assert all(name in shown for name in PRESETS)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_copy_is_the_preset(cli, tmp_path, name):
     assert cli("recipes", "copy", name).code == 0

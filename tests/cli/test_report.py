@@ -84,6 +84,7 @@ def test_a_compensated_output_has_a_page(cli, shelf, tmp_path):
     assert stored < sum(part.dense for part in facts.parts)
 
 
+@pytest.mark.slow
 def test_refined_models_say_that_predictions_are_older(compress, tmp_path):
     few = "refinement=[{name: distillation, options: {tokens: 500}}]"
     outcome = compress("-o", "out", "--budget", "0.6", "--set", few)
@@ -106,6 +107,7 @@ def test_quantized_factors_are_counted_in_bytes(compress, tmp_path):
     assert facts.other_bytes == pytest.approx(outside, rel=0.05)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reported(compress, cli, shelf, tmp_path):
     assert "not a model that spectrim" in cli("report", shelf / "model").failed_with_one_line()
     assert "not a model that spectrim" in cli("report", "nowhere").failed_with_one_line()

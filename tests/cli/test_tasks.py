@@ -56,6 +56,7 @@ def test_a_model_for_one_task(cli, shelf, task, tmp_path, preset):
     assert "perplexity" not in figures
 
 
+@pytest.mark.slow
 def test_a_task_also_guides_a_closed_form(cli, shelf, task):
     done = cli(
         *("compress", shelf / "model", "--task", task, "-o", "out", "--budget", "0.6"),

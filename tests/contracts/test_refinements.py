@@ -129,7 +129,7 @@ def test_module_declares_itself(name):
         REFINEMENTS.options(name, wrong)
 
 
-@pytest.mark.few(20)
+@pytest.mark.few(12)
 @models
 def test_loss_falls(name, kind, model):
     stages = case(model, kind).refine(name)
@@ -139,7 +139,7 @@ def test_loss_falls(name, kind, model):
         assert sum(losses[-quarter:]) < sum(losses[:quarter])
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(5)
 @models
 def test_original_flags_and_modes_stay(name, kind, model):
     given = case(model, kind)
@@ -164,7 +164,7 @@ def test_original_flags_and_modes_stay(name, kind, model):
     assert refined.get_input_embeddings().weight is given.original.get_input_embeddings().weight
 
 
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 @models
 def test_saved_is_what_was_refined(name, kind, model, tmp_path):
     given = case(model, kind)
@@ -189,7 +189,7 @@ class Stop:
             yield item
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pairs("steps", (1, 5, 11))
 def test_a_stopped_run_ends_the_same(name, kind, steps, tmp_path, one_thread, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
@@ -216,7 +216,7 @@ def test_a_finished_run_is_not_run_again(name, tmp_path):
     assert same(state(first.compressed), state(second.compressed))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @refinements
 def test_a_damaged_state_is_made_again(name, tmp_path):
     first, second = case("llama"), case("llama")
@@ -228,7 +228,7 @@ def test_a_damaged_state_is_made_again(name, tmp_path):
     assert same(state(first.compressed), state(second.compressed))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @refinements
 def test_other_options_are_another_run(name, tmp_path):
     first, second = case("llama"), case("llama")
@@ -255,7 +255,7 @@ def test_half_precision_is_refused(name):
         given.refine(name)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @refinements
 def test_padding_does_not_matter(name):
     """Whatever the padded positions hold, the result is the same."""

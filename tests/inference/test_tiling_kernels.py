@@ -58,6 +58,7 @@ def test_an_encoder(kind, calls):
     check(factored(tiny_bert(), kind), {"flash_attention": 2, "flash_ffn": 2}, calls)
 
 
+@pytest.mark.slow
 def test_an_encoder_with_padding(calls):
     mask = torch.ones(TOKENS, dtype=torch.long, device=DEVICE)
     mask[1, 7:] = 0

@@ -112,6 +112,7 @@ def test_conv1d_is_seen_as_out_by_in():
     assert torch.equal(get_weight(module), weight)
 
 
+@pytest.mark.few(15)
 @models
 @pytest.mark.parametrize("kind", LAYERS.names())
 def test_full_rank_replacement_keeps_the_logits(name, kind):

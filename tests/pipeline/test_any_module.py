@@ -97,6 +97,7 @@ CASES = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("case", CASES)
 def test_encoders_are_compressed_and_loaded(case, tmp_path):
     torch.manual_seed(1)

@@ -156,7 +156,7 @@ FINISHED: dict[str, tuple[Callable[[Path], Work], str]] = {
 }
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", FINISHED)
 def test_a_finished_result_is_made_again(tmp_path, kind):
     begin, pattern = FINISHED[kind]
@@ -226,7 +226,7 @@ UNFINISHED: dict[str, tuple[Callable[[Path], Work], tuple[Any, str, int], str]] 
 }
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kind", UNFINISHED)
 def test_a_snapshot_is_not_used(tmp_path, monkeypatch, kind):
     begin, (owner, name, after), pattern = UNFINISHED[kind]

@@ -120,6 +120,7 @@ def test_bytes_are_counted_once(saved, case):
     assert size.stored_bytes(smaller) == sum(tensor.nbytes for tensor in stored.values())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_dense_export_has_the_original_names_and_the_same_logits(saved, case, tmp_path):
     directory, smaller = saved[case]
@@ -134,6 +135,7 @@ def test_dense_export_has_the_original_names_and_the_same_logits(saved, case, tm
     assert tensors_in(out).keys() == tensors_in(tmp_path / "original").keys()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_self_contained_export_loads(saved, name, tmp_path, monkeypatch):
     cache = str(tmp_path / "modules")

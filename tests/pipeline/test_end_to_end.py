@@ -63,6 +63,7 @@ def logits(model) -> Tensor:
     return model(tiny_tokens()).logits
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_loaded_logits_are_those_in_memory(done, case):
     model, tokenizer = load(done[case].directory)
@@ -71,6 +72,7 @@ def test_loaded_logits_are_those_in_memory(done, case):
     assert tokenizer("abc")["input_ids"] == tiny_tokenizer()("abc")["input_ids"]
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_loaded_model_computes_what_the_plan_says(done, case):
     """Against a dense twin whose weights are the products of the factors in float64, or
@@ -87,6 +89,7 @@ def test_loaded_model_computes_what_the_plan_says(done, case):
     assert torch.allclose(logits(twin), done[case].logits, rtol=0, atol=PRODUCT_ABSOLUTE)
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_config_ranks_and_budget(done, case):
     _, kind = case
@@ -162,6 +165,7 @@ def test_a_tied_head_that_is_asked_for_gets_its_own_weight(tmp_path, name, kind)
     assert torch.equal(logits(model), before)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "case", [("llama", "pivoted"), ("moe", "lowrank"), ("gpt2", "pivoted")]
@@ -193,6 +197,7 @@ def starved(model, layer: int, expert: int):
     return model
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", ["obd", "svd", "svd_llm"])
 def test_an_expert_that_no_token_reached_stays_dense_and_is_named(tmp_path, method):
     text = text_file(tmp_path / "text.txt")

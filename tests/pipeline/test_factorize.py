@@ -166,6 +166,7 @@ def test_a_path_of_full_weight_is_the_cut_models_statistics(text):
     assert averaged.tokens == original.tokens == 8 * 24
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("method", DECOMPOSITIONS.names())
 def test_every_method_runs_with_every_correction(text, method):
     decomposition = made(text, method=method)

@@ -68,6 +68,7 @@ def test_targets_among_dense_layers():
     assert len(names) == 14
 
 
+@pytest.mark.few(1)
 @needs_peft
 @pytest.mark.parametrize("model", ["llama", "gpt2", "moe"])
 def test_an_adapter_is_merged_at_the_same_rank(model, tmp_path):
@@ -116,6 +117,7 @@ def test_trainer_trains_all_weights(tmp_path):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+@pytest.mark.slow
 @needs_peft
 def test_trainer_trains_adapters_alone(tmp_path):
     from peft import LoraConfig, get_peft_model
@@ -143,6 +145,7 @@ def test_trainer_trains_adapters_alone(tmp_path):
     assert any(not torch.equal(merged.state_dict()[n], p) for n, p in fixed.items())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lora", [None, pytest.param(4, marks=needs_peft)])
 def test_finetuning_lowers_the_loss_at_the_same_ranks(lora, text):
     model = small()

@@ -84,6 +84,7 @@ def test_one_pass_equals_passes_of_their_own_to_the_last_bit(
         assert same(shared[method], alone), method
 
 
+@pytest.mark.slow
 def test_all_use_what_one_of_them_needs_in_full(recipes, tmp_path, monkeypatch):
     """Two passes would be four batches; what is predicted does not depend on the form."""
     cache, model = Cache(tmp_path / "kept"), tiny_llama()

@@ -49,7 +49,7 @@ def logits(model, rows):
     return torch.cat([batch.forward(model) for batch in batches])
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_compressed_saved_and_loaded(name, tmp_path):
     model, data = LABELED_MODELS[name](), examples_file(tmp_path / "rows.jsonl", name)
     result = spectrim.compress(model, tiny_tokenizer(), labeled_recipe(data))
@@ -129,6 +129,7 @@ def test_evaluation_is_that_of_the_models_own_loss(name, tmp_path):
     assert figures[key] == pytest.approx(float(right))
 
 
+@pytest.mark.slow
 def test_a_quantized_classifier_is_loaded_as_it_was(tmp_path):
     data = examples_file(tmp_path / "rows.jsonl", "bert")
     model = LABELED_MODELS["bert"]()
@@ -186,6 +187,7 @@ def test_rows_beyond_the_positions_are_refused(tmp_path):
         labeled_rows(model, tiny_tokenizer(), ExampleSettings(str(data)))
 
 
+@pytest.mark.slow
 def test_a_dense_export_is_a_plain_model(tmp_path):
     model, data = LABELED_MODELS["t5"](), examples_file(tmp_path / "rows.jsonl", "t5")
     result = spectrim.compress(model, tiny_tokenizer(), labeled_recipe(data))

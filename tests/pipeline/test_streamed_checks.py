@@ -81,6 +81,7 @@ def with_code(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", sorted(TINY_MODELS))
 def test_ordinary_models_are_run_with_one_block_in_memory(name, tmp_path):
     source = opened(TINY_MODELS[name](), tmp_path / "m")

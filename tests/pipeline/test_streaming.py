@@ -291,6 +291,7 @@ class Counted:
         return None
 
 
+@pytest.mark.slow
 def test_a_damaged_activation_starts_the_pass_again(root, tmp_path, monkeypatch):
     recipe = recipe_for("llama", root)
     unit, done = BlockwiseWalk._unit, []

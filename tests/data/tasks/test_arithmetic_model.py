@@ -26,6 +26,7 @@ def loaded():
     return load("arithmetic", dtype=torch.float32)
 
 
+@pytest.mark.slow
 def test_it_solves_problems_of_the_test_split(loaded):
     settings = AccuracySettings(batch_size=120)
     found = exact_match(*loaded, word_problems("test", 120, seed=1), settings)

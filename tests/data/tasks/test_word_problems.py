@@ -60,6 +60,7 @@ def test_the_problems_are_the_same_on_every_machine():
     assert hashlib.sha256("\0".join(texts).encode()).hexdigest() == GOLDEN
 
 
+@pytest.mark.slow
 def test_no_template_is_in_two_splits(problems):
     """Recognised from the sentences alone: words that vary inside a template are blanked."""
     keys = {split: {p.template.key for p in found} for split, found in problems.items()}

@@ -65,6 +65,7 @@ def test_an_encoder_is_timed_without_decoding(tmp_path):
     assert {row.case.phase for row in result.rows} == {"prefill"}
 
 
+@pytest.mark.slow
 def test_a_race_has_a_row_for_each_model_in_each_case(shape):
     dense = random_model(shape, torch.float32, CPU)
     smaller = factorize_randomly(copy.deepcopy(dense), 0.5, "lowrank")

@@ -69,6 +69,7 @@ def saying(text: str, tokenizer) -> PreTrainedModel:
     return model
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2_bias"])
 def test_batched_answers_equal_single_ones(name, tokenizer):
     model = lively(TINY_MODELS[name]())

@@ -66,6 +66,7 @@ def check(layers, x, queries, heads, mask=None, rotary=None):
         assert close(result, exact)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 def test_an_encoder_with_padding(kind, dtype):
@@ -77,6 +78,7 @@ def test_an_encoder_with_padding(kind, dtype):
     check(layers, x, 21, heads, mask)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 def test_a_decoder_with_grouped_heads_and_rotary_positions(kind, dtype):

@@ -105,6 +105,7 @@ def test_against_a_linear_system_for_every_entry(group, tile, scheme, two_sided,
     assert float(difference) <= FLOAT64_RELATIVE * float(expected.norm())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_loses_less_than_rounding_to_nearest(bits, seed):
@@ -116,6 +117,7 @@ def test_loses_less_than_rounding_to_nearest(bits, seed):
     assert both < one < nearest
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric", "centered"])
 @pytest.mark.parametrize("bits", [2, 3])
 def test_a_searched_grid_loses_less(bits, scheme):
