@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import json
 from pathlib import Path
+
+import pytest
 
 
 def test_before_and_after(compress, cli, shelf):
