@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import json
 
 from spectrim.checkpoint import load
 
 
+@pytest.mark.slow
 def test_a_model_from_scratch(cli, shelf, tmp_path):
     asked = ("train", shelf / "model", "-o", "new", "--data", shelf / "text.txt")
     size = ("--steps", 24, "--batch-size", 8, "--sequences", 32, "--length", 16)

@@ -69,6 +69,7 @@ def test_entry_declares_itself(name):
         assert callable(entry.INITIALIZER)
 
 
+@pytest.mark.few(3)
 @modules
 def test_gradients_are_those_of_differences(name):
     module, inputs = built(name)

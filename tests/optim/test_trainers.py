@@ -109,6 +109,7 @@ def test_refinements_take_an_optimizer(refinement, name):
     assert same(state(given.compressed), state(plain.compressed)) == (name == "adamw")
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["dct_adamw", "soap"])
 def test_a_stopped_refinement_ends_the_same(name, tmp_path, monkeypatch):
     """Also where the state cannot be stored: the stage then begins again."""

@@ -94,7 +94,7 @@ def test_it_is_the_second_order_loss_of_whole_models(name, padded):
         assert found == pytest.approx(expected, rel=LOSS_RELATIVE), layer
 
 
-@pytest.mark.few(3)
+@pytest.mark.slow
 def test_small_cuts_cost_what_the_whole_model_says():
     """Averaged over many drawn labels, where nothing is left but the second order."""
     model, rows = prepared("llama").double(), token_rows(False)
@@ -193,6 +193,7 @@ def spent(tokens: ProbeTokens, costs: PassCosts, measured, plans: int) -> float:
     return total
 
 
+@pytest.mark.few(15)
 @pytest.mark.parametrize("count", [1, 2, 6, 30, 80, 400])
 @pytest.mark.parametrize("calibrated", [2**14, 2**16, 2**19])
 @pytest.mark.parametrize("through", ["auto", "model", "block"])

@@ -93,6 +93,7 @@ def test_what_has_no_times_says_so():
         timed(0.05, table())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("allocation", ["uniform", "d_rank", "zs_svd"])
 def test_an_allocation_by_weights_gets_as_many_as_the_time_allows(allocation):
     """No budget of weights that fits in the time keeps more."""

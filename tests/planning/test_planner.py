@@ -114,6 +114,7 @@ def test_size_curve_falls(kind):
         assert low.kept <= low.budget
 
 
+@pytest.mark.few(48)
 @pytest.mark.parametrize("pairs", [(), PAIRS], ids=["plain", "corrected"])
 @pytest.mark.parametrize("allocation", ALLOCATORS.names())
 @pytest.mark.parametrize("target", [1e-9, 1e-3, 0.02, 0.1, 0.5, 1e6])
