@@ -1,12 +1,12 @@
-"""Parallel transport between B and I in Bures-Wasserstein geometry, with exact gradients.
+"""Parallel transport from B to I in Bures-Wasserstein geometry, with exact gradients.
 
-    T_q(B, V) = U (((b_i + b_j) / 2)^q o (U^T V U)) U^T,    B = U diag(b) U^T
+    T(B, V) = U (((b_i + b_j) / 2)^{-1/2} o (U^T V U)) U^T,    B = U diag(b) U^T
 
-q = 1/2 transports a tangent V from I to B and q = -1/2 from B to I; both are isometries, and
-`T_{-1/2}` twice is `2 L`, `B L + L B = V`. In its derivative divided differences of t^q over
-sums of eigenvalues appear, which have a closed form without a difference:
+An isometry of tangents; twice it is `2 L`, `B L + L B = V`. In its derivative divided
+differences of t^{-1/2} over sums of eigenvalues appear, which have a closed form without a
+difference:
 
-    (a^{1/2} - b^{1/2}) / (a - b) = 1 / (sqrt(a) + sqrt(b))
+    (a^{-1/2} - b^{-1/2}) / (a - b) = -1 / (sqrt(a b) (sqrt(a) + sqrt(b)))
 
 so that gradients are exact at equal eigenvalues, where those of `torch.linalg.eigh` are not.
 
@@ -23,10 +23,9 @@ from torch import Tensor
 
 class _Transport(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, base: Tensor, tangent: Tensor, to_base: bool) -> Tensor:
+    def forward(ctx: Any, base: Tensor, tangent: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(base)
-        weights = _weights(values, to_base)
-        ctx.to_base = to_base
+        weights = _weights(values)
         ctx.save_for_backward(values, vectors, tangent)
         return vectors @ (weights * (vectors.T @ tangent @ vectors)) @ vectors.T
 
@@ -35,34 +34,27 @@ class _Transport(torch.autograd.Function):
         values, vectors, tangent = ctx.saved_tensors
         inside = (vectors.T @ tangent @ vectors).flatten(0, -3)
         gradient = (vectors.T @ upstream[0] @ vectors).flatten(0, -3)
-        slopes = _slopes(values, ctx.to_base)
+        slopes = _slopes(values)
         rows = torch.einsum("bij,bkj,ikj->ik", gradient, inside, slopes)
         columns = torch.einsum("bij,bik,kji->kj", gradient, inside, slopes)
         both = rows + columns
         to_base = vectors @ ((both + both.T) / 2) @ vectors.T
-        weights = _weights(values, ctx.to_base)
+        weights = _weights(values)
         to_tangent = vectors @ (weights * (vectors.T @ upstream[0] @ vectors)) @ vectors.T
-        return to_base, to_tangent, None
+        return to_base, to_tangent
 
 
-def _weights(values: Tensor, to_base: bool) -> Tensor:
-    means = (values.unsqueeze(-1) + values) / 2
-    return means.sqrt() if to_base else means.rsqrt()
+def _weights(values: Tensor) -> Tensor:
+    return ((values.unsqueeze(-1) + values) / 2).rsqrt()
 
 
-def _slopes(values: Tensor, to_base: bool) -> Tensor:
+def _slopes(values: Tensor) -> Tensor:
     """Return `(w_kj - w_ij) / (b_k - b_i)` for weights w of sums of eigenvalues, (i, k, j)."""
     roots = ((values.unsqueeze(-1) + values) / 2).sqrt()
     first, second = roots.unsqueeze(1), roots.unsqueeze(0)
-    slope = 0.5 / (first + second)
-    return slope if to_base else -slope / (first * second)
-
-
-def transport_from_identity(base: Tensor, tangents: Tensor) -> Tensor:
-    """Return tangents (..., n, n) at I, symmetric, as tangents at `base` (n, n)."""
-    return _Transport.apply(base, tangents, True)
+    return -0.5 / (first + second) / (first * second)
 
 
 def transport_to_identity(base: Tensor, tangents: Tensor) -> Tensor:
     """Return tangents (..., n, n) at `base` (n, n), symmetric, as tangents at I."""
-    return _Transport.apply(base, tangents, False)
+    return _Transport.apply(base, tangents)

@@ -141,12 +141,6 @@ def bures_wasserstein_log(base: Tensor, point: Tensor) -> Tensor:
     return cross + cross.mT - 2 * base
 
 
-def bures_wasserstein_exp(base: Tensor, tangent: Tensor) -> Tensor:
-    """Return `B + V + L B L`, `B L + L B = V`; valid while `I + L` is positive definite."""
-    solved = lyapunov(base, tangent)
-    return base + tangent + solved @ base @ solved
-
-
 def bures_wasserstein_geodesic(first: Tensor, second: Tensor, time: float) -> Tensor:
     """Return the point at `time` in [0, 1] of the geodesic from `first` to `second`."""
     cross = _cross(first, second)

@@ -42,11 +42,6 @@ class TrackedRun:
         return dict(_flat("", self.settings))
 
 
-def tracker_names() -> list[str]:
-    """Return the names that `open_tracker` accepts."""
-    return sorted(_classes())
-
-
 @contextmanager
 def open_tracker(name: str | None, run: TrackedRun) -> Iterator[MetricLogger]:
     """Yield a logger for the metrics of `run`; without a name it discards them.

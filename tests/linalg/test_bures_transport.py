@@ -1,4 +1,4 @@
-"""Transport between I and B: an isometry, its own inverse, with exact gradients everywhere."""
+"""Transport from B to I: an isometry with exact gradients everywhere."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from spectrim.linalg.bures_transport import transport_from_identity, transport_to_identity
+from spectrim.linalg.bures_transport import transport_to_identity
 from spectrim.linalg.spd import lyapunov, trace
 from tests.tolerances import FLOAT64_RELATIVE
 
@@ -25,17 +25,11 @@ def squared_norm(base: Tensor, tangents: Tensor) -> Tensor:
 
 def test_transport_keeps_norms():
     base, tangents = problem()
-    moved = transport_from_identity(base, tangents)
+    moved = transport_to_identity(base, tangents)
     unit = torch.eye(4, dtype=torch.float64)
     torch.testing.assert_close(
-        squared_norm(base, moved), squared_norm(unit, tangents), rtol=FLOAT64_RELATIVE, atol=0
+        squared_norm(unit, moved), squared_norm(base, tangents), rtol=FLOAT64_RELATIVE, atol=0
     )
-
-
-def test_there_and_back():
-    base, tangents = problem()
-    back = transport_to_identity(base, transport_from_identity(base, tangents))
-    torch.testing.assert_close(back, tangents, rtol=FLOAT64_RELATIVE, atol=FLOAT64_RELATIVE)
 
 
 def test_twice_to_the_identity_is_twice_the_lyapunov_solution():
@@ -46,9 +40,8 @@ def test_twice_to_the_identity_is_twice_the_lyapunov_solution():
     )
 
 
-@pytest.mark.parametrize("move", [transport_from_identity, transport_to_identity])
 @pytest.mark.parametrize("kind", ["distinct", "equal", "two equal"])
-def test_gradients_are_exact_at_equal_eigenvalues(move, kind):
+def test_gradients_are_exact_at_equal_eigenvalues(kind):
     base, tangents = problem()
     if kind == "equal":
         base = 2 * torch.eye(4, dtype=torch.float64)
@@ -56,7 +49,7 @@ def test_gradients_are_exact_at_equal_eigenvalues(move, kind):
         base = torch.diag(torch.tensor([1.0, 1.0, 3.0, 5.0], dtype=torch.float64))
 
     def call(root: Tensor, tangents: Tensor) -> Tensor:
-        return move((root + root.T) / 2, tangents)
+        return transport_to_identity((root + root.T) / 2, tangents)
 
     values = base.clone().requires_grad_(), tangents.clone().requires_grad_()
     assert torch.autograd.gradcheck(call, values)
