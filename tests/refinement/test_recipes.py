@@ -96,6 +96,7 @@ def test_without_refinements_nothing_changes(text):
     assert spectrim.refine(model, smaller, tiny_tokenizer(), recipe) is smaller
 
 
+@pytest.mark.slow
 def test_the_command_refines(text, tmp_path):
     model = tiny_llama()
     model.save_pretrained(tmp_path / "dense")

@@ -277,6 +277,7 @@ def test_the_search_takes_the_best_candidate():
     assert same(state(given.compressed), state(other.compressed))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("steps", [3, 20, 60])
 def test_a_stopped_search_ends_the_same(steps, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)

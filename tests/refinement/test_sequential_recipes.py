@@ -37,6 +37,7 @@ def test_requirements_follow_the_options():
         assert required_statistics(name, {"out_metric": "identity"}) == ()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("model", ["gqa", "moe"])
 def test_statistics_come_out_of_the_workspace(model, tmp_path):
     """The recipe's own calibration, which is not run a second time."""

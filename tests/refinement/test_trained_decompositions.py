@@ -38,6 +38,7 @@ def refine(model, name: str, **options):
     return REFINEMENTS.get(name).refine(inputs, given, RunContext())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted", "sparse_plus_lowrank"])
 @pytest.mark.parametrize("part", ["low_rank", "dense", "all"])
 def test_welore_moves_the_named_part_alone(part, kind):

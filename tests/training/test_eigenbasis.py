@@ -89,6 +89,7 @@ def test_ill_conditioned_quadratic_is_solved_sooner():
     assert ends[1] < 0.5 * ends[0]
 
 
+@pytest.mark.few(1)
 @refinements
 def test_loss_falls_and_a_stopped_run_ends_the_same(name, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "SECONDS_BETWEEN_SAVES", 0.0)
