@@ -3,11 +3,12 @@
     python benchmarks/robust_covariance.py MODEL --data TEXT [--share 0.01] [--scale 30]
 
 `--share` of all tokens of every layer input are replaced by noise of `--scale` times the size.
-First table: relative error of one layer's covariance against that of the clean inputs. Groups
-of `--group` tokens give one covariance each; *median* is that of every entry over the groups,
-*SubGM* the l1 fit of U U^T to all of them (`spectrim.linalg.robust_recovery`), *clipped* limits
-tokens to three median norms. Second table: predicted loss of the model cut to budget 0.6 on
-held-out rows, nats per token, with the covariances of all layers plain or clipped.
+First table: relative error of one layer's covariance of `--tokens` tokens against that of the
+clean inputs. Groups of `--group` tokens give one covariance each; *median* is that of every
+entry over the groups, *SubGM* the l1 fit of U U^T to all of them
+(`spectrim.linalg.robust_recovery`), *clipped* limits tokens to three median norms. Second
+table: predicted loss of the model cut to budget 0.6 on held-out rows, nats per token, with the
+covariances of all layers plain or clipped.
 """
 
 from __future__ import annotations
@@ -119,8 +120,9 @@ def _errors(
     clean: dict[str, Tensor], spoiled: dict[str, Tensor], given: argparse.Namespace
 ) -> None:
     name = min(clean, key=lambda key: clean[key].shape[1])
-    truth, width = plain(clean[name]), clean[name].shape[1]
-    print(f"{name}, {width} channels, {len(clean[name])} tokens")
+    pair = [rows[name][: given.tokens] for rows in (clean, spoiled)]
+    truth, width = plain(pair[0]), pair[0].shape[1]
+    print(f"{name}, {width} channels, {len(pair[0])} tokens")
     print("| covariance | clean | with outliers | seconds |\n|---|---|---|---|")
     of_groups = lambda function: lambda rows: function(groups_of(rows, given.group))  # noqa: E731
     methods = {
@@ -132,7 +134,7 @@ def _errors(
     }
     for what, method in methods.items():
         start = time.process_time()
-        found = [method(rows[name]) for rows in (clean, spoiled)]
+        found = [method(rows) for rows in pair]
         errors = [(covariance - truth).norm() / truth.norm() for covariance in found]
         seconds = time.process_time() - start
         shown = " | ".join(f"{float(error):.3f}" for error in errors)
@@ -183,6 +185,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=0.01, help="of tokens")
     parser.add_argument("--scale", type=float, default=30.0, help="of the noise")
     parser.add_argument("--group", type=int, default=30, help="tokens of a group")
+    parser.add_argument("--tokens", type=int, default=2400, help="of the first table")
     return parser.parse_args()
 
 

@@ -17,7 +17,7 @@ CONFIDENCE = 0.99
 class Moments(NamedTuple):
     """Number of rows, mean (d,) and scatter (d, d) about it."""
 
-    count: int
+    rows: int
     mean: Array
     scatter: Array
 
@@ -28,10 +28,10 @@ class Moments(NamedTuple):
         return cls(len(rows), mean, centered.T @ centered)
 
     def merged(self, other: Moments) -> Moments:
-        count, shift = self.count + other.count, other.mean - self.mean
-        between = np.outer(shift, shift) * (self.count * other.count / count)
-        mean = self.mean + shift * (other.count / count)
-        return Moments(count, mean, self.scatter + other.scatter + between)
+        total, shift = self.rows + other.rows, other.mean - self.mean
+        between = np.outer(shift, shift) * (self.rows * other.rows / total)
+        mean = self.mean + shift * (other.rows / total)
+        return Moments(total, mean, self.scatter + other.scatter + between)
 
 
 def weighted_chi_square(weights: Tensor, level: float) -> float:
