@@ -27,7 +27,7 @@ import spectrim
 from spectrim.calibration import CalibrationSettings, calibrate
 from spectrim.calibration.in_memory import batches
 from spectrim.data import BlockSettings, TokenBlocks, token_blocks
-from spectrim.linalg.robust_recovery import SubgradientOptions, robust_recover
+from spectrim.linalg.robust_recovery import robust_recover
 from spectrim.models.capture import BatchIndex, CaptureSpec, capture
 from spectrim.models.targets import Target
 from spectrim.pipeline.decompose import decompose
@@ -40,7 +40,6 @@ from spectrim.statistics import Calibration, LayerTokens
 BATCH = 1024
 CLIP = 3.0
 """Median norms."""
-STEPS, DECAY = 400, 0.98
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,7 @@ def recovered(covariances: Tensor, rank: int) -> Tensor:
     """Return the l1 fit of rank at most `rank`, from a start of size 1e-3."""
     operator = GroupCovariances(len(covariances), covariances.shape[1])
     size = covariances.median(0).values.norm()
-    options = SubgradientOptions(step=0.5, decay=DECAY, steps=STEPS)
-    return size * robust_recover(operator, (covariances / size).flatten(), rank, options).matrix
+    return size * robust_recover(operator, (covariances / size).flatten(), rank).matrix
 
 
 def main() -> None:
@@ -185,7 +183,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=0.01, help="of tokens")
     parser.add_argument("--scale", type=float, default=30.0, help="of the noise")
     parser.add_argument("--group", type=int, default=30, help="tokens of a group")
-    parser.add_argument("--tokens", type=int, default=2400, help="of the first table")
+    parser.add_argument("--tokens", type=int, default=1200, help="of the first table")
     return parser.parse_args()
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -60,11 +61,9 @@ class Subject:
 
 @dataclass(frozen=True)
 class Trial:
-    """Rows in random order: a pool, of which the first half are the candidates, of which the
-    first `count` are the random rows."""
+    """Candidates in random order; the first `count` are the random rows."""
 
     subject: Subject
-    pool: TokenBlocks
     candidates: TokenBlocks
     count: int
     seed: int
@@ -136,12 +135,13 @@ def random_mixed(trial: Trial) -> Calibration:
     return trial.of(trial.candidates, trial.first(trial.count))
 
 
+def leverage_alone(trial: Trial) -> Calibration:
+    rows = trial.sampled()
+    return trial.of(rows, rows)
+
+
 def leverage(trial: Trial) -> Calibration:
     return trial.of(trial.candidates, trial.sampled())
-
-
-def leverage_wide(trial: Trial) -> Calibration:
-    return leverage(replace(trial, candidates=trial.pool))
 
 
 def by_logits(trial: Trial) -> Calibration:
@@ -161,7 +161,8 @@ def main() -> None:
         probe=ProbeRecipe(per_layer=False, joint=False),
         hessian_averaging=HessianAveragingRecipe(weight=0.0),
     )
-    subject = Subject(model, prepare(model, recipe).targets, recipe)
+    targets = [t for t in prepare(model, recipe).targets if re.search(given.layers, t.name)]
+    subject = Subject(model, targets, recipe)
     pools = [_rows(text, tokenizer, given) for text in (given.common, given.rare)]
     held = [pool.select(torch.arange(given.reference)) for pool in pools]
     pools = [pool.select(torch.arange(given.reference, len(pool))) for pool in pools]
@@ -171,28 +172,26 @@ def main() -> None:
     rows: dict[str, RowsOf] = {
         "random": random_few,
         f"random, inputs of {many}": random_mixed,
+        "weighted rows by leverage alone": leverage_alone,
         "--sampling leverage": leverage,
-        f"--sampling leverage, inputs of {2 * given.factor} times": leverage_wide,
         "by the energy of gradients at the logits": by_logits,
         "by the energy of all gradients (oracle)": by_gradients,
         f"random, {many}": random_many,
     }
+    rows = {name: run for name, run in rows.items() if re.search(given.only, name)}
     dampings = {"": None, f", {damped}": given.gradient_damping}
-    alone = ("by the energy", "random, inputs")  # tried with the default damping
     texts = [blocks.select(torch.arange(given.measured)) for blocks in held]
     judge = Judge(subject, judges, texts, given.share)
     results: dict[str, list[list[float]]] = defaultdict(list)
-    for seed in range(given.repeats):
-        pool = _mixture(pools, given, seed)
-        half = pool.select(torch.arange(given.factor * given.sequences))
-        trial = Trial(subject, pool, half, given.sequences, seed)
+    for seed in range(given.first, given.first + given.repeats):
+        trial = Trial(subject, _mixture(pools, given, seed), given.sequences, seed)
         for name, run in rows.items():
             start = time.process_time()
             found = run(trial)
             seconds = time.process_time() - start
-            for ending, damping in list(dampings.items())[: 1 if name.startswith(alone) else 2]:
+            for ending, damping in dampings.items():
                 results[name + ending].append([*judge.losses(found, damping), seconds])
-        print(f"draw {seed + 1} of {given.repeats}", flush=True)
+        print(f"draw {seed}", flush=True)
         _print(results)
 
 
@@ -231,9 +230,9 @@ class Judge:
 
 
 def _mixture(pools: list[TokenBlocks], given: argparse.Namespace, seed: int) -> TokenBlocks:
-    """Return rows of which each is of the rare text with probability `share`."""
+    """Return candidates of which each is of the rare text with probability `share`."""
     generator = torch.Generator().manual_seed(seed)
-    count = 2 * given.factor * given.sequences
+    count = given.factor * given.sequences
     rare = int((torch.rand(count, generator=generator) < given.share).sum())
     parts = [
         pool.ids[torch.randperm(len(pool), generator=generator)[:number]]
@@ -245,7 +244,7 @@ def _mixture(pools: list[TokenBlocks], given: argparse.Namespace, seed: int) -> 
 
 def _rows(text: str, tokenizer: object, given: argparse.Namespace) -> TokenBlocks:
     blocks = token_blocks(text, tokenizer, BlockSettings(None, given.length, seed=0))
-    wanted = given.reference + 2 * given.factor * given.sequences
+    wanted = given.reference + given.factor * given.sequences
     return blocks.select(torch.arange(min(len(blocks), 2 * wanted)))
 
 
@@ -272,6 +271,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--reference", type=int, default=400, help="rows of each judge")
     parser.add_argument("--measured", type=int, default=100, help="rows of each text")
     parser.add_argument("--gradient-damping", type=float, default=0.1)
+    parser.add_argument("--layers", default="", help="pattern of names; all by default")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
+    parser.add_argument("--only", default="", help="pattern of the ways to choose rows")
     parser.add_argument("--repeats", type=int, default=8)
     return parser.parse_args()
 
