@@ -128,7 +128,6 @@ def _errors(
         "clipped": clipped,
         "median of groups": of_groups(lambda c: c.median(0).values),
         f"SubGM, rank at most {width // 6}": of_groups(lambda c: recovered(c, width // 6)),
-        f"SubGM, rank at most {width}": of_groups(lambda c: recovered(c, width)),
     }
     for what, method in methods.items():
         start = time.process_time()
