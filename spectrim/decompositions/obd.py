@@ -33,9 +33,12 @@ THROUGH_WEIGHT = True
 
 @dataclass(frozen=True)
 class Options:
-    """Damping of both covariances, relative to their mean diagonal."""
+    """Damping of both covariances, relative to their mean diagonal; gradient_damping takes its
+    place for C_g, whose estimate from few sequences is the noisier one (None: the same).
+    """
 
     damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-3
+    gradient_damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,10 @@ class TableOptions:
 
 
 def metric(problem: LayerProblem, options: Options) -> tuple[Metric, Metric]:
+    own = options.gradient_damping
     return (
-        _damped(problem, "gradient_covariance", options),
-        _damped(problem, "input_covariance", options),
+        _damped(problem, "gradient_covariance", options.damping if own is None else own),
+        _damped(problem, "input_covariance", options.damping),
     )
 
 
@@ -61,6 +65,6 @@ def table_metric(problem: TableProblem, options: TableOptions) -> TableMetric:
     return TableMetric(rows, CovarianceMetric(matrix, options.damping, "table"), centered=True)
 
 
-def _damped(problem: LayerProblem, statistic: str, options: Options) -> Metric:
+def _damped(problem: LayerProblem, statistic: str, damping: float) -> Metric:
     name = f"{statistic.replace('_', ' ')} of {problem.name}"
-    return make_metric(problem.statistic(statistic), options.damping, name, statistic)
+    return make_metric(problem.statistic(statistic), damping, name, statistic)

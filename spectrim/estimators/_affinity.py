@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from spectrim.errors import InputError
 from spectrim.estimators._sklearn import Array
 
@@ -20,3 +22,8 @@ def cluster_affinity(affinity: Array, n_clusters: int, random_state: Any) -> Arr
         affinity, n_clusters=n_clusters, n_init=RESTARTS, random_state=random_state
     )
     return labels
+
+
+def affinity_of(coefficients: Tensor) -> Tensor:
+    """Return `(|C| + |C|^T) / 2` (n, n)."""
+    return (coefficients.abs() + coefficients.abs().T) / 2

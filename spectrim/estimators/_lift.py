@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from spectrim.errors import InputError
+from spectrim.estimators._sklearn import to_tensor
 from spectrim.linalg.grassmann import principal_subspace
 
 
@@ -85,3 +89,16 @@ class Lift:
     @property
     def width(self) -> int:
         return self.targets.shape[1]
+
+
+def with_ones(covariates: Any, count: int) -> Tensor:
+    """Return `[1; z]` (n, 1 + c). Raises InputError for covariates of other rows."""
+    ones = torch.ones(count, 1, dtype=torch.float64)
+    if covariates is None:
+        return ones
+    given = np.asarray(covariates, dtype=np.float64)
+    if not len(given) == count or not np.isfinite(given).all():
+        raise InputError(
+            f"covariates {given.shape} of {count} rows; expected finite numbers (n, c) or (n,)"
+        )
+    return torch.cat([ones, to_tensor(given.reshape(count, -1))], dim=1)

@@ -11,9 +11,18 @@ own: the objective does not rise. Over a factor of G of rank r a step costs O(n^
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from spectrim.estimators._encoder import Encoder
+from spectrim.estimators._sklearn import Array
+
+ROUNDS = 10
+SETTLED = 1e-3
+"""Relative change of the objective at which the rounds end."""
 ROUNDING = 1e-12
 """Eigenvalues below this share of the largest are none."""
 SMOOTHING = 1e-4
@@ -64,3 +73,36 @@ def penalized_expression(gram: Tensor, penalties: Tensor) -> Tensor:
         codes = torch.linalg.solve(normal, rows.unsqueeze(2)).squeeze(2)
         parts.append(weights * (codes @ factor.T))
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class LastStage:
+    """Alternate labels, coefficients and, with one, a step of the encoder.
+
+    structure: beta, in shares of the fit's objective at the start. label: labels (n,) of C.
+    """
+
+    lam: float
+    structure: float
+    label: Callable[[Tensor], Array]
+
+    def run(
+        self, gram: Tensor, start: Tensor, encoder: Encoder | None
+    ) -> tuple[Tensor, list[float]]:
+        """Return C, and the objective after each round for the labels of that round."""
+        coefficients, history, beta = start, list[float](), 0.0
+        for _ in range(ROUNDS):
+            labels = torch.from_numpy(self.label(coefficients)).long()
+            if not history:
+                size = float(structured_norm(coefficients, labels)) or 1.0
+                error = float(express_error(gram, coefficients, self.lam))
+                beta = self.structure * error / size
+            coefficients = structured_step(gram, coefficients, labels, self.lam, beta)
+            if encoder is not None:
+                encoder.step(coefficients)
+                gram = encoder.gram()
+            norm = beta * structured_norm(coefficients, labels)
+            history.append(float(express_error(gram, coefficients, self.lam) + norm))
+            if len(history) > 1 and abs(history[-1] - history[-2]) <= SETTLED * history[-1]:
+                break
+        return coefficients, history

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import InputError
+from spectrim.estimators._dependence import check_distances, dependent_directions, fccov
+from spectrim.estimators._networks import Training, initialize, make_layers
 from spectrim.estimators._sklearn import (
     Array,
     BaseEstimator,
@@ -34,27 +36,7 @@ from spectrim.estimators._sklearn import (
 from spectrim.linalg.spd import trace
 
 REFERENCE = "FCCov-Net, 2025, arXiv:2502.15374"
-CHUNK = 128
-HIDDEN = 64
-BATCH = 128
-
-
-def fccov(features: Tensor, distances: Tensor) -> Tensor:
-    """Return M (r, r) of features (n, r) and distances of their responses (n, n).
-
-    Raises InputError for distances of another number of rows.
-    """
-    if distances.shape != (len(features), len(features)):
-        raise InputError(f"distances {tuple(distances.shape)} for {len(features)} rows")
-    centered = features - features.mean(0)
-    result = features.new_zeros(features.shape[1], features.shape[1])
-    for part in distances.split(CHUNK):
-        ordered, order = part.sort(1)
-        last = torch.searchsorted(ordered, ordered, right=True) - 1  # equal distances together
-        within = centered[order].cumsum(1) / len(features)
-        c = within.gather(1, last.unsqueeze(2).expand_as(within)).flatten(0, 1)
-        result = result + c.T @ c
-    return result / len(features) ** 2
+HIDDEN, BATCH, RATE = 64, 128, 3e-3
 
 
 class FrechetSDR(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -94,55 +76,42 @@ class FrechetSDR(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         from sklearn.metrics import pairwise_distances
 
         rows, responses = read_pairs(self, X, y, multi_output=True, ensure_min_samples=2)
-        if self.estimator not in ("linear", "mlp"):
-            raise InputError(f"estimator {self.estimator!r}; expected 'linear' or 'mlp'")
-        if self.n_components < 1:
-            raise InputError(f"n_components {self.n_components}; expected at least 1")
-        responses = responses.reshape(len(rows), -1)
-        distances = to_tensor(
-            responses
-            if self.metric == "precomputed"
-            else pairwise_distances(responses, metric=self.metric)
-        )
-        if distances.shape != (len(rows), len(rows)):
-            raise InputError(f"distances {tuple(distances.shape)} for {len(rows)} rows")
+        if self.estimator not in ("linear", "mlp") or self.n_components < 1:
+            raise InputError(
+                f"estimator {self.estimator!r}, n_components {self.n_components}; expected "
+                "'linear' or 'mlp', and at least 1"
+            )
+        given = responses.reshape(len(rows), -1)
+        if self.metric != "precomputed":
+            given = pairwise_distances(given, metric=self.metric)
+        distances = to_tensor(given)
+        check_distances(distances, len(rows))
         self.mean_ = rows.mean(0)
         self.scale_ = rows.std(0) + 1e-12
         data = to_tensor(rows - self.mean_)
         if self.estimator == "linear":
-            self.components_ = self._directions(data, distances).numpy()
+            self.components_ = dependent_directions(data, distances, self.n_components).numpy()
         else:
             self._train(data / to_tensor(self.scale_), distances)
         self.dependence_ = float(trace(fccov(self._map(rows), distances)))
         return self
 
-    def _directions(self, data: Tensor, distances: Tensor) -> Tensor:
-        """Solve `M w = l S w` in the coordinates that make the covariance S the identity."""
-        left, values, right = torch.linalg.svd(data, full_matrices=False)
-        kept = values > 1e-10 * values.max()
-        white = left[:, kept] * len(data) ** 0.5
-        vectors = torch.linalg.eigh(fccov(white, distances)).eigenvectors.flip(1)
-        whiten = len(data) ** 0.5 * right[kept].T / values[kept]
-        return (whiten @ vectors[:, : self.n_components]).T.contiguous()
-
     def _train(self, data: Tensor, distances: Tensor) -> None:
         generator = torch_generator(self.random_state)
-        self.network_ = _network(data.shape[1], self.n_components, generator)
-        optimizer = torch.optim.Adam(self.network_.parameters(), lr=3e-3)
+        layers = make_layers([data.shape[1], HIDDEN, HIDDEN])
+        network = nn.Sequential(*layers, nn.Linear(HIDDEN, self.n_components)).double()
+        initialize(network, generator)
         identity = torch.eye(self.n_components, dtype=torch.float64)
-        for _ in range(self.epochs):
-            order = torch.randperm(len(data), generator=generator)
-            for batch in order.split(BATCH):
-                if len(batch) < min(BATCH, len(data)):
-                    continue
-                features = self.network_(data[batch])
-                centered = features - features.mean(0)
-                apart = centered.T @ centered / len(batch) - identity
-                dependence = trace(fccov(features, distances[batch][:, batch]))
-                loss = self.penalty * apart.square().sum() - dependence
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+
+        def loss(batch: Tensor) -> Tensor:
+            features = network(data[batch])
+            centered = features - features.mean(0)
+            apart = centered.T @ centered / len(batch) - identity
+            dependence = trace(fccov(features, distances[batch][:, batch]))
+            return self.penalty * apart.square().sum() - dependence
+
+        Training(self.epochs, BATCH, RATE, whole=True).run(network, loss, len(data), generator)
+        self.network_ = network
 
     @torch.no_grad()
     def _map(self, rows: Array) -> Tensor:
@@ -166,16 +135,6 @@ class FrechetSDR(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         return tags
-
-
-def _network(width: int, outputs: int, generator: torch.Generator) -> nn.Module:
-    layers = [nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU()]
-    network = nn.Sequential(*layers, nn.Linear(HIDDEN, outputs)).double()
-    for module in network:
-        if isinstance(module, nn.Linear):
-            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
-            nn.init.zeros_(module.bias)
-    return network
 
 
 ESTIMATOR = FrechetSDR

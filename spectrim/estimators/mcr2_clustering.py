@@ -12,13 +12,14 @@ O(b k^3 + b^2 k^2), memory O(b k (b + k)).
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spectrim.estimators._affinity import cluster_affinity
+from spectrim.estimators._networks import Training, TwoHeads
 from spectrim.estimators._sklearn import (
     Array,
     BaseEstimator,
@@ -34,7 +35,7 @@ from spectrim.linalg.sinkhorn import symmetric_sinkhorn
 
 REFERENCE = "Ding et al., ICCV 2023, arXiv:2301.01805"
 QUICK = {"warmup": 2, "epochs": 2, "n_components": 8}
-HIDDEN = 128
+RATE = 1e-3
 
 
 class ManifoldClustering(ClusterMixin, TransformerMixin, BaseEstimator):
@@ -86,24 +87,30 @@ class ManifoldClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         self.mean_, self.scale_ = rows.mean(0), rows.std() or 1.0
         data = self._scaled(rows)
         generator = torch_generator(self.random_state)
-        network = _Heads(self.backbone, data, self.n_components, generator)
+        network = TwoHeads(self.backbone, data, self.n_components, generator)
         spread = self.noise * data.std(0)
 
+        def noisy(batch: Tensor) -> Tensor:
+            noise = torch.randn(len(batch), data.shape[1], generator=generator)
+            features: Tensor = network(data[batch] + spread * noise)[0]
+            return features
+
         def warm(batch: Tensor) -> Tensor:
-            copies = [
-                network(batch + spread * torch.randn(batch.shape, generator=generator))[0]
-                for _ in range(2)
-            ]
-            near = (copies[0] * copies[1]).sum(1).abs().mean()
-            return -coding_rate((copies[0] + copies[1]) / 2, self.eps) - self.similarity * near
+            first, second = noisy(batch), noisy(batch)
+            near = (first * second).sum(1).abs().mean()
+            return -coding_rate((first + second) / 2, self.eps) - self.similarity * near
 
         def cluster(batch: Tensor) -> Tensor:
-            features, codes = network(batch)
+            features, codes = network(data[batch])
             return -rate_reduction(features, self._affinity(codes), self.eps)
 
-        self.history_ = self._train(network, warm, data, self.warmup, generator)
+        def train(epochs: int, loss: Callable[[Tensor], Tensor]) -> list[float]:
+            settings = Training(epochs, self.batch_size, RATE)
+            return settings.run(network, loss, len(data), generator)
+
+        self.history_ = train(self.warmup, warm)
         network.copy_head()
-        self.history_ += self._train(network, cluster, data, self.epochs, generator)
+        self.history_ += train(self.epochs, cluster)
         self.network_ = network
         with torch.no_grad():
             self.affinity_matrix_ = self._affinity(network(data)[1]).double().numpy()
@@ -118,24 +125,6 @@ class ManifoldClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     def _scaled(self, rows: Array) -> Tensor:
         return to_tensor((rows - self.mean_) / self.scale_).float()
 
-    def _train(
-        self, network: nn.Module, loss_of: Any, data: Tensor, epochs: int, generator: Any
-    ) -> list[float]:
-        """Minimize a loss of batches; return its mean in each pass."""
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-        history = []
-        for _ in range(epochs):
-            batches = torch.randperm(len(data), generator=generator).split(self.batch_size)
-            losses = []
-            for batch in batches:
-                loss = loss_of(data[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(float(loss.detach()))
-            history.append(sum(losses) / len(losses))
-        return history
-
     @torch.no_grad()
     def transform(self, X: Any) -> Array:
         """Return the features (n, k), rows of length one."""
@@ -143,35 +132,6 @@ class ManifoldClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         rows = read_rows(self, X, reset=False)
         features: Array = self.network_(self._scaled(rows))[0].double().numpy()
         return features
-
-
-class _Heads(nn.Module):
-    def __init__(
-        self,
-        backbone: nn.Module | None,
-        data: Tensor,
-        width: int,
-        generator: torch.Generator,
-    ):
-        super().__init__()
-        shapes = [(data.shape[1], HIDDEN), (HIDDEN, HIDDEN)]
-        layers = [m for a, b in shapes for m in (nn.Linear(a, b), nn.ReLU())]
-        self.backbone = nn.Sequential(*layers) if backbone is None else deepcopy(backbone)
-        inner = self.backbone(data[:1]).shape[1]
-        self.features, self.clusters = nn.Linear(inner, width), nn.Linear(inner, width)
-        fresh = [self.features] if backbone is not None else [*layers, self.features]
-        for layer in fresh:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
-                nn.init.zeros_(layer.bias)
-
-    def copy_head(self) -> None:
-        self.clusters.load_state_dict(self.features.state_dict())
-
-    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        inner = self.backbone(rows)
-        normalize = nn.functional.normalize
-        return normalize(self.features(inner), dim=1), normalize(self.clusters(inner), dim=1)
 
 
 ESTIMATOR = ManifoldClustering

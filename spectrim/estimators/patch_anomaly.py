@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrim.errors import InputError
+from spectrim.estimators._images import as_grid, blur, rotate
 from spectrim.estimators._sklearn import Array, BaseEstimator, check_is_fitted
 from spectrim.estimators.subspace_detector import SubspaceDetector
 
 REFERENCE = "Lendering et al., SubspaceAD, CVPR 2026, arXiv:2602.23013"
 TAKES = "images"
-BLUR_SIZE, BLUR_SIGMA = 3, 4.0
 TOP = 0.01
 """Share of the pixels whose mean is the score of an image."""
 
@@ -73,7 +73,7 @@ class PatchAnomalyDetector(BaseEstimator):
         detector = SubspaceDetector(self.n_components)
         for angle in torch.arange(self.rotations) * (2 * torch.pi / self.rotations):
             for images in self._batches(X):
-                patches = self._patches(_rotate(images, float(angle)))
+                patches = self._patches(rotate(images, float(angle)))
                 detector.partial_fit(patches.flatten(0, 2).double().numpy())
         self.detector_ = detector
         return self
@@ -101,7 +101,7 @@ class PatchAnomalyDetector(BaseEstimator):
                 f"layers {tuple(self.layers)} of {len(states)} hidden states; expected "
                 f"{-len(states)} to {len(states) - 1}"
             )
-        chosen = [_as_grid(states[layer], images.shape[2:], side) for layer in self.layers]
+        chosen = [as_grid(states[layer], images.shape[2:], side) for layer in self.layers]
         return torch.stack(chosen).mean(0).float().cpu()
 
     def score_maps(self, X: Any) -> Tensor:
@@ -115,7 +115,7 @@ class PatchAnomalyDetector(BaseEstimator):
         grid = torch.from_numpy(scores).reshape(patches.shape[:3]).unsqueeze(1)
         size = (images.shape[2], images.shape[3])
         resized = functional.interpolate(grid, size, mode="bilinear", align_corners=False)
-        return _blur(resized)[:, 0]
+        return blur(resized)[:, 0]
 
     def score_samples(self, X: Any) -> Array:
         """Return minus the anomaly score of each image (n,): higher is more normal."""
@@ -132,45 +132,6 @@ def _load(backbone: nn.Module | str) -> nn.Module:
 
     model: nn.Module = AutoModel.from_pretrained(backbone)
     return model
-
-
-def _as_grid(states: Tensor, size: Sequence[int], patch: int) -> Tensor:
-    """Arrange hidden states as (n, rows, columns, d), class and register tokens dropped.
-
-    Special tokens come first; later stages of hierarchical models have patches of 2, 4, ..
-    times the side. Raises InputError if no grid fits.
-    """
-    if states.dim() == 4:
-        return states.movedim(1, 3)
-    height, width = size
-    while patch <= min(size):
-        rows, columns = height // patch, width // patch
-        if rows * columns <= states.shape[1]:
-            return states[:, -rows * columns :].unflatten(1, (rows, columns))
-        patch *= 2
-    raise InputError(f"{states.shape[1]} tokens for an image of {height} x {width} pixels")
-
-
-def _rotate(images: Tensor, angle: float) -> Tensor:
-    """Turn images (n, c, h, w) about their center, mirrored at the border."""
-    if angle == 0:
-        return images
-    cos, sin = float(torch.tensor(angle).cos()), float(torch.tensor(angle).sin())
-    ratio = images.shape[2] / images.shape[3]
-    turn = torch.tensor([[cos, -sin * ratio, 0.0], [sin / ratio, cos, 0.0]])
-    grid = functional.affine_grid(
-        turn.expand(len(images), 2, 3), list(images.shape), align_corners=False
-    )
-    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-
-
-def _blur(maps: Tensor) -> Tensor:
-    """Apply the Gaussian kernel of the published runs to (n, 1, h, w)."""
-    offset = torch.arange(BLUR_SIZE, dtype=maps.dtype) - BLUR_SIZE // 2
-    weights = torch.exp(-offset.square() / (2 * BLUR_SIGMA**2))
-    kernel = torch.outer(weights, weights)
-    padded = functional.pad(maps, [BLUR_SIZE // 2] * 4, mode="reflect")
-    return functional.conv2d(padded, (kernel / kernel.sum())[None, None])
 
 
 ESTIMATOR = PatchAnomalyDetector

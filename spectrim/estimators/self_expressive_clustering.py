@@ -26,27 +26,20 @@ import torch
 from torch import Tensor
 
 from spectrim.errors import InputError
-from spectrim.estimators._affinity import cluster_affinity
+from spectrim.estimators._affinity import affinity_of, cluster_affinity
 from spectrim.estimators._encoder import Encoder
 from spectrim.estimators._sklearn import (
+    Array,
     BaseEstimator,
     ClusterMixin,
     read_rows,
     to_tensor,
     torch_generator,
 )
-from spectrim.estimators._structured_norm import (
-    express_error,
-    structured_norm,
-    structured_step,
-)
+from spectrim.estimators._structured_norm import LastStage
 from spectrim.linalg.sparse_coding import keep_largest
 
 REFERENCE = "LIHFSS-SVDSC, 2025, arXiv:2504.18179"
-ROUNDS = 10
-"""Of the last stage at most."""
-SETTLED = 1e-3
-"""Relative change of its objective at which it ends."""
 
 
 def self_expression(rows: Tensor, regularization: float) -> Tensor:
@@ -109,18 +102,22 @@ class SelfExpressiveClustering(ClusterMixin, BaseEstimator):
             )
         encoder = self._trained(rows) if self.layers else None
         gram = rows @ rows.T if encoder is None else encoder.gram()
-        coefficients = express_gram(gram, self._lam(gram))
+        lam = self._lam(gram)
+        coefficients = express_gram(gram, lam)
         self.history_: list[float] = []
         if self.structure:
-            coefficients = self._structured(gram, coefficients, encoder)
+            stage = LastStage(lam, self.structure, self._labels)
+            coefficients, self.history_ = stage.run(gram, coefficients, encoder)
         if self.dim is not None:
             coefficients = keep_largest(coefficients, min(self.dim, len(rows) - 1))
         self.coefficients_ = coefficients.numpy()
-        self.affinity_matrix_ = _affinity(coefficients).numpy()
-        self.labels_ = cluster_affinity(
-            self.affinity_matrix_, self.n_clusters, self.random_state
-        )
+        self.affinity_matrix_ = affinity_of(coefficients).numpy()
+        self.labels_ = self._labels(coefficients)
         return self
+
+    def _labels(self, coefficients: Tensor) -> Array:
+        affinity = affinity_of(coefficients).numpy()
+        return cluster_affinity(affinity, self.n_clusters, self.random_state)
 
     def _lam(self, gram: Tensor) -> float:
         return self.regularization * (float(gram.diagonal().sum()) or 1.0)
@@ -133,35 +130,6 @@ class SelfExpressiveClustering(ClusterMixin, BaseEstimator):
             gram = encoder.gram()
             encoder.step(express_gram(gram, self._lam(gram)))
         return encoder
-
-    def _structured(self, gram: Tensor, start: Tensor, encoder: Encoder | None) -> Tensor:
-        """Alternate labels, coefficients and, with one, a step of the encoder."""
-        coefficients, lam, beta = start, self._lam(gram), 0.0
-        for _ in range(ROUNDS):
-            found = cluster_affinity(
-                _affinity(coefficients).numpy(), self.n_clusters, self.random_state
-            )
-            labels = torch.from_numpy(found).long()
-            if not self.history_:
-                size = float(structured_norm(coefficients, labels)) or 1.0
-                beta = self.structure * float(express_error(gram, coefficients, lam)) / size
-            coefficients = structured_step(gram, coefficients, labels, lam, beta)
-            if encoder is not None:
-                encoder.step(coefficients)
-                gram = encoder.gram()
-            norm = beta * structured_norm(coefficients, labels)
-            self.history_.append(float(express_error(gram, coefficients, lam) + norm))
-            if _has_settled(self.history_):
-                break
-        return coefficients
-
-
-def _affinity(coefficients: Tensor) -> Tensor:
-    return (coefficients.abs() + coefficients.abs().T) / 2
-
-
-def _has_settled(history: list[float]) -> bool:
-    return len(history) > 1 and abs(history[-1] - history[-2]) <= SETTLED * abs(history[-1])
 
 
 ESTIMATOR = SelfExpressiveClustering

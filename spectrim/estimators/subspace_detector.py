@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from spectrim.errors import InputError
+from spectrim.estimators._moments import Moments, score_limit
 from spectrim.estimators._sklearn import (
     Array,
     BaseEstimator,
@@ -27,8 +27,6 @@ from spectrim.estimators._sklearn import (
 from spectrim.linalg.grassmann import principal_subspace, projection_residual
 
 REFERENCE = "Lendering et al., SubspaceAD, CVPR 2026, arXiv:2602.23013"
-CONFIDENCE = 0.99
-"""Share of normal rows that the automatic limit accepts."""
 DISTANCES = ("residual", "mahalanobis", "cosine")
 
 
@@ -73,7 +71,7 @@ class SubspaceDetector(
         self.n_samples_seen_ = 0
         self._add(rows)
         if share != "auto":
-            self.offset_ = float(np.quantile(self._score(rows), float(share)))
+            self.offset_ = np.quantile(self._score(rows), float(share)).item()
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> SubspaceDetector:
@@ -89,33 +87,16 @@ class SubspaceDetector(
         if self.distance not in DISTANCES:
             known = ", ".join(DISTANCES)
             raise InputError(f"distance {self.distance!r}; expected one of {known}")
-        new, seen = len(rows), self.n_samples_seen_
-        mean = rows.mean(0)
-        centered = rows - mean
-        scatter = centered.T @ centered
-        if seen:
-            shift = mean - self.mean_
-            scatter += self.scatter_ + np.outer(shift, shift) * (seen * new / (seen + new))
-            mean = self.mean_ + shift * (new / (seen + new))
-        self.n_samples_seen_, self.mean_, self.scatter_ = seen + new, mean, scatter
-        covariance = to_tensor(scatter / (seen + new - 1))
+        moments = Moments.of(rows)
+        if self.n_samples_seen_:
+            moments = Moments(self.n_samples_seen_, self.mean_, self.scatter_).merged(moments)
+        self.n_samples_seen_, self.mean_, self.scatter_ = moments
+        covariance = to_tensor(self.scatter_ / (self.n_samples_seen_ - 1))
         basis, values = principal_subspace(covariance, self.n_components)
         most = min(self.n_samples_seen_, len(values)) - 1
         self.components_ = basis[:, :most].T.contiguous().numpy()
         self.eigenvalues_ = values.numpy()
-        self.offset_ = -self._limit(values)
-
-    def _limit(self, values: Tensor) -> float:
-        """Return the score that CONFIDENCE of Gaussian rows stay below."""
-        from scipy.stats import chi2
-
-        kept = len(self.components_)
-        if self.distance == "mahalanobis":
-            return float(chi2.ppf(CONFIDENCE, kept))
-        tail = values[kept:]
-        first, second = float(tail.sum()), float(tail.square().sum())
-        limit = second / first * float(chi2.ppf(CONFIDENCE, first**2 / second)) if second else 0
-        return limit / float(values.sum()) if self.distance == "cosine" and limit else limit
+        self.offset_ = -score_limit(self.distance, values, len(self.components_))
 
     def _score(self, rows: Array) -> Array:
         centered, basis = to_tensor(rows - self.mean_), to_tensor(self.components_).T

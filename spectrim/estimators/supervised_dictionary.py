@@ -20,10 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from spectrim.errors import InputError
-from spectrim.estimators._lift import Lift
+from spectrim.estimators._lift import Lift, with_ones
 from spectrim.estimators._sklearn import (
     Array,
     BaseEstimator,
@@ -90,7 +89,7 @@ class SupervisedDictionary(TransformerMixin, ClassifierMixin, BaseEstimator):
         one_hot = torch.eye(len(self.classes_), dtype=torch.float64)[torch.from_numpy(index)]
         targets = one_hot[:, 1:] if len(self.classes_) == 2 else one_hot
         rank, filters = min(self.n_components, *rows.shape), self.variant == "filter"
-        beside, data = _with_ones(covariates, len(rows)), to_tensor(rows)
+        beside, data = with_ones(covariates, len(rows)), to_tensor(rows)
         lift = Lift(data, targets, beside, rank, self.tradeoff, self.ridge, filters)
         a, b, basis, self.history_ = lift.solve(self.max_iter, self.tol)
         self.components_ = (basis.T if filters else basis.T @ data).contiguous().numpy()
@@ -116,7 +115,7 @@ class SupervisedDictionary(TransformerMixin, ClassifierMixin, BaseEstimator):
     def predict_proba(self, X: Any, covariates: Any = None) -> Array:
         """Return the probability of each class (n, classes)."""
         codes = self.transform(X)
-        beside = _with_ones(covariates, len(codes))
+        beside = with_ones(covariates, len(codes))
         if beside.shape[1] != len(self.intercept_):
             raise InputError(
                 f"{beside.shape[1] - 1} covariates; fitted with {len(self.intercept_) - 1}"
@@ -131,18 +130,6 @@ class SupervisedDictionary(TransformerMixin, ClassifierMixin, BaseEstimator):
         best = self.predict_proba(X, covariates).argmax(1)
         labels: Array = self.classes_[best]
         return labels
-
-
-def _with_ones(covariates: Any, count: int) -> Tensor:
-    ones = torch.ones(count, 1, dtype=torch.float64)
-    if covariates is None:
-        return ones
-    given = np.asarray(covariates, dtype=np.float64)
-    if not len(given) == count or not np.isfinite(given).all():
-        raise InputError(
-            f"covariates {given.shape} of {count} rows; expected finite numbers (n, c) or (n,)"
-        )
-    return torch.cat([ones, to_tensor(given.reshape(count, -1))], dim=1)
 
 
 ESTIMATOR = SupervisedDictionary

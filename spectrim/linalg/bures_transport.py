@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectrim.linalg.spd import spd_inverse_sqrt, spd_power, spd_sqrt
+
 
 class _Transport(torch.autograd.Function):
     @staticmethod
@@ -58,3 +60,28 @@ def _slopes(values: Tensor) -> Tensor:
 def transport_to_identity(base: Tensor, tangents: Tensor) -> Tensor:
     """Return tangents (..., n, n) at `base` (n, n), symmetric, as tangents at I."""
     return _Transport.apply(base, tangents)
+
+
+def to_chart(matrices: Tensor, power: float, metric: Tensor | None = None) -> Tensor:
+    """Return `M^-1/2 X^p M^-1/2` (..., n, n), in which the generalized geometry of the metric M
+    (n, n) and the power p is that of Bures and Wasserstein; None for M = I.
+    """
+    points = _symmetric(matrices)
+    points = points if power == 1 else spd_power(points, power)
+    if metric is None:
+        return points
+    root = spd_inverse_sqrt(metric)
+    return _symmetric(root @ points @ root)
+
+
+def from_chart(points: Tensor, power: float, metric: Tensor | None = None) -> Tensor:
+    """Return X (..., n, n) from its point in the chart; the inverse of `to_chart`."""
+    if metric is not None:
+        root = spd_sqrt(metric)
+        points = root @ points @ root
+    points = _symmetric(points)
+    return points if power == 1 else spd_power(points, 1 / power)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import InputError
+from spectrim.nn._scans import scan, unscan
 
 REFERENCE = "2026, arXiv:2603.06920"
 SHARES = {"map": 0.5, "states": 0.1, "outputs": 1.5}
@@ -118,25 +119,6 @@ def structure_losses(
     losses = {"map": away, "states": (states - expected).square().mean()}
     losses["outputs"] = (found - wanted).square().mean()
     return {name: SHARES[name] * loss for name, loss in losses.items()}
-
-
-def scan(x: Tensor, scans: int) -> Tensor:
-    """Return sequences (B, K, L, d): forward, and of images also by columns and backward."""
-    if scans == 1:
-        return x[:, None]
-    rows, columns = x.flatten(1, 2), x.transpose(1, 2).flatten(1, 2)
-    return torch.stack([rows, columns, rows.flip(1), columns.flip(1)], 1)
-
-
-def unscan(sequences: Tensor, like: Tensor) -> Tensor:
-    """Return the sum over scans, every position where it stands in `like`."""
-    if sequences.shape[1] == 1:
-        return sequences[:, 0]
-    batch, height, width, _ = like.shape
-    rows, columns, rows_back, columns_back = sequences.unbind(1)
-    by_rows = (rows + rows_back.flip(1)).view(batch, height, width, -1)
-    by_columns = (columns + columns_back.flip(1)).view(batch, width, height, -1)
-    return by_rows + by_columns.transpose(1, 2)
 
 
 def _balanced(maps: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,7 @@ first. It starts its SPD parameters at I + 1e-7 diag(1, ..., n), since the gradi
 eigenvectors are undefined at I; here B and M start at I, where gradients are exact. Everything
 is computed in float64. Cost: about six `eigh` per matrix, O(n^3).
 
-The published gains over other normalizations have not been found at small scale: see the page
-`nn.md` before choosing it. Source: Wang et al., 2025, arXiv:2504.00660 (GBWBN).
+The published gains over other normalizations have not been found at small scale: see `nn.md`.
 """
 
 from __future__ import annotations
@@ -24,14 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from spectrim.errors import InputError
-from spectrim.linalg.bures_transport import transport_to_identity
+from spectrim.linalg.bures_transport import from_chart, to_chart, transport_to_identity
 from spectrim.linalg.spd import (
     bures_wasserstein_geodesic,
     bures_wasserstein_log,
     bures_wasserstein_mean,
-    spd_inverse_sqrt,
-    spd_power,
-    spd_sqrt,
 )
 
 REFERENCE = "Wang et al., 2025, arXiv:2504.00660 (GBWBN)"
@@ -75,7 +71,7 @@ class GBWBatchNorm(nn.Module):
             raise InputError(
                 f"matrices of shape {tuple(matrices.shape)}; expected (..., {self.n}, {self.n})"
             )
-        points = self._chart(_symmetric(matrices.double()))
+        points = self._chart(matrices.double())
         if self.training:
             mean = bures_wasserstein_mean(points.flatten(0, -3), steps=1)
         else:
@@ -100,19 +96,14 @@ class GBWBatchNorm(nn.Module):
         factor = torch.eye(self.n, dtype=base.dtype, device=base.device) + solved
         return factor @ base @ factor
 
+    def _metric(self) -> Tensor | None:
+        return None if self.metric_factor is None else _square(self.metric_factor)
+
     def _chart(self, matrices: Tensor) -> Tensor:
-        points = matrices if self.power == 1 else spd_power(matrices, self.power)
-        if self.metric_factor is None:
-            return points
-        root = spd_inverse_sqrt(_square(self.metric_factor))
-        return _symmetric(root @ points @ root)
+        return to_chart(matrices, self.power, self._metric())
 
     def _unchart(self, points: Tensor) -> Tensor:
-        if self.metric_factor is not None:
-            root = spd_sqrt(_square(self.metric_factor))
-            points = root @ points @ root
-        points = _symmetric(points)
-        return points if self.power == 1 else spd_power(points, 1 / self.power)
+        return from_chart(points, self.power, self._metric())
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor) -> None:
@@ -122,19 +113,13 @@ class GBWBatchNorm(nn.Module):
         self.running_var.lerp_(variance.to(self.running_var), self.momentum)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.n}, power={self.power:g}, momentum={self.momentum:g}, eps={self.eps:g}, "
-            f"learn_metric={self.metric_factor is not None}"
-        )
+        known = f"{self.n}, power={self.power:g}, momentum={self.momentum:g}"
+        return f"{known}, eps={self.eps:g}, learn_metric={self.metric_factor is not None}"
 
 
 def _square(factor: Tensor) -> Tensor:
     wide = factor.double()
     return wide @ wide.T
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    return (matrix + matrix.mT) / 2
 
 
 MODULE = GBWBatchNorm

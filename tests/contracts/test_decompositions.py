@@ -45,9 +45,9 @@ def plain_svd(weight: Tensor, rank: int) -> Tensor:
     return u[:, :rank] * s[:rank] @ v[:rank]
 
 
-def dense_factors(method: str, problem: LayerProblem) -> tuple[Tensor, Tensor]:
+def dense_factors(method: str, problem: LayerProblem, **given: object) -> tuple[Tensor, Tensor]:
     """L_out^T and L_in^T as explicit matrices."""
-    options = DECOMPOSITIONS.options(method)
+    options = DECOMPOSITIONS.options(method, given)
     out_metric, in_metric = DECOMPOSITIONS.get(method).metric(problem, options)
     out, inner = problem.weight.shape
     eye = lambda n: torch.eye(n, dtype=torch.float64)  # noqa: E731
@@ -165,6 +165,16 @@ def test_covariance_factors_are_of_the_damped_covariances(method):
     assert close(in_factor.T @ in_factor, damped(tokens.x))
     out = damped(tokens.g) if method == "obd" else torch.eye(10, dtype=torch.float64)
     assert close(out_factor.T @ out_factor, out)
+
+
+def test_gradients_have_a_damping_of_their_own():
+    problem = problem_for("obd", (10, 8))
+    covariance = problem.statistic("gradient_covariance")
+    out_factor, in_factor = dense_factors("obd", problem, gradient_damping=0.5)
+    unit = torch.eye(10, dtype=torch.float64)
+    expected = covariance + 0.5 * covariance.diagonal().mean() * unit
+    assert close(out_factor.T @ out_factor, expected)
+    assert close(in_factor, dense_factors("obd", problem)[1])
 
 
 REDUCE_TO_SVD = [

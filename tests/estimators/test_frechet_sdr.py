@@ -44,6 +44,7 @@ def test_a_square_is_seen_through_the_square_alone():
     far = distances(x.square())
     size = lambda f: float(fccov((f - f.mean()) / f.std(), far).trace())  # noqa: E731
     assert size(x.square()) > 10 * size(x)
+    assert size(x.square()) > 10 * size(normal(400, 1, seed=9)), "independent of the response"
 
 
 def circle(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,5 +94,7 @@ def test_distances_may_be_given():
         FrechetSDR(metric="precomputed").fit(rows, points)
     with pytest.raises(InputError, match=r"distances \(60, 60\) for 30 rows"):
         fccov(torch.ones(30, 2), torch.from_numpy(far))
-    with pytest.raises(InputError, match="n_components 0; expected at least 1"):
+    with pytest.raises(
+        InputError, match="n_components 0; expected 'linear' or 'mlp', and at least 1"
+    ):
         FrechetSDR(0).fit(rows, points)

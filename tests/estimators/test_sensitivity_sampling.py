@@ -28,6 +28,13 @@ def test_no_direction_exceeds_the_sensitivity_and_some_reaches_it(p):
     assert found.sum() <= 3 ** max(1, p / 2) * (1 + 1e-9)
 
 
+def test_sensitivities_of_squares_are_leverage():
+    a = rows(20)
+    leverage = np.diag(a @ np.linalg.pinv(a))
+    np.testing.assert_allclose(sensitivities(a, 2.0), leverage, rtol=1e-9)
+    assert sensitivities(a, 2.0).sum() == pytest.approx(3)
+
+
 @pytest.mark.parametrize("p", [1.0, 3.0])
 def test_sensitivities_do_not_depend_on_the_coordinates(p):
     a, change = rows(12), rows(3, 3, seed=2) + 3 * np.eye(3)

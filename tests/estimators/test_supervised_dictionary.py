@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 pytest.importorskip("sklearn")
 
@@ -14,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from spectrim.errors import InputError
 from spectrim.estimators import SupervisedDictionary
+from spectrim.estimators._lift import Lift, with_ones
 
 VARIANTS = ("filter", "feature")
 
@@ -60,6 +63,25 @@ def test_the_objective_never_rises(variant, classes):
     assert all(b <= a for a, b in pairwise(history))
     assert model.components_.shape == (3, 30)
     assert model.predict_proba(rows, beside).shape == (120, len(model.classes_))
+
+
+@pytest.mark.parametrize("filters", [True, False])
+def test_every_step_has_the_rank_and_the_objective_is_that_of_the_lifted_matrices(filters):
+    rows, labels, beside = planted(60, 0)
+    data, target = torch.from_numpy(rows), torch.from_numpy(labels).double()[:, None]
+    lift = Lift(data, target, with_ones(beside, 60), 3, 0.3, 0.1, filters)
+    a = torch.zeros(30 if filters else 60, 1).double()
+    b = torch.zeros(2, 1).double()
+    for _ in range(5):
+        a, b, basis = lift.advance(a, b)
+        part = (data if filters else data.T) @ basis @ basis.T  # the reconstruction
+        lifted = torch.cat([a, part.T], dim=1)
+        assert torch.linalg.matrix_rank(lifted, rtol=1e-9) == 3
+        chosen = lift.probabilities(a, b)
+        loss = functional.binary_cross_entropy(chosen, target, reduction="sum")
+        error = ((data if filters else data.T) - part).square().sum()
+        expected = loss + 0.05 * a.square().sum() + 0.3 * error
+        assert lift.objective(a, b, basis) == pytest.approx(float(expected))
 
 
 def test_it_finds_weak_directions_that_tell_the_classes_apart():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectrim.errors import InputError
-from spectrim.linalg.completion import CompletionOptions, complete
+from spectrim.linalg.completion import CompletionOptions, complete, solve_rows
 from spectrim.linalg.measurements import Dense, Entries, RankOne
 from tests.tolerances import FLOAT64_RELATIVE, ROUNDING_ABSOLUTE
 
@@ -63,6 +63,18 @@ def test_the_order_of_rows_and_columns_does_not_matter():
     turned = Entries(entries.columns, 59 - entries.rows, (40, 60))
     found = complete(turned, values_of(matrix, entries), RANK)
     assert error(found, matrix.flip(0).T) < FLOAT64_RELATIVE
+
+
+def test_the_product_does_not_depend_on_the_basis_of_a_factor():
+    matrix, basis, turn = low_rank(), normal(40, RANK, seed=5), normal(RANK, RANK, seed=6)
+    entries, start = observed(matrix, 4), torch.zeros(60, RANK).double()
+    exact = CompletionOptions(inner_steps=4 * RANK)
+    values = values_of(matrix, entries)
+    found = [
+        solve_rows(entries, values, right, start, exact) @ right.T
+        for right in (basis, basis @ turn)
+    ]
+    torch.testing.assert_close(*found, rtol=FLOAT64_RELATIVE, atol=FLOAT64_RELATIVE)
 
 
 def test_undetermined_rows_and_impossible_ranks_are_refused():

@@ -52,6 +52,16 @@ def test_outliers_do_not_move_the_result(operator, share):
     assert found.history[-1] < found.history[0]
 
 
+def test_least_squares_fails_on_the_same_outliers():
+    """All entries are observed, so that the best fit in squares is the truncated SVD."""
+    operator = Entries.all_of((100, 40))
+    matrix, y = planted(0.3, operator)
+    u, s, vh = torch.linalg.svd(y.reshape(100, 40), full_matrices=False)
+    squares = (u[:, :RANK] * s[:RANK]) @ vh[:RANK]
+    assert float((squares - matrix).norm() / matrix.norm()) > 1
+    assert error(robust_recover(operator, y, RANK), matrix) < RECOVERY_RELATIVE
+
+
 def test_surplus_rank_costs_little_and_a_smaller_start_less():
     operator = Dense(normal(COUNT, SIZE, SIZE), symmetric=True)
     matrix, y = planted(0.1, operator)
