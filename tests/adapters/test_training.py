@@ -38,7 +38,7 @@ def settings(text: Path, adapter: str, **changes) -> FinetuneSettings:
     return FinetuneSettings(data=str(text), adapter=adapter, **given)
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @names
 def test_dense_model_learns(name, text, tmp_path):
     model, log = tiny_llama(), MetricLog()

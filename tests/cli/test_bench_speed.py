@@ -32,6 +32,7 @@ def test_a_compressed_model_beside_its_original(cli, compress, shelf, tmp_path):
     assert "| decode | 1 | 8 | fused |" in (tmp_path / "speed" / "speed.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_shape_with_random_weights(cli, shape):
     given = ("--layer", "pivoted", "--blocks", "2", "--tiles")
     done = cli("bench-speed", "--shape", shape, *given, *SMALL)

@@ -203,6 +203,7 @@ def test_set_and_no_measure(compress, tmp_path):
     assert dtypes == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_an_earlier_result_only_when_asked(compress, tmp_path):
     assert compress("-o", "out", "--budget", 0.6).code == 0
     assert "overwrite" in compress("-o", "out", "--budget", 0.5).failed_with_one_line()
@@ -236,6 +237,7 @@ def test_evaluate(cli, compress, shelf, tmp_path):
     assert "kl divergence" not in table.out
 
 
+@pytest.mark.slow
 def test_evaluate_has_one_default(cli, shelf):
     """The same text, the same figure, from Python and from the command line."""
     model, tokenizer = load(shelf / "model", dtype=torch.float32)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import yaml
 
 from tests.cli.conftest import SMALL
 
 
+@pytest.mark.slow
 def test_set_turns_it_on(cli, shelf, tmp_path):
     done = cli(
         "compress", shelf / "model", "-o", tmp_path / "out", "--data", shelf / "text.txt",

@@ -57,6 +57,7 @@ def test_compression_errors_of_a_text(compress, cli, shelf):
     assert "rank correlation" in shown.err
 
 
+@pytest.mark.slow
 def test_without_the_original_the_rest_is_shown(compress, cli, shelf):
     compress("-o", "out", "--budget", "0.5", "--no-report", "--no-probe")
     report = json.loads(Path("out/spectrim_report.json").read_text())

@@ -156,6 +156,7 @@ def test_what_is_of_causal_models_is_refused_in_one_line(cli, rack):
     assert "text without fields" in line
 
 
+@pytest.mark.slow
 def test_scores_are_regressed(cli, rack, tmp_path):
     """A model with one output has no probabilities: no divergence, and no measured curves."""
     config = tiny_bert_classifier().config.to_dict() | {"id2label": {0: "LABEL_0"}}

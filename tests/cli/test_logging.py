@@ -75,7 +75,7 @@ def test_there_is_a_call_of_every_command(cli):
     assert {" ".join(path) for path, _ in found} == set(CALLS)
 
 
-@pytest.mark.few(7)
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", CALLS)
 def test_how_much_is_said(ask, monkeypatch, name):
     monkeypatch.setenv("NO_COLOR", "1")

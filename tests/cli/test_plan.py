@@ -56,6 +56,7 @@ def test_an_edited_plan_is_followed(plan, compress, tmp_path, suffix):
     assert torch.isfinite(logits(tmp_path / "out")).all()
 
 
+@pytest.mark.slow
 def test_a_plan_at_full_rank_is_followed(plan, compress, shelf, tmp_path):
     file = tmp_path / "plan.json"
     assert plan("-o", file).code == 0
@@ -69,6 +70,7 @@ def test_a_plan_at_full_rank_is_followed(plan, compress, shelf, tmp_path):
     assert difference <= FULL_RANK_ABSOLUTE
 
 
+@pytest.mark.slow
 def test_the_curve_is_drawn_where_it_is_asked_for(plan, tmp_path):
     """Beside the plan, by name, or not at all; never over another's file."""
     assert plan().code == 0

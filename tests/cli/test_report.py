@@ -24,6 +24,7 @@ def test_compress_writes_a_page(compress, tmp_path):
     assert load(tmp_path / "out")[0] is not None
 
 
+@pytest.mark.slow
 def test_without_a_page_it_can_be_made_later(compress, cli, shelf, tmp_path):
     outcome = compress("-o", "out", "--budget", "0.6", "--no-report")
     assert outcome.code == 0
@@ -55,6 +56,7 @@ def test_a_page_elsewhere_leaves_the_output_alone(compress, cli, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_an_output_without_facts_tells_what_it_can(compress, cli, tmp_path):
     compress("-o", "out", "--budget", "0.6")
     known = load_facts(tmp_path / "out" / FACTS_FILE)

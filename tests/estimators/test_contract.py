@@ -31,7 +31,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.few(300)
+@pytest.mark.few(150)
 @parametrize_with_checks(
     [
         *(

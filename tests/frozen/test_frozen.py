@@ -56,6 +56,7 @@ def test_nothing_is_missing():
     assert len(RECIPES) == 5
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoint_gives_the_same_logits(name):
     directory = V1 / "checkpoints" / name

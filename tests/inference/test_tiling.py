@@ -71,7 +71,7 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-@pytest.mark.few(10)
+@pytest.mark.few(6)
 @pytest.mark.parametrize("kind", [*KINDS, "sparse_dictionary"])
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_stay_and_come_back(name, kind):

@@ -138,6 +138,7 @@ def test_representation_names_the_options(name):
     assert [option for option in plain if f"{option}=" not in module.extra_repr()] == []
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", CONSTRAINED)
 def test_constraint_holds_after_training(name):
     module, inputs = built(name)

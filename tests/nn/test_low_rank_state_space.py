@@ -94,6 +94,7 @@ def test_the_map_is_compared_whatever_its_factors_are():
     assert float(published) > 0.1
 
 
+@pytest.mark.slow
 def test_distillation_recovers_most_of_what_the_cut_lost():
     """A teacher that remembers; a student of a quarter of its rank, with and without it."""
     teacher, x = module(16), drawn(32, 12, 5)

@@ -226,7 +226,7 @@ UNFINISHED: dict[str, tuple[Callable[[Path], Work], tuple[Any, str, int], str]] 
 }
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", UNFINISHED)
 def test_a_snapshot_is_not_used(tmp_path, monkeypatch, kind):
     begin, (owner, name, after), pattern = UNFINISHED[kind]
@@ -243,6 +243,7 @@ def test_a_snapshot_is_not_used(tmp_path, monkeypatch, kind):
         _same(work(place), expected)
 
 
+@pytest.mark.slow
 def test_statistics_that_are_damaged_while_they_are_used_are_one_line(tmp_path, monkeypatch):
     """The run that finds them has read the others: the next one calibrates again."""
     work = streamed(tmp_path)

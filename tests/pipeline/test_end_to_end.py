@@ -63,7 +63,7 @@ def logits(model) -> Tensor:
     return model(tiny_tokens()).logits
 
 
-@pytest.mark.few(12)
+@pytest.mark.few(7)
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_loaded_logits_are_those_in_memory(done, case):
     model, tokenizer = load(done[case].directory)

@@ -26,11 +26,13 @@ def check(plan, model):
     assert torch.isfinite(model(tiny_tokens(2, 8, seed=0)).logits).all()
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("method", DECOMPOSITIONS.names())
 def test_every_method(tmp_path, method):
     check(*compressed(tmp_path, method=method))
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("allocation", ALLOCATORS.names())
 def test_every_allocation(tmp_path, allocation):
     check(*compressed(tmp_path, allocation=allocation))

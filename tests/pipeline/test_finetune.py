@@ -93,6 +93,7 @@ def test_an_adapter_is_merged_at_the_same_rank(model, tmp_path):
     assert not torch.allclose(found, small(model=model)(ids).logits, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_trainer_trains_all_weights(tmp_path):
     model, ids = small(), tiny_tokens(rows=16, length=16)
     before, first = ranks(model), loss(model)

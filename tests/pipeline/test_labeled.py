@@ -91,6 +91,7 @@ def test_the_cache_and_a_plan_give_the_same(tmp_path):
     assert smallest.plan.predicted_loss <= 0.5
 
 
+@pytest.mark.slow
 def test_units_are_those_of_the_loss(tmp_path):
     for name, units in (("bart", "nats per target token"), ("bert", "nats per example")):
         data = examples_file(tmp_path / "rows.jsonl", name)

@@ -56,7 +56,7 @@ def task(tmp_path_factory) -> TaskRecipe:
     return TaskRecipe(data=str(path))
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("preset", SPECIAL)
 @pytest.mark.parametrize("model_name", ["llama", "gqa", "gpt2", "moe", "tied", "qwen2_bias"])
 def test_every_recipe_on_every_kind_of_model(task, preset, model_name, tmp_path):
@@ -77,6 +77,7 @@ def test_every_recipe_on_every_kind_of_model(task, preset, model_name, tmp_path)
         assert torch.equal(loaded(ids).logits, found.model(ids).logits)
 
 
+@pytest.mark.slow
 def test_the_merged_model_computes_what_the_tuned_one_did(task, tmp_path):
     """Merging and refactoring change the storage, not the function."""
     model, tokenizer = TINY_MODELS["llama"]().float(), tiny_tokenizer()

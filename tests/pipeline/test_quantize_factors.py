@@ -68,7 +68,7 @@ def logits(model):
     return model(tiny_tokens()).logits.float()
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(2)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "moe"])
 @pytest.mark.parametrize(("given", "multiple"), CASES)
 def test_a_checkpoint_gives_the_same_outputs(architecture, given, multiple, text, tmp_path):
@@ -81,7 +81,7 @@ def test_a_checkpoint_gives_the_same_outputs(architecture, given, multiple, text
     assert torch.equal(logits(load(tmp_path / "twice", dtype=torch.float32)[0]), expected)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(3)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layer", ["lowrank", "pivoted"])
 @pytest.mark.parametrize(("given", "multiple"), CASES)

@@ -92,6 +92,7 @@ def test_a_whole_run_with_averaged_hessians_and_probes(recipe):
     assert all(torch.isfinite(curve).all() for curve in result.curves.values())
 
 
+@pytest.mark.slow
 def test_a_text_without_more_sequences_is_used_as_it_is(recipe):
     calibration = replace(recipe.calibration, sequences=500)
     whole = recipe.with_changes(calibration=calibration)

@@ -195,6 +195,7 @@ def safely_replaced(tree: object, path: tuple, value: object) -> object:
     return {**inner, path[0]: safely_replaced(inner.get(path[0]), path[1:], value)}
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(RECIPE_PATHS), values), min_size=1, max_size=3))
 @fuzz
 def test_fuzzed_recipes(changes):
@@ -226,6 +227,7 @@ def test_fuzzed_bytes(tmp_path, content):
             assert yaml_of(content) == {}
 
 
+@pytest.mark.slow
 @given(values)
 @fuzz
 def test_fuzzed_options(value):

@@ -67,6 +67,7 @@ def optimal(layer: FactoredLinear, product: Tensor, metric: CovarianceMetric) ->
     return weighted_square(away, plain, metric) < float(tail) * (1 + OBJECTIVE_RELATIVE)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("model", TINY_MODELS)
 def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
     given = case(model)
@@ -86,6 +87,7 @@ def test_shifted_is_optimal_for_the_inputs_of_the_final_model(model):
     assert checked >= len(layers) // 2
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("model", ["llama", "gqa", "tied", "qwen2_bias", "gpt2"])
 @torch.no_grad()
 def test_anchored_is_optimal_for_both_models_inputs(model):
@@ -249,6 +251,7 @@ def test_tokens_of_an_expert_are_paired_by_their_place():
     assert own.real(real).rows.tolist() == [0, 7]
 
 
+@pytest.mark.few(1)
 @names
 def test_the_joint_divergence_falls(name):
     given = case("llama")

@@ -29,6 +29,7 @@ def test_merged_is_what_was_trained():
         assert torch.allclose(update.merged()(x), by_hand, rtol=FLOAT32_RELATIVE, atol=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kind", ["lowrank", "pivoted"])
 def test_only_the_factors_change_and_by_a_low_rank(kind):
     given = case("llama", kind)

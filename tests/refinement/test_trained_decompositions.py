@@ -103,6 +103,7 @@ def test_maestro_orders_terms_so_that_prefixes_lose_less():
     assert ends["maestro"] < ends["finetune"] - 0.05, ends
 
 
+@pytest.mark.slow
 def test_maestros_penalty_shrinks_the_tails():
     tails = {}
     for penalty in (0.0, 0.03):

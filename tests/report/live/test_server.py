@@ -55,6 +55,7 @@ def test_a_saved_plan_can_be_followed(served):
     assert plan == served.session.plan(0.5)
 
 
+@pytest.mark.slow
 def test_the_compression_is_saved_with_its_page(served):
     assert served.values("GET", "/progress")["status"] == "idle"
     assert served.ask("GET", "/report")[0] == 400
