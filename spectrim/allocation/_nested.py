@@ -108,6 +108,10 @@ class NestedSizes:
         """Return the weights of the layers at `ranks`."""
         return sum(self._cost(i, ranks[name] or DENSE) for i, name in enumerate(self.layers))
 
+    def weights(self, name: str, rank: int | None) -> int:
+        """Return the weights of one layer at a rank, None for dense."""
+        return self._cost(list(self.layers).index(name), rank or DENSE)
+
     def loss(self, budget: float) -> float:
         """Return the predicted loss at `budget`, nats per token, of its whole steps."""
         done = int(np.searchsorted(self._costs, self._weights(budget), side="right")) - 1

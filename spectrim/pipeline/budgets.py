@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -49,6 +50,25 @@ class ExpertRecipe:
         default=True, description="Layers that are left lose ranks too; false: stay dense."
     )
     tokens: int | None = Field(default=None, ge=2, description="To price experts on.")
+
+
+def for_all_sizes(text: str, values: Mapping[str, Any], keep: bool) -> dict[str, Any]:
+    """Return the fields `elastic` and `refinement` of a recipe's values for a written range.
+
+    keep: whether refinements of one size stay, which a check then refuses; else those that
+    train all sizes are left, if there are any. Raises InputError for an unreadable range.
+    """
+    refinements = values["refinement"]
+    found = refinements if keep else of_all_sizes(refinements)
+    return {"elastic": parse_range(text), "refinement": found}
+
+
+def of_all_sizes(refinements: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the refinements that train all sizes of an elastic model, or all if none does."""
+    from spectrim.refinement import REFINEMENTS
+
+    found = [r for r in refinements if hasattr(REFINEMENTS.get(r["name"]), "ALL_SIZES")]
+    return found or refinements
 
 
 def parse_range(text: str) -> dict[str, Any]:

@@ -63,6 +63,9 @@ CHOICES: dict[str, Callable[[Recipe], bool]] = {
     "an allocation other than loss_optimal": lambda r: r.allocation != "loss_optimal",
     "packed rows": lambda r: r.calibration.rows == "packed",
     "probing through blocks": lambda r: r.probe.through == "block",
+    "a refinement of one size": lambda r: any(
+        not hasattr(REFINEMENTS.get(step.name), "ALL_SIZES") for step in r.refinement
+    ),
     "ranks that int4 cannot read": lambda r: _has_unreadable_ranks(r),
     "factors quantized by statistics": lambda r: (
         r.quantization is not None and bool(QUANTIZERS.get(r.quantization.backend).REQUIRES)
@@ -142,8 +145,9 @@ WHY_NOT: dict[tuple[str, str], str] = {
     "--budget` and quantize what it writes",
     ("elastic", "sharing"): "layers on a shared basis have one size",
     ("elastic", "embeddings"): "a factored table has one size",
-    ("elastic", "refinement"): "trained factors are no prefixes of one another; train the "
-    "size that `spectrim export --budget` writes by `spectrim finetune`",
+    ("elastic", "a refinement of one size"): "its factors are no prefixes of one "
+    "another; set refinement to distillation, which trains all sizes, or train the size that "
+    "`spectrim export --budget` writes by `spectrim finetune`",
     ("elastic", "a lossy layer type"): "a rank is no beginning of a larger one; choose pivoted "
     "or lowrank",
     ("elastic", "layer shared_basis"): "layers on a shared basis have one size",

@@ -5,6 +5,7 @@ plan of the largest size -> components of every layer -> config with the order
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ from spectrim.models.experts import split_expert_names
 from spectrim.models.replace import other_names
 from spectrim.pipeline.recipe import Recipe
 from spectrim.pipeline.replace import (
-    cast_for_saving,
     provenance_of,
     shared_copy,
     untie_head,
 )
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.nested import nested_plan, nested_sizes
+from spectrim.training.sampled_sizes import SampledSizes
 
 
 def plan_elastic(decomposition: Decomposition, recipe: Recipe) -> tuple[NestedSizes, Plan]:
@@ -50,18 +51,23 @@ def at_largest(recipe: Recipe) -> Recipe:
     return recipe if elastic is None else recipe.with_changes(budget=elastic.largest)
 
 
+def sampled_sizes(sizes: NestedSizes) -> SampledSizes:
+    """Return the sizes as a refinement draws them."""
+    layers = [(name, *asdict(layer).values()) for name, layer in sizes.layers.items()]
+    key = [sizes.kind, sizes.smallest, sizes.largest, sizes.multiple, layers, sizes.steps]
+    return SampledSizes(sizes.smallest, sizes.largest, sizes.ranks, key)
+
+
 def hold_sizes(
     model: PreTrainedModel,
     decomposition: Decomposition,
     sizes: NestedSizes,
     plan: Plan,
-    dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """Return a copy of `model` whose layers hold all `sizes`, computing at the largest.
 
     Args:
         plan: of the largest size, for the provenance.
-        dtype: of the result; None keeps the model's.
     """
     names = [name for name, layer in sizes.layers.items() if layer.components]
     if repeated := [name for name in names if other_names(model, name)]:
@@ -73,8 +79,6 @@ def hold_sizes(
     untied = untie_head(result, names)
     for name in names:
         _hold(result, name, decomposition, sizes)
-    if dtype is not None:
-        result = cast_for_saving(result, dtype)
     result.config.dtype = next(result.parameters()).dtype
     entry = elastic_entry(sizes, _other_weights(result, names))
     attach_config(

@@ -81,7 +81,7 @@ REFUSED = {
     ("--elastic", "0.4"): "like 0.4..0.9",
     ("--elastic", "0.9..0.4"): "must be below",
     ("--elastic", "0.4..0.9", "--budget", "0.5"): "choose one of --budget and --elastic",
-    ("--elastic", "0.4..0.9", "--refine", "finetune"): "cannot be combined",
+    ("--elastic", "0.4..0.9", "--refine", "finetune"): "distillation, which trains all sizes",
     ("--elastic", "0.4..0.9", "--quantize", "int8"): "cannot be combined",
     ("--elastic", "0.4..0.9", "--target-loss", "0.1"): "cannot be combined",
     ("--elastic", "0.4..0.9", "--memory", "6GiB"): "cannot be combined",

@@ -21,7 +21,7 @@ from spectrim.checkpoint.elastic.reading import ElasticFiles
 from spectrim.checkpoint.elastic.stored import BUDGET
 from spectrim.checkpoint.empty_layers import module_at, names_inside
 from spectrim.errors import CheckpointError, InputError
-from spectrim.layers import ElasticLinear
+from spectrim.layers import ElasticLinear, FactoredLinear
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.models.linear import get_shape, is_linear, set_weight
 from spectrim.models.replace import replace_layer
@@ -120,10 +120,10 @@ class ElasticModel:
         """Give the layers other ranks in place. Raises InputError."""
         config = cut_config(self.whole, budget)
         for name, own in self.local.items():
-            before, after = self.config.layers.get(name), config.layers.get(name)
-            if before != after:
-                rank = None if after is None else after["rank"]
-                replace_layer(model, own, self._resized(name, model.get_submodule(own), rank))
+            old, entry = model.get_submodule(own), config.layers.get(name)
+            rank = None if entry is None else entry["rank"]
+            if rank != (old.rank if isinstance(old, FactoredLinear) else None):
+                replace_layer(model, own, self._resized(name, old, rank))
         self.config = config
         model.config.quantization_config = config
 
