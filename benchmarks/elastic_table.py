@@ -9,6 +9,9 @@ order; `file` the checkpoint that holds all sizes, loaded at that budget.
 With --train TOKENS, in their place: `best` is the recipe of that name at that budget, which
 reads TOKENS in each of its two stages; `elastic` the file after `--recipe best --elastic`. Its
 one stage reads TOKENS at four sizes each, twice as many. With --cache a stopped run resumes.
+
+With --bits, budgets count bytes: `separate` is quantized at that budget, its ranks free and its
+scales across components; `file` holds all sizes quantized.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from spectrim.pipeline.recipe import (
     CalibrationRecipe,
     ElasticRecipe,
     HessianAveragingRecipe,
+    QuantizationRecipe,
     Recipe,
     RefinementRecipe,
 )
@@ -61,6 +65,7 @@ def main() -> None:
     parser.add_argument("--layer", default="pivoted")
     parser.add_argument("--sequences", type=int)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--bits", type=int, choices=(8, 4), help="Quantize components.")
     parser.add_argument("--train", type=int, help="Tokens of a training stage.")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--learning-rate", type=float, help="Of the elastic file's training.")
@@ -68,13 +73,14 @@ def main() -> None:
     given = parser.parse_args()
     budgets = [float(part) for part in given.budgets.split(",")]
     recipe = Recipe(
-        layer=given.layer,
+        layer="lowrank" if given.bits else given.layer,
         budget=max(budgets),
         elastic=ElasticRecipe(min(budgets), max(budgets)),
         calibration=CalibrationRecipe(
             data=given.data, sequences=given.sequences, length=given.length
         ),
         hessian_averaging=HessianAveragingRecipe(weight=0.0),
+        quantization=given.bits and QuantizationRecipe(given.bits, "rtn"),
     )
     original = load_original(given.model)
     settings = BlockSettings(length=given.length, max_tokens=given.tokens, keep_tail=True)
@@ -87,6 +93,9 @@ def main() -> None:
         context = RunContext(Cache(given.cache))
         training = _Training(given.train, budgets, context, given.learning_rate)
         _trained_table(original, recipe, training, perplexity)
+        return
+    if given.bits:
+        _quantized_table(original, recipe, budgets, perplexity)
         return
     decomposition = factorize(original.model, original.tokenizer, recipe)
     _table(original, decomposition, recipe, budgets, perplexity)
@@ -118,6 +127,24 @@ def _trained_table(
             hessian_averaging=HessianAveragingRecipe(),
         )
         one = perplexity(compress(*given, best, context).model)
+        print(
+            f"| {budget:g} | {one:.4f} | {file:.4f} | {math.log(file / one):+.4f} |", flush=True
+        )
+
+
+def _quantized_table(
+    original: LoadedModel, recipe: Recipe, budgets: list[float], perplexity: Any
+) -> None:
+    """Print models quantized at each budget of bytes beside the one file of all of them."""
+    given = original.model, original.tokenizer
+    recipe = original.with_dtype(recipe)
+    held = compress(*given, recipe).model
+    print("| bytes | separate | file | file against separate, nats |")
+    print("| --- | --- | --- | --- |")
+    for budget in budgets:
+        alone = recipe.with_changes(elastic=None, budget=budget)
+        one = perplexity(compress(*given, alone).model)
+        file = perplexity(resize(held, budget))
         print(
             f"| {budget:g} | {one:.4f} | {file:.4f} | {math.log(file / one):+.4f} |", flush=True
         )

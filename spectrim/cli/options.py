@@ -285,14 +285,14 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["task"] = (values["task"] or {}) | {"data": given["task"]}
     if given["latency_budget"] is not None:
         values["latency"] = (values["latency"] or {}) | {"budget": given["latency_budget"]}
-    if given["elastic"] is not None:
-        values |= for_all_sizes(given["elastic"], values, keep=bool(given["refine"]))
     if given["experts"] is not None:
         values["experts"] = _experts(values["experts"] or {}, given["experts"])
     if given["probe"] is not None:
         values["probe"] |= {"per_layer": given["probe"], "joint": given["probe"]}
     if given["quantize"] is not None:
         values["quantization"] = (values["quantization"] or {}) | _bits(given["quantize"])
+    if given["elastic"] is not None:
+        values |= for_all_sizes(given, values)
     for assignment in sorted(given["set"] or [], key=_sets_options):
         _assign(values, assignment)
     _fit_ranks(values)

@@ -52,15 +52,20 @@ class ExpertRecipe:
     tokens: int | None = Field(default=None, ge=2, description="To price experts on.")
 
 
-def for_all_sizes(text: str, values: Mapping[str, Any], keep: bool) -> dict[str, Any]:
-    """Return the fields `elastic` and `refinement` of a recipe's values for a written range.
+def for_all_sizes(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe's `values` that the option `elastic` sets or adapts.
 
-    keep: whether refinements of one size stay, which a check then refuses; else those that
-    train all sizes are left, if there are any. Raises InputError for an unreadable range.
+    Of refinements that were not asked for by name, those that train all sizes are left, if
+    there are any; components are quantized one by one, as plain factors, unless another way was
+    asked for. Raises InputError for an unreadable range.
     """
-    refinements = values["refinement"]
-    found = refinements if keep else of_all_sizes(refinements)
-    return {"elastic": parse_range(text), "refinement": found}
+    found: dict[str, Any] = {"elastic": parse_range(given["elastic"])}
+    if not given["refine"]:
+        found["refinement"] = of_all_sizes(values["refinement"])
+    if values["quantization"] is not None:
+        found["quantization"] = {"backend": "rtn"} | values["quantization"]
+        found["layer"] = given["layer"] or "lowrank"
+    return found
 
 
 def of_all_sizes(refinements: list[dict[str, Any]]) -> list[dict[str, Any]]:

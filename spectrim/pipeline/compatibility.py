@@ -63,6 +63,9 @@ CHOICES: dict[str, Callable[[Recipe], bool]] = {
     "an allocation other than loss_optimal": lambda r: r.allocation != "loss_optimal",
     "packed rows": lambda r: r.calibration.rows == "packed",
     "probing through blocks": lambda r: r.probe.through == "block",
+    "factors quantized across components": lambda r: (
+        r.quantization is not None and (r.quantization.backend != "rtn" or r.layer != "lowrank")
+    ),
     "a refinement of one size": lambda r: any(
         not hasattr(REFINEMENTS.get(step.name), "ALL_SIZES") for step in r.refinement
     ),
@@ -141,8 +144,8 @@ WHY_NOT: dict[tuple[str, str], str] = {
     "`spectrim export --latency-budget`",
     ("elastic", "pruning"): "pruning ends at one size",
     ("elastic", "correction"): "quantized layers have one size",
-    ("elastic", "quantization"): "quantized factors have one size; run `spectrim export "
-    "--budget` and quantize what it writes",
+    ("elastic", "factors quantized across components"): "their scales hold for one rank; set "
+    "quantization.backend to rtn and layer to lowrank",
     ("elastic", "sharing"): "layers on a shared basis have one size",
     ("elastic", "embeddings"): "a factored table has one size",
     ("elastic", "a refinement of one size"): "its factors are no prefixes of one "

@@ -24,7 +24,13 @@ from spectrim.models.source import ModelSource, open_source
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.early_checks import check_text
-from spectrim.pipeline.elastic import at_largest, hold_sizes, plan_elastic, sampled_sizes
+from spectrim.pipeline.elastic import (
+    at_largest,
+    hold_sizes,
+    plan_elastic,
+    quantize_sizes,
+    sampled_sizes,
+)
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.latency_table import latency_table
@@ -204,6 +210,8 @@ def elastic(
         sampled = sampled_sizes(sizes)
         larger = refine(original.model, larger, original.tokenizer, recipe, context, sampled)
     larger = cast_for_saving(larger, original.dtype_for(recipe))
+    if recipe.quantization is not None:
+        larger = quantize_sizes(larger, recipe.quantization)
     return CompressionResult(larger, plan, recipe, decomposition)
 
 

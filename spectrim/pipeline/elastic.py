@@ -9,14 +9,24 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from spectrim.allocation import NestedSizes
-from spectrim.checkpoint import SpectrimConfig, attach_config, elastic_entry, stored_layer
+from spectrim.checkpoint import (
+    SpectrimConfig,
+    attach_config,
+    elastic_entry,
+    sizes_of,
+    stored_layer,
+)
 from spectrim.errors import InputError
+from spectrim.layers import ElasticLinear
+from spectrim.layers.quantized import BASE, LEFT, QUANTIZERS, QuantizedElasticLinear
 from spectrim.models.experts import split_expert_names
+from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import other_names
-from spectrim.pipeline.recipe import Recipe
+from spectrim.pipeline.recipe import QuantizationRecipe, Recipe
 from spectrim.pipeline.replace import (
     provenance_of,
     shared_copy,
@@ -24,6 +34,7 @@ from spectrim.pipeline.replace import (
 )
 from spectrim.planning import Decomposition, Plan
 from spectrim.planning.nested import nested_plan, nested_sizes
+from spectrim.statistics import LayerProblem
 from spectrim.training.sampled_sizes import SampledSizes
 
 
@@ -91,6 +102,40 @@ def hold_sizes(
         ),
     )
     return result
+
+
+def quantize_sizes(model: PreTrainedModel, given: QuantizationRecipe) -> PreTrainedModel:
+    """Quantize all sizes of a model in its final dtype, in place: components one by one.
+
+    Raises NumericalError for values that exceed the range of float16 scales.
+    """
+    whole: Any = model
+    config: SpectrimConfig = whole.config.quantization_config
+    assert config.elastic is not None
+    options = QUANTIZERS.options(BASE, given.options)
+    for name, layer in sizes_of(config.elastic).layers.items():
+        old = whole.get_submodule(name)
+        held = old if isinstance(old, ElasticLinear) else None
+        factors, base, bias = None, None, get_bias(old)
+        if held is not None and layer.components:
+            left, right = held.factors(layer.components)
+            factors = _rounded(LEFT, name, left, options), _rounded(BASE, name, right, options)
+        if layer.has_dense:
+            weight = get_weight(old) if held is None else held.dense_weight()
+            base = _rounded(BASE, name, weight, options)
+        new = QuantizedElasticLinear(factors, base, bias)
+        whole.set_submodule(name, new.train(old.training))
+    dtype = str(whole.dtype).removeprefix("torch.")
+    stated = {"options": asdict(options), "dtype": dtype}
+    config.elastic = {**config.elastic, "quantizer": stated}
+    config.provenance["quantisation"] = {"base": BASE, **asdict(options)}
+    attach_config(whole, config)
+    return model
+
+
+def _rounded(quantizer: str, name: str, weight: Tensor, options: Any) -> Any:
+    problem = LayerProblem(name, weight.detach(), None, None)
+    return QUANTIZERS.get(quantizer).compress(problem, options)
 
 
 def _hold(

@@ -31,38 +31,50 @@ def text(tmp_path_factory):
     return text_file(tmp_path_factory.mktemp("sizes") / "text.txt")
 
 
+def lively_llama():
+    """A tiny model whose predictions matter: its weights are six times as large."""
+    model = tiny_llama()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "proj" in name or "lm_head" in name:
+                parameter *= 6
+    return model
+
+
 @pytest.fixture(scope="module")
 def plain(text):
     recipe = small_recipe(text, elastic=RANGE, rank_multiple=1, layer="lowrank")
-    return compress(tiny_llama(), tiny_tokenizer(), recipe)
+    return compress(lively_llama(), tiny_tokenizer(), recipe)
 
 
 def step_of(**given) -> RefinementRecipe:
-    fast = {"tokens": 6000, "learning_rate": 3e-3}
-    return RefinementRecipe("distillation", fast | given)
+    fast = {"tokens": 12_000, "learning_rate": 3e-3}
+    return RefinementRecipe("distillation", fast | given, sequences=60)
 
 
 def trained(plain, step, context=None):
     recipe = plain.recipe.with_changes(refinement=(step,))
-    return compress(tiny_llama(), tiny_tokenizer(), recipe, context)
+    return compress(lively_llama(), tiny_tokenizer(), recipe, context)
 
 
 @torch.no_grad()
-def distance(model, budget: float) -> float:
+def distance(model, budget: float, ids) -> float:
     """KL(original || model) at a size, nats per token."""
-    wanted = logits(tiny_llama()).log_softmax(-1)
-    found = logits(spectrim.resize(model, budget)).log_softmax(-1)
+    rows = ids[:256].view(8, 32)
+    wanted = lively_llama()(rows).logits.log_softmax(-1)
+    found = spectrim.resize(model, budget)(rows).logits.log_softmax(-1)
     return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "kfac_adamw"])
-def test_every_size_comes_closer_to_the_original(plain, optimizer, tmp_path):
+def test_every_size_comes_closer_to_the_original(plain, text, optimizer, tmp_path):
+    ids = torch.tensor(tiny_tokenizer()(text.read_text()[:600]).input_ids)
     log = MetricLog()
     step = step_of(optimizer=optimizer, lr_scaling="none")
     better = trained(plain, step, RunContext(Cache(tmp_path), log_metrics=log))
     for budget in BUDGETS:
-        assert distance(better.model, budget) < 0.9 * distance(plain.model, budget)
+        assert distance(better.model, budget, ids) < 0.8 * distance(plain.model, budget, ids)
     losses = log.series["loss/end to end"]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     again = trained(plain, step, RunContext(Cache(tmp_path)))  # from the cache
@@ -116,7 +128,7 @@ def test_gradients_of_several_losses_are_summed():
     whole = 0.5 * sum(parts(torch.arange(4)))
     (expected,) = torch.autograd.grad(whole, [weight])
     assert torch.allclose(found, expected, rtol=SUMMED_GRADIENTS_RELATIVE)
-    assert float(loss) == pytest.approx(float(whole), rel=SUMMED_GRADIENTS_RELATIVE)
+    assert float(loss) == pytest.approx(float(whole.detach()), rel=SUMMED_GRADIENTS_RELATIVE)
 
 
 def test_refinements_of_one_size_are_refused(text):

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from spectrim import checkpoint
 from spectrim.errors import InputError
 from spectrim.pipeline.loaded_model import LoadedModel
 from spectrim.report.compare import draw_prompts
-from spectrim.report.facts import FACTS_FILE, LayerFacts, Part, Point, ReportData, cell_of
+from spectrim.report.facts import ReportData
 from spectrim.report.live.job import Job
 from spectrim.report.live.session import Places, page_values
 from spectrim.report.live.writer import Writer
 from spectrim.report.load import facts_in
 from spectrim.report.page import report_page
+from spectrim.report.size_facts import SizeFacts
 from spectrim.runtime.context import ProgressBar
-
-_POINTS = 51
-"""Of the curve of predicted loss."""
 
 
 class ElasticSession:
@@ -35,10 +30,9 @@ class ElasticSession:
         self.source = source
         self.places = places
         self.job = Job()
-        self.sizes = checkpoint.elastic_sizes(source.name)
         self.writer = Writer(source.model, source.tokenizer)
-        self._stored = facts_in(Path(source.name))
-        self._held = self._held_weights()
+        self._pages = SizeFacts(Path(source.name))
+        self.sizes = self._pages.sizes
 
     @property
     def percents(self) -> tuple[int, int]:
@@ -49,18 +43,18 @@ class ElasticSession:
     @cached_property
     def prompt(self) -> str:
         """Return the prompt to begin with: one of the report's, else drawn from the model."""
-        prompts = [text.prompt for text in self._stored.texts]
+        prompts = [text.prompt for text in self._pages.stored.texts]
         prompts = prompts or draw_prompts(self.source.model, self.source.tokenizer)
         return prompts[0] if prompts else ""
 
     @cached_property
     def facts(self) -> ReportData:
         """Return the facts at the largest size, with the curve of all of them."""
-        return self._facts(self.sizes.largest)
+        return self._pages.at(self.sizes.largest)
 
     def answer(self, budget: float) -> dict[str, Any]:
         """Return the page's values at `budget`. Raises InputError."""
-        return page_values(self._facts(budget))
+        return page_values(self._pages.at(budget))
 
     def save(self, budget: float) -> Path:
         raise InputError("the sizes of this checkpoint are planned; export one of them")
@@ -93,52 +87,3 @@ class ElasticSession:
                 self.source.name, output, {"budget": budget}, self.places.overwrite
             )
         return f"saved to {output}"
-
-    def _facts(self, budget: float) -> ReportData:
-        sizes, stored = self.sizes, self._stored
-        ranks = sizes.ranks(budget)
-        layers = [self._layer(layer, ranks[layer.name]) for layer in stored.layers]
-        return replace(
-            stored,
-            layer=sizes.kind,
-            budget=budget,
-            kept=sizes.cost(ranks) / sizes.dense_weights,
-            predicted_loss=sizes.loss(budget),
-            layers=layers,
-            curve=self._curve,
-            parts=self._parts(layers),
-            texts=[],
-            result=None,
-            ratios=[],
-        )
-
-    @cached_property
-    def _curve(self) -> list[Point]:
-        found = []
-        for budget in np.linspace(self.sizes.smallest, self.sizes.largest, _POINTS).tolist():
-            budget = min(budget, self.sizes.largest)
-            kept = self.sizes.cost(self.sizes.ranks(budget)) / self.sizes.dense_weights
-            found.append(Point(kept, self.sizes.loss(budget), budget))
-        return found
-
-    def _layer(self, layer: LayerFacts, rank: int | None) -> LayerFacts:
-        weights = self.sizes.weights(layer.name, rank)
-        return replace(layer, kind=self.sizes.kind, rank=rank, weights=weights, loss=None)
-
-    def _held_weights(self) -> dict[str, int]:
-        """Return the weights of each layer that the stored facts count in their bytes."""
-        if (Path(self.source.name) / FACTS_FILE).is_file():
-            return {name: layer.stored for name, layer in self.sizes.layers.items()}
-        return {layer.name: layer.weights for layer in self._stored.layers}
-
-    def _parts(self, layers: list[LayerFacts]) -> list[Part]:
-        """Return the bytes by part, where layers have other weights than the file holds."""
-        less: dict[str, int] = {}
-        for layer in layers:
-            part = cell_of(layer.name).projection
-            saved = self._held[layer.name] - layer.weights
-            less[part] = less.get(part, 0) + saved * self._stored.itemsize
-        return [
-            Part(part.name, part.dense, part.stored - less.get(part.name, 0))
-            for part in self._stored.parts
-        ]
