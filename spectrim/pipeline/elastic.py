@@ -22,7 +22,12 @@ from spectrim.checkpoint import (
 )
 from spectrim.errors import InputError
 from spectrim.layers import ElasticLinear
-from spectrim.layers.quantized import BASE, LEFT, QUANTIZERS, QuantizedElasticLinear
+from spectrim.layers.quantized import (
+    COLUMN_QUANTIZER,
+    QUANTIZERS,
+    ROW_QUANTIZER,
+    QuantizedElasticLinear,
+)
 from spectrim.models.experts import split_expert_names
 from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.replace import other_names
@@ -112,23 +117,26 @@ def quantize_sizes(model: PreTrainedModel, given: QuantizationRecipe) -> PreTrai
     whole: Any = model
     config: SpectrimConfig = whole.config.quantization_config
     assert config.elastic is not None
-    options = QUANTIZERS.options(BASE, given.options)
+    options = QUANTIZERS.options(ROW_QUANTIZER, given.options)
     for name, layer in sizes_of(config.elastic).layers.items():
         old = whole.get_submodule(name)
         held = old if isinstance(old, ElasticLinear) else None
         factors, base, bias = None, None, get_bias(old)
         if held is not None and layer.components:
             left, right = held.factors(layer.components)
-            factors = _rounded(LEFT, name, left, options), _rounded(BASE, name, right, options)
+            factors = (
+                _rounded(COLUMN_QUANTIZER, name, left, options),
+                _rounded(ROW_QUANTIZER, name, right, options),
+            )
         if layer.has_dense:
             weight = get_weight(old) if held is None else held.dense_weight()
-            base = _rounded(BASE, name, weight, options)
+            base = _rounded(ROW_QUANTIZER, name, weight, options)
         new = QuantizedElasticLinear(factors, base, bias)
         whole.set_submodule(name, new.train(old.training))
     dtype = str(whole.dtype).removeprefix("torch.")
     stated = {"options": asdict(options), "dtype": dtype}
     config.elastic = {**config.elastic, "quantizer": stated}
-    config.provenance["quantisation"] = {"base": BASE, **asdict(options)}
+    config.provenance["quantisation"] = {"base": ROW_QUANTIZER, **asdict(options)}
     attach_config(whole, config)
     return model
 

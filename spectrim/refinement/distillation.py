@@ -7,7 +7,7 @@ over the factors, norms, biases and what stayed dense in the L decoder blocks; p
 original's predictions and block outputs, q and h' the compressed model's. Embeddings and head
 are fixed. The hidden states tell more per token than predictions alone; `hidden` = 0 leaves
 them out. Of a model that holds several sizes each step trains the largest, the smallest and two
-between, by the sum of their losses.
+between, by the sum of the logarithms of their losses.
 
 Memory: both models, AdamW's two moments and a gradient for each trained parameter, the
 activations of one step, its tokens x width x 4 bytes for every block, and three arrays of its
@@ -104,7 +104,8 @@ def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Los
             logits, outputs = tokens.predicted(compressed, rows)
             away = [relative_error(*pair, real) for pair in zip(targets, outputs, strict=True)]
             hidden = sum(away) / len(away) if away else 0.0
-            yield divergence(wanted, logits, real) + options.hidden * hidden
+            away_in_all = divergence(wanted, logits, real) + options.hidden * hidden
+            yield away_in_all if inputs.sizes is None else relative(away_in_all)
 
     with evaluation_mode(original), balanced_parameters(compressed) as parameters:
         run = TrainingRun(parameters, key, context)
@@ -128,6 +129,11 @@ def _each_size(inputs: TrainingInputs, step: int, seed: int) -> Iterator[None]:
     for budget in inputs.sizes.draw(step, seed):
         with inputs.sizes.cut(inputs.compressed, budget):
             yield
+
+
+def relative(loss: Tensor) -> Tensor:
+    """Return the logarithm: a size counts by the share that its loss falls by."""
+    return loss.log()
 
 
 def relative_error(wanted: Tensor, output: Tensor, real: Tensor) -> Tensor:

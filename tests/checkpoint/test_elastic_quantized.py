@@ -13,7 +13,12 @@ from transformers import AutoModelForCausalLM
 
 import spectrim
 from spectrim.allocation import NestedSizes
-from spectrim.checkpoint import export_dense, export_size, sizes_of
+from spectrim.checkpoint import (
+    export_dense,
+    export_self_contained,
+    export_size,
+    sizes_of,
+)
 from spectrim.errors import CheckpointError, InputError
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.quantized import QUANTIZERS, CompensatedLinear
@@ -154,6 +159,8 @@ def test_a_size_is_exported_in_its_bits(case, tmp_path):
         sum(f.stat().st_size for f in d.glob("*.safetensors")) for d in (out, case.directory)
     ]
     assert files[0] < files[1]
+    code = (export_self_contained(out, tmp_path / "alone") / "modeling_spectrim.py").read_text()
+    assert "class RtnColumnsLinear" in code
     dense, _ = spectrim.load(export_dense(case.directory, tmp_path / "dense", budget=0.14))
     assert difference(logits(dense), logits(expected)) <= QUANTIZED_DENSE_RELATIVE
 
@@ -179,6 +186,14 @@ def test_a_damaged_entry_is_refused(made, tmp_path, change, message):
 def test_time_is_not_measured(made):
     with pytest.raises(InputError, match="time of quantized layers"):
         made("llama", 8).sizes.budget_for_time(None, 0.5)
+
+
+def test_vllm_asks_for_one_size(made):
+    from spectrim_vllm.elastic import chosen_ranks
+
+    entry = made("llama", 8).held.config.quantization_config.elastic
+    with pytest.raises(ValueError, match="spectrim export --budget"):
+        chosen_ranks(entry)
 
 
 def test_scales_across_components_are_refused():

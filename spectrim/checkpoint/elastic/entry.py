@@ -20,7 +20,7 @@ from typing import Any
 
 from spectrim.allocation import DENSE, NestedLayer, NestedSizes, Storage
 from spectrim.errors import CheckpointError, InputError
-from spectrim.layers.quantized import BASE, quantizer_class, storage_in
+from spectrim.layers.quantized import ROW_QUANTIZER, quantizer_class, storage_in
 from spectrim.layers.quantized.rtn import Options
 
 KINDS = ("lowrank", "pivoted")
@@ -71,7 +71,7 @@ def elastic_entry(
 def rounding_of(entry: Mapping[str, Any]) -> Options | None:
     """Return the options that components are quantized by, None where they are not."""
     stated = entry.get("quantizer")
-    return None if stated is None else quantizer_class(BASE).parsed(stated["options"])
+    return None if stated is None else quantizer_class(ROW_QUANTIZER).parsed(stated["options"])
 
 
 def sizes_of(entry: Mapping[str, Any]) -> NestedSizes:
@@ -99,7 +99,11 @@ def sizes_of(entry: Mapping[str, Any]) -> NestedSizes:
 
 def _storage(entry: Mapping[str, Any]) -> Storage | None:
     stated = entry.get("quantizer")
-    return None if stated is None else storage_in(BASE, stated["options"], stated["dtype"])
+    return (
+        None
+        if stated is None
+        else storage_in(ROW_QUANTIZER, stated["options"], stated["dtype"])
+    )
 
 
 def check_elastic(entry: object) -> None:
@@ -146,7 +150,7 @@ def _check_quantizer(entry: Mapping[str, Any]) -> None:
     if entry["kind"] != "lowrank":
         raise CheckpointError(f"'elastic' has quantized layers of kind {entry['kind']}")
     try:
-        quantizer_class(BASE).parsed(stated["options"])
+        quantizer_class(ROW_QUANTIZER).parsed(stated["options"])
     except InputError as error:
         raise CheckpointError(f"'elastic' has a quantizer: {error}") from None
 

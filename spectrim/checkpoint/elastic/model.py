@@ -24,7 +24,13 @@ from spectrim.checkpoint.empty_layers import module_at, names_inside
 from spectrim.errors import CheckpointError, InputError
 from spectrim.layers import ElasticLinear, FactoredLinear
 from spectrim.layers.lowrank import LowRankLinear
-from spectrim.layers.quantized import BASE, LEFT, PARTS, cut_quantized, held_by
+from spectrim.layers.quantized import (
+    COLUMN_QUANTIZER,
+    ELASTIC_PARTS,
+    ROW_QUANTIZER,
+    cut_quantized,
+    held_by,
+)
 from spectrim.layers.quantized.rtn import Options
 from spectrim.models.linear import get_shape, is_linear, set_weight
 from spectrim.models.replace import replace_layer
@@ -81,7 +87,8 @@ class ElasticModel:
         for name, own in self.local.items():
             self._check_shape(name, module_at(model, own))
             unread |= {
-                _pattern(own, part) for part in ("components", rf"({'|'.join(PARTS)})\..*")
+                _pattern(own, part)
+                for part in ("components", rf"({'|'.join(ELASTIC_PARTS)})\..*")
             }
             if name in self.config.layers:
                 unread |= {_pattern(own, "weight"), _pattern(own, "bias")}
@@ -222,9 +229,9 @@ def cut_config(whole: SpectrimConfig, budget: float | None = None) -> SpectrimCo
     layers = {n: {"kind": sizes.kind, "rank": r} for n, r in ranks.items() if r is not None}
     inner = None
     if (rounding := rounding_of(whole.elastic)) is not None:
-        stated = {"base": BASE, "options": asdict(rounding)}
+        stated = {"base": ROW_QUANTIZER, "options": asdict(rounding)}
         dense = {"kind": COMPENSATED, **stated, "rank": 0}
-        inner = stated | {"others": {"left": LEFT}} if layers else None
+        inner = stated | {"others": {"left": COLUMN_QUANTIZER}} if layers else None
         layers = {n: layers.get(n, dense) for n in ranks}
     provenance = whole.provenance | {"plan": plan}
     return SpectrimConfig(layers, whole.split_experts, whole.untied, provenance, inner=inner)

@@ -19,9 +19,9 @@ import torch
 
 from spectrim.layers.quantized._base import Adapter, CompressedLinear
 from spectrim.layers.quantized._elastic import (
-    BASE,
-    LEFT,
-    PARTS,
+    COLUMN_QUANTIZER,
+    ELASTIC_PARTS,
+    ROW_QUANTIZER,
     QuantizedElasticLinear,
     cut_quantized,
     empty_quantized,
@@ -48,10 +48,10 @@ def quantizer_class(name: str) -> type[CompressedLinear]:
 
 
 __all__ = [
-    "BASE",
-    "LEFT",
-    "PARTS",
+    "COLUMN_QUANTIZER",
+    "ELASTIC_PARTS",
     "QUANTIZERS",
+    "ROW_QUANTIZER",
     "Adapter",
     "CompensatedLinear",
     "CompressedLinear",

@@ -20,9 +20,9 @@ from spectrim.layers.quantized._with_correction import CompensatedLinear
 from spectrim.layers.quantized.rtn import Options, RtnLinear
 from spectrim.layers.quantized.rtn_columns import RtnColumnsLinear
 
-BASE, LEFT = "rtn", "rtn_columns"
+ROW_QUANTIZER, COLUMN_QUANTIZER = "rtn", "rtn_columns"
 """The quantizers of rows and dense weights, and of left factors."""
-PARTS = ("elastic_left", "elastic_right", "elastic_base")
+ELASTIC_PARTS = ("elastic_left", "elastic_right", "elastic_base")
 """Children that the tensors of a file are named after."""
 Read = Callable[[str, int], Tensor]
 """(name of a tensor inside the layer, entries) -> its first entries."""
