@@ -5,30 +5,55 @@
 Columns of perplexity on the evaluation text: `separate` is the default recipe without averaged
 statistics at that budget, its ranks free; `nested` the same factors at the ranks of the nested
 order; `file` the checkpoint that holds all sizes, loaded at that budget.
+
+With --train TOKENS, in their place: `best` is the recipe of that name at that budget, which
+reads TOKENS in each of its two stages; `elastic` the file after `--recipe best --elastic`. Its
+one stage reads TOKENS at four sizes each, twice as many. With --cache a stopped run resumes.
+
+With --bits, budgets count bytes: `separate` is quantized at that budget, its ranks free and its
+scales across components; `file` holds all sizes quantized.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spectrim.checkpoint import load, save_compressed, sizes_of
+from spectrim.checkpoint import load, resize, save_compressed, sizes_of
 from spectrim.data import BlockSettings
+from spectrim.pipeline.compress import compress
 from spectrim.pipeline.elastic import hold_sizes, plan_elastic
 from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.loaded_model import LoadedModel, load_original
 from spectrim.pipeline.plan import factorize, plan
+from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import (
     CalibrationRecipe,
     ElasticRecipe,
     HessianAveragingRecipe,
+    QuantizationRecipe,
     Recipe,
+    RefinementRecipe,
 )
-from spectrim.pipeline.replace import replace_layers
+from spectrim.pipeline.replace import cast_for_saving, replace_layers
 from spectrim.planning import Decomposition
 from spectrim.planning.nested import nested_plan
+from spectrim.runtime.cache import Cache
+from spectrim.runtime.context import RunContext
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Tokens of a stage, the sizes to show, and the rate of the elastic file's training."""
+
+    tokens: int
+    budgets: list[float]
+    context: RunContext
+    learning_rate: float | None = None
 
 
 def main() -> None:
@@ -40,27 +65,93 @@ def main() -> None:
     parser.add_argument("--layer", default="pivoted")
     parser.add_argument("--sequences", type=int)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--bits", type=int, choices=(8, 4), help="Quantize components.")
+    parser.add_argument("--train", type=int, help="Tokens of a training stage.")
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--learning-rate", type=float, help="Of the elastic file's training.")
     parser.add_argument("--tokens", type=int, default=20_000, help="Of the evaluation text.")
     given = parser.parse_args()
     budgets = [float(part) for part in given.budgets.split(",")]
     recipe = Recipe(
-        layer=given.layer,
+        layer="lowrank" if given.bits else given.layer,
         budget=max(budgets),
         elastic=ElasticRecipe(min(budgets), max(budgets)),
         calibration=CalibrationRecipe(
             data=given.data, sequences=given.sequences, length=given.length
         ),
         hessian_averaging=HessianAveragingRecipe(weight=0.0),
+        quantization=given.bits and QuantizationRecipe(given.bits, "rtn"),
     )
     original = load_original(given.model)
-    decomposition = factorize(original.model, original.tokenizer, recipe)
     settings = BlockSettings(length=given.length, max_tokens=given.tokens, keep_tail=True)
 
     def perplexity(model: Any) -> float:
         return evaluate(model, original.tokenizer, given.eval, settings)["perplexity"]
 
     print(f"{given.model}, dense perplexity {perplexity(original.model):.4f}", flush=True)
+    if given.train:
+        context = RunContext(Cache(given.cache))
+        training = _Training(given.train, budgets, context, given.learning_rate)
+        _trained_table(original, recipe, training, perplexity)
+        return
+    if given.bits:
+        _quantized_table(original, recipe, budgets, perplexity)
+        return
+    decomposition = factorize(original.model, original.tokenizer, recipe)
     _table(original, decomposition, recipe, budgets, perplexity)
+
+
+def _trained_table(
+    original: LoadedModel,
+    recipe: Recipe,
+    training: _Training,
+    perplexity: Any,
+) -> None:
+    """Print `best` at each budget beside the one file that is trained at all of them."""
+    context = training.context
+    steps = [_with_tokens(step, training.tokens) for step in load_recipe("best").refinement]
+    one_stage = replace(steps[-1], options=dict(steps[-1].options))
+    if training.learning_rate is not None:
+        one_stage.options["learning_rate"] = training.learning_rate
+    given = original.model, original.tokenizer
+    elastic = recipe.with_changes(refinement=(one_stage,))
+    held = compress(*given, elastic, context).model
+    figures = {budget: perplexity(resize(held, budget)) for budget in training.budgets}
+    print("| budget | best | elastic | elastic against best, nats |")
+    print("| --- | --- | --- | --- |")
+    for budget, file in figures.items():
+        best = recipe.with_changes(
+            elastic=None,
+            budget=budget,
+            refinement=tuple(steps),
+            hessian_averaging=HessianAveragingRecipe(),
+        )
+        one = perplexity(compress(*given, best, context).model)
+        print(
+            f"| {budget:g} | {one:.4f} | {file:.4f} | {math.log(file / one):+.4f} |", flush=True
+        )
+
+
+def _quantized_table(
+    original: LoadedModel, recipe: Recipe, budgets: list[float], perplexity: Any
+) -> None:
+    """Print models quantized at each budget of bytes beside the one file of all of them."""
+    given = original.model, original.tokenizer
+    recipe = original.with_dtype(recipe)
+    held = compress(*given, recipe).model
+    print("| bytes | separate | file | file against separate, nats |")
+    print("| --- | --- | --- | --- |")
+    for budget in budgets:
+        alone = recipe.with_changes(elastic=None, budget=budget)
+        one = perplexity(compress(*given, alone).model)
+        file = perplexity(resize(held, budget))
+        print(
+            f"| {budget:g} | {one:.4f} | {file:.4f} | {math.log(file / one):+.4f} |", flush=True
+        )
+
+
+def _with_tokens(step: RefinementRecipe, tokens: int) -> RefinementRecipe:
+    return replace(step, options=step.options | {"tokens": tokens}, tokens=tokens)
 
 
 def _table(
@@ -75,7 +166,8 @@ def _table(
     print("| budget | separate | nested | file | nested against separate | file |")
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as place:
-        held = hold_sizes(original.model, decomposition, sizes, largest, original.dtype)
+        held = hold_sizes(original.model, decomposition, sizes, largest)
+        held = cast_for_saving(held, original.dtype)
         config = held.config.quantization_config
         out = save_compressed(held, original.tokenizer, Path(place) / "elastic", config)
         for budget in budgets:

@@ -57,6 +57,8 @@ def chosen_ranks(elastic: Mapping[str, Any]) -> dict[str, tuple[int, Stored]]:
         ValueError: The kind is unknown, or the budget is none of the checkpoint's sizes.
     """
     layers, kind = elastic["layers"], elastic["kind"]
+    if "quantizer" in elastic:
+        raise ValueError("it holds quantized sizes; write one by `spectrim export --budget`")
     if kind not in _COSTS:
         raise ValueError(f"sizes of kind {kind!r}, this plug-in reads {', '.join(_COSTS)}")
     budget = elastic["largest"] if elastic["budget"] is None else elastic["budget"]

@@ -17,6 +17,12 @@ BFLOAT16_RELATIVE = 2e-2
 CUT_LOGITS_RELATIVE = 1e-5
 """Logits of one plan, its factors rounded to float32 before or after they are pivoted."""
 
+QUANTIZED_DENSE_RELATIVE = 1e-4
+"""Logits of dequantized factors in float32, multiplied out before or in the product."""
+
+SUMMED_GRADIENTS_RELATIVE = 1e-5
+"""A gradient in float32, of a sum and as a sum."""
+
 ELASTIC_DENSE_ABSOLUTE = 1e-3
 """Outputs of size ten: a dense weight multiplied out of components in float32."""
 

@@ -15,8 +15,19 @@ from spectrim.allocation._latency import (
     LayerTimes,
     TimedRequest,
 )
-from spectrim.allocation._nested import DENSE, NestedLayer, NestedSizes, nest_sizes
-from spectrim.allocation._request import BY_STORAGE, AllocationRequest, LayerCurve, Storage
+from spectrim.allocation._nested import (
+    DENSE,
+    NestedLayer,
+    NestedSizes,
+    nest_sizes,
+)
+from spectrim.allocation._request import (
+    BY_STORAGE,
+    AllocationRequest,
+    ComponentRequest,
+    LayerCurve,
+    Storage,
+)
 from spectrim.registry import Registry
 
 ALLOCATORS = Registry("allocation", "spectrim.allocation")
@@ -30,6 +41,7 @@ __all__ = [
     "TIMED",
     "TIMED_ONLY",
     "AllocationRequest",
+    "ComponentRequest",
     "KnapsackGroup",
     "LatencyTable",
     "LayerCurve",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from spectrim.allocation._knapsack import KnapsackGroup, convex_hull
 from spectrim.allocation._latency import LatencyTable
-from spectrim.allocation._request import AllocationRequest, RankChoices
+from spectrim.allocation._request import AllocationRequest, RankChoices, Storage, component_cost
 from spectrim.errors import InputError
 from spectrim.layers import FactoredLinear, layer_class
 
@@ -66,6 +66,8 @@ class NestedSizes:
         layers: by name, in the order that `steps` counts them.
         steps: (layer, its new rank), in the order of loss per weight.
         losses: predicted for the whole model before each step and after the last, nats.
+        storage: the size of a matrix (rows, columns) in weights, for quantized components; None
+            if every number takes the same.
     """
 
     kind: str
@@ -75,6 +77,7 @@ class NestedSizes:
     layers: Mapping[str, NestedLayer]
     steps: tuple[tuple[int, int], ...]
     losses: tuple[float, ...]
+    storage: Storage | None = field(default=None, compare=False)
 
     @cached_property
     def dense_weights(self) -> int:
@@ -83,7 +86,15 @@ class NestedSizes:
     @property
     def stored(self) -> int:
         """Return the weights that one file for all sizes holds."""
-        return sum(layer.stored for layer in self.layers.values())
+        return sum(map(self.held, self.layers))
+
+    def held(self, name: str) -> int:
+        """Return the weights that the file holds of one layer."""
+        layer = self.layers[name]
+        if self.storage is None:
+            return layer.stored
+        dense = self.storage(*layer.shape) if layer.has_dense else 0
+        return dense + component_cost(self.storage, layer.shape, layer.components)
 
     def ranks(self, budget: float) -> dict[str, int | None]:
         """Return the rank of each layer at `budget`, None for dense.
@@ -107,6 +118,10 @@ class NestedSizes:
     def cost(self, ranks: Mapping[str, int | None]) -> int:
         """Return the weights of the layers at `ranks`."""
         return sum(self._cost(i, ranks[name] or DENSE) for i, name in enumerate(self.layers))
+
+    def weights(self, name: str, rank: int | None) -> int:
+        """Return the weights of one layer at a rank, None for dense."""
+        return self._cost(list(self.layers).index(name), rank or DENSE)
 
     def loss(self, budget: float) -> float:
         """Return the predicted loss at `budget`, nats per token, of its whole steps."""
@@ -145,6 +160,8 @@ class NestedSizes:
 
         Raises InputError for times that are missing, and where the smallest size takes more.
         """
+        if self.storage is not None:
+            raise InputError("the time of quantized layers is not measured; choose a --budget")
         shapes = [layer.shape for layer in self.layers.values()]
 
         def seconds(ranks: Iterable[int | None]) -> float:
@@ -209,7 +226,10 @@ class NestedSizes:
         return list(self.layers.values())
 
     def _cost(self, index: int, rank: int) -> int:
-        out_features, in_features = self._list[index].shape
+        out_features, in_features = shape = self._list[index].shape
+        if self.storage is not None:
+            quantized = component_cost(self.storage, shape, rank)
+            return self.storage(*shape) if rank == DENSE else quantized
         if rank == DENSE:
             return out_features * in_features
         return self._kind.cost(out_features, in_features, rank)
@@ -246,6 +266,7 @@ def nest_sizes(
         _stored_layers(request, growth),
         tuple((index, int(choices[index].ranks[place])) for index, place in growth.steps),
         tuple(float(total_loss(loss)) for loss in growth.losses),
+        request.storage,
     )
 
 
@@ -363,7 +384,9 @@ def _stored_layers(request: AllocationRequest, growth: _Growth) -> dict[str, Nes
     ):
         ranks = [int(choice.ranks[place]) for place in places]
         layer = NestedLayer(curve.shape, int(choice.ranks[begin]), max(ranks), DENSE in ranks)
-        layers[curve.name] = _cheaper(layer, len(curve.loss) - 1)
+        if request.storage is None:
+            layer = _cheaper(layer, len(curve.loss) - 1)
+        layers[curve.name] = layer
     return layers
 
 

@@ -129,3 +129,18 @@ class AllocationRequest:
     @cached_property
     def _ladders(self) -> dict[Any, RanksAndCosts]:
         return {}
+
+
+def component_cost(storage: Storage, shape: tuple[int, int], rank: int) -> int:
+    """Return what `rank` components take, each with scales of its own; 0 takes nothing."""
+    return sum(storage(rank, side) for side in shape) if rank else 0
+
+
+@dataclass(frozen=True)
+class ComponentRequest(AllocationRequest):
+    """A request whose quantized factors are stored by component."""
+
+    def cost(self, curve: LayerCurve, rank: int | None) -> int:
+        if self.storage is None or rank is None:
+            return super().cost(curve, rank)
+        return component_cost(self.storage, curve.shape, rank)

@@ -9,6 +9,8 @@ Quantized factors, the field `inner`; every linear child of every factored layer
 
     {"base": "torchao", "options": {"bits": 8, ...}}
 
+where `"others": {"left": "rtn_columns"}` names the quantizers of children that have another.
+
 A factored embedding table, the field `embeddings`; `head` is the tied output embedding:
 
     {"name": "model.embed_tokens", "rank": 32, "mean": true, "head": "lm_head"}
@@ -31,6 +33,7 @@ from torch import nn
 from spectrim.errors import CheckpointError, SpectrimError, UnknownNameError
 from spectrim.layers import FactoredEmbedding, FactoredHead, FactoredLinear
 from spectrim.layers.quantized import (
+    QUANTIZERS,
     Adapter,
     CompensatedLinear,
     CompressedLinear,
@@ -94,7 +97,10 @@ def check_inner(inner: object) -> None:
     """Raise CheckpointError unless `inner` is None or has the fields above."""
     if inner is None:
         return
-    if not isinstance(inner, dict) or set(inner) - {"adapters"} != {"base", "options"}:
+    if not isinstance(inner, dict) or set(inner) - {"adapters", "others"} != {
+        "base",
+        "options",
+    }:
         raise CheckpointError(
             f"'inner' is {inner!r:.80}, expected a mapping of base and options"
         )
@@ -107,8 +113,12 @@ def check_inner(inner: object) -> None:
         raise CheckpointError(
             f"'inner' is {inner!r:.80}, expected the name of a quantizer and its options"
         )
+    others = inner.get("others", {})
+    if not isinstance(others, dict) or not all(isinstance(n, str) for n in others.values()):
+        raise CheckpointError(f"'inner' has others {others!r:.80}, expected quantizers' names")
     try:
-        quantizer_class(inner["base"]).parsed(inner["options"])
+        for base in (inner["base"], *others.values()):
+            quantizer_class(base).parsed(inner["options"])
     except SpectrimError as error:
         raise CheckpointError(f"'inner': {error}") from None
 
@@ -143,11 +153,12 @@ def install_empty_children(model: nn.Module, inner: dict[str, Any] | None) -> No
     """
     if inner is None:
         return
-    kind = quantizer_class(inner["base"])
-    options = kind.parsed(inner["options"])
+    options = quantizer_class(inner["base"]).parsed(inner["options"])
+    others = inner.get("others", {})
     for layer in _factored(model):
         for own, child in list(layer.named_children()):
             if isinstance(child, nn.Linear):
+                kind: Any = quantizer_class(others.get(own, inner["base"]))
                 shape = (child.out_features, child.in_features)
                 try:
                     empty = kind.empty(shape, child.bias is not None, options)
@@ -160,17 +171,30 @@ def install_empty_children(model: nn.Module, inner: dict[str, Any] | None) -> No
 
 def inner_entry(model: nn.Module, base: str) -> dict[str, Any] | None:
     """Return the field `inner` for `model`, or None if none of its factors is quantized."""
-    children = [
-        child
+    named = [
+        (own, child)
         for layer in _factored(model)
-        for child in layer.children()
+        for own, child in layer.named_children()
         if isinstance(child, CompressedLinear)
     ]
-    if not children:
+    if not named:
         return None
-    held = {"base": base, "options": children[0].stated}
+    children = [child for _, child in named]
+    held: dict[str, Any] = {"base": base, "options": children[0].stated}
+    if others := _others(named, base):
+        held["others"] = others
     ranks = [child.adapter.down.out_features for child in children if child.adapter]
     return held | {"adapters": max(ranks)} if ranks else held
+
+
+def _others(children: list[tuple[str, CompressedLinear]], base: str) -> dict[str, str]:
+    """Return the quantizer of children that `base` did not quantize, by their name."""
+    usual = quantizer_class(base) if base else None
+    differ = {own: type(child) for own, child in children if type(child) is not usual}
+    if usual is None:
+        return {}
+    names = {quantizer_class(name): name for name in QUANTIZERS.names()} if differ else {}
+    return {own: names[kind] for own, kind in differ.items()}
 
 
 def check_children(model: nn.Module, inner: dict[str, Any] | None) -> None:

@@ -113,9 +113,20 @@ def read_config(name: str | Path, **options: Any) -> dict[str, Any]:
         return PreTrainedConfig.get_config_dict(source, **_hub_options(options))[0]
 
 
+def is_elastic(name: str | Path, **options: Any) -> bool:
+    """Return whether a checkpoint holds several sizes."""
+    return _elastic_entry(name, **options) is not None
+
+
+def _elastic_entry(name: str | Path, **options: Any) -> Any:
+    if is_gguf(resolve(name)):
+        return None
+    return (read_config(name, **options).get("quantization_config") or {}).get("elastic")
+
+
 def elastic_sizes(name: str | Path, **options: Any) -> NestedSizes:
     """Return the sizes of an elastic checkpoint. Raises InputError for any other."""
-    entry = (read_config(name, **options).get("quantization_config") or {}).get("elastic")
+    entry = _elastic_entry(name, **options)
     if entry is None:
         raise InputError(
             f"{name} has one size; only a checkpoint of `spectrim compress --elastic` is cut "

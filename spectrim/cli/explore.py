@@ -26,7 +26,8 @@ from spectrim.cli.options import (
 from spectrim.errors import InputError
 
 if TYPE_CHECKING:
-    from spectrim.report.live import Access, Session
+    from spectrim.pipeline.recipe import Recipe
+    from spectrim.report.live import Access, ElasticSession, Places, Session
 
 
 @with_recipe_options
@@ -48,34 +49,65 @@ def explore(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Open a live page that shows loss, bytes and ranks at any size."""
+    """Open a live page: loss, bytes and ranks at any size; of an elastic model also text."""
     recipe = recipe_of(given)
     if host in ("", "0.0.0.0", "::"):
         raise InputError(f"--host '{host}': give the one address that browsers will use")
 
-    from spectrim.checkpoint import check_output
+    from spectrim.checkpoint import check_output, is_elastic
+    from spectrim.report.live import Access, Places
+
+    elastic = is_elastic(model)
+    if elastic:
+        _check_no_recipe(recipe, model)
+    places = Places(None if elastic else plan, output, overwrite, cache_from(given))
+    if output is not None:
+        check_output(output, overwrite)
+    session = (
+        _elastic_session(model, places, trust_remote_code)
+        if elastic
+        else _session(model, recipe, places, trust_remote_code)
+    )
+    announce = _as_json if json else _as_note
+    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_, announce)
+
+
+def _session(model: str, recipe: Recipe, places: Places, remote_code: bool) -> Session:
+    """Calibrate and decompose a dense model, to plan it at any size."""
     from spectrim.pipeline import compatibility
     from spectrim.pipeline.early_checks import check_early
     from spectrim.pipeline.loaded_model import load_original
     from spectrim.pipeline.plan import factorize
-    from spectrim.report.live import Access, Places, Session
+    from spectrim.report.live import Session
     from spectrim.runtime.context import RunContext
 
     compatibility.check(recipe, compatibility.EXPLORE)
     check_text(recipe, model)
-    check_early(model, recipe, trust_remote_code)
-    if output is not None:
-        check_output(output, overwrite)
-    original = load_original(model, trust_remote_code)
+    check_early(model, recipe, remote_code)
+    original = load_original(model, remote_code)
     recipe = original.with_save_dtype(recipe)
-    cache = cache_from(given)
     decomposition = factorize(
-        original.model, original.tokenizer, recipe, RunContext(cache, progress.track)
+        original.model, original.tokenizer, recipe, RunContext(places.cache, progress.track)
     )
-    places = Places(plan, output, overwrite, cache)
-    session = Session(original, decomposition, recipe, places)
-    announce = _as_json if json else _as_note
-    _serve(session, Access(secrets.token_urlsafe(24), host), port, open_, announce)
+    return Session(original, decomposition, recipe, places)
+
+
+def _elastic_session(model: str, places: Places, remote_code: bool) -> ElasticSession:
+    from spectrim.pipeline.loaded_model import load_model
+    from spectrim.report.live import ElasticSession
+
+    if not Path(model).is_dir():
+        raise InputError(f"{model}: download the checkpoint first and give its directory")
+    return ElasticSession(load_model(model, remote_code), places)
+
+
+def _check_no_recipe(recipe: Recipe, model: str) -> None:
+    from spectrim.pipeline.recipe import Recipe
+
+    if recipe != Recipe():
+        raise InputError(
+            f"{model} holds all of its sizes; leave out --data and the options of a recipe"
+        )
 
 
 def _as_json(address: str) -> None:
@@ -87,7 +119,7 @@ def _as_note(address: str) -> None:
 
 
 def _serve(
-    session: Session,
+    session: Session | ElasticSession,
     access: Access,
     port: int,
     opened: bool,
@@ -109,6 +141,5 @@ def _serve(
     except KeyboardInterrupt:
         console.note("ended")
     finally:
-        session.job.stop()
-        session.job.wait()
+        session.close()
         server.server_close()

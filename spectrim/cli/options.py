@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 
 from spectrim.errors import InputError, did_you_mean
-from spectrim.pipeline.budgets import parse_range
+from spectrim.pipeline.budgets import for_all_sizes
 from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import CalibrationRecipe, QuantizationRecipe, Recipe, recipe_from
 from spectrim.pipeline.renamed import check_field
@@ -285,14 +285,14 @@ def recipe_of(given: dict[str, Any]) -> Recipe:
         values["task"] = (values["task"] or {}) | {"data": given["task"]}
     if given["latency_budget"] is not None:
         values["latency"] = (values["latency"] or {}) | {"budget": given["latency_budget"]}
-    if given["elastic"] is not None:
-        values["elastic"] = parse_range(given["elastic"])
     if given["experts"] is not None:
         values["experts"] = _experts(values["experts"] or {}, given["experts"])
     if given["probe"] is not None:
         values["probe"] |= {"per_layer": given["probe"], "joint": given["probe"]}
     if given["quantize"] is not None:
         values["quantization"] = (values["quantization"] or {}) | _bits(given["quantize"])
+    if given["elastic"] is not None:
+        values |= for_all_sizes(given, values)
     for assignment in sorted(given["set"] or [], key=_sets_options):
         _assign(values, assignment)
     _fit_ranks(values)

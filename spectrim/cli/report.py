@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spectrim.cli import console
-from spectrim.cli.options import Json, RemoteCode
+from spectrim.cli.options import Json, RemoteCode, Size
 from spectrim.cli.text_errors import errors_on
 from spectrim.errors import InputError
 from spectrim.pipeline.defaults import EVALUATION_TOKENS
@@ -37,10 +37,13 @@ def report(
         list[str] | None,
         typer.Option(help="Prompt to continue (default: sampled from the original)."),
     ] = None,
+    budget: Size = None,
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
     """Write the HTML page of a compressed model again, or with a comparison."""
+    if budget is not None and output is None:
+        raise InputError("--budget: the page of one size goes to a file; name it with -o")
     if original is None and (data or prompt):
         raise InputError("--data and --prompt compare two models; name one with --original")
 
@@ -50,6 +53,10 @@ def report(
     from spectrim.runtime.files import write_text
 
     facts = facts_in(checkpoint, trust_remote_code)
+    if budget is not None:
+        from spectrim.report.size_facts import SizeFacts
+
+        facts = SizeFacts(checkpoint).at(budget)
     if original is not None:
         facts = _compare(facts, checkpoint, original, trust_remote_code, (data, prompt or []))
     if output is not None:
@@ -101,7 +108,7 @@ def _compare(
     """Add the divergence on a text, and continuations of prompts."""
     import torch
 
-    from spectrim.checkpoint import load
+    from spectrim.checkpoint import is_elastic, load
     from spectrim.data import token_blocks
     from spectrim.pipeline.evaluate import evaluation_settings
     from spectrim.pipeline.loaded_model import load_model
@@ -109,7 +116,9 @@ def _compare(
 
     data, prompts = asked
     dense = load_model(original, trust_remote_code)
-    smaller, _ = load(checkpoint, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    size = {"budget": facts.budget} if is_elastic(checkpoint) else {}
+    options = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
+    smaller, _ = load(checkpoint, **size, **options)
     if data is not None:
         blocks = token_blocks(data, dense.tokenizer, evaluation_settings(dense.model))
         facts = with_divergence(facts, dense.model, smaller, blocks)

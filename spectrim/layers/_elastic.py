@@ -39,14 +39,23 @@ class ElasticLinear(nn.Module):
         self.transposed = transposed
         self.rank: int | None = None if weight is not None else len(components)
 
+    @property
+    def held(self) -> tuple[int, bool]:
+        """Return the number of components, and whether a dense weight stands beside them."""
+        return len(self.components), self.weight is not None
+
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """Return left (out, rank) and right (rank, in)."""
         return split_components(self.components[:rank], self.out_features)
 
+    def dense_weight(self) -> Tensor:
+        """Return the dense weight (out, in)."""
+        assert self.weight is not None
+        return self.weight.T if self.transposed else self.weight
+
     def forward(self, x: Tensor) -> Tensor:
         if self.rank is None and self.weight is not None:
-            weight = self.weight.T if self.transposed else self.weight
-            return nn.functional.linear(x, weight, self.bias)
+            return nn.functional.linear(x, self.dense_weight(), self.bias)
         left, right = self.factors(self.rank or len(self.components))
         return nn.functional.linear(nn.functional.linear(x, right), left, self.bias)
 

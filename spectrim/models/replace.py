@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,11 +18,11 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` at `name`, in the dtype, device and mode of the module that stood there, and
     a twin of it with the same parameters everywhere else where the model uses that module."""
     old = model.get_submodule(name)
-    parameter = next(old.parameters())
-    layer.to(device=parameter.device, dtype=parameter.dtype)
+    held = next(chain(old.parameters(), old.buffers()))  # a quantized layer has only buffers
+    layer.to(device=held.device, dtype=held.dtype if held.is_floating_point() else None)
     layer.train(old.training)
     for new in layer.parameters():
-        new.requires_grad_(parameter.requires_grad)
+        new.requires_grad_(held.requires_grad)
     for number, (parent, own_name) in enumerate(places_of(model, old)):
         parent._modules[own_name] = layer if number == 0 else _twin(layer)
 

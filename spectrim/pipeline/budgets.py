@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -49,6 +50,30 @@ class ExpertRecipe:
         default=True, description="Layers that are left lose ranks too; false: stay dense."
     )
     tokens: int | None = Field(default=None, ge=2, description="To price experts on.")
+
+
+def for_all_sizes(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a recipe's `values` that the option `elastic` sets or adapts.
+
+    Of refinements that were not asked for by name, those that train all sizes are left, if
+    there are any; components are quantized one by one, as plain factors, unless another way was
+    asked for. Raises InputError for an unreadable range.
+    """
+    found: dict[str, Any] = {"elastic": parse_range(given["elastic"])}
+    if not given["refine"]:
+        found["refinement"] = of_all_sizes(values["refinement"])
+    if values["quantization"] is not None:
+        found["quantization"] = {"backend": "rtn"} | values["quantization"]
+        found["layer"] = given["layer"] or "lowrank"
+    return found
+
+
+def of_all_sizes(refinements: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the refinements that train all sizes of an elastic model, or all if none does."""
+    from spectrim.refinement import REFINEMENTS
+
+    found = [r for r in refinements if hasattr(REFINEMENTS.get(r["name"]), "ALL_SIZES")]
+    return found or refinements
 
 
 def parse_range(text: str) -> dict[str, Any]:

@@ -63,6 +63,12 @@ CHOICES: dict[str, Callable[[Recipe], bool]] = {
     "an allocation other than loss_optimal": lambda r: r.allocation != "loss_optimal",
     "packed rows": lambda r: r.calibration.rows == "packed",
     "probing through blocks": lambda r: r.probe.through == "block",
+    "factors quantized across components": lambda r: (
+        r.quantization is not None and (r.quantization.backend != "rtn" or r.layer != "lowrank")
+    ),
+    "a refinement of one size": lambda r: any(
+        not hasattr(REFINEMENTS.get(step.name), "ALL_SIZES") for step in r.refinement
+    ),
     "ranks that int4 cannot read": lambda r: _has_unreadable_ranks(r),
     "factors quantized by statistics": lambda r: (
         r.quantization is not None and bool(QUANTIZERS.get(r.quantization.backend).REQUIRES)
@@ -138,12 +144,13 @@ WHY_NOT: dict[tuple[str, str], str] = {
     "`spectrim export --latency-budget`",
     ("elastic", "pruning"): "pruning ends at one size",
     ("elastic", "correction"): "quantized layers have one size",
-    ("elastic", "quantization"): "quantized factors have one size; run `spectrim export "
-    "--budget` and quantize what it writes",
+    ("elastic", "factors quantized across components"): "their scales hold for one rank; set "
+    "quantization.backend to rtn and layer to lowrank",
     ("elastic", "sharing"): "layers on a shared basis have one size",
     ("elastic", "embeddings"): "a factored table has one size",
-    ("elastic", "refinement"): "trained factors are no prefixes of one another; train the "
-    "size that `spectrim export --budget` writes by `spectrim finetune`",
+    ("elastic", "a refinement of one size"): "its factors are no prefixes of one "
+    "another; set refinement to distillation, which trains all sizes, or train the size that "
+    "`spectrim export --budget` writes by `spectrim finetune`",
     ("elastic", "a lossy layer type"): "a rank is no beginning of a larger one; choose pivoted "
     "or lowrank",
     ("elastic", "layer shared_basis"): "layers on a shared basis have one size",

@@ -24,7 +24,13 @@ from spectrim.models.source import ModelSource, open_source
 from spectrim.pipeline import compatibility
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.early_checks import check_text
-from spectrim.pipeline.elastic import at_largest, hold_sizes, plan_elastic
+from spectrim.pipeline.elastic import (
+    at_largest,
+    hold_sizes,
+    plan_elastic,
+    quantize_sizes,
+    sampled_sizes,
+)
 from spectrim.pipeline.embedding import compress_embeddings
 from spectrim.pipeline.inputs import prepare
 from spectrim.pipeline.latency_table import latency_table
@@ -127,7 +133,7 @@ def compress(
         check_plan(original.model, options.plan)
     decomposition = factorize(source, tokenizer, recipe, context)
     if recipe.elastic is not None:
-        return elastic(original, decomposition, recipe)
+        return elastic(original, decomposition, recipe, context)
     plan = choose_plan(decomposition, recipe, options, context)
     return finish(original, cut(original, decomposition, plan, recipe), context)
 
@@ -195,12 +201,17 @@ def _warn_of_idle_budget(plan: Plan, quantization: QuantizationRecipe) -> None:
 
 
 def elastic(
-    original: LoadedModel, decomposition: Decomposition, recipe: Recipe
+    original: LoadedModel, decomposition: Decomposition, recipe: Recipe, context: RunContext
 ) -> CompressionResult:
-    """Return the model that holds all sizes, with the plan of the largest."""
+    """Return the model that holds all sizes, refined, with the plan of the largest."""
     sizes, plan = plan_elastic(decomposition, recipe)
-    dtype = original.dtype_for(recipe)
-    larger = hold_sizes(original.model, decomposition, sizes, plan, dtype)
+    larger = hold_sizes(original.model, decomposition, sizes, plan)
+    if recipe.refinement:
+        sampled = sampled_sizes(sizes)
+        larger = refine(original.model, larger, original.tokenizer, recipe, context, sampled)
+    larger = cast_for_saving(larger, original.dtype_for(recipe))
+    if recipe.quantization is not None:
+        larger = quantize_sizes(larger, recipe.quantization)
     return CompressionResult(larger, plan, recipe, decomposition)
 
 

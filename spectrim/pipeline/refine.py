@@ -18,6 +18,7 @@ from spectrim.pipeline.replace import cast_for_saving
 from spectrim.refinement import REFINEMENTS, Losses, TrainingInputs, required_statistics
 from spectrim.runtime.context import RunContext
 from spectrim.statistics import Calibration
+from spectrim.training.sampled_sizes import SampledSizes
 
 _SHARE = 10
 """Of a stage's steps, the first and the last tenth are recorded."""
@@ -29,8 +30,11 @@ def refine(
     tokenizer: Any,
     recipe: Recipe,
     context: RunContext | None = None,
+    sizes: SampledSizes | None = None,
 ) -> PreTrainedModel:
     """Return `compressed` in float32 after the recipe's refinements on calibration text.
+
+    sizes: of a model that holds several.
 
     A model in float32 is changed in place, another dtype in a copy; cast the result with
     `cast_for_saving`. The original is not changed. Evaluate the result on other text. Raises
@@ -44,7 +48,7 @@ def refine(
         blocks = calibration_blocks(
             original, tokenizer, _with_sequences(original, recipe, step)
         )
-        inputs = TrainingInputs(original, compressed, blocks, statistics)
+        inputs = TrainingInputs(original, compressed, blocks, statistics, sizes)
         losses = REFINEMENTS.get(step.name).refine(inputs, options, context)
         record(inputs, step.name, options, losses)
     return compressed

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields, replace
-
-import torch
+from dataclasses import asdict
 
 from spectrim.allocation import Storage
-from spectrim.layers.quantized import QUANTIZERS, quantizer_class
+from spectrim.layers.quantized import storage_in
 from spectrim.planning.settings import PlanningSettings
 
 
@@ -17,12 +15,7 @@ def storage_of(settings: PlanningSettings) -> Storage | None:
     quantizer = settings.quantizer
     if quantizer is None:
         return None
-    dtype = quantizer.dtype
-    options = QUANTIZERS.options(quantizer.name, dict(quantizer.options))
-    if "dtype" in {field.name for field in fields(options)}:
-        options = replace(options, dtype=dtype)
-    kind, itemsize = quantizer_class(quantizer.name), getattr(torch, dtype).itemsize
-    return lambda rows, columns: -(-kind.cost((rows, columns), options, itemsize) // itemsize)
+    return storage_in(quantizer.name, quantizer.options, quantizer.dtype)
 
 
 def rounded_for(settings: PlanningSettings) -> str:

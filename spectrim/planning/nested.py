@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from spectrim.allocation import NestedSizes, nest_sizes
+from dataclasses import fields
+
+from spectrim.allocation import AllocationRequest, ComponentRequest, NestedSizes, nest_sizes
 from spectrim.errors import InputError
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.plan import Plan
@@ -19,7 +21,7 @@ def nested_sizes(
     """
     if decomposition.groups:
         raise InputError("layers on a shared basis have one size; set sharing.rule=none")
-    request = request_for(decomposition, settings)
+    request = _request(decomposition, settings)
     return nest_sizes(request, smallest, decomposition.correction)
 
 
@@ -29,5 +31,10 @@ def nested_plan(
     """Return the plan of one of `sizes`. Raises InputError for a budget outside their range."""
     at = settings.at_budget(budget)
     facts = {"elastic": [sizes.smallest, sizes.largest]}
-    request = request_for(decomposition, at)
+    request = _request(decomposition, at)
     return plan_at(decomposition, at, request, sizes.ranks(budget), facts)
+
+
+def _request(decomposition: Decomposition, settings: PlanningSettings) -> AllocationRequest:
+    plain = request_for(decomposition, settings)
+    return ComponentRequest(*(getattr(plain, field.name) for field in fields(plain)))

@@ -15,6 +15,7 @@ The contract tests of every refinement read the tags of its file:
 
     QUICK = {"epochs": 4}     options with which a test takes a second, at least 12 steps
     NEEDS_LOSSLESS = True     only for layers that store any factors of their rank
+    ALL_SIZES = True          takes `inputs.sizes`, a model that holds several sizes
 """
 
 from __future__ import annotations

@@ -6,16 +6,18 @@
 over the factors, norms, biases and what stayed dense in the L decoder blocks; p and h are the
 original's predictions and block outputs, q and h' the compressed model's. Embeddings and head
 are fixed. The hidden states tell more per token than predictions alone; `hidden` = 0 leaves
-them out.
+them out. Of a model that holds several sizes each step trains the largest, the smallest and two
+between, by the sum of the logarithms of their losses.
 
 Memory: both models, AdamW's two moments and a gradient for each trained parameter, the
 activations of one step, its tokens x width x 4 bytes for every block, and three arrays of its
-tokens x vocabulary x 4 bytes; with optimizer "kfac_adamw" in^2 + out^2 numbers per layer
-more.
+tokens x vocabulary x 4 bytes, for one size at a time; with optimizer "kfac_adamw" in^2 + out^2
+numbers per layer more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +41,8 @@ from spectrim.training.schedule import Schedule
 
 REFERENCE = "Hinton et al., 2015, arXiv:1503.02531; level three of AA-SVD, arXiv:2604.02119"
 QUICK = {"tokens": 1024}
+ALL_SIZES = True
+_NAME = "end to end"
 
 
 @dataclass(frozen=True)
@@ -92,26 +96,44 @@ def refine(inputs: TrainingInputs, options: Options, context: RunContext) -> Los
     key |= basis_key(options.optimizer, inputs.statistics)
     tokens = Tokens(blocks, compressed.device, options.precision)
 
-    def loss(rows: Tensor) -> Tensor:
+    def losses(rows: Tensor) -> Iterator[Tensor]:
         with torch.no_grad():
             wanted, targets = tokens.predicted(original, rows)
-        logits, outputs = tokens.predicted(compressed, rows)
         real = tokens.real(rows)
-        away = [relative_error(*pair, real) for pair in zip(targets, outputs, strict=True)]
-        hidden = sum(away) / len(away) if away else 0.0
-        return divergence(wanted, logits, real) + options.hidden * hidden
+        for _ in _each_size(inputs, len(run.state.losses[_NAME]), options.seed):
+            logits, outputs = tokens.predicted(compressed, rows)
+            away = [relative_error(*pair, real) for pair in zip(targets, outputs, strict=True)]
+            hidden = sum(away) / len(away) if away else 0.0
+            away_in_all = divergence(wanted, logits, real) + options.hidden * hidden
+            yield away_in_all if inputs.sizes is None else relative(away_in_all)
 
     with evaluation_mode(original), balanced_parameters(compressed) as parameters:
         run = TrainingRun(parameters, key, context)
         if not run.finished:
             schedule = options.schedule(blocks)
             if options.lr_scaling == "kl":
-                schedule = scale_by_divergence(schedule, original, compressed, tokens)
+                models = original, compressed
+                schedule = scale_by_divergence(schedule, *models, tokens, inputs.sizes)
             run.resume()
             bases = rotations(compressed, parameters, options.optimizer, inputs.statistics)
-            stage = Stage("end to end", parameters, loss, len(blocks), bases, **options.chosen)
+            stage = Stage(_NAME, parameters, losses, len(blocks), bases, **options.chosen)
             run.train_stage(0, stage, schedule)
         return run.finish()
+
+
+def _each_size(inputs: TrainingInputs, step: int, seed: int) -> Iterator[None]:
+    """Give the model each size of a step in turn; once as it is where it has one size."""
+    if inputs.sizes is None:
+        yield
+        return
+    for budget in inputs.sizes.draw(step, seed):
+        with inputs.sizes.cut(inputs.compressed, budget):
+            yield
+
+
+def relative(loss: Tensor) -> Tensor:
+    """Return the logarithm: a size counts by the share that its loss falls by."""
+    return loss.log()
 
 
 def relative_error(wanted: Tensor, output: Tensor, real: Tensor) -> Tensor:

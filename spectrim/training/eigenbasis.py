@@ -1,6 +1,7 @@
 """The eigenbases of a calibration's covariances, by parameter, for `optim/kfac_adamw.py`.
 
     left' = Q_g^T left,   right' = right Q_x,   W' = Q_g^T W Q_x for what stayed dense,
+    components' = [left^T Q_g, right Q_x] of an elastic layer,
     C_g = Q_g diag Q_g^T,   C_x = Q_x diag Q_x^T
 
 Layers without statistics, norms and biases keep their coordinates.
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from spectrim.errors import InputError
+from spectrim.layers import ElasticLinear
 from spectrim.layers.lowrank import LowRankLinear
 from spectrim.layers.shared_basis import SharedBasisLinear
 from spectrim.linalg.covariance import dense
@@ -42,7 +44,7 @@ def rotations(
     Raises InputError without the statistics.
 
     Memory: in^2 + out^2 numbers of 4 bytes per layer, an input's basis once for all that
-    read it.
+    read it; (in + out)^2 for an elastic layer.
     """
     if not requires(optimizer):
         return {}
@@ -50,7 +52,7 @@ def rotations(
     source = _Eigenvectors(_checked(calibration))
     for name in names:
         path, _, own = name.rpartition(".")
-        rotation = _rotation(model, path, source) if own == "weight" else None
+        rotation = _rotation(model, path, own, source)
         if rotation is not None:
             device = model.get_submodule(path).get_parameter(own).device
             found[name] = Rotation(_to(rotation.left, device), _to(rotation.right, device))
@@ -74,9 +76,14 @@ def _checked(calibration: Calibration | None) -> Calibration:
     return calibration
 
 
-def _rotation(model: nn.Module, path: str, source: _Eigenvectors) -> Rotation | None:
-    """Return the rotation of the weight of the module at `path`, dense or a factor."""
+def _rotation(model: nn.Module, path: str, own: str, source: _Eigenvectors) -> Rotation | None:
+    """Return the rotation of the parameter `own` of the module at `path`: a weight, dense or a
+    factor, or the components of an elastic layer."""
     module = model.get_submodule(path)
+    if path in source.calibration.groups and isinstance(module, ElasticLinear):
+        return _elastic_rotation(module, own, source.outputs(path), source.inputs(path))
+    if own != "weight":
+        return None
     if path in source.calibration.groups and is_linear(module):
         sides = source.outputs(path), source.inputs(path)
         return Rotation(*(reversed(sides) if isinstance(module, Conv1D) else sides))
@@ -87,6 +94,18 @@ def _rotation(model: nn.Module, path: str, source: _Eigenvectors) -> Rotation | 
     if factor == "left":
         return Rotation(left=source.outputs(parent))
     return Rotation(right=source.inputs(parent))
+
+
+def _elastic_rotation(
+    layer: ElasticLinear, own: str, outputs: Tensor | None, inputs: Tensor | None
+) -> Rotation | None:
+    if own == "weight":
+        return Rotation(*((inputs, outputs) if layer.transposed else (outputs, inputs)))
+    if own != "components":
+        return None
+    left = torch.eye(layer.out_features) if outputs is None else outputs
+    right = torch.eye(layer.in_features) if inputs is None else inputs
+    return Rotation(right=torch.block_diag(left, right.to(left.device)))
 
 
 def _has_factors(layer: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from spectrim.data import TokenBlocks
 from spectrim.models.fingerprint import model_fingerprint
 from spectrim.runtime import distributed
 from spectrim.statistics import Calibration
+from spectrim.training.sampled_sizes import SampledSizes
 
 Losses = dict[str, list[float]]
 """The loss of every step, by stage."""
@@ -25,19 +26,26 @@ class TrainingInputs:
         compressed: the model to change in place, in float32, on the device of the original.
         blocks: the sequences to fit it on.
         statistics: those of the original, for a refinement that requires some.
+        sizes: of a model that holds several; only refinements with `ALL_SIZES` take one.
     """
 
     original: PreTrainedModel
     compressed: PreTrainedModel
     blocks: TokenBlocks
     statistics: Calibration | None = None
+    sizes: SampledSizes | None = None
 
     def key(self, name: str, options: Any) -> dict[str, Any]:
         """Return all that the result of `name` with these inputs depends on."""
         count = distributed.num_processes()
-        return ({"processes": count} if count > 1 else {}) | {
-            "refinement": [name, asdict(options)],
-            "original": model_fingerprint(self.original),
-            "compressed": model_fingerprint(self.compressed),
-            "data": self.blocks.fingerprint,
-        }
+        several = {} if self.sizes is None else {"sizes": self.sizes.key}
+        return (
+            ({"processes": count} if count > 1 else {})
+            | several
+            | {
+                "refinement": [name, asdict(options)],
+                "original": model_fingerprint(self.original),
+                "compressed": model_fingerprint(self.compressed),
+                "data": self.blocks.fingerprint,
+            }
+        )

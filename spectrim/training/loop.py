@@ -36,7 +36,8 @@ class Stage:
     """The parameters that are trained together.
 
     Attributes:
-        loss: takes the indices (rows,) of a step's sequences.
+        loss: takes the indices (rows,) of a step's sequences; several losses are summed, with
+            one graph at a time in memory.
         rows: the number of sequences to choose from.
         rotations: of parameters that are stepped in other coordinates, by `kfac_adamw`.
         rates: learning rates relative to the schedule's, 1 for parameters that are absent.
@@ -47,7 +48,7 @@ class Stage:
 
     name: str
     parameters: Parameters
-    loss: Callable[[Tensor], Tensor]
+    loss: Callable[[Tensor], Tensor | Iterator[Tensor]]
     rows: int
     rotations: Rotations = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -110,16 +111,23 @@ class Trainer:
         """Return loss and gradients; of several processes, the mean of their parts by rows."""
         own = distributed.own_rows(sequences)
         if distributed.num_processes() == 1:
-            loss = self.stage.loss(own)
-            gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
-            return loss.detach(), gradients
+            return self._gradients(own, 1.0)
         total, sums = torch.zeros(()), [torch.zeros_like(p) for p in self.parameters]
         with distributed.raise_together():
             if len(own):
-                loss = self.stage.loss(own) * (len(own) / len(sequences))
-                sums = list(torch.autograd.grad(loss, self.parameters, materialize_grads=True))
-                total = loss.detach()
+                total, sums = self._gradients(own, len(own) / len(sequences))
         distributed.all_reduce_sum_([total, *sums])
+        return total, sums
+
+    def _gradients(self, rows: Tensor, share: float) -> tuple[Tensor, list[Tensor]]:
+        """Return loss and gradients on `rows`, times `share`, summed over several losses."""
+        given = self.stage.loss(rows)
+        total, sums = torch.zeros(()), list[Tensor]()
+        for part in [given] if isinstance(given, Tensor) else given:
+            loss = part if share == 1.0 else part * share
+            found = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+            sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else list(found)
+            total = total.to(loss.device) + loss.detach()
         return total, sums
 
     @property

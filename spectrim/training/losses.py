@@ -8,6 +8,7 @@ A model that has little to mend is easily spoilt: its best rate is smaller.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from spectrim.data import TokenBlocks
 from spectrim.data.tasks import TaskRows, task_loss
 from spectrim.training.forward import Precision, Tokens
+from spectrim.training.sampled_sizes import SampledSizes
 from spectrim.training.schedule import Schedule
 
 Scaling = Literal["none", "kl"]
@@ -27,11 +29,22 @@ _PROBED = 32
 
 
 def scale_by_divergence(
-    schedule: Schedule, original: PreTrainedModel, compressed: PreTrainedModel, tokens: Tokens
+    schedule: Schedule,
+    original: PreTrainedModel,
+    compressed: PreTrainedModel,
+    tokens: Tokens,
+    sizes: SampledSizes | None = None,
 ) -> Schedule:
-    """Return the schedule with the rate for this distance, on the first sequences."""
+    """Return the schedule with the rate for this distance, on the first sequences.
+
+    sizes: of a model that holds several; the distance is then the mean over them.
+    """
     chunks = torch.arange(min(len(tokens), _PROBED)).split(schedule.rows)
-    away = mean_divergence(original, compressed, tokens, chunks)
+    found = []
+    for cut in [nullcontext()] if sizes is None else sizes.evenly(compressed):
+        with cut:
+            found.append(mean_divergence(original, compressed, tokens, chunks))
+    away = sum(found) / len(found)
     share = min(1.0, max(0.0, away) ** 0.5)
     return replace(schedule, learning_rate=schedule.learning_rate * share)
 

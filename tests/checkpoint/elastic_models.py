@@ -19,6 +19,7 @@ from spectrim.models.linear import get_bias, get_weight
 from spectrim.models.targets import find_targets
 from spectrim.pipeline.elastic import hold_sizes, plan_elastic
 from spectrim.pipeline.recipe import ElasticRecipe, Recipe
+from spectrim.pipeline.replace import cast_for_saving
 from spectrim.planning import Decomposition
 from spectrim.planning.settings import PlanningSettings
 from spectrim.statistics import LayerProblem
@@ -68,7 +69,8 @@ class Elastic:
     ) -> Elastic:
         decomposition, recipe = decompose(model, kind, largest)
         sizes, plan = plan_elastic(decomposition, recipe)
-        held = hold_sizes(model, decomposition, sizes, plan, dtype)
+        held = hold_sizes(model, decomposition, sizes, plan)
+        held = held if dtype is None else cast_for_saving(held, dtype)
         config = held.config.quantization_config
         save_compressed(held, tiny_tokenizer(), directory, config)
         return cls(model, decomposition, sizes, recipe.planning, held, directory)

@@ -56,7 +56,18 @@ def test_made_measured_timed_and_exported(cli, shelf, elastic, tmp_path, monkeyp
     done = cli("export", elastic, "-o", tmp_path / "dense", "--dense", "--budget", 0.5)
     assert done.code == 0, done.err
 
+    page = tmp_path / "page.html"
+    asked = ("--budget", 0.5, "--original", shelf / "model", "--data", shelf / "text.txt")
+    done = cli("report", elastic, *asked, "--prompt", "abc", "-o", page, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["kept"] == pytest.approx(plan_at(elastic, 0.5)["kept"])
+    assert report["measured_divergence"] > 0
+    assert "The same prompt" in page.read_text()
+
     refused = {
+        ("report", elastic, "--budget", 0.5): "name it with -o",
+        ("report", fixed, "--budget", 0.5, "-o", page): "has one size",
         ("evaluate", fixed, *text, "--budget", 0.5): "has one size",
         ("export", fixed, "-o", tmp_path / "x", "--budget", 0.5): "has one size",
         ("export", elastic, "-o", tmp_path / "x"): "choose one of",
@@ -77,12 +88,18 @@ def test_made_measured_timed_and_exported(cli, shelf, elastic, tmp_path, monkeyp
         assert message in cli(*command).failed_with_one_line()
 
 
+def plan_at(directory: Path, budget: float) -> dict:
+    model, _ = load(directory, budget=budget)
+    return model.config.quantization_config.provenance["plan"]
+
+
 REFUSED = {
     ("--elastic", "0.4"): "like 0.4..0.9",
     ("--elastic", "0.9..0.4"): "must be below",
     ("--elastic", "0.4..0.9", "--budget", "0.5"): "choose one of --budget and --elastic",
-    ("--elastic", "0.4..0.9", "--refine", "finetune"): "cannot be combined",
-    ("--elastic", "0.4..0.9", "--quantize", "int8"): "cannot be combined",
+    ("--elastic", "0.4..0.9", "--refine", "finetune"): "distillation, which trains all sizes",
+    ("--elastic", "0.1..0.2", "--quantize", "int8", "--layer", "pivoted"): "hold for one rank",
+    ("--elastic", "0.1..0.2", "--quantize", "int4-gptq"): "hold for one rank",
     ("--elastic", "0.4..0.9", "--target-loss", "0.1"): "cannot be combined",
     ("--elastic", "0.4..0.9", "--memory", "6GiB"): "cannot be combined",
     ("--elastic", "0.4..0.9", "--layer", "sparse_dictionary"): "cannot be combined",
@@ -96,3 +113,19 @@ def test_what_does_not_combine_is_refused_before_the_work(cli, shelf, tmp_path, 
     done = cli("compress", shelf / "model", "-o", tmp_path / "out", *data, *options)
     assert REFUSED[options] in done.failed_with_one_line()
     assert not (tmp_path / "out").exists()
+
+
+def test_quantized_sizes(cli, shelf, tmp_path):
+    out, fixed = tmp_path / "elastic", tmp_path / "fixed"
+    data = ("--data", shelf / "text.txt", "--no-probe", "--no-report")
+    bits = ("--elastic", "0.1..0.25", "--quantize", "int8")
+    done = cli("compress", shelf / "model", "-o", out, *bits, *data, *SMALL)
+    assert done.code == 0, done.err
+    text = ("--data", shelf / "text.txt", "--tokens", 400)
+    done = cli("evaluate", out, *text, "--budget", 0.12, "--budget", 0.25, "--json")
+    assert done.code == 0, done.err
+    done = cli("export", out, "-o", fixed, "--budget", 0.2)
+    assert done.code == 0, done.err
+    entry = load(fixed)[0].config.quantization_config
+    assert entry.inner["base"] == "rtn"
+    assert entry.inner["options"]["bits"] == 8

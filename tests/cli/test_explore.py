@@ -65,3 +65,14 @@ def test_what_cannot_be_explored(cli, shelf, options, message):
     data = ("--data", shelf / "text.txt")
     outcome = cli("explore", shelf / "model", *data, *SMALL, *options)
     assert message in outcome.failed_with_one_line()
+
+
+def test_a_recipe_for_an_elastic_checkpoint_is_refused(cli, shelf, tmp_path):
+    out = tmp_path / "elastic"
+    data = ("--data", shelf / "text.txt", "--no-probe", "--no-report")
+    done = cli("compress", shelf / "model", "-o", out, "--elastic", "0.4..0.9", *data, *SMALL)
+    assert done.code == 0, done.err
+    outcome = cli("explore", out, "--data", shelf / "text.txt")
+    assert "holds all of its sizes" in outcome.failed_with_one_line()
+    outcome = cli("explore", out, "--port", "99999")
+    assert "cannot listen" in outcome.failed_with_one_line()

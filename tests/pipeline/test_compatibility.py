@@ -32,7 +32,7 @@ ASKS = {
     "quantization": {"quantization": QuantizationRecipe(8, "rtn")},
     "sharing": {"sharing": SharingRecipe("adjacent")},
     "embeddings": {"embeddings": EmbeddingRecipe()},
-    "refinement": {"refinement": (RefinementRecipe("finetune"),)},
+    "refinement": {"refinement": (RefinementRecipe("distillation"),)},
     "elastic": {"elastic": ElasticRecipe()},
     "experts": {"experts": ExpertRecipe()},
     "an untimed layer type": {"layer": "sparse_dictionary"},
@@ -45,6 +45,8 @@ ASKS = {
     "packed rows": {"calibration": CalibrationRecipe(rows="packed")},
     "probing through blocks": {"probe": ProbeRecipe(through="block")},
     "factors quantized by statistics": {"quantization": QuantizationRecipe(4, backend="gptq")},
+    "a refinement of one size": {"refinement": (RefinementRecipe("finetune"),)},
+    "factors quantized across components": {"quantization": QuantizationRecipe(8)},
     "ranks that int4 cannot read": {"quantization": QuantizationRecipe(4), "rank_multiple": 5},
 }
 """Changes of the default recipe by the feature that they ask for."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.elastic_models import Elastic
 from tests.serving.compressing import compress_mixed, save, small_qwen2
 from tests.serving.page import PORT, Environment, own_environment, section
 from tests.serving.servers import free_port, running
@@ -17,9 +19,10 @@ START = 120.0
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> Environment:
-    """With `small`, a compressed model, in its directory."""
+    """With `small`, a compressed model, and `every`, one of all sizes that states .5."""
     environment = own_environment(tmp_path_factory.mktemp("serving"))
     save_small(environment.directory)
+    save_every(environment.directory / "every")
     return environment
 
 
@@ -40,3 +43,11 @@ def save_small(directory: Path) -> Path:
     model = small_qwen2()
     config = compress_mixed(model, ("pivoted", "lowrank", "dense"))
     return save(model, config, directory / "small")
+
+
+def save_every(directory: Path) -> None:
+    Elastic.make(small_qwen2(), "pivoted", directory)
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["elastic"]["budget"] = 0.5
+    path.write_text(json.dumps(config))

@@ -7,7 +7,9 @@
 
 `steps` are (number of the layer, its new rank, 0 for dense) from the smallest size upward;
 `budget` is the size to load where nothing else is asked for, None for the largest;
-`other_weights` counts the numbers that are stored outside of `layers`.
+`other_weights` counts the numbers that are stored outside of `layers`. Quantized components
+have `"quantizer": {"options": {...}, "dtype": "float32"}`: the options of `rtn`, and the dtype
+whose numbers weights are counted in.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from spectrim.allocation import DENSE, NestedLayer, NestedSizes
-from spectrim.errors import CheckpointError
+from spectrim.allocation import DENSE, NestedLayer, NestedSizes, Storage
+from spectrim.errors import CheckpointError, InputError
+from spectrim.layers.quantized import ROW_QUANTIZER, quantizer_class, storage_in
+from spectrim.layers.quantized.rtn import Options
 
 KINDS = ("lowrank", "pivoted")
 """Layer types that are made of any factors of their rank."""
@@ -33,10 +37,13 @@ _FIELDS = {
     "other_weights",
 }
 _LAYER_FIELDS = {"name", "shape", "first", "components", "has_dense"}
+_DTYPES = ("float32", "bfloat16", "float16")
 _DIGITS = 5
 
 
-def elastic_entry(sizes: NestedSizes, other_weights: int) -> dict[str, Any]:
+def elastic_entry(
+    sizes: NestedSizes, other_weights: int, quantizer: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the entry of `sizes`; losses are rounded."""
     layers = [
         {
@@ -58,7 +65,13 @@ def elastic_entry(sizes: NestedSizes, other_weights: int) -> dict[str, Any]:
         "steps": [list(step) for step in sizes.steps],
         "losses": [float(f"{loss:.{_DIGITS}g}") for loss in sizes.losses],
         "other_weights": other_weights,
-    }
+    } | ({} if quantizer is None else {"quantizer": dict(quantizer)})
+
+
+def rounding_of(entry: Mapping[str, Any]) -> Options | None:
+    """Return the options that components are quantized by, None where they are not."""
+    stated = entry.get("quantizer")
+    return None if stated is None else quantizer_class(ROW_QUANTIZER).parsed(stated["options"])
 
 
 def sizes_of(entry: Mapping[str, Any]) -> NestedSizes:
@@ -80,6 +93,16 @@ def sizes_of(entry: Mapping[str, Any]) -> NestedSizes:
         layers,
         tuple((index, rank) for index, rank in entry["steps"]),
         tuple(entry["losses"]),
+        _storage(entry),
+    )
+
+
+def _storage(entry: Mapping[str, Any]) -> Storage | None:
+    stated = entry.get("quantizer")
+    return (
+        None
+        if stated is None
+        else storage_in(ROW_QUANTIZER, stated["options"], stated["dtype"])
     )
 
 
@@ -87,12 +110,13 @@ def check_elastic(entry: object) -> None:
     """Raise CheckpointError unless `entry` is None or a whole, consistent entry."""
     if entry is None:
         return
-    if not isinstance(entry, dict) or set(entry) != _FIELDS:
+    if not isinstance(entry, dict) or set(entry) - {"quantizer"} != _FIELDS:
         raise CheckpointError(f"'elastic' is {entry!r:.80}, expected {sorted(_FIELDS)}")
     if entry["kind"] not in KINDS:
         raise CheckpointError(
             f"'elastic' has kind {entry['kind']!r:.40}, expected {' or '.join(KINDS)}"
         )
+    _check_quantizer(entry)
     small, large = entry["smallest"], entry["largest"]
     if not (_is_number(small) and _is_number(large) and 0 < small < large <= 1):
         raise CheckpointError(
@@ -112,6 +136,23 @@ def check_elastic(entry: object) -> None:
     if len({layer["name"] for layer in entry["layers"]}) != len(entry["layers"]):
         raise CheckpointError("'elastic' names a layer twice")
     _check_steps(entry)
+
+
+def _check_quantizer(entry: Mapping[str, Any]) -> None:
+    if "quantizer" not in entry:
+        return
+    stated = entry["quantizer"]
+    known = isinstance(stated, dict) and set(stated) == {"options", "dtype"}
+    if not known or stated["dtype"] not in _DTYPES or not isinstance(stated["options"], dict):
+        raise CheckpointError(
+            f"'elastic' has the quantizer {stated!r:.80}, expected options and a dtype"
+        )
+    if entry["kind"] != "lowrank":
+        raise CheckpointError(f"'elastic' has quantized layers of kind {entry['kind']}")
+    try:
+        quantizer_class(ROW_QUANTIZER).parsed(stated["options"])
+    except InputError as error:
+        raise CheckpointError(f"'elastic' has a quantizer: {error}") from None
 
 
 def _check_layer(layer: object) -> None:

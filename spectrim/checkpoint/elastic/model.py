@@ -7,7 +7,7 @@ remembers its files, so that another size can be put in its place.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spectrim.checkpoint.config import SpectrimConfig
-from spectrim.checkpoint.elastic.entry import check_elastic, sizes_of
+from spectrim.checkpoint.config_entries import COMPENSATED
+from spectrim.checkpoint.elastic.entry import check_elastic, rounding_of, sizes_of
 from spectrim.checkpoint.elastic.reading import ElasticFiles
 from spectrim.checkpoint.elastic.stored import BUDGET
 from spectrim.checkpoint.empty_layers import module_at, names_inside
 from spectrim.errors import CheckpointError, InputError
-from spectrim.layers import ElasticLinear
+from spectrim.layers import ElasticLinear, FactoredLinear
 from spectrim.layers.lowrank import LowRankLinear
+from spectrim.layers.quantized import (
+    COLUMN_QUANTIZER,
+    ELASTIC_PARTS,
+    ROW_QUANTIZER,
+    cut_quantized,
+    held_by,
+)
+from spectrim.layers.quantized.rtn import Options
 from spectrim.models.linear import get_shape, is_linear, set_weight
 from spectrim.models.replace import replace_layer
 
@@ -61,10 +70,12 @@ class ElasticModel:
         check_elastic(whole.elastic)
         config, sizes = cut_config(whole, budget), sizes_of(whole.elastic)
         local = {full: own for own, full in names_inside(model, list(sizes.layers)).items()}
-        stored = {n: own for n, own in local.items() if sizes.layers[n].components}
+        rounding = rounding_of(whole.elastic)
+        cut = {n for n, layer in sizes.layers.items() if layer.components or rounding}
+        stored = {n: own for n, own in local.items() if n in cut}
         modules = dict(model.named_modules())  # experts are not split yet
         dense = {name: type(modules.get(own, nn.Linear(1, 1))) for name, own in stored.items()}
-        return cls(whole, config, ElasticFiles.of(files, sizes), stored, dense)
+        return cls(whole, config, ElasticFiles.of(files, sizes, rounding), stored, dense)
 
     def prepare(self, model: Any) -> None:
         """Tell transformers which tensors it neither finds nor uses; in place.
@@ -75,7 +86,10 @@ class ElasticModel:
         unread, unfound = set(), set()
         for name, own in self.local.items():
             self._check_shape(name, module_at(model, own))
-            unread.add(_pattern(own, "components"))
+            unread |= {
+                _pattern(own, part)
+                for part in ("components", rf"({'|'.join(ELASTIC_PARTS)})\..*")
+            }
             if name in self.config.layers:
                 unread |= {_pattern(own, "weight"), _pattern(own, "bias")}
                 unfound.add(_pattern(own, ".*"))
@@ -111,7 +125,8 @@ class ElasticModel:
                 )
             if (entry := self.config.layers.get(name)) is not None:
                 vars(module).pop("filled", None)
-                module.load_state_dict(self.files.layer(name, entry["rank"]).state_dict())
+                rank = None if entry["kind"] == COMPENSATED else entry["rank"]
+                module.load_state_dict(self.files.layer(name, rank).state_dict())
             elif not self.files.sizes.layers[name].has_dense:
                 set_weight(module, self.files.dense(name))
         setattr(model, _SOURCE, self)
@@ -120,15 +135,18 @@ class ElasticModel:
         """Give the layers other ranks in place. Raises InputError."""
         config = cut_config(self.whole, budget)
         for name, own in self.local.items():
-            before, after = self.config.layers.get(name), config.layers.get(name)
-            if before != after:
-                rank = None if after is None else after["rank"]
-                replace_layer(model, own, self._resized(name, model.get_submodule(own), rank))
+            old, entry = model.get_submodule(own), config.layers.get(name)
+            kept = entry is not None and entry["kind"] != COMPENSATED
+            rank = entry["rank"] if entry is not None and kept else None
+            if rank != (old.rank if isinstance(old, FactoredLinear) else None):
+                replace_layer(model, own, self._resized(name, old, rank))
         self.config = config
         model.config.quantization_config = config
 
     def _resized(self, name: str, old: nn.Module, rank: int | None) -> nn.Module:
         """Return the layer at another rank: a part of `old` where that holds it, else read."""
+        if self.files.rounding is not None:
+            return self._quantized(name, old, rank, self.files.rounding)
         if rank is None:
             return self._dense_layer(name)
         if isinstance(old, LowRankLinear) and rank <= old.rank:
@@ -139,6 +157,14 @@ class ElasticModel:
                 None if bias is None else bias.detach(),
             )
         return self.files.layer(name, rank)
+
+    def _quantized(
+        self, name: str, old: nn.Module, rank: int | None, options: Options
+    ) -> nn.Module:
+        if rank is None or not isinstance(old, LowRankLinear) or rank > old.rank:
+            return self.files.layer(name, rank)
+        shape, bias = self.files.sizes.layers[name].shape, old.left.bias
+        return cut_quantized(shape, rank, bias, options, held_by(old))
 
     def _dense_layer(self, name: str) -> nn.Module:
         out_features, in_features = self.files.sizes.layers[name].shape
@@ -200,12 +226,15 @@ def cut_config(whole: SpectrimConfig, budget: float | None = None) -> SpectrimCo
     plan = dict(whole.provenance.get("plan") or {})
     plan |= {"budget": budget, "kept": sizes.cost(ranks) / sizes.dense_weights}
     plan |= {"predicted_loss": sizes.loss(budget)}
-    return SpectrimConfig(
-        {n: {"kind": sizes.kind, "rank": r} for n, r in ranks.items() if r is not None},
-        whole.split_experts,
-        whole.untied,
-        whole.provenance | {"plan": plan},
-    )
+    layers = {n: {"kind": sizes.kind, "rank": r} for n, r in ranks.items() if r is not None}
+    inner = None
+    if (rounding := rounding_of(whole.elastic)) is not None:
+        stated = {"base": ROW_QUANTIZER, "options": asdict(rounding)}
+        dense = {"kind": COMPENSATED, **stated, "rank": 0}
+        inner = stated | {"others": {"left": COLUMN_QUANTIZER}} if layers else None
+        layers = {n: layers.get(n, dense) for n in ranks}
+    provenance = whole.provenance | {"plan": plan}
+    return SpectrimConfig(layers, whole.split_experts, whole.untied, provenance, inner=inner)
 
 
 def _pattern(module: str, tensor: str) -> str:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectrim.allocation import NestedSizes
 from spectrim.errors import CheckpointError
-from spectrim.layers import FactoredLinear, layer_class, split_components
+from spectrim.layers import layer_class, split_components
+from spectrim.layers.quantized import cut_quantized, empty_quantized
+from spectrim.layers.quantized.rtn import Options
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,20 @@ class ElasticFiles:
     Attributes:
         files: the file that holds each tensor.
         sizes: what can be cut from them.
+        rounding: the options that components are quantized by, None where they are not.
     """
 
     files: Mapping[str, Path]
     sizes: NestedSizes
+    rounding: Options | None = None
 
     @classmethod
-    def of(cls, paths: Iterable[str | Path], sizes: NestedSizes) -> ElasticFiles:
+    def of(
+        cls,
+        paths: Iterable[str | Path],
+        sizes: NestedSizes,
+        rounding: Options | None = None,
+    ) -> ElasticFiles:
         """Open the headers. Raises CheckpointError for files that are no safetensors."""
         files: dict[str, Path] = {}
         for path in map(Path, paths):
@@ -40,7 +49,7 @@ class ElasticFiles:
                     files |= dict.fromkeys(file.keys(), path)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
-        return cls(files, sizes)
+        return cls(files, sizes, rounding)
 
     def factors(self, name: str, rank: int) -> tuple[Tensor, Tensor]:
         """Return left (out, rank) and right (rank, in) of a layer.
@@ -63,10 +72,26 @@ class ElasticFiles:
         """Return the dense weight of a layer as the dense layer stores it."""
         return self._slice(f"{name}.weight", None, None)
 
-    def layer(self, name: str, rank: int) -> FactoredLinear:
-        """Return the layer cut to `rank`, in float64."""
+    def layer(self, name: str, rank: int | None) -> nn.Module:
+        """Return the layer cut to `rank`: in float64, or as it is quantized.
+
+        Raises CheckpointError for tensors that are missing or misshapen.
+        """
+        if self.rounding is not None:
+            return self._quantized(name, rank, self.rounding)
+        assert rank is not None
         left, right = (factor.double() for factor in self.factors(name, rank))
         return layer_class(self.sizes.kind).from_factors(left, right, self.bias(name))
+
+    def _quantized(self, name: str, rank: int | None, options: Options) -> nn.Module:
+        layer = self.sizes.layers[name]
+        held = layer.components, layer.has_dense
+        whole = dict(empty_quantized(layer.shape, *held, False, options).named_buffers())
+
+        def read(tensor: str, entries: int) -> Tensor:
+            return self._slice(f"{name}.{tensor}", tuple(whole[tensor].shape), entries)
+
+        return cut_quantized(layer.shape, rank, self.bias(name), options, read)
 
     def dense(self, name: str) -> Tensor:
         """Return the product of all components, in float64 (out, in)."""

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrim.checkpoint.elastic.entry import check_elastic, sizes_of
+from spectrim.checkpoint.elastic.entry import check_elastic, rounding_of, sizes_of
 from spectrim.errors import CheckpointError
 from spectrim.layers import ElasticLinear
+from spectrim.layers.quantized import empty_quantized
 from spectrim.models.linear import get_shape, is_linear
 
 BUDGET = "spectrim_budget"
@@ -24,14 +25,11 @@ def elastic_layers(model: nn.Module) -> dict[str, ElasticLinear]:
 def check_stored(model: nn.Module, entry: dict[str, Any]) -> None:
     """Raise CheckpointError unless the model holds what `entry` states."""
     check_elastic(entry)
-    held = {
-        name: (len(layer.components), layer.weight is not None)
-        for name, layer in elastic_layers(model).items()
-    }
+    held = {name: layer.held for name, layer in elastic_layers(model).items()}
     stated = {
         name: (layer.components, layer.has_dense)
         for name, layer in sizes_of(entry).layers.items()
-        if layer.components
+        if layer.components or rounding_of(entry)
     }
     if wrong := sorted(n for n in held | stated if held.get(n) != stated.get(n)):
         raise CheckpointError(
@@ -41,9 +39,13 @@ def check_stored(model: nn.Module, entry: dict[str, Any]) -> None:
 
 def install_stored(model: nn.Module, entry: dict[str, Any]) -> None:
     """Put empty elastic layers into a dense model, to compare its tensors with a file's."""
+    rounding = rounding_of(entry)
     for name, layer in sizes_of(entry).layers.items():
-        if layer.components:
-            old = model.get_submodule(name)
+        old: Any = model.get_submodule(name)
+        if rounding is not None:
+            held = layer.components, layer.has_dense, old.bias is not None
+            model.set_submodule(name, empty_quantized(layer.shape, *held, rounding))
+        elif layer.components:
             empty = torch.empty(layer.components, sum(layer.shape))
             weight, bias = old.weight, old.bias
             model.set_submodule(

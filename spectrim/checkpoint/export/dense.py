@@ -90,7 +90,8 @@ def export_self_contained(
         )
     kinds = {entry["kind"] for entry in config.layers.values()} - {COMPENSATED}
     entries = [*config.layers.values(), config.inner or {}]
-    code = remote_code(kinds, {e["base"] for e in entries if "base" in e})
+    others = (config.inner or {}).get("others", {}).values()
+    code = remote_code(kinds, {e["base"] for e in entries if "base" in e} | set(others))
     settings[GUARD] = SELF_CONTAINED
     settings["auto_map"] = {
         "AutoConfig": f"{MODULE}.RemoteConfig",

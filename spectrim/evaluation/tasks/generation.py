@@ -7,7 +7,7 @@ less room than the others, it runs alone with what is left.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from spectrim.data.tasks.encoding import prompt_tokens, text_tokens
 from spectrim.data.tasks.example import TaskExample
+from spectrim.errors import InputError
 from spectrim.models.context import context_length
 from spectrim.models.hooks import inference
 from spectrim.runtime.context import ProgressBar
@@ -55,6 +56,50 @@ def greedy_answers(
             for number, tokens in zip(group.numbers, answers, strict=True):
                 texts[number] = _text(tokens, tokenizer, config.eos_token_id or [])
     return texts
+
+
+def continue_prompt(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompt: str,
+    most: int,
+    show: Callable[[str], bool],
+) -> str:
+    """Return the greedy continuation of `prompt` by at most `most` tokens, up to EOS.
+
+    Args:
+        show: receives the text after every token; the first false answer ends it.
+
+    Raises:
+        InputError: the prompt has no token, or fills the model's context.
+    """
+    tokens = prompt_tokens(TaskExample(prompt, "-"), tokenizer)
+    context = context_length(model)
+    most = most if context is None else min(most, context - len(tokens))
+    if most < 1:
+        raise InputError(
+            f"the prompt has {len(tokens)} tokens, the model's context {context}; shorten it"
+        )
+    with _greedy(model, tokenizer) as config:
+        ends, config.max_new_tokens = config.eos_token_id or [], most
+        before = tokenizer.decode(tokens, skip_special_tokens=True)
+
+        def after(ids: Tensor) -> str:  # decoded with the prompt, so that a space stays
+            new = ids[0, len(tokens) :].tolist()
+            whole = tokens + new[: next((n for n, t in enumerate(new) if t in ends), None)]
+            return tokenizer.decode(whole, skip_special_tokens=True)[len(before) :]
+
+        def shown(ids: Tensor, scores: Any, **more: Any) -> Tensor:
+            return torch.tensor([not show(after(ids))], device=ids.device)
+
+        ids = torch.tensor([tokens], device=model.device)
+        given = model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            stopping_criteria=[shown],
+        )
+        return after(given)
 
 
 def answer_groups(

@@ -18,8 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from spectrim.errors import SpectrimError
+from spectrim.errors import InputError, SpectrimError
+from spectrim.report.live.elastic import ElasticSession
 from spectrim.report.live.session import Session
+from spectrim.report.live.writer import Writer
 from spectrim.report.page import report_page
 
 SECONDS_OF_SILENCE = 10
@@ -48,7 +50,9 @@ class Access:
         return {f"{name}:{port}" for name in {self.host, *local}}
 
 
-def make_server(session: Session, access: Access, port: int = 0) -> ThreadingHTTPServer:
+def make_server(
+    session: Session | ElasticSession, access: Access, port: int = 0
+) -> ThreadingHTTPServer:
     """Return a bound server that is not serving yet; port 0 chooses a free one."""
     handler = type("Handler", (_Handler,), {"session": session, "access": access})
     return _Server((access.host, port), handler)
@@ -72,7 +76,7 @@ class _Refused(Exception):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    session: Session
+    session: Session | ElasticSession
     access: Access
     server_version = "spectrim"
     sys_version = ""
@@ -80,11 +84,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         pages = {"/": self._page, "/report": self.session.report}
-        answers = {"/plan": self._plan, "/progress": self._progress}
+        answers = {"/plan": self._plan, "/progress": self._progress, "/text": self._text}
         self._answer(pages, answers)
 
     def do_POST(self) -> None:
-        self._answer({}, {"/save": self._save, "/start": self._start, "/stop": self._stop})
+        answers = {"/save": self._save, "/start": self._start, "/stop": self._stop}
+        self._answer({}, answers | {"/text": self._write})
 
     def _answer(
         self,
@@ -123,25 +128,46 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(403, "the token is missing or wrong; use the address as printed")
 
     def _page(self) -> str:
-        return report_page(self.session.facts, {"token": self.access.token, **self._places()})
+        return report_page(self.session.facts, {"token": self.access.token, **self._settings()})
 
-    def _places(self) -> dict[str, Any]:
-        output = self.session.places.output
-        return {"plan": str(self.session.places.plan), "output": output and str(output)}
+    def _settings(self) -> dict[str, Any]:
+        session, places = self.session, self.session.places
+        return {
+            "plan": places.plan and str(places.plan),
+            "output": places.output and str(places.output),
+            "percents": session.percents,
+            "action": session.action,
+            "prompt": session.prompt,
+            "writes": session.writer is not None,
+        }
 
     def _plan(self) -> dict[str, Any]:
         return self.session.answer(_budget(self._query("budget")))
 
     def _save(self) -> dict[str, Any]:
-        return {"path": str(self.session.save(self._body_budget()))}
+        return {"path": str(self.session.save(_budget(self._body("budget")["budget"])))}
 
     def _start(self) -> dict[str, Any]:
-        self.session.start(self._body_budget())
+        self.session.start(_budget(self._body("budget")["budget"]))
         return self._progress()
 
     def _stop(self) -> dict[str, Any]:
         self.session.job.stop()
         return self._progress()
+
+    def _text(self) -> dict[str, Any]:
+        return asdict(self._writer.state)
+
+    def _write(self) -> dict[str, Any]:
+        given = self._body("budget", "prompt")
+        budget, prompt = _budget(given["budget"]), str(given["prompt"])
+        return asdict(self._writer.start(budget, prompt))
+
+    @property
+    def _writer(self) -> Writer:
+        if self.session.writer is None:
+            raise InputError("only an elastic checkpoint writes text at each of its sizes")
+        return self.session.writer
 
     def _progress(self) -> dict[str, Any]:
         return asdict(self.session.job.state)
@@ -156,14 +182,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _query(self, name: str) -> str:
         return parse_qs(self._url.query).get(name, [""])[-1]
 
-    def _body_budget(self) -> float:
+    def _body(self, *names: str) -> dict[str, Any]:
+        """Return the named values of the request's JSON object."""
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch("[0-9]{1,9}", length) or int(length) > _LARGEST_BODY:
             raise _Refused(413, f"expected a body of at most {_LARGEST_BODY} bytes")
         try:
-            return _budget(json.loads(self.rfile.read(int(length)))["budget"])
+            given = json.loads(self.rfile.read(int(length)))
+            return {name: given[name] for name in names}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise _Refused(400, 'expected {"budget": number}') from error
+            raise _Refused(400, f"expected an object with {' and '.join(names)}") from error
 
     def _send_error(self, status: int, reason: str) -> None:
         self._send(status, "application/json", json.dumps({"error": reason}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from spectrim.planning import Decomposition, Plan, make_plan, save_plan
 from spectrim.report.collect import plan_facts, with_curves, with_planned_bytes
 from spectrim.report.facts import PAGE_FILE, ReportData
 from spectrim.report.live.job import Job
+from spectrim.report.live.writer import Writer
 from spectrim.report.rank_map import rank_map
 from spectrim.report.summary import summary
 from spectrim.report.write import OutputSpec, write_result
@@ -26,9 +28,9 @@ from spectrim.runtime.context import ProgressBar, RunContext
 
 @dataclass(frozen=True)
 class Places:
-    """Directories of plans, the result and the cache; output None: plans only."""
+    """Directories of plans, the result and the cache; None: none is written."""
 
-    plan: Path
+    plan: Path | None
     output: Path | None
     overwrite: bool = False
     cache: Cache = field(default_factory=lambda: Cache(None))
@@ -36,6 +38,10 @@ class Places:
 
 class Session:
     """A session on one model. Raises InputError for a recipe whose curves are not losses."""
+
+    action = "Compress"
+    prompt = ""
+    writer: Writer | None = None
 
     def __init__(
         self, source: LoadedModel, decomposition: Decomposition, recipe: Recipe, places: Places
@@ -53,6 +59,11 @@ class Session:
                 "explore; choose another, or `spectrim compress` at a budget"
             )
 
+    @property
+    def percents(self) -> tuple[int, int]:
+        """Return the ends of the slider."""
+        return math.ceil(100 * self.facts.curve[0].kept), 100
+
     @cached_property
     def facts(self) -> ReportData:
         """Return the facts of the recipe's own budget, with the curve and the spectra."""
@@ -69,27 +80,12 @@ class Session:
 
     def answer(self, budget: float) -> dict[str, Any]:
         """Return the page's values for the plan at `budget`."""
-        facts = self._facts(self.plan(budget))
-        rows = rank_map(facts.layers).rows
-        return {
-            "budget": budget,
-            "kept": facts.kept,
-            "loss": facts.predicted_loss,
-            "bytes": sum(part.stored for part in facts.parts),
-            "dense": sum(layer.rank is None for layer in facts.layers),
-            "layers": len(facts.layers),
-            "cells": {
-                f"{row}-{column}": [cell.label, cell.share, cell.dense, cell.title]
-                for row, (_, cells) in enumerate(rows)
-                for column, cell in enumerate(cells)
-                if cell is not None
-            },
-            "ranks": {layer.name: layer.rank for layer in facts.layers},
-            "parts": {part.name: part.stored for part in facts.parts},
-        }
+        return page_values(self._facts(self.plan(budget)))
 
     def save(self, budget: float) -> Path:
         """Save the plan at `budget`. Raises InputError."""
+        if self.places.plan is None:
+            raise InputError("no file for plans; start explore with --plan FILE")
         save_plan(self.plan(budget), self.places.plan)
         return self.places.plan
 
@@ -101,6 +97,11 @@ class Session:
         checkpoint.check_output(output, self.places.overwrite)
         plan = self.plan(budget)
         self.job.start(lambda track: self._compress(plan, output, track))
+
+    def close(self) -> None:
+        """End the compression that runs."""
+        self.job.stop()
+        self.job.wait()
 
     def _facts(self, plan: Plan) -> ReportData:
         facts = plan_facts(self.source.name, plan, self.recipe.at_budget(plan.budget))
@@ -124,3 +125,24 @@ class Session:
         if output is None or self.job.state.status != "done":
             raise InputError("nothing has been compressed yet")
         return (output / PAGE_FILE).read_text(encoding="utf-8")
+
+
+def page_values(facts: ReportData) -> dict[str, Any]:
+    """Return what the page shows of one size."""
+    rows = rank_map(facts.layers).rows
+    return {
+        "budget": facts.budget,
+        "kept": facts.kept,
+        "loss": facts.predicted_loss,
+        "bytes": sum(part.stored for part in facts.parts),
+        "dense": sum(layer.rank is None for layer in facts.layers),
+        "layers": len(facts.layers),
+        "cells": {
+            f"{row}-{column}": [cell.label, cell.share, cell.dense, cell.title]
+            for row, (_, cells) in enumerate(rows)
+            for column, cell in enumerate(cells)
+            if cell is not None
+        },
+        "ranks": {layer.name: layer.rank for layer in facts.layers},
+        "parts": {part.name: part.stored for part in facts.parts},
+    }

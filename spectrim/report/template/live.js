@@ -65,10 +65,70 @@
   };
   slider.addEventListener("input", ask);
 
-  $("save").addEventListener("click", async () => {
+  if ($("save")) $("save").addEventListener("click", async () => {
     try { say(`plan saved to ${(await call("save", { budget: budget() })).path}`); }
     catch (error) { say(error.message); }
   });
+
+  /* text at this size: a new request ends the one before it */
+  let written = new Map();
+  let writing = 0;
+  let waiting;
+  const shared = (one, other) => {
+    let same = 0;
+    while (same < one.length && one[same] === other[same]) same += 1;
+    return same === one.length && same === other.length ? same : one.lastIndexOf(" ", same) + 1;
+  };
+  const list = () => {
+    let above = null;
+    $("written").replaceChildren();
+    for (const percent of [...written.keys()].sort((a, b) => b - a)) {
+      const text = written.get(percent);
+      const same = above === null ? text.length : shared(text, above);
+      const [term, given, apart] = ["dt", "dd", "em"].map((name) => document.createElement(name));
+      term.textContent = `${percent}%`;
+      apart.textContent = text.slice(same);
+      given.append(text.slice(0, same), apart);
+      $("written").append(term, given);
+      above = text;
+    }
+  };
+  const showText = (state) => {
+    const prompt = document.createElement("b");
+    prompt.textContent = state.prompt;
+    $("text").replaceChildren(prompt, state.text);
+    $("text").setAttribute("aria-busy", state.status === "running");
+    $("text-status").textContent = state.message;
+    if (state.status !== "done") return;
+    written.set(Math.round(100 * state.budget), state.text);
+    list();
+  };
+  const read = async () => {
+    try {
+      const state = await call("text");
+      if (state.number !== writing) return;
+      showText(state);
+      if (state.status === "running") setTimeout(read, 120);
+    } catch (error) { unwritten(error); }
+  };
+  const unwritten = (error) => {
+    $("text").setAttribute("aria-busy", "false");
+    $("text-status").textContent = error.message;
+  };
+  const write = async () => {
+    try {
+      const state = await call("text", { budget: budget(), prompt: $("prompt").value });
+      writing = state.number;
+      showText(state);
+      read();
+    } catch (error) { unwritten(error); }
+  };
+  const soon = (delay) => { clearTimeout(waiting); waiting = setTimeout(write, delay); };
+  if (live.writes) {
+    slider.addEventListener("input", () => soon(150));
+    $("prompt").addEventListener("input", () => { written = new Map(); list(); soon(500); });
+    write();
+  }
 
   /* the compression */
   const running = (on) => {

@@ -29,6 +29,7 @@ CASES = [
     ("gptq", {"bits": 2, "two_sided": False, "act_order": False}),
     ("sparse_2_4", {}),
     ("wanda_2_4", {}),
+    ("rtn_columns", {"bits": 4, "group": 16}),
     ("nf4", {}),
     ("nf4", {"group": 100}),
     ("torchao", {"bits": 8}),

@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from spectrim.pipeline.loaded_model import LoadedModel
+from spectrim.pipeline.budgets import ElasticRecipe
+from spectrim.pipeline.compress import compress
+from spectrim.pipeline.loaded_model import LoadedModel, load_model
 from spectrim.pipeline.plan import factorize
-from spectrim.report.live import Access, Places, Session, make_server
+from spectrim.report.live import Access, ElasticSession, Places, Session, make_server
+from spectrim.report.write import OutputSpec, write_result
 from tests.runs import small_recipe, text_file
 from tests.tiny_models import tiny_llama, tiny_tokenizer
 
@@ -24,7 +28,7 @@ TOKEN = "secret-of-this-test"
 
 @dataclass(frozen=True)
 class Served:
-    session: Session
+    session: Any
     port: int
     output: Path
 
@@ -60,12 +64,36 @@ def source(tmp_path_factory):
 @pytest.fixture
 def served(source, tmp_path) -> Iterator[Served]:
     places = Places(tmp_path / "plan.yaml", tmp_path / "out")
-    session = Session(*source, places)
+    with _serving(Session(*source, places), tmp_path / "out") as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def elastic_directory(tmp_path_factory) -> Path:
+    """A checkpoint of all sizes of a tiny model."""
+    root = tmp_path_factory.mktemp("elastic")
+    data = text_file(root / "text.txt")
+    recipe = small_recipe(data, elastic=ElasticRecipe(0.4, 0.9), layer="lowrank")
+    original = LoadedModel(tiny_llama(), tiny_tokenizer(), torch.float32, "tiny model")
+    result = compress(original.model, original.tokenizer, recipe)
+    write_result(original, result, OutputSpec(root / "out", page=False))
+    return root / "out"
+
+
+@pytest.fixture
+def served_elastic(elastic_directory, tmp_path) -> Iterator[Served]:
+    places = Places(None, tmp_path / "out")
+    session = ElasticSession(load_model(str(elastic_directory)), places)
+    with _serving(session, tmp_path / "out") as served:
+        yield served
+
+
+@contextmanager
+def _serving(session: Session | ElasticSession, output: Path) -> Iterator[Served]:
     server = make_server(session, Access(TOKEN))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield Served(session, server.server_port, tmp_path / "out")
-    session.job.stop()
-    session.job.wait(60)
+    yield Served(session, server.server_port, output)
+    session.close()
     server.shutdown()
     server.server_close()

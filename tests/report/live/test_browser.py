@@ -100,3 +100,53 @@ def test_it_fits_a_phone(page):
     for name in ("#save", "#start"):
         assert one(page, name).is_displayed()
     assert not one(page, "#stop").is_displayed()
+
+
+@pytest.fixture
+def elastic_page(driver, served_elastic):
+    resize(driver, WIDE)
+    driver.get("about:blank")
+    console(driver), requests(driver)
+    driver.get(served_elastic.address)
+    yield driver
+    assert console(driver) == []
+
+
+def test_the_slider_of_an_elastic_model_shows_its_text(elastic_page, served_elastic):
+    page, session = elastic_page, served_elastic.session
+    texts = {}
+    for percent in (90, 55):
+        set_slider(page, one(page, "#budget"), percent)
+        until(page, "#written", lambda text, percent=percent: f"{percent}%" in text)
+        state = session.writer.state
+        assert state.budget == percent / 100
+        texts[percent] = state.text
+        assert one(page, "#text").get_attribute("textContent") == state.prompt + state.text
+        kept = session.answer(percent / 100)["kept"]
+        assert one(page, "#budget-kept").text == formatting.percent(kept)
+    rows = [row.text for row in page.find_elements("css selector", "#written dt")]
+    assert rows == ["90%", "55%"]
+    shown = page.find_elements("css selector", "#written dd")
+    assert [row.get_attribute("textContent") for row in shown] == [texts[90], texts[55]]
+
+
+def test_another_prompt_begins_again_and_a_failure_is_told(elastic_page, served_elastic):
+    page = elastic_page
+    until(page, "#written", lambda text: "90%" in text)
+    field = one(page, "#prompt")
+    field.clear()
+    field.send_keys("xyz")
+    until(page, "#text", lambda text: text.startswith("xyz"))
+    end = time.monotonic() + 60
+    while served_elastic.session.writer.state.status == "running":
+        assert time.monotonic() < end
+    assert served_elastic.session.writer.state.prompt == "xyz"
+    field.send_keys("a " * 400)
+    assert "shorten it" in until(page, "#text-status", bool)
+
+
+def test_the_elastic_page_fits_a_phone(elastic_page):
+    resize(elastic_page, PHONE)
+    assert elastic_page.execute_script("return document.documentElement.scrollWidth") <= 390
+    for name in ("#prompt", "#text", "#start"):
+        assert one(elastic_page, name).is_displayed()

@@ -245,3 +245,11 @@ def test_silent_clients_are_left_and_leaving_ones_are_no_error(served, monkeypat
     assert "Traceback" not in capfd.readouterr().err
     for client in idle[10:]:
         client.close()
+
+
+def test_text_is_for_elastic_checkpoints(served):
+    for method, body in (("GET", None), ("POST", {"budget": 0.5, "prompt": "a"})):
+        status, text = served.ask(method, "/text", body)
+        assert status == 400
+        assert "only an elastic checkpoint" in text
+    assert 'id="prompt"' not in served.ask("GET", "/")[1]
