@@ -50,7 +50,7 @@ class Request:
     fsdp: bool = False
 
 
-@with_recipe_options
+@with_recipe_options()
 def compress(
     context: typer.Context,
     model: Model,
@@ -61,13 +61,13 @@ def compress(
     ] = None,
     target_loss: TargetLoss = None,
     report: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write an HTML page.")
+        bool, typer.Option("--report/--no-report", help="Write an HTML report.")
     ] = True,
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory limit, like 6GiB; larger models are streamed from disk.",
+            help="Memory limit, like 6GiB; a larger model is streamed from disk.",
         ),
     ] = None,
     fsdp: Fsdp = False,
@@ -78,7 +78,7 @@ def compress(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Compress a model and save it with a card, its plan and a report."""
+    """Compress a model and save it with a model card, the plan and a report."""
     _check_one_goal(given, target_loss)
     recipe = recipe_of(given)
 
@@ -222,7 +222,7 @@ def _save(request: Request, original: LoadedModel, result: CompressionResult) ->
     print_result(result.plan, outcome(facts), request.json)
     if original.streamed is not None:
         _note_peak(request)
-    note(f"saved to {output}: `import spectrim`, then from_pretrained")
+    note(f"saved to {output}; load it with `import spectrim` and from_pretrained")
     if (elastic := result.recipe.elastic) is not None:
         _note_sizes(request, elastic.smallest, elastic.largest)
     if request.place.page and (output / PAGE_FILE).is_file():

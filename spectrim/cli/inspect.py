@@ -23,8 +23,10 @@ _TITLE = "{}: ranks of the weights, tail exponent, most rank that still saves we
 
 def inspect(
     models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
-    data: Annotated[str | None, typer.Option(help="Text for the hidden states.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 4096,
+    data: Annotated[
+        str | None, typer.Option(help="Text for hidden states and compression errors.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Number of tokens to read.")] = 4096,
     length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
     original: Annotated[
         str | None,
@@ -35,7 +37,7 @@ def inspect(
 ) -> None:
     """Show effective and stable rank, heavy tails and break-even ranks of every layer.
 
-    With a text, of a compressed model also its compression errors on it.
+    With --data, also show the hidden states and compression errors on that text.
     """
     import torch
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from spectrim.planning import Plan
 
 
-@with_recipe_options
+@with_recipe_options()
 def plan(
     model: Model,
     given: dict[str, Any],
@@ -39,13 +39,13 @@ def plan(
     target_loss: TargetLoss = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="SVG file of the curve (default beside the plan of -o)."),
+        typer.Option(help="SVG file of the curve (default: beside the plan of -o)."),
     ] = None,
     check_speed: Annotated[
         bool,
         typer.Option(
             "--check-speed/--no-check-speed",
-            help="Time the planned layers here; warn of those slower than dense.",
+            help="Time the planned layers and warn about those slower than dense.",
         ),
     ] = True,
     fsdp: Fsdp = False,

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _FOREIGN = ("budget", "layer", "refine", "optimizer", "learning_rate", "probe")
 """Recipe options that a correction does not read."""
+_ELSEWHERE = ("ratio", "quantize", "latency_budget", "elastic", "experts")
+"""Recipe options that do not combine with quantizing a dense model."""
 _ROWS = {
     "bits_per_weight": "quantized, bits per weight",
     "dense_bytes": "layers, dense, bytes",
@@ -37,16 +39,17 @@ _ROWS = {
 }
 
 
-@with_recipe_options
+@with_recipe_options(*_FOREIGN, *_ELSEWHERE)
 def quantize(
     model: Model,
     output: Output,
     given: dict[str, Any],
     quantizer: Annotated[
-        str | None, typer.Option(help="Quantizer; see `spectrim ls` (default rtn).")
+        str | None, typer.Option(help="Quantizer (`spectrim ls`; default rtn).")
     ] = None,
     bits: Annotated[
-        str | None, typer.Option(help="Bits per weight; 2..4 or 2,3,4: chosen by layer.")
+        str | None,
+        typer.Option(help="Bits per weight; 2..4 or 2,3,4 to choose for each layer."),
     ] = None,
     group_size: Annotated[
         str | None, typer.Option(help="Weights per quantization group, or several.")
@@ -54,17 +57,19 @@ def quantize(
     budget_bits: Annotated[
         float | None,
         typer.Option(
-            help="Bits per weight of all that layers hold; each layer's share by loss."
+            help="Average bits per weight of everything stored, shared among layers by loss."
         ),
     ] = None,
     quantizer_option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other quantizer option.")
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Set any other quantizer option."),
     ] = None,
     rank: Annotated[
-        int | None, typer.Option(help="Rank of each correction (average, by loss); 0: none.")
+        int | None,
+        typer.Option(help="Average rank of the corrections, shared by loss; 0 for none."),
     ] = None,
     correction_bytes: Annotated[
-        int | None, typer.Option(help="Bytes of all corrections, in place of --rank.")
+        int | None, typer.Option(help="Bytes of all corrections, instead of --rank.")
     ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
@@ -111,7 +116,7 @@ def quantize(
     smaller = run(original.model, original.tokenizer, recipe, context)
     _save(smaller, original, recipe, output, overwrite)
     _print(smaller.config.quantization_config, json)
-    console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+    console.note(f"saved to {output}; load it with `import spectrim` and from_pretrained")
 
 
 def _save(
