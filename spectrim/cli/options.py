@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import typer
 
+from spectrim.cli.shorthands import QUANTIZERS, SHORTHANDS
 from spectrim.errors import InputError, did_you_mean
 from spectrim.pipeline.budgets import parse_range
 from spectrim.pipeline.presets import load_recipe
@@ -69,12 +70,6 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Store no statistics o
 
 _RECIPE = "Recipe (overrides the preset or file)"
 _CALIBRATION = "Calibration"
-_QUANTIZERS: dict[str, dict[str, Any]] = {
-    "int8": {"bits": 8},
-    "int4": {"bits": 4},
-    "int4-gptq": {"bits": 4, "backend": "gptq"},
-    "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
-}
 _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "include", "exclude")
 _CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "sampling", "labels")
 
@@ -86,7 +81,8 @@ def _fields(cls: Any) -> Any:
 
 def _field_option(path: str, panel: str) -> Any:
     """Return an option for a field of a recipe; if absent, it is None and changes nothing."""
-    owner, (*parents, name) = Recipe, path.split(".")
+    owner: Any = Recipe
+    *parents, name = path.split(".")
     for parent in parents:
         owner = get_type_hints(owner)[parent]
     return _option_for(owner, name, get_type_hints(owner)[name] | None, panel)
@@ -128,7 +124,7 @@ def _recipe_options() -> dict[str, Any]:
     options: dict[str, Any] = {
         "recipe": Annotated[str, typer.Option(help="Preset (`spectrim recipes`) or YAML file.")]
     }
-    shorthands = {name: _recipe_option(*given) for name, given in _SHORTHANDS.items()}
+    shorthands = {name: _recipe_option(*given) for name, given in SHORTHANDS.items()}
     fields = {name: _field_option(name, _RECIPE) for name in _TOP_FIELDS}
     options |= {"budget": fields["budget"], "ratio": shorthands["ratio"]} | fields | shorthands
     options |= {
@@ -147,46 +143,6 @@ def _recipe_option(kind: Any, metavar: str | None, text: str, *names: str) -> An
     return Annotated[kind, option]
 
 
-_SHORTHANDS: dict[str, tuple[Any, ...]] = {
-    "ratio": (float | None, None, "Fraction to remove: 0.2 is --budget 0.8."),
-    "latency_budget": (
-        *(float | None, None),
-        "Fraction of the layers' measured time for one token, instead of --budget.",
-    ),
-    "elastic": (
-        *(str | None, "LOW..HIGH"),
-        "Write one checkpoint of all sizes, like 0.4..0.9, cut when it is loaded.",
-    ),
-    "experts": (
-        *(str | None, "ORDER"),
-        "Also remove whole experts: predicted_loss, reap (`spectrim ls`).",
-    ),
-    "refine": (list[str] | None, None, "Refinement to run afterward; repeat for several."),
-    "optimizer": (
-        *(str | None, None),
-        "Optimizer of the refinements (`spectrim ls`), with its own learning rate.",
-    ),
-    "learning_rate": (float | None, None, "Learning rate of the refinements."),
-    "quantize": (
-        *(str | None, "|".join(_QUANTIZERS)),
-        "Store factors in fewer bits; the budget then counts bytes.",
-    ),
-    "task": (
-        *(str | None, None),
-        "Prune for this task: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:2000.",
-    ),
-    "probe": (
-        bool | None,
-        None,
-        "Correct the predicted curves with forward passes.",
-        "--probe/--no-probe",
-    ),
-    "set": (
-        *(list[str] | None, "FIELD=VALUE"),
-        "Set any recipe field (method_options.damping=0.01).",
-    ),
-}
-"""Type, metavar, help and spelling of options that stand for several fields of a recipe."""
 OPTIONS = _recipe_options()
 """By parameter name, the options that shape a recipe."""
 _DEFAULTS = {"recipe": "default", "no_cache": False}
@@ -353,12 +309,12 @@ def _experts(values: dict[str, Any], order: str) -> dict[str, Any]:
 
 
 def _bits(name: str) -> dict[str, Any]:
-    if name not in _QUANTIZERS:
+    if name not in QUANTIZERS:
         raise InputError(
-            f"--quantize {name}: expected {', '.join(_QUANTIZERS)}"
-            f"{did_you_mean(name, _QUANTIZERS)}"
+            f"--quantize {name}: expected {', '.join(QUANTIZERS)}"
+            f"{did_you_mean(name, QUANTIZERS)}"
         )
-    return _QUANTIZERS[name]
+    return QUANTIZERS[name]
 
 
 def _fit_ranks(values: dict[str, Any]) -> None:

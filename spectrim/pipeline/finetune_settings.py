@@ -53,7 +53,8 @@ class FinetuneSettings:
     batch_size: int = Field(default=32, description="Rows per optimizer step.")
     learning_rate: float | None = Field(
         default=None,
-        description="Learning rate (default: 5e-4 for factors, 2e-3 for LoRA, the adapter's own).",
+        description="Learning rate (default: 5e-4 for factors, 2e-3 for LoRA, the adapter's "
+        "own).",
     )
     seed: int = Field(
         default=0, description="Random seed for row order and adapter initialization."

@@ -29,7 +29,7 @@ class CalibrationRecipe:
 
     data: str | None = Field(
         default=None,
-        description="Text, .jsonl or .parquet file, directory, hf:NAME:SPLIT, python; PATH@SHARE.",
+        description="Text, .jsonl, .parquet, directory, hf:NAME:SPLIT or python; PATH@SHARE.",
     )
     field: str | None = Field(
         default=None, description="Field that holds the text; for labeled examples TEXT,LABEL."
@@ -58,8 +58,7 @@ class CalibrationRecipe:
         default=4, ge=2, description="Leverage sampling: candidates per sequence."
     )
     labels: Literal["data", "sampled"] = Field(
-        default="data",
-        description="Labels of the loss: from the data, or sampled from the model.",
+        default="data", description="Labels of the loss: data, or sampled from the model."
     )
     temperature: float = Field(default=1.0, gt=0, description="Temperature of sampling.")
     tokens_per_batch: int | None = Field(
@@ -162,9 +161,7 @@ class CorrectionRecipe:
         description="Values of quantizer options that each layer chooses from.",
     )
     bits_per_weight: float | None = Field(
-        default=None,
-        gt=0,
-        description="Budget for everything the layers store, in bits per weight.",
+        default=None, gt=0, description="Budget for all that is stored, in bits per weight."
     )
 
     def __post_init__(self) -> None:
@@ -242,7 +239,7 @@ class Recipe:
     method: str = Field(default="obd", description="Decomposition; see `spectrim ls`.")
     method_options: Options = Field(default_factory=dict)
     allocation: str = Field(
-        default="loss_optimal", description="Rank allocation; see `spectrim ls`."
+        default="loss_optimal", description="Allocation; see `spectrim ls`."
     )
     allocation_options: Options = Field(default_factory=dict)
     layer: str = Field(default="pivoted", description="Layer type; see `spectrim ls`.")

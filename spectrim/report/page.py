@@ -58,7 +58,7 @@ def report_page(facts: ReportData, live: Mapping[str, Any] | None = None) -> str
 
 
 def _published(facts: ReportData) -> ReportData:
-    """Return the facts without the directories of this machine: a page travels with its model."""
+    """Return the facts without directories of this machine: the page is published."""
     source = facts.data.get("source")
     data = {"source": without_directories(source)} if isinstance(source, str) else {}
     return replace(
