@@ -29,7 +29,7 @@ ELSEWHERE = {
 
 _CODE = re.compile(r"<pre.*?</pre>|<code>(?P<text>[^<]*)</code>", re.S)
 LONGEST = 24
-"""Letters of a word of code that is not broken at its hyphens."""
+"""Letters of a word of code that is not broken."""
 
 
 def on_config(config: Any) -> Any:
@@ -82,11 +82,13 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
 
 
 def _with_whole_words(match: re.Match[str]) -> str:
-    """Mark the words with hyphens in a piece of code, like `--budget`, against line breaks."""
+    """Mark words like `--budget` and `closed_form` in a piece of code against line breaks."""
     if match["text"] is None:
         return match[0]
     words = (
-        f'<span class="word">{word}</span>' if "-" in word and len(word) <= LONGEST else word
+        f'<span class="word">{word}</span>'
+        if re.search("[-_]", word) and len(word) <= LONGEST
+        else word
         for word in re.split(r"(\s+)", match["text"])
     )
     return f"<code>{''.join(words)}</code>"
