@@ -20,8 +20,11 @@ from spectrim.cli.logging import set_log_level
 if TYPE_CHECKING:
     from spectrim.planning import Plan, SizeLossPoint
 
-_NUMBER = re.compile(r"x?[\d+-]|$")
-"""The beginning of a number, of a ratio like x1.05, or an empty cell."""
+_NUMBER = re.compile(
+    r"-?|[+-]?(?:nan|inf)"
+    r"|[x+-]?\d[\d,.:]*(?:e[+-]?\d+)?(?:%|\s?[kMGT]?i?B|\s?[mu]?s|/\d+|x\d+| of \d+)?"
+)
+"""A number with its unit, a ratio like x1.05 or 1/28, a shape, or an empty cell."""
 _LABELS = {
     "kl_divergence": "KL divergence",
     "top1_agreement": "same next token",
@@ -68,7 +71,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     cells = [list(row) for row in rows]
     shown = Table(title=Text(title), title_justify="left", box=box.SQUARE)
     for number, name in enumerate(head):
-        numeric = all(_NUMBER.match(row[number]) for row in cells)
+        numeric = all(_NUMBER.fullmatch(row[number]) for row in cells)
         whole = number == 0 or not any(" " in row[number] for row in cells)
         shown.add_column(
             Text(name),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spectrim.pipeline.inspect import LayerReport, Timing
 
 _COLUMNS = ("layer", "shape", "rank", "effective", "stable", "tail", "plain <", "pivoted <")
-_TITLE = "{}: ranks of the weights, tail exponent, most rank that still saves weights"
+_TITLE = "{}: ranks of the weights, tail exponent, and ranks below which factors are smaller"
 
 
 def inspect(
@@ -102,7 +102,10 @@ def _print(name: str, found: dict[str, Any]) -> None:
     layers = found["layers"]
     names = console.short_names([layer.name for layer in layers])
     rows = [_row(short, layer) for short, layer in zip(names, layers, strict=True)]
-    console.table(_TITLE.format(name), _COLUMNS, rows)
+    columns = _COLUMNS
+    if all(layer.rank is None for layer in layers):
+        columns, *rows = ((*row[:2], *row[3:]) for row in (columns, *rows))
+    console.table(_TITLE.format(name), columns, rows)
     console.experts_table(found.get("experts", {}))
     if times := found.get("times"):
         _print_times(name, times)

@@ -30,10 +30,10 @@ _FOREIGN = ("budget", "layer", "refine", "optimizer", "learning_rate", "probe")
 _ELSEWHERE = ("ratio", "quantize", "latency_budget", "elastic", "experts")
 """Recipe options that do not combine with quantizing a dense model."""
 _ROWS = {
-    "bits_per_weight": "quantized, bits per weight",
-    "dense_bytes": "layers, dense, bytes",
-    "base_bytes": "quantized, bytes",
-    "path_bytes": "corrections, bytes",
+    "bits_per_weight": "bits per weight",
+    "dense_bytes": "layers before",
+    "base_bytes": "quantized layers",
+    "path_bytes": "corrections",
     "predicted_loss_without_path": "predicted loss without corrections",
     "predicted_loss": "predicted loss",
 }
@@ -191,7 +191,7 @@ def _print(config: Any, json: bool) -> None:
         options = {name: entry["options"] for name, entry in config.layers.items()}
         console.as_json(facts | {"ranks": ranks, "options": options})
         return
-    rows = [(what, _figure(facts[key])) for key, what in _ROWS.items() if key in facts]
+    rows = [(what, _figure(key, facts[key])) for key, what in _ROWS.items() if key in facts]
     paths = (
         f" + corrections by {facts['method']}, {facts['allocation']}" if facts["method"] else ""
     )
@@ -199,5 +199,7 @@ def _print(config: Any, json: bool) -> None:
     console.table(f"{facts['base']}{paths}", ("metric", "value"), rows)
 
 
-def _figure(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def _figure(name: str, value: float) -> str:
+    from spectrim.report.formatting import size
+
+    return size(value) if name.endswith("_bytes") else f"{value:.4f}"

@@ -144,3 +144,15 @@ def test_arguments_are_named_alike_everywhere(cli):
     assert cli("bench-speed", "-h").out.startswith(
         "Usage: spectrim bench-speed [OPTIONS] [MODEL]"
     )
+
+
+@pytest.mark.parametrize(
+    ("cell", "right"),
+    [(c, True) for c in ("8.80", "+0.05", "x1.040", "3.94 MB", "1/28", "192x192", "88.2%", "-")]
+    + [(c, True) for c in ("20,000", "1e-05", "2:10", "nan", "")]
+    + [(c, False) for c in ("0.self_attn.q_proj", "4 bits and more", "obd", "2M")],
+)
+def test_numbers_stand_to_the_right(capfd, cell, right):
+    console.table("", ("what", "a heading that is wide"), [("x", cell)])
+    row = capfd.readouterr().out.splitlines()[-2]
+    assert row.rstrip("│").endswith(f"{cell} ") == right
