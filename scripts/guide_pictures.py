@@ -144,6 +144,10 @@ def lines(title: str, across: str, up: str, series: dict[str, Points]) -> str:
     return picture(axes.height, title, parts)
 
 
+WIDEST = 44
+"""Units that a label below the axis takes; one that would touch the last is left out."""
+
+
 @dataclass(frozen=True)
 class _Axes:
     points: Points
@@ -167,11 +171,17 @@ class _Axes:
             level = self.at(xs[0], y)[1]
             path = f"M{self.left} {level:.1f}H{WIDTH - self.right}"
             yield shape("path", d=path, stroke=GRID)
-            yield text(self.left - 8, level + 4, f"{y:.3g}", "end", FAINT)
+            yield text(self.left - 8, level + 4, _tick(y), "end", FAINT)
+        written = -math.inf
         for x in sorted(set(xs)):
-            yield text(
-                self.at(x, ys[0])[0], self.height - self.bottom + 18, f"{x:g}", "middle", FAINT
-            )
+            place = self.at(x, ys[0])[0]
+            if place - written > WIDEST:
+                yield text(place, self.height - self.bottom + 18, f"{x:g}", "middle", FAINT)
+                written = place
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
