@@ -102,7 +102,7 @@ def _print(name: str, found: dict[str, Any]) -> None:
     layers = found["layers"]
     names = console.short_names([layer.name for layer in layers])
     rows = [_row(short, layer) for short, layer in zip(names, layers, strict=True)]
-    columns = _COLUMNS
+    columns: tuple[str, ...] = _COLUMNS
     if all(layer.rank is None for layer in layers):
         columns, *rows = ((*row[:2], *row[3:]) for row in (columns, *rows))
     console.table(_TITLE.format(name), columns, rows)
