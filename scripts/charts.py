@@ -80,7 +80,7 @@ def lines(title: str, across: str, up: str, series: dict[str, Points]) -> str:
     axes = _Axes([point for line in series.values() for point in line])
     parts = [*legend(list(series), 50), *axes.drawn()]
     parts.append(text(axes.left, axes.height - 12, across, fill=FAINT))
-    parts.append(text(WIDTH - axes.right, axes.height - 12, up, "end", FAINT))
+    parts.append(text(axes.left, axes.top - 14, up, fill=FAINT))
     for n, (color, line) in enumerate(zip(COLORS, series.values(), strict=False)):
         places = [axes.at(*point) for point in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -91,14 +91,18 @@ def lines(title: str, across: str, up: str, series: dict[str, Points]) -> str:
     return picture(axes.height, title, parts)
 
 
+WIDEST = 44
+"""Units that a label below the axis takes; one that would touch the last is left out."""
+
+
 @dataclass(frozen=True)
 class _Axes:
     points: Points
     left: int = 64
     right: int = 24
-    top: int = 74
+    top: int = 100
     bottom: int = 58
-    height: int = 370
+    height: int = 390
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         xs, ys = [p[0] for p in self.points], [math.log10(p[1]) for p in self.points]
@@ -110,15 +114,32 @@ class _Axes:
 
     def drawn(self) -> Iterable[str]:
         xs, ys = zip(*self.points, strict=True)
-        for y in (min(ys), math.sqrt(min(ys) * max(ys)), max(ys)):
+        for y in _round_numbers(min(ys), max(ys)):
             level = self.at(xs[0], y)[1]
             path = f"M{self.left} {level:.1f}H{WIDTH - self.right}"
             yield shape("path", d=path, stroke=GRID)
-            yield text(self.left - 8, level + 4, f"{y:.3g}", "end", FAINT)
+            yield text(self.left - 8, level + 4, _tick(y), "end", FAINT)
+        written = -math.inf
         for x in sorted(set(xs)):
-            yield text(
-                self.at(x, ys[0])[0], self.height - self.bottom + 18, f"{x:g}", "middle", FAINT
-            )
+            place = self.at(x, ys[0])[0]
+            if place - written > WIDEST:
+                yield text(place, self.height - self.bottom + 18, f"{x:g}", "middle", FAINT)
+                written = place
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Return round numbers from low to high: 1, 2 and 5 times powers of ten, or even steps."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [m * 10.0**n for n in powers for m in (1, 2, 5) if low <= m * 10.0**n <= high]
+    if len(found) > 2:
+        return found if len(found) < 8 else [y for y in found if math.log10(y) % 1 == 0]
+    steps = [m * 10.0**n for n in range(powers[0] - 3, powers[-1]) for m in (1, 2, 5)]
+    step = next(s for s in steps if (high - low) / s < 6)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def flow(title: str, columns: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@
 
 Compresses the reference model at budget 0.7 with the default recipe and, for comparison,
 with plain SVD and SVD-LLM at the same budget; prints one table; then loads the saved
-checkpoint in a new process with plain transformers and generates a few tokens.
+checkpoint in a new process through transformers and generates a few tokens.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main(out: Path) -> None:
     checkpoint.save_compressed(
         smaller, tokenizer, out, smaller.config.quantization_config, options
     )
-    print(f"\nsaved to {out}; a new process loads it with plain transformers and writes:\n")
+    print(f"\nsaved to {out}; a new process imports spectrim, loads it and writes:\n")
     subprocess.run([sys.executable, "-c", GENERATE.format(path=str(out))], check=True)
 
 

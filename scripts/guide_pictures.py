@@ -72,7 +72,7 @@ def smollm2() -> str:
         for name in ("default", "OBD-LLM, uniform", "SVD-LLM, uniform")
     }
     return lines(
-        "SmolLM2-135M on WikiText-2, nothing trained: less is better",
+        "SmolLM2-135M on WikiText-2, nothing trained (lower is better)",
         "kept share of the layers' weights",
         "perplexity, logarithmic",
         {name: sorted(dense + t.points("keep", "perplexity")) for name, t in series.items()},

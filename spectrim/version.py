@@ -9,7 +9,13 @@ REPOSITORY = ""
 
 
 def install_command() -> str:
-    """Return the command that installs spectrim: from its repository, else from a checkout."""
+    """Return the command that installs spectrim: from its repository, else in a clone of it."""
     if REPOSITORY:
         return f"pip install 'spectrim @ git+{REPOSITORY}'"
-    return "pip install . in a checkout of spectrim"
+    return "pip install ."
+
+
+def install_words() -> str:
+    """Return the command in backticks, with where it is run before a release."""
+    where = "" if REPOSITORY else " in a clone of its repository"
+    return f"`{install_command()}`{where}"

@@ -27,6 +27,10 @@ ELSEWHERE = {
 }
 """Pages of the repository's root, and what they are called on the site."""
 
+_CODE = re.compile(r"<pre.*?</pre>|<code>(?P<text>[^<]*)</code>", re.S)
+LONGEST = 24
+"""Letters of a word of code that is not broken."""
+
 
 def on_config(config: Any) -> Any:
     """Put the pages of methods and of the reference into the navigation."""
@@ -73,5 +77,18 @@ def _inside_docs(source: str) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Typeset the formulas, so that a page needs neither a script nor another host for them."""
-    return with_mathml(html)
+    """Typeset the formulas, without a script or another host, and keep short words whole."""
+    return _CODE.sub(_with_whole_words, with_mathml(html)).replace(" ± ", "&nbsp;±&nbsp;")
+
+
+def _with_whole_words(match: re.Match[str]) -> str:
+    """Mark words like `--budget` and `closed_form` in a piece of code against line breaks."""
+    if match["text"] is None:
+        return match[0]
+    words = (
+        f'<span class="word">{word}</span>'
+        if re.search("[-_]", word) and len(word) <= LONGEST
+        else word
+        for word in re.split(r"(\s+)", match["text"])
+    )
+    return f"<code>{''.join(words)}</code>"

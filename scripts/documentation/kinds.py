@@ -47,8 +47,8 @@ KINDS = {
         "--set embeddings.options.{option}={value}",
         True,
     ),
-    "compressors": Kind(
-        "Compressors",
+    "quantizers": Kind(
+        "Quantizers",
         "spectrim quantize MODEL -o OUT --data TEXT --quantizer {name} --rank 16",
         "--quantizer-option {option}={value}",
         True,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from latex2mathml.converter import convert
 
+LONG = 24
+"""Symbols of a formula in a line of text that may be wider than a phone."""
 _GREEK = (
     "alpha beta gamma delta theta mu nu xi pi rho sigma tau phi eta zeta Gamma Theta Sigma Phi"
 )
@@ -192,7 +194,9 @@ def _mathml(match: re.Match[str]) -> str:
     block = match["tag"] == "div"
     text = html.unescape(match["latex"]).strip().replace(r"\sim ", "\u223c ")
     made = convert(text, display="block" if block else "inline")
-    return f'<{match["tag"]} class="equation">{made}</{match["tag"]}>'
+    size = len(re.sub(r"<[^>]*>|\s", "", html.unescape(made)))
+    kind = "equation" if block or size < LONG else "equation long"
+    return f'<{match["tag"]} class="{kind}">{made}</{match["tag"]}>'
 
 
 def displayed(lines: list[str]) -> Iterator[str]:

@@ -29,7 +29,10 @@ def pages() -> dict[str, str]:
 
 
 def _index() -> str:
-    parts = ["# Methods", "Everything that has a name: one page each, made from its source."]
+    parts = [
+        "# Methods",
+        "Everything that is chosen by name, with a page for each, generated from its source.",
+    ]
     for kind, about in KINDS.items():
         lines = [
             f"- [`{entry.name}`](../{entry.page}): {_first_sentence(entry)}"

@@ -41,8 +41,8 @@ def _index() -> str:
         first = prose(_docstring_of(name)).partition("\n\n")[0].replace("\n", " ")
         lines.append(f"- [`{name}`]({name}.md): {first}")
     head = (
-        "# API reference\n\nEverything that is public, from its docstrings. The verbs of "
-        "`spectrim` are what programs need; the packages are what methods are made of.\n\n"
+        "# API reference\n\nEverything public, from its docstrings. Most programs need only "
+        "the functions of `spectrim`; the packages hold the methods and their parts.\n\n"
     )
     return head + "\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Adapters in the spectral domain: which part of W = U S V^T trains. One file each.
+"""Adapters in the spectral domain: the part of `W = U S V^T` that trains. One file each.
 
 A module declares `TITLE` (its configuration is `{TITLE}Config`), `REFERENCE`, `LEARNING_RATE`
 (where `spectrim finetune` begins), a frozen dataclass `Options`, and

@@ -17,13 +17,14 @@ from spectrim.checkpoint.config import SpectrimConfig
 from spectrim.checkpoint.load import resolve
 from spectrim.errors import InputError
 from spectrim.models.kind import CAUSAL, ModelKind
-from spectrim.version import install_command
+from spectrim.version import install_words
 
 CARD_FILE = "README.md"
 _HERE = "."
 _WHERE = "where this file is; elsewhere its path, or its name on the Hub"
 _LOAD_LINE = "import spectrim  # lets transformers read this checkpoint"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_DIRECTORIES = re.compile(r"(?<![\w./~-])(?:~?/|[A-Za-z]:\\)(?:[^/\\\s]+[/\\])*(?=[^/\\\s])")
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])")
 
 
@@ -84,9 +85,9 @@ def model_card(facts: CardFacts) -> str:
 
 
 def loading(name: str = _HERE, kind: ModelKind = CAUSAL) -> str:
-    """Return the beginning of every card: the lines that load the model."""
+    """Return the part of every card with the lines that load the model."""
     return f"""\
-Load it where spectrim is installed (`{install_command()}`):
+Load it where spectrim is installed ({install_words()}):
 
 ```python
 {_LOAD_LINE}
@@ -146,7 +147,7 @@ def dense_card(compressed: str) -> str:
 
     What was measured stays true; the size is that of the original again.
     """
-    text = card_beside(compressed) or f"{loading()}\n# {shown_name(compressed)}\n"
+    text = card_beside(compressed) or f"# {shown_name(compressed)}\n\n{loading()}"
     head, _, rest = text.partition(f"{_LOAD_LINE}\n")
     start = head[: head.rindex("Load it where")]
     smaller = "but by the experts that left, " if "\n## Experts\n" in rest else ""
@@ -201,6 +202,11 @@ def shown_name(base_model: str) -> str:
     return hub_name(base_model) or Path(base_model).name or base_model
 
 
+def without_directories(text: str) -> str:
+    """Return a text in which an absolute path is the name of its file: cards are published."""
+    return _DIRECTORIES.sub("", text)
+
+
 def license_of(name: str) -> str | None:
     """Return the license that a model's own card states, in its directory or on the Hub.
 
@@ -243,12 +249,12 @@ def escape_markdown(text: str) -> str:
 
 def _opening(facts: CardFacts) -> str:
     return f"""\
-{loading(facts.name, facts.kind)}
 # {escape_markdown(shown_name(facts.base_model))}, {_removed(facts)}
 
-The linear layers of {_link(facts.base_model)} are replaced by layers of
-kind `{facts.layer_kind}`, chosen by the method `{facts.method}`.
-"""
+The linear layers of {_link(facts.base_model)} are stored as `{facts.layer_kind}` layers
+(`{facts.method}`).
+
+{loading(facts.name, facts.kind)}"""
 
 
 def _removed(facts: CardFacts) -> str:
@@ -276,7 +282,8 @@ def _figures(facts: CardFacts) -> str:
     if not facts.figures:
         return ""
     rows = [f"| {' | '.join(map(escape_markdown, row))} |" for row in facts.figures]
-    on = [f"On {escape_markdown(facts.measured_on)}.", ""] if facts.measured_on else []
+    measured_on = escape_markdown(without_directories(facts.measured_on))
+    on = [f"On {measured_on}.", ""] if measured_on else []
     head = ["## Measured", "", *on, "| | base model | this model |", "|---|---|---|"]
     return "\n".join([*head, *rows, ""])
 
@@ -301,7 +308,7 @@ def _ranks(facts: CardFacts) -> str:
     for last, ranks in groups.items():
         low, middle, high = min(ranks), sorted(ranks)[len(ranks) // 2], max(ranks)
         rows.append(f"| `{last}` | {len(ranks)} | {low} | {middle} | {high} |")
-    head = "| layer | how many | min | median | max |\n|---|---|---|---|---|"
+    head = "| layer | count | min | median | max |\n|---|---|---|---|---|"
     return "\n".join(["## Ranks", "", head, *rows, ""])
 
 
@@ -319,7 +326,7 @@ def _experts(facts: CardFacts) -> str:
 
 def _provenance(facts: CardFacts) -> str:
     lines = ["## How it was made", ""]
-    lines += [f"Calibration data: {escape_markdown(facts.data)}.", ""]
+    lines += [f"Calibration data: {escape_markdown(without_directories(facts.data))}.", ""]
     if facts.command:
         lines += ["```", facts.command, "```", ""]
     lines += ["Recipe, ranks and versions are in `config.json` under `quantization_config`."]

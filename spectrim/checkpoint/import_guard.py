@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from spectrim.runtime.files import write_text
-from spectrim.version import QUANT_METHOD, install_command
+from spectrim.version import QUANT_METHOD, install_words
 
 GUARD = "transformers_weights"
 """The entry of config.json that names the file of weights."""
@@ -30,7 +30,7 @@ def notice() -> str:
     """Return what transformers says where spectrim was not imported."""
     return (
         "this checkpoint was compressed by spectrim: install it "
-        f"({install_command()}) and `import spectrim` before from_pretrained"
+        f"({install_words()}) and `import spectrim` before from_pretrained"
     )
 
 

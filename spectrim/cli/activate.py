@@ -10,7 +10,7 @@ from spectrim.cli.options import Json
 
 
 def activate(
-    remove: Annotated[bool, typer.Option("--remove", help="Undo it.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Undo the activation.")] = False,
     json: Json = False,
 ) -> None:
     """Let all programs of this environment load compressed models without an import."""

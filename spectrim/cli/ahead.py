@@ -69,8 +69,9 @@ def _told(stages: Sequence[Stage], always: bool) -> bool:
     if total < SHORT and not always:
         return False
     times = ", ".join(f"{stage.name} {minutes(stage.seconds)}" for stage in stages)
+    threads = torch.get_num_threads()
     note(
-        f"ahead: {times}; in all about {minutes(total)} (hours:minutes:seconds) with "
-        f"{torch.get_num_threads()} threads, less what the cache holds"
+        f"ahead: {times}; in all about {minutes(total)} (min:s) on {threads} "
+        f"thread{'s' * (threads != 1)}, less what is cached"
     )
     return True

@@ -138,14 +138,16 @@ def _common(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
     verbose: Annotated[
         bool,
-        typer.Option("-v", "--verbose", help="Also print versions, losses, seconds, memory."),
+        typer.Option("-v", "--verbose", help="Also print versions, losses, times and memory."),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("-q", "--quiet", help="Only results, warnings and errors.")
+        bool, typer.Option("-q", "--quiet", help="Print only results, warnings and errors.")
     ] = False,
 ) -> None:
     if verbose and quiet:

@@ -33,24 +33,24 @@ if TYPE_CHECKING:
 
 _BUDGETS = (0.8, 0.6, 0.4)
 _METHODS = (
-    "Presets, METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], or a YAML file of recipes by name; "
-    "separate several with commas."
+    "Presets, METHOD[/ALLOCATION[/LAYER]][+REFINEMENT...], or a YAML file of named recipes, "
+    "separated by commas."
 )
 
 
-@with_recipe_options
+@with_recipe_options()
 def bench(
     context: typer.Context,
     model: Model,
     methods: Annotated[list[str], typer.Option(help=_METHODS)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Directory of the results.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Directory for the results.")],
     given: dict[str, Any],
     budgets: Annotated[
         str | None, typer.Option(help="Fractions of the weights to keep (default 0.8,0.6,0.4).")
     ] = None,
     latency_budgets: Annotated[
         str | None,
-        typer.Option(help="Fractions of the dense layers' time, in place of --budgets."),
+        typer.Option(help="Fractions of the dense layers' time, instead of --budgets."),
     ] = None,
     evals: Annotated[
         list[str] | None,
@@ -60,7 +60,7 @@ def bench(
         ),
     ] = None,
     tokens: Annotated[
-        int, typer.Option(help="Tokens of each text to use.")
+        int, typer.Option(help="Number of tokens to evaluate on, of each text.")
     ] = EVALUATION_TOKENS,
     track: Tracker = None,
     trust_remote_code: RemoteCode = False,
@@ -68,7 +68,7 @@ def bench(
 ) -> None:
     """Compare recipes on one model at equal bytes or time, in one table.
 
-    The same command resumes an interrupted table; more methods or budgets add rows to it.
+    The same command resumes an interrupted table. With more methods or budgets it adds rows.
     """
     wanted, given = _asked(budgets, latency_budgets, given)
     base = recipe_of(given)
@@ -174,9 +174,9 @@ def _write(result: Bench, output: Path, model: str, names: list[str]) -> None:
     title = f"{shown_name(model)}: {', '.join(names)}"
     write_text(output / "bench.md", markdown(result, title))
     write_text(output / "bench.json", json_text.dumps(values(result, model), indent=1) + "\n")
-    write_text(
-        output / "bench.svg", bench_svg(result.rows, f"{shown_name(model)}: loss increase")
-    )
+    if result.rows:
+        plot = bench_svg(result.rows, f"{shown_name(model)}: loss increase")
+        write_text(output / "bench.svg", plot)
 
 
 def _figures(row: BenchRow) -> dict[str, float]:

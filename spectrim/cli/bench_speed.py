@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-Named = Annotated[str | None, typer.Argument(help="Compressed model; or give a --shape.")]
+Named = Annotated[str | None, typer.Argument(help="Compressed model (or use --shape).")]
 Original = Annotated[str | None, typer.Option(help="Dense model to compare with.")]
 ShapeName = Annotated[
     str | None,
-    typer.Option(help="Random weights of this shape (llama-7b, ...), or a config.json."),
+    typer.Option(help="Use random weights of this shape (llama-7b, ...) or config.json."),
 ]
 Keep = Annotated[float, typer.Option(help="Fraction of the shape's weights to keep.")]
 Layer = Annotated[str, typer.Option(metavar="lowrank|pivoted", help="Layer type of the shape.")]
-Multiple = Annotated[int, typer.Option(help="Round the shape's ranks to multiples of it.")]
+Multiple = Annotated[int, typer.Option(help="Round the shape's ranks to multiples of this.")]
 Blocks = Annotated[int | None, typer.Option(help="Number of the shape's blocks (default all).")]
 Device = Annotated[
-    str | None, typer.Option(metavar="cpu|cuda", help="Default: a GPU if there is one.")
+    str | None,
+    typer.Option(metavar="cpu|cuda", help="Device (default: a GPU if there is one)."),
 ]
 Dtype = Annotated[
     str | None, typer.Option(metavar="|".join(_DTYPES), help="Dtype of the weights.")
@@ -42,18 +43,24 @@ Threads = Annotated[int | None, typer.Option(help="Number of CPU threads.")]
 Batches = Annotated[str, typer.Option(help="Batch sizes, separated by commas.")]
 Lengths = Annotated[str, typer.Option(help="Tokens per row, separated by commas.")]
 Rounds = Annotated[int, typer.Option(help="Repetitions of each measurement.")]
-Steps = Annotated[int, typer.Option(help="Tokens of a timed decoding.")]
+Steps = Annotated[int, typer.Option(help="Number of tokens to decode.")]
 Compiled = Annotated[
-    bool, typer.Option("--compile", help="Also with torch.compile (minutes to prepare).")
+    bool,
+    typer.Option(
+        "--compile", help="Also measure with torch.compile (takes minutes to prepare)."
+    ),
 ]
 Kernels = Annotated[
-    bool, typer.Option("--kernels", help="Also with Triton's kernels, on a GPU.")
+    bool, typer.Option("--kernels", help="Also measure with Triton kernels, on a GPU.")
 ]
 Tiles = Annotated[
-    bool, typer.Option("--tiles", help="Also in tiles: least memory for long prompts.")
+    bool,
+    typer.Option(
+        "--tiles", help="Also measure in tiles, which use the least memory for long prompts."
+    ),
 ]
 Results = Annotated[
-    Path | None, typer.Option("-o", "--output", help="Directory of speed.md, speed.json.")
+    Path | None, typer.Option("-o", "--output", help="Directory for speed.md and speed.json.")
 ]
 
 
@@ -80,10 +87,10 @@ def bench_speed(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Measure time of prompts and tokens, peak memory and weights.
+    """Measure the time of prompts and tokens, peak memory and weight bytes.
 
-    The device's limits are measured first; models take turns, and ratios are between runs
-    that follow each other.
+    The limits of the device are measured first. The models take turns, and ratios compare
+    consecutive runs.
     """
     import torch
 

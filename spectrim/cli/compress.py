@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 PlanFile = Annotated[
     Path | None, typer.Option(help="Use the ranks of a plan file (`spectrim plan -o`).")
 ]
-Report = Annotated[bool, typer.Option("--report/--no-report", help="Write an HTML page.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write an HTML report.")]
 MemoryLimit = Annotated[
     str | None,
     typer.Option(
-        metavar="SIZE", help="Memory limit, like 6GiB; larger models are streamed from disk."
+        metavar="SIZE", help="Memory limit, like 6GiB; a larger model is streamed from disk."
     ),
 ]
 
@@ -61,7 +61,7 @@ class Request:
     fsdp: bool = False
 
 
-@with_recipe_options
+@with_recipe_options()
 def compress(
     context: typer.Context,
     model: Model,
@@ -79,7 +79,7 @@ def compress(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Compress a model and save it with a card, its plan and a report."""
+    """Compress a model and save it with a model card, the plan and a report."""
     _check_one_goal(given, target_loss)
     recipe = recipe_of(given)
 
@@ -223,7 +223,7 @@ def _save(request: Request, original: LoadedModel, result: CompressionResult) ->
     print_result(result.plan, outcome(facts), request.json)
     if original.streamed is not None:
         _note_peak(request)
-    note(f"saved to {output}: `import spectrim`, then from_pretrained")
+    note(f"saved to {output}; load it with `import spectrim` and from_pretrained")
     if (elastic := result.recipe.elastic) is not None:
         _note_sizes(request, elastic.smallest, elastic.largest)
     if request.place.page and (output / PAGE_FILE).is_file():

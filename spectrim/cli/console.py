@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,18 @@ from spectrim.cli.logging import set_log_level
 if TYPE_CHECKING:
     from spectrim.planning import Plan, SizeLossPoint
 
+_NUMBER = re.compile(
+    r"-?|[+-]?(?:nan|inf)"
+    r"|[x+-]?\d[\d,.:]*(?:e[+-]?\d+)?(?:%|\s?[kMGT]?i?B|\s?[mu]?s|/\d+|x\d+| of \d+)?"
+)
+"""A number with its unit, a ratio like x1.05 or 1/28, a shape, or an empty cell."""
+_LABELS = {
+    "kl_divergence": "KL divergence",
+    "top1_agreement": "same next token",
+    "predicted_tokens": "scored tokens",
+    "per_document_perplexity": "perplexity per document",
+    "median_document_perplexity": "median over documents",
+}
 OUTPUT = Console(highlight=False, soft_wrap=True)
 NOTES = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -58,7 +71,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
     cells = [list(row) for row in rows]
     shown = Table(title=Text(title), title_justify="left", box=box.SQUARE)
     for number, name in enumerate(head):
-        numeric = all(row[number][:1] in "0123456789+-" for row in cells)
+        numeric = all(_NUMBER.fullmatch(row[number]) for row in cells)
         whole = number == 0 or not any(" " in row[number] for row in cells)
         shown.add_column(
             Text(name),
@@ -97,15 +110,14 @@ def plan_table(plan: Plan) -> None:
 
     table(
         "plan",
-        ("method", "allocation", "layer", "kept", "removed", "dense layers", "predicted loss"),
+        ("method", "allocation", "layer", "removed", "dense layers", "predicted loss"),
         [
             (
                 plan.method,
                 plan.allocation,
                 plan.layer,
-                percent(plan.kept),
                 percent(1 - plan.kept),
-                f"{len(plan.layers) - len(plan.ranks)} of {len(plan.layers)}",
+                f"{len(plan.layers) - len(plan.ranks)}/{len(plan.layers)}",
                 "-" if plan.predicted_loss is None else f"{plan.predicted_loss:+.4f}",
             )
         ],
@@ -130,12 +142,12 @@ def curve_table(points: Sequence[SizeLossPoint], units: str) -> None:
 
     has_perplexity = units.endswith("token")
     title = f"predicted loss increase, {units}"
-    heads = ["--budget", "removed", "loss"]
+    heads = ["--budget", "removed", "loss increase"]
     rows = [
         [f"{p.budget:.2f}", percent(1 - p.kept), f"+{p.predicted_loss:.4f}"] for p in points
     ]
     if has_perplexity:
-        title += ", and ratio of perplexities"
+        title = f"predicted ratio of perplexities, and loss increase in {units}"
         heads.insert(2, "perplexity")
         for row, point in zip(rows, points, strict=True):
             row.insert(2, ratio(point.predicted_loss))
@@ -148,11 +160,13 @@ def figures_table(by_model: Mapping[str, Mapping[str, float | str]]) -> None:
     table(
         "evaluation",
         ("metric", *by_model),
-        [
-            (name.replace("_", " "), *(_figure(f.get(name)) for f in by_model.values()))
-            for name in names
-        ],
+        [(_label(name), *(_figure(f.get(name)) for f in by_model.values())) for name in names],
     )
+
+
+def _label(name: str) -> str:
+    """Return the name of a metric as it is written: "KL divergence" for `kl_divergence`."""
+    return _LABELS.get(name, name.replace("_", " "))
 
 
 def _figure(value: float | str | None) -> str:

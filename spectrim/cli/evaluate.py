@@ -27,25 +27,27 @@ Models = Annotated[list[str], typer.Argument(help="Dense or compressed models.")
 Data = Annotated[
     list[str] | None,
     typer.Option(
-        help="Evaluation text, or examples with labels of models that need them; repeat "
-        "for several (default python:held_out without tasks)."
+        help="Evaluation text, or labeled examples; repeat for several (default without "
+        "tasks: python:held_out)."
     ),
 ]
 Task = Annotated[
     str | None,
-    typer.Option(help="Examples to answer: FILE.jsonl, gsm8k:FILE, arithmetic:test:500."),
+    typer.Option(
+        help="Questions with exact answers: FILE.jsonl, gsm8k:FILE, arithmetic:test:500."
+    ),
 ]
 Sizes = Annotated[
-    list[float] | None, typer.Option(help="Sizes of elastic checkpoints, repeat for several.")
+    list[float] | None, typer.Option(help="Size of elastic checkpoints; repeat for several.")
 ]
-Original = Annotated[str | None, typer.Option(help="Model to measure the KL divergence from.")]
-Tokens = Annotated[int, typer.Option(help="Tokens of the text to use.")]
+Original = Annotated[
+    str | None, typer.Option(help="Original model, to measure the KL divergence from.")
+]
+Tokens = Annotated[int, typer.Option(help="Number of tokens to evaluate on.")]
 Length = Annotated[int | None, typer.Option(help="Tokens per chunk.")]
 Rows = Annotated[
     Literal["prefixed", "packed"],
-    typer.Option(
-        help="Rows that begin as the tokenizer begins a text, or anywhere, as in papers."
-    ),
+    typer.Option(help="Start rows as the tokenizer starts a text, or anywhere, as papers do."),
 ]
 HarnessTasks = Annotated[
     str | None, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas.")
@@ -74,7 +76,7 @@ def evaluate(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Measure perplexity, divergence, task accuracy and size of models."""
+    """Measure the perplexity, divergence, task accuracy and size of models."""
     from spectrim.cli import console
     from spectrim.evaluation import HarnessSettings
 
@@ -208,7 +210,7 @@ def evaluation_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
 
     The ratio is to `--original`, else to the first model.
     """
-    from spectrim.report.formatting import ratio, size
+    from spectrim.report.formatting import percent, ratio, size
 
     first = next(iter(results.values()), {}).get("perplexity")
     shown = {}
@@ -223,6 +225,8 @@ def evaluation_rows(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, A
         stored = figures.get("disk_bytes") or figures.get("stored_bytes")
         found["size"] = "-" if stored is None else size(stored)
         shown[name] = found | {k: v for k, v in figures.items() if k not in _IN_OTHER_ROWS}
+        if (agreement := figures.get("top1_agreement")) is not None:
+            shown[name]["top1_agreement"] = percent(round(agreement, 3))
     return shown
 
 

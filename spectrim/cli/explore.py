@@ -30,21 +30,22 @@ if TYPE_CHECKING:
     from spectrim.report.live import Access, ElasticSession, Places, Session
 
 
-@with_recipe_options
+@with_recipe_options("latency_budget", "elastic", "experts")
 def explore(
     model: Model,
     given: dict[str, Any],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Directory for the Compress button.")
+        Path | None,
+        typer.Option("-o", "--output", help="Directory that the Compress button writes."),
     ] = None,
-    plan: Annotated[Path, typer.Option(help="File for the Save plan button.")] = Path(
+    plan: Annotated[Path, typer.Option(help="File that the Save plan button writes.")] = Path(
         "plan.yaml"
     ),
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any other opens it to the network.")
+        str, typer.Option(help="Address to listen on; any other makes the page public.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 0,
-    open_: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,
     json: Json = False,

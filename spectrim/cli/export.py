@@ -14,34 +14,37 @@ from spectrim.errors import InputError
 
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Directory of a compressed model, or one with an adapter.")
+        Path, typer.Argument(help="Directory of a compressed model or an adapter.")
     ],
     output: Output,
     dense: Annotated[
         bool, typer.Option("--dense", help="Multiply the factors into dense weights.")
     ] = False,
     self_contained: Annotated[
-        bool, typer.Option("--self-contained", help="Add the code that loads it.")
+        bool, typer.Option("--self-contained", help="Write a copy with the code that loads it.")
     ] = False,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Write a graph for ONNX Runtime.")
     ] = False,
-    gguf: Annotated[bool, typer.Option("--gguf", help="Say how a GGUF file is made.")] = False,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Print the commands that make a GGUF file.")
+    ] = False,
     lora: Annotated[
-        bool, typer.Option("--lora", help="Write its adapter as a plain LoRA.")
+        bool, typer.Option("--lora", help="Write the adapter as a plain LoRA.")
     ] = False,
     rank: Annotated[
         int | None,
-        typer.Option(help="Rank of the LoRA (default: as large as no error needs)."),
+        typer.Option(help="Rank of the LoRA (default: large enough to be exact)."),
     ] = None,
     budget: Size = None,
     target_loss: TargetLoss = None,
     size: Annotated[
-        str | None, typer.Option(help="Largest size within these bytes, like 300MiB.")
+        str | None,
+        typer.Option(help="Choose the largest size within these bytes, like 300MiB."),
     ] = None,
     latency_budget: Annotated[
         float | None,
-        typer.Option(help="Largest size within this fraction of the dense time, timed here."),
+        typer.Option(help="Choose the largest size within this fraction of the dense time."),
     ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: RemoteCode = False,

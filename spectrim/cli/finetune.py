@@ -82,8 +82,8 @@ def finetune(
     ends = {f"loss at the end/{what}": last for what, (_, last) in entry["losses"].items()}
     log_metrics(ends | {"disk_bytes": size.disk_bytes(output)}, None)
     console.as_json(entry) if json else _table(entry["losses"])
-    loading = "" if config is None else "`import spectrim`, then "
-    console.note(f"saved to {output}: {loading}from_pretrained")
+    loading = "" if config is None else "`import spectrim` and "
+    console.note(f"saved to {output}; load it with {loading}from_pretrained")
 
 
 def _table(losses: dict[str, tuple[float, float]]) -> None:

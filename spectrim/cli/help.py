@@ -23,7 +23,7 @@ _TYPES = {"str": "TEXT", "int": "INTEGER", "float": "NUMBER"}
 def help_page(command: Any, context: Any) -> str:
     """Return usage, description, arguments, options by panel, and the commands of a group."""
     width = max(min(shutil.get_terminal_size().columns, WIDTH), _NARROWEST)
-    usage = [context.command_path, *command.collect_usage_pieces(context)]
+    usage = [context.command_path, *_usage(command, context)]
     parts = [_wrap("Usage: " + " ".join(usage), width, "", " " * 4)]
     parts += [_wrap(text, width) for text in _paragraphs(command.help)]
     for title, rows in _panels(command, context).items():
@@ -47,6 +47,12 @@ def definitions(rows: Iterable[Sequence[str]], width: int = WIDTH) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+def _usage(command: Any, context: Any) -> list[str]:
+    """Return the pieces of the usage line, with arguments as `MODEL` or `[MODEL]`."""
+    pieces = command.collect_usage_pieces(context)
+    return [re.sub(r"[{}]", "", piece).upper() for piece in pieces]
+
+
 def summary(command: Any) -> str:
     """Return the first sentence of a command's help."""
     return " ".join(next(iter(_paragraphs(command.help)), "").split())
@@ -57,9 +63,11 @@ def _panels(command: Any, context: Any) -> dict[str, list[tuple[str, str]]]:
     for parameter in command.get_params(context):
         if (record := parameter.get_help_record(context)) is None:
             continue
-        own = "Arguments" if parameter.param_type_name == "argument" else "Options"
+        argument = parameter.param_type_name == "argument"
+        own = "Arguments" if argument else "Options"
         title = getattr(parameter, "rich_help_panel", None) or own
-        panels.setdefault(title, []).append(_record(record))
+        term, text = _record(record)
+        panels.setdefault(title, []).append((_argument(term) if argument else term, text))
     if hasattr(command, "list_commands"):
         for name in command.list_commands(context):
             panels["Commands"].append((name, summary(command.get_command(context, name))))
@@ -71,6 +79,11 @@ def _record(record: tuple[str, str]) -> tuple[str, str]:
     term, text = record
     term = re.sub(r"<(?:list\[)?(\w+)\]?>", lambda m: _TYPES.get(m[1], m[1].upper()), term)
     return term.replace(" / ", "/"), " ".join(text.split())
+
+
+def _argument(term: str) -> str:
+    """Return the name of an argument without its type: `MODEL` for `model TEXT`."""
+    return re.split(r"[ .]", term.strip("[]"))[0].upper()
 
 
 def _paragraphs(text: str | None) -> list[str]:

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from spectrim.pipeline.inspect import LayerReport, Timing
 
 _COLUMNS = ("layer", "shape", "rank", "effective", "stable", "tail", "plain <", "pivoted <")
-_TITLE = "{}: ranks of the weights, tail exponent, most rank that still saves weights"
+_TITLE = "{}: ranks of the weights, tail exponent, and ranks below which factors are smaller"
 
 
 def inspect(
     models: Annotated[list[str], typer.Argument(help="Dense or compressed models.")],
-    data: Annotated[str | None, typer.Option(help="Text for the hidden states.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens of the text to use.")] = 4096,
+    data: Annotated[
+        str | None, typer.Option(help="Text for hidden states and compression errors.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Number of tokens to read.")] = 4096,
     length: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
     original: Annotated[
         str | None,
@@ -35,7 +37,7 @@ def inspect(
 ) -> None:
     """Show effective and stable rank, heavy tails and break-even ranks of every layer.
 
-    With a text, of a compressed model also its compression errors on it.
+    With --data, also show the hidden states and compression errors on that text.
     """
     import torch
 
@@ -100,7 +102,10 @@ def _print(name: str, found: dict[str, Any]) -> None:
     layers = found["layers"]
     names = console.short_names([layer.name for layer in layers])
     rows = [_row(short, layer) for short, layer in zip(names, layers, strict=True)]
-    console.table(_TITLE.format(name), _COLUMNS, rows)
+    columns: tuple[str, ...] = _COLUMNS
+    if all(layer.rank is None for layer in layers):
+        columns, *rows = ((*row[:2], *row[3:]) for row in (columns, *rows))
+    console.table(_TITLE.format(name), columns, rows)
     console.experts_table(found.get("experts", {}))
     if times := found.get("times"):
         _print_times(name, times)

@@ -16,7 +16,7 @@ def ls(
     ] = False,
     json: Json = False,
 ) -> None:
-    """List methods, allocations, layers and all else that is chosen by name."""
+    """List methods, allocations, layer types and everything else chosen by name."""
     if compatibility:
         _print_compatibility(json)
         return

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from spectrim.cli.shorthands import QUANTIZERS, SHORTHANDS
 from spectrim.errors import InputError, did_you_mean
 from spectrim.pipeline.budgets import for_all_sizes
 from spectrim.pipeline.presets import load_recipe
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from spectrim.runtime.cache import Cache
 
 Model = Annotated[
-    str, typer.Argument(help="Directory, GGUF file, hub name, 'reference' or 'arithmetic'.")
+    str,
+    typer.Argument(
+        help="Directory, GGUF file or hub name; bundled: 'reference', 'arithmetic'."
+    ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Directory to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
@@ -32,7 +37,8 @@ MergeAdapter = Annotated[
     typer.Option("--merge-adapter", help="MODEL is a PEFT adapter: merge it into its base."),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what is ahead, time and memory, and stop.")
+    bool,
+    typer.Option("--dry-run", help="Print the stages ahead with time and memory, and stop."),
 ]
 Fsdp = Annotated[
     bool,
@@ -54,22 +60,16 @@ Size = Annotated[
     typer.Option("--budget", help="Size of an elastic checkpoint (default: its largest)."),
 ]
 CacheDirectory = Annotated[
-    Path | None, typer.Option("--cache", help="Directory of statistics and snapshots.")
+    Path | None, typer.Option("--cache", help="Directory for statistics and snapshots.")
 ]
 TargetLoss = Annotated[
     float | None,
-    typer.Option(help="Smallest model within this predicted loss, nats per token."),
+    typer.Option(help="Choose the smallest model within this predicted loss (nats per token)."),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no statistics or snapshots.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Store no statistics or snapshots.")]
 
 _RECIPE = "Recipe (overrides the preset or file)"
 _CALIBRATION = "Calibration"
-_QUANTIZERS: dict[str, dict[str, Any]] = {
-    "int8": {"bits": 8},
-    "int4": {"bits": 4},
-    "int4-gptq": {"bits": 4, "backend": "gptq"},
-    "nf4": {"bits": 4, "backend": "nf4", "group_size": 64},
-}
 _TOP_FIELDS = ("budget", "method", "allocation", "layer", "rank_multiple", "include", "exclude")
 _CALIBRATION_FIELDS = ("data", "field", "sequences", "length", "rows", "sampling", "labels")
 
@@ -124,8 +124,9 @@ def _recipe_options() -> dict[str, Any]:
     options: dict[str, Any] = {
         "recipe": Annotated[str, typer.Option(help="Preset (`spectrim recipes`) or YAML file.")]
     }
-    options |= {name: _field_option(name, _RECIPE) for name in _TOP_FIELDS}
-    options |= {name: _recipe_option(*given) for name, given in _SHORTHANDS.items()}
+    shorthands = {name: _recipe_option(*given) for name, given in SHORTHANDS.items()}
+    fields = {name: _field_option(name, _RECIPE) for name in _TOP_FIELDS}
+    options |= {"budget": fields["budget"], "ratio": shorthands["ratio"]} | fields | shorthands
     options |= {
         name: _field_option(f"calibration.{name}", _CALIBRATION) for name in _CALIBRATION_FIELDS
     }
@@ -142,65 +143,24 @@ def _recipe_option(kind: Any, metavar: str | None, text: str, *names: str) -> An
     return Annotated[kind, option]
 
 
-_SHORTHANDS: dict[str, tuple[Any, ...]] = {
-    "ratio": (float | None, None, "Fraction that is removed: 0.2 is --budget 0.8."),
-    "latency_budget": (
-        float | None,
-        None,
-        "Fraction of the layers' time for one token, measured here, in place of --budget.",
-    ),
-    "elastic": (
-        str | None,
-        "LOW..HIGH",
-        "One checkpoint of all sizes, like 0.4..0.9, cut when it is loaded.",
-    ),
-    "experts": (
-        str | None,
-        "ORDER",
-        "Remove whole experts too: predicted_loss, reap (`spectrim ls`).",
-    ),
-    "refine": (
-        list[str] | None,
-        None,
-        "Refinement to run afterward; repeat for several.",
-    ),
-    "optimizer": (
-        str | None,
-        None,
-        "Optimizer of the refinements (`spectrim ls`); each has its own rate.",
-    ),
-    "learning_rate": (float | None, None, "Learning rate of the refinements."),
-    "quantize": (
-        str | None,
-        "|".join(_QUANTIZERS),
-        "Store factors in fewer bits; the budget then counts bytes.",
-    ),
-    "task": (
-        str | None,
-        None,
-        "Prune for this task: FILE.jsonl, gsm8k:FILE, math:FILE, arithmetic:train:2000.",
-    ),
-    "probe": (
-        bool | None,
-        None,
-        "Correct predicted curves by forward passes.",
-        "--probe/--no-probe",
-    ),
-    "set": (
-        list[str] | None,
-        "FIELD=VALUE",
-        "Any recipe field (method_options.damping=0.01).",
-    ),
-}
-"""Type, metavar, help and spelling of options that stand for several fields of a recipe."""
 OPTIONS = _recipe_options()
 """By parameter name, the options that shape a recipe."""
 _DEFAULTS = {"recipe": "default", "no_cache": False}
 
 
-def with_recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `OPTIONS` to a command, which receives them as one dict `given`."""
-    return _with_options(command, "given", OPTIONS, _DEFAULTS, _with_budget)
+def with_recipe_options(*refused: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add `OPTIONS` to a command, which receives them as one dict `given`.
+
+    refused: options that the command answers with an error; its help leaves them out.
+    """
+    options = OPTIONS | {name: _hidden(OPTIONS[name]) for name in refused}
+    return lambda command: _with_options(command, "given", options, _DEFAULTS, _with_budget)
+
+
+def _hidden(annotation: Any) -> Any:
+    option = copy(annotation.__metadata__[0])
+    option.hidden = True
+    return Annotated[annotation.__origin__, option]
 
 
 def _with_budget(given: dict[str, Any]) -> dict[str, Any]:
@@ -349,12 +309,12 @@ def _experts(values: dict[str, Any], order: str) -> dict[str, Any]:
 
 
 def _bits(name: str) -> dict[str, Any]:
-    if name not in _QUANTIZERS:
+    if name not in QUANTIZERS:
         raise InputError(
-            f"--quantize {name}: expected {', '.join(_QUANTIZERS)}"
-            f"{did_you_mean(name, _QUANTIZERS)}"
+            f"--quantize {name}: expected {', '.join(QUANTIZERS)}"
+            f"{did_you_mean(name, QUANTIZERS)}"
         )
-    return _QUANTIZERS[name]
+    return QUANTIZERS[name]
 
 
 def _fit_ranks(values: dict[str, Any]) -> None:

@@ -36,13 +36,13 @@ PlanOutput = Annotated[
     Path | None, typer.Option("-o", "--output", help="Plan file (.yaml or .json).")
 ]
 Plot = Annotated[
-    Path | None, typer.Option(help="SVG file of the curve (default beside the plan of -o).")
+    Path | None, typer.Option(help="SVG file of the curve (default: beside the plan of -o).")
 ]
 CheckSpeed = Annotated[
     bool,
     typer.Option(
         "--check-speed/--no-check-speed",
-        help="Time the planned layers here; warn of those slower than dense.",
+        help="Time the planned layers and warn about those slower than dense.",
     ),
 ]
 
@@ -56,7 +56,7 @@ class _Places:
     json: bool
 
 
-@with_recipe_options
+@with_recipe_options()
 def plan(
     model: Model,
     given: dict[str, Any],

@@ -27,41 +27,44 @@ if TYPE_CHECKING:
 
 _FOREIGN = ("budget", "layer", "refine", "optimizer", "learning_rate", "probe")
 """Recipe options that a correction does not read."""
+_ELSEWHERE = ("ratio", "quantize", "latency_budget", "elastic", "experts")
+"""Recipe options that do not combine with quantizing a dense model."""
 _ROWS = {
-    "bits_per_weight": "quantized, bits per weight",
-    "dense_bytes": "layers, dense, bytes",
-    "base_bytes": "quantized, bytes",
-    "path_bytes": "corrections, bytes",
+    "bits_per_weight": "bits per weight",
+    "dense_bytes": "layers before",
+    "base_bytes": "quantized layers",
+    "path_bytes": "corrections",
     "predicted_loss_without_path": "predicted loss without corrections",
     "predicted_loss": "predicted loss",
 }
 
 
-Quantizer = Annotated[
-    str | None, typer.Option(help="Quantizer; see `spectrim ls` (default rtn).")
-]
+Quantizer = Annotated[str | None, typer.Option(help="Quantizer (`spectrim ls`; default rtn).")]
 Bits = Annotated[
-    str | None, typer.Option(help="Bits per weight; 2..4 or 2,3,4: chosen by layer.")
+    str | None, typer.Option(help="Bits per weight; 2..4 or 2,3,4 to choose for each layer.")
 ]
 GroupSize = Annotated[
     str | None, typer.Option(help="Weights per quantization group, or several.")
 ]
 BudgetBits = Annotated[
     float | None,
-    typer.Option(help="Bits per weight of all that layers hold; each layer's share by loss."),
+    typer.Option(
+        help="Average bits per weight of everything stored, shared among layers by loss."
+    ),
 ]
 QuantizerOption = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Any other quantizer option.")
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="Set any other quantizer option.")
 ]
 Rank = Annotated[
-    int | None, typer.Option(help="Rank of each correction (average, by loss); 0: none.")
+    int | None,
+    typer.Option(help="Average rank of the corrections, shared by loss; 0 for none."),
 ]
 CorrectionBytes = Annotated[
-    int | None, typer.Option(help="Bytes of all corrections, in place of --rank.")
+    int | None, typer.Option(help="Bytes of all corrections, instead of --rank.")
 ]
 
 
-@with_recipe_options
+@with_recipe_options(*_FOREIGN, *_ELSEWHERE)
 def quantize(
     model: Model,
     output: Output,
@@ -107,7 +110,7 @@ def quantize(
     smaller = run(original.model, original.tokenizer, recipe, context)
     _save(smaller, original, recipe, output, overwrite)
     _print(smaller.config.quantization_config, json)
-    console.note(f"saved to {output}: `import spectrim`, then from_pretrained")
+    console.note(f"saved to {output}; load it with `import spectrim` and from_pretrained")
 
 
 def _check_choices(given: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -198,7 +201,7 @@ def _print(config: Any, json: bool) -> None:
         options = {name: entry["options"] for name, entry in config.layers.items()}
         console.as_json(facts | {"ranks": ranks, "options": options})
         return
-    rows = [(what, _figure(facts[key])) for key, what in _ROWS.items() if key in facts]
+    rows = [(what, _figure(key, facts[key])) for key, what in _ROWS.items() if key in facts]
     paths = (
         f" + corrections by {facts['method']}, {facts['allocation']}" if facts["method"] else ""
     )
@@ -206,5 +209,7 @@ def _print(config: Any, json: bool) -> None:
     console.table(f"{facts['base']}{paths}", ("metric", "value"), rows)
 
 
-def _figure(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def _figure(name: str, value: float) -> str:
+    from spectrim.report.formatting import size
+
+    return size(value) if name.endswith("_bytes") else f"{value:.4f}"

@@ -16,11 +16,12 @@ from spectrim.pipeline.presets import PAPERS, PRESETS, SUMMARIES, unknown_preset
 recipes = typer.Typer(
     cls=Subcommands,
     invoke_without_command=True,
+    add_completion=False,
     rich_markup_mode=None,
     context_settings=SETTINGS,
     help="List, show and copy presets.",
 )
-Name = Annotated[str, typer.Argument(help="One of `spectrim recipes list`.")]
+Name = Annotated[str, typer.Argument(help="Name of a preset (`spectrim recipes list`).")]
 
 
 @recipes.callback()
@@ -52,7 +53,7 @@ def show(name: Name, json: Json = False) -> None:
 def copy(
     name: Name,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="YAML file (default NAME.yaml).")
+        Path | None, typer.Option("-o", "--output", help="YAML file (default: NAME.yaml).")
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -66,7 +67,7 @@ def copy(
     write_text(place, PRESETS[name].to_yaml())
     if json:
         console.as_json({"recipe": str(place)})
-    console.note(f"{place}: edit it, then --recipe {place}")
+    console.note(f"saved to {place}; edit it and use it with --recipe {place}")
 
 
 def _known(name: str) -> str:

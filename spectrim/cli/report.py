@@ -28,7 +28,7 @@ def report(
         typer.Option("-o", "--output", help=f"HTML file (default: {_PAGE} in the directory)."),
     ] = None,
     original: Annotated[
-        str | None, typer.Option(help="Model to compare with: its text beside this one's.")
+        str | None, typer.Option(help="Model to compare with; shows the text of both.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Text to measure the divergence on; needs --original.")
@@ -41,9 +41,9 @@ def report(
     trust_remote_code: RemoteCode = False,
     json: Json = False,
 ) -> None:
-    """Write the HTML page of a compressed model again, or with a comparison."""
+    """Write the HTML report of a compressed model, optionally with a comparison."""
     if budget is not None and output is None:
-        raise InputError("--budget: the page of one size goes to a file; name it with -o")
+        raise InputError("--budget: the report of one size goes to a file; name it with -o")
     if original is None and (data or prompt):
         raise InputError("--data and --prompt compare two models; name one with --original")
 

@@ -25,7 +25,7 @@ from spectrim.pipeline.train_settings import TrainSettings
 def train(
     context: typer.Context,
     config: Annotated[
-        str, typer.Argument(help="Directory or hub name: its config and tokenizer are used.")
+        str, typer.Argument(help="Directory or hub name whose config and tokenizer are used.")
     ],
     output: Output,
     settings: dict[str, Any],
@@ -35,7 +35,7 @@ def train(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Train a model with new weights: dense, or as factors that stay compressed."""
+    """Train a model from scratch: dense, or as factors that stay compressed."""
     given = {name: value for name, value in settings.items() if value is not None}
     wanted = checked_settings(TrainSettings, given)
 

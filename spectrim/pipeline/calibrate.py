@@ -318,7 +318,7 @@ def _at_path_budget(run: _Run, first: Calibration, recipe: Recipe) -> Calibratio
     originals = {t.name: get_weight(run.model.get_submodule(t.name)) for t in run.targets}
     settings = replace(run.settings, originals=originals)
     fewer = replace(run, blocks=run.blocks.every(step), settings=settings)
-    what = "calibrating along the path"
+    what = "averaging the Hessian"
     layers = Snapshots(run.context.cache.path("path", key))
     second = fewer.gathered(what, key, lambda: _cut(run, first, recipe, layers))
     layers.finish()

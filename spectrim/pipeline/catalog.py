@@ -27,7 +27,7 @@ REGISTRIES: dict[str, Registry] = {
     "allocations": ALLOCATORS,
     "layers": LAYERS,
     "embeddings": TABLE_METHODS,
-    "compressors": QUANTIZERS,
+    "quantizers": QUANTIZERS,
     "refinements": REFINEMENTS,
     "pretraining": PRETRAINING,
     "optimizers": OPTIMIZERS,

@@ -59,7 +59,7 @@ CALLS_OF_A_BLOCK = 3.5
 before its blocks and between stored ones is done each time."""
 RANK_SHARE = 0.6
 """Of a layer's smaller side: the rank that it is measured at, about."""
-_ONCE = ("calibrating", "calibrating along the path", "decomposing", "measuring curves")
+_ONCE = ("calibrating", "averaging the Hessian", "decomposing", "measuring curves")
 """Stages whose results are used for several budgets."""
 PASSES_PER_TRAINED_TOKEN = 4.0
 """The original forward, the compressed model forward, and backward at twice that."""
@@ -206,7 +206,7 @@ class _Work:
         if self.recipe.averages_hessian:
             again = averaging.data_fraction * (1 + self._products()) * pass_seconds
             found[1] = replace(found[1], seconds=2 * solved)
-            found.insert(1, Stage("calibrating along the path", again))
+            found.insert(1, Stage("averaging the Hessian", again))
         if not _calibrates(self.recipe):
             del found[0]
         if self._probes():

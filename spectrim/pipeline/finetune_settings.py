@@ -30,30 +30,31 @@ class FinetuneSettings:
         default=None, description="Text: FILE.txt, .jsonl, .parquet, hf:NAME:SPLIT, python."
     )
     task: str | None = Field(
-        default=None, description="Examples, whose answers are learned: FILE.jsonl."
+        default=None, description="Examples whose answers are learned: FILE.jsonl."
     )
     field: str | None = Field(default=None, description="Field that holds the text.")
     sequences: int | None = Field(default=None, description="Rows to train on.")
-    length: int | None = Field(default=None, description="Tokens of the longest row.")
+    length: int | None = Field(default=None, description="Tokens per row at most.")
     lora: int | None = Field(
         default=None,
-        description="Rank of LoRA adapters, merged in the end (default: train the factors).",
+        description="Rank of LoRA adapters, merged at the end (default: train the factors).",
     )
     adapter: str | None = Field(
-        default=None, description="Spectral adapter (`spectrim ls`); any model takes one."
+        default=None, description="Spectral adapter (`spectrim ls`), for any model."
     )
     adapter_option: tuple[str, ...] | None = Field(
-        default=None, description="Option of the adapter, NAME=VALUE; repeat for more."
+        default=None, description="Option of the adapter, NAME=VALUE; repeat for several."
     )
     quantize_base: Literal["int4", "nf4"] | None = Field(
-        default=None, description="Quantize the layers first; adapters stay beside them."
+        default=None, description="Quantize the layers first and keep the adapters separate."
     )
     epochs: int = Field(default=3, description="Passes over the rows.")
-    steps: int | None = Field(default=None, description="Optimizer steps, in place of epochs.")
+    steps: int | None = Field(default=None, description="Optimizer steps, instead of epochs.")
     batch_size: int = Field(default=32, description="Rows per optimizer step.")
     learning_rate: float | None = Field(
         default=None,
-        description="Default: 5e-4 for factors, 2e-3 for LoRA, a spectral adapter's own.",
+        description="Learning rate (default: 5e-4 for factors, 2e-3 for LoRA, the adapter's "
+        "own).",
     )
     seed: int = Field(
         default=0, description="Random seed for row order and adapter initialization."

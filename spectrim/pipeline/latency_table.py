@@ -25,11 +25,9 @@ PROMPT = 128
 """Tokens that stand for a prompt."""
 UNLESS = " unless the model is fused"
 _REASONS = {
-    True: "It has fewer numbers, but two products in place of one, each too small to make up "
-    "for the second call; lower the budget, leave such layers dense (--exclude), or plan by "
-    "time (--latency-budget)",
-    False: "Its outputs are written more than once, or its factors lie in an order that is "
-    "slow for so few tokens: call spectrim.fuse(model) once it is loaded",
+    True: "the second product costs more than the smaller ones save; lower the budget, keep "
+    "such layers dense (--exclude), or plan by time (--latency-budget)",
+    False: "call spectrim.fuse(model) after loading",
 }
 """By whether the layer was fused."""
 Shape = tuple[int, int]
@@ -101,10 +99,9 @@ def _complaint(
     factored, dense = (table.seconds(shape, kind, r) * 1e6 for r in (rank, None))
     tokens = f"{table.tokens} token{'s' if table.tokens > 1 else ''}"
     return (
-        f"{len(slow)} of {len(ranks)} factored layers take longer here than dense ones for "
-        f"{tokens}{'' if fused else UNLESS}, worst {worst} "
-        f"({shape[0]} x {shape[1]}, rank {rank}): {factored:.1f} against {dense:.1f} "
-        f"microseconds. {_REASONS[fused]}"
+        f"{len(slow)} of {len(ranks)} factored layers are slower here than dense ones for "
+        f"{tokens}{'' if fused else UNLESS} (worst {worst}, {shape[0]} x {shape[1]}, rank "
+        f"{rank}: {factored:.1f} against {dense:.1f} us): {_REASONS[fused]}"
     )
 
 

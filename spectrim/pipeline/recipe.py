@@ -29,33 +29,33 @@ class CalibrationRecipe:
 
     data: str | None = Field(
         default=None,
-        description="Text, .jsonl, .parquet, directory, hf:NAME:SPLIT, python; PATH@SHARE.",
+        description="Text, .jsonl, .parquet, directory, hf:NAME:SPLIT or python; PATH@SHARE.",
     )
     field: str | None = Field(
-        default=None, description="Field of the text; of examples with labels TEXT,LABEL."
+        default=None, description="Field that holds the text; for labeled examples TEXT,LABEL."
     )
     sequences: int | None = Field(
         default=None,
         ge=1,
-        description="Number of sequences (default: 96 tokens for each number of a hidden "
-        "state, 65,536 to 524,288 in all; 256 rows of a task).",
+        description="Number of sequences (default: 96 tokens per hidden dimension, 65,536 "
+        "to 524,288 in all; 256 rows of a task).",
     )
     length: int | None = Field(
         default=None,
         ge=2,
-        description="Tokens per sequence (default: half the context, 256 to 2048, as fits).",
+        description="Tokens per sequence (default: half the context, within 256 to 2048).",
     )
     seed: int | None = 0
     rows: Literal["prefixed", "packed"] = Field(
         default="prefixed",
-        description="Rows begin as the tokenizer begins a text, or anywhere, as in papers.",
+        description="Start rows as the tokenizer starts a text, or anywhere, as papers do.",
     )
     sampling: Literal["random", "leverage"] = Field(
         default="random",
-        description="leverage: inputs from a larger text, gradients from its rarer sequences.",
+        description="leverage: inputs from more text, gradients from its rarer sequences.",
     )
     candidates: int = Field(
-        default=4, ge=2, description="Leverage sampling: sequences to choose each one from."
+        default=4, ge=2, description="Leverage sampling: candidates per sequence."
     )
     labels: Literal["data", "sampled"] = Field(
         default="data", description="Labels of the loss: data, or sampled from the model."
@@ -74,7 +74,7 @@ class CalibrationRecipe:
     covariance_format: Literal["low_rank", "block_diagonal"] = "low_rank"
     wide_covariances: Literal["as_needed", "full"] = Field(
         default="as_needed",
-        description="full: for other recipes on the same statistics, at any width.",
+        description="full: store wide ones whole, for any later recipe.",
     )
 
     @property
@@ -95,7 +95,7 @@ class ProbeRecipe:
     tokens: int | None = Field(
         default=None,
         ge=2,
-        description="None, also for joint_tokens: as many as `cost_fraction` allows.",
+        description="Default, also for joint_tokens: as many as `cost_fraction` allows.",
     )
     joint_tokens: int | None = Field(default=None, ge=2)
     cost_fraction: float = Field(
@@ -115,9 +115,7 @@ class HessianAveragingRecipe:
     at_budget: float = Field(default=0.7, gt=0, le=1)
     weight: float = Field(default=0.5, ge=0, le=1, description="Weight of the second pass.")
     data_fraction: float = Field(default=0.25, gt=0, le=1, description="Fraction of sequences.")
-    below_budget: float = Field(
-        default=0.75, ge=0, description="Only for recipes with a smaller budget."
-    )
+    below_budget: float = Field(default=0.75, ge=0, description="Used only at smaller budgets.")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -160,10 +158,10 @@ class CorrectionRecipe:
     bytes: int | None = Field(default=None, ge=0, description="Bytes of all corrections.")
     choices: dict[str, tuple[Any, ...]] = Field(
         default_factory=dict,
-        description="Values of quantizer options among which each layer chooses.",
+        description="Values of quantizer options that each layer chooses from.",
     )
     bits_per_weight: float | None = Field(
-        default=None, gt=0, description="Budget for all that layers hold, in bits per weight."
+        default=None, gt=0, description="Budget for all that is stored, in bits per weight."
     )
 
     def __post_init__(self) -> None:
@@ -240,9 +238,11 @@ class Recipe:
 
     method: str = Field(default="obd", description="Decomposition; see `spectrim ls`.")
     method_options: Options = Field(default_factory=dict)
-    allocation: str = Field(default="loss_optimal", description="Rank allocation.")
+    allocation: str = Field(
+        default="loss_optimal", description="Allocation; see `spectrim ls`."
+    )
     allocation_options: Options = Field(default_factory=dict)
-    layer: str = Field(default="pivoted", description="Layer type.")
+    layer: str = Field(default="pivoted", description="Layer type; see `spectrim ls`.")
     layer_options: Options = Field(default_factory=dict)
     budget: float = Field(
         default=0.8,
@@ -252,13 +252,13 @@ class Recipe:
         description="Fraction of the layers' weights to keep (0.8 removes 20%).",
     )
     rank_multiple: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        default=1, description="Round ranks to multiples of it; auto: the device's."
+        default=1, description="Round ranks to multiples of this; auto: what suits the device."
     )
     include: tuple[str, ...] = Field(
         default=(), description="Only layers whose name matches this regular expression."
     )
     exclude: tuple[str, ...] = Field(
-        default=(), description="No layers whose name matches this regular expression."
+        default=(), description="Skip layers whose name matches this regular expression."
     )
     calibration: CalibrationRecipe = Field(default_factory=CalibrationRecipe)
     hessian_averaging: HessianAveragingRecipe = Field(default_factory=HessianAveragingRecipe)
@@ -276,7 +276,7 @@ class Recipe:
         default=(), description="Refinements to run after replacing layers, in order."
     )
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, description="Default: the original's."
+        default=None, description="Dtype to save in (default: the original's)."
     )
 
     def __post_init__(self) -> None:

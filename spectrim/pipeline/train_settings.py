@@ -20,32 +20,36 @@ class TrainSettings:
     )
     field: str | None = Field(default=None, description="Field that holds the text.")
     tokenizer: str | None = Field(
-        default=None, description="Directory or hub name (default: beside the config)."
+        default=None, description="Directory or hub name (default: the config's)."
     )
     method: str = Field(
         default="full", description="full, lowrank, sltrain, sst or maestro; see `spectrim ls`."
     )
     method_option: tuple[str, ...] | None = Field(
-        default=None, description="NAME=VALUE, an option of the method; repeat for several."
+        default=None, description="Option of the method, NAME=VALUE; repeat for several."
     )
     optimizer: str = Field(default="adamw", description="Optimizer; see `spectrim ls`.")
     optimizer_option: tuple[str, ...] | None = Field(
-        default=None, description="NAME=VALUE, an option of the optimizer; repeat for several."
+        default=None, description="Option of the optimizer, NAME=VALUE; repeat for several."
     )
     steps: int = Field(default=1000, ge=1, description="Optimizer steps.")
     batch_size: int = Field(default=8, ge=1, description="Sequences per optimizer step.")
     sequences: int | None = Field(
-        default=None, ge=1, description="Sequences of the text (default: one for each use)."
+        default=None, ge=1, description="Number of sequences (default: each is used once)."
     )
     length: int | None = Field(default=None, ge=2, description="Tokens per sequence.")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="Of the matrices (default: the optimizer's own)."
+        default=None,
+        gt=0,
+        description="Learning rate of the matrices (default: the optimizer's own).",
     )
     rest_learning_rate: float = Field(
-        default=3e-3, gt=0, description="Of embeddings, output layer and norms, by AdamW."
+        default=3e-3,
+        gt=0,
+        description="Learning rate of embeddings, output layer and norms (AdamW).",
     )
     warmup_ratio: float = Field(
-        default=0.05, ge=0, lt=1, description="Share of the steps in which the rate rises."
+        default=0.05, ge=0, lt=1, description="Fraction of the steps in which the rate rises."
     )
     seed: int = Field(
         default=0, description="Random seed for the initial weights and the row order."

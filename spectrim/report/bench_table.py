@@ -11,22 +11,22 @@ from spectrim.pipeline.benchmark import Bench, BenchRow
 
 STAGES = ("calibrate", "decompose", "measure", "compress", "refine", "evaluate")
 _AT_EQUAL_TIME = """\
-budget: share of the dense layers' time, from times of each shape on this machine; time: the \
-row's own layers one after another, fused, over the dense ones, measured when the row was \
-made; where it was above the budget the row was planned again with less.
+budget: fraction of the dense layers' time, from the time of each shape on this machine; \
+time: the row's own fused layers one after another, relative to the dense ones, measured when \
+the row was made; if that exceeded the budget, the row was planned again with less.
 """
 _NOTES = """\
-bytes: of the compressed layers as stored (weights, indices, biases) and of the whole file; \
-kept: of the layers' weights in bytes. Rows of one budget of weights have at most the same \
-bytes; `!` marks one that exceeds its budget.
-KL: from the original on the first text. predicted: loss increase on the calibration's text, \
-before refinement. measured: on the first text. All in nats per token.
-seconds: of the processor, all threads (wall clock where the model is on an accelerator); \
-`-`: found in the workspace or not asked for. calibrate: one pass serves \
-all rows that a call makes and is in each of them; an average along a path is a recipe's own. \
-Rows of one recipe share decompose and measure. compress: with all plans until one fits.
-peak: resident memory at its highest in the row, above what was in use before it; without \
-steps whose results were found.
+layer bytes: the compressed layers as stored (weights, indices, biases); file bytes: the \
+whole file; kept: fraction of the layers' weights, in bytes. Rows with the same budget have \
+at most the same bytes; `!` marks a row that exceeds its budget.
+KL: from the original on the first text. predicted: loss increase on the calibration text \
+before refinement. measured: loss increase on the first text. All in nats per token.
+seconds: CPU time of all threads (wall clock if the model is on an accelerator); `-`: read \
+from the cache or not needed. calibrate: one pass serves all rows of a call and counts in \
+each of them; Hessian averaging belongs to its recipe. Rows of one recipe share decompose \
+and measure. compress: includes all plans until one fits.
+peak: highest resident memory of the row above what was in use before it, without the steps \
+that were read from the cache.
 """
 
 

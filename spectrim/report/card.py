@@ -16,6 +16,7 @@ from spectrim.checkpoint.card import (
     loading,
     predicted_loss,
     shown_name,
+    without_directories,
 )
 from spectrim.data import DEFAULT_TEXT
 from spectrim.data.loading import split_spec
@@ -107,8 +108,9 @@ def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
     facts = config.provenance["compensation"]
     entry = next(iter(config.layers.values()))
     options = ", ".join(f"{k} {v}" for k, v in entry["options"].items() if v != "")
-    lines = [front_matter(base, license_of(base), ["spectrim"]), loading()]
+    lines = [front_matter(base, license_of(base), ["spectrim"])]
     lines += [f"# {escape_markdown(shown_name(base))}, compressed by {facts['base']}", ""]
+    lines += [loading()]
     chosen = facts.get("chosen", [])
     stored = f"`{facts['base']}`" + (f" ({options})" if options and not chosen else "")
     lines += [f"{len(config.layers)} linear layers are stored by {stored}."]
@@ -118,7 +120,7 @@ def quantization_card(base: str, config: SpectrimConfig, recipe: Recipe) -> str:
         lines += [f"- {escape_markdown(line)}" for line in chosen] + [""]
     if facts["path_bytes"]:
         lines += ["Low-rank corrections recover part of the error: method"]
-        source = escape_markdown(_data(recipe, config.provenance))
+        source = escape_markdown(without_directories(_data(recipe, config.provenance)))
         lines += [f"`{facts['method']}`, {facts['allocation']} ranks, from {source}."]
     lines += ["", "| | |", "|---|---|"]
     for key, what in _BYTES.items():
@@ -139,7 +141,8 @@ def finetuning_card(model: str, entry: dict[str, Any]) -> str:
     options = ", ".join(f"{k} {v}" for k, v in entry["options"].items() if v is not None)
     data = entry["data"]
     lines = ["## Fine-tuned", ""]
-    lines += [f"On {escape_markdown(data['source'])}, {data['sequences']} rows,"]
+    source = escape_markdown(without_directories(data["source"]))
+    lines += [f"On {source}, {data['sequences']} rows,"]
     lines += [f"by `{entry['name']}` ({options})."]
     lines += ["", "| training loss | first tenth | last tenth |", "|---|---|---|"]
     lines += [f"| {what} | {a:.4f} | {b:.4f} |" for what, (a, b) in entry["losses"].items()]

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from spectrim.checkpoint.card import shown_name, without_directories
 from spectrim.layers import layer_class
 from spectrim.report import formatting
 from spectrim.report.curve_figure import axes_of, bytes_at, curve_figure
@@ -31,6 +33,7 @@ _FILTERS = {"size": formatting.size, "loss": formatting.loss, "percent": formatt
 
 def report_page(facts: ReportData, live: Mapping[str, Any] | None = None) -> str:
     """Return the HTML page. live: the script's settings for requesting other plans."""
+    facts = _published(facts)
     panels = [layer for layer in facts.layers if layer.ranks]
     worst = max(panels, key=lambda layer: layer.loss or 0.0, default=None)
     script = Markup(_source("page.js") + (_source("live.js") if live else ""))
@@ -51,6 +54,18 @@ def report_page(facts: ReportData, live: Mapping[str, Any] | None = None) -> str
         style=Markup(_source("page.css")),
         script=script,
         script_hash=_hash(script),
+    )
+
+
+def _published(facts: ReportData) -> ReportData:
+    """Return the facts without directories of this machine: the page is published."""
+    source = facts.data.get("source")
+    data = {"source": without_directories(source)} if isinstance(source, str) else {}
+    return replace(
+        facts,
+        model=shown_name(facts.model),
+        result_from=without_directories(facts.result_from),
+        data={**facts.data, **data},
     )
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import yaml
 
 from spectrim import version
 from spectrim.checkpoint import CardFacts, model_card
-from spectrim.checkpoint.card import with_name
-from spectrim.version import install_command
+from spectrim.checkpoint.card import escape_markdown, with_name, without_directories
+from spectrim.version import install_command, install_words
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +45,7 @@ def test_the_import_comes_first():
     code = body.split("```python\n")[1]
     assert code.startswith("import spectrim")
     assert "from_pretrained" in code
-    assert body.index("import spectrim") < body.index("# someone/model-1b")
+    assert body.index("import spectrim") < body.index("\n## ")
 
 
 def test_tables():
@@ -88,6 +90,28 @@ def test_a_directory_is_told_by_its_last_part(tmp_path, monkeypatch):
         assert "huggingface.co" not in card
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("/home/me/texts/wiki.txt, 256 sequences", "wiki.txt, 256 sequences"),
+        ("~/wiki.txt@0.7 + /data/chat.jsonl:text@0.3", "wiki.txt@0.7 + chat.jsonl:text@0.3"),
+        ("the task gsm8k:/data/train.jsonl, its loss", "the task gsm8k:train.jsonl, its loss"),
+        ("4,096 tokens of C:\\texts\\wiki.txt", "4,096 tokens of wiki.txt"),
+        ("hf:Salesforce/wikitext/wikitext-2-raw-v1:train", None),
+        ("texts/wiki.txt, python, ./wiki.txt", None),
+    ],
+)
+def test_no_directory_of_this_machine_is_published(source, shown):
+    facts = replace(FACTS, data=source, measured_on=source)
+    assert without_directories(source) == (shown or source)
+    assert model_card(facts).count(escape_markdown(shown or source)) == 2
+
+
+def test_a_card_opens_with_its_title():
+    body = model_card(FACTS).split("---\n")[2]
+    assert body.lstrip().startswith("# ")
+
+
 def test_the_load_line_names_the_model():
     card = model_card(FACTS)
     assert '\nname = "smaller"' in card
@@ -99,5 +123,8 @@ def test_the_install_command_is_of_one_place(monkeypatch):
     """A release sets the address, and the project names the same one or none."""
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
     assert set(urls.values()) <= {version.REPOSITORY}
+    monkeypatch.setattr(version, "REPOSITORY", "")
+    assert install_words() == "`pip install .` in a clone of its repository"
     monkeypatch.setattr(version, "REPOSITORY", "https://example.org/spectrim")
+    assert install_words() == f"`{install_command()}`"
     assert install_command() == "pip install 'spectrim @ git+https://example.org/spectrim'"

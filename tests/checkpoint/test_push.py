@@ -79,7 +79,7 @@ def test_the_card_is_sent(tmp_path, listening):
     """The one beside the model, with the name on the Hub; else one made from the model."""
     model = tiny_llama()
     config = compress(model, "pivoted")
-    card = f"---\ntags:\n- spectrim\n---\n{loading()}\n# mine\n"
+    card = f"---\ntags:\n- spectrim\n---\n# mine\n\n{loading()}"
     save_compressed(model, None, tmp_path / "out", config, SaveOptions(card=card))
     sent = listening.directory / "README.md"
     load(tmp_path / "out")[0].push_to_hub("somebody/smaller")

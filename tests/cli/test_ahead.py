@@ -23,7 +23,7 @@ def test_a_dry_run_tells_the_stages_and_writes_nothing(cli, shelf, command, tmp_
         *("--budget", "0.5", "--refine", "distillation", "--dry-run", "--no-cache"),
     )
     assert result.code == 0
-    stages = ("calibrating", "calibrating along the path", "decomposing", "measuring curves")
+    stages = ("calibrating", "averaging the Hessian", "decomposing", "measuring curves")
     times = ", ".join(rf"{name} \d+:\d\d" for name in (*stages, "distillation"))
     assert re.search(f"ahead: {times}; in all about", result.err)
     assert "memory: at most" in result.err

@@ -234,7 +234,7 @@ def test_evaluate(cli, compress, shelf, tmp_path):
     assert rows[2][1].strip() == "x1.000"
     assert rows[3][1].strip().endswith(("kB", "MB"))
     assert sum("bytes" in line for line in table.out.splitlines()) == 0
-    assert "kl divergence" not in table.out
+    assert "KL divergence" not in table.out
 
 
 @pytest.mark.slow

@@ -42,7 +42,9 @@ def test_help_at_80_columns(words):
         if not (record := parameter.get_help_record(context)):
             continue
         assert " ".join((parameter.help or "").split()) in flat, parameter.name
-        assert all(option in page for option in (*parameter.opts, *parameter.secondary_opts))
+        names = (*parameter.opts, *parameter.secondary_opts)
+        argument = parameter.param_type_name == "argument"
+        assert all((name.upper() if argument else name) in page for name in names)
         assert len(record) == 2
 
 
@@ -90,3 +92,67 @@ def test_short_names_of_layers():
 def test_definitions_never_break_a_word():
     long = "x" * 70
     assert definitions([("term", f"see {long} there")], WIDTH)[1].strip() == long
+
+
+REFUSED = {
+    "quantize": {
+        "--ratio": "0.2",
+        "--budget": "0.8",
+        "--layer": "pivoted",
+        "--refine": "distillation",
+        "--optimizer": "muon",
+        "--learning-rate": "1e-3",
+        "--no-probe": None,
+        "--quantize": "int8",
+        "--latency-budget": "0.7",
+        "--elastic": "0.4..0.9",
+        "--experts": "reap",
+    },
+    "explore": {"--latency-budget": "0.7", "--elastic": "0.4..0.9", "--experts": "reap"},
+}
+"""Recipe options that a command answers with an error, with a value that is right elsewhere."""
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(c, o) for c, options in REFUSED.items() for o in options]
+)
+def test_help_leaves_out_what_is_refused_and_nothing_else(
+    cli, shelf, tmp_path, command, option
+):
+    assert option not in set(re.findall(r"--[\w-]+", cli(command, "--help").out))
+    given = [option] if (value := REFUSED[command][option]) is None else [option, value]
+    place = ("-o", tmp_path / "out")
+    done = cli(command, shelf / "model", *place, "--data", shelf / "text.txt", *given)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert "No such option" not in done.err
+
+
+def test_every_recipe_option_is_in_the_help_of_compress(cli):
+    page = cli("compress", "--help").out
+    for options in REFUSED.values():
+        assert set(options) <= set(re.findall(r"--[\w-]+", page))
+
+
+def test_arguments_are_named_alike_everywhere(cli):
+    usage = cli("compress", "--help").out
+    assert usage.startswith("Usage: spectrim compress [OPTIONS] MODEL\n")
+    assert "\n  MODEL  Directory" in usage
+    assert cli("evaluate", "-h").out.startswith(
+        "Usage: spectrim evaluate [OPTIONS] MODELS...\n"
+    )
+    assert cli("bench-speed", "-h").out.startswith(
+        "Usage: spectrim bench-speed [OPTIONS] [MODEL]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cell", "right"),
+    [(c, True) for c in ("8.80", "+0.05", "x1.040", "3.94 MB", "1/28", "192x192", "88.2%", "-")]
+    + [(c, True) for c in ("20,000", "1e-05", "2:10", "nan", "")]
+    + [(c, False) for c in ("0.self_attn.q_proj", "4 bits and more", "obd", "2M")],
+)
+def test_numbers_stand_to_the_right(capfd, cell, right):
+    console.table("", ("what", "a heading that is wide"), [("x", cell)])
+    row = capfd.readouterr().out.splitlines()[-2]
+    assert row.rstrip("│").endswith(f"{cell} ") == right

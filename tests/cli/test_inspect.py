@@ -28,9 +28,11 @@ def test_the_table(cli, shelf):
     outcome = cli("inspect", shelf / "model")
     assert outcome.code == 0, outcome.err
     words = "".join(outcome.out.split())
-    for word in ("effective", "stable", "tail", "plain<", "pivoted<", "dense"):
+    for word in ("effective", "stable", "tail", "plain<", "pivoted<"):
         assert word in words
     assert "entropy" not in words
+    assert "│rank│" not in words, "a column in which every layer is dense"
+    assert "dense" not in words
 
 
 def test_a_bad_text(cli, shelf):

@@ -30,7 +30,7 @@ def test_a_streamed_run_tells_its_way_and_its_memory(
     assert "memory: of 64.00 GiB, at most" in result.err
     assert "streaming block by block" in result.err
     assert re.search(r"peak memory of this process [\d,]+ MiB, limit 65,536\n", result.err)
-    assert "saved to out: `import spectrim`" in result.err
+    assert "saved to out; load it with `import spectrim`" in result.err
     assert "next: spectrim evaluate out --original" in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "factors do not stay"
     names = {path.name for path in Path("out").iterdir()}

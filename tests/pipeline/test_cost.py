@@ -37,11 +37,11 @@ def test_a_small_budget_adds_a_pass_along_the_path(recipe, monkeypatch):
     speed = MachineSpeed(0.0, 1.0, 0.0, 1.0)
     once = stages(recipe, speed, monkeypatch)
     twice = stages(recipe.with_changes(budget=0.5), speed, monkeypatch)
-    assert list(twice)[:3] == ["calibrating", "calibrating along the path", "decomposing"]
+    assert list(twice)[:3] == ["calibrating", "averaging the Hessian", "decomposing"]
     wide, other, head = 3 * 32 * 64, 4 * 32 * 32, 128 * 32
     products = 2 * 2 * wide / (4 * (2 * (wide + other) + head))
     expected = 0.25 * (1 + products) * once["calibrating"]
-    assert twice["calibrating along the path"] == pytest.approx(expected)
+    assert twice["averaging the Hessian"] == pytest.approx(expected)
     assert twice["decomposing"] == 2 * once["decomposing"]
 
 

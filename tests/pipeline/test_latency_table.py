@@ -46,11 +46,11 @@ def test_slow_layers_are_named_with_the_reason(monkeypatch):
 
     monkeypatch.setattr(latency_table_module, "layer_times", measured)
     text, prompt = slow_layers(plan, recipe())
-    assert "for 1 token, worst" in text
-    assert "for 128 tokens, worst" in prompt
-    assert text.startswith(f"1 of {len(plan.ranks)} factored layers take longer")
-    assert "worst d (24 x 24, rank" in text
-    assert "against 2.0 microseconds" in text
+    assert "for 1 token (worst" in text
+    assert "for 128 tokens (worst" in prompt
+    assert text.startswith(f"1 of {len(plan.ranks)} factored layers are slower")
+    assert "worst d, 24 x 24, rank" in text
+    assert "against 2.0 us" in text
     monkeypatch.setattr(
         latency_table_module, "layer_times", lambda *_: LayerTimes(2e-6, (1,), (1e-6,))
     )
@@ -67,8 +67,8 @@ def test_layers_that_are_slow_until_they_are_fused_are_named(monkeypatch):
 
     monkeypatch.setattr(latency_table_module, "layer_times", measured)
     [text] = slow_layers(plan, recipe())
-    assert "take longer here than dense ones for 128 tokens unless the model is fused" in text
-    assert text.endswith("call spectrim.fuse(model) once it is loaded")
+    assert "are slower here than dense ones for 128 tokens unless the model is fused" in text
+    assert text.endswith("call spectrim.fuse(model) after loading")
 
 
 def test_kinds_that_are_not_timed_say_so_or_are_left_alone():
