@@ -141,3 +141,23 @@ def test_functions_stay_short():
     functions = [found for path in CODE for found in _lengths_of_functions(path)]
     assert len(functions) > 5000
     assert [found for found in functions if found[1] > LONGEST_FUNCTION] == []
+
+
+def _positional(path: Path) -> Iterator[tuple[str, list[ast.arg]]]:
+    for node in _nodes(path):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield (
+                f"{path.name}:{node.lineno} {node.name}",
+                [*node.args.posonlyargs, *node.args.args],
+            )
+
+
+def test_the_context_of_a_run_comes_last():
+    found = [
+        place
+        for path in FILES
+        for place, arguments in _positional(path)
+        for argument in arguments[:-1]
+        if argument.annotation is not None and "RunContext" in ast.unparse(argument.annotation)
+    ]
+    assert found == []

@@ -52,6 +52,7 @@ def train_spectral(
     blocks: TokenBlocks,
     options: SpectralOptions,
     context: RunContext,
+    *,
     directory: str | Path | None = None,
 ) -> Losses:
     """Train an adapter on `model` and merge it; after an error the model is what it was.

@@ -111,7 +111,7 @@ def compress(
             cache = stack.enter_context(lasting(cache))
         run_context = replace(context_for(cache, log_metrics, steps), fsdp=fsdp)
         options = replace(options, dtype=original.dtype)
-        result = run(original.source, original.tokenizer, recipe, run_context, options)
+        result = run(original.source, original.tokenizer, recipe, run_context, options=options)
         _save(request, original, result)
     log_metrics(final_metrics(result.plan, output), None)
 

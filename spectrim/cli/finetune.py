@@ -65,7 +65,11 @@ def finetune(
     with TemporaryDirectory(prefix="spectrim-") as place:
         adapter = Path(place) / ADAPTER
         entry = finetune_and_record(
-            loaded.model, loaded.tokenizer, wanted, run_context, adapter
+            loaded.model,
+            loaded.tokenizer,
+            wanted,
+            run_context,
+            adapter_directory=adapter,
         )
         tuned = cast_for_saving(loaded.model, loaded.dtype)
         options = SaveOptions(

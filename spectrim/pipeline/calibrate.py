@@ -118,7 +118,7 @@ def gather(
     alike: dict[str, list[_Run]] = {}
     fingerprint = None
     for recipe in recipes:
-        run = _run_for(model, tokenizer, recipe, context, fingerprint)
+        run = _run_for(model, tokenizer, recipe, context, fingerprint=fingerprint)
         fingerprint = run.fingerprint
         text = json.dumps(run.key() | {"statistics": None, "wide": None}, sort_keys=True)
         alike.setdefault(text, []).append(run)
@@ -134,6 +134,7 @@ def _run_for(
     tokenizer: Any,
     recipe: Recipe,
     context: RunContext,
+    *,
     fingerprint: str | None = None,
 ) -> _Run:
     ready = prepare(model, recipe, context.cache)

@@ -100,6 +100,7 @@ def compress(
     tokenizer: Any,
     recipe: Recipe | None = None,
     context: RunContext | None = None,
+    *,
     options: CompressOptions | None = None,
 ) -> CompressionResult:
     """Compress `model` by a recipe.
@@ -208,7 +209,9 @@ def elastic(
     larger = hold_sizes(original.model, decomposition, sizes, plan)
     if recipe.refinement:
         sampled = sampled_sizes(sizes)
-        larger = refine(original.model, larger, original.tokenizer, recipe, context, sampled)
+        larger = refine(
+            original.model, larger, original.tokenizer, recipe, context, sizes=sampled
+        )
     larger = cast_for_saving(larger, original.dtype_for(recipe))
     if recipe.quantization is not None:
         larger = quantize_sizes(larger, recipe.quantization)

@@ -46,6 +46,7 @@ def finetune_and_record(
     tokenizer: Any,
     settings: FinetuneSettings,
     context: RunContext,
+    *,
     adapter_directory: Path | None = None,
 ) -> dict[str, Any]:
     """Train as `finetune` does and return what it records.
@@ -63,7 +64,7 @@ def finetune_and_record(
         options = SpectralOptions.of(name, settings.adapter_options, settings.training)
         quantized = is_quantized(model)
         directory = None if quantized else adapter_directory
-        losses = train_spectral(model, blocks, options, context, directory)
+        losses = train_spectral(model, blocks, options, context, directory=directory)
         if quantized:
             update_config_ranks(model)
     elif settings.lora is None:

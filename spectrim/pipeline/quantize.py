@@ -103,7 +103,7 @@ def compute_residual(
     if needs_text(given):
         calibration = calibrate(model, tokenizer, recipe, context)
         names = layers_with_signal(calibration)
-    options = options_by_layer(model, calibration, names, given, context, dtype.itemsize)
+    options = options_by_layer(model, calibration, names, given, dtype.itemsize, context)
     compress = QUANTIZERS.get(given.quantizer).compress
     bases: dict[str, CompressedLinear] = {}
 

@@ -88,8 +88,8 @@ def options_by_layer(
     calibration: Calibration | None,
     names: Sequence[str],
     given: CorrectionRecipe,
-    context: RunContext,
     itemsize: int,
+    context: RunContext,
 ) -> dict[str, Any]:
     """Return the quantizer's options of each layer.
 
@@ -99,7 +99,7 @@ def options_by_layer(
     if given.bits_per_weight is None or calibration is None:
         options = QUANTIZERS.options(given.quantizer, given.quantizer_options)
         return dict.fromkeys(names, options)
-    priced = priced_options(model, calibration, names, given, context, itemsize)
+    priced = priced_options(model, calibration, names, given, itemsize, context)
     shapes = [get_shape(model.get_submodule(name)) for name in names]
     chosen = choose_options(priced, _budget(shapes, given.bits_per_weight))
     return {name: final_options(choice, given) for name, choice in chosen.items()}
@@ -110,8 +110,8 @@ def priced_options(
     calibration: Calibration,
     names: Sequence[str],
     given: CorrectionRecipe,
-    context: RunContext,
     itemsize: int,
+    context: RunContext,
 ) -> dict[str, list[PricedOptions]]:
     """Return the priced choices of each layer; they serve every budget."""
     draft = getattr(QUANTIZERS.get(given.quantizer), "DRAFT", {})

@@ -30,13 +30,12 @@ def refine(
     tokenizer: Any,
     recipe: Recipe,
     context: RunContext | None = None,
+    *,
     sizes: SampledSizes | None = None,
 ) -> PreTrainedModel:
     """Return `compressed` in float32 after the recipe's refinements on calibration text.
 
-    sizes: of a model that holds several.
-
-    A model in float32 is changed in place, another dtype in a copy; cast the result with
+    sizes: to train, of a model that holds several. A model in float32 is changed in place, another dtype in a copy; cast the result with
     `cast_for_saving`. The original is not changed. Evaluate the result on other text. Raises
     NumericalError naming the step whose loss is not finite, InputError for unusable text.
     """

@@ -56,6 +56,7 @@ def train(
     config: str | Path | PreTrainedModel,
     settings: TrainSettings,
     context: RunContext | None = None,
+    *,
     tokenizer: Any = None,
 ) -> TrainResult:
     """Train a model with new weights. An interrupted run resumes from the cache.

@@ -45,7 +45,11 @@ def test_dense_model_learns(name, text, tmp_path):
     head = model.lm_head.weight.clone()
     asked = settings(text, name)
     entry = finetune_and_record(
-        model, tiny_tokenizer(), asked, RunContext(log_metrics=log), tmp_path / "adapter"
+        model,
+        tiny_tokenizer(),
+        asked,
+        RunContext(log_metrics=log),
+        adapter_directory=tmp_path / "adapter",
     )
     [losses] = log.series.values()
     assert sum(losses[-5:]) < sum(losses[:5])
@@ -138,7 +142,8 @@ def test_an_interrupted_run_ends_where_it_would_have(text, tmp_path, monkeypatch
 
 def test_options_reach_the_adapter(text, tmp_path):
     asked = settings(text, "svfit", adapter_option=("r=4", "core=full"), steps=2)
-    finetune_and_record(tiny_llama(), tiny_tokenizer(), asked, RunContext(), tmp_path)
+    given = tiny_llama(), tiny_tokenizer(), asked, RunContext()
+    finetune_and_record(*given, adapter_directory=tmp_path)
     found = peft.PeftConfig.from_pretrained(tmp_path)
     assert (found.r, found.core) == (4, "full")
 

@@ -142,7 +142,7 @@ def stream(root: Path) -> Work:
 
     def work(place: Path) -> None:
         given = opened.streamed, opened.tokenizer, recipe, progress(place)
-        result = compress(*given, CompressOptions(dtype=torch.float64))
+        result = compress(*given, options=CompressOptions(dtype=torch.float64))
         options = checkpoint.SaveOptions(overwrite=True)
         save_streamed(result.model, result.parts, opened.tokenizer, place / "out", options)
 

@@ -82,11 +82,11 @@ def test_the_cache_and_a_plan_give_the_same(tmp_path):
     assert sorted((tmp_path / "cache").iterdir()) == entries
     assert second.plan.ranks == first.plan.ranks
     options = CompressOptions(plan=first.plan)
-    followed = spectrim.compress(model, tiny_tokenizer(), recipe, context, options)
+    followed = spectrim.compress(model, tiny_tokenizer(), recipe, context, options=options)
     rows = rows_of(model, data, 4)
     assert torch.equal(logits(followed.model, rows), logits(first.model, rows))
     smallest = spectrim.compress(
-        model, tiny_tokenizer(), recipe, context, CompressOptions(target_loss=0.5)
+        model, tiny_tokenizer(), recipe, context, options=CompressOptions(target_loss=0.5)
     )
     assert smallest.plan.predicted_loss <= 0.5
 

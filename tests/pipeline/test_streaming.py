@@ -68,7 +68,7 @@ def streamed(directory: Path, recipe: Recipe, output: Path, dtype=torch.float32,
             opened.tokenizer,
             recipe,
             RunContext(cache),
-            CompressOptions(dtype=dtype),
+            options=CompressOptions(dtype=dtype),
         )
         save = checkpoint.SaveOptions()
         return save_streamed(result.model, result.parts, opened.tokenizer, output, save)
