@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,22 @@ def port(environment):
     for name in ("fastapi", "uvicorn", "openai"):
         pytest.importorskip(name, reason=f"needs {name}, of the extra 'serve'")
     environment.run(section("transformers serve", "run")[0])
+    with _serving("small", environment) as free:
+        yield free
+
+
+@pytest.fixture(scope="session")
+def elastic_port(environment, port):
+    """Of another server, with the checkpoint of all sizes."""
+    with _serving("every", environment) as free:
+        yield free
+
+
+@contextmanager
+def _serving(name: str, environment: Environment) -> Iterator[int]:
     [block] = section("transformers serve", "server")
     port = free_port()
-    command = shlex.split(block.text.replace(PORT, str(port)))
+    command = shlex.split(block.text.replace(PORT, str(port)).replace("small", name))
     with running(command, port, environment, START):
         yield port
 

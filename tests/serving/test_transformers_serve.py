@@ -21,7 +21,7 @@ def wanted(environment) -> str:
     return tokenizer.decode(tokens, skip_special_tokens=True)
 
 
-def test_an_elastic_model_is_served_at_the_size_of_its_config(environment, port):
+def test_an_elastic_model_is_served_at_the_size_of_its_config(environment, elastic_port):
     import openai
 
     model, tokenizer = load(environment.directory / "every", budget=0.5)
@@ -30,7 +30,7 @@ def test_an_elastic_model_is_served_at_the_size_of_its_config(environment, port)
     wanted, not_wanted = (greedy(m, [prompt], COUNT)[0] for m in (model, other))
     assert wanted != not_wanted
     client = openai.OpenAI(
-        base_url=f"http://{HOST}:{port}/v1", api_key="none", timeout=60, max_retries=0
+        base_url=f"http://{HOST}:{elastic_port}/v1", api_key="none", timeout=60, max_retries=0
     )
     found = client.completions.create(
         model="every", prompt=PROMPT, max_tokens=COUNT, temperature=0
