@@ -94,9 +94,15 @@ def _check_adapter(place: Path) -> None:
     """Refuse what would run code: pickled weights, and modules that a file names."""
     if not (place / _WEIGHTS).is_file():
         raise CheckpointError(f"{place} has no {_WEIGHTS}; save the adapter with safetensors")
-    if read_json(place / ADAPTER).get("megatron_config") is not None:
+    settings = read_json(place / ADAPTER)
+    if settings.get("megatron_config") is not None:
         raise ModelError(
             f"{place} is an adapter of Megatron, which is not read; merge it there"
+        )
+    if settings.get("layer_replication"):
+        raise ModelError(
+            f"{place} is an adapter that repeats layers of its base (layer_replication): their "
+            "weights are one, and cannot take up several changes"
         )
 
 

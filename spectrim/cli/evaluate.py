@@ -70,7 +70,7 @@ def evaluate(
     from spectrim.cli.ahead import base_of
     from spectrim.data.loading import join_specs
     from spectrim.evaluation import HarnessSettings
-    from spectrim.pipeline.early_checks import check_labels
+    from spectrim.pipeline.early_checks import check_documents, check_labels
     from spectrim.pipeline.evaluate import evaluate_examples
     from spectrim.pipeline.labeled import ExampleSettings
     from spectrim.pipeline.loaded_model import load_model
@@ -84,6 +84,8 @@ def evaluate(
     for name in examples:
         check_text_only(name, {"--task": task, "--lm-eval": lm_eval, "--budget": budget})
         check_labels(bases[name], join_specs(texts))
+    for name in (name for name in models if texts and name not in examples):
+        check_documents(bases[name], join_specs(texts), trust_remote_code=trust_remote_code)
     asked = _Asked(texts, task, names, harness, (length, tokens, rows))
     reference = None
     if original is not None:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from spectrim.data.labeled.labels import Fields, Labels, named_fields, text_in, value_in
-from spectrim.data.loading import Record, check_places, open_records, split_spec
+from spectrim.data.loading import Record, open_records, split_spec
 from spectrim.data.sources import hub
 from spectrim.data.tokenizing import in_order
 from spectrim.errors import InputError
@@ -115,7 +115,6 @@ def check_examples(spec: str, labels: Labels, named: str | None = None) -> Field
 
     Raises InputError for whatever `read_examples` would stop at, and where there is no example.
     """
-    check_places(spec)
     if any(hub.matches(part.spec) for part in split_spec(spec)):
         return ()
     examples = read_examples(spec, labels, named)
