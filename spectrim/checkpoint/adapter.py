@@ -13,6 +13,7 @@ from spectrim.checkpoint.load import has_tokenizer, load, load_tokenizer, resolv
 from spectrim.checkpoint.loading_errors import explain
 from spectrim.checkpoint.validation import ADAPTER, CONFIG, check_weights, read_json
 from spectrim.errors import CheckpointError, InputError, ModelError
+from spectrim.models.kind import SPEECH, kind_of
 
 _WEIGHTS = "adapter_model.safetensors"
 _ADAPTERS_OWN = "adapter_*"
@@ -61,7 +62,7 @@ def load_merged(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]
     model, tokenizer = load(adapter_base(name), **options)
     merged = _merged(model, place)
     check_weights(merged, f"the adapter {place} does not fit its base")
-    if has_tokenizer(place):
+    if has_tokenizer(place) and kind_of(merged) is not SPEECH:
         tokenizer = load_tokenizer(place, options)
     return merged, tokenizer
 

@@ -11,7 +11,12 @@ from transformers import AutoConfig
 
 from spectrim.checkpoint import check_causal, check_dense, resolve, stored_dtype, stored_kind
 from spectrim.checkpoint.gguf import is_gguf
-from spectrim.checkpoint.load import has_tokenizer, load_tokenizer, read_config
+from spectrim.checkpoint.load import (
+    has_tokenizer,
+    load_processor,
+    load_tokenizer,
+    read_config,
+)
 from spectrim.checkpoint.validation import check_directory, weight_files
 from spectrim.data.conversation import Conversation
 from spectrim.data.labeled import check_examples
@@ -19,9 +24,10 @@ from spectrim.data.loading import first_documents
 from spectrim.errors import InputError
 from spectrim.models.context import check_length
 from spectrim.models.experts import fused_expert_names
+from spectrim.models.kind import SPEECH
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.labeled import labels_for
+from spectrim.pipeline.labeled import check_recording, labels_for
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime.space import check_space
 
@@ -100,8 +106,11 @@ def check_labels(name: str, data: str, field: str | None = None) -> tuple[str, .
 
     Raises InputError for records that are no examples, or a label that the model has not.
     """
-    labels = labels_for(stored_kind(name), read_config(name))
-    return check_examples(data, labels, field)
+    kind, config = stored_kind(name), read_config(name)
+    fields = check_examples(data, labels_for(kind, config), field)
+    if kind is SPEECH and fields:
+        check_recording(load_processor(resolve(name), {}), config, data, field)
+    return fields
 
 
 def check_room(name: str, output: Path, recipe: Recipe) -> None:
