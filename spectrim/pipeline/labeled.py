@@ -110,8 +110,8 @@ def speech_of(processor: Any, config: Mapping[str, Any], data: str) -> Speech:
         raise InputError(
             "a model of speech needs its processor in place of a tokenizer, with "
             "preprocessor_config.json beside the model, and max_source_positions in "
-            "config.json, as Whisper has; in Python spectrim.compress_any(model, batches, loss) "
-            "compresses others"
+            "config.json, as Whisper has; in Python "
+            "spectrim.compress_any(model, batches, loss) compresses others"
         )
     specs = [Path(part.spec).expanduser() for part in split_spec(data)]
     beside = [spec if spec.is_dir() else spec.parent for spec in specs]

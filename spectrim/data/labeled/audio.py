@@ -69,12 +69,11 @@ def _decoded(content: bytes, name: str) -> tuple[Samples, int]:
             raw, rate = file.readframes(file.getnframes()), file.getframerate()
     except (wave.Error, EOFError):
         return _by_soundfile(content, name)
-    whole = numpy.frombuffer(raw, numpy.uint8)[
-        : len(raw) // (width * channels) * width * channels
-    ]
+    frame = width * channels
+    whole = numpy.frombuffer(raw, numpy.uint8)[: len(raw) // frame * frame]
     numbers = numpy.zeros((len(whole) // width, 4), numpy.uint8)
     numbers[:, 4 - width :] = whole.reshape(-1, width) ^ (128 if width == 1 else 0)
-    samples = numbers.view("<i4")[:, 0].astype(numpy.float32) / 2**31
+    samples: Samples = (numbers.view("<i4")[:, 0] / 2**31).astype(numpy.float32)
     return samples.reshape(-1, channels), rate
 
 
@@ -83,7 +82,7 @@ def _by_soundfile(content: bytes, name: str) -> tuple[Samples, int]:
         import soundfile
     except ImportError as error:
         raise InputError(
-            f"{name} is no WAV file of whole numbers; convert it (ffmpeg -i OLD -ar 16000 -ac 1 "
+            f"{name} is no WAV file of whole numbers; convert it (ffmpeg -i OLD -ar 16000 "
             "NEW.wav), or install soundfile, which reads FLAC, OGG and others"
         ) from error
     try:
