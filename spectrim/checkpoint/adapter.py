@@ -13,6 +13,7 @@ from spectrim.checkpoint.load import has_tokenizer, load, load_tokenizer, resolv
 from spectrim.checkpoint.loading_errors import explain
 from spectrim.checkpoint.validation import ADAPTER, CONFIG, check_weights, read_json
 from spectrim.errors import CheckpointError, InputError, ModelError
+from spectrim.models.kind import SPEECH, kind_of
 
 _WEIGHTS = "adapter_model.safetensors"
 _ADAPTERS_OWN = "adapter_*"
@@ -61,7 +62,7 @@ def load_merged(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]
     model, tokenizer = load(adapter_base(name), **options)
     merged = _merged(model, place)
     check_weights(merged, f"the adapter {place} does not fit its base")
-    if has_tokenizer(place):
+    if has_tokenizer(place) and kind_of(merged) is not SPEECH:
         tokenizer = load_tokenizer(place, options)
     return merged, tokenizer
 
@@ -94,9 +95,15 @@ def _check_adapter(place: Path) -> None:
     """Refuse what would run code: pickled weights, and modules that a file names."""
     if not (place / _WEIGHTS).is_file():
         raise CheckpointError(f"{place} has no {_WEIGHTS}; save the adapter with safetensors")
-    if read_json(place / ADAPTER).get("megatron_config") is not None:
+    settings = read_json(place / ADAPTER)
+    if settings.get("megatron_config") is not None:
         raise ModelError(
             f"{place} is an adapter of Megatron, which is not read; merge it there"
+        )
+    if settings.get("layer_replication"):
+        raise ModelError(
+            f"{place} is an adapter that repeats layers of its base (layer_replication): their "
+            "weights are one, and cannot take up several changes"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -32,13 +32,14 @@ from spectrim.checkpoint.validation import (
     read_json,
 )
 from spectrim.errors import CheckpointError, InputError, ModelError
-from spectrim.models.kind import CAUSAL, ModelKind
+from spectrim.models.kind import CAUSAL, SPEECH, ModelKind
 
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED = ("reference", "arithmetic")
 """The models that come with the package, each loaded by its name."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
@@ -73,6 +74,8 @@ def load(name: str | Path, **options: Any) -> tuple[PreTrainedModel, Any]:
     options = {key: value for key, value in options.items() if key not in WISHES}
     model = load_strictly(getattr(transformers, kind.loader), source, options)
     check_weights(model)
+    if kind is SPEECH:
+        return model, load_processor(source, options)
     return model, load_tokenizer(source, options)
 
 
@@ -188,6 +191,14 @@ def load_tokenizer(source: Path | str, options: dict[str, Any]) -> Any:
         raise CheckpointError(f"{source}: {reason(error)}") from error
     except Exception as error:  # tokenizers raises plain Exception for a broken file
         raise CheckpointError(f"the tokenizer of {source}: {reason(error)}") from error
+
+
+def load_processor(source: Path | str, options: Mapping[str, Any]) -> Any:
+    """Return the processor of a model of speech, None where it has no file of one."""
+    if isinstance(source, Path) and not any((source / n).is_file() for n in _PROCESSOR_FILES):
+        return None
+    with explain(source):
+        return AutoProcessor.from_pretrained(source, **_hub_options(options))
 
 
 def is_bundled(name: str) -> bool:

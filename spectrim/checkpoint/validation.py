@@ -9,22 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
+from spectrim.checkpoint.headers import (
+    check_counts,
+    check_no_pointers,
+    check_types,
+    check_widths,
+    no_weights,
+    read_header,
+)
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.models.kind import CAUSAL, ModelKind, class_name, kind_of_config
 from spectrim.version import QUANT_METHOD
 
 CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 _OTHER_CONFIGS = ("generation_config.json", "tokenizer_config.json")
 _LARGEST_JSON = 32 * 2**20
 """Bytes of a config or index; 50,000 experts that are layers of their own take 5 MB."""
-_LARGEST_COUNT = 1000
-"""Layers or experts that are built without comparing them with the stored tensors."""
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 _SHOWN = 5
 _HEADS_IN_WORDS = {
     "TokenClassification": "classification of tokens",
@@ -45,6 +52,7 @@ def check_directory(directory: Path) -> None:
         raise InputError(f"there is no directory {directory}")
     if not directory.is_dir():
         raise InputError(f"{directory} is a file, expected a model directory")
+    check_no_pointers(directory)
     _check_no_adapter(directory)
     if not (directory / CONFIG).is_file():
         raise InputError(f"{directory} has no {CONFIG}, so it is not a model directory")
@@ -55,8 +63,13 @@ def check_directory(directory: Path) -> None:
     check_config(config, directory)
     files = weight_files(directory)
     if not files:
-        raise CheckpointError(_no_weights(directory))
-    check_counts(config, sum(map(_count_tensors, files)), directory)
+        raise CheckpointError(no_weights(directory))
+    headers = [read_header(file) for file in files]
+    check_counts(config, sum(map(len, headers)), directory)
+    check_widths(config, sum(file.stat().st_size for file in files), directory)
+    if config.get("quantization_config") is None:
+        for header in headers:
+            check_types(header, directory)
 
 
 def check_known_directory(directory: Path) -> ModelKind:
@@ -82,9 +95,12 @@ def check_config(config: Mapping[str, Any], source: Path | str) -> None:
             f"{source}: {CONFIG} asks for attention code of the Hub ({kernel}), which is not "
             "run; remove '_attn_implementation' from it"
         )
-    settings = config.get("quantization_config")
-    if settings is None:
-        return
+    _check_dtype(config, source)
+    for own in _quantizations(config):
+        _check_quantization(own, source)
+
+
+def _check_quantization(settings: object, source: Path | str) -> None:
     if not isinstance(settings, Mapping):
         raise CheckpointError(
             f"{source}: 'quantization_config' in {CONFIG} is a {type(settings).__name__}, "
@@ -96,6 +112,25 @@ def check_config(config: Mapping[str, Any], source: Path | str) -> None:
             f"{source} is quantized ({_described(settings)}); spectrim reads floating-point "
             "weights: give the model that it was made from"
         )
+
+
+def _quantizations(config: Mapping[str, Any]) -> Iterator[object]:
+    """Yield the settings of quantization of a config and of the configs inside."""
+    for name, value in config.items():
+        if name in ("quantization_config", "compression_config") and value is not None:
+            yield value
+        elif isinstance(value, Mapping) and name.endswith("config"):
+            yield from _quantizations(value)
+
+
+def _check_dtype(config: Mapping[str, Any], source: Path | str) -> None:
+    for name in ("dtype", "torch_dtype"):
+        value = config.get(name)
+        if value is not None and str(value).removeprefix("torch.") not in _DTYPES:
+            raise ModelError(
+                f"{source}: '{name}' is {value!r:.40} in {CONFIG}, expected one of "
+                f"{', '.join(_DTYPES)}; give the floating-point model"
+            )
 
 
 def check_known_config(config: Mapping[str, Any], source: Path | str) -> ModelKind:
@@ -140,21 +175,10 @@ def speech_line(source: Path | str, name: str) -> str:
     )
 
 
-def check_counts(config: Mapping[str, Any], tensors: int, source: Path | str) -> None:
-    """Raise CheckpointError for more layers or experts than there are tensors.
-
-    Every layer is built before its tensors are looked for, so a damaged count would take hours.
-    """
-    for name, value in _counts(config):
-        if value > max(tensors, _LARGEST_COUNT):
-            raise CheckpointError(
-                f"{source}: '{name}' is {value} in {CONFIG}, but its files hold {tensors} "
-                "tensors; the config is damaged or belongs to another model"
-            )
-
-
 def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files that the index names, or all there are."""
+    """Return the safetensors files that transformers reads, or all there are."""
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
     index = directory / INDEX
     if not index.is_file():
         return sorted(directory.glob("*.safetensors"))
@@ -258,41 +282,6 @@ def _described(settings: Mapping[str, Any]) -> str:
     bits = settings.get("bits") or (4 if four else 8 if eight else None)
     method = str(settings.get("quant_method") or "by an unnamed method")
     return method if bits is None else f"{method}, {bits} bits"
-
-
-def _counts(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the fields, also of nested configs, that state a number of modules to build."""
-    for name, value in config.items():
-        if isinstance(value, Mapping) and name.endswith("config"):
-            yield from _counts(value)
-        elif isinstance(value, int | float) and _is_count(name):
-            yield name, value
-
-
-def _is_count(name: str) -> bool:
-    """Return whether a field states a number of layers or experts, not their width."""
-    return ("layer" in name or "expert" in name) and not name.endswith(("size", "dim"))
-
-
-def _count_tensors(file: Path) -> int:
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing; the index names it")
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return len(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or damaged: {error}") from error
-
-
-def _no_weights(directory: Path) -> str:
-    if pickles := sorted(path.name for path in directory.glob("*.bin")):
-        return (
-            f"{directory} has its weights only as a pickle ({pickles[0]}), which can run code "
-            'when opened; if you trust it, convert it: python -c "from transformers import '
-            f"AutoModelForCausalLM as M; M.from_pretrained('{directory}')"
-            ".save_pretrained('NEW')\" and copy the tokenizer's files to NEW"
-        )
-    return f"{directory} has no safetensors weights"
 
 
 def _listed(keys: list[str]) -> str:

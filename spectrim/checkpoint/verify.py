@@ -25,8 +25,10 @@ from spectrim.checkpoint.load import load_strictly
 from spectrim.checkpoint.validation import check_directory, weight_files
 from spectrim.errors import CheckpointError, NumericalWarning, SpectrimError
 from spectrim.layers import ElasticLinear
+from spectrim.models.context import random_features
 from spectrim.models.experts import split_experts
 from spectrim.models.hooks import inference
+from spectrim.models.kind import SPEECH, kind_of
 
 _TOKENS = 8
 _MOST_COMPARED = 4 * 2**30
@@ -169,6 +171,9 @@ def _inputs(model: PreTrainedModel) -> dict[str, Tensor] | None:
         return None
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, count, (1, _TOKENS), generator=generator).to(model.device)
+    if kind_of(model) is SPEECH:
+        features = random_features(model).to(model.device, model.dtype)
+        return {"input_features": features, "decoder_input_ids": ids}
     if getattr(model.config, "is_encoder_decoder", False):
         return {"input_ids": ids, "decoder_input_ids": ids}
     return {"input_ids": ids}

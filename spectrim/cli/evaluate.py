@@ -142,20 +142,25 @@ class _Asked:
 def _need_labels(
     models: list[str], asked: _Asked, opening: _Opening, text_only: dict[str, Any]
 ) -> list[str]:
-    """Return the models that are evaluated on examples. Raises InputError if they cannot be.
+    """Return the models that are evaluated on examples.
+
+    Raises InputError for a text or examples that cannot be read.
 
     text_only: the options, by name, that such models do not take.
     """
     from spectrim.checkpoint import stored_kind
     from spectrim.cli.ahead import base_of
     from spectrim.data.loading import join_specs
-    from spectrim.pipeline.early_checks import check_labels
+    from spectrim.pipeline.early_checks import check_documents, check_labels
 
     bases = {name: base_of(name, opening.merges(name)) for name in models}
     examples = [name for name in models if stored_kind(bases[name]).labeled]
     for name in examples:
         check_text_only(name, text_only)
         check_labels(bases[name], join_specs(asked.texts))
+    for name in (name for name in models if asked.texts and name not in examples):
+        remote = opening.trust_remote_code
+        check_documents(bases[name], join_specs(asked.texts), trust_remote_code=remote)
     return examples
 
 

@@ -9,6 +9,8 @@ from spectrim.errors import InputError
 
 FIELDS = ("messages", "conversations")
 """Fields of a record that may hold a conversation, unless another is named."""
+_CONTENTS = {"content", "tool_calls"}
+"""A message that calls tools may have no content."""
 _ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 
 
@@ -46,17 +48,29 @@ def read_conversation(value: list[Any], where: str) -> Conversation:
 def _message(value: Any, where: str) -> dict[str, Any]:
     if isinstance(value, dict) and {"from", "value"} <= value.keys():
         role, content = value["from"], value["value"]
-    elif isinstance(value, dict) and {"role", "content"} <= value.keys():
-        role, content = value["role"], value["content"]
+    elif isinstance(value, dict) and "role" in value and _CONTENTS & value.keys():
+        role, content = value["role"], value.get("content")
     else:
         shown = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
         raise InputError(f"{where} has {shown}, expected role and content (or from and value)")
     if not isinstance(role, str):
         raise InputError(f"{where}: the role is {type(role).__name__}, expected a string")
-    if isinstance(content, list):
-        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    content = _text_of(content, where)
     rest = {k: v for k, v in value.items() if k not in ("from", "value", "role", "content")}
     return {k: v for k, v in rest.items() if v is not None} | {
         "role": _ROLES.get(role, role),
-        "content": content or "",
+        "content": content,
     }
+
+
+def _text_of(content: Any, where: str) -> str:
+    """Return the text of a message; of a list of parts that of all, without images."""
+    if isinstance(content, list):
+        return "".join(_text_of(_of_part(part), where) for part in content)
+    if not isinstance(content, str | None):
+        raise InputError(f"{where}: the content is {type(content).__name__}, expected a string")
+    return content or ""
+
+
+def _of_part(part: Any) -> Any:
+    return part.get("text") if isinstance(part, dict) else part

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from spectrim.data.conversation import Conversation
+from spectrim.data.sources import FIRST_RECORDS
 from spectrim.errors import InputError
 from spectrim.registry import Registry
 
@@ -79,12 +80,21 @@ def _has_records(source: ModuleType) -> bool:
     return hasattr(source, "open_records")
 
 
-def check_places(spec: str) -> None:
-    """Raise InputError for a text that no source knows, or a file that is not there."""
+def first_documents(spec: str, field: str | None = None) -> list[Document]:
+    """Return the first documents of every local text: so many that reading them takes no time.
+
+    Raises InputError for a text that no source knows, and for local files whose beginning
+    cannot be read or holds no text.
+    """
+    found: list[Document] = []
     for part in split_spec(spec):
         source = _source(part.spec)
-        if hasattr(source, "check_place"):
-            source.check_place(part.spec)
+        if hasattr(source, "first_documents"):
+            some = source.first_documents(part.spec, field)
+            if len(some) < FIRST_RECORDS and all(document is None for document in some):
+                raise InputError(f"'{part.spec}' holds no text: every document is empty")
+            found += some
+    return found
 
 
 def load_documents(spec: str, field: str | None = None) -> list[str | Conversation]:

@@ -14,7 +14,8 @@ from spectrim.errors import InputError
 
 T = TypeVar("T")
 
-_SAMPLE = "a"
+_SAMPLES = ("a", "1", "\u4e00", "the", "<", " a b")
+"""Short texts; of some a tokenizer keeps nothing, as one without Latin letters does."""
 SHUFFLE_POOL = 10_000
 """Documents of a stream that are shuffled; what is in memory is shuffled whole."""
 
@@ -91,11 +92,12 @@ def leading_tokens(tokenizer: Any) -> list[int]:
     They are what stands before the plain tokens of a short text when special tokens are added:
     BOS for most models, nothing for some, several for a few.
     """
-    whole = list(tokenizer(_SAMPLE, verbose=False)["input_ids"])
-    plain = list(tokenizer(_SAMPLE, add_special_tokens=False, verbose=False)["input_ids"])
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start]
+    for sample in _SAMPLES:
+        whole = list(tokenizer(sample, verbose=False)["input_ids"])
+        plain = encode(sample, tokenizer)
+        for start in range(len(whole) - len(plain) + 1):
+            if plain and whole[start : start + len(plain)] == plain:
+                return whole[:start]
     return []
 
 

@@ -40,7 +40,7 @@ class PivotedLinear(FactoredLinear):
     @classmethod
     def from_factors(cls, left: Tensor, right: Tensor, bias: Tensor | None) -> PivotedLinear:
         left, right = left.double(), right.double()
-        pivots, coefficients = pivot_rows(left)
+        pivots, coefficients = pivot_rows(left) if left.any() else _pivots_of_zeros(left)
         is_pivot = torch.zeros(left.shape[0], dtype=torch.bool)
         is_pivot[pivots] = True
         pivot_bias = other_bias = None
@@ -111,6 +111,11 @@ class PivotedLinear(FactoredLinear):
         other_bias = self.coefficients.weight.detach().double() @ pivot_bias
         other_bias += self.coefficients.bias.detach().double()
         return weight, torch.cat([pivot_bias, other_bias])[position]
+
+
+def _pivots_of_zeros(left: Tensor) -> tuple[Tensor, Tensor]:
+    rows, rank = left.shape
+    return torch.arange(rank), left.new_zeros(rows - rank, rank)
 
 
 def pack_bits(bits: Tensor) -> Tensor:

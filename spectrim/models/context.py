@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from spectrim.errors import InputError
 
@@ -15,7 +16,9 @@ def context_length(model: Any) -> int | None:
     Where a table of positions has a row for padding, positions are counted from the row after
     it, and as many rows of the table are never reached.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    limit = limit or getattr(config, "max_target_positions", None)
     if not limit:
         return None
     words = model.get_input_embeddings()
@@ -36,3 +39,10 @@ def check_length(model: Any, length: int) -> None:
             f"rows are {length} tokens long, the model reads at most {context}; "
             f"give --length {context} or less"
         )
+
+
+def random_features(model: Any) -> Tensor:
+    """Return features (1, channels, frames) as a model of speech like Whisper reads them."""
+    config, generator = model.config, torch.Generator().manual_seed(0)
+    shape = 1, config.num_mel_bins, 2 * config.max_source_positions
+    return torch.randn(shape, generator=generator)

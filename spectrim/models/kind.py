@@ -57,7 +57,15 @@ CLASSIFIER = ModelKind(
 IMAGE_TEXT = ModelKind(
     "vision-language model", "AutoModelForImageTextToText", "image-text-to-text"
 )
-KINDS = {kind.name: kind for kind in (CAUSAL, SEQ2SEQ, CLASSIFIER, IMAGE_TEXT)}
+SPEECH = ModelKind(
+    "speech recognizer",
+    "AutoModelForSpeechSeq2Seq",
+    "automatic-speech-recognition",
+    "target token",
+    True,
+)
+KINDS = {kind.name: kind for kind in (CAUSAL, SEQ2SEQ, CLASSIFIER, IMAGE_TEXT, SPEECH)}
+_SPEECH_INPUT = "input_features"
 
 
 def kind_of_config(config: Mapping[str, Any]) -> ModelKind | None:
@@ -70,10 +78,15 @@ def kind_of_config(config: Mapping[str, Any]) -> ModelKind | None:
         return CLASSIFIER
     if config.get("is_encoder_decoder") is not True:
         return IMAGE_TEXT if _reads_images(name) else CAUSAL
-    expected = _auto().MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(
-        str(config.get("model_type"))
-    )
-    return SEQ2SEQ if expected is not None and name in ("", expected) else None
+    kinds = {
+        SPEECH: _auto().MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+        SEQ2SEQ: _auto().MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    }
+    for kind, classes in kinds.items():
+        expected = classes.get(str(config.get("model_type")))
+        if expected is not None and name in ("", expected):
+            return kind
+    return None
 
 
 def kind_of(model: nn.Module) -> ModelKind:
@@ -82,10 +95,10 @@ def kind_of(model: nn.Module) -> ModelKind:
     if type(model).__name__.endswith(_CLASSIFIER):
         return CLASSIFIER
     encodes = getattr(config, "is_encoder_decoder", False) is True
-    words = getattr(model, "main_input_name", "") == "input_ids"
+    reads = getattr(model, "main_input_name", "")
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    if encodes and words and head is not None:
-        return SEQ2SEQ
+    if encodes and head is not None and reads in ("input_ids", _SPEECH_INPUT):
+        return SPEECH if reads == _SPEECH_INPUT else SEQ2SEQ
     return IMAGE_TEXT if not encodes and _reads_images(type(model).__name__) else CAUSAL
 
 

@@ -61,6 +61,11 @@ def find_targets(
         _check_matches(pattern, dense)
     names = [n for n in dense if _any(include, n)] if include else default
     names = [n for n in names if not _any(exclude, n)]
+    if not (names or include or exclude):
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer to compress in its blocks, "
+            f"{len(dense)} elsewhere; name layers of any place by --include"
+        )
     if not names:
         raise ModelError(
             f"no linear layer to compress in {type(model).__name__}: "

@@ -23,10 +23,10 @@ from transformers.utils import logging
 
 from spectrim.errors import CheckpointError, ModelError
 from spectrim.models.causality import check_causal
-from spectrim.models.context import context_length
+from spectrim.models.context import context_length, random_features
 from spectrim.models.experts import ExpertCalls
 from spectrim.models.hooks import attach_hooks, evaluation_mode
-from spectrim.models.kind import CLASSIFIER, IMAGE_TEXT, SEQ2SEQ, kind_of
+from spectrim.models.kind import CLASSIFIER, IMAGE_TEXT, SEQ2SEQ, SPEECH, kind_of
 from spectrim.models.linear import agree, get_bias, get_weight, is_linear
 from spectrim.models.replace import share_tied_layers
 from spectrim.models.source import ModelSource, open_source
@@ -197,11 +197,12 @@ def _use(model: Any, ids: Tensor) -> None:
     with suppress(Exception), _quiet(), _as_in_training(model):
         model(**inputs)
     _check_text(model, inputs)
-    mask = torch.ones_like(ids)
+    read = {"inputs": ids, "attention_mask": torch.ones_like(ids)}
+    if kind_of(model) is SPEECH:
+        read = {"input_features": inputs["input_features"]}
     with suppress(Exception), _quiet():  # not every model generates
         model.generate(
-            ids,
-            attention_mask=mask,
+            **read,
             max_new_tokens=_NEW_TOKENS,
             min_new_tokens=_NEW_TOKENS,
             do_sample=False,
@@ -226,6 +227,9 @@ def _check_text(model: Any, inputs: Mapping[str, Any]) -> None:
 def _inputs(model: Any, ids: Tensor) -> dict[str, Any]:
     """Return the arguments that the model reads `ids` by, with a target where it takes one."""
     kind = kind_of(model)
+    if kind is SPEECH:
+        features = random_features(model).to(ids.device, model.dtype)
+        return {"input_features": features, "decoder_input_ids": ids, "use_cache": False}
     if kind is SEQ2SEQ:
         return {"input_ids": ids, "decoder_input_ids": ids[:, :-1], "use_cache": False}
     if kind is not CLASSIFIER:

@@ -43,6 +43,8 @@ class CompressedModule(Generic[M]):
     tables: dict[str, int]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def compress_any(
     model: M,
     batches: Iterable[Any],
@@ -80,6 +82,8 @@ def compress_any(
     return CompressedModule(smaller, chosen, tables)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def factorize_any(
     model: nn.Module,
     batches: Iterable[Any],

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from spectrim.calibration import CalibrationSettings
@@ -73,6 +74,8 @@ from spectrim.statistics import (
 INPUTS, GRADIENTS = "calibrating inputs", "calibrating gradients"
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def calibrate(
     model: PreTrainedModel,
     tokenizer: Any,

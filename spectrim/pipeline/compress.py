@@ -95,6 +95,8 @@ class CompressionResult:
         return self.plan._repr_html_()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def compress(
     model: PreTrainedModel | ModelSource,
     tokenizer: Any,

@@ -32,6 +32,7 @@ from spectrim.version import __version__
 
 NOT_REACHED = "no token of the calibration text reaches them"
 ZERO_INPUT = "their input is zero on the calibration text"
+ZERO_OUTPUT = "their output is zero on the calibration text"
 NO_LOSS = "the loss of the calibration text does not depend on them"
 
 ENOUGH = 2
@@ -182,6 +183,8 @@ def _silence(calibration: Calibration, name: str) -> str | None:
         return NOT_REACHED
     if _is_zero(calibration, "input_covariance", name):
         return ZERO_INPUT
+    if _is_zero(calibration, "output_covariance", name):
+        return ZERO_OUTPUT
     return NO_LOSS if _is_zero(calibration, "gradient_covariance", name) else None
 
 

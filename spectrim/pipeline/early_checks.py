@@ -11,16 +11,23 @@ from transformers import AutoConfig
 
 from spectrim.checkpoint import check_causal, check_dense, resolve, stored_dtype, stored_kind
 from spectrim.checkpoint.gguf import is_gguf
-from spectrim.checkpoint.load import has_tokenizer, read_config
+from spectrim.checkpoint.load import (
+    has_tokenizer,
+    load_processor,
+    load_tokenizer,
+    read_config,
+)
 from spectrim.checkpoint.validation import check_directory, weight_files
+from spectrim.data.conversation import Conversation
 from spectrim.data.labeled import check_examples
-from spectrim.data.loading import check_places
+from spectrim.data.loading import first_documents
 from spectrim.errors import InputError
 from spectrim.models.context import check_length
 from spectrim.models.experts import fused_expert_names
+from spectrim.models.kind import SPEECH
 from spectrim.models.targets import find_targets
 from spectrim.pipeline import compatibility
-from spectrim.pipeline.labeled import labels_for
+from spectrim.pipeline.labeled import check_recording, labels_for
 from spectrim.pipeline.recipe import Recipe
 from spectrim.runtime.space import check_space
 
@@ -72,14 +79,26 @@ def check_early(
         check_causal(name, trust_remote_code=trust_remote_code)
     compatibility.check(recipe, *compatibility.ways_of(kind))
     check_dense(name, trust_remote_code=trust_remote_code)
+    options = {"trust_remote_code": trust_remote_code}
     if kind.labeled and recipe.calibration.data is not None:
         fields = check_labels(name, recipe.calibration.data, recipe.calibration.field)
     elif recipe.calibration.data is not None:
-        check_places(recipe.calibration.data)
+        check_documents(name, recipe.calibration.data, recipe.calibration.field, **options)
     if recipe.include or recipe.exclude or recipe.calibration.length:
         loader = getattr(transformers, kind.loader)
         _check_structure(source, recipe, loader, trust_remote_code)
     return fields
+
+
+def check_documents(name: str, data: str, field: str | None = None, **options: Any) -> None:
+    """Read the beginning of a text as the model `name` will.
+
+    Raises InputError for what is no text, and for conversations without a chat template that
+    takes them.
+    """
+    found = (d for d in first_documents(data, field) if isinstance(d, Conversation))
+    if conversation := next(found, None):
+        conversation.render(load_tokenizer(resolve(name), options))
 
 
 def check_labels(name: str, data: str, field: str | None = None) -> tuple[str, ...]:
@@ -87,8 +106,11 @@ def check_labels(name: str, data: str, field: str | None = None) -> tuple[str, .
 
     Raises InputError for records that are no examples, or a label that the model has not.
     """
-    labels = labels_for(stored_kind(name), read_config(name))
-    return check_examples(data, labels, field)
+    kind, config = stored_kind(name), read_config(name)
+    fields = check_examples(data, labels_for(kind, config), field)
+    if kind is SPEECH and fields:
+        check_recording(load_processor(resolve(name), {}), config, data, field)
+    return fields
 
 
 def check_room(name: str, output: Path, recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -16,14 +17,18 @@ from spectrim.data.labeled import (
     LabeledRows,
     Labels,
     Scores,
+    Speech,
     TargetTexts,
+    Transcripts,
     check_ids,
     encode_examples,
+    encode_speech,
     read_examples,
 )
+from spectrim.data.loading import split_spec
 from spectrim.errors import InputError, ModelError
 from spectrim.models.context import check_length, context_length
-from spectrim.models.kind import SEQ2SEQ, ModelKind, kind_of
+from spectrim.models.kind import SEQ2SEQ, SPEECH, ModelKind, kind_of
 from spectrim.pipeline.calibration_defaults import default_sequences
 from spectrim.pipeline.recipe import CalibrationRecipe
 
@@ -62,6 +67,10 @@ def labeled_rows(
     """
     labels = labels_for(kind_of(model), model.config.to_dict())
     examples = read_examples(settings.data, labels, settings.field, settings.seed)
+    processor, speech = tokenizer, None
+    if kind_of(model) is SPEECH:
+        speech = speech_of(processor, model.config.to_dict(), settings.data)
+        tokenizer = processor.tokenizer
     encoding = EncodingSettings(
         frozenset(inspect.signature(model.forward).parameters),
         settings.length or example_length(model, tokenizer),
@@ -70,7 +79,10 @@ def labeled_rows(
         model.config.get_text_config().pad_token_id,
     )
     check_length(model, encoding.length)
-    rows = encode_examples(examples, tokenizer, encoding, settings.data)
+    if speech is None:
+        rows = encode_examples(examples, tokenizer, encoding, settings.data)
+    else:
+        rows = encode_speech(examples, tokenizer, encoding, speech, settings.data)
     embedding: Any = model.get_input_embeddings()
     check_ids(rows, embedding.num_embeddings)
     return rows
@@ -88,6 +100,32 @@ def calibration_examples(
     return labeled_rows(model, tokenizer, settings)
 
 
+def speech_of(processor: Any, config: Mapping[str, Any], data: str) -> Speech:
+    """Return what a model of speech reads. Raises InputError where that is not known."""
+    extractor, positions = (
+        getattr(processor, "feature_extractor", None),
+        config.get("max_source_positions"),
+    )
+    if extractor is None or not positions:
+        raise InputError(
+            "a model of speech needs its processor in place of a tokenizer, with "
+            "preprocessor_config.json beside the model, and max_source_positions in "
+            "config.json, as Whisper has; in Python "
+            "spectrim.compress_any(model, batches, loss) compresses others"
+        )
+    specs = [Path(part.spec).expanduser() for part in split_spec(data)]
+    beside = [spec if spec.is_dir() else spec.parent for spec in specs]
+    start = config.get("decoder_start_token_id")
+    return Speech(extractor, int(positions), start, (*dict.fromkeys([*beside, Path()]),))
+
+
+def check_recording(processor: Any, config: Mapping[str, Any], data: str, field: Any) -> None:
+    """Raise InputError for a first recording that cannot be read, or made features of."""
+    speech = speech_of(processor, config, data)
+    example = next(iter(read_examples(data, labels_for(SPEECH, config), field)))
+    speech.features(speech.samples(example.text))
+
+
 def example_length(model: PreTrainedModel, tokenizer: Any) -> int:
     """Return the most tokens that model and tokenizer take, at most `LONGEST`."""
     own = tokenizer.model_max_length or LONGEST
@@ -99,6 +137,8 @@ def labels_for(kind: ModelKind, config: Mapping[str, Any]) -> Labels:
 
     Raises ModelError for a classifier that gives several labels to one text.
     """
+    if kind is SPEECH:
+        return Transcripts()
     if kind is SEQ2SEQ:
         return TargetTexts()
     problem, names = config.get("problem_type"), _names(config)

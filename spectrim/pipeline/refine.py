@@ -35,9 +35,10 @@ def refine(
 ) -> PreTrainedModel:
     """Return `compressed` in float32 after the recipe's refinements on calibration text.
 
-    sizes: to train, of a model that holds several. A model in float32 is changed in place, another dtype in a copy; cast the result with
-    `cast_for_saving`. The original is not changed. Evaluate the result on other text. Raises
-    NumericalError naming the step whose loss is not finite, InputError for unusable text.
+    sizes: to train, of a model that holds several. A model in float32 is changed in place,
+    another dtype in a copy; cast the result with `cast_for_saving`. The original is not
+    changed. Evaluate the result on other text. Raises NumericalError naming the step whose
+    loss is not finite, InputError for unusable text.
     """
     compressed = cast_for_saving(compressed, torch.float32)
     context = context or RunContext()

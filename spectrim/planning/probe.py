@@ -192,7 +192,7 @@ def _inputs(model: nn.Module, blocks: Rows, tokens: int) -> Iterator[_Inputs]:
 def _ids(blocks: Rows, tokens: int) -> Tensor:
     """Return the ids of all rows with labels, or of the first rows of a text."""
     if isinstance(blocks, LabeledRows):
-        return blocks.inputs["input_ids"]
+        return blocks.inputs.get("input_ids", blocks.labels)
     return blocks.ids[: max(1, tokens // blocks.ids.shape[1])]
 
 

@@ -90,6 +90,9 @@ def test_what_is_no_adapter_and_damaged_ones(base, tmp_path):
     rewrite(megatron_config={"a": 1})
     with pytest.raises(ModelError, match="Megatron"):
         load_merged(place)
+    rewrite(layer_replication=[[0, 2], [0, 2]])
+    with pytest.raises(ModelError, match="repeats layers of its base"):
+        load_merged(place)
     rewrite(r=3)
     with pytest.raises(CheckpointError):
         load_merged(place)

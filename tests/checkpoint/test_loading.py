@@ -195,10 +195,11 @@ def test_adapters_in_memory_are_refused():
 
 OTHER_KINDS = {
     "T5EncoderModel": {"is_encoder_decoder": True, "model_type": "t5"},
-    "WhisperForConditionalGeneration": {"is_encoder_decoder": True, "model_type": "whisper"},
+    "WhisperForAudioClassification": {"is_encoder_decoder": True, "model_type": "whisper"},
     "BertForTokenClassification": {"model_type": "bert"},
 }
 LABELED_KINDS = {
+    "WhisperForConditionalGeneration": {"is_encoder_decoder": True, "model_type": "whisper"},
     "T5ForConditionalGeneration": {"is_encoder_decoder": True, "model_type": "t5"},
     "LlamaForSequenceClassification": {},
 }

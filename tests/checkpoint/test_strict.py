@@ -16,6 +16,7 @@ from transformers.quantizers import auto
 from spectrim.checkpoint import SaveOptions, load, save_compressed
 from spectrim.checkpoint.import_guard import GUARD
 from spectrim.checkpoint.load import BUNDLED
+from spectrim.checkpoint.validation import weight_files
 from spectrim.errors import CheckpointError, InputError, ModelError
 from spectrim.models.kind import CAUSAL
 from tests.checkpoint.compressing import compress
@@ -93,6 +94,68 @@ def test_a_damaged_config(copied, text):
     (copied / "config.json").write_text(text)
     with pytest.raises(CheckpointError):
         load(copied)
+
+
+@pytest.fixture
+def dense(tmp_path) -> Path:
+    tiny_llama().save_pretrained(tmp_path / "dense")
+    return tmp_path / "dense"
+
+
+def edit_config(directory: Path, **values: object) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"dtype": "float8_e4m3fn"}, ModelError, "'dtype' is 'float8_e4m3fn' in config.json"),
+        ({"torch_dtype": "int8"}, ModelError, "expected one of float32, bfloat16"),
+        ({"compression_config": {"quant_method": "x"}}, ModelError, "quantized .x."),
+        (
+            {"text_config": {"quantization_config": {"quant_method": "mxfp4"}}},
+            ModelError,
+            "quantized .mxfp4.",
+        ),
+        ({"hidden_size": 10**6}, CheckpointError, "'hidden_size' is 1000000 .* bytes"),
+        ({"vocab_size": 10**11}, CheckpointError, "'vocab_size' is 100000000000"),
+        ({"num_key_value_heads": 10**9}, CheckpointError, "'num_key_value_heads' is"),
+        ({"num_labels": 10**9}, CheckpointError, "'num_labels' is 1000000000"),
+    ],
+)
+def test_configs_that_would_fail_late(dense, values, error, message):
+    edit_config(dense, **values)
+    with pytest.raises(error, match=message):
+        load(dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.bool])
+def test_weights_that_are_no_floats_need_a_quantization_config(dense, dtype):
+    name = "model.layers.0.mlp.up_proj.weight"
+    rewrite(dense, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    with pytest.raises(ModelError, match=f"holds {name} as "):
+        load(dense)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "tokenizer.json"])
+def test_pointers_of_git_lfs(dense, name):
+    (dense / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(CheckpointError, match=f"{name} is a pointer of Git LFS.*git lfs pull"):
+        load(dense)
+
+
+def test_a_gguf_file_in_a_directory_is_named(dense):
+    (dense / WEIGHTS).rename(dense / "model.gguf")
+    with pytest.raises(CheckpointError, match=r"give the GGUF file: .*model\.gguf"):
+        load(dense)
+
+
+def test_whole_weights_are_read_before_shards_as_by_transformers(dense):
+    (dense / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}')
+    shutil.copyfile(dense / WEIGHTS, dense / "consolidated.safetensors")
+    assert weight_files(dense) == [dense / WEIGHTS]
+    load(dense)
 
 
 def test_shards(tmp_path):

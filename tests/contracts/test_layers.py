@@ -282,6 +282,15 @@ def test_a_rank_deficient_factor_is_an_error(rank):
         pivot_rows(torch.zeros(12, rank))
 
 
+def test_a_weight_of_zeros_can_be_pivoted():
+    bias = torch.arange(12.0)
+    layer = layer_class("pivoted").from_factors(torch.zeros(12, 2), torch.ones(2, 8), bias)
+    assert layer.validate() is None
+    weight, same = layer.dense()
+    assert not weight.any()
+    assert torch.equal(same, bias.double())
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_non_finite_factor_is_an_error(value):
     left, _, _ = factors((12, 8), 3)

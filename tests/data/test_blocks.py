@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import processors
+from tokenizers import Regex, normalizers, processors
 
 from spectrim.data import (
     BlockSettings,
@@ -25,6 +25,8 @@ from spectrim.data import (
 from spectrim.data.blocks import fingerprint
 from spectrim.data.tokenizing import SHUFFLE_POOL, first_tokens, in_order, leading_tokens
 from spectrim.errors import InputError
+from tests.tiny_models import BOS as BOS_TOKEN
+from tests.tiny_models import EOS as EOS_TOKEN
 from tests.tiny_models import plain_tokenizer, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -267,6 +269,17 @@ def test_a_tokenizer_that_adds_nothing() -> None:
     assert blocks.scored.tolist() == [[False, True, True, True, False, False, True, True]]
     packed = BlockSettings(length=5, rows="packed")
     assert real_tokens(token_blocks(["abcd"], tokenizer, packed)) == stream(["abcd"])
+
+
+@pytest.mark.parametrize("template", [f"{BOS_TOKEN} $A", f"{BOS_TOKEN} $A {EOS_TOKEN}"])
+def test_a_tokenizer_that_keeps_no_latin_letters(template: str) -> None:
+    tokenizer = tiny_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Replace(Regex("[a-z]"), "")
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, pair=None, special_tokens=[(BOS_TOKEN, 0), (EOS_TOKEN, 1)]
+    )
+    assert leading_tokens(tokenizer) == [0]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from spectrim.data import SOURCES, load_documents, python_sources
 from spectrim.data.conversation import Conversation
-from spectrim.data.loading import open_documents, split_spec
+from spectrim.data.loading import first_documents, open_documents, split_spec
 from spectrim.data.sources import files, jsonl
 from spectrim.data.sources import text as plain
 from spectrim.errors import InputError
@@ -59,7 +60,7 @@ class TestText:
             load_documents(write(tmp_path / "a.txt", content))
 
     def test_bytes_that_are_not_text(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match=r"not UTF-8 text \(byte 2\)"):
+        with pytest.raises(InputError, match=r"not UTF-8 text \(it has a byte 0xff\)"):
             load_documents(write(tmp_path / "a.txt", b"ab\xff"))
 
     def test_a_field_makes_no_sense(self, tmp_path: Path) -> None:
@@ -194,6 +195,86 @@ class TestConversations:
     def test_unusable(self, tmp_path: Path, messages: str, error: str) -> None:
         with pytest.raises(InputError, match=error):
             load_documents(write(tmp_path / "a.jsonl", f'{{"messages": {messages}}}'))
+
+    @pytest.mark.parametrize(
+        ("record", "messages"),
+        [
+            ({"messages": json.dumps([{"role": "user", "content": "Hi"}])}, ["Hi"]),
+            ({"messages": [{"role": "user", "content": ["Hi", {"text": " you"}]}]}, ["Hi you"]),
+            (
+                {
+                    "messages": [
+                        {"role": "assistant", "tool_calls": [{"id": 1}]},
+                        {"role": "tool", "content": "3"},
+                    ]
+                },
+                ["", "3"],
+            ),
+            ({"text": None, "messages": [{"role": "user", "content": "Hi"}]}, ["Hi"]),
+        ],
+        ids=["a string of JSON", "parts of strings", "tools", "beside a null"],
+    )
+    def test_other_layouts(self, tmp_path: Path, record: dict, messages: list[str]) -> None:
+        (found,) = load_documents(write(tmp_path / "a.jsonl", json.dumps(record)))
+        assert isinstance(found, Conversation)
+        assert [message["content"] for message in found.messages] == messages
+
+    @pytest.mark.parametrize("content", [5, {"text": "Hi"}, [["Hi", 3]]])
+    def test_content_that_is_no_text(self, tmp_path: Path, content: Any) -> None:
+        row = json.dumps({"messages": [{"role": "user", "content": content}]})
+        with pytest.raises(
+            InputError, match=r"message 1: the content is \w+, expected a string"
+        ):
+            load_documents(write(tmp_path / "a.jsonl", row))
+
+
+class TestTheBeginning:
+    """What is read of a text before a model is."""
+
+    def test_is_short(self, tmp_path: Path) -> None:
+        rows = "\n".join(json.dumps({"text": f"row {n}"}) for n in range(2000))
+        spec = write(tmp_path / "a.jsonl", f"{rows}\nbroken")
+        assert first_documents(spec) == [f"row {n}" for n in range(1000)]
+        assert first_documents(write(tmp_path / "a.txt", "a" * 3 * 2**20))[0] == "a" * 2**20
+        assert first_documents("python") == []
+
+    def test_of_a_directory_is_that_of_the_first_file_with_text(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.txt", " ")
+        write(tmp_path / "b.jsonl", '{"text": "one"}')
+        write(tmp_path / "c.jsonl", "broken")
+        assert first_documents(str(tmp_path)) == ["one"]
+
+    def test_of_a_parquet_file(self, tmp_path: Path) -> None:
+        pyarrow, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet"))
+        table = pyarrow.table({"text": [str(n) for n in range(1500)]})
+        parquet.write_table(table, tmp_path / "a.parquet")
+        assert len(first_documents(str(tmp_path / "a.parquet"))) == 1000
+        with pytest.raises(InputError, match="has no column 'q'"):
+            first_documents(f"{tmp_path / 'a.parquet'}:q")
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("a.txt", " \n", "holds no text"),
+            ("a.jsonl", '{"text": null}', "holds no text"),
+            ("a.jsonl", '{"body": "b"}', "its fields: body; name the one to read"),
+            ("a.jsonl", '{"text": ["b"]}', "field 'text' is list, expected a string"),
+            ("a.txt", "caf\xe9".encode("latin-1"), "it has a byte 0xe9.; convert it, .* iconv"),
+            ("a.txt", "one".encode("utf-16"), "it has a byte 0xff"),
+            ("a.jsonl", gzip.compress(b"{}"), "rename it to a.jsonl.gz"),
+            ("a.txt", b"\x28\xb5\x2f\xfd\x00", "rename it to a.txt.zst"),
+        ],
+    )
+    def test_that_cannot_be_read(
+        self, tmp_path: Path, name: str, content: str | bytes, message: str
+    ) -> None:
+        with pytest.raises(InputError, match=message):
+            first_documents(write(tmp_path / name, content))
+
+    def test_of_what_is_no_file(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").symlink_to("/dev/null")
+        with pytest.raises(InputError, match="is no regular file"):
+            first_documents(str(tmp_path / "a.txt"))
 
 
 class TestSeveralFiles:

@@ -142,3 +142,12 @@ def test_a_text_has_to_be_named():
     check_text(Recipe(), is_bundled(str(ASSETS / "reference")))
     with pytest.raises(InputError, match="no calibration text"):
         check_text(Recipe(), is_bundled("somebody/model"))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_gradients_are_off_they_are_turned_on(text, mode):
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    expected = compress(model, tokenizer, small_recipe(text)).plan
+    with mode():
+        found = compress(model, tokenizer, small_recipe(text)).plan
+    assert found.ranks == expected.ranks

@@ -46,6 +46,24 @@ def test_what_is_wrong(directory, values, error, words):
         check_early(str(directory / "model"), recipe(directory, **values))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("blank.txt", " ", "holds no text"),
+        ("latin.txt", "caf\xe9", "is not UTF-8 text"),
+        ("rows.jsonl", '{"body": "b"}', "has no field 'text'"),
+        ("chat.jsonl", '{"messages": [{"role": "user", "content": "a"}]}', "no chat template"),
+        ("empty/*.txt", None, "holds no file of text"),
+    ],
+)
+def test_texts_that_cannot_be_read(directory, name, content, words):
+    if content is not None:
+        (directory / name).write_text(content, encoding="latin-1")
+    wanted = recipe(directory, calibration={"data": str(directory / name)})
+    with pytest.raises(InputError, match=words):
+        check_early(str(directory / "model"), wanted)
+
+
 def test_no_tokenizer(directory):
     for path in (directory / "model").glob("tokenizer*"):
         path.unlink()

@@ -16,8 +16,6 @@ from spectrim.data.labeled.reading import Example, Examples, check_count
 from spectrim.data.labeled.rows import IGNORED, MASK, LabeledRows
 from spectrim.errors import InputError
 
-_AT_ONCE = 256
-
 
 @dataclass(frozen=True)
 class EncodingSettings:
@@ -39,10 +37,10 @@ class EncodingSettings:
 
 
 @dataclass
-class _Encoded:
+class Encoded:
     """Rows as they grow."""
 
-    inputs: list[dict[str, list[int]]] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
     tokens: int = 0
     cut_inputs: int = 0
@@ -57,9 +55,13 @@ def encode_examples(
     Warns (UserWarning) of records with a null or empty field, and of rows that are cut. Raises
     InputError for records that are no examples, and where there is none.
     """
-    encoded = _Encoded()
-    encoder = _Encoder(tokenizer, settings)
-    for some in _portions(iter(examples), settings.examples):
+    return encode_by(ExampleEncoder(tokenizer, settings), examples, source)
+
+
+def encode_by(encoder: ExampleEncoder, examples: Examples, source: str) -> LabeledRows:
+    """Return the rows that an encoder makes of examples, as `encode_examples` does."""
+    encoded, settings = Encoded(), encoder.settings
+    for some in _portions(iter(examples), settings.examples, encoder.AT_ONCE):
         encoder.add(encoded, some)
         if encoded.tokens >= (settings.tokens or sys.maxsize):
             break
@@ -74,19 +76,24 @@ def encode_examples(
     return replace(rows, settings=record, alone=settings.padding is None)
 
 
-def _portions(examples: Iterator[Example], most: int | None) -> Iterator[list[Example]]:
+def _portions(
+    examples: Iterator[Example], most: int | None, at_once: int
+) -> Iterator[list[Example]]:
     left = most or sys.maxsize
-    while some := list(islice(examples, min(_AT_ONCE, left))):
+    while some := list(islice(examples, min(at_once, left))):
         left -= len(some)
         yield some
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    tokenizer: Any
-    settings: EncodingSettings
+class ExampleEncoder:
+    """Texts with labels as tokens, several at once."""
 
-    def add(self, encoded: _Encoded, examples: Sequence[Example]) -> None:
+    AT_ONCE = 256
+
+    def __init__(self, tokenizer: Any, settings: EncodingSettings):
+        self.tokenizer, self.settings = tokenizer, settings
+
+    def add(self, encoded: Encoded, examples: Sequence[Example]) -> None:
         pairs = [example.second for example in examples if example.second is not None]
         seconds = pairs or None
         texts = [example.text for example in examples]
@@ -95,7 +102,9 @@ class _Encoder:
         for row in zip(*found.values(), strict=True):
             encoded.inputs.append(dict(zip(found, row, strict=True)))
         encoded.tokens += sum(map(len, found["input_ids"]))
-        labels = [example.label for example in examples]
+        self.add_labels(encoded, [example.label for example in examples])
+
+    def add_labels(self, encoded: Encoded, labels: list[Any]) -> None:
         if isinstance(labels[0], str):
             target, cut = self._tokenize(labels, target=True)
             labels = target["input_ids"]
@@ -119,11 +128,11 @@ class _Encoder:
             again = {name: [values[n] for n in full] for name, values in given.items()}
             whole = self.tokenizer(**again, truncation=False, verbose=False)["input_ids"]
             cut = sum(len(ids) > length for ids in whole)
-        names = [n for n in found if n in self.settings.arguments]
+        names = [n for n in found if n == "input_ids" or n in self.settings.arguments]
         kept = {n: found[n] for n in names if n != MASK}
         return kept | {MASK: [[1] * len(ids) for ids in found["input_ids"]]}, cut
 
-    def padded(self, encoded: _Encoded) -> dict[str, Tensor]:
+    def padded(self, encoded: Encoded) -> dict[str, Tensor]:
         fill = {"input_ids": self.settings.padding or 0}
         names = encoded.inputs[0]
         return {
@@ -131,7 +140,7 @@ class _Encoder:
             for name in names
         }
 
-    def labels(self, encoded: _Encoded) -> Tensor:
+    def labels(self, encoded: Encoded) -> Tensor:
         if isinstance(encoded.labels[0], list):
             return _pad(encoded.labels, IGNORED)
         dtype = torch.float32 if isinstance(encoded.labels[0], float) else torch.long
@@ -146,7 +155,7 @@ def _pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 
 
 def _warn(
-    examples: Examples, encoded: _Encoded, settings: EncodingSettings, source: str
+    examples: Examples, encoded: Encoded, settings: EncodingSettings, source: str
 ) -> None:
     if examples.null or examples.empty:
         warnings.warn(
@@ -171,8 +180,8 @@ def _warn(
 
 def check_ids(rows: LabeledRows, vocabulary: int) -> None:
     """Raise InputError for a token beyond the model's vocabulary."""
-    sides = [rows.inputs["input_ids"], *([rows.labels] if rows.has_targets else [])]
-    largest = max(int(side.max()) for side in sides)
+    sides = [rows.inputs.get("input_ids"), rows.labels if rows.has_targets else None]
+    largest = max(int(side.max()) for side in sides if side is not None)
     if largest >= vocabulary:
         raise InputError(
             f"token id {largest} is beyond the model's vocabulary of {vocabulary}: the "

@@ -40,6 +40,8 @@ _TEXTS = (
     ("content",),
     ("review",),
 )
+_RECORDINGS = ("audio", "file", "path", "audio_filepath")
+_TRANSCRIPTS = ("text", "sentence", "transcription", "transcript", "normalized_text")
 _LABELS = ("label", "labels")
 
 
@@ -52,9 +54,16 @@ class Labels(Protocol):
 
     def read(self, value: Any, where: str) -> Any: ...
 
+    def source(self, record: Mapping[str, Any], field: str, where: str) -> Any: ...
+
+
+class _OfTexts:
+    def source(self, record: Mapping[str, Any], field: str, where: str) -> str | None:
+        return text_in(record, field, where)
+
 
 @dataclass(frozen=True)
-class TargetTexts:
+class TargetTexts(_OfTexts):
     """Target texts of encoder-decoder models."""
 
     EXPECTED: ClassVar[str] = "SOURCE,TARGET"
@@ -73,7 +82,28 @@ class TargetTexts:
         return _text(value, where, "a target text")
 
 
-class _TextsWithLabel:
+@dataclass(frozen=True)
+class Transcripts:
+    """What is said in recordings: names of files, their bytes, or samples with their rate."""
+
+    EXPECTED: ClassVar[str] = "AUDIO,TEXT"
+
+    def fields_in(self, record: Mapping[str, Any]) -> Fields | None:
+        audio = next((name for name in _RECORDINGS if name in record), None)
+        text = next((name for name in _TRANSCRIPTS if name in record), None)
+        return None if audio is None or text is None else (audio, text)
+
+    def takes(self, fields: Fields) -> bool:
+        return len(fields) == 2
+
+    def read(self, value: Any, where: str) -> str:
+        return _text(value, where, "a transcript")
+
+    def source(self, record: Mapping[str, Any], field: str, where: str) -> Any:
+        return value_in(record, field, where)
+
+
+class _TextsWithLabel(_OfTexts):
     EXPECTED: ClassVar[str] = "TEXT,LABEL or TEXT,TEXT_PAIR,LABEL"
 
     def fields_in(self, record: Mapping[str, Any]) -> Fields | None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from spectrim.data.labeled.labels import Fields, Labels, named_fields, text_in, value_in
-from spectrim.data.loading import Record, check_places, open_records, split_spec
+from spectrim.data.labeled.labels import Fields, Labels, named_fields, value_in
+from spectrim.data.loading import Record, open_records, split_spec
 from spectrim.data.sources import hub
 from spectrim.data.tokenizing import in_order
 from spectrim.errors import InputError
@@ -22,12 +22,13 @@ class Example:
     """One or two texts with a label.
 
     Attributes:
-        text: the source of a target, or the text of a class.
+        text: the source of a target, or the text of a class; a recording where its words are
+            the target.
         second: a second text for the same class.
         label: a target text, the number of a class, or a score.
     """
 
-    text: str
+    text: Any
     second: str | None
     label: Any
 
@@ -81,7 +82,7 @@ class Examples:
     def _values(self, record: Mapping[str, Any], where: str) -> list[Any]:
         *texts, label = self.fields
         return [
-            *(text_in(record, name, where) for name in texts),
+            *(self.labels.source(record, name, where) for name in texts),
             value_in(record, label, where),
         ]
 
@@ -115,7 +116,6 @@ def check_examples(spec: str, labels: Labels, named: str | None = None) -> Field
 
     Raises InputError for whatever `read_examples` would stop at, and where there is no example.
     """
-    check_places(spec)
     if any(hub.matches(part.spec) for part in split_spec(spec)):
         return ()
     examples = read_examples(spec, labels, named)

@@ -59,6 +59,11 @@ class LabeledRows:
         return self.labels.dim() == 2
 
     @property
+    def of_features(self) -> bool:
+        """Return whether inputs are features of one length for all examples, not tokens."""
+        return any(values.dim() > 2 for values in self.inputs.values())
+
+    @property
     def length(self) -> int:
         """Return the tokens of the longest row, with its target."""
         return int(self.sizes.max())
@@ -111,6 +116,9 @@ class LabeledRows:
         mask of its rows, is told by their number.
         """
         labels = self.labels[rows]
+        if self.of_features:
+            inputs = {name: values[rows] for name, values in self.inputs.items()}
+            return inputs, _other_width(labels, self.inputs[MASK].shape[1])
         width = int(self.inputs[MASK][rows].sum(1).max())
         if self.has_targets:
             counted = int((labels != IGNORED).sum(1).max())
@@ -126,6 +134,15 @@ def _first(values: Tensor, width: int) -> Tensor:
     if missing <= 0:
         return values[:, :width]
     return torch.cat([values, torch.zeros_like(values[:, :missing])], 1)
+
+
+def _other_width(labels: Tensor, width: int) -> Tensor:
+    """Return the targets as wide as their longest, and one wider where that is `width`."""
+    counted = int((labels != IGNORED).sum(1).max())
+    labels = labels[:, :counted]
+    if counted == width:
+        labels = torch.cat([labels, torch.full_like(labels[:, :1], IGNORED)], 1)
+    return labels.contiguous()
 
 
 def _sizes(mask: Tensor, labels: Tensor) -> Tensor:

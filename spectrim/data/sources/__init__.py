@@ -6,6 +6,6 @@ is text, a conversation, or None for a record whose field is null. One of record
 `open_records(spec)`: the whole records, each with where it stands, and the spec's field.
 """
 
-from spectrim.data.sources._records import home_expanded, text_of
+from spectrim.data.sources._records import FIRST_RECORDS, home_expanded, text_of
 
-__all__ = ["home_expanded", "text_of"]
+__all__ = ["FIRST_RECORDS", "home_expanded", "text_of"]

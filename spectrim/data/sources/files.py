@@ -43,6 +43,13 @@ def documents(spec: str, field: str | None) -> Iterable[Document]:
     return list(stream) if small else stream
 
 
+def first_documents(spec: str, field: str | None) -> list[Document]:
+    """Return those of the first file that has any. Raises InputError as `documents` does."""
+    kinds, named = _files(spec, _KINDS)
+    some = (kind.first_documents(path, field or named) for path, kind in kinds)
+    return next((found for found in some if found), [])
+
+
 def open_records(spec: str) -> tuple[Iterable[Record], str | None]:
     """Return the records of all files of JSON and Parquet, and the pattern's field."""
     kinds, named = _files(spec, _KINDS_OF_RECORDS)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from spectrim.data.sources._records import (
     COMPRESSED,
+    FIRST_RECORDS,
     Document,
     document_of,
-    existing_file,
     open_text,
     path_and_field,
     without_empty,
@@ -29,9 +29,9 @@ def matches(spec: str) -> bool:
     return path_and_field(spec, SUFFIXES) is not None
 
 
-def check_place(spec: str) -> None:
-    """Raise InputError for a file that is not there."""
-    existing_file((path_and_field(spec, SUFFIXES) or (spec, None))[0])
+def first_documents(spec: str, field: str | None) -> list[Document]:
+    """Return the documents of the first objects. Raises InputError as `documents` does."""
+    return list(islice(_documents(spec, field), FIRST_RECORDS))
 
 
 def documents(spec: str, field: str | None) -> list[Document]:
@@ -39,9 +39,13 @@ def documents(spec: str, field: str | None) -> list[Document]:
 
     Raises InputError with the line number for a broken line or a missing field.
     """
+    return list(_documents(spec, field))
+
+
+def _documents(spec: str, field: str | None) -> Iterator[Document]:
     path, named = path_and_field(spec, SUFFIXES) or (spec, None)
     wanted = field or named
-    return list(without_empty(document_of(r, wanted, where) for where, r in records(path)))
+    return without_empty(document_of(r, wanted, where) for where, r in records(path))
 
 
 def open_records(spec: str) -> tuple[list[tuple[str, dict[str, Any]]], str | None]:

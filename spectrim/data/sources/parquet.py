@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from spectrim.data.sources._records import (
+    FIRST_RECORDS,
     Document,
     document_of,
     existing_file,
@@ -26,9 +27,14 @@ def matches(spec: str) -> bool:
     return path_and_field(spec, SUFFIXES) is not None
 
 
-def check_place(spec: str) -> None:
-    """Raise InputError for a file that is not there."""
-    existing_file((path_and_field(spec, SUFFIXES) or (spec, None))[0])
+def first_documents(spec: str, field: str | None) -> list[Document]:
+    """Return the documents of the first rows. Raises InputError as `documents` does."""
+    path, named = path_and_field(spec, SUFFIXES) or (spec, None)
+    with _opened(path) as (parquet, file), parquet.ParquetFile(file) as opened:
+        name = _column_among(opened.schema_arrow.names, field or named, path)
+        some = next(opened.iter_batches(FIRST_RECORDS, columns=[name]), None)
+    rows = [] if some is None else some.column(0).to_pylist()
+    return _of_rows(rows, name, path)
 
 
 def documents(spec: str, field: str | None) -> list[Document]:
@@ -39,6 +45,10 @@ def documents(spec: str, field: str | None) -> list[Document]:
     """
     path, named = path_and_field(spec, SUFFIXES) or (spec, None)
     name, rows = _column(path, field or named)
+    return _of_rows(rows, name, path)
+
+
+def _of_rows(rows: Sequence[object], name: str, path: str) -> list[Document]:
     places = (f"'{path}' row {number}" for number in range(1, len(rows) + 1))
     pairs = zip(rows, places, strict=True)
     return list(without_empty(document_of({name: row}, name, where) for row, where in pairs))
@@ -54,12 +64,16 @@ def open_records(spec: str) -> tuple[list[tuple[str, dict[str, Any]]], str | Non
 
 def _column(path: str, field: str | None) -> tuple[str, list[object]]:
     with _opened(path) as (parquet, file):
-        names = parquet.read_schema(file).names
-        name = field or field_among(names)
-        if name not in names:
-            known = ", ".join(sorted(names)) or "none"
-            raise InputError(f"'{path}' has no column '{name}'; its columns: {known}")
+        name = _column_among(parquet.read_schema(file).names, field, path)
         return name, parquet.read_table(file, columns=[name]).column(name).to_pylist()
+
+
+def _column_among(names: list[str], field: str | None, path: str) -> str:
+    name = field or field_among(names)
+    if name not in names:
+        known = ", ".join(sorted(names)) or "none"
+        raise InputError(f"'{path}' has no column '{name}'; its columns: {known}")
+    return name
 
 
 @contextmanager

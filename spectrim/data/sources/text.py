@@ -25,9 +25,11 @@ def matches(spec: str) -> bool:
     return spec.lower().endswith(SUFFIXES)
 
 
-def check_place(spec: str) -> None:
-    """Raise InputError for a file that is not there."""
-    existing_file(spec)
+def first_documents(spec: str, field: str | None) -> list[str]:
+    """Return the beginning of the file. Raises InputError as `documents` does."""
+    _check_field(spec, field)
+    with open_text(spec) as file:
+        return [part for part in (file.read(_CHUNK).strip(), file.read(1)) if part]
 
 
 def documents(spec: str, field: str | None) -> Iterable[str]:
@@ -37,14 +39,18 @@ def documents(spec: str, field: str | None) -> Iterable[str]:
     longer document into parts of `LONGEST_PART` characters, between words. Raises InputError
     for a missing file, text that is not UTF-8, and a given `field`.
     """
-    if field is not None:
-        raise InputError(
-            f"'{spec}' is plain text and has no field '{field}'; leave the field out"
-        )
+    _check_field(spec, field)
     if existing_file(spec).stat().st_size > MOST_BYTES_AT_ONCE:
         return _streamed(spec)
     with open_text(spec) as file:
         return list(_stripped(file.read().split(SEPARATOR)))
+
+
+def _check_field(spec: str, field: str | None) -> None:
+    if field is not None:
+        raise InputError(
+            f"'{spec}' is plain text and has no field '{field}'; leave the field out"
+        )
 
 
 def _streamed(spec: str) -> Iterator[str]:
