@@ -110,12 +110,13 @@ def plan_table(plan: Plan) -> None:
 
     table(
         "plan",
-        ("method", "allocation", "layer", "removed", "dense layers", "predicted loss"),
+        ("method", "allocation", "layer", "kept", "removed", "dense layers", "predicted loss"),
         [
             (
                 plan.method,
                 plan.allocation,
                 plan.layer,
+                percent(plan.kept),
                 percent(1 - plan.kept),
                 f"{len(plan.layers) - len(plan.ranks)}/{len(plan.layers)}",
                 "-" if plan.predicted_loss is None else f"{plan.predicted_loss:+.4f}",

@@ -57,10 +57,13 @@ def refine(
 def _statistics(
     original: PreTrainedModel, tokenizer: Any, recipe: Recipe, context: RunContext
 ) -> Calibration | None:
-    """Return the recipe's calibration of the original if a refinement requires statistics."""
-    if any(required_statistics(step.name, step.options) for step in recipe.refinement):
-        return calibrate(original, tokenizer, recipe, context)
-    return None
+    """Return what the refinements require of the recipe's calibration of the original."""
+    required = {n for s in recipe.refinement for n in required_statistics(s.name, s.options)}
+    if not required:
+        return None
+    calibration = calibrate(original, tokenizer, recipe, context)
+    states = {name: calibration.states[name] for name in calibration.states if name in required}
+    return replace(calibration, states=states)
 
 
 def _with_sequences(model: PreTrainedModel, recipe: Recipe, step: RefinementRecipe) -> Recipe:
