@@ -161,3 +161,17 @@ def test_the_context_of_a_run_comes_last():
         if argument.annotation is not None and "RunContext" in ast.unparse(argument.annotation)
     ]
     assert found == []
+
+
+def test_recipes_are_taken_apart_in_the_pipeline():
+    below = [path for path in FILES if LEVEL_OF.get(_room(path), 99) < LEVEL_OF["pipeline"]]
+    assert len(below) > 300
+    found = [
+        place
+        for path in below
+        for place, arguments in _positional(path)
+        for argument in arguments
+        if argument.annotation is not None
+        and re.search(r"\bRecipe\b", ast.unparse(argument.annotation))
+    ]
+    assert found == []
