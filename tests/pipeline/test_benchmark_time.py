@@ -80,7 +80,7 @@ def test_rows_of_one_budget_take_equal_time(recipes, settings):
     head, lines = bench_table.columns(found), bench_table.cells(found)
     assert [len(line) for line in lines] == [len(head)] * 5
     assert lines[1][head.index("time")] == f"{found.rows[0].time:.3f}"
-    assert "share of the dense layers' time" in bench_table.markdown(found, "t")
+    assert "fraction of the dense layers' time" in bench_table.markdown(found, "t")
     assert {x for x, _ in lines_of(found.rows)["svd"]} == {r.time for r in found.rows[2:]}
     assert "time of the compressed layers" in bench_svg(found.rows, "t")
 

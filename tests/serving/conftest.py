@@ -41,6 +41,7 @@ def port(environment):
 @pytest.fixture(scope="session")
 def elastic_port(environment, port):
     """Of another server, with the checkpoint of all sizes."""
+    environment.run(section("transformers serve", "run")[0])  # a test of the page removes it
     with _serving("every", environment) as free:
         yield free
 
