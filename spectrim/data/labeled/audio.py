@@ -83,7 +83,7 @@ def _by_soundfile(content: bytes, name: str) -> tuple[Samples, int]:
     except ImportError as error:
         raise InputError(
             f"{name} is no WAV file of whole numbers; convert it (ffmpeg -i OLD -ar 16000 "
-            "NEW.wav), or install soundfile, which reads FLAC, OGG and others"
+            "NEW.wav), or `pip install soundfile`, which reads FLAC, OGG and others"
         ) from error
     try:
         samples, rate = soundfile.read(io.BytesIO(content), dtype="float32")
