@@ -24,6 +24,7 @@ def _estimate(name: str, model: nn.Module, layers: dict[str, SpectralLinear], ob
     return IMPORTANCE.get(name).estimate(model, layers, objective, options)
 
 
+@pytest.mark.slow
 def test_ratios_are_those_of_traces():
     """a_l = tr(D H_l D) / tr(D F_l D) with the exact Hessian, averaged over many signs."""
     model, layers = spectral_llama()
@@ -114,6 +115,7 @@ def test_a_loss_without_a_gradient_scores_nothing():
     assert all(not scores.any() for scores in found.scores.values())
 
 
+@pytest.mark.slow
 def test_removals_of_a_model_that_is_sure_are_ranked():
     """The shipped arithmetic model: squared gradients alone rank its bases badly."""
     model, tokenizer = checkpoint.load("arithmetic", dtype=torch.float32)

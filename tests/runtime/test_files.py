@@ -64,6 +64,7 @@ def test_round_trip(path):
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_seen(path):
     """In the data, in names, shapes and metadata: the values are the same or not read."""
     whole, source = path.read_bytes(), random.Random(0)

@@ -38,6 +38,7 @@ def test_other_lines_stay(text):
     assert without_enumerations(record(text))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the lines are real errors")
 def test_an_import_says_nothing():
     pytest.importorskip("torchao", reason="without torchao nothing is logged")

@@ -130,6 +130,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("valid", "load"),
     [(PLAN.to_dict(), load_plan), (PRESETS["bsi"].to_dict(), lambda p: load_recipe(str(p)))],
@@ -166,6 +167,7 @@ def test_configs():
     assert 0 < read < CASES
 
 
+@pytest.mark.slow
 def test_indices(tmp_path):
     mutator = Mutator(3)
     valid = {"metadata": {"total_size": 5}, "weight_map": {"a": "m-1.safetensors", "b": "m-2"}}

@@ -89,6 +89,7 @@ def test_fresh_processes(done, tmp_path):
         assert torch.equal(found[str(case.directory)], case.logits)
 
 
+@pytest.mark.slow
 def test_without_spectrim(done, tmp_path):
     case = done["qwen2_bias", "adjacent"]
     own = export_self_contained(case.directory, tmp_path / "own")
