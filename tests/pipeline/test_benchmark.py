@@ -77,6 +77,7 @@ def made(recipes, settings, budgets=BUDGETS, model=None) -> Bench:
     return bench(model or tiny_llama(), tiny_tokenizer(), recipes, budgets, settings)
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_separate_runs(recipes, settings, batches):
     found = made(recipes, settings)
     assert len(batches) == 2
@@ -220,6 +221,7 @@ def test_a_damaged_row_is_made_again(recipes, settings):
         assert made({"svd": recipes["svd"]}, settings).made == 2
 
 
+@pytest.mark.slow
 def test_a_row_that_cannot_be_made_has_its_error_and_is_tried_again(recipes, settings):
     found = made(recipes, settings, (0.7, 0.01))
     wrong = [row for row in found.rows if row.error]
@@ -229,6 +231,7 @@ def test_a_row_that_cannot_be_made_has_its_error_and_is_tried_again(recipes, set
     assert made(recipes, settings, (0.7, 0.01)).made == len(wrong)
 
 
+@pytest.mark.slow
 def test_a_recipe_that_cannot_be_decomposed_leaves_the_others(recipes, settings, monkeypatch):
     original = run_module.factorize
 

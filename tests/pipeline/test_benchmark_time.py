@@ -103,6 +103,7 @@ def test_a_time_that_no_ranks_meet_is_the_rows_error(recipes, settings):
     assert all("below the smallest possible" in row.error for row in found.rows)
 
 
+@pytest.mark.slow
 def test_a_plan_that_takes_longer_is_made_again(recipes, settings, monkeypatch):
     """Here everything takes a fifth longer than planned."""
     seen = []

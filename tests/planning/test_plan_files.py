@@ -212,6 +212,7 @@ def test_fuzzed_recipes(changes):
     assert recipe_from(recipe.to_dict(), "again").to_dict() == recipe.to_dict()
 
 
+@pytest.mark.slow
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
 @fuzz
 def test_fuzzed_bytes(tmp_path, content):

@@ -163,6 +163,7 @@ def test_a_look_where_nothing_is(tmp_path):
     assert load_if_valid_locally(tmp_path / "nowhere" / "entry.json", Path.read_text) is None
 
 
+@pytest.mark.slow
 def test_two_writers_of_one_file_take_turns(tmp_path):
     path = tmp_path / "entry.json"
     start = time.monotonic()
