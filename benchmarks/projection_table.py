@@ -11,8 +11,6 @@ ratios to the dense model's.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,37 +19,26 @@ from transformers import PreTrainedModel
 
 from spectrim import checkpoint
 from spectrim.data import BlockSettings
+from spectrim.models.linear import get_shape
 from spectrim.pipeline.calibrate import calibrate
 from spectrim.pipeline.decompose import decompose
 from spectrim.pipeline.evaluate import evaluate
 from spectrim.pipeline.presets import load_recipe
 from spectrim.pipeline.recipe import Recipe
 from spectrim.planning import Decomposition
+from spectrim.planning.probe import changed
 from spectrim.runtime.cache import Cache
 from spectrim.runtime.context import RunContext
 
 METHODS = ("svd_llm", "obd_llm")
 
 
-@contextmanager
-def truncated(
+def ranks_of(
     model: PreTrainedModel, decomposition: Decomposition, kind: str, share: float
-) -> Iterator[None]:
-    """Keep the layers whose name ends with `kind` at a share of their full rank."""
+) -> dict[str, int]:
+    """Return the ranks of all layers of one kind, at a share of their full rank."""
     names = [name for name in decomposition.factors if name.endswith(kind)]
-    weights = {name: model.get_submodule(name).weight for name in names}
-    given = {name: weight.detach().clone() for name, weight in weights.items()}
-    try:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                rank = round(share * min(weight.shape))
-                left, right = decomposition.factors[name].truncated(rank)
-                weight.copy_(left @ right)
-        yield
-    finally:
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(given[name])
+    return {n: round(share * min(get_shape(model.get_submodule(n)))) for n in names}
 
 
 def recipe_of(method: str, data: str, length: int) -> Recipe:
@@ -90,7 +77,8 @@ def main() -> None:
         for share in map(float, given.shares.split(",")):
             cells = []
             for decomposition in found:
-                with truncated(model, decomposition, kind, share):
+                ranks = ranks_of(model, decomposition, kind, share)
+                with changed(model, decomposition.factors, ranks, ()):
                     perplexity = evaluate(model, tokenizer, given.eval, settings)["perplexity"]
                 cells += [f"{perplexity:.2f}", f"{perplexity / dense:.2f}"]
             print(f"| {kind} | {share:g} | " + " | ".join(cells) + " |", flush=True)

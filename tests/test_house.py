@@ -124,11 +124,15 @@ def test_identifiers_are_spelled_as_in_torch():
     assert [(path, n) for path in FILES for n in _defined(path) if BRITISH.search(n)] == []
 
 
-def _lengths_of_functions(path: Path) -> Iterator[tuple[str, int]]:
+def _functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for node in _nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            where = f"{path.relative_to(REPOSITORY)}:{node.lineno} {node.name}"
-            yield where, (node.end_lineno or 0) - node.lineno + 1
+            yield f"{path.relative_to(REPOSITORY)}:{node.lineno} {node.name}", node
+
+
+def _lengths_of_functions(path: Path) -> Iterator[tuple[str, int]]:
+    for where, node in _functions(path):
+        yield where, (node.end_lineno or 0) - node.lineno + 1
 
 
 def test_files_stay_short():
@@ -144,12 +148,8 @@ def test_functions_stay_short():
 
 
 def _positional(path: Path) -> Iterator[tuple[str, list[ast.arg]]]:
-    for node in _nodes(path):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield (
-                f"{path.name}:{node.lineno} {node.name}",
-                [*node.args.posonlyargs, *node.args.args],
-            )
+    for where, node in _functions(path):
+        yield where, [*node.args.posonlyargs, *node.args.args]
 
 
 def test_the_context_of_a_run_comes_last():

@@ -105,23 +105,25 @@ class NestedSizes:
         found = [layer.first for layer in self._list]
         stopped: dict[int, None] = {}
         for index, rank in self.steps:
-            extra = self._cost(index, rank) - self._cost(index, found[index])
+            layer = self._list[index]
+            extra = self._cost(layer, rank) - self._cost(layer, found[index])
             if extra > left:
                 stopped[index] = None
             elif index not in stopped:
                 found[index], left = rank, left - extra
         for index in stopped:
-            before, found[index] = found[index], self._partial(index, found[index], left)
-            left -= self._cost(index, found[index]) - self._cost(index, before)
+            layer, before = self._list[index], found[index]
+            found[index] = self._partial(layer, before, left)
+            left -= self._cost(layer, found[index]) - self._cost(layer, before)
         return {name: rank or None for name, rank in zip(self.layers, found, strict=True)}
 
     def cost(self, ranks: Mapping[str, int | None]) -> int:
         """Return the weights of the layers at `ranks`."""
-        return sum(self._cost(i, ranks[name] or DENSE) for i, name in enumerate(self.layers))
+        return sum(self.weights(name, ranks[name]) for name in self.layers)
 
     def weights(self, name: str, rank: int | None) -> int:
         """Return the weights of one layer at a rank, None for dense."""
-        return self._cost(list(self.layers).index(name), rank or DENSE)
+        return self._cost(self.layers[name], rank or DENSE)
 
     def loss(self, budget: float) -> float:
         """Return the predicted loss at `budget`, nats per token, of its whole steps."""
@@ -206,14 +208,15 @@ class NestedSizes:
 
     @cached_property
     def _first_cost(self) -> int:
-        return sum(self._cost(i, layer.first) for i, layer in enumerate(self._list))
+        return sum(self._cost(layer, layer.first) for layer in self._list)
 
     @cached_property
     def _costs(self) -> NDArray[np.int64]:
         """Return the weights before each step and after the last."""
         ranks, costs = [layer.first for layer in self._list], [self._first_cost]
         for index, rank in self.steps:
-            costs.append(costs[-1] + self._cost(index, rank) - self._cost(index, ranks[index]))
+            layer = self._list[index]
+            costs.append(costs[-1] + self._cost(layer, rank) - self._cost(layer, ranks[index]))
             ranks[index] = rank
         return np.array(costs, dtype=np.int64)
 
@@ -225,20 +228,19 @@ class NestedSizes:
     def _list(self) -> list[NestedLayer]:
         return list(self.layers.values())
 
-    def _cost(self, index: int, rank: int) -> int:
-        out_features, in_features = shape = self._list[index].shape
-        if self.storage is not None:
-            quantized = component_cost(self.storage, shape, rank)
-            return self.storage(*shape) if rank == DENSE else quantized
+    def _cost(self, layer: NestedLayer, rank: int) -> int:
+        rows, columns = layer.shape
         if rank == DENSE:
-            return out_features * in_features
-        return self._kind.cost(out_features, in_features, rank)
+            return rows * columns if self.storage is None else self.storage(rows, columns)
+        if self.storage is not None:
+            return component_cost(self.storage, layer.shape, rank)
+        return self._kind.cost(rows, columns, rank)
 
-    def _partial(self, index: int, rank: int, left: int) -> int:
+    def _partial(self, layer: NestedLayer, rank: int, left: int) -> int:
         """Return the largest stored rank of a layer that costs at most `left` more."""
-        dense, spent = self._cost(index, DENSE), self._cost(index, rank)
-        while (more := rank + self.multiple) <= self._list[index].components:
-            cost = self._cost(index, more)
+        dense, spent = self._cost(layer, DENSE), self._cost(layer, rank)
+        while (more := rank + self.multiple) <= layer.components:
+            cost = self._cost(layer, more)
             if cost - spent > left or cost >= dense:
                 break
             rank = more
@@ -384,9 +386,8 @@ def _stored_layers(request: AllocationRequest, growth: _Growth) -> dict[str, Nes
     ):
         ranks = [int(choice.ranks[place]) for place in places]
         layer = NestedLayer(curve.shape, int(choice.ranks[begin]), max(ranks), DENSE in ranks)
-        if request.storage is None:
-            layer = _cheaper(layer, len(curve.loss) - 1)
-        layers[curve.name] = layer
+        most = len(curve.loss) - 1
+        layers[curve.name] = layer if request.storage is not None else _cheaper(layer, most)
     return layers
 
 

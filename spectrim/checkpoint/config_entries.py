@@ -189,10 +189,10 @@ def inner_entry(model: nn.Module, base: str) -> dict[str, Any] | None:
 
 def _others(children: list[tuple[str, CompressedLinear]], base: str) -> dict[str, str]:
     """Return the quantizer of children that `base` did not quantize, by their name."""
-    usual = quantizer_class(base) if base else None
-    differ = {own: type(child) for own, child in children if type(child) is not usual}
-    if usual is None:
+    if not base:
         return {}
+    usual = quantizer_class(base)
+    differ = {own: type(child) for own, child in children if type(child) is not usual}
     names = {quantizer_class(name): name for name in QUANTIZERS.names()} if differ else {}
     return {own: names[kind] for own, kind in differ.items()}
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
-from spectrim.allocation import AllocationRequest, ComponentRequest, NestedSizes, nest_sizes
+from spectrim.allocation import ComponentRequest, NestedSizes, nest_sizes
 from spectrim.errors import InputError
 from spectrim.planning.decomposition import Decomposition
 from spectrim.planning.plan import Plan
@@ -21,7 +19,7 @@ def nested_sizes(
     """
     if decomposition.groups:
         raise InputError("layers on a shared basis have one size; set sharing.rule=none")
-    request = _request(decomposition, settings)
+    request = request_for(decomposition, settings, ComponentRequest)
     return nest_sizes(request, smallest, decomposition.correction)
 
 
@@ -31,10 +29,5 @@ def nested_plan(
     """Return the plan of one of `sizes`. Raises InputError for a budget outside their range."""
     at = settings.at_budget(budget)
     facts = {"elastic": [sizes.smallest, sizes.largest]}
-    request = _request(decomposition, at)
+    request = request_for(decomposition, at, ComponentRequest)
     return plan_at(decomposition, at, request, sizes.ranks(budget), facts)
-
-
-def _request(decomposition: Decomposition, settings: PlanningSettings) -> AllocationRequest:
-    plain = request_for(decomposition, settings)
-    return ComponentRequest(*(getattr(plain, field.name) for field in fields(plain)))

@@ -134,9 +134,13 @@ def _block_plan(name: str, decomposition: Decomposition, removed: Sequence[int])
     return ExpertPlan(curve.router, curve.count, tuple(removed), loss, weights)
 
 
-def request_for(decomposition: Decomposition, settings: PlanningSettings) -> AllocationRequest:
+def request_for(
+    decomposition: Decomposition,
+    settings: PlanningSettings,
+    kind: type[AllocationRequest] = AllocationRequest,
+) -> AllocationRequest:
     """Return the input of an allocator. Raises InputError for a budget that no ranks meet."""
-    return AllocationRequest(
+    return kind(
         curves_of(decomposition, settings),
         settings.budget,
         settings.layer,

@@ -41,9 +41,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 _DIGITS = 5
 
 
-def elastic_entry(
-    sizes: NestedSizes, other_weights: int, quantizer: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def elastic_entry(sizes: NestedSizes, other_weights: int) -> dict[str, Any]:
     """Return the entry of `sizes`; losses are rounded."""
     layers = [
         {
@@ -65,7 +63,7 @@ def elastic_entry(
         "steps": [list(step) for step in sizes.steps],
         "losses": [float(f"{loss:.{_DIGITS}g}") for loss in sizes.losses],
         "other_weights": other_weights,
-    } | ({} if quantizer is None else {"quantizer": dict(quantizer)})
+    }
 
 
 def rounding_of(entry: Mapping[str, Any]) -> Options | None:

@@ -61,10 +61,7 @@ class ElasticSession:
 
     def start(self, budget: float) -> None:
         """Export the size in the background. Raises InputError."""
-        output = self.places.output
-        if output is None:
-            raise InputError("no output directory; start explore with -o OUT")
-        checkpoint.check_output(output, self.places.overwrite)
+        output = self.places.free_output()
         self.sizes.ranks(budget)
         self.job.start(lambda track: self._export(budget, output, track))
 

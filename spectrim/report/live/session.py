@@ -35,6 +35,13 @@ class Places:
     overwrite: bool = False
     cache: Cache = field(default_factory=lambda: Cache(None))
 
+    def free_output(self) -> Path:
+        """Return where the result goes. Raises InputError without one, or if it is taken."""
+        if self.output is None:
+            raise InputError("no output directory; start explore with -o OUT")
+        checkpoint.check_output(self.output, self.overwrite)
+        return self.output
+
 
 class Session:
     """A session on one model. Raises InputError for a recipe whose curves are not losses."""
@@ -91,10 +98,7 @@ class Session:
 
     def start(self, budget: float) -> None:
         """Compress at `budget` in the background. Raises InputError."""
-        output = self.places.output
-        if output is None:
-            raise InputError("no output directory; start explore with -o OUT")
-        checkpoint.check_output(output, self.places.overwrite)
+        output = self.places.free_output()
         plan = self.plan(budget)
         self.job.start(lambda track: self._compress(plan, output, track))
 
